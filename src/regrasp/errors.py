@@ -1,0 +1,69 @@
+"""Errors that users see, each with its exit code.
+
+A user's mistake is a `UserError`: the command line prints it without a traceback and exits with code 2.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+_UNSET = object()
+
+
+class RegraspError(Exception):
+    """Base of every error that Regrasp raises on purpose."""
+
+    exit_code = 1
+
+
+class UserError(RegraspError):
+    """Something the user gave is wrong, and the user can mend it.
+
+    Args:
+        problem: What is wrong, one sentence.
+        file: The file that holds the mistake (or "command line").
+        key: Dotted configuration key or flag.
+        value: The value found; omit it where there is none.
+        expected: What would have been accepted.
+        mend: What to do about it.
+    """
+
+    exit_code = 2
+
+    def __init__(
+        self,
+        problem: str,
+        *,
+        file: Any = None,
+        key: str | None = None,
+        value: Any = _UNSET,
+        expected: str | None = None,
+        mend: str | None = None,
+    ) -> None:
+        self.problem = problem
+        self.file = None if file is None else str(file)
+        self.key = key
+        self.value = None if value is _UNSET else value
+        self.expected = expected
+        self.mend = mend
+        rows = [
+            ("file", self.file),
+            ("key", key),
+            ("value", None if value is _UNSET else repr(value)),
+            ("expected", expected),
+            ("mend", mend),
+        ]
+        lines = [problem, *(f"  {name + ':':<10}{text}" for name, text in rows if text)]
+        super().__init__("\n".join(lines))
+
+
+class SimulatorError(RegraspError):
+    """A simulator's process failed, died or did not answer within its deadline."""
+
+    exit_code = 3
+
+
+class TrainingHaltedError(RegraspError):
+    """A run stopped itself: not-a-number, or no signal to learn from. What it had is saved."""
+
+    exit_code = 4

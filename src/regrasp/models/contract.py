@@ -1,0 +1,100 @@
+"""The contract every policy keeps. Trainers know this file and nothing about the model behind it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from tensordict import TensorDict
+from torch import Tensor, nn
+
+from regrasp.envs.contract import Observation
+
+Mode = Literal["encode", "act", "evaluate", "value", "decode"]
+
+
+class Noise(Protocol):
+    """Random numbers for B rows, drawn from streams keyed by environment, episode and decision.
+
+    A row's numbers do not depend on which other rows are in the batch. The same `name` gives the same numbers.
+    """
+
+    def normal(self, name: str, *shape: int) -> Tensor:
+        """(B, *shape) float32 standard normal numbers."""
+        ...
+
+    def integers(self, name: str, high: int) -> Tensor:
+        """(B,) int64 uniform numbers in [0, high)."""
+        ...
+
+
+@dataclass
+class Action:
+    """What a policy decided for B environments."""
+
+    actions: Tensor
+    """(B, T, A) float32 in the policy's physical units: T = num_action_chunks, A = action_dim."""
+    log_probs: Tensor
+    """(B, T, A) float32, element by element."""
+    values: Tensor
+    """(B,) float32, or (B, T) with one value per action."""
+    trace: TensorDict
+    """What `evaluate` needs to recompute the log-probabilities (for a flow head: denoising chain and step index)."""
+
+
+@dataclass
+class Evaluation:
+    """A stored decision looked at with the present weights."""
+
+    log_probs: Tensor
+    """(B, T, A)."""
+    values: Tensor
+    """(B,) or (B, T)."""
+    entropy: Tensor | None
+    """(B, T, A), or None where the policy's density has none in closed form."""
+
+
+@dataclass(frozen=True)
+class PolicySpec:
+    """Sizes that the environment mapping must agree with."""
+
+    num_action_chunks: int
+    action_dim: int
+    state_dim: int
+    image_size: tuple[int, int] | None
+    """Expected (height, width) of camera images, None where the policy resizes or ignores images."""
+    num_views: int
+    """Cameras used: main image plus extra views; 0 for a state policy."""
+
+
+class Policy(nn.Module, ABC):
+    """One `forward(mode=...)`, so that sharded modules see every call through their hooks.
+
+    Modes and their keyword arguments:
+        encode(inputs: TensorDict) -> TensorDict: features, the part that RL may freeze and cache.
+        act(features, noise, deterministic=False) -> Action.
+        evaluate(features, trace) -> Evaluation.
+        value(features) -> Tensor (B,) or (B, T).
+        decode(features, initial_noise: Tensor) -> Tensor (B, T, A): deterministic actions, differentiable.
+    """
+
+    spec: PolicySpec
+
+    @abstractmethod
+    def prepare(self, observation: Observation) -> TensorDict:
+        """Turn an observation into plain tensors (images, token ids, normalised state); no weights involved."""
+
+    @abstractmethod
+    def forward(self, mode: Mode, **inputs: Any) -> Any:
+        """Dispatch on `mode`, see the class docstring."""
+
+    @abstractmethod
+    def trainable(self, part: str) -> Sequence[tuple[str, nn.Parameter]]:
+        """Named parameters of a part: `head` (all after the features), `value_head`, `backbone`, or `all`."""
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Write a self-contained Hugging Face style folder (config.json, model.safetensors, processor files)."""
