@@ -77,6 +77,18 @@ class Observation:
             extra_view_images=None if self.extra_view_images is None else self.extra_view_images[rows],
         )
 
+    def updated(self, index: Sequence[int], fresh: Observation) -> Observation:
+        """A copy in which the rows `index` are replaced by those of `fresh`."""
+        merged = self.rows(range(len(self)))
+        rows = torch.as_tensor(index, dtype=torch.long)
+        merged.main_images[rows] = fresh.main_images
+        merged.states[rows] = fresh.states
+        if merged.extra_view_images is not None and fresh.extra_view_images is not None:
+            merged.extra_view_images[rows] = fresh.extra_view_images
+        for row, text in zip(rows.tolist(), fresh.task_descriptions, strict=True):
+            merged.task_descriptions[row] = text
+        return merged
+
 
 @dataclass
 class Step:

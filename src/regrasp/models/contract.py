@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 
 from regrasp.envs.contract import Observation
+from regrasp.streams import KeyedNoise
 
 Mode = Literal["encode", "act", "evaluate", "value", "decode"]
 
@@ -90,6 +92,22 @@ class Policy(nn.Module, ABC):
     @abstractmethod
     def forward(self, mode: Mode, **inputs: Any) -> Any:
         """Dispatch on `mode`, see the class docstring."""
+
+    def begin_update(self, update: int) -> None:
+        """Hear how many updates the run has made, for schedules such as noise annealing; by default nothing follows."""
+
+    @torch.no_grad()
+    def predict(self, observation: Observation, seed: int = 0) -> Tensor:
+        """Deterministic actions (B, T, A) in physical units.
+
+        Args:
+            observation: B environments.
+            seed: A flow head starts from noise drawn by this seed; row i always gets the same noise.
+        """
+        device = next(self.parameters()).device
+        noise = KeyedNoise(seed, "eval", [(row, 0, 0) for row in range(len(observation))])
+        features = self("encode", inputs=self.prepare(observation).to(device))
+        return self("act", features=features, noise=noise, deterministic=True).actions
 
     @abstractmethod
     def trainable(self, part: str) -> Sequence[tuple[str, nn.Parameter]]:

@@ -1,0 +1,199 @@
+"""Find, verify and read checkpoints."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from regrasp.checkpoint.layout import (
+    EXPORT,
+    FULL_WEIGHTS,
+    MANIFEST,
+    OPTIMIZER,
+    STATE,
+    TENSORS,
+    step_folders,
+    step_of,
+)
+from regrasp.checkpoint.verify import Problem, file_problem, is_complete, read_manifest, verify
+from regrasp.errors import UserError
+
+_NUM_PROBLEMS_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What `write_checkpoint` was given, bit for bit, on the CPU."""
+
+    path: Path
+    step: int
+    model_state: dict[str, Tensor]
+    frozen_names: frozenset[str]
+    optimizer_state: dict[str, Any]
+    tensors: dict[str, Tensor]
+    """Sorted by name."""
+    state: dict[str, Any]
+    export: Path | None
+    """The Hugging Face folder, None where none was written."""
+    regrasp_version: str
+    """Version that wrote the checkpoint."""
+
+
+def read_checkpoint(folder: Path) -> Checkpoint:
+    """Read a `global_step_<N>` folder after verifying every byte of it.
+
+    Raises:
+        UserError: A file is missing, damaged or foreign; names it, and the newest earlier checkpoint that is sound.
+    """
+    if problems := verify(folder):
+        raise _damaged(folder, problems)
+    document = json.loads((folder / STATE).read_bytes())
+    tensors = load_file(folder / TENSORS)
+    export = folder / EXPORT
+    return Checkpoint(
+        path=folder,
+        step=document["step"],
+        model_state=torch.load(folder / FULL_WEIGHTS, map_location="cpu", weights_only=True),
+        frozen_names=frozenset(document["frozen_names"]),
+        optimizer_state=torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True),
+        tensors={name: tensors[name] for name in sorted(tensors)},
+        state=document["state"],
+        export=export if export.is_dir() else None,
+        regrasp_version=document["regrasp_version"],
+    )
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint that a path means.
+
+    Args:
+        path: A `global_step_<N>` folder, a folder of such folders, or a run's folder with `checkpoints/` somewhere
+            below it.
+
+    Returns:
+        The folder itself, or the complete checkpoint with the highest step. Complete means a sound manifest and every
+        file at its size; `read_checkpoint` also compares the contents.
+
+    Raises:
+        UserError: Nothing complete there, or several runs there to choose from.
+    """
+    if not path.is_dir():
+        raise UserError(
+            "No such checkpoint folder." if not path.exists() else "A checkpoint is a folder, and this is a file.",
+            file=path,
+            expected="a global_step_<N> folder, a checkpoints folder or a run folder",
+        )
+    if step_of(path) is not None or (path / MANIFEST).is_file():
+        if problems := verify(path, contents=False):
+            raise _damaged(path, problems)
+        return path
+    parents = [path] if step_folders(path) else [folder for folder in path.rglob("checkpoints") if step_folders(folder)]
+    newest = [found for parent in sorted(parents) if (found := _newest_complete(parent)) is not None]
+    if not newest:
+        raise _none_complete(path, parents)
+    if len(newest) > 1:
+        raise UserError(
+            f"This folder holds the checkpoints of {len(newest)} runs.",
+            file=path,
+            expected="one run",
+            mend="Name one of: " + ", ".join(str(found) for found in newest),
+        )
+    return newest[0]
+
+
+def load_full_weights(folder_or_file: Path) -> dict[str, Tensor]:
+    """Read the whole model's weights for an overlay on a base model, also those of a checkpoint without manifest.
+
+    Args:
+        folder_or_file: A `global_step_<N>` folder, its `actor/`, or a `full_weights.pt`.
+
+    Raises:
+        UserError: No such file, a file that differs from its manifest, or one that is not a plain dict of tensors.
+    """
+    file = _full_weights_file(folder_or_file)
+    _check_against_manifest(file)
+    try:
+        weights = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:
+        # torch raises half a dozen unrelated types here; all mean the same to the user.
+        first_line = str(error).partition("\n")[0]
+        raise UserError(
+            f"These weights cannot be read: {first_line}", file=file, mend="Copy the file again."
+        ) from error
+    is_state = isinstance(weights, dict) and all(isinstance(tensor, Tensor) for tensor in weights.values())
+    if not is_state:
+        raise UserError("This file does not hold weights.", file=file, expected="a dict of tensors by name")
+    return dict(weights)
+
+
+def _full_weights_file(path: Path) -> Path:
+    if path.is_file():
+        return path
+    places = (FULL_WEIGHTS, "model_state_dict/full_weights.pt", "full_weights.pt")
+    for place in places:
+        if (path / place).is_file():
+            return path / place
+    raise UserError(
+        "No full_weights.pt here.",
+        file=path,
+        expected=f"a .pt file, or a global_step_<N> folder with {FULL_WEIGHTS}",
+    )
+
+
+def _check_against_manifest(file: Path) -> None:
+    file = file.resolve()
+    folder = file.parents[min(2, len(file.parents) - 1)]
+    if file != folder / FULL_WEIGHTS or not (folder / MANIFEST).exists():
+        return
+    try:
+        entry = read_manifest(folder).files[FULL_WEIGHTS]
+    except (ValueError, KeyError) as error:
+        raise _damaged(folder, [Problem(MANIFEST, str(error))]) from error
+    if what := file_problem(folder, FULL_WEIGHTS, entry):
+        raise _damaged(folder, [Problem(FULL_WEIGHTS, what)])
+
+
+def _newest_complete(checkpoints_dir: Path) -> Path | None:
+    return next((folder for folder in step_folders(checkpoints_dir) if is_complete(folder)), None)
+
+
+def _damaged(folder: Path, problems: Sequence[Problem]) -> UserError:
+    shown = "; ".join(str(problem) for problem in problems[:_NUM_PROBLEMS_SHOWN])
+    more = f"; and {len(problems) - _NUM_PROBLEMS_SHOWN} more" if len(problems) > _NUM_PROBLEMS_SHOWN else ""
+    return UserError(f"This checkpoint is not sound: {shown}{more}.", file=folder, mend=_alternative(folder))
+
+
+def _alternative(folder: Path) -> str:
+    """Which sound checkpoint to take instead of a damaged one."""
+    folder = folder.resolve()
+    siblings = step_folders(folder.parent)
+    later = siblings.index(folder) + 1 if folder in siblings else len(siblings)
+    for earlier in siblings[later:]:
+        if not verify(earlier):
+            return f"Take the newest earlier checkpoint that is sound: {earlier}"
+    return "No earlier checkpoint beside it is sound; copy this one again from its source, or start anew."
+
+
+def _none_complete(path: Path, parents: Sequence[Path]) -> UserError:
+    incomplete = [folder for parent in parents for folder in step_folders(parent)]
+    if not incomplete:
+        problem = "No checkpoint here: searched for global_step_<N> in the folder and in every checkpoints/ below it."
+    else:
+        shown = "; ".join(
+            f"{folder.relative_to(path)}: {verify(folder, contents=False)[0]}"
+            for folder in incomplete[:_NUM_PROBLEMS_SHOWN]
+        )
+        problem = f"No complete checkpoint here, of {len(incomplete)} found: {shown}."
+    return UserError(
+        problem,
+        file=path,
+        expected="a global_step_<N> folder, a checkpoints folder or a run folder",
+        mend="For weights that another tool wrote, use --rl_model_path.",
+    )

@@ -1,0 +1,94 @@
+"""Is a checkpoint whole? Every file present, of the right size and with the right SHA-256."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from regrasp.checkpoint.layout import MANIFEST, REQUIRED
+from regrasp.checkpoint.manifest import Entry, Manifest, decode, describe
+
+_WEIGHT_SUFFIXES = frozenset({".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".npz"})
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong with a checkpoint."""
+
+    file: str
+    """Path relative to the checkpoint's folder."""
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.file} {self.what}"
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a checkpoint.
+
+    Raises:
+        ValueError: It is missing or damaged; the message continues the file's name.
+    """
+    try:
+        data = (folder / MANIFEST).read_bytes()
+    except FileNotFoundError as error:
+        raise ValueError("is missing: this checkpoint was never finished, or Regrasp did not write it") from error
+    except OSError as error:
+        raise ValueError(f"cannot be read: {error.strerror}") from error
+    return decode(data)
+
+
+def verify(folder: Path, *, contents: bool = True) -> list[Problem]:
+    """Compare a checkpoint with its manifest.
+
+    Args:
+        folder: A `global_step_<N>` folder.
+        contents: Also read every file and compare its SHA-256; otherwise names and sizes only, which is fast.
+
+    Returns:
+        Every missing, damaged or misplaced file, and every weights file that the manifest does not know; empty for a
+        sound checkpoint. Other foreign files (a README, say) are harmless.
+    """
+    try:
+        manifest = read_manifest(folder)
+    except ValueError as error:
+        return [Problem(MANIFEST, str(error))]
+    problems = [Problem(name, "is not listed in the manifest") for name in REQUIRED if name not in manifest.files]
+    for name, entry in manifest.files.items():
+        what = file_problem(folder, name, entry, contents=contents)
+        if what is not None:
+            problems.append(Problem(name, what))
+    return problems + _foreign_weights(folder, manifest)
+
+
+def is_complete(folder: Path) -> bool:
+    """True where the manifest is sound and every file has its size; contents are not read."""
+    return not verify(folder, contents=False)
+
+
+def file_problem(folder: Path, name: str, entry: Entry, *, contents: bool = True) -> str | None:
+    """What is wrong with one file of a checkpoint, None if nothing is."""
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts:
+        return "lies outside the checkpoint"
+    file = folder / name
+    if not file.is_file():
+        return "is missing"
+    try:
+        size = file.stat().st_size
+        if size != entry.size:
+            return f"has {size} bytes instead of {entry.size}"
+        if contents and describe(file).sha256 != entry.sha256:
+            return "is damaged: its SHA-256 is not the one in the manifest"
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    return None
+
+
+def _foreign_weights(folder: Path, manifest: Manifest) -> list[Problem]:
+    names = (file.relative_to(folder).as_posix() for file in sorted(folder.rglob("*")) if file.is_file())
+    return [
+        Problem(name, "is a weights file that the manifest does not list")
+        for name in names
+        if name not in manifest.files and PurePosixPath(name).suffix in _WEIGHT_SUFFIXES
+    ]

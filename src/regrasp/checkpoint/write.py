@@ -1,0 +1,226 @@
+"""Write a checkpoint so that a crash at any instant leaves the earlier ones, and prune old ones."""
+
+from __future__ import annotations
+
+import filecmp
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+import regrasp
+from regrasp.checkpoint.cleanup import discard, draft_folder, tidy
+from regrasp.checkpoint.layout import (
+    EXPORT,
+    FULL_WEIGHTS,
+    MANIFEST,
+    OPTIMIZER,
+    STATE,
+    TENSORS,
+    replaced_folder,
+    step_folder,
+    step_folders,
+)
+from regrasp.checkpoint.manifest import Entry, Manifest, describe, encode
+from regrasp.checkpoint.plain import JSON, check_json, plain, separate
+from regrasp.checkpoint.verify import is_complete, read_manifest
+from regrasp.errors import RegraspError, UserError
+
+
+@dataclass(frozen=True)
+class CheckpointContent:
+    """Everything a run needs to go on as if it had never stopped."""
+
+    model_state: Mapping[str, Tensor]
+    """The whole policy, whole tensors (sharded ones gathered), any device."""
+    frozen_names: frozenset[str]
+    """Names of `model_state` that this run does not train."""
+    optimizer_state: dict[str, Any]
+    """Nested dicts, lists and tuples of tensors, numbers and strings; several optimizers under names of their own."""
+    tensors: Mapping[str, Tensor]
+    """Generator states, environment states, and whatever else is a tensor."""
+    state: Mapping[str, JSON]
+    """Counters, seeds, hash of the configuration."""
+    export: Callable[[Path], None] | None
+    """Writes the self-contained Hugging Face folder into the empty folder given; None writes none."""
+
+
+def write_checkpoint(checkpoints_dir: Path, step: int, content: CheckpointContent) -> Path:
+    """Write `global_step_<step>/`; one process calls this, whatever the number of workers.
+
+    Everything is written to a hidden folder beside it and synced, the manifest last, and the folder is then renamed: a
+    crash at any instant leaves every earlier checkpoint as it was. An existing checkpoint of the step is replaced, and
+    stays findable until the new one is in place.
+
+    Files of `model/` whose bytes equal those of the newest complete checkpoint become hard links to them where the
+    filesystem allows. An `export` that calls `save_safetensors` with `frozen_names` puts the frozen weights in a file
+    of their own, so that all checkpoints of a run hold them once. `full_weights.pt` is always complete, because readers
+    of this layout load it strictly; it therefore costs the size of the model in each checkpoint.
+
+    Args:
+        checkpoints_dir: `<run>/checkpoints`, created if missing.
+        step: Global step, the number of updates done.
+        content: See `CheckpointContent`.
+
+    Returns:
+        The folder written.
+
+    Raises:
+        UserError: The disk is full or refuses; nothing of the attempt remains.
+        TypeError: Something in `content` would not load without pickle.
+        ValueError: Negative step, or a frozen name that the model does not have.
+    """
+    if step < 0:
+        raise ValueError(f"step must not be negative: {step}")
+    if unknown := sorted(content.frozen_names - content.model_state.keys()):
+        raise ValueError(f"frozen names without a tensor in model_state: {unknown[:3]}")
+    draft = draft_folder(checkpoints_dir, step)
+    try:
+        checkpoints_dir.mkdir(parents=True, exist_ok=True)
+        tidy(checkpoints_dir)
+        _write_content(draft, step, content)
+        files = {name: describe(draft / name) for name in _file_names(draft)}
+        _link_unchanged(checkpoints_dir, draft, files)
+        _seal(draft, Manifest(step, files))
+        return _publish(draft, step)
+    except BaseException as error:
+        shutil.rmtree(draft, ignore_errors=True)
+        if cause := _storage_failure(error):
+            raise _unwritable(checkpoints_dir, step, content, cause) from error
+        raise
+
+
+def prune(checkpoints_dir: Path, keep: int | None) -> list[Path]:
+    """Delete all complete checkpoints but the newest `keep`, and what dead writers left behind.
+
+    Incomplete folders that bear a checkpoint's name are left alone: someone may still want what is in them.
+
+    Args:
+        checkpoints_dir: `<run>/checkpoints`; it need not exist.
+        keep: At least 1; None keeps all.
+
+    Returns:
+        The folders deleted, newest first.
+    """
+    if keep is not None and keep < 1:
+        raise ValueError(f"keep must be at least 1 or None: {keep}")
+    tidy(checkpoints_dir)
+    if keep is None:
+        return []
+    surplus = [folder for folder in step_folders(checkpoints_dir) if is_complete(folder)][keep:]
+    for folder in surplus:
+        discard(folder)
+    return surplus
+
+
+def _write_content(draft: Path, step: int, content: CheckpointContent) -> None:
+    state = dict(content.state)
+    check_json(state, "state")
+    for name in (FULL_WEIGHTS, OPTIMIZER):
+        (draft / name).parent.mkdir(parents=True)
+    _save(plain(content.model_state, "model_state"), draft / FULL_WEIGHTS)
+    _save(plain(content.optimizer_state, "optimizer_state"), draft / OPTIMIZER)
+    save_file(separate(plain(content.tensors, "tensors")), draft / TENSORS, metadata={"format": "pt"})
+    document = {
+        "step": step,
+        "regrasp_version": regrasp.__version__,
+        "frozen_names": sorted(content.frozen_names),
+        "state": state,
+    }
+    (draft / STATE).write_text(json.dumps(document, indent=1) + "\n")
+    if content.export is not None:
+        (draft / EXPORT).mkdir()
+        content.export(draft / EXPORT)
+
+
+def _save(content: Any, file: Path) -> None:
+    # A stream of ours, not a path: a full disk then arrives as an OSError instead of an opaque RuntimeError.
+    with file.open("wb") as stream:
+        torch.save(content, stream)
+
+
+def _file_names(folder: Path) -> list[str]:
+    return sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
+
+
+def _link_unchanged(checkpoints_dir: Path, draft: Path, files: Mapping[str, Entry]) -> None:
+    previous = next((folder for folder in step_folders(checkpoints_dir) if is_complete(folder)), None)
+    if previous is None:
+        return
+    known = read_manifest(previous).files
+    for name in (name for name in files if name.startswith(f"{EXPORT}/") and known.get(name) == files[name]):
+        # Compared byte by byte as well, so that a file that decayed since it was written is not passed on.
+        if filecmp.cmp(previous / name, draft / name, shallow=False):
+            _replace_by_link(draft / name, previous / name)
+
+
+def _replace_by_link(file: Path, target: Path) -> None:
+    link = file.with_name(f"{file.name}.link")
+    try:
+        os.link(target, link)
+    except OSError:
+        # No hard links here, or too many of this file: the copy just written stays.
+        return
+    link.replace(file)
+
+
+def _seal(draft: Path, manifest: Manifest) -> None:
+    for name in manifest.files:
+        _sync(draft / name)
+    (draft / MANIFEST).write_bytes(encode(manifest))
+    _sync(draft / MANIFEST)
+    for folder in sorted((path for path in draft.rglob("*") if path.is_dir()), reverse=True):
+        _sync(folder)
+    _sync(draft)
+
+
+def _publish(draft: Path, step: int) -> Path:
+    final, replaced = step_folder(draft.parent, step), replaced_folder(draft.parent, step)
+    if is_complete(final):
+        final.rename(replaced)
+    elif final.exists():
+        discard(final)
+    draft.rename(final)
+    _sync(draft.parent)
+    _sync(draft.parent.parent)
+    if replaced.exists():
+        discard(replaced)
+    return final
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _storage_failure(error: BaseException) -> Exception | None:
+    """The filesystem's complaint behind an error, None where the error has another origin."""
+    link: BaseException | None = error if isinstance(error, Exception) and not isinstance(error, RegraspError) else None
+    while link is not None:
+        if isinstance(link, (OSError, SafetensorError)):
+            return link
+        link = link.__cause__ or link.__context__
+    return None
+
+
+def _unwritable(checkpoints_dir: Path, step: int, content: CheckpointContent, cause: Exception) -> UserError:
+    existing = next(folder for folder in (checkpoints_dir, *checkpoints_dir.absolute().parents) if folder.exists())
+    free = shutil.disk_usage(existing).free / 1e9
+    weights = sum(tensor.nbytes for tensor in content.model_state.values()) / 1e9
+    return UserError(
+        f"The checkpoint of step {step} could not be written: {cause}. Earlier checkpoints are intact.",
+        file=checkpoints_dir,
+        expected=f"a writable folder with room (the weights alone need {weights:.2f} GB, {free:.2f} GB are free)",
+        mend="Free space or correct the folder's permissions, then resume from the newest checkpoint.",
+    )

@@ -1,0 +1,140 @@
+"""Flags that commands share, under the reference's names, and what they mean as configuration overrides."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from regrasp.config.compose import as_override
+from regrasp.errors import UserError
+
+if TYPE_CHECKING:
+    from regrasp.config.load import LoadedConfig
+
+DEFAULT_CONFIG = "pick_cube_ppo_groot"
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which experiment, and the flags every stage has."""
+    parser.add_argument("--config_name", metavar="NAME", help="experiment: a name, or the path of a YAML file")
+    parser.add_argument("--config_path", metavar="FOLDER", type=Path, help="folder searched before the shipped ones")
+    parser.add_argument("--task", metavar="ID", help="task of training and evaluation, instead of the YAML's")
+    parser.add_argument("--num_envs", metavar="N", type=int, help="parallel environments")
+    parser.add_argument("--seed", metavar="S", type=int, help="seeds everything")
+    parser.add_argument("--dry_run", action="store_true", help="print the resolved configuration and stop")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="Hydra overrides, such as actor.optim.lr=1e-5")
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which model."""
+    parser.add_argument("--model_path", metavar="FOLDER", help="pretrained model, a Hugging Face style folder")
+
+
+def add_logger_arguments(parser: argparse.ArgumentParser) -> None:
+    """Where a run writes."""
+    parser.add_argument(
+        "--logger", metavar="NAME", action="append", help="metrics backend: tensorboard, wandb or swanlab; repeatable"
+    )
+    parser.add_argument("--experiment_name", metavar="NAME", help="folder of the run's checkpoints")
+    parser.add_argument("--run_name", metavar="NAME", help="suffix of the run's log folder")
+
+
+def overrides_of(args: argparse.Namespace) -> list[str]:
+    """The flags as overrides, then the user's own, which win."""
+    flags = {
+        "task": ("env.train.init_params.id", "env.eval.init_params.id"),
+        "num_envs": ("env.train.total_num_envs", "env.eval.total_num_envs"),
+        "seed": ("runner.seed",),
+        "model_path": ("actor.model.model_path",),
+        "max_epochs": ("runner.max_epochs",),
+        "resume_dir": ("runner.resume_dir",),
+        "num_episodes": ("env.eval.num_episodes",),
+        "experiment_name": ("runner.logger.experiment_name",),
+    }
+    overrides = []
+    for flag, keys in flags.items():
+        value = getattr(args, flag, None)
+        if value is not None:
+            overrides += [as_override(key, value) for key in keys]
+    for flag, key in (
+        ("only_eval", "runner.only_eval"),
+        ("force", "runner.force"),
+        ("recompute_features", "runner.recompute_features"),
+        ("video", "env.eval.video_cfg.save_video"),
+    ):
+        if getattr(args, flag, False):
+            overrides.append(as_override(key, True))
+    if getattr(args, "logger", None):
+        overrides.append(f"runner.logger.logger_backends=[{','.join(args.logger)}]")
+    return overrides + args.overrides
+
+
+def load(args: argparse.Namespace) -> LoadedConfig:
+    """Load the experiment that the flags ask for, and print its warnings."""
+    from regrasp.config.load import load_config
+
+    name = getattr(args, "config_name", None) or DEFAULT_CONFIG
+    loaded = load_config(name, overrides_of(args), args.config_path)
+    for warning in loaded.warnings:
+        print(f"[WARN] {warning}", file=sys.stderr)
+    return loaded
+
+
+def print_resolved(loaded: LoadedConfig) -> None:
+    """What `--dry_run` shows: every value, the batch equation, and a memory estimate."""
+    from regrasp.config.batches import batch_equation
+    from regrasp.runners.memory import memory_estimate
+
+    print(loaded.to_yaml())
+    print(f"# {loaded.file}")
+    print(f"# {batch_equation(loaded.config)}")
+    for line in memory_estimate(loaded.config):
+        print(f"# {line}")
+
+
+def open_run_folder(loaded: LoadedConfig, run_name: str | None, *, kind: Sequence[str] = ()) -> Path:
+    """Create `<log_path>/<timestamp>-<task>[_<run_name>]/` and print it first, as the reference does."""
+    root = Path(loaded.config.runner.logger.log_path or Path("logs") / "regrasp").joinpath(*kind)
+    task = loaded.config.env.train.init_params.id
+    stamp = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
+    name = f"{stamp}-{task}" + (f"_{run_name}" if run_name else "")
+    folder = root / name
+    number = 1
+    while folder.exists():
+        number += 1
+        folder = root / f"{name}.{number}"
+    folder.mkdir(parents=True)
+    print(f"[INFO] Logging to: {folder.resolve()}", flush=True)
+    (folder / "config.yaml").write_text(loaded.to_yaml())
+    return folder
+
+
+def prepare_torch(loaded: LoadedConfig) -> None:
+    """Set torch's threads, and make its CPU arithmetic reproducible."""
+    import torch
+
+    threads = loaded.config.runner.torch_threads
+    if threads is not None:
+        torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def require_block(loaded: LoadedConfig, name: str) -> None:
+    """Check that the experiment configures a stage.
+
+    Raises:
+        UserError: The YAML has no such block.
+    """
+    if getattr(loaded.config, name) is None:
+        raise UserError(
+            f"This experiment does not configure the stage '{name}'",
+            file=loaded.file,
+            key=name,
+            value=None,
+            expected=f"a block '{name}:'",
+            mend=f"add the block, or use an experiment that has one, such as {DEFAULT_CONFIG}",
+        )

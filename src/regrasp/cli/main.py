@@ -1,0 +1,52 @@
+"""`regrasp <command>`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+import regrasp
+from regrasp.errors import RegraspError
+
+COMMANDS = {
+    "quickstart": "all stages on the embedded simulator, with a report at the end",
+    "pretrain": "stage 0: pretrain the tiny vision-language backbone",
+    "collect": "stage 1: record demonstrations with a scripted expert",
+    "sft": "stage 2: train a base model on demonstrations",
+    "train": "stage 3: fine-tune a model with reinforcement learning",
+    "play": "evaluate a model, with intervals and video",
+    "report": "write the report page of a run",
+    "doctor": "say what this machine can run",
+    "tasks": "list the known tasks",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code; a user's mistake gives 2 and no traceback."""
+    parser = argparse.ArgumentParser(prog="regrasp", description=regrasp.__doc__)
+    parser.add_argument("--version", action="version", version=f"regrasp {regrasp.__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="command", required=True)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    for name, summary in COMMANDS.items():
+        subparser = commands.add_parser(name, help=summary, description=summary)
+        if given[:1] == [name]:
+            _module(name).add_arguments(subparser)
+    parsed = parser.parse_args(given)
+    try:
+        return _module(parsed.command).run(parsed)
+    except RegraspError as error:
+        print(f"\nerror: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return 130
+
+
+def _module(command: str):
+    return importlib.import_module(f"regrasp.cli.{command}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,55 @@
+"""`regrasp play`: evaluate a model, or look at a task."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from regrasp.cli.common import (
+    add_config_arguments,
+    add_logger_arguments,
+    add_model_arguments,
+    load,
+    open_run_folder,
+    prepare_torch,
+    print_resolved,
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of this command."""
+    add_config_arguments(parser)
+    add_model_arguments(parser)
+    add_logger_arguments(parser)
+    parser.add_argument(
+        "--rl_model_path", metavar="FOLDER", type=Path, help="global_step_N folder whose full_weights.pt is laid over"
+    )
+    parser.add_argument("--num_episodes", metavar="N", type=int, help="episodes, one fixed seed each")
+    parser.add_argument("--video", action="store_true", help="record videos")
+    parser.add_argument("--num_videos", metavar="N", type=int, default=8, help="episodes recorded with --video")
+    parser.add_argument("--policy", choices=("model", "expert", "zero", "random"), default="model", help="what acts")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluate."""
+    from regrasp.config.paths import require_paths
+
+    loaded = load(args)
+    if args.dry_run:
+        print_resolved(loaded)
+        return 0
+    if args.policy == "model":
+        require_paths(loaded.config, "play", loaded.file)
+    prepare_torch(loaded)
+    from regrasp.runners.play import PlayOptions, play
+
+    options = PlayOptions(
+        kind=args.policy,
+        rl_model_path=args.rl_model_path,
+        num_videos=args.num_videos,
+        group="finetuned" if args.rl_model_path else "base",
+    )
+    result = play(loaded, open_run_folder(loaded, args.run_name, kind=("eval",)), options)
+    if result.videos:
+        print(f"Videos: {result.videos[0].path.parent.resolve()}")
+    return 0

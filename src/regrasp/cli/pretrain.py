@@ -1,0 +1,31 @@
+"""`regrasp pretrain`: the tiny vision-language backbone that the embedded experiments start from."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from regrasp.cli.common import add_config_arguments, load, prepare_torch, print_resolved, require_block
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of this command."""
+    add_config_arguments(parser)
+    parser.add_argument("--output", metavar="FOLDER", type=Path, help="where to write; default: the user's cache")
+    parser.add_argument("--again", action="store_true", help="pretrain even if the result is already there")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Pretrain, unless the same was done before."""
+    loaded = load(args)
+    if args.dry_run:
+        print_resolved(loaded)
+        return 0
+    require_block(loaded, "pretrain")
+    prepare_torch(loaded)
+    from regrasp.runners.stages import pretrain_backbone
+
+    folder, error = pretrain_backbone(loaded.config, args.output, again=args.again)
+    done = "already there" if error is None else f"median grounding error {error:.2f} cm"
+    print(f"Backbone: {folder} ({done})")
+    return 0

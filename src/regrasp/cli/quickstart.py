@@ -1,0 +1,29 @@
+"""`regrasp quickstart`: every stage on the embedded simulator, with a report at the end."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from regrasp.cli.common import add_config_arguments, load, prepare_torch, print_resolved
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of this command."""
+    add_config_arguments(parser)
+    parser.add_argument(
+        "--output", metavar="FOLDER", type=Path, help="default: quickstart-run/seed_<S>; called again, it continues"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run or continue the quickstart."""
+    loaded = load(args)
+    if args.dry_run:
+        print_resolved(loaded)
+        return 0
+    prepare_torch(loaded)
+    from regrasp.runners.quickstart import quickstart
+
+    output = args.output or Path("quickstart-run") / f"seed_{loaded.config.seed}"
+    return 0 if quickstart(loaded, output) else 130

@@ -1,0 +1,188 @@
+"""Composition of one experiment by Hydra: the YAML file, what it inherits, and the command line's overrides."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from regrasp.config.search import SHIPPED
+from regrasp.config.sources import COMMAND_LINE, SourceFile, Sources, broken_yaml, compose_nodes, split_key
+from regrasp.errors import UserError
+
+
+@dataclass(frozen=True)
+class Composition:
+    """A composed experiment, not yet checked."""
+
+    values: dict[str, Any]
+    """Every value, interpolations resolved."""
+    sources: Sources
+    has_idle_hydra_block: bool
+    """The file sets more of Hydra than its search path, which is all that matters here."""
+
+
+def compose_experiment(file: Path, overrides: Sequence[str]) -> Composition:
+    """Compose a file with overrides and resolve its interpolations.
+
+    Raises:
+        UserError: Broken YAML, a bad override, a missing part of the `defaults` list, or a bad interpolation.
+    """
+    nodes = compose_nodes(file)
+    top_level = {key.value: value for key, value in nodes.value} if nodes else {}
+    parsed = [_parse(text) for text in overrides]
+    lines = [_forced(override, file.parent) for override in parsed]
+    hydra_keys = _keys(top_level.get("hydra"))
+    if "searchpath" not in hydra_keys and all(override.key_or_group != "hydra.searchpath" for override in parsed):
+        quoted = as_override("", f"file://{SHIPPED}")[1:]
+        lines.append(f"hydra.searchpath=[{quoted}]")
+    config, files = _compose(file, lines, parsed, inherits="defaults" in top_level)
+    sources = Sources(
+        files=files,
+        overrides=tuple(override.key_or_group for override in parsed),
+        written=_container(config, resolve=False),
+    )
+    return Composition(_resolved(config, sources), sources, bool(hydra_keys - {"searchpath"}))
+
+
+def as_override(key: str, value: str | float | bool | None) -> str:
+    """The override that sets a key to exactly this value, whatever characters it has; for flags and paths."""
+    if not isinstance(value, str):
+        return f"{key}={json.dumps(value)}"
+    escaped = re.sub(r"(\\*)('|$)", lambda match: match[1] * 2 + match[2].replace("'", r"\'"), value)
+    return f"{key}='{escaped}'".replace("${", r"\${")
+
+
+def _parse(text: str) -> Override:
+    try:
+        override = OverridesParser.create().parse_override(text)
+    except HydraException as error:
+        reason = str(error).splitlines()[0]
+        raise _bad_override(text, f"The override cannot be read: {reason}") from error
+    if not override.key_or_group:
+        raise _bad_override(text, "The override names no key.")
+    if override.is_sweep_override():
+        raise _bad_override(
+            text,
+            f"The override {text} gives several values.",
+            mend=f"write a list in brackets: '{override.key_or_group}=[{text.partition('=')[2]}]'",
+        )
+    return override
+
+
+def _bad_override(
+    text: str, problem: str, mend: str = "write key=value; quote values with special characters"
+) -> UserError:
+    return UserError(
+        problem,
+        file=COMMAND_LINE,
+        key=text.partition("=")[0].strip() or text,
+        value=text,
+        expected="key=value, for example algorithm.update_epoch=2",
+        mend=mend,
+    )
+
+
+def _forced(override: Override, folder: Path) -> str:
+    """The override as Hydra takes it for a key that the file leaves to its default; the schema rejects unknown ones."""
+    text = override.input_line or ""
+    plain = override.type == OverrideType.CHANGE and override.package is None
+    is_group = (folder / override.key_or_group).is_dir() or "/" in override.key_or_group
+    return f"++{text}" if plain and not is_group and not override.is_hydra_override() else text
+
+
+def _keys(node: yaml.Node | None) -> set[str]:
+    return {key.value for key, _ in node.value} if isinstance(node, yaml.MappingNode) else set()
+
+
+def _compose(
+    file: Path, lines: list[str], overrides: Sequence[Override], *, inherits: bool
+) -> tuple[DictConfig, tuple[SourceFile, ...]]:
+    try:
+        with initialize_config_dir(str(file.parent), job_name="regrasp", version_base="1.3"):
+            config = compose(file.stem, lines)
+            return config, _inherited_files(file, lines) if inherits else (SourceFile(file),)
+    except yaml.MarkedYAMLError as error:
+        raise broken_yaml(error, _marked_file(error, file)) from error
+    except RecursionError as error:
+        raise _defaults_error("a file of the `defaults` list inherits from itself", file) from error
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise _composition_error(error, file, overrides) from error
+
+
+def _marked_file(error: yaml.MarkedYAMLError, file: Path) -> Path:
+    name = error.problem_mark.name if error.problem_mark else ""
+    return Path(name) if name.endswith(".yaml") else file
+
+
+def _inherited_files(file: Path, lines: list[str]) -> tuple[SourceFile, ...]:
+    """The files of Hydra's defaults list that lie beside the experiment or among the shipped ones, in its order."""
+    loader = GlobalHydra.instance().config_loader()
+    files: list[SourceFile] = []
+    for entry in loader.compute_defaults_list(file.stem, lines, RunMode.RUN).defaults:
+        paths = (folder / f"{entry.config_path}.yaml" for folder in (file.parent, SHIPPED))
+        if (path := next(filter(Path.is_file, paths), None)) is not None:
+            files.append(SourceFile(path, entry.package or ""))
+    return tuple(files)
+
+
+def _composition_error(error: Exception, file: Path, overrides: Sequence[Override]) -> UserError:
+    text = str(error)
+    texts = [override.input_line or "" for override in overrides if _is_blamed(override, text)]
+    reason = " ".join(text.splitlines()[:2])
+    if texts:
+        return _bad_override(
+            texts[0],
+            f"The override cannot be applied: {str(error.__cause__ or error.__context__ or reason).splitlines()[0]}",
+            mend="set a key that exists; docs/configuration.md lists them",
+        )
+    return _defaults_error(reason, file)
+
+
+def _defaults_error(reason: str, file: Path) -> UserError:
+    return UserError(
+        f"The configuration cannot be composed: {reason}",
+        file=file,
+        key="defaults",
+        expected="a `defaults` list whose entries exist beside this file or among the shipped configurations",
+        mend="remove the entry from `defaults` (or from a `hydra` block), or add the file it names",
+    )
+
+
+def _is_blamed(override: Override, message: str) -> bool:
+    return f"'{override.key_or_group}'" in message or (override.input_line or override.key_or_group) in message
+
+
+def _container(config: DictConfig, *, resolve: bool) -> dict[str, Any]:
+    container = OmegaConf.to_container(config, resolve=resolve, throw_on_missing=resolve)
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items()}
+
+
+def _resolved(config: DictConfig, sources: Sources) -> dict[str, Any]:
+    try:
+        return _container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        path = split_key(error.full_key or "")
+        place = sources.locate(path, follow=False)
+        if isinstance(error, MissingMandatoryValue):
+            problem, expected, mend = f"{place.key} has no value.", "a value instead of ???", f"set {place.key}"
+        else:
+            problem = f"The interpolation in {place.key} cannot be resolved: {str(error).splitlines()[0]}"
+            expected, mend = "${key} of an existing key", "correct the key between ${ and }, or write the value itself"
+        raise UserError(
+            problem, file=place.file, key=place.key, value=sources.value(path), expected=expected, mend=mend
+        ) from error

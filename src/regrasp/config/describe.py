@@ -1,0 +1,162 @@
+"""What the schema says about a key, in words: shared by error messages and the generated reference."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from annotated_types import Ge, Gt, Le, Lt, MinLen
+from pydantic.fields import FieldInfo
+
+from regrasp.config.schema import ExperimentConfig
+from regrasp.config.schema.types import Expect
+
+Path = tuple[str | int, ...]
+"""Keys and list positions from the top of the file down to a value."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """A type of the schema with its constraints."""
+
+    annotation: Any
+    metadata: tuple[Any, ...] = ()
+
+    @staticmethod
+    def of(annotation: Any, metadata: Iterable[Any] = ()) -> Spec:
+        """Unpack `Annotated` and the constraints inside `Field`."""
+        found = list(metadata)
+        if get_origin(annotation) is Annotated:
+            annotation, *inner = get_args(annotation)
+            found += inner
+        flat = [item for entry in found for item in (entry.metadata if isinstance(entry, FieldInfo) else (entry,))]
+        return Spec(annotation, tuple(flat))
+
+    @property
+    def optional(self) -> bool:
+        """Whether null is accepted."""
+        return type(None) in self._union_args()
+
+    @property
+    def alternatives(self) -> tuple[Spec, ...]:
+        """The accepted types other than null; the spec itself where there is only one."""
+        args = self._union_args()
+        return tuple(Spec.of(arg) for arg in args if arg is not type(None)) if args else (self,)
+
+    @property
+    def block(self) -> type | None:
+        """The dataclass of a nested block, or None for a plain value."""
+        for spec in self.alternatives:
+            if isinstance(spec.annotation, type) and dataclasses.is_dataclass(spec.annotation):
+                return spec.annotation
+        return None
+
+    @property
+    def choices(self) -> tuple[Any, ...]:
+        """The values of a `Literal`, empty for other types."""
+        return tuple(
+            choice
+            for spec in self.alternatives
+            if get_origin(spec.annotation) is Literal
+            for choice in get_args(spec.annotation)
+        )
+
+    def child(self, step: str | int) -> Spec | None:
+        """The spec one key or one list position further down; None where the schema has none."""
+        if isinstance(step, str) and self.block is not None:
+            return block_fields(self.block).get(step)
+        for spec in self.alternatives:
+            args = get_args(spec.annotation)
+            if get_origin(spec.annotation) is tuple and isinstance(step, int):
+                return Spec.of(args[0] if args[-1] is Ellipsis else args[min(step, len(args) - 1)])
+            if get_origin(spec.annotation) is dict:
+                return Spec.of(args[1])
+        return None
+
+    def words(self) -> str:
+        """What a value must look like, for example `an integer of at least 1 or null`."""
+        explicit = next((item.text for item in self.metadata if isinstance(item, Expect)), None)
+        text = explicit or " or ".join(spec._plain_words() for spec in self.alternatives)
+        return f"{text} or null" if self.optional else text
+
+    def _union_args(self) -> tuple[Any, ...]:
+        return get_args(self.annotation) if get_origin(self.annotation) in (Union, types.UnionType) else ()
+
+    def _plain_words(self) -> str:
+        explicit = next((item.text for item in self.metadata if isinstance(item, Expect)), None)
+        if explicit:
+            return explicit
+        origin, args = get_origin(self.annotation), get_args(self.annotation)
+        if origin is Literal:
+            return " or ".join(repr(arg) for arg in args)
+        if origin is tuple:
+            filled = "non-empty " if any(isinstance(item, MinLen) for item in self.metadata) else ""
+            return f"a {filled}list, each item {Spec.of(args[0]).words()}"
+        if self.block is not None:
+            return f"a block with the keys {', '.join(block_fields(self.block))}"
+        return _SCALARS[self.annotation] + _bounds(self.metadata)
+
+
+_SCALARS = {bool: "true or false", int: "an integer", float: "a number", str: "a string"}
+
+
+def _bounds(metadata: Iterable[Any]) -> str:
+    words: list[str] = []
+    for item in metadata:
+        match item:
+            case Ge(ge=limit):
+                words.append(f"of at least {limit}")
+            case Gt(gt=limit):
+                words.append(f"above {limit}")
+            case Le(le=limit):
+                words.append(f"at most {limit}")
+            case Lt(lt=limit):
+                words.append(f"below {limit}")
+            case MinLen():
+                words.append("that is not empty")
+    return f" {' and '.join(words)}" if words else ""
+
+
+def field_infos(block: type) -> Mapping[str, FieldInfo]:
+    """Pydantic's description of the fields of a schema dataclass."""
+    return vars(block)["__pydantic_fields__"]
+
+
+def block_fields(block: type) -> dict[str, Spec]:
+    """The keys of a schema dataclass."""
+    return {name: Spec.of(info.annotation, info.metadata) for name, info in field_infos(block).items()}
+
+
+def spec_at(path: Path) -> Spec | None:
+    """The schema's spec of a key; None where the key is unknown."""
+    spec: Spec | None = Spec(ExperimentConfig)
+    for step in path:
+        spec = spec.child(step) if spec is not None else None
+    return spec
+
+
+def default_at(path: Path) -> Any:
+    """The default of a key, None where it has none."""
+    parent = spec_at(path[:-1])
+    if parent is None or parent.block is None or not isinstance(path[-1], str):
+        return None
+    info = field_infos(parent.block).get(path[-1])
+    return None if info is None or info.is_required() else info.get_default(call_default_factory=False)
+
+
+def known_paths(spec: Spec | None = None, path: Path = ()) -> Iterator[Path]:
+    """Every key of the schema, blocks included."""
+    spec = spec or Spec(ExperimentConfig)
+    if spec.block is None:
+        return
+    for name, inner in block_fields(spec.block).items():
+        yield (*path, name)
+        yield from known_paths(inner, (*path, name))
+
+
+def dotted(path: Path) -> str:
+    """`a.b[0].c` of a path."""
+    text = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path)
+    return text.removeprefix(".")

@@ -1,0 +1,116 @@
+"""Loading an experiment: search, composition, conversion to frozen dataclasses, checks."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from regrasp.config.compose import compose_experiment
+from regrasp.config.describe import dotted
+from regrasp.config.legacy import Active, ignored_warning, merge_duplicates, strip_legacy
+from regrasp.config.problems import Problem, raise_problems, schema_problems
+from regrasp.config.schema import ExperimentConfig
+from regrasp.config.search import find_config
+from regrasp.config.validate import cross_check
+
+_ADAPTER = TypeAdapter(ExperimentConfig)
+
+
+@dataclass(frozen=True)
+class LoadedConfig:
+    """A checked experiment and where it came from."""
+
+    config: ExperimentConfig
+    file: Path
+    overrides: tuple[str, ...]
+    ignored_keys: tuple[str, ...]
+    """Keys of the reference that were given and have no effect here; a whole section counts as one."""
+    warnings: tuple[str, ...]
+    """What the user should be told before the run starts: one text about `ignored_keys`, one per contradiction."""
+
+    def to_yaml(self) -> str:
+        """Every value, defaults included, as a file that loads to the same configuration."""
+        return yaml.safe_dump(_ADAPTER.dump_python(self.config, mode="json"), sort_keys=False, width=120)
+
+
+def load_config(name: str, overrides: Sequence[str] = (), config_path: Path | None = None) -> LoadedConfig:
+    """Load, convert and check an experiment.
+
+    Args:
+        name: Name of the experiment, or path of its YAML file.
+        overrides: Hydra overrides such as `algorithm.update_epoch=2`; later ones win.
+        config_path: Folder that is searched before the shipped experiments.
+
+    Raises:
+        UserError: The file is not found or broken, an override is bad, or values are wrong. All wrong values are in
+            one error.
+    """
+    file = find_config(name, config_path)
+    composition = compose_experiment(file, overrides)
+    values = composition.values
+    warnings = merge_duplicates(values)
+    reasons, active = strip_legacy(values)
+    if composition.has_idle_hydra_block:
+        reasons["hydra"] = "nothing is left to Hydra but composition"
+    renamed, problems = _rename_mapping(values)
+    problems += [_active_problem(key) for key in active]
+    sources = dataclasses.replace(composition.sources, renamed=renamed)
+    try:
+        config = _ADAPTER.validate_json(json.dumps(values, default=str))
+    except ValidationError as error:
+        raise_problems(problems + schema_problems(error, values), sources)
+        raise
+    raise_problems(problems + cross_check(config), sources)
+    if reasons:
+        warnings.insert(0, ignored_warning(reasons, file))
+    return LoadedConfig(config, file, tuple(overrides), tuple(reasons), tuple(warnings))
+
+
+def _rename_mapping(values: Mapping[str, Any]) -> tuple[dict[str, str], list[Problem]]:
+    """Give the reference's `isaaclab` blocks their neutral name `mapping`, in place.
+
+    Returns:
+        The new name of each renamed block with its old one, and a problem for each environment that has both.
+    """
+    renamed: dict[str, str] = {}
+    problems: list[Problem] = []
+    envs = values.get("env")
+    for name in ("train", "eval"):
+        env = envs.get(name) if isinstance(envs, dict) else None
+        if not isinstance(env, dict) or "isaaclab" not in env:
+            continue
+        block = env.pop("isaaclab")
+        key = f"env.{name}.isaaclab"
+        if "mapping" in env:
+            problems.append(
+                Problem(
+                    problem=f"Two names of one block: {key}",
+                    path=("env", name, "isaaclab"),
+                    value=block,
+                    expected=f"{key} or env.{name}.mapping, not both: they are two names of the same block",
+                    mend=f"keep env.{name}.mapping and remove {key}, or set the keys of {key} itself",
+                )
+            )
+        else:
+            env["mapping"] = block
+            renamed[f"env.{name}.mapping"] = key
+    return renamed, problems
+
+
+def _active_problem(active: Active) -> Problem:
+    key, neutral = dotted(active.path), active.legacy.neutral[0]
+    text = "null" if neutral is None else str(neutral).lower()
+    return Problem(
+        problem=f"Not supported: {key}",
+        path=active.path,
+        value=active.value,
+        expected=f"{text}: {active.legacy.why}",
+        mend=f"set {key} to {text}, or remove it",
+    )

@@ -1,0 +1,103 @@
+"""Checks, before a stage starts, that what it reads from disk is there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from regrasp.config.schema import ExperimentConfig
+from regrasp.errors import UserError
+
+Stage = Literal["train", "play", "sft"]
+_NEEDS_PRETRAINED = frozenset({"gr00t"})
+
+
+def require_paths(config: ExperimentConfig, stage: Stage, file: Path | None = None) -> None:
+    """Check that what a stage reads from disk is there.
+
+    Args:
+        config: The experiment.
+        stage: `train` and `play` read the model, `train` a checkpoint to resume, `sft` the demonstrations.
+        file: The configuration file, for messages.
+
+    Raises:
+        UserError: A folder is missing, or the stage needs one that is not given.
+    """
+    if stage == "sft":
+        _require_demonstrations(config, file)
+        return
+    _require_model(config, file)
+    if stage == "train" and config.runner.resume_dir is not None:
+        _require_folder(
+            "runner.resume_dir",
+            config.runner.resume_dir,
+            "a checkpoint folder (global_step_N) or the folder of a run",
+            "correct the path, or leave it out to start anew",
+            file,
+        )
+
+
+def _require_model(config: ExperimentConfig, file: Path | None) -> None:
+    model = config.actor.model
+    expected = "a folder in Hugging Face format, with config.json"
+    if model.model_path is None:
+        if model.model_type in _NEEDS_PRETRAINED:
+            raise UserError(
+                "No pretrained model is given.",
+                file=file,
+                key="actor.model.model_path",
+                value=None,
+                expected=expected,
+                mend="pass --model_path; `regrasp sft` makes a base model",
+            )
+        return
+    mend = "correct the path; a model of the Hugging Face hub has to be downloaded first (`hf download`)"
+    folder = _require_folder("actor.model.model_path", model.model_path, expected, mend, file)
+    _require_file(folder / "config.json", "actor.model.model_path", expected, mend, file)
+
+
+def _require_demonstrations(config: ExperimentConfig, file: Path | None) -> None:
+    if config.sft is None:
+        raise UserError(
+            "This experiment has no supervised stage.",
+            file=file,
+            key="sft",
+            value=None,
+            expected="a block with the settings of the stage",
+            mend="add `sft: {}` for the defaults",
+        )
+    data = config.sft.data or (config.collect.output_dir if config.collect else None)
+    mend = "run `regrasp collect` first, or give the folder of a dataset"
+    expected = "the folder of a dataset of demonstrations"
+    if data is None:
+        raise UserError(
+            "No demonstrations are given.", file=file, key="sft.data", value=None, expected=expected, mend=mend
+        )
+    _require_folder("sft.data" if config.sft.data else "collect.output_dir", data, expected, mend, file)
+    if config.sft.backbone is not None:
+        _require_folder(
+            "sft.backbone",
+            config.sft.backbone,
+            "the folder of a pretrained backbone",
+            "correct the path, or set sft.backbone=null to use the user's cache",
+            file,
+        )
+
+
+def _require_folder(key: str, value: str, expected: str, mend: str, file: Path | None) -> Path:
+    folder = Path(value).expanduser()
+    if not folder.is_dir():
+        raise UserError("The folder does not exist.", file=file, key=key, value=value, expected=expected, mend=mend)
+    return folder
+
+
+def _require_file(path: Path, key: str, expected: str, mend: str, file: Path | None) -> None:
+    if not path.is_file():
+        raise UserError(
+            f"The folder has no {path.name}.",
+            file=file,
+            key=key,
+            value=str(path.parent),
+            expected=expected,
+            mend=mend,
+        )

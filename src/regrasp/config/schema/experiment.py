@@ -1,0 +1,39 @@
+"""The whole experiment: every top-level block of a configuration file."""
+
+from __future__ import annotations
+
+from pydantic.dataclasses import dataclass
+
+from regrasp.config.schema.actor import ActorConfig
+from regrasp.config.schema.algorithm import AlgorithmConfig
+from regrasp.config.schema.env import EnvsConfig
+from regrasp.config.schema.runner import ClusterConfig, RunnerConfig
+from regrasp.config.schema.stages import CollectConfig, PretrainConfig, SftConfig
+from regrasp.config.schema.types import BLOCK
+
+
+@dataclass(frozen=True, kw_only=True, config=BLOCK)
+class ExperimentConfig:
+    """One experiment, from demonstrations to evaluation."""
+
+    runner: RunnerConfig = RunnerConfig()
+    """Length of the run, files, checkpoints."""
+    cluster: ClusterConfig = ClusterConfig()
+    """Machines and placement."""
+    env: EnvsConfig
+    """Simulators, tasks, observations and actions."""
+    actor: ActorConfig
+    """The policy and its optimizer."""
+    algorithm: AlgorithmConfig = AlgorithmConfig()
+    """Rollout, advantages and loss."""
+    pretrain: PretrainConfig | None = None
+    """Grounding of a tiny backbone; null: the backbone exists."""
+    collect: CollectConfig | None = None
+    """Demonstrations; null: they exist."""
+    sft: SftConfig | None = None
+    """Training of the base model; null: it exists."""
+
+    @property
+    def seed(self) -> int:
+        """Seed of every random stream: `runner.seed`, or `actor.seed` where that is null."""
+        return self.actor.seed if self.runner.seed is None else self.runner.seed

@@ -1,0 +1,72 @@
+"""Blocks `runner` and `cluster`: what a run does, where it writes, where it runs."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from regrasp.config.schema.types import BLOCK, Expect, Interval, Name, NonNegativeInt, PositiveInt
+
+Backend = Literal["tensorboard", "wandb", "swanlab"]
+
+
+@dataclass(frozen=True, config=BLOCK)
+class LoggerConfig:
+    """Where a run writes and which services receive its metrics."""
+
+    log_path: Name | None = None
+    """Folder of all runs; null: `logs/regrasp` in the working directory."""
+    project_name: Name = "regrasp"
+    """Project under which W&B and SwanLab list the run."""
+    experiment_name: Name = "experiment"
+    """Folder of the run's checkpoints inside its log folder, and its name in W&B and SwanLab."""
+    logger_backends: Annotated[tuple[Backend, ...], Field(strict=False)] = ("tensorboard",)
+    """Metrics services; `metrics.jsonl` is always written."""
+
+
+@dataclass(frozen=True, config=BLOCK)
+class RunnerConfig:
+    """Length of a run, its checkpoints and its evaluations."""
+
+    task_type: Literal["embodied", "embodied_eval"] = "embodied"
+    """`embodied` trains, `embodied_eval` only evaluates."""
+    logger: LoggerConfig = LoggerConfig()
+    """Where metrics and files go."""
+    max_epochs: PositiveInt = 1000
+    """Number of updates; each collects a rollout and trains on it."""
+    max_steps: Annotated[int, Field(ge=-1)] = -1
+    """Further limit on the number of updates; -1: none."""
+    only_eval: bool = False
+    """Evaluate the policy once instead of training it."""
+    val_check_interval: Interval = -1
+    """Updates between two evaluations; -1 or 0: never."""
+    save_interval: Interval = -1
+    """Updates between two checkpoints; -1 or 0: only the last update is saved."""
+    keep_checkpoints: PositiveInt | None = None
+    """Newest checkpoints that stay on disk; null: all."""
+    export_model: Literal["always", "last"] = "always"
+    """Which checkpoints carry a self-contained model folder."""
+    resume_dir: Name | None = None
+    """Checkpoint, or run folder, from which training continues."""
+    seed: NonNegativeInt | None = None
+    """Seed of every random stream of the run; null: `actor.seed`."""
+    force: bool = False
+    """Continue even where a check on the run's own data (not on this file) would stop it."""
+    recompute_features: bool = False
+    """Run the frozen backbone again in every epoch instead of caching its features."""
+    torch_threads: PositiveInt | None = None
+    """CPU threads of torch; null: torch decides."""
+
+
+@dataclass(frozen=True, config=BLOCK)
+class ClusterConfig:
+    """Machines, and the devices of each role."""
+
+    num_nodes: PositiveInt = 1
+    """Machines of the run."""
+    component_placement: Annotated[
+        dict[str, int | str], Expect("a block of roles (actor, env, rollout) and devices: 'all', 0 or '0-3'")
+    ] = Field(default_factory=lambda: {"actor,env,rollout": "all"})
+    """Devices by role; roles that share a placement are joined by a comma."""

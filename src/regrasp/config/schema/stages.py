@@ -1,0 +1,145 @@
+"""Blocks `pretrain`, `collect` and `sft`: the stages before RL."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from regrasp.config.schema.types import (
+    BLOCK,
+    Name,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
+
+
+@dataclass(frozen=True, config=BLOCK)
+class ArchitectureConfig:
+    """Sizes of a tiny GR00T that is trained from scratch."""
+
+    image_size: PositiveInt = 84
+    """Height and width of a camera image, pixels."""
+    patch_size: PositiveInt = 14
+    """Height and width of a vision patch, pixels."""
+    vision_width: PositiveInt = 128
+    """Width of the vision transformer."""
+    vision_layers: PositiveInt = 3
+    """Layers of the vision transformer."""
+    vision_heads: PositiveInt = 4
+    """Attention heads of the vision transformer."""
+    vision_mlp: PositiveInt = 256
+    """Hidden width of the vision transformer's feed-forward layers."""
+    language_width: PositiveInt = 128
+    """Width of the language model."""
+    language_layers: PositiveInt = 2
+    """Layers of the language model."""
+    language_heads: PositiveInt = 4
+    """Query heads of the language model."""
+    language_kv_heads: PositiveInt = 2
+    """Key and value heads of the language model."""
+    language_head_dim: PositiveInt = 32
+    """Width of a language attention head."""
+    language_mlp: PositiveInt = 256
+    """Hidden width of the language model's feed-forward layers."""
+    vocab_size: PositiveInt = 512
+    """Tokens of the tokenizer."""
+    text_length: PositiveInt = 12
+    """Fixed length of an instruction, tokens."""
+    text_first: bool = True
+    """Put the instruction before the image tokens."""
+    head_width: PositiveInt = 128
+    """Width of the action head."""
+    head_layers: PositiveInt = 4
+    """Layers of the action head's diffusion transformer."""
+    head_heads: PositiveInt = 4
+    """Attention heads of the diffusion transformer."""
+    vl_self_attention_layers: NonNegativeInt = 1
+    """Self-attention layers of the action head over the backbone's features."""
+    num_future_tokens: NonNegativeInt = 4
+    """Learned tokens between state and actions."""
+    action_horizon: PositiveInt = 8
+    """Actions that the head predicts per decision."""
+    max_state_dim: PositiveInt = 8
+    """Width to which states are padded."""
+    max_action_dim: PositiveInt = 8
+    """Width to which actions are padded."""
+    num_embodiments: PositiveInt = 4
+    """Slots of embodiment-specific projectors."""
+
+
+@dataclass(frozen=True, config=BLOCK)
+class PretrainConfig:
+    """Grounding of a tiny vision-language backbone on rendered scenes."""
+
+    tasks: Annotated[tuple[Name, ...], Field(strict=False, min_length=1)]
+    """Tasks whose scenes are rendered."""
+    num_scenes: PositiveInt = 28_000
+    """Random scenes."""
+    batch_size: PositiveInt = 256
+    """Scenes of one optimizer step."""
+    steps: PositiveInt = 550
+    """Optimizer steps."""
+    lr: PositiveFloat = 1e-3
+    """Peak learning rate."""
+    seed: NonNegativeInt | None = None
+    """Seed of scenes, weights and batches; null: the run's seed."""
+    max_median_error_cm: PositiveFloat = 0.7
+    """The stage fails when the named object is located worse than this on held-out scenes."""
+    architecture: ArchitectureConfig = ArchitectureConfig()
+    """Sizes of the model."""
+
+
+@dataclass(frozen=True, config=BLOCK)
+class CollectConfig:
+    """Demonstrations by the task's scripted expert."""
+
+    num_demos: PositiveInt
+    """Demonstrations to keep."""
+    output_dir: Name = "demos"
+    """Folder of the dataset."""
+    action_noise: NonNegativeFloat = 0.15
+    """Standard deviation of the noise on executed (not on recorded) actions, as a fraction of the action range."""
+    seed: NonNegativeInt | None = None
+    """Seed of the episodes; null: the run's seed."""
+    max_attempts_factor: Annotated[float, Field(ge=1)] = 3.0
+    """The stage gives up after this many times `num_demos` attempts."""
+    only_successful: bool = True
+    """Keep successful demonstrations only."""
+
+
+@dataclass(frozen=True, config=BLOCK)
+class SftConfig:
+    """Supervised fine-tuning of the base model on demonstrations."""
+
+    data: Name | None = None
+    """Folder of the dataset; null: `collect.output_dir`."""
+    output_dir: Name = "base"
+    """Folder of the trained model."""
+    backbone: Name | None = None
+    """Folder of the pretrained backbone; null: the user's cache, where `pretrain` puts it."""
+    train: Literal["head", "all"] = "head"
+    """Train the action head on cached features, or the whole model."""
+    batch_size: PositiveInt = 256
+    """Frames of one optimizer step."""
+    steps: PositiveInt = 250
+    """Optimizer steps."""
+    lr: PositiveFloat = 1e-3
+    """Peak learning rate."""
+    weight_decay: NonNegativeFloat = 1e-4
+    """Decoupled weight decay."""
+    warmup_steps: NonNegativeInt = 50
+    """Optimizer steps over which the learning rate rises from 0."""
+    clip_grad: PositiveFloat = 1.0
+    """Largest gradient norm."""
+    noise_repeats: PositiveInt = 2
+    """Noise samples per frame and optimizer step."""
+    validation_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Part of the episodes that is held out."""
+    eval_interval: PositiveInt = 50
+    """Optimizer steps between two validation losses."""
+    seed: NonNegativeInt | None = None
+    """Seed of weights, batches and noise; null: the run's seed."""

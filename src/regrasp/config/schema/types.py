@@ -1,0 +1,60 @@
+"""Value types that the configuration blocks share: ranges, lists, slices, aliases."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
+
+BLOCK = ConfigDict(
+    extra="forbid",
+    strict=True,
+    allow_inf_nan=False,
+    use_attribute_docstrings=True,
+)
+"""Settings of every block: no unknown key, no silent conversion, descriptions from attribute docstrings."""
+
+
+@dataclass(frozen=True)
+class Expect:
+    """Annotation metadata: what a value should look like, where the type alone does not say it."""
+
+    text: str
+
+
+def _ordered(bounds: tuple[int, int]) -> tuple[int, int]:
+    start, stop = bounds
+    if not 0 <= start < stop:
+        raise ValueError("not 0 <= start < stop")
+    return bounds
+
+
+def _canonical_precision(value: Any) -> Any:
+    return "fp32" if value in ("32", 32) and not isinstance(value, bool) else value
+
+
+Name = Annotated[str, Field(min_length=1)]
+PositiveInt = Annotated[int, Field(ge=1)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
+Interval = Annotated[int, Field(ge=-1)]
+"""A period counted in updates; -1 or 0 turns it off."""
+Names = Annotated[tuple[Name, ...], Field(strict=False)]
+Sizes = Annotated[tuple[PositiveInt, ...], Field(strict=False)]
+Slice = Annotated[
+    tuple[int, int],
+    Field(strict=False),
+    AfterValidator(_ordered),
+    Expect("[start, stop] with 0 <= start < stop"),
+]
+"""Half-open range [start, stop) of a vector."""
+Precision = Annotated[
+    Literal["fp32", "bf16"],
+    BeforeValidator(_canonical_precision),
+    Expect("'fp32' (or '32') or 'bf16'"),
+]
+Level = Literal["chunk_level", "action_level", "token_level"]

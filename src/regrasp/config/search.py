@@ -1,0 +1,100 @@
+"""Finding an experiment's configuration file by name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from difflib import get_close_matches
+from importlib.util import find_spec
+from pathlib import Path
+
+from regrasp.config.sources import COMMAND_LINE
+from regrasp.errors import UserError
+
+SHIPPED = Path(__file__).resolve().parent.parent / "configs"
+"""Folder of the experiments that come with Regrasp."""
+_EXPERIMENT = re.compile(r"^(env|actor|defaults):", re.MULTILINE)
+
+
+def find_config(name: str, config_path: Path | None = None) -> Path:
+    """The file of an experiment.
+
+    Args:
+        name: Name of the experiment (the file's name without `.yaml`), or the path of a YAML file.
+        config_path: Folder that is searched first.
+
+    Searched in this order: `config_path`, the experiments that come with Regrasp, the tasks of an installed Isaac Lab.
+
+    Raises:
+        UserError: No such experiment, several in one place, or `config_path` is no folder.
+    """
+    if config_path is not None and not config_path.is_dir():
+        raise UserError(
+            "The configuration folder does not exist.",
+            file=COMMAND_LINE,
+            key="--config_path",
+            value=str(config_path),
+            expected="an existing folder with YAML files",
+            mend="correct the path; a single file is given as --config_name /path/to/file.yaml",
+        )
+    if not name or Path(name).suffix in (".yaml", ".yml") or "/" in name:
+        return _by_path(name, config_path)
+    for folder, files in _searched(config_path):
+        found = [file for file in files if file.stem == name]
+        if len(found) > 1:
+            raise UserError(
+                f"Several configurations are called {name}: {', '.join(map(str, found))}",
+                file=folder,
+                key="--config_name",
+                value=name,
+                expected="one file of that name",
+                mend=f"give the path: --config_name {found[0]}",
+            )
+        if found:
+            return found[0]
+    raise _unknown(name, config_path)
+
+
+def list_configs(config_path: Path | None = None) -> dict[str, Path]:
+    """Every experiment that `find_config` can find, by name; earlier folders win."""
+    configs: dict[str, Path] = {}
+    for folder, files in _searched(config_path):
+        for file in files:
+            if folder == SHIPPED or _EXPERIMENT.search(file.read_text(encoding="utf-8", errors="replace")):
+                configs.setdefault(file.stem, file)
+    return configs
+
+
+def _by_path(name: str, config_path: Path | None) -> Path:
+    candidates = [Path(name).expanduser()]
+    if config_path is not None:
+        candidates.insert(0, config_path / name)
+    candidates.append(SHIPPED / name)
+    for file in candidates:
+        for path in (file, file.with_name(f"{file.name}.yaml")) if file.name else ():
+            if path.is_file() and path.suffix == ".yaml":
+                return path.resolve()
+    raise _unknown(name, config_path)
+
+
+def _searched(config_path: Path | None) -> Iterator[tuple[Path, list[Path]]]:
+    """Each folder in the order of search, with its YAML files; Isaac Lab keeps them beside the tasks."""
+    for folder in (config_path.resolve(), SHIPPED) if config_path else (SHIPPED,):
+        yield folder, sorted(folder.glob("*.yaml"))
+    spec = find_spec("isaaclab_tasks")
+    for location in (spec.submodule_search_locations or ()) if spec else ():
+        yield Path(location), sorted(Path(location).rglob("*.yaml"))
+
+
+def _unknown(name: str, config_path: Path | None) -> UserError:
+    known = sorted(list_configs(config_path))
+    close = get_close_matches(Path(name).stem, known, n=1)
+    searched = ", ".join(str(folder) for folder, _ in _searched(config_path))
+    return UserError(
+        f"No configuration is called {name!r}.",
+        file=COMMAND_LINE,
+        key="--config_name",
+        value=name,
+        expected=f"the path of a .yaml file, or one of {', '.join(known)} (searched: {searched})",
+        mend=f"did you mean {close[0]}?" if close else "give one of these names, or a folder with --config_path",
+    )

@@ -1,0 +1,262 @@
+"""Checks across several keys."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+from regrasp.config.batches import batch_equation, num_optimizer_steps, num_samples, num_updates
+from regrasp.config.problems import Problem
+from regrasp.config.schema import ArchitectureConfig, EnvConfig, ExperimentConfig, MappingConfig
+from regrasp.config.sources import split_key
+
+_DEVICES = re.compile(r"all|\d+(-\d+)?(,\d+(-\d+)?)*")
+_ROLES = ("actor", "env", "rollout")
+
+
+def cross_check(config: ExperimentConfig) -> list[Problem]:
+    """Everything that is wrong with a configuration whose single values are right."""
+    return [
+        *_check_batches(config),
+        *_check_algorithm(config),
+        *_check_environment(config, "train", config.env.train),
+        *_check_environment(config, "eval", config.env.eval),
+        *_check_model(config),
+        *_check_embodiment(config),
+        *_check_placement(config),
+        *_check_architecture(config),
+    ]
+
+
+def _problem(key: str, value: Any, problem: str, expected: str, mend: str) -> Problem:
+    return Problem(f"{problem}: {key}", split_key(key), value, expected, mend)
+
+
+def _check_batches(config: ExperimentConfig) -> Iterator[Problem]:
+    actor = config.actor
+    if actor.global_batch_size % actor.micro_batch_size:
+        yield _problem(
+            "actor.global_batch_size",
+            actor.global_batch_size,
+            "Not divisible",
+            f"a multiple of actor.micro_batch_size ({actor.micro_batch_size})",
+            f"set actor.global_batch_size={_near_multiple(actor.global_batch_size, actor.micro_batch_size)}",
+        )
+    chunk = actor.model.num_action_chunks
+    whole_chunks = config.env.train.max_steps_per_rollout_epoch % chunk == 0
+    if whole_chunks and actor.global_batch_size > num_samples(config):
+        yield _problem(
+            "actor.global_batch_size",
+            actor.global_batch_size,
+            "More than one update's samples",
+            f"at most {num_samples(config)}: {batch_equation(config).split(';')[0]}",
+            "lower actor.global_batch_size, or raise env.train.total_num_envs or algorithm.rollout_epoch",
+        )
+
+
+def _check_algorithm(config: ExperimentConfig) -> Iterator[Problem]:
+    algorithm, optim = config.algorithm, config.actor.optim
+    if algorithm.group_size != 1:
+        yield _problem(
+            "algorithm.group_size",
+            algorithm.group_size,
+            "Not in this release",
+            "1: advantages come from the value function (gae), not from groups of environments",
+            "set algorithm.group_size=1",
+        )
+    run_steps = num_updates(config) * num_optimizer_steps(config)
+    trains = config.runner.task_type == "embodied" and not config.runner.only_eval
+    if trains and 0 < run_steps <= optim.critic_warmup_steps:
+        yield _problem(
+            "actor.optim.critic_warmup_steps",
+            optim.critic_warmup_steps,
+            "Longer than the run",
+            f"less than the run's {run_steps} optimizer steps, or the policy is never trained",
+            "lower actor.optim.critic_warmup_steps or raise runner.max_epochs",
+        )
+
+
+def _check_environment(config: ExperimentConfig, name: str, env: EnvConfig) -> Iterator[Problem]:
+    chunk, steps = config.actor.model.num_action_chunks, env.max_steps_per_rollout_epoch
+    key = f"env.{name}"
+    if steps % chunk:
+        yield _problem(
+            f"{key}.max_steps_per_rollout_epoch",
+            steps,
+            "Not divisible",
+            f"a multiple of actor.model.num_action_chunks ({chunk})",
+            f"set {key}.max_steps_per_rollout_epoch={_near_multiple(steps, chunk)}",
+        )
+    elif not env.auto_reset and steps - chunk >= env.max_episode_steps:
+        yield _problem(
+            f"{key}.max_steps_per_rollout_epoch",
+            steps,
+            "Longer than an episode",
+            f"at most {-(-env.max_episode_steps // chunk) * chunk}: without auto_reset an environment does nothing "
+            f"after its episode of {env.max_episode_steps} steps",
+            f"lower {key}.max_steps_per_rollout_epoch, or set {key}.auto_reset=true",
+        )
+    for copy, original in (("num_envs", "total_num_envs"), ("max_episode_steps", "max_episode_steps")):
+        value, counts = getattr(env.init_params, copy), getattr(env, original)
+        if value is not None and value != counts:
+            yield _problem(
+                f"{key}.init_params.{copy}",
+                value,
+                "Contradiction",
+                f"null, or the same as {key}.{original} ({counts})",
+                f"remove {key}.init_params.{copy}; {key}.{original} is the number that counts",
+            )
+    yield from _check_mapping(f"{key}.mapping", env.mapping)
+
+
+def _check_mapping(key: str, mapping: MappingConfig) -> Iterator[Problem]:
+    if mapping.main_images is None and not mapping.states:
+        yield _problem(
+            f"{key}.states",
+            list(mapping.states),
+            "The policy would see nothing",
+            "at least one state entry, or a camera in main_images",
+            f"add {key}.states or {key}.main_images",
+        )
+    if mapping.main_images is None and mapping.extra_view_images:
+        yield _problem(
+            f"{key}.main_images",
+            None,
+            "Extra views without a main view",
+            "a camera key, since extra_view_images has some",
+            f"set {key}.main_images, or empty {key}.extra_view_images",
+        )
+    names = mapping.gr00t_mapping
+    if names is not None and len(names.video.extra_view_images) != len(mapping.extra_view_images):
+        yield _problem(
+            f"{key}.gr00t_mapping.video.extra_view_images",
+            list(names.video.extra_view_images),
+            "One name per camera",
+            f"{len(mapping.extra_view_images)} names, one for each of extra_view_images",
+            f"give {key}.gr00t_mapping.video.extra_view_images one name per extra view, in the same order",
+        )
+
+
+def _check_model(config: ExperimentConfig) -> Iterator[Problem]:
+    model, head = config.actor.model, config.actor.model.rl_head_config
+    if model.is_lora:
+        yield _problem(
+            "actor.model.is_lora",
+            True,
+            "Not in this release",
+            "false: the weights themselves are trained",
+            "set actor.model.is_lora=false; actor.model.trainable says which weights are trained",
+        )
+    if not model.add_value_head:
+        yield _problem(
+            "actor.model.add_value_head",
+            False,
+            "A value head is needed",
+            "true, since algorithm.loss_type is actor_critic",
+            "set actor.model.add_value_head=true",
+        )
+    start, end, _ = head.noise_params
+    if start < end:
+        yield _problem(
+            "actor.model.rl_head_config.noise_params",
+            list(head.noise_params),
+            "Noise that grows",
+            "[start, end, updates] with start >= end > 0",
+            "exchange the first two numbers of actor.model.rl_head_config.noise_params",
+        )
+    if model.denoising_steps == 1 and head.ignore_last:
+        yield _problem(
+            "actor.model.rl_head_config.ignore_last",
+            True,
+            "No stochastic step is left",
+            "false, or actor.model.denoising_steps of at least 2",
+            "set actor.model.rl_head_config.ignore_last=false",
+        )
+
+
+def _check_embodiment(config: ExperimentConfig) -> Iterator[Problem]:
+    for field in ("obs_converter_type", "embodiment_tag"):
+        value = getattr(config.actor.model, field)
+        for name, env in (("train", config.env.train), ("eval", config.env.eval)):
+            of_mapping = getattr(env.mapping, field)
+            if value is not None and value != of_mapping:
+                yield _problem(
+                    f"actor.model.{field}",
+                    value,
+                    f"Contradiction with env.{name}",
+                    f"null, or {of_mapping!r} as in the mapping of env.{name}",
+                    f"remove actor.model.{field}; the mapping is what counts",
+                )
+
+
+def _check_placement(config: ExperimentConfig) -> Iterator[Problem]:
+    cluster = config.cluster
+    if cluster.num_nodes > 1:
+        yield _problem(
+            "cluster.num_nodes",
+            cluster.num_nodes,
+            "Not in this release",
+            "1: several machines are not in this release",
+            "set cluster.num_nodes=1",
+        )
+    placement = cluster.component_placement
+    given = Counter(role.strip() for roles in placement for role in roles.split(","))
+    devices = all(_DEVICES.fullmatch(str(value).replace(" ", "")) for value in placement.values())
+    if given != Counter(_ROLES) or not devices:
+        yield _problem(
+            "cluster.component_placement",
+            dict(placement),
+            "Not a placement",
+            f"each of {', '.join(_ROLES)} once, on 'all' or on devices such as '0-3' or '0,2'",
+            "write cluster.component_placement: {'actor,env,rollout': all}",
+        )
+
+
+def _check_architecture(config: ExperimentConfig) -> Iterator[Problem]:
+    if config.pretrain is None:
+        return
+    sizes: ArchitectureConfig = config.pretrain.architecture
+    key = "pretrain.architecture"
+    for name, divisor in (
+        ("image_size", "patch_size"),
+        ("vision_width", "vision_heads"),
+        ("head_width", "head_heads"),
+        ("language_heads", "language_kv_heads"),
+    ):
+        value, by = getattr(sizes, name), getattr(sizes, divisor)
+        if value % by:
+            yield _problem(
+                f"{key}.{name}",
+                value,
+                "Not divisible",
+                f"a multiple of {key}.{divisor} ({by})",
+                f"set {key}.{name}={_near_multiple(value, by)}",
+            )
+    model = config.actor.model
+    for name, env in (("train", config.env.train), ("eval", config.env.eval)):
+        if env.mapping.embodiment_tag_id >= sizes.num_embodiments:
+            yield _problem(
+                f"env.{name}.mapping.embodiment_tag_id",
+                env.mapping.embodiment_tag_id,
+                "No such embodiment slot",
+                f"below {key}.num_embodiments ({sizes.num_embodiments})",
+                f"set env.{name}.mapping.embodiment_tag_id=0",
+            )
+    for name, limit, needed in (
+        ("action_horizon", sizes.action_horizon, ("num_action_chunks", model.num_action_chunks)),
+        ("max_action_dim", sizes.max_action_dim, ("action_dim", model.action_dim)),
+    ):
+        if limit < needed[1]:
+            yield _problem(
+                f"{key}.{name}",
+                limit,
+                "Too small",
+                f"at least actor.model.{needed[0]} ({needed[1]})",
+                f"set {key}.{name}={needed[1]}",
+            )
+
+
+def _near_multiple(value: int, divisor: int) -> int:
+    return max(1, round(value / divisor)) * divisor

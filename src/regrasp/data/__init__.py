@@ -1,0 +1,1 @@
+"""Demonstrations on disk and rollouts in memory."""

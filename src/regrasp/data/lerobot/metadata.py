@@ -1,0 +1,177 @@
+"""Reads the metadata files of a LeRobotDataset v3.0, turning every defect into a located error."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from regrasp.data.lerobot.schema import (
+    CODEBASE_VERSION,
+    EPISODES_FOLDER,
+    INFO_PATH,
+    STATS_PATH,
+    TASK_COLUMNS,
+    TASKS_PATH,
+    Episode,
+    FeatureSpec,
+    FileIndex,
+    episode_from_row,
+)
+from regrasp.errors import UserError
+
+RESTORE = "collect or download the dataset again"
+
+
+@dataclass(frozen=True)
+class Info:
+    """What info.json says."""
+
+    fps: int
+    num_frames: int
+    num_episodes: int
+    data_path: str
+    video_path: str
+    features: Mapping[str, FeatureSpec]
+
+
+def read_info(root: Path) -> Info:
+    """Read meta/info.json.
+
+    Raises:
+        UserError: If it is missing or malformed, or another version of the format.
+    """
+    path = root / INFO_PATH
+    content = _read_json(path)
+    version = content.get("codebase_version")
+    if version != CODEBASE_VERSION:
+        raise UserError(
+            "The dataset has another version of the LeRobotDataset format.",
+            file=path,
+            key="codebase_version",
+            value=version,
+            expected=CODEBASE_VERSION,
+            mend="convert it with LeRobot's own converter",
+        )
+    try:
+        return Info(
+            fps=_positive(content["fps"]),
+            num_frames=_positive(content["total_frames"]),
+            num_episodes=_positive(content["total_episodes"]),
+            data_path=_template(content["data_path"]),
+            video_path=_template(content["video_path"] or ""),
+            features={name: FeatureSpec.from_json(entry) for name, entry in content["features"].items()},
+        )
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise damaged(path, f"an entry is missing or malformed ({error})") from error
+
+
+def read_stats(root: Path) -> dict[str, dict[str, np.ndarray]]:
+    """Read meta/stats.json."""
+    path = root / STATS_PATH
+    try:
+        return {
+            name: {key: np.asarray(value, dtype=np.float64) for key, value in entry.items()}
+            for name, entry in _read_json(path).items()
+        }
+    except (TypeError, ValueError, AttributeError) as error:
+        raise damaged(path, f"an entry is malformed ({error})") from error
+
+
+def read_tasks(root: Path) -> tuple[str, ...]:
+    """The instructions in the order of their `task_index`."""
+    path = root / TASKS_PATH
+    table = read_table(path)
+    column = next((name for name in TASK_COLUMNS if name in table.column_names), None)
+    if column is None or "task_index" not in table.column_names:
+        raise damaged(path, f"it has the columns {table.column_names}, not task_index and {' or '.join(TASK_COLUMNS)}")
+    tasks = dict(zip(table["task_index"].to_pylist(), table[column].to_pylist(), strict=True))
+    if sorted(tasks) != list(range(len(tasks))):
+        raise damaged(path, "task_index does not count from 0")
+    return tuple(tasks[index] for index in range(len(tasks)))
+
+
+def read_episodes(root: Path, info: Info) -> tuple[Episode, ...]:
+    """The episode table, which must be gapless and agree with info.json."""
+    folder = root / EPISODES_FOLDER
+    paths = sorted(folder.glob("*/*.parquet"))
+    if not paths:
+        raise UserError("The dataset's episode table is missing.", file=folder, mend=RESTORE)
+    cameras = [name for name, feature in info.features.items() if feature.is_video]
+    episodes: list[Episode] = []
+    for path in paths:
+        table = read_table(path)
+        table = table.select([name for name in table.column_names if not name.startswith("stats/")])
+        try:
+            episodes += [episode_from_row(row, cameras) for row in table.to_pylist()]
+        except (KeyError, TypeError) as error:
+            raise damaged(path, f"a column is missing or empty ({error})") from error
+    episodes.sort(key=lambda episode: episode.index)
+    starts = np.cumsum([0, *(episode.length for episode in episodes)]).tolist()
+    if [(e.index, e.start) for e in episodes] != list(enumerate(starts[:-1])):
+        raise damaged(folder, "episodes do not follow one another without a gap")
+    if (len(episodes), starts[-1]) != (info.num_episodes, info.num_frames):
+        raise damaged(
+            folder,
+            f"it lists {len(episodes)} episodes and {starts[-1]} frames, "
+            f"info.json {info.num_episodes} and {info.num_frames}",
+        )
+    return tuple(episodes)
+
+
+def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read a Parquet file, or the given columns of it."""
+    if not path.is_file():
+        raise UserError("A table of the dataset is missing.", file=path, mend=RESTORE)
+    try:
+        with pq.ParquetFile(path) as file:
+            missing = set(columns or ()) - set(file.schema_arrow.names)
+            if missing:
+                raise damaged(path, f"it lacks the columns {sorted(missing)}")
+            return file.read(columns=None if columns is None else list(columns))
+    except (pa.ArrowException, OSError) as error:
+        raise damaged(path, str(error)) from error
+
+
+def count_rows(path: Path) -> int:
+    """Number of rows by the Parquet file's footer."""
+    return read_table(path, columns=[]).num_rows
+
+
+def damaged(path: Path, why: str) -> UserError:
+    """The error for a file of the dataset whose content cannot be right."""
+    return UserError(f"A file of the dataset is damaged: {why}.", file=path, mend=RESTORE)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise UserError(
+            "A metadata file of the dataset is missing, or the folder is no LeRobotDataset v3.0.",
+            file=path,
+            mend="check the path of the dataset",
+        )
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise damaged(path, f"it is no JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise damaged(path, "it holds no JSON object")
+    return content
+
+
+def _template(value: str) -> str:
+    """A path template whose placeholders are those of the format."""
+    FileIndex().path(value, video_key="camera")
+    return value
+
+
+def _positive(value: Any) -> int:
+    if isinstance(value, bool) or value != int(value) or value < 1:
+        raise ValueError(f"{value!r} is no positive whole number")
+    return int(value)

@@ -1,0 +1,396 @@
+"""Writes demonstrations as a LeRobotDataset v3.0."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from regrasp.data.lerobot.schema import (
+    CODEBASE_VERSION,
+    DATA_PATH,
+    DEFAULT_FEATURES,
+    EPISODES_PATH,
+    INFO_PATH,
+    MODALITY_PATH,
+    STATS_PATH,
+    SUCCESS,
+    TASKS_PATH,
+    VIDEO_PATH,
+    Episode,
+    FeatureSpec,
+    FileIndex,
+    VideoSpan,
+    column_from_array,
+    column_to_array,
+    data_schema,
+    episode_row,
+    task_table,
+)
+from regrasp.data.lerobot.video import VideoEncoder, video_info
+from regrasp.data.statistics import ImageStatistics, Statistics, compute_statistics, sample_rows
+from regrasp.errors import UserError
+
+EpisodeArrays = Mapping[str, np.ndarray]
+"""The L frames of an episode: (L, D) per vector, (L,) or (L, 1) per scalar, (L, H, W, 3) uint8 per camera."""
+
+STATISTICS_IMAGES = 32
+"""Image statistics look at this many images of an episode, evenly spaced."""
+
+
+class DatasetWriter:
+    """Collects episodes in a folder beside `root` that becomes `root` when it is complete.
+
+    A run that dies leaves no dataset behind. Besides the given features a dataset has the columns of
+    `DEFAULT_FEATURES` and `next.success`, true on the last frame of an episode that succeeded.
+
+    Args:
+        root: Folder of the dataset; its parents are made.
+        fps: Frames per second of simulated time.
+        robot_type: Free text, kept in info.json.
+        features: What `add_episode` gets, by name.
+        overwrite: Replace a dataset that exists at `root`.
+        modality: Content of GR00T's meta/modality.json, which slices state and action by name.
+        crf: Constant rate factor of the videos, lower is closer to the images; see `VideoEncoder`.
+        data_file_mb: Start a new data file before this many MiB.
+        video_file_mb: Start a new video file before this many MiB.
+        chunks_size: Files per chunk folder.
+
+    Raises:
+        UserError: If `root` exists and may not be replaced, or a camera has an odd size.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        fps: int,
+        robot_type: str,
+        features: Mapping[str, FeatureSpec],
+        overwrite: bool = False,
+        modality: Mapping[str, Any] | None = None,
+        crf: int = 15,
+        data_file_mb: float = 100,
+        video_file_mb: float = 200,
+        chunks_size: int = 1000,
+    ) -> None:
+        self.root = root.absolute()
+        self.features = _all_features(features)
+        self._fps, self._crf, self._robot_type, self._modality = fps, crf, robot_type, modality
+        self._limits = {
+            "chunks_size": chunks_size,
+            "data_files_size_in_mb": data_file_mb,
+            "video_files_size_in_mb": video_file_mb,
+        }
+        self._overwrite = overwrite
+        _check_target(self.root, overwrite)
+
+        self.root.parent.mkdir(parents=True, exist_ok=True)
+        self._scratch = Path(tempfile.mkdtemp(prefix=f".{self.root.name}.", suffix=".partial", dir=self.root.parent))
+        self._folder = self._scratch / self.root.name
+        self._folder.mkdir()
+        self._tasks: dict[str, int] = {}
+        self._rows: list[dict[str, Any]] = []
+        self._num_frames = 0
+        self._data = _DataFiles(self._folder, data_schema(self.features), int(data_file_mb * 2**20), chunks_size)
+        self._videos = {
+            name: _VideoFiles(self._folder, name, feature, fps, crf, int(video_file_mb * 2**20), chunks_size)
+            for name, feature in self.features.items()
+            if feature.is_video
+        }
+        self._image_statistics = {name: ImageStatistics() for name in self._videos}
+        self._closed = False
+
+    def __enter__(self) -> DatasetWriter:
+        return self
+
+    def __exit__(self, exc_type: type[BaseException] | None, *exc: object) -> None:
+        if exc_type is None:
+            self.close()
+        else:
+            self.discard()
+
+    @property
+    def num_episodes(self) -> int:
+        """Episodes added so far."""
+        return len(self._rows)
+
+    def add_episode(self, frames: EpisodeArrays, task: str, success: bool) -> None:
+        """Append one episode.
+
+        Args:
+            frames: Exactly the features given at the start, of L >= 1 frames each, in their declared dtype.
+            task: The instruction.
+            success: Whether the episode ended in success.
+
+        Raises:
+            ValueError: If the arrays do not fit the features.
+        """
+        if self._closed:
+            raise ValueError("the dataset is closed")
+        length = _check_frames(frames, self.features)
+        columns = {name: frames[name] for name in frames if not self.features[name].is_video}
+        columns |= self._default_columns(length, self._tasks.get(task, len(self._tasks)), success)
+        stats = {name: compute_statistics(array) for name, array in columns.items()}
+
+        spans: dict[str, VideoSpan] = {}
+        for name, video in self._videos.items():
+            seen = ImageStatistics()
+            seen.add(frames[name][sample_rows(length, STATISTICS_IMAGES)])
+            self._image_statistics[name].merge(seen)
+            stats[name] = seen.statistics()
+            spans[name] = video.write(frames[name])
+        episode = Episode(
+            index=len(self._rows),
+            tasks=(task,),
+            length=length,
+            start=self._num_frames,
+            data_file=self._data.write(columns, self.features),
+            videos=spans,
+        )
+        self._tasks.setdefault(task, len(self._tasks))
+        self._rows.append(episode_row(episode, stats))
+        self._num_frames += length
+
+    def close(self) -> None:
+        """Write statistics and metadata, then put the dataset in its place.
+
+        Raises:
+            UserError: If there is no episode, or another dataset has appeared at `root`.
+        """
+        if self._closed:
+            return
+        if not self._rows:
+            self.discard()
+            raise UserError("No episode was recorded, so there is no dataset to write.", file=self.root)
+        self._data.close()
+        for video in self._videos.values():
+            video.close()
+        self._write_metadata()
+        self._publish()
+        self._closed = True
+
+    def discard(self) -> None:
+        """Delete everything written; nothing appears at `root`."""
+        if self._closed:
+            return
+        self._closed = True
+        self._data.close()
+        for video in self._videos.values():
+            video.abort()
+        shutil.rmtree(self._scratch)
+
+    def _default_columns(self, length: int, task_index: int, success: bool) -> dict[str, np.ndarray]:
+        frame = np.arange(length, dtype=np.int64)
+        return {
+            SUCCESS: (frame == length - 1) & success,
+            "timestamp": (frame / self._fps).astype(np.float32),
+            "frame_index": frame,
+            "episode_index": np.full(length, len(self._rows), dtype=np.int64),
+            "index": self._num_frames + frame,
+            "task_index": np.full(length, task_index, dtype=np.int64),
+        }
+
+    def _write_metadata(self) -> None:
+        (self._folder / "meta").mkdir()
+        pq.write_table(task_table(list(self._tasks)), self._folder / TASKS_PATH)
+        episodes = self._folder / FileIndex().path(EPISODES_PATH)
+        episodes.parent.mkdir(parents=True)
+        pq.write_table(pa.Table.from_pylist(self._rows), episodes)
+        _write_json(self._folder / STATS_PATH, self._statistics())
+        if self._modality is not None:
+            _write_json(self._folder / MODALITY_PATH, self._modality)
+        _write_json(self._folder / INFO_PATH, self._info())
+
+    def _statistics(self) -> dict[str, Statistics]:
+        """Statistics over all frames, a column at a time."""
+        stats: dict[str, Statistics] = {}
+        for name, feature in self.features.items():
+            if feature.is_video:
+                stats[name] = self._image_statistics[name].statistics()
+            else:
+                tables = [pq.read_table(path, columns=[name]) for path in self._data.paths]
+                stats[name] = compute_statistics(column_to_array(pa.concat_tables(tables)[name], feature))
+        return stats
+
+    def _info(self) -> dict[str, Any]:
+        features = {name: feature.to_json() for name, feature in self.features.items()}
+        for name in self._videos:
+            features[name]["info"] = video_info(self.features[name].image_size, self._fps, self._crf)
+        return {
+            "codebase_version": CODEBASE_VERSION,
+            "robot_type": self._robot_type,
+            "total_episodes": len(self._rows),
+            "total_frames": self._num_frames,
+            "total_tasks": len(self._tasks),
+            **self._limits,
+            "fps": self._fps,
+            "splits": {"train": f"0:{len(self._rows)}"},
+            "data_path": DATA_PATH,
+            "video_path": VIDEO_PATH if self._videos else None,
+            "features": features,
+        }
+
+    def _publish(self) -> None:
+        _check_target(self.root, self._overwrite)
+        if self.root.exists():
+            self.root.rename(self._scratch / "replaced")
+        self._folder.rename(self.root)
+        shutil.rmtree(self._scratch)
+
+
+class _DataFiles:
+    """Parquet files of at most `limit` bytes, a row group per episode."""
+
+    def __init__(self, folder: Path, schema: pa.Schema, limit: int, chunks_size: int) -> None:
+        self.paths: list[Path] = []
+        self._folder, self._schema, self._limit, self._chunks_size = folder, schema, limit, chunks_size
+        self._index = FileIndex()
+        self._num_rows = 0
+        self._sink: pa.NativeFile | None = None
+        self._writer: pq.ParquetWriter | None = None
+
+    def write(self, columns: Mapping[str, np.ndarray], features: Mapping[str, FeatureSpec]) -> FileIndex:
+        arrays = [column_from_array(columns[name], features[name]) for name in self._schema.names]
+        table = pa.Table.from_arrays(arrays, schema=self._schema)
+        if self._sink is not None and _is_full(self._sink.tell(), self._num_rows, len(table), self._limit):
+            self.close()
+            self._index = self._index.next(self._chunks_size)
+        writer = self._writer or self._open()
+        writer.write_table(table)
+        self._num_rows += len(table)
+        return self._index
+
+    def close(self) -> None:
+        if self._writer is not None and self._sink is not None:
+            self._writer.close()
+            self._sink.close()
+        self._writer = self._sink = None
+
+    def _open(self) -> pq.ParquetWriter:
+        path = self._folder / self._index.path(DATA_PATH)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.paths.append(path)
+        self._sink = pa.OSFile(str(path), "wb")
+        self._writer = pq.ParquetWriter(self._sink, self._schema)
+        self._num_rows = 0
+        return self._writer
+
+
+class _VideoFiles:
+    """Video files of one camera of at most `limit` bytes, many episodes in each."""
+
+    def __init__(
+        self, folder: Path, camera: str, feature: FeatureSpec, fps: int, crf: int, limit: int, chunks_size: int
+    ) -> None:
+        self._folder, self._camera, self._size = folder, camera, feature.image_size
+        self._fps, self._crf, self._limit, self._chunks_size = fps, crf, limit, chunks_size
+        self._index = FileIndex()
+        self._encoder: VideoEncoder | None = None
+
+    def write(self, images: np.ndarray) -> VideoSpan:
+        encoder = self._encoder
+        if encoder is not None and _is_full(encoder.num_bytes, encoder.num_frames, len(images), self._limit):
+            self.close()
+            self._index = self._index.next(self._chunks_size)
+        encoder = self._encoder or self._open()
+        start = encoder.num_frames
+        encoder.write(images)
+        return VideoSpan(self._index, start / self._fps, encoder.num_frames / self._fps)
+
+    def close(self) -> None:
+        if self._encoder is not None:
+            self._encoder.close()
+        self._encoder = None
+
+    def abort(self) -> None:
+        if self._encoder is not None:
+            self._encoder.abort()
+        self._encoder = None
+
+    def _open(self) -> VideoEncoder:
+        path = self._folder / self._index.path(VIDEO_PATH, self._camera)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._encoder = VideoEncoder(path, self._size, self._fps, self._crf)
+        return self._encoder
+
+
+def _is_full(num_bytes: int, num_frames: int, num_new_frames: int, limit: int) -> bool:
+    """Whether new frames of the average size so far would reach the limit."""
+    return num_bytes * (1 + num_new_frames / num_frames) >= limit
+
+
+def _all_features(features: Mapping[str, FeatureSpec]) -> dict[str, FeatureSpec]:
+    """The given features, checked, and those that the writer adds."""
+    automatic = {SUCCESS: FeatureSpec("bool", (1,)), **DEFAULT_FEATURES}
+    checked: dict[str, FeatureSpec] = {}
+    for name, feature in features.items():
+        if name in automatic or "/" in name:
+            raise ValueError(f"feature name {name!r} is reserved or holds a '/'")
+        if feature.is_video:
+            feature = _checked_camera(name, feature)
+        elif not feature.is_numeric:
+            raise ValueError(
+                f"feature {name} has dtype {feature.dtype} and shape {feature.shape}, not a vector of numbers"
+            )
+        checked[name] = feature
+    return checked | automatic
+
+
+def _checked_camera(name: str, feature: FeatureSpec) -> FeatureSpec:
+    names = ("height", "width", "channels")
+    if len(feature.shape) != 3 or feature.shape[-1] != 3 or feature.names not in (None, names):
+        raise ValueError(
+            f"camera {name} has shape {feature.shape} and names {feature.names}, not (H, W, 3) and {names}"
+        )
+    if feature.shape[0] % 2 or feature.shape[1] % 2:
+        raise UserError(
+            f"Camera {name} has an odd image size, which H.264 cannot store.",
+            key=name,
+            value=feature.image_size,
+            expected="an even height and an even width",
+            mend="change the camera's size by one pixel",
+        )
+    return FeatureSpec(feature.dtype, feature.shape, names)
+
+
+def _check_frames(frames: EpisodeArrays, features: Mapping[str, FeatureSpec]) -> int:
+    """Number of frames, after comparing every array with its feature."""
+    expected = [name for name in features if name not in DEFAULT_FEATURES and name != SUCCESS]
+    if set(frames) != set(expected):
+        raise ValueError(f"an episode needs exactly {sorted(expected)}, not {sorted(frames)}")
+    length = len(next(iter(frames.values())))
+    if length == 0:
+        raise ValueError("an episode needs at least one frame")
+    for name, array in frames.items():
+        feature = features[name]
+        dtype = "uint8" if feature.is_video else feature.dtype
+        shapes = [(length, *feature.shape)] + ([(length,)] if feature.shape == (1,) else [])
+        if array.dtype != np.dtype(dtype) or array.shape not in shapes:
+            raise ValueError(f"{name} is {array.dtype} {array.shape}, not {dtype} {shapes[0]}")
+    return length
+
+
+def _check_target(root: Path, overwrite: bool) -> None:
+    """Allow a new folder, an empty one, or with `overwrite` an older dataset."""
+    if not root.exists() or (root.is_dir() and not any(root.iterdir())):
+        return
+    is_dataset = (root / INFO_PATH).is_file()
+    if is_dataset and overwrite:
+        return
+    raise UserError(
+        "A dataset exists already." if is_dataset else "The dataset's path is taken by something else.",
+        file=root,
+        mend="give another path, or allow overwriting" if is_dataset else "give another path",
+    )
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=4, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")

@@ -1,0 +1,1 @@
+"""Where the roles run: `local` in one process tree."""

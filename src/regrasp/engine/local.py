@@ -1,0 +1,141 @@
+"""The local engine: policy, optimizer and rollout in this process, environments in worker processes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from regrasp.config.batches import num_updates
+from regrasp.config.schema import EnvConfig, ExperimentConfig
+from regrasp.data.rollout import Rollout, RolloutBuilder
+from regrasp.envs.contract import VecEnv
+from regrasp.envs.mapping import ActionMapping
+from regrasp.envs.registry import create_env
+from regrasp.models.contract import Policy
+from regrasp.workers.actor import ActorWorker
+from regrasp.workers.env import EnvWorker, EpisodeResult
+from regrasp.workers.evaluation import Evaluation, RecordedEpisode, policy_chooser
+from regrasp.workers.rollout import RolloutWorker, interact
+
+
+@dataclass
+class Collected:
+    """One update's worth of experience."""
+
+    rollout: Rollout
+    episodes: list[EpisodeResult]
+    num_steps: int
+    """Environment steps executed."""
+    seconds: float
+
+
+class LocalEngine:
+    """Runs the three roles on this machine.
+
+    Args:
+        config: The experiment.
+        policy: The policy; actor and rollout share it.
+        env: The training environments.
+        seed: Seed of every stream.
+        device: Where the policy lives.
+    """
+
+    def __init__(
+        self, config: ExperimentConfig, policy: Policy, env: VecEnv, seed: int, device: torch.device
+    ) -> None:
+        self.config = config
+        self.policy = policy.to(device)
+        self._seed = seed
+        self._device = device
+        self._num_actions = config.actor.model.num_action_chunks
+        recompute = config.runner.recompute_features or config.actor.model.trainable == "all"
+        self.actor = ActorWorker(
+            policy,
+            config.actor,
+            config.algorithm,
+            num_updates=num_updates(config),
+            seed=seed,
+            recompute_features=recompute,
+            device=device,
+        )
+        self._rollout = RolloutWorker(policy, seed, "train", device=device, keep_features=not recompute)
+        self._eval_rollout = RolloutWorker(policy, seed, "eval", device=device, keep_features=True)
+        mapping = self._action_mapping(config.env.train, env, "train")
+        self._env = EnvWorker(env, mapping, seed, auto_reset=config.env.train.auto_reset)
+        self._eval_env: VecEnv | None = None
+
+    def collect(self, update: int, should_stop: Callable[[], bool]) -> Collected:
+        """Roll the policy out for `rollout_epoch` epochs.
+
+        Raises:
+            InterruptedError: `should_stop` said so; nothing of the rollout is kept.
+        """
+        started = time.monotonic()
+        self.policy.eval()
+        self.policy.begin_update(update)
+        self._rollout.version = update
+        algorithm, env = self.config.algorithm, self.config.env.train
+        builder = RolloutBuilder()
+        episodes: list[EpisodeResult] = []
+        for epoch in range(algorithm.rollout_epoch):
+            episodes += interact(
+                self._env,
+                self._rollout,
+                builder,
+                num_decisions=env.max_steps_per_rollout_epoch // self._num_actions,
+                first_column=epoch * env.total_num_envs,
+                should_stop=should_stop,
+            )
+        rollout = builder.build(
+            reward_type=algorithm.reward_type,
+            gamma=algorithm.gamma,
+            lam=algorithm.gae_lambda,
+            normalize_advantages=algorithm.normalize_advantages,
+        )
+        return Collected(rollout, episodes, int(rollout.num_executed.sum()), time.monotonic() - started)
+
+    def update(self, rollout: Rollout, update: int, should_abandon: Callable[[], bool]) -> dict[str, float]:
+        """Train on a rollout, see `ActorWorker.update`."""
+        self.policy.train()
+        return self.actor.update(rollout, update, should_abandon)
+
+    def evaluate(
+        self,
+        num_episodes: int,
+        on_episode: Callable[[EpisodeResult], None] | None = None,
+        num_recorded: int = 0,
+        on_recording: Callable[[RecordedEpisode], None] | None = None,
+    ) -> list[EpisodeResult]:
+        """Evaluate the policy on episodes 0 to `num_episodes` - 1 of the evaluation stream."""
+        config = self.config.env.eval
+        if self._eval_env is None:
+            self._eval_env = create_env(config, "eval", self._num_actions)
+        self.policy.eval()
+        mapping = self._action_mapping(config, self._eval_env, "eval")
+        choose = policy_chooser(self._eval_rollout, mapping, config.inference_block)
+        evaluation = Evaluation(self._eval_env, choose, self._seed, on_episode)
+        return evaluation.run(num_episodes, num_recorded, on_recording)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Environment counters and states at the boundary between two updates."""
+        return self._env.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Restore what `state_dict` returned."""
+        self._env.load_state_dict(state)
+
+    def close(self) -> None:
+        """Stop every environment process."""
+        self._env.env.close()
+        if self._eval_env is not None:
+            self._eval_env.close()
+
+    def _action_mapping(self, config: EnvConfig, env: VecEnv, name: str) -> ActionMapping:
+        return ActionMapping(
+            config.mapping, self.config.actor.model.action_dim, env.spec.action_dim, f"env.{name}.mapping"
+        )
+

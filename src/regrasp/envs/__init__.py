@@ -1,0 +1,1 @@
+"""Environments: the contract, the observation and action mapping, and the simulators behind it."""

@@ -1,0 +1,158 @@
+"""Turns a simulator that steps one environment once into the chunked contract. Imports NumPy only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from regrasp.envs.remote.simulator import INFO, OBSERVATION, Arrays, SimulatorSpec
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one environment step led to."""
+
+    reward: float
+    terminated: bool
+    success: bool
+    info: Mapping[str, float] = field(default_factory=dict)
+
+
+class SingleStepSimulator(Protocol):
+    """Independent environments, addressed by row and stepped one control step at a time."""
+
+    def describe(self) -> SimulatorSpec:
+        """What this simulator offers."""
+        ...
+
+    def begin(self, row: int, seed: int) -> int:
+        """Start an episode and return the index of its instruction."""
+        ...
+
+    def advance(self, row: int, action: np.ndarray) -> Outcome:
+        """Execute one action (A,)."""
+        ...
+
+    def observe(self, row: int, targets: Mapping[str, np.ndarray]) -> None:
+        """Write the observations named by `targets` (`group/key` to array) in place."""
+        ...
+
+    def frame(self, row: int, target: np.ndarray) -> None:
+        """Write a video frame (H, W, 3) uint8 in place."""
+        ...
+
+    def expert(self, row: int) -> np.ndarray:
+        """The scripted expert's action (A,)."""
+        ...
+
+    def save(self, row: int, target: np.ndarray) -> None:
+        """Write the environment's complete state (float64) in place."""
+        ...
+
+    def load(self, row: int, source: np.ndarray) -> None:
+        """Restore what `save` wrote."""
+        ...
+
+    def close(self) -> None:
+        """Release the simulator."""
+        ...
+
+
+class ChunkedSimulator:
+    """A `Simulator` over a `SingleStepSimulator`.
+
+    A row stops at its end inside a chunk and stays ended until it is reset; observations are computed once, at the
+    end of a row's chunk. With `ignore_terminations` only the step limit ends an episode. The saved state is the simulator's own, then steps taken and whether the row is in an episode.
+    """
+
+    _OWN_STATE = 3
+
+    def __init__(self, inner: SingleStepSimulator, num_envs: int, *, ignore_terminations: bool) -> None:
+        self._inner = inner
+        self._num_envs = num_envs
+        self._ignore_terminations = ignore_terminations
+        self._limit = inner.describe().max_episode_steps
+        self._steps = np.zeros(num_envs, np.int64)
+        self._running = np.zeros(num_envs, bool)
+        self._frames: dict[int, np.ndarray] = {}
+        self._arrays: Arrays = {}
+        self._targets: list[dict[str, np.ndarray]] = []
+
+    def describe(self) -> SimulatorSpec:
+        """The inner simulator's offer, with room for the state kept here."""
+        spec = self._inner.describe()
+        return SimulatorSpec(**{**vars(spec), "state_size": spec.state_size + self._OWN_STATE})
+
+    def attach(self, arrays: Arrays) -> None:
+        """Use these shared arrays."""
+        self._arrays = arrays
+        names = [name for name in arrays if name.startswith(OBSERVATION)]
+        self._targets = [
+            {name.removeprefix(OBSERVATION): arrays[name][row] for name in names} for row in range(self._num_envs)
+        ]
+
+    def reset(self, rows: Sequence[int], seeds: Sequence[int]) -> None:
+        """Start an episode in each row."""
+        for row, seed in zip(rows, seeds, strict=True):
+            self._arrays["instruction"][row] = self._inner.begin(row, seed)
+            self._steps[row] = 0
+            self._running[row] = True
+            self._inner.observe(row, self._targets[row])
+
+    def step(self, num_steps: int) -> None:
+        """Execute a chunk in every running row."""
+        for name in ("rewards", "num_executed", "terminated", "truncated", "success"):
+            self._arrays[name][:] = 0
+        for row in np.flatnonzero(self._running):
+            self._run_chunk(int(row), num_steps)
+            self._inner.observe(row, self._targets[row])
+
+    def _run_chunk(self, row: int, num_steps: int) -> None:
+        arrays = self._arrays
+        for t in range(num_steps):
+            outcome = self._inner.advance(row, arrays["actions"][row, t])
+            self._steps[row] += 1
+            arrays["rewards"][row, t] = outcome.reward
+            arrays["num_executed"][row] = t + 1
+            arrays["success"][row] |= outcome.success
+            for name, value in outcome.info.items():
+                arrays[INFO + name][row] = value
+            if row in self._frames:
+                self._inner.frame(row, self._frames[row][t])
+            terminated = outcome.terminated and not self._ignore_terminations
+            if terminated or self._steps[row] >= self._limit:
+                arrays["terminated"][row] = terminated
+                arrays["truncated"][row] = not terminated
+                self._running[row] = False
+                return
+
+    def expert(self) -> None:
+        """Write the expert's actions for running rows."""
+        for row in np.flatnonzero(self._running):
+            self._arrays["expert_actions"][row] = self._inner.expert(int(row))
+
+    def record(self, rows: Sequence[int], frames: np.ndarray | None) -> None:
+        """Write a frame per step of these rows from now on."""
+        self._frames = {} if frames is None else dict(zip(rows, frames, strict=True))
+
+    def save_state(self) -> None:
+        """Write every row's state."""
+        for row, target in enumerate(self._arrays["state"]):
+            self._inner.save(row, target[: -self._OWN_STATE])
+            target[-self._OWN_STATE :] = self._steps[row], self._running[row], self._arrays["instruction"][row]
+
+    def load_state(self) -> None:
+        """Restore every row and write its observation."""
+        for row, source in enumerate(self._arrays["state"]):
+            self._inner.load(row, source[: -self._OWN_STATE])
+            steps, running, instruction = source[-self._OWN_STATE :]
+            self._steps[row], self._running[row] = int(steps), bool(running)
+            self._arrays["instruction"][row] = int(instruction)
+            self._inner.observe(row, self._targets[row])
+
+    def close(self) -> None:
+        """Release the inner simulator."""
+        self._inner.close()

@@ -1,0 +1,1 @@
+"""The embedded MuJoCo simulator and its tasks."""

@@ -1,0 +1,56 @@
+"""Which of MuJoCo's headless graphics backends works on this machine. Does not import MuJoCo here."""
+
+from __future__ import annotations
+
+import functools
+import os
+import subprocess
+import sys
+
+from regrasp.errors import UserError
+
+PACKAGES = ("libegl1", "libgl1-mesa-dri")
+"""Debian and Ubuntu packages that make EGL rendering work without a GPU."""
+_PROBE = (
+    "import mujoco; r = mujoco.Renderer("
+    "mujoco.MjModel.from_xml_string('<mujoco><worldbody><geom size=\".1\"/></worldbody></mujoco>'), 16, 16); "
+    "r.render(); r.close()"
+)
+
+
+@functools.cache
+def working_backend() -> str | None:
+    """The value of MUJOCO_GL that renders here, the user's own choice first; None if none does."""
+    chosen = os.environ.get("MUJOCO_GL")
+    candidates = [chosen] if chosen else ["egl", "osmesa"] if sys.platform == "linux" else ["cgl", "glfw"]
+    return next((backend for backend in candidates if probe(backend) is None), None)
+
+
+def probe(backend: str) -> str | None:
+    """Render one image in a process of its own: None if that works, else the last line of the error."""
+    result = subprocess.run(
+        [sys.executable, "-c", _PROBE],
+        env={**os.environ, "MUJOCO_GL": backend, "LP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    if result.returncode == 0:
+        return None
+    return (result.stderr.strip().splitlines() or [f"exit code {result.returncode}"])[-1]
+
+
+def require_backend() -> str:
+    """The working backend.
+
+    Raises:
+        UserError: No backend renders; names the packages that would change that.
+    """
+    backend = working_backend()
+    if backend is None:
+        raise UserError(
+            "This machine cannot render images headless: neither EGL nor OSMesa works.",
+            expected="a working EGL or OSMesa library",
+            mend=f"on Debian or Ubuntu: sudo apt-get install {' '.join(PACKAGES)}; `regrasp doctor` tells more",
+        )
+    return backend

@@ -1,0 +1,43 @@
+"""The parent's side of the embedded simulator. Does not import MuJoCo."""
+
+from __future__ import annotations
+
+import difflib
+
+from regrasp.config.schema import EnvConfig
+from regrasp.envs.contract import VecEnv
+from regrasp.envs.mujoco.backend import require_backend
+from regrasp.envs.mujoco.catalog import TASK_IDS
+from regrasp.envs.remote.process import Deadlines
+from regrasp.envs.remote.vector import RemoteVecEnv
+from regrasp.errors import UserError
+
+
+def create_env(config: EnvConfig, name: str, max_chunk: int) -> VecEnv:
+    """Start MuJoCo environments as `env.<name>` says."""
+    task_id = config.init_params.id
+    if task_id not in TASK_IDS:
+        near = difflib.get_close_matches(task_id, TASK_IDS, 1)
+        raise UserError(
+            "Unknown MuJoCo task",
+            key=f"env.{name}.init_params.id",
+            value=task_id,
+            expected=f"one of {sorted(TASK_IDS)}",
+            mend=f"did you mean '{near[0]}'?" if near else "`regrasp tasks` lists them",
+        )
+    return RemoteVecEnv(
+        name=name,
+        factory="regrasp.envs.mujoco.simulator:create",
+        settings={
+            "task_id": task_id,
+            "max_episode_steps": config.max_episode_steps,
+            "ignore_terminations": config.ignore_terminations,
+        },
+        num_envs=config.total_num_envs,
+        num_workers=config.num_workers,
+        max_chunk=max_chunk,
+        mapping=config.mapping,
+        deadlines=Deadlines(config.timeouts.startup_s, config.timeouts.reset_s, config.timeouts.step_s),
+        python=config.python,
+        environment={"MUJOCO_GL": require_backend()},
+    )

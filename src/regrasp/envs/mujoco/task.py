@@ -1,0 +1,85 @@
+"""What a MuJoCo task defines: a model, a start, actuation, observations, success, and a scripted expert."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import mujoco
+import numpy as np
+
+from regrasp.envs.chunk import Outcome
+
+
+@dataclass(frozen=True)
+class Camera:
+    """A camera of the model that observations can use."""
+
+    name: str
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class GroundingScene:
+    """Where the objects that an instruction names are, in one rendered scene."""
+
+    instructions: tuple[str, ...]
+    targets: np.ndarray
+    """(I, S, 2) float32 metres: for each instruction the xy of up to S named objects, in the order of their mention.
+
+    Slots past the objects that an instruction names are NaN.
+    """
+
+
+class Task(ABC):
+    """One task. An episode's own variables live in a flat float64 vector, so that they can be saved with the physics.
+
+    Class attributes state the sizes; `model` is shared by all environments of a process.
+    """
+
+    task_id: str
+    instructions: tuple[str, ...]
+    max_episode_steps: int
+    action_dim: int
+    physics_steps: int
+    """Physics steps per control step."""
+    episode_size: int
+    """Length of the episode vector."""
+    cameras: tuple[Camera, ...]
+    vectors: Mapping[str, int]
+    """Vector observations of group `policy`: key to width."""
+    video_camera: str
+    info: tuple[str, ...] = ()
+    has_expert: bool = True
+    model: mujoco.MjModel
+
+    @property
+    def step_seconds(self) -> float:
+        """Simulated seconds per control step."""
+        return self.physics_steps * self.model.opt.timestep
+
+    @abstractmethod
+    def reset(self, data: mujoco.MjData, episode: np.ndarray, rng: np.random.Generator) -> int:
+        """Arrange a start in `data` and `episode`, and return the index of the instruction."""
+
+    @abstractmethod
+    def actuate(self, data: mujoco.MjData, episode: np.ndarray, action: np.ndarray) -> None:
+        """Turn one action (A,) into control signals."""
+
+    @abstractmethod
+    def observe(self, data: mujoco.MjData, episode: np.ndarray) -> Mapping[str, np.ndarray]:
+        """The vector observations."""
+
+    @abstractmethod
+    def outcome(self, data: mujoco.MjData, episode: np.ndarray) -> Outcome:
+        """Reward, end and success after a control step."""
+
+    @abstractmethod
+    def expert(self, data: mujoco.MjData, episode: np.ndarray) -> np.ndarray:
+        """The scripted expert's action (A,)."""
+
+    @abstractmethod
+    def scatter(self, data: mujoco.MjData, rng: np.random.Generator) -> GroundingScene:
+        """Arrange a random scene for grounding pretraining and say what is where."""

@@ -1,0 +1,1 @@
+"""The embedded tasks, one file each, listed in `regrasp.envs.mujoco.catalog`."""

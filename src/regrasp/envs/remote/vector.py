@@ -1,0 +1,211 @@
+"""A vector environment whose simulators live in worker processes and write into shared memory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from regrasp.config.schema import MappingConfig
+from regrasp.envs.contract import ArraySpec, Capabilities, EnvSpec, Observation, Step, VecEnv
+from regrasp.envs.mapping import ObservationMapping
+from regrasp.envs.remote.process import Deadlines, SimulatorProcess
+from regrasp.envs.remote.simulator import INFO, OBSERVATION, SimulatorSpec
+from regrasp.hardware import available_cores
+
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "LP_NUM_THREADS")
+
+
+class RemoteVecEnv(VecEnv):
+    """N environments split over worker processes.
+
+    Args:
+        name: "train" or "eval", shown in errors.
+        factory: `module:callable` creating a `Simulator`; it is given `num_envs` besides `settings`.
+        settings: JSON keyword arguments of the factory.
+        num_envs: Environments in all.
+        num_workers: Processes; None for one per core this process may use.
+        max_chunk: Longest action chunk.
+        mapping: Which raw observations become policy inputs.
+        deadlines: How long the workers may take.
+        python: Interpreter of the workers; None for ours.
+        environment: Environment variables for the workers.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        factory: str,
+        settings: Mapping[str, Any],
+        num_envs: int,
+        num_workers: int | None,
+        max_chunk: int,
+        mapping: MappingConfig,
+        deadlines: Deadlines,
+        python: str | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        num_workers = min(num_envs, num_workers or available_cores())
+        bounds = np.linspace(0, num_envs, num_workers + 1).astype(int)
+        self._slices = [slice(int(a), int(b)) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+        self._max_chunk = max_chunk
+        self._recorded: list[int] = []
+        self._frames: list[np.ndarray] = []
+        self._workers: list[SimulatorProcess] = []
+        threads = dict.fromkeys(_THREAD_VARIABLES, "1")
+        try:
+            for part in self._slices:
+                worker = SimulatorProcess(
+                    f"{name} environments {part.start}-{part.stop - 1}",
+                    factory,
+                    {**settings, "num_envs": part.stop - part.start},
+                    deadlines,
+                    python,
+                    {**threads, **(environment or {})},
+                )
+                self._workers.append(worker)
+            simulator = [worker.wait_until_ready() for worker in self._workers][0]
+            self._mapping = self._create_mapping(mapping, simulator, f"env.{name}.mapping")
+            shapes = self._array_shapes(simulator)
+            self._arrays = [
+                worker.attach({key: ((part.stop - part.start, *shape), dtype) for key, (shape, dtype) in shapes.items()})
+                for worker, part in zip(self._workers, self._slices, strict=True)
+            ]
+        except BaseException:
+            self.close(deadline=1.0)
+            raise
+        self._info = simulator.info
+        self.capabilities = Capabilities(
+            **simulator.capabilities, saves_state=simulator.state_size > 0, has_expert=simulator.has_expert
+        )
+        self.spec = EnvSpec(
+            task_id=simulator.task_id,
+            num_envs=num_envs,
+            raw_observations=_array_specs(simulator),
+            action_dim=simulator.action_dim,
+            instructions=simulator.instructions,
+            step_seconds=simulator.step_seconds,
+            max_episode_steps=simulator.max_episode_steps,
+            state_dim=self._mapping.state_dim,
+            num_extra_views=len(self._mapping.extra_cameras),
+        )
+
+    @staticmethod
+    def _create_mapping(config: MappingConfig, simulator: SimulatorSpec, location: str) -> ObservationMapping:
+        return ObservationMapping(config, _array_specs(simulator), location)
+
+    def _array_shapes(self, simulator: SimulatorSpec) -> dict[str, tuple[tuple[int, ...], str]]:
+        shapes: dict[str, tuple[tuple[int, ...], str]] = {
+            "actions": ((self._max_chunk, simulator.action_dim), "float32"),
+            "rewards": ((self._max_chunk,), "float32"),
+            "num_executed": ((), "int32"),
+            "terminated": ((), "bool"),
+            "truncated": ((), "bool"),
+            "success": ((), "bool"),
+            "instruction": ((), "int32"),
+            "expert_actions": ((simulator.action_dim,), "float32"),
+            "state": ((simulator.state_size,), "float64"),
+        }
+        shapes |= {INFO + name: ((), "float32") for name in simulator.info}
+        shapes |= {OBSERVATION + key: simulator.raw_observations[key] for key in self._mapping.keys}
+        return shapes
+
+    def reset(self, env_ids: Sequence[int], seeds: Sequence[int]) -> Observation:
+        """Start one episode per given environment, see `VecEnv.reset`."""
+        assert len(env_ids) == len(seeds)
+        begun = []
+        for worker, part in zip(self._workers, self._slices, strict=True):
+            chosen = [(i - part.start, s) for i, s in zip(env_ids, seeds, strict=True) if part.start <= i < part.stop]
+            if chosen:
+                rows, row_seeds = zip(*chosen, strict=True)
+                worker.begin("reset", rows=[int(row) for row in rows], seeds=[int(seed) for seed in row_seeds])
+                begun.append(worker)
+        for worker in begun:
+            worker.finish()
+        return self._observe(np.asarray(env_ids, dtype=np.int64))
+
+    def step(self, actions: Tensor) -> Step:
+        """Execute a chunk, see `VecEnv.step`."""
+        num_steps = actions.shape[1]
+        assert actions.shape == (self.spec.num_envs, num_steps, self.spec.action_dim), "actions are (N, T, A)"
+        assert num_steps <= self._max_chunk
+        values = actions.numpy()
+        for arrays, part in zip(self._arrays, self._slices, strict=True):
+            arrays["actions"][:, :num_steps] = values[part]
+        self._all("step", num_steps=num_steps)
+        return Step(
+            observation=self._observe(np.arange(self.spec.num_envs)),
+            rewards=self._gather("rewards")[:, :num_steps],
+            num_executed=self._gather("num_executed").long(),
+            terminated=self._gather("terminated"),
+            truncated=self._gather("truncated"),
+            success=self._gather("success"),
+            frames=torch.from_numpy(np.concatenate(self._frames)[:, :num_steps]) if self._recorded else None,
+            info={name: self._gather(INFO + name) for name in self._info},
+        )
+
+    def expert_actions(self) -> Tensor:
+        """The scripted expert's actions (N, A)."""
+        assert self.capabilities.has_expert
+        self._all("expert")
+        return self._gather("expert_actions")
+
+    def record(self, env_ids: Sequence[int], height: int = 256, width: int = 256) -> None:
+        """Ask for frames, in ascending order of `env_ids`; see `VecEnv.record`."""
+        self._recorded = sorted(env_ids)
+        self._frames = []
+        for worker, part in zip(self._workers, self._slices, strict=True):
+            rows = [i - part.start for i in self._recorded if part.start <= i < part.stop]
+            if rows:
+                self._frames.append(worker.record(rows, (len(rows), self._max_chunk, height, width, 3)))
+            else:
+                worker.begin("stop_recording")
+                worker.finish()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Simulator states (N, S) float64."""
+        assert self.capabilities.saves_state
+        self._all("save_state")
+        return {"state": self._gather("state")}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> Observation:
+        """Restore what `state_dict` returned."""
+        for arrays, part in zip(self._arrays, self._slices, strict=True):
+            arrays["state"][:] = state["state"][part].numpy()
+        self._all("load_state")
+        return self._observe(np.arange(self.spec.num_envs))
+
+    def close(self, deadline: float = 10.0) -> None:
+        """Stop the workers."""
+        end = time.monotonic() + deadline
+        for worker in self._workers:
+            worker.request_close()
+        for worker in self._workers:
+            worker.close(end - time.monotonic())
+        self._workers = []
+
+    def _all(self, op: str, **arguments: Any) -> None:
+        for worker in self._workers:
+            worker.begin(op, **arguments)
+        for worker in self._workers:
+            worker.finish()
+
+    def _gather(self, name: str) -> Tensor:
+        return torch.from_numpy(np.concatenate([arrays[name] for arrays in self._arrays]))
+
+    def _observe(self, env_ids: np.ndarray) -> Observation:
+        raw = {key: self._select(OBSERVATION + key, env_ids) for key in self._mapping.keys}
+        instructions = [self.spec.instructions[i] for i in self._select("instruction", env_ids)]
+        return self._mapping(raw, instructions)
+
+    def _select(self, name: str, env_ids: np.ndarray) -> np.ndarray:
+        return np.concatenate([arrays[name] for arrays in self._arrays])[env_ids]
+
+
+def _array_specs(simulator: SimulatorSpec) -> dict[str, ArraySpec]:
+    return {key: ArraySpec(tuple(shape), dtype) for key, (shape, dtype) in simulator.raw_observations.items()}

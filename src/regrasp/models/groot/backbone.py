@@ -1,0 +1,125 @@
+"""The vision-language backbone of GR00T N1.5: SigLIP, a linear connector and the lower layers of Qwen3."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import torch
+from torch import Tensor, nn
+from transformers import Qwen3Config, Qwen3Model, SiglipVisionConfig, SiglipVisionModel
+
+from regrasp.models.groot.config import EagleConfig, LanguageConfig, VisionConfig
+
+
+def siglip(config: VisionConfig) -> SiglipVisionModel:
+    """The vision tower, without its pooling head."""
+    sizes = asdict(config) | {"vision_use_head": False}
+    return SiglipVisionModel(SiglipVisionConfig.from_dict(sizes, attn_implementation="sdpa"))
+
+
+def qwen3(config: LanguageConfig) -> Qwen3Model:
+    """The language model, without its output layer."""
+    sizes = asdict(config)
+    rope = {"rope_type": "default", "rope_theta": sizes.pop("rope_theta")}
+    sizes |= {"rope_parameters": rope, "use_cache": False}
+    return Qwen3Model(Qwen3Config.from_dict(sizes, attn_implementation="sdpa"))
+
+
+class VisionTower(nn.Module):
+    """Holds SigLIP under the published key `vision_model.vision_model`."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.vision_model = siglip(config)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Patch features (N, P, D_v) after the last layer norm, of images (N, 3, H, W) in [-1, 1]."""
+        return self.vision_model(pixels).last_hidden_state
+
+
+class LanguageModel(nn.Module):
+    """Holds Qwen3 under the published key `language_model.model`."""
+
+    def __init__(self, config: LanguageConfig) -> None:
+        super().__init__()
+        self.model = qwen3(config)
+
+    def forward(self, embeddings: Tensor, mask: Tensor) -> Tensor:
+        """Features (B, S, D) after the final norm.
+
+        Args:
+            embeddings: (B, S, D).
+            mask: (B, 1, S, S) bool, True where a query may attend to a key.
+        """
+        output = self.model(inputs_embeds=embeddings, attention_mask={"full_attention": mask}, use_cache=False)
+        return output.last_hidden_state
+
+
+class EagleModel(nn.Module):
+    """Images and words to one sequence of features."""
+
+    def __init__(self, config: EagleConfig) -> None:
+        super().__init__()
+        self.vision_model = VisionTower(config.vision_config)
+        self.mlp1 = nn.Sequential(nn.Linear(config.vision_config.hidden_size, config.text_config.hidden_size))
+        self.language_model = LanguageModel(config.text_config)
+        self.image_token = config.image_token_index
+        self.pad_token = config.pad_token_index
+
+    def forward(self, images: Tensor, input_ids: Tensor) -> Tensor:
+        """Features (B, S, D) of every position of the sequence.
+
+        Args:
+            images: (B, V, H, W, 3) uint8.
+            input_ids: (B, S), with one image placeholder for each of the V views' tokens, in order.
+        """
+        words = self.language_model.model.embed_tokens(input_ids)
+        views = self.mlp1(self.vision_model(_pixels(images, words.dtype)))
+        embeddings = _fill_placeholders(
+            words, input_ids == self.image_token, views.reshape(len(images), -1, words.shape[-1])
+        )
+        return self.language_model(embeddings, _causal_mask(input_ids != self.pad_token))
+
+
+class Backbone(nn.Module):
+    """The published module tree above `eagle_model`."""
+
+    def __init__(self, config: EagleConfig) -> None:
+        super().__init__()
+        self.eagle_model = EagleModel(config)
+
+    def forward(self, images: Tensor, input_ids: Tensor) -> Tensor:
+        """See `EagleModel.forward`."""
+        return self.eagle_model(images, input_ids)
+
+    def reset_buffers(self) -> None:
+        """Recompute the buffers that no checkpoint holds, after the module was built on the meta device."""
+        embeddings = self.eagle_model.vision_model.vision_model.embeddings
+        positions = torch.arange(embeddings.num_positions).expand(1, -1)
+        embeddings.register_buffer("position_ids", positions, persistent=False)
+        rotary = self.eagle_model.language_model.model.rotary_emb
+        inv_freq, _ = rotary.compute_default_rope_parameters(rotary.config)
+        rotary.register_buffer("inv_freq", inv_freq, persistent=False)
+        rotary.register_buffer("original_inv_freq", inv_freq.clone(), persistent=False)
+
+
+def _pixels(images: Tensor, dtype: torch.dtype) -> Tensor:
+    """(B, V, H, W, 3) uint8 to (B V, 3, H, W) in [-1, 1]."""
+    return (images.flatten(0, 1).permute(0, 3, 1, 2).float() / 127.5 - 1).to(dtype)
+
+
+def _fill_placeholders(words: Tensor, is_image: Tensor, views: Tensor) -> Tensor:
+    """Put the i-th token of `views` (B, P, D) at the i-th image position of `words` (B, S, D)."""
+    order = (is_image.cumsum(dim=1) - 1).clamp(min=0)
+    placed = views.gather(1, order.unsqueeze(-1).expand(-1, -1, words.shape[-1]))
+    return torch.where(is_image.unsqueeze(-1), placed, words)
+
+
+def _causal_mask(is_token: Tensor) -> Tensor:
+    """(B, 1, S, S) bool. A padded query attends to nothing, for which scaled_dot_product_attention gives zeros.
+
+    That is also what unpadding attention kernels give, with which the published weights were trained.
+    """
+    length = is_token.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool, device=is_token.device).tril()
+    return causal & is_token[:, None, None, :]

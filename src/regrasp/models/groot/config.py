@@ -1,0 +1,286 @@
+"""Configuration of the GR00T N1.5 architecture, in the layout of its published config.json."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from typing import Any, Self, get_type_hints
+
+from regrasp.errors import UserError
+
+MODEL_TYPE = "gr00t_n1_5"
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """SigLIP sizes; the defaults are so400m's, as GR00T N1.5 uses it."""
+
+    hidden_size: int = 1152
+    num_hidden_layers: int = 27
+    num_attention_heads: int = 16
+    intermediate_size: int = 4304
+    patch_size: int = 14
+    image_size: int = 224
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens per image."""
+        return (self.image_size // self.patch_size) ** 2
+
+
+@dataclass(frozen=True)
+class LanguageConfig:
+    """Qwen3 sizes; the defaults are those of the 1.7 B model, cut to the 12 layers GR00T N1.5 keeps."""
+
+    hidden_size: int = 2048
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 16
+    num_key_value_heads: int = 8
+    head_dim: int = 128
+    intermediate_size: int = 6144
+    vocab_size: int = 151680
+    rope_theta: float = 1e6
+    rms_norm_eps: float = 1e-6
+    max_position_embeddings: int = 40960
+
+
+@dataclass(frozen=True)
+class EagleConfig:
+    """The vision-language model, which the published config.json names by path only."""
+
+    vision_config: VisionConfig = field(default_factory=VisionConfig)
+    text_config: LanguageConfig = field(default_factory=LanguageConfig)
+    image_token_index: int = 151669
+    pad_token_index: int = 151643
+
+
+@dataclass(frozen=True)
+class BackboneConfig:
+    """`backbone_cfg` of the published config.json."""
+
+    select_layer: int = 12
+    project_to_dim: int | None = None
+    reproject_vision: bool = False
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """`vl_self_attention_cfg`: attention sizes common to both transformers of the head."""
+
+    attention_head_dim: int
+    num_attention_heads: int
+    num_layers: int
+    dropout: float = 0.2
+    final_dropout: bool = True
+    positional_embeddings: str | None = None
+
+    @property
+    def width(self) -> int:
+        """Token width."""
+        return self.attention_head_dim * self.num_attention_heads
+
+
+@dataclass(frozen=True)
+class DiffusionConfig(TransformerConfig):
+    """`diffusion_model_cfg`: the diffusion transformer."""
+
+    cross_attention_dim: int = 2048
+    output_dim: int = 1024
+    interleave_self_attention: bool = True
+    norm_type: str = "ada_norm"
+
+
+def _published_diffusion() -> DiffusionConfig:
+    return DiffusionConfig(attention_head_dim=48, num_attention_heads=32, num_layers=16)
+
+
+def _published_self_attention() -> TransformerConfig:
+    return TransformerConfig(attention_head_dim=64, num_attention_heads=32, num_layers=4)
+
+
+@dataclass(frozen=True)
+class ActionHeadConfig:
+    """`action_head_cfg` of the published config.json."""
+
+    action_dim: int = 32
+    action_horizon: int = 16
+    add_pos_embed: bool = True
+    backbone_embedding_dim: int = 2048
+    hidden_size: int = 1024
+    input_embedding_dim: int = 1536
+    max_action_dim: int = 32
+    max_state_dim: int = 64
+    max_num_embodiments: int = 32
+    max_seq_len: int = 1024
+    noise_beta_alpha: float = 1.5
+    noise_beta_beta: float = 1.0
+    noise_s: float = 0.999
+    num_inference_timesteps: int = 4
+    num_target_vision_tokens: int = 32
+    num_timestep_buckets: int = 1000
+    use_vlln: bool = True
+    diffusion_model_cfg: DiffusionConfig = field(default_factory=_published_diffusion)
+    vl_self_attention_cfg: TransformerConfig = field(default_factory=_published_self_attention)
+
+
+@dataclass(frozen=True)
+class GrootConfig:
+    """Everything that fixes the network; the defaults are the published GR00T N1.5 3B.
+
+    Raises:
+        UserError: A value asks for a variant of the architecture that the published model does not use.
+    """
+
+    model_type: str = MODEL_TYPE
+    action_dim: int = 32
+    action_horizon: int = 16
+    hidden_size: int = 2048
+    backbone_cfg: BackboneConfig = field(default_factory=BackboneConfig)
+    action_head_cfg: ActionHeadConfig = field(default_factory=ActionHeadConfig)
+    eagle_cfg: EagleConfig = field(default_factory=EagleConfig)
+    text_length: int = 64
+    """Token positions for the instruction, padded on the left (ours)."""
+    text_first: bool = False
+    """Words before the image tokens, instead of after them as published (ours)."""
+
+    def __post_init__(self) -> None:
+        head, language = self.action_head_cfg, self.eagle_cfg.text_config
+        diffusion, self_attention = head.diffusion_model_cfg, head.vl_self_attention_cfg
+        fixed = (
+            ("model_type", self.model_type, MODEL_TYPE),
+            ("backbone_cfg.select_layer", self.backbone_cfg.select_layer, language.num_hidden_layers),
+            ("backbone_cfg.project_to_dim", self.backbone_cfg.project_to_dim, None),
+            ("backbone_cfg.reproject_vision", self.backbone_cfg.reproject_vision, False),
+            ("action_head_cfg.action_horizon", head.action_horizon, self.action_horizon),
+            ("action_head_cfg.backbone_embedding_dim", head.backbone_embedding_dim, language.hidden_size),
+            ("action_head_cfg.input_embedding_dim", head.input_embedding_dim, diffusion.width),
+            ("action_head_cfg.hidden_size", head.hidden_size, diffusion.output_dim),
+            ("action_head_cfg.add_pos_embed", head.add_pos_embed, True),
+            ("action_head_cfg.use_vlln", head.use_vlln, True),
+            ("action_head_cfg.noise_beta_alpha", head.noise_beta_alpha, 1.5),
+            ("action_head_cfg.noise_beta_beta", head.noise_beta_beta, 1.0),
+            ("diffusion_model_cfg.norm_type", diffusion.norm_type, "ada_norm"),
+            ("diffusion_model_cfg.interleave_self_attention", diffusion.interleave_self_attention, True),
+            ("diffusion_model_cfg.positional_embeddings", diffusion.positional_embeddings, None),
+            ("diffusion_model_cfg.cross_attention_dim", diffusion.cross_attention_dim, language.hidden_size),
+            ("vl_self_attention_cfg.positional_embeddings", self_attention.positional_embeddings, None),
+            ("vl_self_attention_cfg width", self_attention.width, language.hidden_size),
+        )
+        for key, value, expected in fixed:
+            if value != expected:
+                raise UserError("A GR00T variant that is not supported", key=key, value=value, expected=repr(expected))
+
+    @classmethod
+    def n1_5(cls) -> Self:
+        """The published GR00T N1.5 3B."""
+        return cls()
+
+    @classmethod
+    def tiny(cls, architecture: Any) -> Self:
+        """A small configuration of the same architecture.
+
+        Args:
+            architecture: Any object with the attributes of the `pretrain.architecture` block.
+        """
+        a = architecture
+        if a.head_width % a.head_heads or a.vision_width % a.vision_heads or a.language_width % a.head_heads:
+            raise UserError("Widths that their numbers of attention heads do not divide", key="pretrain.architecture")
+        diffusion = DiffusionConfig(
+            attention_head_dim=a.head_width // a.head_heads,
+            num_attention_heads=a.head_heads,
+            num_layers=a.head_layers,
+            dropout=0.0,
+            cross_attention_dim=a.language_width,
+            output_dim=a.head_width,
+        )
+        self_attention = TransformerConfig(
+            attention_head_dim=a.language_width // a.head_heads,
+            num_attention_heads=a.head_heads,
+            num_layers=a.vl_self_attention_layers,
+            dropout=0.0,
+        )
+        head = ActionHeadConfig(
+            action_dim=a.max_action_dim,
+            action_horizon=a.action_horizon,
+            backbone_embedding_dim=a.language_width,
+            hidden_size=a.head_width,
+            input_embedding_dim=a.head_width,
+            max_action_dim=a.max_action_dim,
+            max_state_dim=a.max_state_dim,
+            max_num_embodiments=a.num_embodiments,
+            max_seq_len=a.action_horizon,
+            num_target_vision_tokens=a.num_future_tokens,
+            diffusion_model_cfg=diffusion,
+            vl_self_attention_cfg=self_attention,
+        )
+        vision = VisionConfig(
+            hidden_size=a.vision_width,
+            num_hidden_layers=a.vision_layers,
+            num_attention_heads=a.vision_heads,
+            intermediate_size=a.vision_mlp,
+            patch_size=a.patch_size,
+            image_size=a.image_size,
+        )
+        language = LanguageConfig(
+            hidden_size=a.language_width,
+            num_hidden_layers=a.language_layers,
+            num_attention_heads=a.language_heads,
+            num_key_value_heads=a.language_kv_heads,
+            head_dim=a.language_head_dim,
+            intermediate_size=a.language_mlp,
+            vocab_size=a.vocab_size,
+            max_position_embeddings=4096,
+        )
+        return cls(
+            action_dim=a.max_action_dim,
+            action_horizon=a.action_horizon,
+            hidden_size=a.language_width,
+            backbone_cfg=BackboneConfig(select_layer=a.language_layers),
+            action_head_cfg=head,
+            eagle_cfg=EagleConfig(vision, language, image_token_index=1, pad_token_index=0),
+            text_length=a.text_length,
+            text_first=a.text_first,
+        )
+
+    @property
+    def image_size(self) -> int:
+        """Height and width of the camera images the backbone sees."""
+        return self.eagle_cfg.vision_config.image_size
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, in the published layout plus `eagle_cfg`, `text_length` and `text_first`."""
+        return {"architectures": ["GR00T_N1_5"], **asdict(self)}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any], *, file: Any = None) -> Self:
+        """Read config.json; a published one, which has no `eagle_cfg`, gets the published sizes.
+
+        Keys that do not change the network (training flags, dtypes, versions) are left alone.
+
+        Raises:
+            UserError: A needed key is missing, of a wrong type, or asks for an unsupported variant.
+        """
+        return _build(cls, content, file, "")
+
+
+def _build(cls: type[Any], content: Mapping[str, Any], file: Any, prefix: str) -> Any:
+    hints = get_type_hints(cls)
+    values: dict[str, Any] = {}
+    for item in fields(cls):
+        key = prefix + item.name
+        if item.name in content:
+            values[item.name] = _value(hints[item.name], content[item.name], file, key)
+        elif item.default is MISSING and item.default_factory is MISSING:
+            raise UserError("A model configuration lacks a key", file=file, key=key)
+    return cls(**values)
+
+
+def _value(kind: Any, value: Any, file: Any, key: str) -> Any:
+    if is_dataclass(kind) and isinstance(kind, type):
+        if not isinstance(value, Mapping):
+            raise UserError("Not an object", file=file, key=key, value=value, expected="{...}")
+        return _build(kind, value, file, f"{key}.")
+    accepted: Any = (int, float) if kind is float else kind
+    if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
+        raise UserError("A value of the wrong type", file=file, key=key, value=value, expected=str(kind))
+    return value

@@ -1,0 +1,320 @@
+"""GR00T N1.5 as a policy: frozen or trained features, a flow-matching head, a value head."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor, nn
+
+from regrasp.algorithms import flow
+from regrasp.envs.contract import Observation
+from regrasp.errors import UserError
+from regrasp.models.contract import Action, Evaluation, Mode, Noise, Policy, PolicySpec
+from regrasp.models.groot.action_head import ActionHead, ContextCache
+from regrasp.models.groot.backbone import Backbone
+from regrasp.models.groot.config import GrootConfig
+from regrasp.models.groot.noise_net import NoiseNet
+from regrasp.models.groot.processor import GrootProcessor
+from regrasp.models.initialization import seeded
+from regrasp.models.settings import RlHeadSettings
+from regrasp.models.value_head import ValueHead
+
+CONTEXT_LAYERS = ("action_head.vlln.", "action_head.vl_self_attention.")
+RL_PARTS = ("value_head", "noise_net")
+"""Child modules that a base model does not have."""
+
+
+class GrootPolicy(Policy):
+    """One class for the tiny and the published configuration.
+
+    Features are `context` (B, S, D), raw backbone features or (with `trainable: head_without_context`) what the DiT
+    attends to, and `state` (B, max_state_dim). The trace of a decision is `chain` (B, K + 1, H, max_action_dim) and
+    `step` (B,) int64, the stochastic denoising step (-1 where all are).
+
+    Args:
+        config: Sizes.
+        processor: Normalisation, cameras, words, embodiment.
+        settings: Sampling and value head.
+        seed: Draws the initial weights.
+
+    Raises:
+        UserError: `num_action_chunks` or `action_dim` does not fit the model.
+    """
+
+    def __init__(
+        self, config: GrootConfig, processor: GrootProcessor, settings: RlHeadSettings, *, seed: int = 0
+    ) -> None:
+        super().__init__()
+        head = config.action_head_cfg
+        _check_settings(settings, processor)
+        self.config = config
+        self.processor = processor
+        self.settings = settings
+        self.noise_level = settings.noise_level
+        self.begin_update(0)
+        widths = (head.backbone_embedding_dim, head.input_embedding_dim)
+        with seeded(seed):
+            self.backbone = Backbone(config.eagle_cfg)
+            self.action_head = ActionHead(head, use_dropout=not settings.disable_dropout)
+            self.value_head = ValueHead(*widths, settings) if settings.add_value_head else None
+            learns_noise = settings.noise_method == "flow_noise"
+            self.noise_net = NoiseNet(*widths, self._chunk_shape) if learns_noise else None
+        generator = torch.Generator().manual_seed(seed)
+        self.action_head.reset_parameters(generator)
+        for part in (self.value_head, self.noise_net):
+            if part is not None:
+                part.reset_parameters(generator)
+
+    @property
+    def spec(self) -> PolicySpec:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Sizes that the environment mapping must agree with."""
+        return PolicySpec(
+            num_action_chunks=self.settings.num_action_chunks,
+            action_dim=self.settings.action_dim,
+            state_dim=self.processor.state.width,
+            image_size=None,
+            num_views=self.processor.num_views,
+        )
+
+    def prepare(self, observation: Observation) -> TensorDict:
+        """Images (B, V, H, W, 3) uint8, input_ids (B, L), state (B, max_state_dim); see `GrootProcessor.prepare`."""
+        return self.processor.prepare(observation)
+
+    def forward(self, mode: Mode, **inputs: Any) -> Any:
+        """Dispatch on `mode`, see `Policy`."""
+        match mode:
+            case "encode":
+                return self._encode(**inputs)
+            case "act":
+                return self._act(**inputs)
+            case "evaluate":
+                return self._evaluate(**inputs)
+            case "value":
+                return self._value(**inputs)
+            case "decode":
+                return self._decode(**inputs)
+        raise ValueError(f"unknown mode {mode!r}")
+
+    def begin_update(self, update: int) -> None:
+        """Set the noise level of the coming update, if it is annealed."""
+        if self.settings.noise_anneal is not None:
+            self.noise_level = flow.noise_anneal(*self.settings.noise_anneal, update)
+
+    def trainable(self, part: str) -> Sequence[tuple[str, nn.Parameter]]:
+        """Named parameters of a part.
+
+        `backbone` (all before the features), `head` (all after them but the value head) and `value_head` are disjoint,
+        and together are `all`. `head_without_context` is the head less its context layers, wherever features end.
+        """
+        named = list(self.named_parameters())
+        match part:
+            case "all":
+                return named
+            case "backbone" | "head" | "value_head":
+                return [item for item in named if self._part_of(item[0]) == part]
+            case "head_without_context":
+                return [item for item in self.trainable("head") if not item[0].startswith(CONTEXT_LAYERS)]
+        raise ValueError(f"unknown part {part!r}")
+
+    def save(self, folder: Path) -> None:
+        """Write a self-contained folder; see `checkpoint.save_groot`."""
+        from regrasp.models.groot.checkpoint import save_groot
+
+        save_groot(self, folder)
+
+    def sft_loss(self, features: TensorDict, actions: Tensor, valid: Tensor, noise: Noise, repeats: int = 1) -> Tensor:
+        """Flow-matching loss: mean squared error of the velocity, over valid steps and used action dimensions.
+
+        Args:
+            features: Of mode `encode`, B rows.
+            actions: (B, H, A) in physical units, H the head's horizon.
+            valid: (B, H) bool.
+            noise: Draws `flow` (B, R, H, max_action_dim) and `time` (B, R).
+            repeats: R, draws of noise and time for each row, which share its context.
+        """
+        head, batch = self.config.action_head_cfg, len(actions)
+        if actions.shape[1:] != (head.action_horizon, self.settings.action_dim):
+            raise ValueError(f"actions of shape {tuple(actions.shape)}, head of horizon {head.action_horizon}")
+        device = actions.device
+        rows = torch.arange(batch, device=device).repeat_interleave(repeats)
+        start = noise.normal("flow", repeats, head.action_horizon, head.max_action_dim).to(device).flatten(0, 1)
+        uniform = torch.special.ndtr(noise.normal("time", repeats).to(device)).flatten()
+        time = flow.flow_matching_time(uniform, head.noise_s)
+        target_actions = self.processor.normalize_actions(actions)[rows]
+        x, target = flow.flow_matching_target(target_actions, start, time)
+        bucket = flow.time_bucket(time, head.num_timestep_buckets)
+        velocity = self.action_head.velocity(x, bucket, self._read(features).cache.rows(rows), self._slot)
+        mask = valid[rows].unsqueeze(-1)
+        error = (velocity - target)[..., : self.settings.action_dim].square() * mask
+        return error.sum() / (mask.sum() * self.settings.action_dim).clamp(min=1)
+
+    def _encode(self, inputs: TensorDict) -> TensorDict:
+        context = self.backbone(inputs["images"], inputs["input_ids"])
+        if self._caches_context:
+            context = self.action_head.process_context(context)
+        return TensorDict({"context": context, "state": inputs["state"]}, batch_size=inputs.batch_size)
+
+    def _act(self, features: TensorDict, noise: Noise, deterministic: bool = False) -> Action:
+        decision = self._read(features)
+        device, num_steps = features["state"].device, self.settings.denoising_steps
+        shape = self._chunk_shape
+        step, step_noise = None, None
+        if not deterministic:
+            joint = self.settings.joint_logprob
+            step_noise = noise.normal("step", *((num_steps, *shape) if joint else shape)).to(device)
+            step = None if joint else noise.integers("index", self._num_stochastic_steps).to(device)
+        denoised = flow.denoise(
+            self._velocity_fn(decision.cache),
+            noise.normal("initial", *shape).to(device),
+            num_steps,
+            noise_method=self.settings.noise_method,
+            noise_level=self.noise_level,
+            step_noise=step_noise,
+            stochastic_step=step,
+            learned_std_fn=self._std_fn(decision),
+            deterministic=deterministic,
+        )
+        batch = len(denoised.chain)
+        stored_step = torch.full((batch,), -1, device=device) if step is None else step
+        return Action(
+            actions=self._physical(denoised.actions),
+            log_probs=self._executed(denoised.log_probs),
+            values=self._value_of(decision),
+            trace=TensorDict({"chain": denoised.chain, "step": stored_step}, batch_size=[batch]),
+        )
+
+    def _evaluate(self, features: TensorDict, trace: TensorDict) -> Evaluation:
+        decision = self._read(features)
+        evaluated = flow.evaluate_chain(
+            self._velocity_fn(decision.cache),
+            trace["chain"],
+            None if self.settings.joint_logprob else trace["step"],
+            noise_method=self.settings.noise_method,
+            noise_level=self.noise_level,
+            learned_std_fn=self._std_fn(decision),
+        )
+        learns_entropy = self.settings.noise_method == "flow_noise"
+        return Evaluation(
+            log_probs=self._executed(evaluated.log_probs),
+            values=self._value_of(decision),
+            entropy=self._executed(evaluated.entropy) if learns_entropy else None,
+        )
+
+    def _value(self, features: TensorDict) -> Tensor:
+        if self.value_head is None:
+            raise ValueError("this policy was built without a value head")
+        return self._value_of(self._read(features))
+
+    def _decode(self, features: TensorDict, initial_noise: Tensor) -> Tensor:
+        velocity = self._velocity_fn(self._read(features).cache)
+        num_steps = self.settings.denoising_steps
+        return self._physical(flow.denoise(velocity, initial_noise, num_steps, deterministic=True).actions)
+
+    def _read(self, features: TensorDict) -> _Decision:
+        context = features["context"]
+        if not self._caches_context:
+            context = self.action_head.process_context(context)
+        context = context.to(self.action_head.dtype)
+        state = self.action_head.encode_state(features["state"], self._slot)
+        return _Decision(self.action_head, context, state)
+
+    def _velocity_fn(self, cache: ContextCache) -> flow.RowFn:
+        def velocity(x: Tensor, step_index: Tensor, rows: Tensor | None) -> Tensor:
+            own = cache if rows is None else cache.rows(rows)
+            return self.action_head.velocity(x, self._bucket(step_index), own, self._slot)
+
+        return velocity
+
+    def _std_fn(self, decision: _Decision) -> flow.RowFn | None:
+        net = self.noise_net
+        if net is None:
+            return None
+        pooled = decision.context.mean(dim=1)
+
+        def std(_x: Tensor, step_index: Tensor, rows: Tensor | None) -> Tensor:
+            own = slice(None) if rows is None else rows
+            return net(pooled[own], decision.state[own], self._bucket(step_index))
+
+        return std
+
+    def _bucket(self, step_index: Tensor) -> Tensor:
+        # In float64, as int(1000 * (k / K)) is computed by the published sampler.
+        time = step_index.double() / self.settings.denoising_steps
+        return flow.time_bucket(time, self.config.action_head_cfg.num_timestep_buckets)
+
+    def _value_of(self, decision: _Decision) -> Tensor:
+        if self.value_head is None:
+            return torch.zeros(len(decision.context), device=decision.context.device)
+        return self.value_head(decision.context, decision.state)
+
+    def _executed(self, chunk: Tensor) -> Tensor:
+        return chunk[:, : self.settings.num_action_chunks, : self.settings.action_dim]
+
+    def _physical(self, chunk: Tensor) -> Tensor:
+        return self.processor.unnormalize_actions(self._executed(chunk))
+
+    def _part_of(self, name: str) -> str:
+        if name.startswith("value_head."):
+            return "value_head"
+        before_features = name.startswith("backbone.") or (self._caches_context and name.startswith(CONTEXT_LAYERS))
+        return "backbone" if before_features else "head"
+
+    @property
+    def _caches_context(self) -> bool:
+        return self.settings.trainable == "head_without_context"
+
+    @property
+    def _slot(self) -> int:
+        return self.processor.config.embodiment_id
+
+    @property
+    def _chunk_shape(self) -> tuple[int, int]:
+        head = self.config.action_head_cfg
+        return head.action_horizon, head.max_action_dim
+
+    @property
+    def _num_stochastic_steps(self) -> int:
+        settings = self.settings
+        return flow.num_stochastic_steps(
+            settings.denoising_steps, settings.noise_method, ignore_last=settings.ignore_last
+        )
+
+
+@dataclass
+class _Decision:
+    """What one forward call knows of B observations."""
+
+    head: ActionHead
+    context: Tensor
+    """(B, S, D), after the head's context layers."""
+    state: Tensor
+    """(B, width), encoded."""
+
+    @cached_property
+    def cache(self) -> ContextCache:
+        """Computed on first use: a value needs none."""
+        return self.head.cache(self.context, self.state)
+
+
+def _check_settings(settings: RlHeadSettings, processor: GrootProcessor) -> None:
+    horizon = processor.groot.action_horizon
+    if not 1 <= settings.num_action_chunks <= horizon:
+        raise UserError(
+            "Not a number of actions this model can predict",
+            key="actor.model.num_action_chunks",
+            value=settings.num_action_chunks,
+            expected=f"1 to {horizon}",
+        )
+    if settings.action_dim != processor.action.width:
+        raise UserError(
+            "Another action width than the model was trained with",
+            key="actor.model.action_dim",
+            value=settings.action_dim,
+            expected=str(processor.action.width),
+        )

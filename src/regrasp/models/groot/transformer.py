@@ -1,0 +1,206 @@
+"""The two transformers of the action head: self-attention over the context, and the diffusion transformer (DiT)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from regrasp.models.groot.config import DiffusionConfig, TransformerConfig
+
+KeysValues = tuple[Tensor, Tensor]
+"""Keys and values, each (B, heads, S, head_dim)."""
+
+NORM_EPS = 1e-5
+OUTPUT_NORM_EPS = 1e-6
+TIME_CHANNELS = 256
+
+
+def sinusoids(time: Tensor, exponents: Tensor) -> tuple[Tensor, Tensor]:
+    """Sine and cosine of `time` (...) at angular frequencies 10000^-exponents (F,), each (..., F)."""
+    angles = time.unsqueeze(-1).float() * torch.exp(-math.log(10_000) * exponents)
+    return angles.sin(), angles.cos()
+
+
+def dropout(p: float) -> nn.Module:
+    """Dropout, or nothing at p = 0."""
+    return nn.Dropout(p) if p > 0 else nn.Identity()
+
+
+class Attention(nn.Module):
+    """Multi-head attention whose keys and values can be computed once and used by many queries."""
+
+    def __init__(self, width: int, context_width: int, num_heads: int, p: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.to_q = nn.Linear(width, width)
+        self.to_k = nn.Linear(context_width, width)
+        self.to_v = nn.Linear(context_width, width)
+        self.to_out = nn.ModuleList([nn.Linear(width, width), dropout(p)])
+
+    def keys_values(self, context: Tensor) -> KeysValues:
+        """Keys and values of context tokens (B, S, context_width)."""
+        return self._split(self.to_k(context)), self._split(self.to_v(context))
+
+    def forward(self, x: Tensor, keys_values: KeysValues | None = None) -> Tensor:
+        """Attend from x (B, N, width) to the given keys and values, or to x itself."""
+        keys, values = self.keys_values(x) if keys_values is None else keys_values
+        attended = F.scaled_dot_product_attention(self._split(self.to_q(x)), keys, values)
+        projection, drop = self.to_out
+        return drop(projection(attended.transpose(1, 2).flatten(2)))
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+
+class GeluProjection(nn.Module):
+    """Linear layer and tanh-approximated GELU, under the published key `net.0.proj`."""
+
+    def __init__(self, width_in: int, width_out: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(width_in, width_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., width_in) to (..., width_out)."""
+        return F.gelu(self.proj(x), approximate="tanh")
+
+
+class FeedForward(nn.Module):
+    """Two-layer MLP, four times as wide inside."""
+
+    def __init__(self, width: int, p: float) -> None:
+        super().__init__()
+        self.net = nn.Sequential(GeluProjection(width, 4 * width), dropout(p), nn.Linear(4 * width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., width) to (..., width)."""
+        return self.net(x)
+
+
+class ContextBlock(nn.Module):
+    """Pre-norm self-attention block over context tokens."""
+
+    def __init__(self, config: TransformerConfig, p: float) -> None:
+        super().__init__()
+        width = config.width
+        self.norm1 = nn.LayerNorm(width, eps=NORM_EPS)
+        self.attn1 = Attention(width, width, config.num_attention_heads, p)
+        self.norm3 = nn.LayerNorm(width, eps=NORM_EPS)
+        self.ff = FeedForward(width, p)
+        self.final_dropout = dropout(p if config.final_dropout else 0.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, S, width) to the same."""
+        x = x + self.final_dropout(self.attn1(self.norm1(x)))
+        return x + self.final_dropout(self.ff(self.norm3(x)))
+
+
+class ContextTransformer(nn.Module):
+    """`vl_self_attention`: unmasked self-attention over the backbone's features."""
+
+    def __init__(self, config: TransformerConfig, p: float) -> None:
+        super().__init__()
+        self.transformer_blocks = nn.ModuleList(ContextBlock(config, p) for _ in range(config.num_layers))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, S, width) to the same."""
+        for block in self.transformer_blocks:
+            x = block(x)
+        return x
+
+
+class AdaptiveNorm(nn.Module):
+    """Layer norm whose scale and shift, in this order, come from the time embedding."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, 2 * width)
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        """Normalise x (B, N, width); `time` (B, width) has been through SiLU."""
+        scale, shift = self.linear(time).unsqueeze(1).chunk(2, dim=-1)
+        return F.layer_norm(x, x.shape[-1:], eps=NORM_EPS) * (1 + scale) + shift
+
+
+class DiffusionBlock(nn.Module):
+    """DiT block: attention to the context or among the tokens themselves, then a feed-forward layer."""
+
+    def __init__(self, config: DiffusionConfig, p: float, *, attends_to_context: bool) -> None:
+        super().__init__()
+        width = config.width
+        context_width = config.cross_attention_dim if attends_to_context else width
+        self.attends_to_context = attends_to_context
+        self.norm1 = AdaptiveNorm(width)
+        self.attn1 = Attention(width, context_width, config.num_attention_heads, p)
+        self.ff = FeedForward(width, p)
+        self.final_dropout = dropout(p if config.final_dropout else 0.0)
+
+    def forward(self, x: Tensor, time: Tensor, keys_values: KeysValues | None) -> Tensor:
+        """(B, N, width) to the same; `keys_values` None is self-attention."""
+        x = x + self.final_dropout(self.attn1(self.norm1(x, time), keys_values))
+        return x + self.final_dropout(self.ff(F.layer_norm(x, x.shape[-1:], eps=NORM_EPS)))
+
+
+class TimestepEmbedder(nn.Module):
+    """Two linear layers on sinusoids of the time bucket."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(TIME_CHANNELS, width)
+        self.linear_2 = nn.Linear(width, width)
+
+    def forward(self, bucket: Tensor) -> Tensor:
+        """(B,) int64 to (B, width)."""
+        half = TIME_CHANNELS // 2
+        sine, cosine = sinusoids(bucket, torch.arange(half, device=bucket.device) / (half - 1))
+        channels = torch.cat([cosine, sine], dim=-1).to(self.linear_1.weight.dtype)
+        return self.linear_2(F.silu(self.linear_1(channels)))
+
+
+class TimestepEncoder(nn.Module):
+    """Holds the embedder under the published key `timestep_encoder.timestep_embedder`."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.timestep_embedder = TimestepEmbedder(width)
+
+    def forward(self, bucket: Tensor) -> Tensor:
+        """(B,) int64 to (B, width)."""
+        return self.timestep_embedder(bucket)
+
+
+class DiffusionTransformer(nn.Module):
+    """DiT: even blocks attend to the context, odd blocks among the tokens."""
+
+    def __init__(self, config: DiffusionConfig, p: float) -> None:
+        super().__init__()
+        width = config.width
+        self.timestep_encoder = TimestepEncoder(width)
+        self.transformer_blocks = nn.ModuleList(
+            DiffusionBlock(config, p, attends_to_context=index % 2 == 0) for index in range(config.num_layers)
+        )
+        self.proj_out_1 = nn.Linear(width, 2 * width)
+        self.proj_out_2 = nn.Linear(width, config.output_dim)
+
+    def context_keys_values(self, context: Tensor) -> tuple[KeysValues, ...]:
+        """Keys and values of the context for every even block, from context tokens (B, S, cross_attention_dim)."""
+        attentions = (block.get_submodule("attn1") for block in self.transformer_blocks[::2])
+        return tuple(attention.keys_values(context) for attention in attentions if isinstance(attention, Attention))
+
+    def forward(self, x: Tensor, bucket: Tensor, context: tuple[KeysValues, ...], num_outputs: int) -> Tensor:
+        """Outputs (B, num_outputs, output_dim) of the last tokens.
+
+        Args:
+            x: Tokens (B, N, width).
+            bucket: (B,) int64, discrete time.
+            context: As `context_keys_values` gives it.
+            num_outputs: Trailing tokens whose output is wanted.
+        """
+        time = F.silu(self.timestep_encoder(bucket))
+        for index, block in enumerate(self.transformer_blocks):
+            x = block(x, time, context[index // 2] if block.attends_to_context else None)
+        x = x[:, -num_outputs:]
+        shift, scale = self.proj_out_1(time).unsqueeze(1).chunk(2, dim=-1)
+        return self.proj_out_2(F.layer_norm(x, x.shape[-1:], eps=OUTPUT_NORM_EPS) * (1 + scale) + shift)

@@ -1,0 +1,1 @@
+"""A Gaussian MLP on states, for tests and benchmarks."""

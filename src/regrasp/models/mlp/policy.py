@@ -1,0 +1,206 @@
+"""A Gaussian policy on states: an MLP gives the mean of a whole action chunk, a second one the value."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor, nn
+
+from regrasp.algorithms.flow import gaussian_entropy, gaussian_log_prob
+from regrasp.envs.contract import Observation
+from regrasp.errors import UserError
+from regrasp.models.contract import Action, Evaluation, Mode, Noise, Policy, PolicySpec
+from regrasp.models.initialization import seeded
+from regrasp.models.normalization import Normalizer, Statistics
+from regrasp.models.settings import RlHeadSettings
+from regrasp.models.value_head import init_mlp, silu_mlp
+from regrasp.models.weights import WEIGHTS_FILE, assign_weights, read_json, read_weights, write_json, write_weights
+
+MODEL_TYPE = "regrasp_mlp"
+CONFIG_FILE = "config.json"
+_SIZES = ("state_dim", "action_dim", "num_action_chunks")
+_ACTOR = ("actor.", "log_std")
+_PARTS = {
+    "all": (*_ACTOR, "value_head."),
+    "backbone": (),
+    "head": _ACTOR,
+    "head_without_context": _ACTOR,
+    "value_head": ("value_head.",),
+}
+
+
+class MlpPolicy(Policy):
+    """Independent Gaussians over a chunk of T actions, with a learned standard deviation that no state changes.
+
+    Features are the normalised `state` (B, D); the trace is `actions` (B, T, A) in normalised units.
+
+    Args:
+        state_dim: D.
+        action_dim: A.
+        num_action_chunks: T.
+        hidden: Widths of the hidden layers of the actor and of the critic.
+        initial_std: Initial standard deviation, in normalised action units.
+        state: Statistics of the state (mean_std), None to leave it as it is.
+        action: Statistics of the action (min_max), None to leave it as it is.
+        seed: Draws the initial weights.
+    """
+
+    def __init__(
+        self,
+        *,
+        state_dim: int,
+        action_dim: int,
+        num_action_chunks: int = 1,
+        hidden: tuple[int, ...] = (256, 256),
+        initial_std: float = 0.5,
+        state: Statistics | None = None,
+        action: Statistics | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.spec = PolicySpec(num_action_chunks, action_dim, state_dim, image_size=None, num_views=0)
+        self.hidden = hidden
+        self.statistics = {
+            "state": state or Statistics.identity(state_dim),
+            "action": action or Statistics.identity(action_dim),
+        }
+        self._state = Normalizer(self.statistics["state"], "mean_std")
+        self._action = Normalizer(self.statistics["action"], "min_max")
+        with seeded(seed):
+            self.actor = silu_mlp((state_dim, *hidden, num_action_chunks * action_dim))
+            self.value_head = silu_mlp((state_dim, *hidden, 1))
+        self.log_std = nn.Parameter(torch.full((num_action_chunks, action_dim), math.log(initial_std)))
+        generator = torch.Generator().manual_seed(seed)
+        init_mlp(self.actor, generator)
+        init_mlp(self.value_head, generator)
+
+    def prepare(self, observation: Observation) -> TensorDict:
+        """The normalised `state` (B, D).
+
+        Raises:
+            UserError: The state has another width.
+        """
+        states = observation.states
+        if states.ndim != 2 or states.shape[-1] != self.spec.state_dim:
+            raise UserError(
+                "States of another width than the policy has",
+                key="states",
+                value=tuple(states.shape),
+                expected=f"(B, {self.spec.state_dim})",
+            )
+        return TensorDict({"state": self._state.normalize(states)}, batch_size=[len(observation)])
+
+    def forward(self, mode: Mode, **inputs: Any) -> Any:
+        """Dispatch on `mode`, see `Policy`."""
+        match mode:
+            case "encode":
+                return self._encode(**inputs)
+            case "act":
+                return self._act(**inputs)
+            case "evaluate":
+                return self._evaluate(**inputs)
+            case "value":
+                return self._value(**inputs)
+            case "decode":
+                return self._decode(**inputs)
+        raise ValueError(f"unknown mode {mode!r}")
+
+    def trainable(self, part: str) -> Sequence[tuple[str, nn.Parameter]]:
+        """Named parameters of a part; `head` is the actor, and nothing is `backbone`."""
+        if part not in _PARTS:
+            raise ValueError(f"unknown part {part!r}")
+        return [item for item in self.named_parameters() if item[0].startswith(_PARTS[part])]
+
+    def save(self, folder: Path) -> None:
+        """Write config.json (sizes and statistics) and model.safetensors."""
+        folder.mkdir(parents=True, exist_ok=True)
+        content = {
+            "model_type": MODEL_TYPE,
+            **{name: getattr(self.spec, name) for name in _SIZES},
+            "hidden": self.hidden,
+            "statistics": {kind: part.to_mapping() for kind, part in self.statistics.items()},
+        }
+        write_json(folder / CONFIG_FILE, content)
+        write_weights(self.state_dict(), folder)
+
+    def _encode(self, inputs: TensorDict) -> TensorDict:
+        return inputs.select("state")
+
+    def _act(self, features: TensorDict, noise: Noise, deterministic: bool = False) -> Action:
+        mean, std = self._distribution(features)
+        if deterministic:
+            sample, log_probs = mean, torch.zeros_like(mean)
+        else:
+            sample = mean + std * noise.normal("action", *mean.shape[1:]).to(mean.device)
+            log_probs = gaussian_log_prob(sample, mean, std)
+        return Action(
+            actions=self._action.unnormalize(sample),
+            log_probs=log_probs,
+            values=self._value(features),
+            trace=TensorDict({"actions": sample}, batch_size=[len(sample)]),
+        )
+
+    def _evaluate(self, features: TensorDict, trace: TensorDict) -> Evaluation:
+        mean, std = self._distribution(features)
+        return Evaluation(
+            log_probs=gaussian_log_prob(trace["actions"], mean, std),
+            values=self._value(features),
+            entropy=gaussian_entropy(std).expand_as(mean),
+        )
+
+    def _value(self, features: TensorDict) -> Tensor:
+        return self.value_head(features["state"].to(self.log_std.dtype)).squeeze(-1).float()
+
+    def _decode(self, features: TensorDict, initial_noise: Tensor) -> Tensor:
+        """The mean chunk: this policy has no noise that decides which action is the best one."""
+        mean, _ = self._distribution(features)
+        return self._action.unnormalize(mean)
+
+    def _distribution(self, features: TensorDict) -> tuple[Tensor, Tensor]:
+        mean = self.actor(features["state"].to(self.log_std.dtype)).float()
+        return mean.unflatten(-1, tuple(self.log_std.shape)), self.log_std.float().exp()
+
+
+def load_mlp(folder: Path, settings: RlHeadSettings | None = None) -> MlpPolicy:
+    """Read a folder written by `MlpPolicy.save`.
+
+    Args:
+        folder: The model folder.
+        settings: Checked against the sizes the policy was saved with.
+
+    Raises:
+        UserError: A file is missing or damaged, or the sizes disagree.
+    """
+    file = folder / CONFIG_FILE
+    content = read_json(file)
+    missing = [name for name in (*_SIZES, "hidden", "statistics") if name not in content]
+    if missing:
+        raise UserError(f"A model configuration without {', '.join(missing)}", file=file)
+    for key in ("num_action_chunks", "action_dim"):
+        if settings is not None and getattr(settings, key) != content[key]:
+            raise UserError(
+                "Another size than the policy was saved with",
+                file=file,
+                key=f"actor.model.{key}",
+                value=getattr(settings, key),
+                expected=str(content[key]),
+            )
+    statistics = {
+        kind: Statistics.from_mapping(content["statistics"][kind], file=file, key=f"statistics.{kind}")
+        for kind in ("state", "action")
+    }
+    policy = MlpPolicy(
+        state_dim=content["state_dim"],
+        action_dim=content["action_dim"],
+        num_action_chunks=content["num_action_chunks"],
+        hidden=tuple(content["hidden"]),
+        state=statistics["state"],
+        action=statistics["action"],
+    )
+    assign_weights(policy, read_weights(folder), file=folder / WEIGHTS_FILE)
+    return policy

@@ -1,0 +1,1 @@
+"""What a run shows and writes about itself: metrics, progress, video, report."""

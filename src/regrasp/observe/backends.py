@@ -1,0 +1,126 @@
+"""Where metrics go besides the run's own file: TensorBoard, Weights & Biases, SwanLab."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Protocol
+
+from omegaconf import OmegaConf
+
+from regrasp.errors import UserError
+
+_KEY = "runner.logger.logger_backends"
+
+
+class Backend(Protocol):
+    """Takes the scalars of a run."""
+
+    def log(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Record tag to value of one global step."""
+        ...
+
+    def forget_after(self, step: int) -> None:
+        """Drop what was recorded of later steps."""
+        ...
+
+    def close(self) -> None:
+        """Send what is left and end."""
+        ...
+
+
+def open_backends(
+    names: Sequence[str], log_dir: Path, project: str, experiment: str, config_text: str
+) -> list[Backend]:
+    """Open the named backends; all names are checked before the first is opened.
+
+    Raises:
+        UserError: A name is unknown, or its package is not installed.
+    """
+    for name in names:
+        if name not in _BACKENDS:
+            raise UserError("Unknown metrics backend.", key=_KEY, value=name, expected=f"any of {', '.join(_BACKENDS)}")
+    return [_BACKENDS[name](log_dir, project, experiment, config_text) for name in names]
+
+
+class _TensorBoard:
+    def __init__(self, log_dir: Path, project: str, experiment: str, config_text: str) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._open = SummaryWriter
+        self._folder = str(log_dir / "tensorboard")
+        self._writer = SummaryWriter(self._folder)
+        self._writer.add_text("config", f"```yaml\n{config_text}\n```")
+
+    def log(self, step: int, scalars: Mapping[str, float]) -> None:
+        for tag, value in scalars.items():
+            self._writer.add_scalar(tag, value, step)
+        self._writer.flush()
+
+    def forget_after(self, step: int) -> None:
+        self._writer.close()
+        self._writer = self._open(self._folder, purge_step=step + 1)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class _WandB:
+    def __init__(self, log_dir: Path, project: str, experiment: str, config_text: str) -> None:
+        wandb = _import_extra("wandb")
+        self._run = wandb.init(project=project, name=experiment, dir=str(log_dir), config=_settings(config_text))
+
+    def log(self, step: int, scalars: Mapping[str, float]) -> None:
+        self._run.log(dict(scalars), step=step)
+
+    def forget_after(self, step: int) -> None:
+        """A resumed run is a new W&B run, which holds no later step."""
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class _SwanLab:
+    def __init__(self, log_dir: Path, project: str, experiment: str, config_text: str) -> None:
+        self._swanlab = _import_extra("swanlab")
+        folder = log_dir / "swanlab"
+        folder.mkdir(exist_ok=True)
+        self._swanlab.init(
+            project=project, experiment_name=experiment, logdir=str(folder), config=_settings(config_text)
+        )
+
+    def log(self, step: int, scalars: Mapping[str, float]) -> None:
+        self._swanlab.log(dict(scalars), step=step)
+
+    def forget_after(self, step: int) -> None:
+        """A resumed run is a new SwanLab run, which holds no later step."""
+
+    def close(self) -> None:
+        self._swanlab.finish()
+
+
+def _settings(config_text: str) -> Any:
+    return OmegaConf.to_container(OmegaConf.create(config_text))
+
+
+def _import_extra(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name:
+            raise
+        raise UserError(
+            f"The metrics backend {name} is not installed.",
+            key=_KEY,
+            value=name,
+            mend=f'pip install "regrasp[{name}]"',
+        ) from error
+
+
+_BACKENDS: Mapping[str, Callable[[Path, str, str, str], Backend]] = {
+    "tensorboard": _TensorBoard,
+    "wandb": _WandB,
+    "swanlab": _SwanLab,
+}

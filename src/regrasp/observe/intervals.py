@@ -1,0 +1,37 @@
+"""Confidence intervals of success rates."""
+
+from __future__ import annotations
+
+from math import sqrt
+from statistics import NormalDist
+
+
+def wilson_interval(successes: int, episodes: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Score interval of a binomial proportion.
+
+    Unlike the normal approximation it stays inside [0, 1] and keeps its coverage near 0 and 1 and for few episodes.
+    Source: E. B. Wilson, "Probable Inference, the Law of Succession, and Statistical Inference", JASA 22 (1927);
+    recommended by Brown, Cai and DasGupta, "Interval Estimation for a Binomial Proportion", Stat. Sci. 16 (2001).
+
+    Args:
+        successes: Number of successful episodes.
+        episodes: Number of independent episodes; 0 says nothing, so the interval is then (0, 1).
+        confidence: Two-sided confidence level in (0, 1).
+
+    Returns:
+        Lower and upper bound of the success rate, both in [0, 1].
+    """
+    if not 0 <= successes <= episodes:
+        raise ValueError(f"need 0 <= successes <= episodes, found {successes} of {episodes}")
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must lie in (0, 1), found {confidence}")
+    if episodes == 0:
+        return 0.0, 1.0
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    rate = successes / episodes
+    shrink = 1 + z * z / episodes
+    centre = (rate + z * z / (2 * episodes)) / shrink
+    half = z / shrink * sqrt(rate * (1 - rate) / episodes + z * z / (4 * episodes * episodes))
+    low = 0.0 if successes == 0 else centre - half
+    high = 1.0 if successes == episodes else centre + half
+    return low, high

@@ -1,0 +1,140 @@
+"""What is drawn on video frames: the instruction above, the state of the episode below."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+Frame = NDArray[np.uint8]
+"""(H, W, 3) uint8, RGB."""
+
+_STRIP = (12, 14, 18, 176)
+_INK = (255, 255, 255, 255)
+_SUCCESS = (34, 160, 84, 255)
+_FAILURE = (206, 58, 54, 255)
+_MAX_INSTRUCTION_LINES = 3
+
+
+def annotate(
+    frame: Frame, *, instruction: str, step: int, reward: float, outcome: str | None = None, extra: str | None = None
+) -> Frame:
+    """Draw the instruction on a strip at the top, and step, reward and outcome on one at the bottom.
+
+    Text size follows the frame's size; long instructions are wrapped, then cut with an ellipsis.
+
+    Args:
+        frame: (H, W, 3) uint8; not changed.
+        instruction: What the robot was told.
+        step: Environment step that led to this frame.
+        reward: Reward of that step.
+        outcome: `success` (green) or how else the episode ended (red); None while it goes on.
+        extra: A short further remark, on a line of its own above the bottom line.
+
+    Returns:
+        (H, W, 3) uint8, a new array.
+    """
+    _check_frame(frame)
+    image = Image.fromarray(frame).convert("RGBA")
+    layer = Image.new("RGBA", image.size)
+    draw = ImageDraw.Draw(layer)
+    font = _font(max(9, round(min(image.size) * 0.056)))
+    _draw_lines(draw, _wrap(instruction, font, image.width), font, image.size, top=True)
+    state = f"step {step}  reward {reward:.2f}"
+    below = [_cut(extra, font, image.width)] if extra else []
+    _draw_lines(draw, [*below, state], font, image.size, top=False)
+    if outcome is not None:
+        _draw_outcome(draw, outcome, font, image.size)
+    return np.asarray(Image.alpha_composite(image, layer).convert("RGB"))
+
+
+def tile(frames: Sequence[Frame], gap: int = 2) -> Frame:
+    """Lay frames of equal size out as a grid, row by row, as square as possible; empty cells are black.
+
+    Args:
+        frames: At least one (H, W, 3) uint8 array.
+        gap: Black pixels between cells.
+
+    Returns:
+        (rows * (H + gap) - gap, columns * (W + gap) - gap, 3) uint8.
+    """
+    if not frames or len({frame.shape for frame in frames}) != 1:
+        raise ValueError("tile needs at least one frame, all of one shape")
+    _check_frame(frames[0])
+    height, width, _ = frames[0].shape
+    columns = int(np.ceil(np.sqrt(len(frames))))
+    rows = -(-len(frames) // columns)
+    grid = np.zeros((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), dtype=np.uint8)
+    for index, frame in enumerate(frames):
+        y, x = index // columns * (height + gap), index % columns * (width + gap)
+        grid[y : y + height, x : x + width] = frame
+    return grid
+
+
+def _check_frame(frame: Frame) -> None:
+    if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
+        raise ValueError(f"a frame is (H, W, 3) uint8, found {frame.shape} {frame.dtype}")
+
+
+@lru_cache(maxsize=16)
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    """DejaVu Sans, which Matplotlib ships: the same letters on every machine, Greek and Cyrillic included, no CJK."""
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"), size)
+
+
+def _margin(font: ImageFont.FreeTypeFont) -> int:
+    return max(2, round(font.size * 0.4))
+
+
+def _line_height(font: ImageFont.FreeTypeFont) -> int:
+    return sum(font.getmetrics())
+
+
+@lru_cache(maxsize=64)
+def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
+    room = width - 2 * _margin(font)
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if not lines[-1] or font.getlength(longer) <= room:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    if len(lines) > _MAX_INSTRUCTION_LINES:
+        lines = [*lines[: _MAX_INSTRUCTION_LINES - 1], " ".join(lines[_MAX_INSTRUCTION_LINES - 1 :])]
+    return [_cut(line, font, width) for line in lines]
+
+
+def _cut(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+    room = width - 2 * _margin(font)
+    if font.getlength(text) <= room:
+        return text
+    while text and font.getlength(f"{text}…") > room:
+        text = text[:-1].rstrip()
+    return f"{text}…"
+
+
+def _draw_lines(
+    draw: ImageDraw.ImageDraw, lines: list[str], font: ImageFont.FreeTypeFont, size: tuple[int, int], top: bool
+) -> None:
+    width, height = size
+    margin, line_height = _margin(font), _line_height(font)
+    strip_height = len(lines) * line_height + margin
+    y = 0 if top else height - strip_height
+    draw.rectangle((0, y, width, y + strip_height - 1), fill=_STRIP)
+    for index, line in enumerate(lines):
+        draw.text((margin, y + margin // 2 + index * line_height), line, font=font, fill=_INK)
+
+
+def _draw_outcome(draw: ImageDraw.ImageDraw, outcome: str, font: ImageFont.FreeTypeFont, size: tuple[int, int]) -> None:
+    width, height = size
+    margin = _margin(font)
+    box_width = font.getlength(outcome) + 2 * margin
+    box = (width - box_width, height - _line_height(font) - margin, width, height)
+    draw.rectangle(box, fill=_SUCCESS if outcome == "success" else _FAILURE)
+    draw.text((box[0] + margin, box[1] + margin // 2), outcome, font=font, fill=_INK)

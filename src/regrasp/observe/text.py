@@ -1,0 +1,32 @@
+"""Numbers and durations in few characters, shared by the console and the progress bar."""
+
+from __future__ import annotations
+
+import math
+
+
+def duration(seconds: float) -> str:
+    """At most 6 characters: `4:07` (minutes), `2h05m` or `12d03h`; `-` where unknown."""
+    if not math.isfinite(seconds):
+        return "-"
+    whole = max(0, round(seconds))
+    if whole < 3600:
+        return f"{whole // 60}:{whole % 60:02d}"
+    hours = whole // 3600
+    if hours < 100:
+        return f"{hours}h{whole % 3600 // 60:02d}m"
+    return f"{hours // 24}d{hours % 24:02d}h"
+
+
+def number(value: float, width: int, decimals: int = 4) -> str:
+    """`value` with as many digits (at most `decimals` after the point) as fit into `width` characters, at least 5.
+
+    What fits in no notation is `~0` or `huge`.
+    """
+    if not math.isfinite(value):
+        return str(value)
+    fixed = [f"{value:.{places}f}" for places in range(decimals, -1, -1)]
+    powers = [f"{value:.{places}e}".split("e") for places in (2, 1, 0)]
+    scientific = [f"{mantissa}e{int(exponent)}" for mantissa, exponent in powers]
+    texts = scientific if 0 < abs(value) < 1e-3 else fixed + scientific
+    return next((text for text in texts if len(text) <= width), "~0" if abs(value) < 1 else "huge")

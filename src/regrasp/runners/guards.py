@@ -1,0 +1,74 @@
+"""A run that cannot learn says so, with the likely causes, instead of burning a week of GPU time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from regrasp.data.rollout import Rollout
+from regrasp.errors import TrainingHaltedError
+from regrasp.workers.env import EpisodeResult
+
+_PATIENCE = 5
+"""Updates in a row without a signal after which a run stops."""
+_MIN_EPISODES = 64
+"""Finished episodes after which a base model without any success is refused."""
+
+
+class SignalGuard:
+    """Watches success, advantages and gradients of successive updates.
+
+    Args:
+        force: Stop nothing.
+    """
+
+    def __init__(self, *, force: bool) -> None:
+        self._force = force
+        self._episodes = 0
+        self._rewarded = False
+        self._flat_advantages = 0
+        self._zero_gradients = 0
+
+    def after_rollout(self, rollout: Rollout, episodes: Sequence[EpisodeResult]) -> None:
+        """Check the experience of one update.
+
+        Raises:
+            TrainingHaltedError: No episode of the first ones earned any reward, or the advantages do not vary.
+        """
+        if self._force:
+            return
+        self._episodes += len(episodes)
+        self._rewarded |= any(episode.success or episode.total_reward != 0 for episode in episodes)
+        if not self._rewarded and self._episodes >= _MIN_EPISODES:
+            raise TrainingHaltedError(
+                f"None of the first {self._episodes} episodes had a success or any reward, so there is nothing to"
+                " learn from. Likely causes: the base model cannot do the task at all (see `regrasp play --model_path"
+                " <base> --video`); its action normalisation or the action mapping does not fit the task; the"
+                " instruction differs from the training data's; exploration noise is too large"
+                " (actor.model.rl_head_config.noise_level). `--force` (runner.force=true) continues all the same."
+            )
+        flat = float(rollout.advantages.std(correction=0)) < 1e-8 if len(rollout) > 1 else True
+        self._flat_advantages = self._flat_advantages + 1 if flat else 0
+        if self._flat_advantages >= _PATIENCE:
+            raise TrainingHaltedError(
+                f"The advantages of {_PATIENCE} updates in a row do not vary, so the policy cannot improve. Likely"
+                " causes: every episode succeeds, or none does; the reward is constant (a reward term of weight 0?);"
+                " the episodes are cut before anything happens (env.train.max_episode_steps). `--force` continues."
+            )
+
+    def after_update(self, metrics: Mapping[str, float]) -> None:
+        """Check the gradients of one update.
+
+        Raises:
+            TrainingHaltedError: The gradient of the policy was zero for several updates.
+        """
+        if self._force:
+            return
+        zero = metrics.get("actor/grad_norm") == 0.0 and metrics.get("critic/grad_norm") == 0.0
+        self._zero_gradients = self._zero_gradients + 1 if zero else 0
+        if self._zero_gradients >= _PATIENCE:
+            raise TrainingHaltedError(
+                f"The gradient was zero in {_PATIENCE} updates in a row. Likely causes: nothing is trainable"
+                " (actor.model.trainable); every sample is clipped (algorithm.clip_ratio_*); the stochastic denoising"
+                " step has no noise (rl_head_config.noise_level, ignore_last). `--force` continues."
+            )
+

@@ -1,0 +1,152 @@
+"""Evaluation of a policy, or of a task by expert, random or zero actions."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from regrasp.config.load import LoadedConfig
+from regrasp.config.schema import ExperimentConfig
+from regrasp.envs.contract import VecEnv
+from regrasp.envs.mapping import ActionMapping
+from regrasp.envs.registry import create_env
+from regrasp.observe.progress import progress
+from regrasp.observe.report import EvaluationSummary, VideoItem
+from regrasp.observe.video import write_episode
+from regrasp.runners.policies import check_fit, choose_device, create_policy, overlay_rl_weights
+from regrasp.runners.summary import summarize
+from regrasp.workers.env import EpisodeResult
+from regrasp.workers.evaluation import (
+    Choose,
+    Evaluation,
+    RecordedEpisode,
+    expert_chooser,
+    policy_chooser,
+    random_chooser,
+    zero_chooser,
+)
+from regrasp.workers.rollout import RolloutWorker
+
+Kind = Literal["model", "expert", "zero", "random"]
+EVALUATION_FILE = "evaluation.json"
+EPISODES_FILE = "episodes.jsonl"
+VIDEO_FOLDER = "videos"
+
+
+@dataclass(frozen=True)
+class PlayOptions:
+    """What acts, and how many episodes are recorded."""
+
+    kind: Kind = "model"
+    rl_model_path: Path | None = None
+    num_videos: int = 8
+    group: Literal["base", "finetuned"] = "base"
+    """Under which heading the report shows the videos."""
+
+
+@dataclass(frozen=True)
+class PlayResult:
+    """Outcome of an evaluation."""
+
+    summary: EvaluationSummary
+    episodes: list[EpisodeResult]
+    videos: list[VideoItem]
+    seconds: float
+
+
+def play(loaded: LoadedConfig, run_dir: Path, options: PlayOptions) -> PlayResult:
+    """Evaluate `env.eval.num_episodes` episodes, write results and videos into `run_dir`, and print a table."""
+    config = loaded.config
+    started = time.monotonic()
+    max_chunk = config.actor.model.num_action_chunks if options.kind == "model" else 1
+    env = create_env(config.env.eval, "eval", max_chunk)
+    try:
+        choose = _choose(config, env, options)
+        videos = _Videos(run_dir, config, env, options)
+        num_episodes = config.env.eval.num_episodes * config.algorithm.eval_rollout_epoch
+        with progress("Evaluating", num_episodes) as bar:
+            successes = 0
+
+            def count(result: EpisodeResult) -> None:
+                nonlocal successes
+                successes += result.success
+                bar.advance(successes=str(successes))
+
+            num_recorded = min(options.num_videos, num_episodes) if config.env.eval.video_cfg.save_video else 0
+            evaluation = Evaluation(env, choose, config.seed, count)
+            episodes = evaluation.run(num_episodes, num_recorded, videos.write)
+    finally:
+        env.close()
+    result = PlayResult(summarize(episodes), episodes, videos.items, time.monotonic() - started)
+    _write(result, run_dir)
+    print_summary(result.summary)
+    return result
+
+
+def print_summary(summary: EvaluationSummary) -> None:
+    """Success with its interval, overall and by instruction."""
+    from regrasp.observe.intervals import wilson_interval
+
+    rows = {"all episodes": (round(summary.success * summary.episodes), summary.episodes), **summary.per_instruction}
+    width = max(len(name) for name in rows)
+    print(f"{'instruction':<{width}}  success   95 % interval    episodes")
+    for name, (successes, episodes) in rows.items():
+        low, high = wilson_interval(successes, episodes)
+        print(f"{name:<{width}}  {successes / episodes:6.1%}   {low:6.1%} - {high:6.1%}   {episodes:8d}")
+
+
+def _choose(config: ExperimentConfig, env: VecEnv, options: PlayOptions) -> Choose:
+    seed = config.seed
+    if options.kind == "expert":
+        return expert_chooser(env)
+    if options.kind == "zero":
+        return zero_chooser(env)
+    if options.kind == "random":
+        return random_chooser(env, seed)
+    policy = create_policy(config.actor.model, env.spec, seed)
+    check_fit(policy, env.spec)
+    if options.rl_model_path is not None:
+        overlay_rl_weights(policy, options.rl_model_path)
+    device = choose_device()
+    rollout = RolloutWorker(policy.to(device).eval(), seed, "eval", device=device, keep_features=True)
+    mapping = ActionMapping(
+        config.env.eval.mapping, config.actor.model.action_dim, env.spec.action_dim, "env.eval.mapping"
+    )
+    return policy_chooser(rollout, mapping, config.env.eval.inference_block)
+
+
+class _Videos:
+    """Writes recorded episodes as they end."""
+
+    def __init__(self, run_dir: Path, config: ExperimentConfig, env: VecEnv, options: PlayOptions) -> None:
+        base = config.env.eval.video_cfg.video_base_dir
+        self._folder = Path(base) if base else run_dir / VIDEO_FOLDER
+        self._info = config.env.eval.video_cfg.info_on_video
+        self._fps = 1 / env.spec.step_seconds
+        self._group = options.group
+        self.items: list[VideoItem] = []
+
+    def write(self, episode: RecordedEpisode) -> None:
+        """Write one episode's file."""
+        result = episode.result
+        path = self._folder / f"episode_{episode.index:03d}_{'success' if result.success else 'failure'}.mp4"
+        write_episode(
+            path,
+            episode.frames.numpy(),
+            result.instruction if self._info else "",
+            episode.rewards.numpy(),
+            result.success,
+            self._fps,
+        )
+        self.items.append(VideoItem(path, result.instruction, result.success, self._group, result.seed))
+
+
+def _write(result: PlayResult, run_dir: Path) -> None:
+    (run_dir / EVALUATION_FILE).write_text(result.summary.to_json() + "\n")
+    with (run_dir / EPISODES_FILE).open("w") as file:
+        for index, episode in enumerate(result.episodes):
+            line = {"episode": index, **{k: v for k, v in vars(episode).items() if k != "info"}, **episode.info}
+            file.write(json.dumps(line) + "\n")

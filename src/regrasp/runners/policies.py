@@ -1,0 +1,124 @@
+"""Policies as an experiment asks for them: loaded, overlaid with RL weights, or new."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from regrasp.checkpoint.read import load_full_weights
+from regrasp.config.schema import ModelConfig
+from regrasp.envs.contract import EnvSpec
+from regrasp.errors import UserError
+from regrasp.models.contract import Policy
+from regrasp.models.mlp.policy import MlpPolicy
+from regrasp.models.registry import load_policy
+from regrasp.models.settings import RlHeadSettings
+
+
+def head_settings(model: ModelConfig) -> RlHeadSettings:
+    """The part of `actor.model` that a policy is built with."""
+    head = model.rl_head_config
+    return RlHeadSettings(
+        num_action_chunks=model.num_action_chunks,
+        action_dim=model.action_dim,
+        denoising_steps=model.denoising_steps,
+        noise_method=head.noise_method,
+        noise_level=head.noise_level,
+        noise_anneal=head.noise_params if head.noise_anneal else None,
+        joint_logprob=head.joint_logprob,
+        ignore_last=head.ignore_last,
+        disable_dropout=head.disable_dropout,
+        trainable=model.trainable,
+        add_value_head=model.add_value_head,
+        value_head_hidden=model.value_head_hidden,
+        use_vlm_value=head.use_vlm_value,
+        value_vlm_mode=head.value_vlm_mode,
+        detach_critic_input=head.detach_critic_input,
+    )
+
+
+def create_policy(model: ModelConfig, env: EnvSpec, seed: int) -> Policy:
+    """The policy that training starts from: the folder `actor.model.model_path`, or a new state policy.
+
+    Raises:
+        UserError: There is no folder to load, or the policy does not fit the environments.
+    """
+    if model.model_path is not None:
+        policy = load_policy(model.model_path, head_settings(model))
+    elif model.model_type == "mlp":
+        policy = MlpPolicy(
+            state_dim=env.state_dim,
+            action_dim=model.action_dim,
+            num_action_chunks=model.num_action_chunks,
+            hidden=model.mlp.hidden,
+            initial_std=model.mlp.initial_std,
+            seed=seed,
+        )
+    else:
+        raise UserError(
+            "No pretrained model is given",
+            key="actor.model.model_path",
+            value=None,
+            expected="the folder of a pretrained model",
+            mend="pass --model_path; `regrasp sft` trains a base model",
+        )
+    check_fit(policy, env)
+    return policy
+
+
+def check_fit(policy: Policy, env: EnvSpec) -> None:
+    """Check that the mapping delivers what the policy was trained on.
+
+    Raises:
+        UserError: State width or number of cameras differ.
+    """
+    expected = policy.spec
+    if expected.state_dim != env.state_dim:
+        raise UserError(
+            "The mapping's state does not have the width that the model was trained with",
+            key="env.train.mapping.states",
+            value=f"{env.state_dim} values",
+            expected=f"{expected.state_dim} values",
+            mend="list the same state keys, in the same order, as for the model's demonstrations",
+        )
+    num_views = 1 + env.num_extra_views
+    if expected.num_views and expected.num_views != num_views:
+        raise UserError(
+            "The mapping does not give the model the cameras that it was trained with",
+            key="env.train.mapping.extra_view_images",
+            value=f"{num_views} cameras in all",
+            expected=f"{expected.num_views} cameras in all",
+            mend="list the same cameras, in the same order, as for the model's demonstrations",
+        )
+
+
+def overlay_rl_weights(policy: Policy, checkpoint: Path) -> None:
+    """Load `full_weights.pt` of an RL checkpoint over a base model.
+
+    Raises:
+        UserError: The weights are those of another architecture.
+    """
+    weights = load_full_weights(checkpoint)
+    own = policy.state_dict()
+    unused = {name for name in weights if name not in own and name.split(".")[0] in ("value_head", "noise_net")}
+    weights = {name: tensor for name, tensor in weights.items() if name not in unused}
+    wrong = sorted(
+        name for name in own.keys() | weights.keys()
+        if name not in own or name not in weights or own[name].shape != weights[name].shape
+    )
+    if wrong:
+        raise UserError(
+            "The RL weights do not fit the base model",
+            file=checkpoint,
+            key="--rl_model_path",
+            value=", ".join(wrong[:5]) + (f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""),
+            expected="tensors of the same names and shapes as the base model's",
+            mend="give as --model_path the base model that this RL run started from",
+        )
+    policy.load_state_dict(weights)
+
+
+def choose_device() -> torch.device:
+    """The first GPU, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

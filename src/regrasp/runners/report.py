@@ -1,0 +1,88 @@
+"""The report page of a run folder: training, evaluation, or quickstart."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+import regrasp
+from regrasp.errors import UserError
+from regrasp.observe.metrics import METRICS_FILE, read_metrics
+from regrasp.observe.report import EvaluationSummary, ReportData, VideoItem, write_report
+from regrasp.runners.play import EVALUATION_FILE, VIDEO_FOLDER
+
+SUMMARY_FILE = "summary.json"
+_PACKAGES = ("torch", "transformers", "mujoco-core", "tensordict", "numpy")
+
+
+def versions() -> dict[str, str]:
+    """Versions that a result depends on."""
+    named = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    return {"regrasp": regrasp.__version__, "python": platform.python_version(), **named}
+
+
+def report_run(run_dir: Path, output: Path) -> Path:
+    """Write the page of whatever the folder holds.
+
+    Raises:
+        UserError: The folder is no run.
+    """
+    summary_file = run_dir / SUMMARY_FILE
+    if summary_file.is_file():
+        data = _quickstart_data(run_dir, json.loads(summary_file.read_text()))
+    elif (run_dir / METRICS_FILE).is_file() or (run_dir / EVALUATION_FILE).is_file():
+        data = _run_data(run_dir)
+    else:
+        raise UserError(
+            "There is nothing to report in this folder",
+            file=run_dir,
+            expected=f"a run folder with {METRICS_FILE}, {EVALUATION_FILE} or {SUMMARY_FILE}",
+            mend="give the folder that was printed as [INFO] Logging to: ...",
+        )
+    write_report(data, output)
+    return output
+
+
+def _run_data(run_dir: Path) -> ReportData:
+    metrics = run_dir / METRICS_FILE
+    evaluation = run_dir / EVALUATION_FILE
+    config = run_dir / "config.yaml"
+    videos = [
+        VideoItem(path, path.stem, "success" in path.stem, "base", 0)
+        for path in sorted((run_dir / VIDEO_FOLDER).glob("*.mp4"))
+    ]
+    return ReportData(
+        title=run_dir.name,
+        seed=0,
+        base=EvaluationSummary.from_json(evaluation.read_text()) if evaluation.is_file() else None,
+        metrics=read_metrics(metrics) if metrics.is_file() else [],
+        videos=videos,
+        config_text=config.read_text() if config.is_file() else "",
+        versions=versions(),
+        command=f"regrasp report {run_dir}",
+    )
+
+
+def _quickstart_data(run_dir: Path, summary: dict[str, Any]) -> ReportData:
+    return ReportData(
+        title=summary["task"],
+        seed=summary["seed"],
+        base=_evaluation(summary["base"]),
+        finetuned=_evaluation(summary["finetuned"]),
+        metrics=read_metrics(run_dir / "train" / METRICS_FILE),
+        stage_seconds=summary["stage_seconds"],
+        videos=[
+            VideoItem(run_dir / video["file"], video["instruction"], video["success"], video["group"], video["seed"])
+            for video in summary["videos"]
+        ],
+        config_text=(run_dir / "config.yaml").read_text(),
+        versions=summary["versions"],
+        command=summary["command"],
+    )
+
+
+def _evaluation(data: dict[str, Any]) -> EvaluationSummary:
+    return EvaluationSummary.from_json(json.dumps(data))

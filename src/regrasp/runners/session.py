@@ -1,0 +1,85 @@
+"""Puts a training run together: policy, engine, logger, resumed state."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from regrasp.checkpoint.read import Checkpoint, find_checkpoint, read_checkpoint
+from regrasp.config.load import LoadedConfig
+from regrasp.config.schema import ModelConfig
+from regrasp.engine.local import LocalEngine
+from regrasp.envs.contract import EnvSpec, VecEnv
+from regrasp.envs.registry import create_env
+from regrasp.models.contract import Policy
+from regrasp.models.registry import load_policy
+from regrasp.observe.metrics import MetricsLogger
+from regrasp.runners.policies import check_fit, choose_device, create_policy, head_settings
+from regrasp.runners.train import EmbodiedRunner
+
+
+def train(loaded: LoadedConfig, run_dir: Path) -> bool:
+    """Train in `run_dir`, from the checkpoint `runner.resume_dir` if one is given.
+
+    Returns:
+        True when the last update was reached.
+    """
+    config, seed = loaded.config, loaded.config.seed
+    checkpoint = None
+    if config.runner.resume_dir is not None:
+        checkpoint = read_checkpoint(find_checkpoint(Path(config.runner.resume_dir)))
+    env = create_env(config.env.train, "train", config.actor.model.num_action_chunks)
+    try:
+        for warning in lost_guarantees(env):
+            print(f"[WARN] {warning}")
+        policy = _policy(config.actor.model, env.spec, seed, checkpoint)
+        engine = LocalEngine(config, policy, env, seed, choose_device())
+    except BaseException:
+        env.close()
+        raise
+    try:
+        return _run(loaded, engine, run_dir, checkpoint)
+    finally:
+        engine.close()
+
+
+def lost_guarantees(env: VecEnv) -> list[str]:
+    """What a run on these environments cannot promise, because the simulator cannot."""
+    capabilities = env.capabilities
+    losses = {
+        "seeds cannot be set per environment, so results depend on the number of environments": (
+            not capabilities.seed_per_env
+        ),
+        "single environments cannot be reset, so finished ones wait for the others": not capabilities.partial_reset,
+        "the true final observation is not available, so truncated episodes are not bootstrapped": (
+            not capabilities.true_final_observation
+        ),
+        "the simulator's state cannot be saved, so a resumed run begins its episodes anew": (
+            not capabilities.saves_state
+        ),
+    }
+    return [text for text, lost in losses.items() if lost]
+
+
+def _run(loaded: LoadedConfig, engine: LocalEngine, run_dir: Path, checkpoint: Checkpoint | None) -> bool:
+    names = loaded.config.runner.logger
+    text = loaded.to_yaml()
+    with MetricsLogger(
+        run_dir,
+        project=names.project_name,
+        experiment=names.experiment_name,
+        backends=names.logger_backends,
+        config_text=text,
+    ) as logger:
+        runner = EmbodiedRunner(loaded.config, engine, logger, run_dir, text)
+        if checkpoint is not None:
+            runner.resume(checkpoint)
+        return runner.run()
+
+
+def _policy(model: ModelConfig, env: EnvSpec, seed: int, checkpoint: Checkpoint | None) -> Policy:
+    """The policy to train; a resumed run without `model_path` takes it from its own checkpoint."""
+    if checkpoint is not None and model.model_path is None and checkpoint.export is not None:
+        policy = load_policy(checkpoint.export, head_settings(model))
+        check_fit(policy, env)
+        return policy
+    return create_policy(model, env, seed)

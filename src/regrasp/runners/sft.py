@@ -1,0 +1,176 @@
+"""Stage 2: supervised training of the base model on demonstrations, by flow matching."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor, nn
+
+from regrasp.algorithms.schedule import cosine
+from regrasp.config.schema import ExperimentConfig, SftConfig
+from regrasp.data.lerobot import DemonstrationDataset, action_chunks
+from regrasp.envs.contract import Observation
+from regrasp.errors import TrainingHaltedError, UserError
+from regrasp.models.groot.checkpoint import load_groot
+from regrasp.models.groot.policy import GrootPolicy
+from regrasp.models.normalization import Statistics
+from regrasp.models.settings import RlHeadSettings
+from regrasp.observe.progress import progress
+from regrasp.runners.collect import ACTION, EXTRA_CAMERA, MAIN_CAMERA, STATE
+from regrasp.streams import KeyedNoise, torch_generator
+
+_FEATURE_BATCH = 256
+
+
+@dataclass
+class Frames:
+    """Training pairs of N frames."""
+
+    inputs: TensorDict
+    """Prepared observations, or features where the backbone is frozen."""
+    actions: Tensor
+    """(N, H, A) physical units."""
+    valid: Tensor
+    """(N, H) bool."""
+
+    def rows(self, index: Tensor) -> Frames:
+        """The frames in `index`."""
+        return Frames(self.inputs[index], self.actions[index], self.valid[index])
+
+
+@dataclass(frozen=True)
+class SftResult:
+    """How the stage ended."""
+
+    num_episodes: int
+    num_frames: int
+    train_loss: float
+    validation_loss: float | None
+
+
+def train_base_model(config: ExperimentConfig, data: Path, backbone: Path, seed: int, output: Path) -> SftResult:
+    """Train on the dataset `data`, starting from the policy folder `backbone`, and write the folder `output`."""
+    sft = config.sft
+    assert sft is not None
+    dataset = DemonstrationDataset.open(data)
+    policy = _base_policy(config, dataset, backbone, seed)
+    train, validation = _load_frames(policy, dataset, sft)
+    if sft.train == "head":
+        with torch.no_grad():
+            train.inputs = _encode(policy, train.inputs)
+            if validation is not None:
+                validation.inputs = _encode(policy, validation.inputs)
+    losses = _train(policy, train, validation, sft, seed)
+    policy.save(output)
+    return SftResult(dataset.num_episodes, len(train.actions), *losses)
+
+
+def _base_policy(
+    config: ExperimentConfig, dataset: DemonstrationDataset, folder: Path, seed: int
+) -> GrootPolicy:
+    """The backbone with a head for the dataset's state and action, and the dataset's statistics."""
+    columns = dataset.load_columns([STATE, ACTION])
+    policy = load_groot(folder)
+    mapping = config.env.train.mapping
+    settings = RlHeadSettings(
+        num_action_chunks=config.actor.model.num_action_chunks,
+        action_dim=columns[ACTION].shape[1],
+        denoising_steps=config.actor.model.denoising_steps,
+        add_value_head=False,
+    )
+    num_views = 1 + len(mapping.extra_view_images)
+    processor = policy.processor.with_statistics(
+        Statistics.of(torch.from_numpy(columns[STATE])),
+        Statistics.of(torch.from_numpy(columns[ACTION])),
+        video_keys=("main", *(f"extra_{i}" for i in range(num_views - 1))),
+        embodiment_tag=mapping.embodiment_tag,
+        fps=float(dataset.fps),
+    )
+    base = GrootPolicy(policy.config, processor, settings, seed=seed)
+    base.backbone.load_state_dict(policy.backbone.state_dict())
+    return base
+
+
+def _load_frames(
+    policy: GrootPolicy, dataset: DemonstrationDataset, sft: SftConfig
+) -> tuple[Frames, Frames | None]:
+    """Training and validation frames, split by episode: the last episodes are held out."""
+    columns = dataset.load_columns([STATE, ACTION, "episode_index", "task_index"])
+    episode = columns["episode_index"]
+    actions, valid = action_chunks(columns[ACTION], episode, policy.config.action_horizon)
+    observation = Observation(
+        main_images=_camera(dataset, MAIN_CAMERA),
+        extra_view_images=_extra_views(dataset),
+        states=torch.from_numpy(columns[STATE]),
+        task_descriptions=[dataset.tasks[i] for i in columns["task_index"]],
+    )
+    frames = Frames(policy.prepare(observation), torch.from_numpy(actions), torch.from_numpy(valid))
+    num_held_out = int(dataset.num_episodes * sft.validation_fraction)
+    held_out = torch.from_numpy(episode >= dataset.num_episodes - num_held_out)
+    train = frames.rows(torch.nonzero(~held_out).flatten())
+    return train, frames.rows(torch.nonzero(held_out).flatten()) if num_held_out else None
+
+
+def _camera(dataset: DemonstrationDataset, name: str) -> Tensor:
+    if name not in dataset.cameras:
+        raise UserError(
+            "The dataset has no such camera",
+            file=dataset.root,
+            value=name,
+            expected=f"one of {list(dataset.cameras)}",
+            mend="record the demonstrations with `regrasp collect`, or rename the camera",
+        )
+    return torch.from_numpy(dataset.load_images(name))
+
+
+def _extra_views(dataset: DemonstrationDataset) -> Tensor | None:
+    names = [EXTRA_CAMERA.format(i) for i in range(len(dataset.cameras))]
+    views = [_camera(dataset, name) for name in names if name in dataset.cameras]
+    return torch.stack(views, 1) if views else None
+
+
+def _encode(policy: GrootPolicy, inputs: TensorDict) -> TensorDict:
+    return torch.cat([policy("encode", inputs=part) for part in inputs.split(_FEATURE_BATCH)])
+
+
+def _train(
+    policy: GrootPolicy, train: Frames, validation: Frames | None, sft: SftConfig, seed: int
+) -> tuple[float, float | None]:
+    """Returns the last training loss (running mean) and the last validation loss."""
+    frozen = sft.train == "head"
+    parameters = [p for _, p in policy.trainable("head" if frozen else "all")]
+    optimizer = torch.optim.AdamW(parameters, sft.lr, weight_decay=sft.weight_decay, betas=(0.9, 0.95))
+    generator = torch_generator(seed, "data", 10)
+    running, validation_loss = None, None
+    policy.train()
+    with progress("Training base model", sft.steps) as bar:
+        for step in range(sft.steps):
+            optimizer.param_groups[0]["lr"] = sft.lr * cosine(
+                step, num_steps=sft.steps, num_warmup_steps=sft.warmup_steps, min_ratio=0.02
+            )
+            batch = train.rows(torch.randint(len(train.actions), (sft.batch_size,), generator=generator))
+            loss = _loss(policy, batch, frozen, seed, step, sft.noise_repeats)
+            if not torch.isfinite(loss):
+                raise TrainingHaltedError(f"The loss of supervised training is not finite at step {step}.")
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(parameters, sft.clip_grad)
+            optimizer.step()
+            running = loss.item() if running is None else 0.95 * running + 0.05 * loss.item()
+            if validation is not None and ((step + 1) % sft.eval_interval == 0 or step + 1 == sft.steps):
+                with torch.no_grad():
+                    validation_loss = _loss(policy, validation, frozen, seed, 0, sft.noise_repeats).item()
+            shown = {} if validation_loss is None else {"validation": f"{validation_loss:.3f}"}
+            bar.advance(loss=f"{running:.3f}", **shown)
+    policy.eval()
+    assert running is not None
+    return running, validation_loss
+
+
+def _loss(policy: GrootPolicy, batch: Frames, frozen: bool, seed: int, step: int, repeats: int) -> Tensor:
+    features = batch.inputs if frozen else policy("encode", inputs=batch.inputs)
+    noise = KeyedNoise(seed, "data", [(row, 1, step) for row in range(len(batch.actions))])
+    return policy.sft_loss(features, batch.actions, batch.valid, noise, repeats)

@@ -1,0 +1,77 @@
+"""The stages before RL as commands see them: defaults from the configuration, one folder in, one folder out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from regrasp.config.schema import ExperimentConfig
+from regrasp.envs.mapping import ActionMapping
+from regrasp.envs.registry import create_env
+from regrasp.errors import UserError
+from regrasp.runners.collect import collect
+from regrasp.runners.pretrain import cached_backbone, pretrain
+from regrasp.runners.sft import SftResult, train_base_model
+
+
+def pretrain_backbone(
+    config: ExperimentConfig, output: Path | None = None, *, again: bool = False
+) -> tuple[Path, float | None]:
+    """Pretrain into `output` (default: the user's cache), unless it was done before.
+
+    Returns:
+        The folder, and the median grounding error in centimetres, None where nothing had to be done.
+    """
+    assert config.pretrain is not None
+    folder = output or cached_backbone(config.pretrain)
+    if (folder / "config.json").is_file() and not again:
+        return folder, None
+    return folder, pretrain(config.pretrain, folder)
+
+
+def collect_demonstrations(config: ExperimentConfig, output: Path | None = None) -> tuple[Path, int]:
+    """Record a dataset into `output` (default: `collect.output_dir`).
+
+    Returns:
+        The folder and the number of attempts.
+    """
+    assert config.collect is not None
+    folder = output or Path(config.collect.output_dir)
+    env = create_env(config.env.train, "train", max_chunk=1)
+    try:
+        mapping = ActionMapping(
+            config.env.train.mapping, config.actor.model.action_dim, env.spec.action_dim, "env.train.mapping"
+        )
+        seed = config.seed if config.collect.seed is None else config.collect.seed
+        return folder, collect(config.collect, config.env.train, env, mapping, seed, folder)
+    finally:
+        env.close()
+
+
+def train_base(
+    config: ExperimentConfig, data: Path | None = None, backbone: Path | None = None, output: Path | None = None
+) -> tuple[Path, SftResult]:
+    """Train a base model into `output` (default: `sft.output_dir`).
+
+    Raises:
+        UserError: The dataset or the backbone is not there.
+    """
+    sft = config.sft
+    assert sft is not None
+    if data is None:
+        collected = config.collect.output_dir if config.collect else "demos"
+        data = Path(sft.data or collected)
+    if backbone is None and sft.backbone is not None:
+        backbone = Path(sft.backbone)
+    if backbone is None and config.pretrain is not None:
+        backbone = cached_backbone(config.pretrain)
+    if backbone is None or not (backbone / "config.json").is_file():
+        raise UserError(
+            "The pretrained backbone is not there",
+            key="sft.backbone",
+            value=None if backbone is None else str(backbone),
+            expected="a folder written by `regrasp pretrain`",
+            mend="run `regrasp pretrain` with the same --config_name first (about a minute), or set sft.backbone",
+        )
+    seed = config.seed if sft.seed is None else sft.seed
+    folder = output or Path(sft.output_dir)
+    return folder, train_base_model(config, data, backbone, seed, folder)

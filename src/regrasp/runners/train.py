@@ -1,0 +1,171 @@
+"""Stage 3: reinforcement learning."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from regrasp.checkpoint.read import Checkpoint
+from regrasp.checkpoint.write import CheckpointContent, prune, write_checkpoint
+from regrasp.config.batches import num_updates
+from regrasp.config.schema import ExperimentConfig
+from regrasp.engine.local import Collected, LocalEngine
+from regrasp.errors import TrainingHaltedError
+from regrasp.observe.console import ConsoleTable
+from regrasp.observe.metrics import ENV_STEPS, STEPS_PER_SECOND, MetricsLogger
+from regrasp.observe.progress import progress
+from regrasp.runners.guards import SignalGuard
+from regrasp.runners.interrupt import StopRequest
+from regrasp.runners.summary import episode_metrics
+from regrasp.workers.actor import NonFiniteError
+
+_FINISH_SECONDS = 20.0
+"""After a request to stop, an update that ends within this time is kept."""
+
+
+@dataclass
+class Progress:
+    """How far a run is."""
+
+    update: int = 0
+    env_steps: int = 0
+
+
+@dataclass
+class EmbodiedRunner:
+    """Trains a policy until the last update, a signal, or a halt.
+
+    Args:
+        config: The experiment.
+        engine: Started.
+        logger: Metrics of the run.
+        run_dir: Folder of the run.
+        config_text: The resolved configuration, of which checkpoints keep a fingerprint.
+        progress: How far the run is.
+    """
+
+    config: ExperimentConfig
+    engine: LocalEngine
+    logger: MetricsLogger
+    run_dir: Path
+    config_text: str
+    progress: Progress = field(default_factory=Progress)
+
+    def run(self) -> bool:
+        """Train; returns True when the last update was reached and False when a signal ended the run before."""
+        total = num_updates(self.config)
+        table = ConsoleTable(total)
+        guard = SignalGuard(force=self.config.runner.force)
+        with StopRequest() as stop:
+            while self.progress.update < total and not stop.requested:
+                boundary = self.engine.state_dict()
+                try:
+                    metrics = self._update(stop, guard)
+                except InterruptedError:
+                    self._save(boundary)
+                    return False
+                if self._due(self.config.runner.val_check_interval, total) and not stop.requested:
+                    metrics |= self._evaluate()
+                self.logger.log(self.progress.update, metrics)
+                table.row(self.progress.update, metrics)
+                if self._due(self.config.runner.save_interval, total) or stop.requested:
+                    self._save(self.engine.state_dict())
+        return self.progress.update >= total
+
+    def resume(self, checkpoint: Checkpoint) -> None:
+        """Continue after the update that `checkpoint` was written at."""
+        if checkpoint.state["config"] != self._fingerprint():
+            print("[WARN] The configuration differs from the one that the checkpoint was written with.")
+        self.engine.policy.load_state_dict(checkpoint.model_state)
+        self.engine.actor.load_state_dict(checkpoint.optimizer_state)
+        self.engine.load_state_dict(checkpoint.tensors)
+        self.progress = Progress(checkpoint.step, checkpoint.state["env_steps"])
+        self.logger.truncate_after(checkpoint.step)
+
+    def _update(self, stop: StopRequest, guard: SignalGuard) -> dict[str, float]:
+        started = time.monotonic()
+        update = self.progress.update
+        collected = self.engine.collect(update, lambda: stop.requested)
+        guard.after_rollout(collected.rollout, collected.episodes)
+        trained = time.monotonic()
+        try:
+            metrics = self.engine.update(collected.rollout, update, lambda: stop.overdue(_FINISH_SECONDS))
+        except NonFiniteError as error:
+            raise self._halted(error) from error
+        guard.after_update(metrics)
+        self.progress.update += 1
+        self.progress.env_steps += collected.num_steps
+        finished = time.monotonic()
+        return {
+            **{f"train/{name}": value for name, value in metrics.items()},
+            **_rollout_metrics(collected),
+            ENV_STEPS: float(self.progress.env_steps),
+            "time/generate_rollouts": collected.seconds,
+            "time/actor_training": finished - trained,
+            "time/step": finished - started,
+            STEPS_PER_SECOND: collected.num_steps / (finished - started),
+        }
+
+    def _evaluate(self) -> dict[str, float]:
+        started = time.monotonic()
+        num_episodes = self.config.env.eval.num_episodes * self.config.algorithm.eval_rollout_epoch
+        with progress("Evaluating", num_episodes) as bar:
+            episodes = self.engine.evaluate(num_episodes, lambda _: bar.advance())
+        return {**episode_metrics(episodes, "eval"), "time/eval": time.monotonic() - started}
+
+    def _due(self, interval: int, total: int) -> bool:
+        """Whether something that happens every `interval` updates, and at the last one, happens now."""
+        update = self.progress.update
+        return update == total or (interval > 0 and update % interval == 0)
+
+    def _save(self, engine_state: dict[str, torch.Tensor]) -> None:
+        runner = self.config.runner
+        last = self.progress.update == num_updates(self.config)
+        policy = self.engine.policy
+        trained = {name for name, parameter in policy.named_parameters() if parameter.requires_grad}
+        content = CheckpointContent(
+            model_state=policy.state_dict(),
+            frozen_names=frozenset(policy.state_dict()) - trained,
+            optimizer_state=self.engine.actor.state_dict(),
+            tensors=engine_state,
+            state={"env_steps": self.progress.env_steps, "config": self._fingerprint()},
+            export=policy.save if runner.export_model == "always" or last else None,
+        )
+        folder = checkpoints_folder(self.run_dir, self.config)
+        write_checkpoint(folder, self.progress.update, content)
+        prune(folder, runner.keep_checkpoints)
+
+    def _halted(self, error: NonFiniteError) -> TrainingHaltedError:
+        file = self.run_dir / "halted" / f"batch_update_{self.progress.update}.pt"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        batch = {
+            name: value.to_dict() if name in ("inputs", "trace") else value for name, value in vars(error.batch).items()
+        }
+        torch.save(batch, file)
+        return TrainingHaltedError(f"{error} The batch that caused it is in {file}.")
+
+    def _fingerprint(self) -> str:
+        return hashlib.sha256(self.config_text.encode()).hexdigest()
+
+
+def checkpoints_folder(run_dir: Path, config: ExperimentConfig) -> Path:
+    """`<run>/<experiment_name>/checkpoints`, as in the reference."""
+    return run_dir / config.runner.logger.experiment_name / "checkpoints"
+
+
+def _rollout_metrics(collected: Collected) -> dict[str, float]:
+    rollout = collected.rollout
+    return {
+        **episode_metrics(collected.episodes, "env"),
+        "rollout/advantages_mean": float(rollout.advantages.mean()),
+        "rollout/advantages_max": float(rollout.advantages.max()),
+        "rollout/advantages_min": float(rollout.advantages.min()),
+        "rollout/returns_mean": float(rollout.returns.mean()),
+        "rollout/returns_max": float(rollout.returns.max()),
+        "rollout/returns_min": float(rollout.returns.min()),
+        "rollout/decisions": float(len(rollout)),
+    }

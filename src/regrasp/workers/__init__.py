@@ -1,0 +1,1 @@
+"""The three roles: environments, rollout (inference) and actor (policy update)."""

@@ -1,0 +1,126 @@
+"""The rollout role: policy inference, and the loop that lets policy and environments act on each other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+from regrasp.data.rollout import RolloutBuilder
+from regrasp.envs.contract import Observation
+from regrasp.models.contract import Action, Policy
+from regrasp.streams import KeyedNoise, Role
+from regrasp.workers.env import EnvWorker, EpisodeResult
+
+Key = tuple[int, int, int]
+
+
+@dataclass
+class Decision:
+    """Actions for B environments and what the update needs of them."""
+
+    inputs: TensorDict
+    action: Action
+
+
+class RolloutWorker:
+    """Runs the policy on observations.
+
+    Args:
+        policy: The policy; its weights are shared with the actor when both live in one process.
+        seed: Noise is drawn from (seed, role, key).
+        role: "train" or "eval".
+        device: Where the policy lives.
+        keep_features: Keep backbone features for the update, rather than prepared observations.
+    """
+
+    def __init__(self, policy: Policy, seed: int, role: Role, *, device: torch.device, keep_features: bool) -> None:
+        self._policy = policy
+        self._seed = seed
+        self._role: Role = role
+        self._device = device
+        self._keep_features = keep_features
+        self.version = 0
+
+    @torch.no_grad()
+    def decide(self, observation: Observation, keys: Sequence[Key], *, deterministic: bool = False) -> Decision:
+        """Actions for every row of `observation`; `keys` name the noise of each row."""
+        inputs = self._policy.prepare(observation).to(self._device)
+        features = self._policy("encode", inputs=inputs)
+        noise = KeyedNoise(self._seed, self._role, keys)
+        action = self._policy("act", features=features, noise=noise, deterministic=deterministic)
+        return Decision(features if self._keep_features else inputs, action)
+
+    @torch.no_grad()
+    def values(self, observation: Observation) -> Tensor:
+        """Values (B,) of observations."""
+        inputs = self._policy.prepare(observation).to(self._device)
+        return self._policy("value", features=self._policy("encode", inputs=inputs))
+
+    def act_in_blocks(self, observation: Observation, keys: Sequence[Key], block: int) -> Tensor:
+        """Deterministic actions (B, T, A), inferred in blocks of exactly `block` rows.
+
+        Floating-point results depend on the batch shape, so the last block is padded with its first row: a row's
+        action then depends on that row alone.
+        """
+        pieces = []
+        for start in range(0, len(observation), block):
+            rows = list(range(start, min(start + block, len(observation))))
+            padded = rows + [rows[0]] * (block - len(rows))
+            decision = self.decide(observation.rows(padded), [keys[i] for i in padded], deterministic=True)
+            pieces.append(decision.action.actions[: len(rows)])
+        return torch.cat(pieces).cpu()
+
+
+def interact(
+    env: EnvWorker,
+    rollout: RolloutWorker,
+    builder: RolloutBuilder,
+    *,
+    num_decisions: int,
+    first_column: int,
+    should_stop: Callable[[], bool],
+) -> list[EpisodeResult]:
+    """One rollout epoch: every environment takes up to `num_decisions` decisions, which are added to `builder`.
+
+    Returns:
+        The episodes that ended.
+
+    Raises:
+        InterruptedError: `should_stop` said so.
+    """
+    results: list[EpisodeResult] = []
+    to_value: list[tuple[int, Tensor, Observation]] = []
+    env.begin_epoch()
+    for time in range(num_decisions):
+        rows = torch.nonzero(env.running).flatten()
+        if not len(rows):
+            break
+        if should_stop():
+            raise InterruptedError
+        assert env.observation is not None
+        decision = rollout.decide(env.observation.rows(rows), env.keys(rows))
+        step, finished = env.step(rows, decision.action.actions.cpu())
+        results += finished
+        builder.add(
+            time,
+            rows + first_column,
+            decision.inputs,
+            decision.action,
+            step.rewards[rows],
+            step.num_executed[rows],
+            step.done[rows],
+            rollout.version,
+        )
+        cut = ~step.done if time == num_decisions - 1 else torch.zeros_like(step.done)
+        unfinished = torch.zeros_like(step.done).index_fill(0, rows, True) & (step.truncated | cut)
+        rows = torch.nonzero(unfinished).flatten()
+        if len(rows):
+            to_value.append((time, rows + first_column, step.observation.rows(rows)))
+        env.restart_finished()
+    for time, columns, observation in to_value:
+        builder.bootstrap(time, columns, rollout.values(observation))
+    return results

@@ -1,0 +1,305 @@
+"""Loading experiments: the reference's file, shipped files, inheritance, overrides, aliases."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from regrasp.config import (
+    ExperimentConfig,
+    as_override,
+    batch_equation,
+    list_configs,
+    load_config,
+    num_optimizer_steps,
+    num_samples,
+    num_updates,
+    require_paths,
+)
+from regrasp.config.schema import MappingConfig, StateEntry
+from regrasp.config.search import SHIPPED
+from regrasp.errors import UserError
+
+HERE = Path(__file__).parent
+REFERENCE = HERE / "reference_experiment.yaml"
+SMALL = HERE / "small_experiment.yaml"
+
+
+def leaves(node: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
+    if not isinstance(node, dict) or not node:
+        return {path: node}
+    return {key: value for name, inner in node.items() for key, value in leaves(inner, (*path, name)).items()}
+
+
+def number(value: Any) -> Any:
+    """PyYAML reads `5e-6` as text."""
+    return float(value) if isinstance(value, str) and re.fullmatch(r"[\d.]+e-\d+", value) else value
+
+
+def test_reference_loads_unchanged() -> None:
+    loaded = load_config(str(REFERENCE))
+    config = loaded.config
+    assert config.env.train.total_num_envs == 4
+    assert config.env.train.mapping.states == (
+        StateEntry(key="robot_joint_state", slice=(15, 29)),
+        StateEntry(key="robot_dex3_joint_state"),
+    )
+    assert config.env.train.mapping == config.env.eval.mapping  # one anchor
+    assert config.env.train.init_params.max_episode_steps == 256  # interpolated
+    assert config.env.train.video_cfg.video_base_dir == "../results/video/train"
+    assert config.actor.optim.lr == 5e-6
+    assert config.actor.model.precision == "bf16"
+    assert config.actor.model.obs_converter_type == "dex3"
+    assert config.actor.model.rl_head_config.noise_params == (0.7, 0.3, 400)
+    assert config.cluster.component_placement == {"actor,env,rollout": "all"}
+    assert config.seed == 1234
+    assert (config.pretrain, config.collect, config.sft) == (None, None, None)
+
+
+def test_every_key_of_the_reference_is_a_field_or_declared_without_effect() -> None:
+    loaded = load_config(str(REFERENCE))
+    ours = leaves(yaml.safe_load(loaded.to_yaml()))
+    copies = {("rollout", "model"), ("actor", "model", "rl_head_config", "add_value_head")}
+    for path, value in leaves(yaml.safe_load(REFERENCE.read_text(encoding="utf-8"))).items():
+        renamed = tuple("mapping" if step == "isaaclab" else step for step in path)
+        ignored = any(".".join(path[:depth]) in loaded.ignored_keys for depth in range(1, len(path) + 1))
+        copied = any(path[: len(copy)] == copy for copy in copies)
+        assert (renamed in ours) + ignored + copied + (path == ("defaults",)) == 1, path
+        if renamed in ours and "${" not in str(value) and path[-1] != "states":
+            assert number(ours[renamed]) == number(value), path
+
+
+def test_ignored_keys_are_one_warning() -> None:
+    loaded = load_config(str(REFERENCE))
+    assert len(loaded.warnings) == 1
+    for key in loaded.ignored_keys:
+        assert key in loaded.warnings[0]
+    assert "actor.model.trust_remote_code" in loaded.ignored_keys
+    assert str(REFERENCE) in loaded.warnings[0]
+
+
+@pytest.mark.parametrize("name", sorted(list_configs()))
+def test_shipped_experiment(name: str) -> None:
+    loaded = load_config(name)
+    assert loaded.file.parent == SHIPPED
+    assert loaded.ignored_keys == ()
+    assert loaded.warnings == ()
+    assert loaded.config.runner.logger.experiment_name == name
+
+
+@pytest.mark.parametrize("file", [REFERENCE, SMALL])
+def test_printed_configuration_loads_to_the_same(file: Path, tmp_path: Path) -> None:
+    loaded = load_config(str(file), ["algorithm.target_kl=0.1"])
+    copy = tmp_path / "printed.yaml"
+    copy.write_text(loaded.to_yaml(), encoding="utf-8")
+    assert load_config(str(copy)).config == loaded.config
+
+
+def test_configuration_is_frozen() -> None:
+    config = load_config(str(SMALL)).config
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.runner.max_epochs = 3  # pyright: ignore[reportAttributeAccessIssue]
+    assert dataclasses.replace(config.runner, max_epochs=3).max_epochs == 3
+
+
+@pytest.mark.parametrize(
+    ("override", "attribute", "value"),
+    [
+        ("algorithm.update_epoch=2", "algorithm.update_epoch", 2),
+        ("env.eval.num_episodes=7", "env.eval.num_episodes", 7),  # not in the file, no + needed
+        ("++runner.seed=5", "runner.seed", 5),
+        ("+runner.keep_checkpoints=2", "runner.keep_checkpoints", 2),
+        ("~actor.optim.lr", "actor.optim.lr", 5e-6),  # back to the default
+        ("actor.optim.lr=1", "actor.optim.lr", 1.0),
+        ("actor.model.precision='32'", "actor.model.precision", "fp32"),
+        ("actor.model.precision=32", "actor.model.precision", "fp32"),
+        ("actor.model.value_head_hidden=[8, 4]", "actor.model.value_head_hidden", (8, 4)),
+        ("actor.seed=${algorithm.update_epoch}", "actor.seed", 4),
+        ("env.train.max_episode_steps=41", "env.train.init_params.max_episode_steps", 41),  # interpolation follows
+        ("env.train.mapping.action_mapping.scale=[1, 2.5]", "env.train.mapping.action_mapping.scale", (1.0, 2.5)),
+        ("env.train.mapping.states=[a,{key: b}]", "env.train.mapping.states", (StateEntry("a"), StateEntry("b"))),
+        ("sft={}", "sft.batch_size", 256),
+        ("collect.num_demos=3", "collect.output_dir", "demos"),
+        ("runner.resume_dir='/a b/c=d'", "runner.resume_dir", "/a b/c=d"),
+    ],
+)
+def test_override(override: str, attribute: str, value: object) -> None:
+    node: Any = load_config(str(SMALL), [override]).config
+    for name in attribute.split("."):
+        node = getattr(node, name)
+    assert node == value
+    assert type(node) is type(value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["/a b/c=d", "it's", "a\\", r"c:\\'x'", "[1,2]", "null", "3", "${actor.seed}", "a,b: {c}", "~/x", r"\'", "ü#%"],
+)
+def test_any_text_as_an_override(value: str) -> None:
+    override = as_override("runner.resume_dir", value)
+    assert load_config(str(SMALL), [override]).config.runner.resume_dir == value
+
+
+@pytest.mark.parametrize(("key", "value"), [("runner.only_eval", True), ("runner.seed", 3), ("runner.seed", None)])
+def test_other_values_as_an_override(key: str, value: float | bool | None) -> None:
+    runner = load_config(str(SMALL), [as_override(key, value)]).config.runner
+    assert getattr(runner, key.partition(".")[2]) == value
+
+
+def test_later_override_wins() -> None:
+    assert load_config(str(SMALL), ["actor.seed=1", "actor.seed=2"]).config.actor.seed == 2
+
+
+def test_merge_keys(tmp_path: Path) -> None:
+    text = SMALL.read_text(encoding="utf-8").replace(
+        "    mapping: *mapping", "    mapping: {<<: *mapping, states: [other]}"
+    )
+    file = tmp_path / "merged.yaml"
+    file.write_text(text, encoding="utf-8")
+    mapping = load_config(str(file)).config.env.eval.mapping
+    assert mapping.main_images == "front_camera"
+    assert mapping.states == (StateEntry("other"),)
+
+
+@pytest.mark.parametrize("folder", ["plain", "with space", "with'quote"])
+def test_inheriting_a_shipped_experiment(folder: str, tmp_path: Path) -> None:
+    home = tmp_path / folder
+    home.mkdir()
+    (home / "mine.yaml").write_text(
+        "defaults: [pick_cube_ppo_groot, _self_]\nrunner: {max_epochs: 3}\n", encoding="utf-8"
+    )
+    loaded = load_config("mine", config_path=home)
+    assert loaded.config.runner.max_epochs == 3
+    assert loaded.config.collect == load_config("pick_cube_ppo_groot").config.collect
+
+
+def test_given_folder_comes_first(tmp_path: Path) -> None:
+    (tmp_path / "pick_cube_ppo_groot.yaml").write_text(SMALL.read_text(encoding="utf-8"), encoding="utf-8")
+    assert load_config("pick_cube_ppo_groot", config_path=tmp_path).file.parent == tmp_path
+    assert load_config("stack_cube_ppo_groot", config_path=tmp_path).file.parent == SHIPPED
+
+
+def test_installed_isaac_lab_tasks_are_searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "isaaclab_tasks" / "manipulation" / "config"
+    folder.mkdir(parents=True)
+    (tmp_path / "isaaclab_tasks" / "__init__.py").write_text("raise RuntimeError('must not be imported')\n")
+    (folder / "isaaclab_ppo_trocar.yaml").write_text(REFERENCE.read_text(encoding="utf-8"), encoding="utf-8")
+    (folder / "rl_games_ppo_cfg.yaml").write_text("params: {seed: 42}\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert load_config("isaaclab_ppo_trocar").config.actor.model.action_dim == 28
+    assert "isaaclab_ppo_trocar" in list_configs()
+    assert "rl_games_ppo_cfg" not in list_configs()
+
+
+@pytest.mark.parametrize(
+    ("name", "config_path", "key", "mend"),
+    [
+        ("pick_cube_ppo_grot", None, "--config_name", "did you mean pick_cube_ppo_groot?"),
+        ("zzz", None, "--config_name", "--config_path"),
+        ("", None, "--config_name", "--config_path"),
+        ("/no/such/pick_cube_ppo_mlp.yaml", None, "--config_name", "pick_cube_ppo_mlp"),
+        (str(HERE / "test_config_load.py"), None, "--config_name", "--config_path"),
+        ("small_experiment", Path("/no/such/folder"), "--config_path", "correct the path"),
+    ],
+)
+def test_unknown_name(name: str, config_path: Path | None, key: str, mend: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_config(name, config_path=config_path)
+    assert caught.value.file == "command line"
+    assert caught.value.key == key
+    assert caught.value.mend is not None
+    assert mend in caught.value.mend
+    assert config_path is not None or "pick_cube_ppo_mlp" in (caught.value.expected or "")
+
+
+def test_model_path_of_the_actor_wins() -> None:
+    overrides = ["rollout.model.model_path=/a", "actor.model.model_path=/b"]
+    loaded = load_config(str(SMALL), overrides)
+    assert loaded.config.actor.model.model_path == "/b"
+    assert any("/a" in warning and "/b" in warning for warning in loaded.warnings)
+    assert load_config(str(SMALL), overrides[:1]).config.actor.model.model_path == "/a"
+    assert load_config(str(SMALL), overrides[:1]).warnings == ()
+
+
+def test_isaaclab_block_becomes_the_mapping(tmp_path: Path) -> None:
+    file = tmp_path / "small.yaml"
+    file.write_text(SMALL.read_text(encoding="utf-8").replace("mapping: &", "isaaclab: &"), encoding="utf-8")
+    assert load_config(str(file)).config == load_config(str(SMALL)).config
+
+
+def test_mapping_accepts_bare_keys() -> None:
+    assert MappingConfig(states=("a", StateEntry("b"))).states == (StateEntry("a"), StateEntry("b"))  # pyright: ignore
+
+
+def test_batch_arithmetic_counts_what_a_loop_counts() -> None:
+    config = load_config(str(SMALL), ["actor.global_batch_size=12"]).config
+    samples = [
+        (env, chunk, epoch)
+        for epoch in range(config.algorithm.rollout_epoch)
+        for chunk in range(0, config.env.train.max_steps_per_rollout_epoch, config.actor.model.num_action_chunks)
+        for env in range(config.env.train.total_num_envs)
+    ]
+    minibatches = [samples[i : i + 12] for i in range(0, len(samples), 12)]
+    assert num_samples(config) == len(samples) == 80
+    assert num_optimizer_steps(config) == len(minibatches) * config.algorithm.update_epoch
+    for number in (4, 10, 2, 80, len(minibatches), 28):
+        assert f"{number} " in batch_equation(config)
+
+
+@pytest.mark.parametrize(("max_steps", "expected"), [(-1, 10), (3, 3), (30, 10), (0, 0)])
+def test_number_of_updates(max_steps: int, expected: int) -> None:
+    assert num_updates(load_config(str(SMALL), [f"runner.max_steps={max_steps}"]).config) == expected
+
+
+def with_model(path: Path | str | None) -> ExperimentConfig:
+    return load_config(str(SMALL), [f"actor.model.model_path={path or 'null'}"]).config
+
+
+def test_required_paths(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"actor\.model\.model_path"):
+        require_paths(with_model(None), "train")
+    with pytest.raises(UserError, match="does not exist"):
+        require_paths(with_model(tmp_path / "nowhere"), "play", SMALL)
+    with pytest.raises(UserError, match=r"config\.json"):
+        require_paths(with_model(tmp_path), "train")
+    (tmp_path / "config.json").write_text("{}")
+    require_paths(with_model(tmp_path), "train")
+
+    resumed = load_config(str(SMALL), [f"actor.model.model_path={tmp_path}", "runner.resume_dir=/no/such"]).config
+    with pytest.raises(UserError, match=r"runner\.resume_dir"):
+        require_paths(resumed, "train")
+    require_paths(resumed, "play")
+
+
+def test_required_demonstrations(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no supervised stage"):
+        require_paths(load_config(str(SMALL)).config, "sft")
+    with pytest.raises(UserError, match=r"sft\.data"):
+        require_paths(load_config(str(SMALL), ["sft={}"]).config, "sft")
+    collected = load_config(str(SMALL), ["sft={}", "collect.num_demos=3", f"collect.output_dir={tmp_path}"]).config
+    require_paths(collected, "sft")
+    with pytest.raises(UserError, match="regrasp collect"):
+        require_paths(load_config(str(SMALL), ["sft.data=/no/such"]).config, "sft")
+
+
+def test_a_bad_configuration_is_rejected_within_three_seconds() -> None:
+    code = (
+        "import sys\n"
+        "from regrasp.config import load_config\n"
+        "from regrasp.errors import UserError\n"
+        "try:\n    load_config(sys.argv[1], ['runner.max_epoch=1'])\n"
+        "except UserError as error:\n    print(error)\n"
+        "assert not {'torch', 'numpy', 'transformers'} & set(sys.modules)\n"
+    )
+    started = time.monotonic()
+    result = subprocess.run([sys.executable, "-c", code, str(REFERENCE)], capture_output=True, text=True, check=True)
+    assert time.monotonic() - started < 3
+    assert "runner.max_epochs" in result.stdout

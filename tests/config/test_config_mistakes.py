@@ -1,0 +1,271 @@
+"""Every mistake is one message that names file, key, value, expectation and mend."""
+# ruff: noqa: E501 - one row per mistake
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from regrasp.config import load_config
+from regrasp.errors import UserError
+
+SMALL = Path(__file__).with_name("small_experiment.yaml")
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """What is changed in the small experiment, and what the message must hold."""
+
+    edit: tuple[str, str] | str
+    """Old and new text in the file, or one override."""
+    key: str
+    value: str | None
+    """The value as printed, None where there is none to print."""
+    expected: str
+    mend: str
+    in_file: bool
+    """The message names a line of the file, not the command line."""
+
+
+def edit(old: str, new: str, key: str, value: str | None, expected: str, mend: str) -> Mistake:
+    return Mistake((old, new), key, value, expected, mend, in_file=True)
+
+
+def override(text: str, key: str, value: str | None, expected: str, mend: str, *, in_file: bool = False) -> Mistake:
+    """An override; `in_file` where it makes a value of the file wrong."""
+    return Mistake(text, key, value, expected, mend, in_file)
+
+
+UNKNOWN = [
+    edit("  max_epochs: 10", "  max_epoch: 10", "runner.max_epoch", "10", "one of the keys of runner", "runner.max_epochs"),
+    edit("runner:\n", "runer:\n", "runer", "{'logger'", "one of the keys of the top level", "did you mean runner"),
+    edit("experiment_name:", "experimentname:", "runner.logger.experimentname", "'small'", "project_name", "runner.logger.experiment_name"),
+    edit("noise_level:", "noise_lvl:", "actor.model.rl_head_config.noise_lvl", "0.5", "noise_method", "noise_level"),
+    edit("{prefix_pad: 3,", "{prefixpad: 3,", "env.train.mapping.action_mapping.prefixpad", "3", "suffix_pad", "prefix_pad"),
+    edit("slice: [0, 7]", "slices: [0, 7]", "env.train.mapping.states[1].slices", "[0, 7]", "key, slice", "states[1].slice"),
+    edit("gamma: 0.99", "lr: 0.1", "algorithm.lr", "0.1", "one of the keys of algorithm", "did you mean actor.optim.lr"),
+    override("algorithm.zzz=1", "algorithm.zzz", "1", "gae_lambda", "remove it"),
+    override("+env.eval.num_episode=5", "env.eval.num_episode", "5", "inference_block", "env.eval.num_episodes"),
+    override("env.test.seed=1", "env.test", "{'seed': 1}", "train, eval", "remove it"),
+    override("rollout.pipeline_stages=2", "rollout.pipeline_stages", "2", "pipeline_stage_num", "rollout.pipeline_stage_num"),
+]  # fmt: skip
+
+TYPES = [
+    edit("max_epochs: 10", "max_epochs: ten", "runner.max_epochs", "'ten'", "an integer of at least 1", "set runner.max_epochs"),
+    edit("max_epochs: 10", "max_epochs: 10.0", "runner.max_epochs", "10.0", "an integer", "for example runner.max_epochs=1000"),
+    edit("max_epochs: 10", "max_epochs: true", "runner.max_epochs", "True", "an integer", "set runner.max_epochs"),
+    edit("max_epochs: 10", "max_epochs: null", "runner.max_epochs", "None", "an integer", "set runner.max_epochs"),
+    edit("lr: 3e-5", "lr: [3e-5]", "actor.optim.lr", "[3e-05]", "a number above 0", "set actor.optim.lr"),
+    edit("lr: 3e-5", 'lr: "3e-5"', "actor.optim.lr", "'3e-5'", "a number above 0", "actor.optim.lr=5e-06"),
+    edit("lr: 3e-5", "lr: .nan", "actor.optim.lr", "nan", "a number above 0", "set actor.optim.lr"),
+    edit("id: Some-Task-v0\n      max", "id: 7\n      max", "env.train.init_params.id", "7", "a string", "set env.train.init_params.id"),
+    edit("scale: 0.5", "scale: [a]", "env.train.mapping.action_mapping.scale", "['a']", "a number or a list, each item a number", "=1.0"),
+    edit("- gripper_position", "- 3", "env.train.mapping.states[0]", "3", "an observation key", "env.train.mapping.states[0]"),
+    edit("tasks: [Some-Task-v0]", "tasks: Some-Task-v0", "pretrain.tasks", "'Some-Task-v0'", "a non-empty list", "set pretrain.tasks"),
+    edit("  optim: {lr: 3e-5, value_lr: 1e-3}", "  optim: 5", "actor.optim", "5", "a block with the keys lr", "as a block of keys"),
+    override("runner.only_eval=maybe", "runner.only_eval", "'maybe'", "true or false", "runner.only_eval=false"),
+    override("env.eval.mapping=null", "env.eval.mapping", "None", "a block with the keys", "write env.eval.mapping as a block"),
+    override("actor.model.value_head_hidden=[8,x]", "actor.model.value_head_hidden[1]", "'x'", "an integer", "set actor.model.value_head_hidden[1]"),
+    override("runner.max_epochs.x=1", "runner.max_epochs", "{'x': 1}", "an integer", "set runner.max_epochs"),
+]  # fmt: skip
+
+RANGES = [
+    edit("gamma: 0.99", "gamma: 1.5", "algorithm.gamma", "1.5", "at most 1", "algorithm.gamma=0.99"),
+    edit("total_num_envs: 4", "total_num_envs: 0", "env.train.total_num_envs", "0", "at least 1", "set env.train.total_num_envs"),
+    edit("clip_ratio_c: 3.0", "clip_ratio_c: 0.5", "algorithm.clip_ratio_c", "0.5", "a number above 1 or null", "set algorithm.clip_ratio_c"),
+    edit("slice: [0, 7]", "slice: [7, 7]", "env.train.mapping.states[1].slice", "[7, 7]", "0 <= start < stop", "states[1].slice"),
+    edit("slice: [0, 7]", "slice: [-1, 7]", "env.train.mapping.states[1].slice", "[-1, 7]", "0 <= start < stop", "states[1].slice"),
+    edit("slice: [0, 7]", "slice: [7]", "env.train.mapping.states[1].slice", "[7]", "[start, stop]", "states[1].slice"),
+    edit("prefix_pad: 3", "prefix_pad: -3", "env.train.mapping.action_mapping.prefix_pad", "-3", "at least 0", "prefix_pad=0"),
+    edit("env_type: mujoco\n    total_num_envs: 4", "env_type: ''\n    total_num_envs: 4", "env.train.env_type", "''", "not empty", "set env.train.env_type"),
+    edit("tasks: [Some-Task-v0]", "tasks: []", "pretrain.tasks", "[]", "a non-empty list", "set pretrain.tasks"),
+    override("algorithm.clip_ratio_low=1", "algorithm.clip_ratio_low", "1", "below 1", "algorithm.clip_ratio_low=0.2"),
+    override("algorithm.value_clip=0", "algorithm.value_clip", "0", "a number above 0 or null", "algorithm.value_clip=0.2"),
+    override("algorithm.target_kl=-0.1", "algorithm.target_kl", "-0.1", "above 0 or null", "set algorithm.target_kl"),
+    override("env.train.mapping.embodiment_tag_id=32", "env.train.mapping.embodiment_tag_id", "32", "at most 31", "embodiment_tag_id=31"),
+    override("actor.optim.adam_beta2=1.0", "actor.optim.adam_beta2", "1.0", "below 1", "actor.optim.adam_beta2=0.95"),
+    override("actor.seed=-1", "actor.seed", "-1", "at least 0", "actor.seed=1234"),
+    override("algorithm.adv_type=grpo", "algorithm.adv_type", "'grpo'", "'gae'", "algorithm.adv_type=gae"),
+    override("algorithm.loss_type=actor_critics", "algorithm.loss_type", "'actor_critics'", "'actor_critic'", "did you mean algorithm.loss_type=actor_critic?"),
+    override("actor.model.precision=fp16", "actor.model.precision", "'fp16'", "'bf16'", "actor.model.precision"),
+    override("actor.model.rl_head_config.noise_method=sde", "actor.model.rl_head_config.noise_method", "'sde'", "'flow_cps'", "=flow_sde"),
+    override("algorithm.reward_type=token_level", "algorithm.reward_type", "'token_level'", "'action_level'", "algorithm.reward_type="),
+    override("runner.logger.logger_backends=[tensorbord]", "runner.logger.logger_backends[0]", "'tensorbord'", "'wandb'", "=tensorboard"),
+]  # fmt: skip
+
+MISSING = [
+    edit("    id: Some-Task-v0\n", "", "env.train.init_params.id", None, "a string", "add env.train.init_params.id"),
+    edit("  micro_batch_size: 4\n", "", "actor.micro_batch_size", None, "an integer", "add actor.micro_batch_size"),
+    edit("    init_params: {id: Some-Task-v0}\n", "", "env.eval.init_params", None, "a block", "add env.eval.init_params"),
+    override("~actor.model", "actor.model", None, "a block with the keys model_type", "add actor.model: a block"),
+    override("collect.seed=1", "collect.num_demos", None, "an integer of at least 1", "add collect.num_demos", in_file=True),
+]  # fmt: skip
+
+ACROSS = [
+    edit("max_steps_per_rollout_epoch: 40\n    max_episode_steps: 40\n    init_params:\n", "max_steps_per_rollout_epoch: 42\n    max_episode_steps: 40\n    init_params:\n", "env.train.max_steps_per_rollout_epoch", "42", "a multiple of actor.model.num_action_chunks (4)", "=40"),
+    override("env.eval.max_steps_per_rollout_epoch=39", "env.eval.max_steps_per_rollout_epoch", "39", "a multiple", "=40"),
+    edit("global_batch_size: 8", "global_batch_size: 9", "actor.global_batch_size", "9", "a multiple of actor.micro_batch_size (4)", "=8"),
+    override("actor.global_batch_size=84", "actor.global_batch_size", "84", "at most 80: 4 envs x 10 chunks", "raise env.train.total_num_envs"),
+    override("env.train.init_params.num_envs=5", "env.train.init_params.num_envs", "5", "env.train.total_num_envs (4)", "remove"),
+    edit("max_episode_steps: ${env.train.max_episode_steps}", "max_episode_steps: 30", "env.train.init_params.max_episode_steps", "30", "(40)", "remove"),
+    override("env.train.max_steps_per_rollout_epoch=80", "env.train.max_steps_per_rollout_epoch", "80", "at most 40", "auto_reset=true"),
+    override("algorithm.group_size=4", "algorithm.group_size", "4", "1: advantages come from the value function", "algorithm.group_size=1"),
+    override("cluster.num_nodes=2", "cluster.num_nodes", "2", "not in this release", "cluster.num_nodes=1"),
+    override("cluster.component_placement={actor:all}", "cluster.component_placement", "{'actor': 'all'}", "each of actor, env, rollout once", "'actor,env,rollout': all"),
+    override("actor.model.rl_head_config.noise_params=[0.3,0.7,400]", "actor.model.rl_head_config.noise_params", "[0.3, 0.7, 400]", "start >= end", "exchange"),
+    override("actor.model.is_lora=true", "actor.model.is_lora", "True", "false", "actor.model.is_lora=false"),
+    override("actor.model.add_value_head=false", "actor.model.add_value_head", "False", "actor_critic", "add_value_head=true"),
+    override("actor.model.embodiment_tag=gr1", "actor.model.embodiment_tag", "'gr1'", "'new_embodiment'", "the mapping is what counts"),
+    override("actor.optim.critic_warmup_steps=400", "actor.optim.critic_warmup_steps", "400", "400 optimizer steps", "critic_warmup_steps"),
+    override("env.train.isaaclab.main_images=x", "env.train.isaaclab", "{'main_images': 'x'}", "not both", "keep env.train.mapping"),
+    override("pretrain.architecture.patch_size=13", "pretrain.architecture.image_size", "84", "patch_size (13)", "=78", in_file=True),
+    override("pretrain.architecture.action_horizon=2", "pretrain.architecture.action_horizon", "2", "num_action_chunks (4)", "action_horizon=4"),
+    override("pretrain.architecture.num_embodiments=4", "env.train.mapping.embodiment_tag_id", "31", "num_embodiments (4)", "embodiment_tag_id=0", in_file=True),
+    edit("      main_images: front_camera\n", "      extra_view_images: [wrist]\n", "env.train.mapping.main_images", "None", "a camera key", "set env.train.mapping.main_images"),
+    override("algorithm.filter_rewards=true", "algorithm.filter_rewards", "True", "false", "set algorithm.filter_rewards to false"),
+    override("env.eval.reward_coef=2.0", "env.eval.reward_coef", "2.0", "1.0", "remove it"),
+]  # fmt: skip
+
+COMPOSITION = [
+    edit("gamma: 0.99", "gamma: ${algorithm.gama}", "algorithm.gamma", "'${algorithm.gama}'", "${key} of an existing key", "correct the key"),
+    edit("gamma: 0.99", "gamma: ???", "algorithm.gamma", "'???'", "a value instead of ???", "set algorithm.gamma"),
+    override("actor.seed=${nowhere}", "actor.seed", "'${nowhere}'", "${key} of an existing key", "correct the key"),
+    override("actor.seed=1,2", "actor.seed", "'actor.seed=1,2'", "key=value", "'actor.seed=[1,2]'"),
+    override("actor.seed", "actor.seed", "'actor.seed'", "key=value", "write key=value"),
+    override("=3", "=3", "'=3'", "key=value", "write key=value"),
+    override("actor.seed=[1", "actor.seed", "'actor.seed=[1'", "key=value", "write key=value"),
+    override("~actor.nothing", "~actor.nothing", "'~actor.nothing'", "key=value", "set a key that exists"),
+    override("model/gr00t@actor.model=x", "model/gr00t@actor.model", "'model/gr00t@actor.model=x'", "key=value", "set a key that exists"),
+]  # fmt: skip
+
+MISTAKES = UNKNOWN + TYPES + RANGES + MISSING + ACROSS + COMPOSITION
+
+
+@pytest.mark.parametrize("mistake", MISTAKES, ids=[f"{case.key}={case.value}" for case in MISTAKES])
+def test_mistake_is_explained(mistake: Mistake, tmp_path: Path) -> None:
+    file = tmp_path / "broken.yaml"
+    text = SMALL.read_text(encoding="utf-8")
+    overrides: tuple[str, ...] = ()
+    if isinstance(mistake.edit, str):
+        overrides = (mistake.edit,)
+    else:
+        old, new = mistake.edit
+        assert old in text
+        text = text.replace(old, new, 1)
+    place = f"{file}:" if mistake.in_file else "command line"
+    file.write_text(text, encoding="utf-8")
+
+    with pytest.raises(UserError) as caught:
+        load_config(str(file), overrides)
+
+    message = str(caught.value)
+    rows = dict(line.strip().split(": ", 1) for line in message.splitlines()[1:] if ": " in line)
+    assert rows["file"].strip().startswith(place), message
+    assert rows["key"].strip() == mistake.key, message
+    assert mistake.value is None or rows["value"].strip().startswith(mistake.value), message
+    assert (mistake.value is None) == ("value" not in rows), message
+    assert mistake.expected.lower() in message.lower(), message
+    assert mistake.mend in rows["mend"], message
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line_text"),
+    [
+        ("gamma: 0.99", "gamma: 2", "gamma: 2"),
+        ("slice: [0, 7]", "slice: [3, 1]", "slice: [3, 1]"),
+        ("scale: 0.5", "scale: x", "scale: x"),
+        ("noise_level: 0.5", "noise_level: -1", "noise_level: -1"),
+    ],
+)
+def test_line_of_the_mistake(old: str, new: str, line_text: str, tmp_path: Path) -> None:
+    file = tmp_path / "broken.yaml"
+    file.write_text(SMALL.read_text(encoding="utf-8").replace(old, new), encoding="utf-8")
+    lines = file.read_text(encoding="utf-8").splitlines()
+    number = next(i for i, line in enumerate(lines, start=1) if line_text in line)
+    with pytest.raises(UserError) as caught:
+        load_config(str(file))
+    assert f"{file}:{number}\n" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem", "line"),
+    [
+        ("runner: {max_epochs: 1\n", "Broken YAML", 2),
+        ("runner:\n  max_epochs: 1\n\tseed: 2\n", "Broken YAML", 3),
+        ("runner:\n  seed: 1\n  seed: 2\n", "duplicate key", 3),
+        ("env: *nowhere\n", "undefined alias", 1),
+        ("- runner\n- env\n", "not a block of keys", None),
+        ("just words\n", "not a block of keys", None),
+    ],
+)
+def test_broken_yaml(text: str, problem: str, line: int | None, tmp_path: Path) -> None:
+    file = tmp_path / "broken.yaml"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=problem) as caught:
+        load_config(str(file))
+    assert caught.value.file == (f"{file}:{line}" if line else str(file))
+    assert caught.value.expected
+    assert caught.value.mend
+
+
+def test_unreadable_text(tmp_path: Path) -> None:
+    file = tmp_path / "latin.yaml"
+    file.write_bytes(b"runner: {seed: \xff}")
+    with pytest.raises(UserError, match="UTF-8"):
+        load_config(str(file))
+
+
+def test_missing_defaults_entry(tmp_path: Path) -> None:
+    file = tmp_path / "child.yaml"
+    file.write_text("defaults:\n  - no_such_parent\n", encoding="utf-8")
+    with pytest.raises(UserError, match="no_such_parent") as caught:
+        load_config(str(file))
+    assert caught.value.key == "defaults"
+    assert caught.value.file == str(file)
+
+
+def test_all_problems_in_one_message(tmp_path: Path) -> None:
+    file = tmp_path / "broken.yaml"
+    text = SMALL.read_text(encoding="utf-8").replace("gamma: 0.99", "gama: 0.99").replace("lr: 3e-5", "lr: 0")
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(UserError) as caught:
+        load_config(str(file), ["runner.max_steps=x", "reward.use_reward_model=true"])
+    message = str(caught.value)
+    assert message.startswith("4 problems")
+    for key in ("algorithm.gama", "actor.optim.lr", "runner.max_steps", "reward.use_reward_model"):
+        assert f"key:      {key}\n" in message
+    assert message.count("mend:") == 4
+
+
+def test_a_shared_value_is_reported_once_where_it_was_written(tmp_path: Path) -> None:
+    file = tmp_path / "small_experiment.yaml"
+    file.write_text(SMALL.read_text(encoding="utf-8"), encoding="utf-8")
+    with pytest.raises(UserError) as caught:
+        load_config(str(file), ["env.train.max_episode_steps=x"])
+    assert caught.value.key == "env.train.max_episode_steps"
+    assert caught.value.file == "command line"
+
+
+def test_problem_in_an_inherited_file_names_that_file(tmp_path: Path) -> None:
+    parent, child = tmp_path / "parent.yaml", tmp_path / "child.yaml"
+    parent.write_text(SMALL.read_text(encoding="utf-8").replace("gamma: 0.99", "gamma: 2"), encoding="utf-8")
+    child.write_text("defaults: [parent, _self_]\nrunner:\n  max_epochs: 0\n", encoding="utf-8")
+    with pytest.raises(UserError) as caught:
+        load_config(str(child))
+    message = str(caught.value)
+    assert f"{child}:3\n" in message
+    assert f"{parent}:" in message
+
+
+def test_isaaclab_block_keeps_its_name_in_messages(tmp_path: Path) -> None:
+    file = tmp_path / "broken.yaml"
+    text = (
+        SMALL.read_text(encoding="utf-8").replace("mapping: &", "isaaclab: &").replace("slice: [0, 7]", "slice: [7, 0]")
+    )
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(UserError) as caught:
+        load_config(str(file))
+    assert "env.train.isaaclab.states[1].slice" in str(caught.value)
+    assert "env.train.mapping" not in str(caught.value)

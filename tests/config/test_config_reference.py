@@ -1,0 +1,50 @@
+"""The generated reference names every key that the reference's file and the schema have."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from regrasp.config.describe import block_fields, default_at, dotted, field_infos, known_paths, spec_at
+from regrasp.config.reference import reference_markdown
+from regrasp.config.schema import EvalEnvConfig, ExperimentConfig
+
+
+def test_every_field_is_described() -> None:
+    text = reference_markdown()
+    for path in known_paths():
+        assert f"| `{path[-1]}` |" in text, dotted(path)
+        parent = spec_at(path[:-1])
+        assert parent is not None
+        assert parent.block is not None
+        block = parent.block.__mro__[1] if path[-1] not in vars(parent.block)["__annotations__"] else parent.block
+        assert field_infos(block)[str(path[-1])].description, dotted(path)
+
+
+def test_tables_have_four_columns() -> None:
+    rows = [line.replace("\\|", "") for line in reference_markdown().splitlines() if line.startswith("| `")]
+    tables = [row for row in rows if row.count("|") == 5]
+    legacy = [row for row in rows if row.count("|") == 4]
+    assert len(tables) + len(legacy) == len(rows)
+    assert len(tables) > 100
+
+
+def test_words_of_constraints() -> None:
+    def words(*path: str | int) -> str:
+        spec = spec_at(path)
+        assert spec is not None
+        return spec.words()
+
+    assert words("runner", "max_epochs") == "an integer of at least 1"
+    assert words("runner", "keep_checkpoints") == "an integer of at least 1 or null"
+    assert words("algorithm", "clip_ratio_low") == "a number above 0 and below 1"
+    assert words("runner", "export_model") == "'always' or 'last'"
+    assert words("env", "train", "mapping", "states", 3, "slice").endswith("or null")
+    assert words("actor", "model", "rl_head_config", "noise_params") == "[start, end, updates] with start >= end > 0"
+    assert spec_at(("runner", "nothing")) is None
+    assert default_at(("actor", "seed")) == 1234
+    assert default_at(("actor", "model")) is None
+
+
+def test_fields_agree_with_the_dataclasses() -> None:
+    assert list(block_fields(ExperimentConfig)) == [field.name for field in dataclasses.fields(ExperimentConfig)]
+    assert "total_num_envs" in block_fields(EvalEnvConfig)

@@ -1,0 +1,235 @@
+"""Crashes while writing, wrong targets, and damaged datasets."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import av
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from regrasp.data.lerobot import DatasetWriter, DemonstrationDataset, FeatureSpec
+from regrasp.errors import UserError
+
+CAMERA = "observation.images.front"
+FEATURES = {"action": FeatureSpec("float32", (2,)), CAMERA: FeatureSpec("video", (32, 32, 3))}
+DATA = "data/chunk-000/file-000.parquet"
+VIDEO = f"videos/{CAMERA}/chunk-000/file-000.mp4"
+EPISODES = "meta/episodes/chunk-000/file-000.parquet"
+
+
+def make_episode(length: int = 6) -> dict[str, np.ndarray]:
+    ramp = np.arange(length, dtype=np.uint8)[:, None, None, None]
+    return {
+        "action": np.ones((length, 2), dtype=np.float32),
+        CAMERA: np.broadcast_to(ramp * 20, (length, 32, 32, 3)).copy(),
+    }
+
+
+def make_writer(root: Path, features: dict[str, FeatureSpec] = FEATURES, overwrite: bool = False) -> DatasetWriter:
+    return DatasetWriter(root, fps=10, robot_type="gripper", features=features, overwrite=overwrite)
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("original") / "d"
+    with make_writer(root) as writer:
+        writer.add_episode(make_episode(), "lift", True)
+        writer.add_episode(make_episode(9), "lift", True)
+    return root
+
+
+@pytest.fixture
+def root(original: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(original, tmp_path / "d"))
+
+
+def test_a_crash_leaves_nothing(tmp_path: Path) -> None:
+    def collect() -> None:
+        with make_writer(tmp_path / "d") as writer:
+            writer.add_episode(make_episode(), "lift", True)
+            raise RuntimeError("the simulator died")
+
+    with pytest.raises(RuntimeError, match="simulator"):
+        collect()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_killed_writer_leaves_no_dataset_at_its_path(tmp_path: Path) -> None:
+    writer = make_writer(tmp_path / "d")
+    writer.add_episode(make_episode(), "lift", True)
+    assert not (tmp_path / "d").exists()
+    (partial,) = tmp_path.iterdir()
+    with pytest.raises(UserError, match=r"info\.json"):
+        DemonstrationDataset.open(partial / "d")
+    writer.discard()
+
+
+def test_no_episode_is_no_dataset(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="No episode"), make_writer(tmp_path / "d"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_dataset_is_kept_unless_told_otherwise(root: Path) -> None:
+    with pytest.raises(UserError, match="exists already"):
+        make_writer(root)
+    assert DemonstrationDataset.open(root).num_episodes == 2
+    with make_writer(root, overwrite=True) as writer:
+        writer.add_episode(make_episode(), "drop", True)
+        assert DemonstrationDataset.open(root).num_episodes == 2
+    assert DemonstrationDataset.open(root).tasks == ("drop",)
+    assert list(root.parent.iterdir()) == [root]
+
+
+def test_overwrite_never_deletes_a_folder_that_is_no_dataset(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(UserError, match="something else"):
+        make_writer(tmp_path, overwrite=True)
+    assert (tmp_path / "thesis.tex").exists()
+
+
+def test_odd_image_size_names_the_camera(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"{CAMERA}.*odd") as caught:
+        make_writer(tmp_path / "d", {CAMERA: FeatureSpec("video", (32, 33, 3))})
+    assert caught.value.value == (32, 33)
+
+
+@pytest.mark.parametrize(
+    "spec", [FeatureSpec("float32", (2, 2)), FeatureSpec("complex64", (2,)), FeatureSpec("video", (3, 32, 32))]
+)
+def test_features_that_cannot_be_stored_are_refused(tmp_path: Path, spec: FeatureSpec) -> None:
+    with pytest.raises(ValueError, match="shape"):
+        make_writer(tmp_path / "d", {"thing": spec})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"action": np.ones((6, 2))},
+        {"action": np.ones((6, 3), dtype=np.float32)},
+        {"action": np.ones((5, 2), dtype=np.float32)},
+        {"action": np.full((6, 2), np.nan, dtype=np.float32)},
+        {CAMERA: np.zeros((6, 32, 32, 3), dtype=np.float32)},
+        {"extra": np.ones(6)},
+    ],
+)
+def test_episodes_that_do_not_fit_are_refused(tmp_path: Path, change: dict[str, np.ndarray]) -> None:
+    with pytest.raises(ValueError, match=r"action|statistics|front"), make_writer(tmp_path / "d") as writer:
+        writer.add_episode(make_episode() | change, "lift", True)
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def rewrite(path: Path, edit: Callable[[pa.Table], pa.Table]) -> None:
+    pq.write_table(edit(pq.read_table(path)), path)
+
+
+@pytest.mark.parametrize("name", [DATA, VIDEO, EPISODES, "meta/info.json", "meta/stats.json", "meta/tasks.parquet"])
+@pytest.mark.parametrize("spoil", [Path.unlink, truncate])
+def test_missing_and_truncated_files_are_named(root: Path, name: str, spoil: Callable[[Path], None]) -> None:
+    spoil(root / name)
+    with pytest.raises(UserError) as caught:
+        DemonstrationDataset.open(root)
+    assert caught.value.file is not None
+    assert (root / name).is_relative_to(caught.value.file)
+
+
+def test_another_version_is_named(root: Path) -> None:
+    info = json.loads((root / "meta/info.json").read_text())
+    (root / "meta/info.json").write_text(json.dumps(info | {"codebase_version": "v2.1"}))
+    with pytest.raises(UserError, match=r"v2\.1") as caught:
+        DemonstrationDataset.open(root)
+    assert caught.value.expected == "v3.0"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"fps": 0},
+        {"total_frames": "many"},
+        {"features": []},
+        {"data_path": None},
+        {"video_path": "{x}"},
+        {"features": {CAMERA: {"dtype": "video", "shape": [32]}}},
+    ],
+)
+def test_malformed_info(root: Path, change: dict[str, object]) -> None:
+    info = json.loads((root / "meta/info.json").read_text())
+    (root / "meta/info.json").write_text(json.dumps(info | change))
+    with pytest.raises(UserError, match="malformed"):
+        DemonstrationDataset.open(root)
+
+
+def test_video_shorter_than_the_tables(root: Path, tmp_path: Path) -> None:
+    with make_writer(tmp_path / "short") as writer:
+        writer.add_episode(make_episode(), "lift", True)
+    shutil.copy(tmp_path / "short" / VIDEO, root / VIDEO)
+    with pytest.raises(UserError, match="15 frames") as caught:
+        DemonstrationDataset.open(root)
+    assert caught.value.file == str(root / VIDEO)
+    assert caught.value.value == 6
+
+
+def test_video_of_another_size(root: Path, tmp_path: Path) -> None:
+    with make_writer(tmp_path / "wide", {CAMERA: FeatureSpec("video", (32, 64, 3))}) as writer:
+        writer.add_episode({CAMERA: np.zeros((15, 32, 64, 3), dtype=np.uint8)}, "lift", True)
+    shutil.copy(tmp_path / "wide" / VIDEO, root / VIDEO)
+    with pytest.raises(UserError, match="image size"):
+        DemonstrationDataset.open(root)
+
+
+def test_video_with_zeroed_frames(root: Path) -> None:
+    with av.open(str(root / VIDEO)) as container:
+        packet = [packet for packet in container.demux(video=0) if packet.size][7]
+        assert packet.pos is not None
+        start, size = packet.pos, packet.size
+    content = bytearray((root / VIDEO).read_bytes())
+    content[start : start + size] = bytes(size)
+    (root / VIDEO).write_bytes(content)
+    dataset = DemonstrationDataset.open(root)
+    with pytest.raises(UserError, match="damaged") as caught:
+        dataset.load_images(CAMERA)
+    assert caught.value.file == str(root / VIDEO)
+
+
+def test_data_with_fewer_rows_than_the_tables(root: Path) -> None:
+    rewrite(root / DATA, lambda table: table.slice(0, 10))
+    with pytest.raises(UserError, match="15 frames"):
+        DemonstrationDataset.open(root)
+
+
+def test_data_without_a_column_or_with_nulls(root: Path) -> None:
+    rewrite(root / DATA, lambda table: table.set_column(0, "action", pa.nulls(15, table.schema.field(0).type)))
+    with pytest.raises(UserError, match="nulls"):
+        DemonstrationDataset.open(root).load_columns(["action"])
+    rewrite(root / DATA, lambda table: table.drop_columns(["action"]))
+    with pytest.raises(UserError, match="lacks the columns"):
+        DemonstrationDataset.open(root).load_columns(["action"])
+
+
+def test_data_in_another_order(root: Path) -> None:
+    rewrite(root / DATA, lambda table: table.take(list(reversed(range(15)))))
+    with pytest.raises(UserError, match="does not count"):
+        DemonstrationDataset.open(root).load_columns(["action"])
+
+
+def test_episode_table_with_a_gap_or_a_lost_episode(root: Path) -> None:
+    whole = pq.read_table(root / EPISODES)
+    pq.write_table(whole.slice(1), root / EPISODES)
+    with pytest.raises(UserError, match="gap"):
+        DemonstrationDataset.open(root)
+    pq.write_table(whole.slice(0, 1), root / EPISODES)
+    with pytest.raises(UserError, match="lists 1 episodes"):
+        DemonstrationDataset.open(root)
+    empty = pa.nulls(2, pa.int64())
+    pq.write_table(whole.set_column(whole.column_names.index("length"), "length", empty), root / EPISODES)
+    with pytest.raises(UserError, match="missing or empty"):
+        DemonstrationDataset.open(root)

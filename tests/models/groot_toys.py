@@ -1,0 +1,88 @@
+"""Tiny GR00T networks and observations for the tests of this folder."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from regrasp.envs.contract import Observation
+from regrasp.models.groot.config import GrootConfig
+from regrasp.models.groot.policy import GrootPolicy
+from regrasp.models.groot.processor import GrootProcessor
+from regrasp.models.normalization import Statistics
+from regrasp.models.settings import RlHeadSettings
+from regrasp.streams import KeyedNoise
+
+SENTENCES = ("pick up the red cube", "pick up the green cube", "push it")
+STATE_DIM, ACTION_DIM = 3, 2
+ARCHITECTURE: dict[str, Any] = {
+    "image_size": 28,
+    "patch_size": 14,
+    "vision_width": 16,
+    "vision_layers": 2,
+    "vision_heads": 2,
+    "vision_mlp": 32,
+    "language_width": 24,
+    "language_layers": 2,
+    "language_heads": 2,
+    "language_kv_heads": 1,
+    "language_head_dim": 8,
+    "language_mlp": 32,
+    "vocab_size": 300,
+    "text_length": 10,
+    "text_first": True,
+    "head_width": 16,
+    "head_layers": 3,
+    "head_heads": 2,
+    "vl_self_attention_layers": 2,
+    "num_future_tokens": 2,
+    "action_horizon": 4,
+    "max_state_dim": 5,
+    "max_action_dim": 4,
+    "num_embodiments": 3,
+}
+
+
+def toy_config(**changes: Any) -> GrootConfig:
+    return GrootConfig.tiny(SimpleNamespace(**(ARCHITECTURE | changes)))
+
+
+def toy_settings(**changes: Any) -> RlHeadSettings:
+    values: dict[str, Any] = {
+        "num_action_chunks": 3,
+        "action_dim": ACTION_DIM,
+        "noise_level": 0.5,
+        "value_head_hidden": (8, 8),
+    }
+    return RlHeadSettings(**(values | changes))
+
+
+def toy_processor(config: GrootConfig, *, num_views: int = 1) -> GrootProcessor:
+    processor = GrootProcessor.fresh(config, SENTENCES, num_views=num_views, state_dim=STATE_DIM, action_dim=ACTION_DIM)
+    generator = torch.Generator().manual_seed(5)
+    state = Statistics.of(torch.randn(50, STATE_DIM, generator=generator) * 2 + 1)
+    action = Statistics.of(torch.randn(50, ACTION_DIM, generator=generator) * 0.3)
+    return processor.with_statistics(state, action, embodiment_id=2)
+
+
+def toy_policy(*, num_views: int = 1, seed: int = 0, **settings: Any) -> GrootPolicy:
+    config = toy_config()
+    policy = GrootPolicy(config, toy_processor(config, num_views=num_views), toy_settings(**settings), seed=seed)
+    return policy.eval()
+
+
+def toy_observation(batch: int, *, num_views: int = 1, size: int = 28, seed: int = 0) -> Observation:
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 256, (batch, num_views, size, size, 3), generator=generator, dtype=torch.uint8)
+    return Observation(
+        main_images=images[:, 0],
+        states=torch.randn(batch, STATE_DIM, generator=generator),
+        task_descriptions=[SENTENCES[i % len(SENTENCES)] for i in range(batch)],
+        extra_view_images=images[:, 1:] if num_views > 1 else None,
+    )
+
+
+def keyed_noise(batch: int, seed: int = 0) -> KeyedNoise:
+    return KeyedNoise(seed, "train", [(row, 0, 0) for row in range(batch)])

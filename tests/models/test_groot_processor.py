@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from groot_toys import ACTION_DIM, STATE_DIM, toy_config, toy_observation, toy_processor
+
+from regrasp.errors import UserError
+from regrasp.models.groot.processor import METADATA_FILE, PROCESSOR_FILE, GrootProcessor
+from regrasp.models.normalization import Statistics
+
+
+def test_prepare_gives_fixed_shapes_and_pads_with_zeros():
+    config = toy_config()
+    inputs = toy_processor(config, num_views=3).prepare(toy_observation(5, num_views=3))
+    assert inputs["images"].shape == (5, 3, 28, 28, 3)
+    assert inputs["images"].dtype == torch.uint8
+    assert inputs["input_ids"].shape == (5, config.text_length + 3 * 4)
+    assert inputs["state"].shape == (5, 5)
+    assert not inputs["state"][:, STATE_DIM:].any()
+
+
+def test_state_is_normalised_by_its_range():
+    processor = toy_processor(toy_config())
+    observation = toy_observation(4)
+    statistics = processor.statistics["state"]["state"]
+    expected = 2 * (observation.states - statistics.min) / (statistics.max - statistics.min) - 1
+    torch.testing.assert_close(processor.prepare(observation)["state"][:, :STATE_DIM], expected)
+
+
+def test_actions_come_back_and_are_not_clamped():
+    processor = toy_processor(toy_config())
+    actions = torch.randn(2, 4, ACTION_DIM) * 10
+    padded = processor.normalize_actions(actions)
+    assert padded.shape == (2, 4, 4)
+    assert not padded[..., ACTION_DIM:].any()
+    torch.testing.assert_close(processor.unnormalize_actions(padded[..., :ACTION_DIM]), actions, rtol=1e-5, atol=1e-5)
+
+
+def test_images_of_another_size_are_resized():
+    processor = toy_processor(toy_config())
+    observation = toy_observation(2, size=56)
+    observation.main_images[:] = torch.arange(56, dtype=torch.uint8)[None, :, None, None]
+    resized = processor.prepare(observation)["images"]
+    assert resized.shape == (2, 1, 28, 28, 3)
+    assert (resized[0, 0, 1:-1, 3, 0].int() - (2 * torch.arange(28)[1:-1] + 0.5)).abs().max() <= 1
+
+
+def test_wrong_inputs_are_named():
+    processor = toy_processor(toy_config())
+    good = toy_observation(2)
+    cases = {
+        "main_images": dataclasses.replace(good, main_images=good.main_images.float()),
+        "extra_view_images": toy_observation(2, num_views=2),
+        "states": dataclasses.replace(good, states=torch.zeros(2, STATE_DIM + 1)),
+    }
+    for key, observation in cases.items():
+        with pytest.raises(UserError) as error:
+            processor.prepare(observation)
+        assert error.value.key == key
+
+
+def test_save_and_load_in_the_published_layout(tmp_path):
+    config = toy_config()
+    processor = toy_processor(config, num_views=2)
+    processor.save(tmp_path)
+    metadata = json.loads((tmp_path / METADATA_FILE).read_text())
+    entry = metadata["new_embodiment"]
+    assert entry["embodiment_tag"] == "new_embodiment"
+    assert set(entry["statistics"]["state"]["state"]) == {"max", "min", "mean", "std", "q01", "q99"}
+    assert entry["modalities"]["video"]["extra_0"] == {"resolution": [28, 28], "channels": 3, "fps": 10.0}
+    assert entry["modalities"]["action"]["action"]["shape"] == [ACTION_DIM]
+    loaded = GrootProcessor.load(config, tmp_path)
+    assert loaded.config == processor.config
+    observation = toy_observation(3, num_views=2)
+    before, after = processor.prepare(observation), loaded.prepare(observation)
+    assert all(torch.equal(before[name], after[name]) for name in ("images", "input_ids", "state"))
+
+
+def test_several_keys_are_laid_end_to_end(tmp_path):
+    config = toy_config()
+    base = toy_processor(config)
+    left, right = Statistics.identity(2), Statistics.of(torch.tensor([[0.0], [10.0]]))
+    settings = dataclasses.replace(base.config, state_keys=("left_arm", "right_arm"))
+    processor = GrootProcessor(
+        config, settings, {"right_arm": right, "left_arm": left}, base.statistics["action"], base.tokenizer
+    )
+    processor.save(tmp_path)
+    state = GrootProcessor.load(config, tmp_path).state.normalize(torch.tensor([[0.5, -0.5, 10.0]]))
+    assert state.tolist() == [[0.5, -0.5, 1.0]]
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        (lambda c: c.pop("fps"), "fps"),
+        (lambda c: c.update(typo=1), "typo"),
+        (lambda c: c.update(state_mode="minmax"), "state_mode"),
+        (lambda c: c.update(state_keys=["elbow"]), "elbow"),
+        (lambda c: c.update(embodiment_tag="gr1"), "gr1"),
+        (lambda c: c.update(embodiment_id=31), "31"),
+    ],
+)
+def test_damaged_processor_files_name_what_is_wrong(tmp_path, change, key):
+    config = toy_config()
+    toy_processor(config).save(tmp_path)
+    file = tmp_path / PROCESSOR_FILE
+    content = json.loads(file.read_text())
+    change(content)
+    file.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=key):
+        GrootProcessor.load(config, tmp_path)
+
+
+def test_more_dimensions_than_the_model_has_are_refused():
+    processor = toy_processor(toy_config())
+    with pytest.raises(UserError, match="state dimensions"):
+        processor.with_statistics(Statistics.identity(6), Statistics.identity(2))

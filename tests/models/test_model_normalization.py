@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from regrasp.errors import UserError
+from regrasp.models.normalization import NORMALIZATION_MODES, Normalizer, Statistics
+
+SAMPLES = torch.randn(200, 3, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 5.0, 0.0]) + 2.0
+
+
+def test_statistics_agree_with_numpy():
+    array = SAMPLES.numpy().astype(np.float64)
+    statistics = Statistics.of(SAMPLES)
+    expected = {
+        "max": array.max(0),
+        "min": array.min(0),
+        "mean": array.mean(0),
+        "std": array.std(0),
+        "q01": np.percentile(array, 1, axis=0),
+        "q99": np.percentile(array, 99, axis=0),
+    }
+    for name, value in expected.items():
+        np.testing.assert_allclose(getattr(statistics, name).numpy(), value, rtol=1e-5, atol=1e-6)
+
+
+def test_min_max_covers_minus_one_to_one_and_constants_become_zero():
+    normalized = Normalizer(Statistics.of(SAMPLES), "min_max").normalize(SAMPLES)
+    torch.testing.assert_close(normalized.amax(0), torch.tensor([1.0, 1.0, 0.0]))
+    torch.testing.assert_close(normalized.amin(0), torch.tensor([-1.0, -1.0, 0.0]))
+
+
+def test_mean_std_standardises():
+    normalized = Normalizer(Statistics.of(SAMPLES), "mean_std").normalize(SAMPLES)
+    torch.testing.assert_close(normalized.mean(0), torch.zeros(3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(normalized.std(0, correction=0), torch.tensor([1.0, 1.0, 0.0]))
+
+
+def test_q99_clamps_when_normalising_only():
+    normalizer = Normalizer(Statistics.of(SAMPLES), "q99")
+    normalized = normalizer.normalize(SAMPLES)
+    assert normalized.abs().max() == 1.0
+    outside = normalizer.unnormalize(torch.full((1, 3), 3.0))
+    statistics = Statistics.of(SAMPLES)
+    torch.testing.assert_close(outside[0], statistics.q01 + 2 * (statistics.q99 - statistics.q01))
+
+
+@pytest.mark.parametrize("mode", NORMALIZATION_MODES)
+def test_inverse(mode):
+    normalizer = Normalizer(Statistics.of(SAMPLES), mode)
+    statistics = Statistics.of(SAMPLES)
+    inside = SAMPLES.clamp(statistics.q01, statistics.q99)
+    torch.testing.assert_close(normalizer.unnormalize(normalizer.normalize(inside)), inside, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("mode", NORMALIZATION_MODES)
+def test_identity_statistics_change_nothing(mode):
+    normalizer = Normalizer(Statistics.identity(3), mode)
+    values = torch.rand(4, 3) * 2 - 1
+    assert torch.equal(normalizer.normalize(values), values)
+    assert torch.equal(normalizer.unnormalize(values), values)
+
+
+def test_mapping_round_trip_and_missing_statistic():
+    statistics = Statistics.of(SAMPLES)
+    mapping = statistics.to_mapping() | {"count": [200]}
+    assert torch.equal(Statistics.from_mapping(mapping).q01, statistics.q01)
+    del mapping["q99"]
+    with pytest.raises(UserError, match="q99"):
+        Statistics.from_mapping(mapping, key="state")
+
+
+def test_statistics_of_different_widths_are_refused():
+    with pytest.raises(UserError, match="different widths"):
+        Statistics.from_mapping(Statistics.identity(2).to_mapping() | {"max": [1.0]})

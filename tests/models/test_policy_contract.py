@@ -1,0 +1,208 @@
+"""What every policy promises, checked on each kind of policy."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from groot_toys import ACTION_DIM, STATE_DIM, keyed_noise, toy_observation, toy_policy
+from tensordict import TensorDict
+
+from regrasp.models.contract import Action, Evaluation, Policy
+from regrasp.models.mlp.policy import MlpPolicy
+from regrasp.models.normalization import Statistics
+from regrasp.models.registry import load_policy
+from regrasp.models.settings import RlHeadSettings
+
+
+def mlp_policy() -> MlpPolicy:
+    samples = torch.randn(40, STATE_DIM, generator=torch.Generator().manual_seed(0))
+    return MlpPolicy(
+        state_dim=STATE_DIM,
+        action_dim=ACTION_DIM,
+        num_action_chunks=3,
+        hidden=(16, 16),
+        state=Statistics.of(samples),
+        action=Statistics.of(samples[:, :ACTION_DIM]),
+    )
+
+
+POLICIES: dict[str, Callable[[], Policy]] = {
+    "mlp": mlp_policy,
+    "flow_sde": toy_policy,
+    "flow_sde_joint": lambda: toy_policy(joint_logprob=True),
+    "flow_cps": lambda: toy_policy(noise_method="flow_cps"),
+    "flow_noise": lambda: toy_policy(noise_method="flow_noise"),
+    "flow_noise_joint": lambda: toy_policy(noise_method="flow_noise", joint_logprob=True),
+    "cached_context": lambda: toy_policy(trainable="head_without_context"),
+    "two_views": lambda: toy_policy(num_views=2),
+    "no_value_head": lambda: toy_policy(add_value_head=False),
+}
+BATCH = 5
+
+
+@pytest.fixture(params=POLICIES)
+def policy(request) -> Policy:
+    """A policy with every parameter moved off its initial value, so that zero-initialised layers matter."""
+    built = POLICIES[request.param]()
+    generator = torch.Generator().manual_seed(9)
+    with torch.no_grad():
+        for parameter in built.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
+    return built.eval()
+
+
+def features_of(policy: Policy, batch: int = BATCH) -> TensorDict:
+    observation = toy_observation(batch, num_views=max(policy.spec.num_views, 1))
+    with torch.no_grad():
+        return policy("encode", inputs=policy.prepare(observation))
+
+
+def act(policy: Policy, features: TensorDict, *, deterministic: bool = False, seed: int = 0) -> Action:
+    with torch.no_grad():
+        return policy("act", features=features, noise=keyed_noise(len(features), seed), deterministic=deterministic)
+
+
+def is_joint(policy: Policy) -> bool:
+    return getattr(getattr(policy, "settings", None), "joint_logprob", False)
+
+
+def test_shapes_and_types(policy):
+    action = act(policy, features_of(policy))
+    spec = policy.spec
+    chunk = (BATCH, spec.num_action_chunks, spec.action_dim)
+    assert chunk == (BATCH, 3, ACTION_DIM)
+    assert spec.state_dim == STATE_DIM
+    assert action.actions.shape == action.log_probs.shape == chunk
+    assert action.values.shape == (BATCH,)
+    assert action.trace.batch_size == torch.Size([BATCH])
+    for tensor in (action.actions, action.log_probs, action.values):
+        assert tensor.dtype == torch.float32
+        assert tensor.isfinite().all()
+
+
+def test_the_first_ratio_is_one(policy):
+    features = features_of(policy)
+    action = act(policy, features)
+    evaluation: Evaluation = policy("evaluate", features=features, trace=action.trace)
+    if is_joint(policy):  # K B rows in one call instead of B rows K times: another batch shape
+        torch.testing.assert_close(evaluation.log_probs, action.log_probs, atol=1e-4, rtol=1e-5)
+    else:
+        assert torch.equal(evaluation.log_probs, action.log_probs)
+    assert torch.equal(evaluation.values, action.values)
+
+
+def test_log_probabilities_vary_and_follow_the_noise(policy):
+    features = features_of(policy)
+    first, again, other = act(policy, features), act(policy, features), act(policy, features, seed=1)
+    assert torch.equal(first.log_probs, again.log_probs)
+    assert torch.equal(first.actions, again.actions)
+    assert not torch.equal(first.actions, other.actions)
+    assert first.log_probs.std() > 0.1
+
+
+def test_gradients_reach_everything_after_the_features(policy):
+    features = features_of(policy)
+    evaluation: Evaluation = policy("evaluate", features=features, trace=act(policy, features).trace)
+    (evaluation.log_probs.sum() + evaluation.values.sum()).backward()
+    for part in ("head", "value_head"):
+        for name, parameter in policy.trainable(part):
+            assert parameter.grad is not None, name
+            assert parameter.grad.isfinite().all(), name
+    assert all(parameter.grad is None for _, parameter in policy.trainable("backbone"))
+
+
+def test_values_agree_between_modes(policy):
+    if not policy.trainable("value_head"):
+        with pytest.raises(ValueError, match="value head"):
+            policy("value", features=features_of(policy))
+        return
+    features = features_of(policy)
+    assert torch.equal(policy("value", features=features), act(policy, features).values)
+
+
+def test_decode_is_the_deterministic_action_and_differentiable(policy):
+    features = features_of(policy)
+    head = getattr(policy, "config", None)
+    shape = (head.action_horizon, head.action_dim) if policy.spec.num_views else (3, ACTION_DIM)  # type: ignore[union-attr]
+    initial = keyed_noise(BATCH).normal("initial", *shape).requires_grad_()
+    decoded = policy("decode", features=features, initial_noise=initial)
+    action = act(policy, features, deterministic=True)
+    assert torch.equal(decoded, action.actions)
+    assert not action.log_probs.any()
+    decoded.sum().backward()
+    if policy.spec.num_views:
+        assert initial.grad is not None
+        assert initial.grad.abs().sum() > 0
+
+
+def test_a_row_does_not_depend_on_the_batch(policy):
+    together = act(policy, features_of(policy))
+    observation = toy_observation(BATCH, num_views=max(policy.spec.num_views, 1)).rows([0, 1])
+    with torch.no_grad():
+        fewer = act(policy, policy("encode", inputs=policy.prepare(observation)))
+    torch.testing.assert_close(fewer.actions, together.actions[:2], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(fewer.log_probs, together.log_probs[:2], atol=1e-4, rtol=1e-4)
+
+
+def test_parts_divide_the_parameters(policy):
+    parts = [{name for name, _ in policy.trainable(part)} for part in ("backbone", "head", "value_head")]
+    assert sum(len(part) for part in parts) == len(set.union(*parts))
+    assert set.union(*parts) == {name for name, _ in policy.trainable("all")} == dict(policy.named_parameters()).keys()
+    assert {name for name, _ in policy.trainable("head_without_context")} <= parts[1]
+    with pytest.raises(ValueError, match="torso"):
+        policy.trainable("torso")
+
+
+def test_a_saved_policy_is_the_same(policy, tmp_path):
+    policy.save(tmp_path / "model")
+    settings: RlHeadSettings | None = getattr(policy, "settings", None)
+    loaded = load_policy(tmp_path / "model", settings).eval()
+    before, after = policy.state_dict(), loaded.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert loaded.spec == policy.spec
+    features = features_of(policy)
+    again = features_of(loaded)
+    assert all(torch.equal(again[str(name)], features[str(name)]) for name in features.keys())  # noqa: SIM118
+    ours, theirs = act(policy, features), act(loaded, features)
+    assert torch.equal(ours.actions, theirs.actions)
+    assert torch.equal(ours.values, theirs.values)
+    observation = toy_observation(BATCH, num_views=max(policy.spec.num_views, 1))
+    assert torch.equal(policy.predict(observation), loaded.predict(observation))
+
+
+def test_a_saved_policy_loads_for_inference_without_settings(policy, tmp_path):
+    policy.save(tmp_path)
+    loaded = load_policy(Path(tmp_path)).eval()
+    assert act(loaded, features_of(loaded), deterministic=True).actions.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", ["mlp", "flow_noise"])
+def test_the_global_generator_is_left_alone(kind, tmp_path):
+    state = torch.random.get_rng_state()
+    policy = POLICIES[kind]()
+    features = features_of(policy)
+    policy("evaluate", features=features, trace=act(policy, features).trace)
+    policy.save(tmp_path)
+    load_policy(tmp_path)
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_a_copy_is_independent(policy):
+    twin = copy.deepcopy(policy)
+    features = features_of(policy)
+    before = act(twin, features).actions
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.add_(0.1)
+    assert torch.equal(act(twin, features).actions, before)
+    assert not torch.equal(act(policy, features).actions, before)
+
+
+def test_an_unknown_mode_is_refused(policy):
+    with pytest.raises(ValueError, match="dream"):
+        policy("dream")
