@@ -7,7 +7,7 @@ evaluation roles never share a stream, even under the same seed.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,12 +21,12 @@ _ROLES: dict[str, int] = {"train": 0, "eval": 1, "data": 2, "init": 3}
 
 def numpy_generator(seed: int, role: Role, *key: int) -> np.random.Generator:
     """A NumPy generator for one purpose."""
-    return np.random.default_rng([seed, _ROLES[role], *key])
+    return np.random.default_rng(_sequence(seed, role, key))
 
 
 def torch_generator(seed: int, role: Role, *key: int) -> torch.Generator:
     """A torch CPU generator for one purpose."""
-    state = np.random.SeedSequence([seed, _ROLES[role], *key]).generate_state(1, np.uint64)[0]
+    state = _sequence(seed, role, key).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state >> np.uint64(1)))
 
 
@@ -35,8 +35,14 @@ def episode_seed(seed: int, role: Role, *key: int) -> int:
 
     Evaluation seeds are odd and all others even, so that no evaluation episode was ever trained on.
     """
-    value = int(np.random.SeedSequence([seed, _ROLES[role], *key]).generate_state(1, np.uint64)[0])
+    value = int(_sequence(seed, role, key).generate_state(1, np.uint64)[0])
     return (value >> 12 << 1) | (role == "eval")
+
+
+def _sequence(seed: int, role: Role, key: tuple[int, ...]) -> np.random.SeedSequence:
+    """A spawn key of two words per number, so that keys of other lengths or with large numbers stay distinct."""
+    words = (word for number in (_ROLES[role], *key) for word in (number & 0xFFFFFFFF, number >> 32))
+    return np.random.SeedSequence(seed, spawn_key=tuple(words))
 
 
 @dataclass(frozen=True)
@@ -57,13 +63,14 @@ class KeyedNoise:
         rows = np.empty((len(self.keys), size), np.float32)
         for row, generator in zip(rows, self._generators(name), strict=True):
             generator.standard_normal(size, np.float32, row)
-        return torch.from_numpy(rows.reshape(-1, *shape))
+        return torch.from_numpy(rows.reshape(len(self.keys), *shape))
 
     def integers(self, name: str, high: int) -> Tensor:
         """(B,) int64 uniform numbers in [0, high)."""
-        return torch.tensor([int(generator.integers(high)) for generator in self._generators(name)])
+        numbers = [int(generator.integers(high)) for generator in self._generators(name)]
+        return torch.tensor(numbers, dtype=torch.long)
 
-    def _generators(self, name: str):
-        stream = [self.seed & (2**64 - 1), _ROLES[self.role] << 32 | zlib.crc32(name.encode())]
+    def _generators(self, name: str) -> Iterator[np.random.Generator]:
+        stream = np.array([self.seed, _ROLES[self.role] << 32 | zlib.crc32(name.encode())], np.uint64)
         for key in self.keys:
             yield np.random.Generator(np.random.Philox(key=stream, counter=[0, *key]))

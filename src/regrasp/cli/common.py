@@ -26,7 +26,9 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num_envs", metavar="N", type=int, help="parallel environments")
     parser.add_argument("--seed", metavar="S", type=int, help="seeds everything")
     parser.add_argument("--dry_run", action="store_true", help="print the resolved configuration and stop")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="Hydra overrides, such as actor.optim.lr=1e-5")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="Hydra overrides, such as actor.optim.lr=1e-5"
+    )
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -114,13 +116,11 @@ def open_run_folder(loaded: LoadedConfig, run_name: str | None, *, kind: Sequenc
 
 
 def prepare_torch(loaded: LoadedConfig) -> None:
-    """Set torch's threads, and make its CPU arithmetic reproducible."""
+    """Set torch's CPU threads as the configuration says."""
     import torch
 
-    threads = loaded.config.runner.torch_threads
-    if threads is not None:
-        torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    if loaded.config.runner.torch_threads is not None:
+        torch.set_num_threads(loaded.config.runner.torch_threads)
 
 
 def require_block(loaded: LoadedConfig, name: str) -> None:

@@ -18,9 +18,7 @@ _MIN_MEMORY_GB = 4
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of this command."""
-    parser.add_argument(
-        "--rendering", action="store_true", help="check rendering only; exit code 2 if nothing renders"
-    )
+    parser.add_argument("--rendering", action="store_true", help="check rendering only; exit code 2 if nothing renders")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -37,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _line(name: str, text: str) -> None:
-    print(f"{name:<12}{text}")
+    print(f"{name:<13}{text}")
 
 
 def _system() -> None:

@@ -30,10 +30,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", metavar="command", required=True)
     given = list(sys.argv[1:] if arguments is None else arguments)
     for name, summary in COMMANDS.items():
-        subparser = commands.add_parser(name, help=summary, description=summary)
+        subparser = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
         if given[:1] == [name]:
             _module(name).add_arguments(subparser)
-    parsed = parser.parse_args(given)
+    parsed, rest = parser.parse_known_args(given)
+    # argparse takes the overrides before or after the flags, not both: those after a later flag are left over.
+    if any(text.startswith("-") for text in rest) or (rest and not hasattr(parsed, "overrides")):
+        commands.choices[parsed.command].error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        parsed.overrides += rest
     try:
         return _module(parsed.command).run(parsed)
     except RegraspError as error:

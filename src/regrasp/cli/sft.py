@@ -12,7 +12,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of this command."""
     add_config_arguments(parser)
     parser.add_argument("--data", metavar="FOLDER", type=Path, help="dataset folder; default: sft.data")
-    parser.add_argument("--backbone", metavar="FOLDER", type=Path, help="pretrained backbone; default: the user's cache")
+    parser.add_argument(
+        "--backbone", metavar="FOLDER", type=Path, help="pretrained backbone; default: the user's cache"
+    )
     parser.add_argument("--output", metavar="FOLDER", type=Path, help="model folder; default: sft.output_dir")
 
 

@@ -15,7 +15,7 @@ from regrasp.models.contract import Action
 
 @dataclass
 class Rollout:
-    """B decisions, each with everything its update needs."""
+    """B decisions, each with everything its update needs; kept on the CPU until they are trained on."""
 
     inputs: TensorDict
     """Backbone features, or prepared observations where features are recomputed."""
@@ -39,6 +39,10 @@ class Rollout:
     def rows(self, index: Tensor) -> Rollout:
         """The decisions in `index`."""
         return Rollout(**{name: value[index] for name, value in vars(self).items()})
+
+    def to(self, device: torch.device) -> Rollout:
+        """The decisions on `device`."""
+        return Rollout(**{name: value.to(device) for name, value in vars(self).items()})
 
     def minibatches(self, size: int, generator: torch.Generator) -> Iterator[Rollout]:
         """One pass over all decisions in a random order, in nearly equal parts of at most `size`."""
@@ -79,19 +83,19 @@ class RolloutBuilder:
             columns: (B,) int64.
             inputs: What the update evaluates the policy on.
             action: What the policy decided.
-            rewards: (B, T) of the executed steps.
+            rewards: (B, T), one per environment step, 0 where none was executed.
             num_executed: (B,).
             ends: (B,) bool, the episode ended in this chunk, however.
             version: Number of updates that the acting policy had seen.
         """
-        self._inputs.append(inputs)
-        self._traces.append(action.trace)
+        self._inputs.append(inputs.cpu())
+        self._traces.append(action.trace.cpu())
         self._parts.append(
             {
                 "time": torch.full_like(columns, time),
                 "column": columns,
-                "log_probs": action.log_probs,
-                "values": action.values,
+                "log_probs": action.log_probs.cpu(),
+                "values": action.values.cpu(),
                 "rewards": rewards,
                 "num_executed": num_executed,
                 "ends": ends,
@@ -101,7 +105,7 @@ class RolloutBuilder:
 
     def bootstrap(self, time: int, columns: Tensor, values: Tensor) -> None:
         """Give the value (B,) of the observation after decision `time`, where it was truncated or the rollout cut."""
-        self._bootstraps.append((time, columns, values))
+        self._bootstraps.append((time, columns, values.cpu()))
 
     def build(self, *, reward_type: RewardType, gamma: float, lam: float, normalize_advantages: bool) -> Rollout:
         """Compute advantages and returns over the grid and flatten it."""
@@ -112,9 +116,7 @@ class RolloutBuilder:
         def grid(values: Tensor) -> Tensor:
             return values.new_zeros(shape).index_put((time, column), values)
 
-        rewards, discounts = chunk_rewards(
-            flat["rewards"], flat["num_executed"], reward_type=reward_type, gamma=gamma
-        )
+        rewards, discounts = chunk_rewards(flat["rewards"], flat["num_executed"], reward_type=reward_type, gamma=gamma)
         valid = grid(torch.ones_like(time, dtype=torch.bool))
         values = grid(flat["values"])
         ends, next_values = self._successors(grid(flat["ends"]), values, valid)
@@ -124,8 +126,8 @@ class RolloutBuilder:
         if normalize_advantages:
             advantages = normalize(advantages, valid)
         return Rollout(
-            inputs=torch.cat(self._inputs),
-            trace=torch.cat(self._traces),
+            inputs=TensorDict.cat(self._inputs),
+            trace=TensorDict.cat(self._traces),
             log_probs=flat["log_probs"],
             values=flat["values"],
             advantages=advantages[time, column],

@@ -44,9 +44,7 @@ class LocalEngine:
         device: Where the policy lives.
     """
 
-    def __init__(
-        self, config: ExperimentConfig, policy: Policy, env: VecEnv, seed: int, device: torch.device
-    ) -> None:
+    def __init__(self, config: ExperimentConfig, policy: Policy, env: VecEnv, seed: int, device: torch.device) -> None:
         self.config = config
         self.policy = policy.to(device)
         self._seed = seed
@@ -65,7 +63,8 @@ class LocalEngine:
         self._rollout = RolloutWorker(policy, seed, "train", device=device, keep_features=not recompute)
         self._eval_rollout = RolloutWorker(policy, seed, "eval", device=device, keep_features=True)
         mapping = self._action_mapping(config.env.train, env, "train")
-        self._env = EnvWorker(env, mapping, seed, auto_reset=config.env.train.auto_reset)
+        train = config.env.train
+        self._env = EnvWorker(env, mapping, seed, stream=train.seed, auto_reset=train.auto_reset)
         self._eval_env: VecEnv | None = None
 
     def collect(self, update: int, should_stop: Callable[[], bool]) -> Collected:
@@ -117,7 +116,7 @@ class LocalEngine:
         self.policy.eval()
         mapping = self._action_mapping(config, self._eval_env, "eval")
         choose = policy_chooser(self._eval_rollout, mapping, config.inference_block)
-        evaluation = Evaluation(self._eval_env, choose, self._seed, on_episode)
+        evaluation = Evaluation(self._eval_env, choose, self._seed, config.seed, on_episode)
         return evaluation.run(num_episodes, num_recorded, on_recording)
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -138,4 +137,3 @@ class LocalEngine:
         return ActionMapping(
             config.mapping, self.config.actor.model.action_dim, env.spec.action_dim, f"env.{name}.mapping"
         )
-

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
 
 from regrasp.envs.remote.simulator import INFO, OBSERVATION, Arrays, SimulatorSpec
+
+_OUTCOMES = ("rewards", "num_executed", "terminated", "truncated", "success")
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,8 @@ class ChunkedSimulator:
     """A `Simulator` over a `SingleStepSimulator`.
 
     A row stops at its end inside a chunk and stays ended until it is reset; observations are computed once, at the
-    end of a row's chunk. With `ignore_terminations` only the step limit ends an episode. The saved state is the simulator's own, then steps taken and whether the row is in an episode.
+    end of a row's chunk. With `ignore_terminations` only the step limit ends an episode. The saved state is the
+    simulator's own, then the steps taken, whether the row is in an episode, and its instruction.
     """
 
     _OWN_STATE = 3
@@ -84,14 +87,14 @@ class ChunkedSimulator:
     def describe(self) -> SimulatorSpec:
         """The inner simulator's offer, with room for the state kept here."""
         spec = self._inner.describe()
-        return SimulatorSpec(**{**vars(spec), "state_size": spec.state_size + self._OWN_STATE})
+        return replace(spec, state_size=spec.state_size + self._OWN_STATE if spec.state_size else 0)
 
     def attach(self, arrays: Arrays) -> None:
         """Use these shared arrays."""
         self._arrays = arrays
         names = [name for name in arrays if name.startswith(OBSERVATION)]
         self._targets = [
-            {name.removeprefix(OBSERVATION): arrays[name][row] for name in names} for row in range(self._num_envs)
+            {name.removeprefix(OBSERVATION): arrays[name][row, ...] for name in names} for row in range(self._num_envs)
         ]
 
     def reset(self, rows: Sequence[int], seeds: Sequence[int]) -> None:
@@ -104,10 +107,11 @@ class ChunkedSimulator:
 
     def step(self, num_steps: int) -> None:
         """Execute a chunk in every running row."""
-        for name in ("rewards", "num_executed", "terminated", "truncated", "success"):
-            self._arrays[name][:] = 0
-        for row in np.flatnonzero(self._running):
-            self._run_chunk(int(row), num_steps)
+        for name, values in self._arrays.items():
+            if name in _OUTCOMES or name.startswith(INFO):
+                values[:] = 0
+        for row in self._running_rows():
+            self._run_chunk(row, num_steps)
             self._inner.observe(row, self._targets[row])
 
     def _run_chunk(self, row: int, num_steps: int) -> None:
@@ -130,9 +134,10 @@ class ChunkedSimulator:
                 return
 
     def expert(self) -> None:
-        """Write the expert's actions for running rows."""
-        for row in np.flatnonzero(self._running):
-            self._arrays["expert_actions"][row] = self._inner.expert(int(row))
+        """Write the expert's actions for running rows, and zeros for the others."""
+        self._arrays["expert_actions"][:] = 0
+        for row in self._running_rows():
+            self._arrays["expert_actions"][row] = self._inner.expert(row)
 
     def record(self, rows: Sequence[int], frames: np.ndarray | None) -> None:
         """Write a frame per step of these rows from now on."""
@@ -156,3 +161,6 @@ class ChunkedSimulator:
     def close(self) -> None:
         """Release the inner simulator."""
         self._inner.close()
+
+    def _running_rows(self) -> list[int]:
+        return np.flatnonzero(self._running).tolist()

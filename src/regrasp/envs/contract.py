@@ -69,7 +69,7 @@ class Observation:
 
     def rows(self, index: Sequence[int] | Tensor) -> Observation:
         """The observation of the environments in `index` (copies)."""
-        rows = torch.as_tensor(index, dtype=torch.long)
+        rows = _as_rows(index)
         return Observation(
             main_images=self.main_images[rows],
             states=self.states[rows],
@@ -80,7 +80,8 @@ class Observation:
     def updated(self, index: Sequence[int], fresh: Observation) -> Observation:
         """A copy in which the rows `index` are replaced by those of `fresh`."""
         merged = self.rows(range(len(self)))
-        rows = torch.as_tensor(index, dtype=torch.long)
+        rows = _as_rows(index)
+        assert len(rows) == len(fresh)
         merged.main_images[rows] = fresh.main_images
         merged.states[rows] = fresh.states
         if merged.extra_view_images is not None and fresh.extra_view_images is not None:
@@ -88,6 +89,11 @@ class Observation:
         for row, text in zip(rows.tolist(), fresh.task_descriptions, strict=True):
             merged.task_descriptions[row] = text
         return merged
+
+
+def _as_rows(index: Sequence[int] | Tensor) -> Tensor:
+    assert not (isinstance(index, Tensor) and index.dtype == torch.bool), "row numbers, not a mask"
+    return torch.as_tensor(index, dtype=torch.long)
 
 
 @dataclass

@@ -7,6 +7,7 @@ before the first step: a missing key is an error, never a shorter vector.
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -64,8 +65,9 @@ class ObservationMapping:
         else:
             main = torch.from_numpy(raw[self.main_camera])
         extra = [torch.from_numpy(raw[name]) for name in self.extra_cameras]
-        columns = [raw[s.key].reshape(len(instructions), -1)[:, s.start : s.stop] for s in self.states]
-        states = np.concatenate(columns, 1) if columns else np.zeros((len(instructions), 0))
+        count = len(instructions)
+        columns = [raw[s.key].reshape(count, _width(self._raw[s.key]))[:, s.start : s.stop] for s in self.states]
+        states = np.concatenate(columns, 1) if columns else np.zeros((count, 0))
         return Observation(
             main_images=main,
             extra_view_images=torch.stack(extra, 1) if extra else None,
@@ -97,7 +99,7 @@ class ObservationMapping:
                 expected="a vector observation",
                 mend=f"choose one of {self._names(images=False)}",
             )
-        width = int(np.prod(spec.shape))
+        width = _width(spec)
         start, stop = bounds or (0, width)
         if stop > width:
             raise UserError(
@@ -110,10 +112,10 @@ class ObservationMapping:
         return StateSource(key, start, stop)
 
     def _find(self, name: str, field: str) -> str:
-        matches = [key for key in self._raw if name in (key, key.split("/", 1)[1])]
+        matches = [key for key in self._raw if name in (key, _short(key))]
         if len(matches) == 1:
             return matches[0]
-        near = difflib.get_close_matches(name, [key.split("/", 1)[1] for key in self._raw], 1)
+        near = difflib.get_close_matches(name, [key if "/" in name else _short(key) for key in self._raw], 1)
         raise UserError(
             f"The simulator offers {'several observations' if matches else 'no observation'} named '{name}'",
             key=f"{self._location}.{field}",
@@ -135,6 +137,14 @@ class ObservationMapping:
                 expected="cameras of one size",
                 mend="give the cameras the same width and height in the task",
             )
+
+
+def _short(key: str) -> str:
+    return key.split("/", 1)[-1]
+
+
+def _width(spec: ArraySpec) -> int:
+    return math.prod(spec.shape)
 
 
 class ActionMapping:
@@ -161,15 +171,22 @@ class ActionMapping:
                 expected=f"one number, or {policy_dim} numbers",
                 mend="give one factor per policy action",
             )
+        if not scale.all():
+            raise UserError(
+                "The action scale has a zero, so demonstrations cannot be told in the policy's units",
+                key=f"{location}.action_mapping.scale",
+                value=list(mapping.scale) if isinstance(mapping.scale, tuple) else mapping.scale,
+                expected="factors other than 0",
+                mend="leave the dimension out of the policy's action and pad it instead",
+            )
         self._pads = (mapping.prefix_pad, mapping.suffix_pad)
         self._scale = scale
         self.policy_dim = policy_dim
 
     def __call__(self, actions: Tensor) -> Tensor:
         """Policy actions (N, T, A) to simulator actions (N, T, prefix + A + suffix)."""
-        return torch.nn.functional.pad(actions * self._scale, self._pads)
+        return torch.nn.functional.pad(actions * self._scale.to(actions.device), self._pads)
 
     def inverse(self, actions: Tensor) -> Tensor:
         """The policy part of simulator actions (..., A_sim), for demonstrations."""
-        return actions[..., self._pads[0] : self._pads[0] + self.policy_dim] / self._scale
-
+        return actions[..., self._pads[0] : self._pads[0] + self.policy_dim] / self._scale.to(actions.device)

@@ -81,9 +81,7 @@ def collect(
     raise AssertionError("the episodes are endless")
 
 
-def _demonstrations(
-    env: VecEnv, mapping: ActionMapping, action_noise: float, seed: int
-) -> Iterator[Demonstration]:
+def _demonstrations(env: VecEnv, mapping: ActionMapping, action_noise: float, seed: int) -> Iterator[Demonstration]:
     """Episodes in the order of their index, an endless supply, in waves of all environments at once."""
     count = env.spec.num_envs
     wave = 0
@@ -93,9 +91,7 @@ def _demonstrations(
         wave += 1
 
 
-def _wave(
-    env: VecEnv, mapping: ActionMapping, action_noise: float, seed: int, indices: range
-) -> list[Demonstration]:
+def _wave(env: VecEnv, mapping: ActionMapping, action_noise: float, seed: int, indices: range) -> list[Demonstration]:
     rows = range(len(indices))
     noise = [numpy_generator(seed, "data", 1, index) for index in indices]
     observation = env.reset(rows, [episode_seed(seed, "data", index) for index in indices])

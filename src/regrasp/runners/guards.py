@@ -71,4 +71,3 @@ class SignalGuard:
                 " (actor.model.trainable); every sample is clipped (algorithm.clip_ratio_*); the stochastic denoising"
                 " step has no noise (rl_head_config.noise_level, ignore_last). `--force` continues."
             )
-

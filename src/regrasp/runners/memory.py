@@ -31,7 +31,9 @@ def memory_estimate(config: ExperimentConfig) -> list[str]:
     samples = num_samples(config)
     if head and trained != total and not config.runner.recompute_features:
         context = _context_bytes(json.loads((Path(model.model_path) / "config.json").read_text()), config)
-        lines.append(f"cached features: {samples} decisions x {context / 1e3:.0f} kB = {samples * context / 2**30:.2f} GiB")
+        lines.append(
+            f"cached features: {samples} decisions x {context / 1e3:.0f} kB = {samples * context / 2**30:.2f} GiB"
+        )
     return lines
 
 

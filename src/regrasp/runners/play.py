@@ -14,9 +14,9 @@ from regrasp.envs.contract import VecEnv
 from regrasp.envs.mapping import ActionMapping
 from regrasp.envs.registry import create_env
 from regrasp.observe.progress import progress
-from regrasp.observe.report import EvaluationSummary, VideoItem
-from regrasp.observe.video import write_episode
-from regrasp.runners.policies import check_fit, choose_device, create_policy, overlay_rl_weights
+from regrasp.observe.report import EvaluationSummary, Group, VideoItem
+from regrasp.observe.video import VideoWriter, write_episode
+from regrasp.runners.policies import choose_device, create_policy, overlay_rl_weights
 from regrasp.runners.summary import summarize
 from regrasp.workers.env import EpisodeResult
 from regrasp.workers.evaluation import (
@@ -43,7 +43,7 @@ class PlayOptions:
     kind: Kind = "model"
     rl_model_path: Path | None = None
     num_videos: int = 8
-    group: Literal["base", "finetuned"] = "base"
+    group: Group = "base"
     """Under which heading the report shows the videos."""
 
 
@@ -68,15 +68,14 @@ def play(loaded: LoadedConfig, run_dir: Path, options: PlayOptions) -> PlayResul
         videos = _Videos(run_dir, config, env, options)
         num_episodes = config.env.eval.num_episodes * config.algorithm.eval_rollout_epoch
         with progress("Evaluating", num_episodes) as bar:
-            successes = 0
+            outcomes: list[bool] = []
 
             def count(result: EpisodeResult) -> None:
-                nonlocal successes
-                successes += result.success
-                bar.advance(successes=str(successes))
+                outcomes.append(result.success)
+                bar.advance(success=f"{sum(outcomes) / len(outcomes):.0%}")
 
             num_recorded = min(options.num_videos, num_episodes) if config.env.eval.video_cfg.save_video else 0
-            evaluation = Evaluation(env, choose, config.seed, count)
+            evaluation = Evaluation(env, choose, config.seed, config.env.eval.seed, count)
             episodes = evaluation.run(num_episodes, num_recorded, videos.write)
     finally:
         env.close()
@@ -106,8 +105,7 @@ def _choose(config: ExperimentConfig, env: VecEnv, options: PlayOptions) -> Choo
         return zero_chooser(env)
     if options.kind == "random":
         return random_chooser(env, seed)
-    policy = create_policy(config.actor.model, env.spec, seed)
-    check_fit(policy, env.spec)
+    policy = create_policy(config.actor.model, config.env.eval.mapping, env.spec, seed)
     if options.rl_model_path is not None:
         overlay_rl_weights(policy, options.rl_model_path)
     device = choose_device()
@@ -126,21 +124,20 @@ class _Videos:
         self._folder = Path(base) if base else run_dir / VIDEO_FOLDER
         self._info = config.env.eval.video_cfg.info_on_video
         self._fps = 1 / env.spec.step_seconds
-        self._group = options.group
+        self._group: Group = options.group
         self.items: list[VideoItem] = []
 
     def write(self, episode: RecordedEpisode) -> None:
         """Write one episode's file."""
         result = episode.result
         path = self._folder / f"episode_{episode.index:03d}_{'success' if result.success else 'failure'}.mp4"
-        write_episode(
-            path,
-            episode.frames.numpy(),
-            result.instruction if self._info else "",
-            episode.rewards.numpy(),
-            result.success,
-            self._fps,
-        )
+        frames, rewards = episode.frames.numpy(), episode.rewards.numpy()
+        if self._info:
+            write_episode(path, frames, result.instruction, rewards, result.success, self._fps)
+        else:
+            with VideoWriter(path, self._fps) as video:
+                for frame in frames:
+                    video.add(frame)
         self.items.append(VideoItem(path, result.instruction, result.success, self._group, result.seed))
 
 

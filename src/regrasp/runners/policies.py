@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from regrasp.checkpoint.read import load_full_weights
-from regrasp.config.schema import ModelConfig
+from regrasp.config.schema import MappingConfig, ModelConfig
 from regrasp.envs.contract import EnvSpec
 from regrasp.errors import UserError
 from regrasp.models.contract import Policy
@@ -38,7 +38,7 @@ def head_settings(model: ModelConfig) -> RlHeadSettings:
     )
 
 
-def create_policy(model: ModelConfig, env: EnvSpec, seed: int) -> Policy:
+def create_policy(model: ModelConfig, mapping: MappingConfig, env: EnvSpec, seed: int) -> Policy:
     """The policy that training starts from: the folder `actor.model.model_path`, or a new state policy.
 
     Raises:
@@ -63,17 +63,25 @@ def create_policy(model: ModelConfig, env: EnvSpec, seed: int) -> Policy:
             expected="the folder of a pretrained model",
             mend="pass --model_path; `regrasp sft` trains a base model",
         )
-    check_fit(policy, env)
+    check_fit(policy, mapping, env)
     return policy
 
 
-def check_fit(policy: Policy, env: EnvSpec) -> None:
+def check_fit(policy: Policy, mapping: MappingConfig, env: EnvSpec) -> None:
     """Check that the mapping delivers what the policy was trained on.
 
     Raises:
-        UserError: State width or number of cameras differ.
+        UserError: Embodiment, state width or number of cameras differ.
     """
     expected = policy.spec
+    if expected.embodiment_id not in (None, mapping.embodiment_tag_id):
+        raise UserError(
+            "The mapping names another embodiment than the model was trained for",
+            key="env.train.mapping.embodiment_tag_id",
+            value=mapping.embodiment_tag_id,
+            expected=str(expected.embodiment_id),
+            mend="correct embodiment_tag_id, or train a base model for this embodiment with `regrasp sft`",
+        )
     if expected.state_dim != env.state_dim:
         raise UserError(
             "The mapping's state does not have the width that the model was trained with",
@@ -104,7 +112,8 @@ def overlay_rl_weights(policy: Policy, checkpoint: Path) -> None:
     unused = {name for name in weights if name not in own and name.split(".")[0] in ("value_head", "noise_net")}
     weights = {name: tensor for name, tensor in weights.items() if name not in unused}
     wrong = sorted(
-        name for name in own.keys() | weights.keys()
+        name
+        for name in own.keys() | weights.keys()
         if name not in own or name not in weights or own[name].shape != weights[name].shape
     )
     if wrong:

@@ -7,6 +7,7 @@ afterwards; what is kept is a policy folder with an untrained action head.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,12 +21,11 @@ from torch import Tensor, nn
 import regrasp
 from regrasp.algorithms.schedule import cosine
 from regrasp.config.schema import PretrainConfig
-from regrasp.envs.contract import Observation
 from regrasp.envs.mujoco.scenes import Scenes, render_scenes
 from regrasp.errors import TrainingHaltedError
 from regrasp.models.groot.checkpoint import save_groot
 from regrasp.models.groot.config import GrootConfig
-from regrasp.models.groot.grounding import GroundingReadout
+from regrasp.models.groot.grounding import GroundingReadout, pointing_target
 from regrasp.models.groot.policy import GrootPolicy
 from regrasp.models.groot.processor import GrootProcessor
 from regrasp.models.settings import RlHeadSettings
@@ -34,6 +34,7 @@ from regrasp.streams import torch_generator
 
 _NUM_VALIDATION = 1000
 _EVALUATION_BATCH = 500
+_POINTING_WEIGHT = 0.1
 _SCALE = 0.1
 """Targets are regressed in units of 10 cm."""
 _RECIPE_VERSION = 1
@@ -46,8 +47,10 @@ class _Examples:
 
     images: Tensor
     """(N, H, W, 3) uint8."""
-    targets: Tensor
-    """(N, I, S, 2) in units of `_SCALE`, NaN where the scene's task has no such instruction."""
+    positions: Tensor
+    """(N, I, S, 2) in units of `_SCALE`, NaN past the objects that the instruction names."""
+    pixels: Tensor
+    """(N, I, S, 2) image coordinates of the same objects."""
     input_ids: Tensor
     """(I, L)."""
     allowed: Tensor
@@ -81,7 +84,7 @@ def pretrain(config: PretrainConfig, output: Path) -> float:
     examples = _examples(scenes, policy)
     readout = GroundingReadout(
         policy.config.action_head_cfg.backbone_embedding_dim,
-        examples.targets.shape[2],
+        examples.positions.shape[2],
         torch_generator(seed, "init", 1),
     )
     order = torch.randperm(len(examples.images), generator=torch_generator(seed, "data", 0))
@@ -111,24 +114,31 @@ def _fresh_policy(config: PretrainConfig, sentences: list[str]) -> GrootPolicy:
     groot = GrootConfig.tiny(config.architecture)
     processor = GrootProcessor.fresh(groot, sentences, num_views=1, state_dim=1, action_dim=1)
     settings = RlHeadSettings(num_action_chunks=1, action_dim=1, add_value_head=False)
-    return GrootPolicy(groot, processor, settings, seed=config.seed)
+    policy = GrootPolicy(groot, processor, settings, seed=config.seed)
+    policy.backbone.reset_parameters(torch_generator(config.seed, "init", 0))
+    return policy
 
 
 def _examples(scenes: list[Scenes], policy: GrootPolicy) -> _Examples:
-    num_slots = max(part.targets.shape[2] for part in scenes)
-    num_instructions = sum(len(part.instructions) for part in scenes)
-    images = np.concatenate([part.images for part in scenes])
-    targets = np.full((len(images), num_instructions, num_slots, 2), np.nan, np.float32)
-    allowed = np.zeros((len(images), num_instructions), bool)
-    row = column = 0
-    for part in scenes:
-        rows, columns = slice(row, row + len(part.images)), slice(column, column + len(part.instructions))
-        targets[rows, columns, : part.targets.shape[2]] = part.targets / _SCALE
-        allowed[rows, columns] = True
-        row, column = rows.stop, columns.stop
-    sentences = [text for part in scenes for text in part.instructions]
-    input_ids = policy.processor.text.encode(sentences)
-    return _Examples(torch.from_numpy(images), torch.from_numpy(targets), input_ids, torch.from_numpy(allowed))
+    """Join the tasks' scenes; a scene's instructions are its own task's."""
+    starts = np.cumsum([0, *(len(part.instructions) for part in scenes)])
+
+    def join(name: str) -> Tensor:
+        blocks = [getattr(part, name) for part in scenes]
+        padded = [
+            np.pad(block, ((0, 0), (start, starts[-1] - end), (0, 0), (0, 0)), constant_values=np.nan)
+            for block, (start, end) in zip(blocks, itertools.pairwise(starts), strict=True)
+        ]
+        return torch.from_numpy(np.concatenate(padded))
+
+    positions = join("positions")
+    return _Examples(
+        images=torch.from_numpy(np.concatenate([part.images for part in scenes])),
+        positions=positions / _SCALE,
+        pixels=join("pixels"),
+        input_ids=policy.processor.text.encode([text for part in scenes for text in part.instructions]),
+        allowed=~positions.isnan().flatten(2).all(-1),
+    )
 
 
 def _train(
@@ -149,8 +159,8 @@ def _train(
             )
             rows = train_rows[torch.randint(len(train_rows), (config.batch_size,), generator=generator)]
             instructions = torch.multinomial(examples.allowed[rows].float(), 1, generator=generator).squeeze(1)
-            predicted, target = _predict(policy, readout, examples, rows, instructions)
-            loss = nn.functional.smooth_l1_loss(predicted, target, reduction="sum") / config.batch_size
+            predicted, target, pointing = _predict(policy, readout, examples, rows, instructions)
+            loss = nn.functional.smooth_l1_loss(predicted, target, beta=0.3) + _POINTING_WEIGHT * pointing
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -162,8 +172,11 @@ def _train(
 
 def _predict(
     policy: GrootPolicy, readout: GroundingReadout, examples: _Examples, rows: Tensor, instructions: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Predicted and true positions of all named objects of a batch, each (M, 2) in units of `_SCALE`."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Predicted and true positions of all named objects of a batch, (M, 2) in units of `_SCALE`, and a pointing loss.
+
+    The pointing loss is the cross-entropy between the readout's attention over image tokens and where the object is.
+    """
     inputs = TensorDict(
         {
             "images": examples.images[rows][:, None],
@@ -172,10 +185,14 @@ def _predict(
         },
         batch_size=[len(rows)],
     )
-    predicted = readout(policy("encode", inputs=inputs))
-    target = examples.targets[rows, instructions]
+    predicted, scores = readout(policy("encode", inputs=inputs))
+    target = examples.positions[rows, instructions]
     named = ~target.isnan().any(-1)
-    return predicted[named], target[named]
+    vision = policy.config.eagle_cfg.vision_config
+    is_image = inputs["input_ids"][0] == policy.config.eagle_cfg.image_token_index
+    wanted = pointing_target(examples.pixels[rows, instructions][named], vision.image_size // vision.patch_size)
+    pointing = nn.functional.cross_entropy(scores[named][:, is_image], wanted)
+    return predicted[named], target[named], pointing
 
 
 @torch.no_grad()
@@ -184,6 +201,6 @@ def _median_error(policy: GrootPolicy, readout: GroundingReadout, examples: _Exa
     pairs = examples.allowed[rows].nonzero()
     distances = []
     for part in pairs.split(_EVALUATION_BATCH):
-        predicted, target = _predict(policy, readout, examples, rows[part[:, 0]], part[:, 1])
+        predicted, target, _ = _predict(policy, readout, examples, rows[part[:, 0]], part[:, 1])
         distances.append((predicted - target).norm(dim=1))
     return float(torch.cat(distances).median()) * _SCALE * 100

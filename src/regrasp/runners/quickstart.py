@@ -184,6 +184,7 @@ def _print_end(summary: dict[str, Any], report: Path) -> None:
     for name in ("base", "finetuned"):
         result = summary[name]
         low, high = result["ci95"]
-        print(f"{name:<10} {result['success']:6.1%}  (95 % interval {low:.1%} to {high:.1%}, {result['episodes']} episodes)")
+        interval = f"95 % interval {low:.1%} to {high:.1%}, {result['episodes']} episodes"
+        print(f"{name:<10} {result['success']:6.1%}  ({interval})")
     print(f"{'time':<10} {summary['total_seconds'] / 60:.1f} minutes")
     print(f"{'report':<10} {report.resolve()}")

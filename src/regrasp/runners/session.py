@@ -6,7 +6,7 @@ from pathlib import Path
 
 from regrasp.checkpoint.read import Checkpoint, find_checkpoint, read_checkpoint
 from regrasp.config.load import LoadedConfig
-from regrasp.config.schema import ModelConfig
+from regrasp.config.schema import ExperimentConfig
 from regrasp.engine.local import LocalEngine
 from regrasp.envs.contract import EnvSpec, VecEnv
 from regrasp.envs.registry import create_env
@@ -31,7 +31,7 @@ def train(loaded: LoadedConfig, run_dir: Path) -> bool:
     try:
         for warning in lost_guarantees(env):
             print(f"[WARN] {warning}")
-        policy = _policy(config.actor.model, env.spec, seed, checkpoint)
+        policy = _policy(config, env.spec, seed, checkpoint)
         engine = LocalEngine(config, policy, env, seed, choose_device())
     except BaseException:
         env.close()
@@ -76,10 +76,11 @@ def _run(loaded: LoadedConfig, engine: LocalEngine, run_dir: Path, checkpoint: C
         return runner.run()
 
 
-def _policy(model: ModelConfig, env: EnvSpec, seed: int, checkpoint: Checkpoint | None) -> Policy:
+def _policy(config: ExperimentConfig, env: EnvSpec, seed: int, checkpoint: Checkpoint | None) -> Policy:
     """The policy to train; a resumed run without `model_path` takes it from its own checkpoint."""
+    model, mapping = config.actor.model, config.env.train.mapping
     if checkpoint is not None and model.model_path is None and checkpoint.export is not None:
         policy = load_policy(checkpoint.export, head_settings(model))
-        check_fit(policy, env)
+        check_fit(policy, mapping, env)
         return policy
-    return create_policy(model, env, seed)
+    return create_policy(model, mapping, env, seed)

@@ -14,7 +14,7 @@ from regrasp.config.schema import ExperimentConfig, SftConfig
 from regrasp.data.lerobot import DemonstrationDataset, action_chunks
 from regrasp.envs.contract import Observation
 from regrasp.errors import TrainingHaltedError, UserError
-from regrasp.models.groot.checkpoint import load_groot
+from regrasp.models.groot.checkpoint import load_groot, load_processor
 from regrasp.models.groot.policy import GrootPolicy
 from regrasp.models.normalization import Statistics
 from regrasp.models.settings import RlHeadSettings
@@ -68,35 +68,30 @@ def train_base_model(config: ExperimentConfig, data: Path, backbone: Path, seed:
     return SftResult(dataset.num_episodes, len(train.actions), *losses)
 
 
-def _base_policy(
-    config: ExperimentConfig, dataset: DemonstrationDataset, folder: Path, seed: int
-) -> GrootPolicy:
-    """The backbone with a head for the dataset's state and action, and the dataset's statistics."""
+def _base_policy(config: ExperimentConfig, dataset: DemonstrationDataset, folder: Path, seed: int) -> GrootPolicy:
+    """The pretrained backbone with a fresh head and the dataset's statistics."""
     columns = dataset.load_columns([STATE, ACTION])
-    policy = load_groot(folder)
     mapping = config.env.train.mapping
+    processor = load_processor(folder).with_statistics(
+        Statistics.of(torch.from_numpy(columns[STATE])),
+        Statistics.of(torch.from_numpy(columns[ACTION])),
+        video_keys=("main", *(f"extra_{i}" for i in range(len(mapping.extra_view_images)))),
+        embodiment_tag=mapping.embodiment_tag,
+        embodiment_id=mapping.embodiment_tag_id,
+        fps=float(dataset.fps),
+    )
     settings = RlHeadSettings(
         num_action_chunks=config.actor.model.num_action_chunks,
         action_dim=columns[ACTION].shape[1],
         denoising_steps=config.actor.model.denoising_steps,
         add_value_head=False,
     )
-    num_views = 1 + len(mapping.extra_view_images)
-    processor = policy.processor.with_statistics(
-        Statistics.of(torch.from_numpy(columns[STATE])),
-        Statistics.of(torch.from_numpy(columns[ACTION])),
-        video_keys=("main", *(f"extra_{i}" for i in range(num_views - 1))),
-        embodiment_tag=mapping.embodiment_tag,
-        fps=float(dataset.fps),
-    )
-    base = GrootPolicy(policy.config, processor, settings, seed=seed)
-    base.backbone.load_state_dict(policy.backbone.state_dict())
-    return base
+    policy = load_groot(folder, settings, processor=processor)
+    policy.action_head.reset_parameters(torch_generator(seed, "init", 10))
+    return policy
 
 
-def _load_frames(
-    policy: GrootPolicy, dataset: DemonstrationDataset, sft: SftConfig
-) -> tuple[Frames, Frames | None]:
+def _load_frames(policy: GrootPolicy, dataset: DemonstrationDataset, sft: SftConfig) -> tuple[Frames, Frames | None]:
     """Training and validation frames, split by episode: the last episodes are held out."""
     columns = dataset.load_columns([STATE, ACTION, "episode_index", "task_index"])
     episode = columns["episode_index"]
@@ -133,7 +128,7 @@ def _extra_views(dataset: DemonstrationDataset) -> Tensor | None:
 
 
 def _encode(policy: GrootPolicy, inputs: TensorDict) -> TensorDict:
-    return torch.cat([policy("encode", inputs=part) for part in inputs.split(_FEATURE_BATCH)])
+    return TensorDict.cat([policy("encode", inputs=part) for part in inputs.split(_FEATURE_BATCH)])
 
 
 def _train(
@@ -163,8 +158,7 @@ def _train(
             if validation is not None and ((step + 1) % sft.eval_interval == 0 or step + 1 == sft.steps):
                 with torch.no_grad():
                     validation_loss = _loss(policy, validation, frozen, seed, 0, sft.noise_repeats).item()
-            shown = {} if validation_loss is None else {"validation": f"{validation_loss:.3f}"}
-            bar.advance(loss=f"{running:.3f}", **shown)
+            bar.advance(loss=f"{running:.3f}", validation="-" if validation_loss is None else f"{validation_loss:.3f}")
     policy.eval()
     assert running is not None
     return running, validation_loss

@@ -255,9 +255,7 @@ def _split(policy: Policy, trainable: str) -> tuple[list[nn.Parameter], list[nn.
     return [p for p in policy_parameters if id(p) not in values], value_parameters
 
 
-def _adamw(
-    policy: Iterable[nn.Parameter], value: Iterable[nn.Parameter], optim: OptimConfig
-) -> torch.optim.AdamW:
+def _adamw(policy: Iterable[nn.Parameter], value: Iterable[nn.Parameter], optim: OptimConfig) -> torch.optim.AdamW:
     groups = [
         {"params": list(policy), "lr": optim.lr, "base_lr": optim.lr},
         {"params": list(value), "lr": optim.value_lr, "base_lr": optim.value_lr},

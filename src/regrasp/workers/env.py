@@ -34,14 +34,16 @@ class EnvWorker:
     Args:
         env: The environments.
         action_mapping: From policy actions to the simulator's.
-        seed: Episodes draw their seeds from (seed, "train", environment, episode).
+        seed: Episodes draw their seeds from (seed, "train", stream, environment, episode).
+        stream: `env.train.seed`.
         auto_reset: Begin a new episode at once where one ends; otherwise an environment rests until the next epoch.
     """
 
-    def __init__(self, env: VecEnv, action_mapping: ActionMapping, seed: int, *, auto_reset: bool) -> None:
+    def __init__(self, env: VecEnv, action_mapping: ActionMapping, seed: int, *, stream: int, auto_reset: bool) -> None:
         self.env = env
         self._action_mapping = action_mapping
         self._seed = seed
+        self._stream = stream
         self._auto_reset = auto_reset
         count = env.spec.num_envs
         self._episodes = torch.full((count,), -1, dtype=torch.long)
@@ -125,7 +127,7 @@ class EnvWorker:
         self._success[rows] = False
         self.running[rows] = True
         for row in rows.tolist():
-            self._seeds[row] = episode_seed(self._seed, "train", row, int(self._episodes[row]))
+            self._seeds[row] = episode_seed(self._seed, "train", self._stream, row, int(self._episodes[row]))
         fresh = self.env.reset(rows.tolist(), [self._seeds[row] for row in rows.tolist()])
         self.observation = fresh if self.observation is None else self.observation.updated(rows.tolist(), fresh)
 

@@ -75,16 +75,23 @@ class Evaluation:
     Args:
         env: The environments.
         choose: What acts.
-        seed: Episode i is seeded by (seed, "eval", i).
+        seed: Episode i is seeded by (seed, "eval", stream, i).
+        stream: `env.eval.seed`.
         on_episode: Called with every finished episode.
     """
 
     def __init__(
-        self, env: VecEnv, choose: Choose, seed: int, on_episode: Callable[[EpisodeResult], None] | None = None
+        self,
+        env: VecEnv,
+        choose: Choose,
+        seed: int,
+        stream: int,
+        on_episode: Callable[[EpisodeResult], None] | None = None,
     ) -> None:
         self._env = env
         self._choose = choose
         self._seed = seed
+        self._stream = stream
         self._on_episode = on_episode
 
     def run(
@@ -130,7 +137,7 @@ class Evaluation:
             assert observation is not None
             return observation
         for row, index in pairs:
-            running[row] = _Running(index, episode_seed(self._seed, "eval", index))
+            running[row] = _Running(index, episode_seed(self._seed, "eval", self._stream, index))
         chosen = [row for row, _ in pairs]
         fresh = self._env.reset(chosen, [running[row].seed for row in chosen])
         return fresh if observation is None else observation.updated(chosen, fresh)

@@ -16,25 +16,32 @@ _PROBE = (
     "mujoco.MjModel.from_xml_string('<mujoco><worldbody><geom size=\".1\"/></worldbody></mujoco>'), 16, 16); "
     "r.render(); r.close()"
 )
+_PROBE_SECONDS = 120
 
 
 @functools.cache
 def working_backend() -> str | None:
     """The value of MUJOCO_GL that renders here, the user's own choice first; None if none does."""
+    return next((backend for backend in _candidates() if probe(backend) is None), None)
+
+
+def _candidates() -> list[str]:
     chosen = os.environ.get("MUJOCO_GL")
-    candidates = [chosen] if chosen else ["egl", "osmesa"] if sys.platform == "linux" else ["cgl", "glfw"]
-    return next((backend for backend in candidates if probe(backend) is None), None)
+    return [chosen] if chosen else ["egl", "osmesa"] if sys.platform == "linux" else ["cgl", "glfw"]
 
 
 def probe(backend: str) -> str | None:
     """Render one image in a process of its own: None if that works, else the last line of the error."""
-    result = subprocess.run(
-        [sys.executable, "-c", _PROBE],
-        env={**os.environ, "MUJOCO_GL": backend, "LP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    try:
+        result = subprocess.run(
+            [sys.executable, "-c", _PROBE],
+            env={**os.environ, "MUJOCO_GL": backend, "LP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=_PROBE_SECONDS,
+        )
+    except subprocess.TimeoutExpired:
+        return f"no image within {_PROBE_SECONDS} seconds"
     if result.returncode == 0:
         return None
     return (result.stderr.strip().splitlines() or [f"exit code {result.returncode}"])[-1]
@@ -49,7 +56,7 @@ def require_backend() -> str:
     backend = working_backend()
     if backend is None:
         raise UserError(
-            "This machine cannot render images headless: neither EGL nor OSMesa works.",
+            f"This machine cannot render images headless: no image from {' or '.join(_candidates())}.",
             expected="a working EGL or OSMesa library",
             mend=f"on Debian or Ubuntu: sudo apt-get install {' '.join(PACKAGES)}; `regrasp doctor` tells more",
         )

@@ -3,6 +3,9 @@
 MuJoCo is imported inside the worker processes, after their graphics backend is chosen.
 """
 
+# MuJoCo's native modules have no stubs.
+# pyright: reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 import multiprocessing
@@ -26,37 +29,39 @@ class Scenes:
     instructions: tuple[str, ...]
     images: np.ndarray
     """(N, H, W, 3) uint8."""
-    targets: np.ndarray
-    """(N, I, S, 2) float32 metres: where the S objects named by each instruction are; NaN past the last one."""
+    positions: np.ndarray
+    """(N, I, S, 2) float32 metres: xy of the S objects that each instruction names; NaN past the last one."""
+    pixels: np.ndarray
+    """(N, I, S, 2) float32: the same objects in the image, (0, 0) top left and (1, 1) bottom right."""
 
 
-def render_scenes(
-    task_id: str, num_scenes: int, seed: int, on_progress: Callable[[int], None] | None = None
-) -> Scenes:
+def render_scenes(task_id: str, num_scenes: int, seed: int, on_progress: Callable[[int], None] | None = None) -> Scenes:
     """Render random scenes of a task in parallel; the result depends on the seed and not on the number of cores."""
     counts = [min(_PIECE, num_scenes - start) for start in range(0, num_scenes, _PIECE)]
     environment = {"MUJOCO_GL": require_backend(), "LP_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-    images, targets, instructions = [], [], ()
+    parts: list[Scenes] = []
     with ProcessPoolExecutor(
         available_cores(), multiprocessing.get_context("spawn"), _set_environment, (environment,)
     ) as pool:
         pieces = pool.map(_render_piece, [task_id] * len(counts), counts, [seed] * len(counts), range(len(counts)))
-        for instructions, piece_images, piece_targets in pieces:
-            images.append(piece_images)
-            targets.append(piece_targets)
+        for part in pieces:
+            parts.append(part)
             if on_progress is not None:
-                on_progress(len(piece_images))
-    return Scenes(instructions, np.concatenate(images), np.concatenate(targets))
+                on_progress(len(part.images))
+    return Scenes(
+        parts[0].instructions,
+        *(np.concatenate([getattr(part, name) for part in parts]) for name in ("images", "positions", "pixels")),
+    )
 
 
 def _set_environment(variables: dict[str, str]) -> None:
     os.environ.update(variables)
 
 
-def _render_piece(task_id: str, count: int, seed: int, piece: int) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
+def _render_piece(task_id: str, count: int, seed: int, piece: int) -> Scenes:
     import mujoco
 
-    from regrasp.envs.mujoco.renderer import Renderer
+    from regrasp.envs.mujoco.renderer import Renderer, project
     from regrasp.envs.mujoco.simulator import create_task
 
     task = create_task(task_id)
@@ -65,9 +70,11 @@ def _render_piece(task_id: str, count: int, seed: int, piece: int) -> tuple[tupl
     renderer = Renderer(task.model, camera.height, camera.width)
     rng = np.random.default_rng([seed, piece])
     images = np.empty((count, camera.height, camera.width, 3), np.uint8)
-    targets = []
+    positions, pixels = [], []
     for image in images:
-        targets.append(task.scatter(data, rng).targets)
+        scene = task.scatter(data, rng)
         renderer.render(data, camera.name, image)
+        positions.append(scene.positions[..., :2])
+        pixels.append(project(task.model, data, camera.name, scene.positions))
     renderer.close()
-    return task.instructions, images, np.stack(targets)
+    return Scenes(task.instructions, images, np.stack(positions).astype("f4"), np.stack(pixels).astype("f4"))

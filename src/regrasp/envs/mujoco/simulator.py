@@ -1,5 +1,8 @@
 """MuJoCo environments of one worker process: one model and renderer, one `MjData` per environment."""
 
+# MuJoCo's native modules have no stubs.
+# pyright: reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 import importlib
@@ -71,6 +74,7 @@ class MujocoSimulator:
         task, data, episode = self._task, self._data[row], self._episodes[row]
         task.actuate(data, episode, action)
         mujoco.mj_step(task.model, data, task.physics_steps)
+        _update_positions(task.model, data)
         return task.outcome(data, episode)
 
     def observe(self, row: int, targets: Mapping[str, np.ndarray]) -> None:
@@ -100,9 +104,7 @@ class MujocoSimulator:
 
     def load(self, row: int, source: np.ndarray) -> None:
         """Restore what `save` wrote."""
-        mujoco.mj_setState(
-            self._task.model, self._data[row], source[: self._physics_size].copy(), _PHYSICS_STATE
-        )
+        mujoco.mj_setState(self._task.model, self._data[row], source[: self._physics_size].copy(), _PHYSICS_STATE)
         mujoco.mj_forward(self._task.model, self._data[row])
         self._episodes[row] = source[self._physics_size :]
 
@@ -117,3 +119,9 @@ class MujocoSimulator:
             self._renderers[size] = Renderer(self._task.model, *size)
         self._renderers[size].render(data, camera, target)
 
+
+def _update_positions(model: mujoco.MjModel, data: mujoco.MjData) -> None:
+    """Body, camera and light poses of the present joint positions: `mj_step` leaves those before its integration."""
+    mujoco.mj_kinematics(model, data)
+    mujoco.mj_comPos(model, data)
+    mujoco.mj_camlight(model, data)

@@ -1,5 +1,8 @@
 """What a MuJoCo task defines: a model, a start, actuation, observations, success, and a scripted expert."""
 
+# MuJoCo's native modules have no stubs.
+# pyright: reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
@@ -26,8 +29,8 @@ class GroundingScene:
     """Where the objects that an instruction names are, in one rendered scene."""
 
     instructions: tuple[str, ...]
-    targets: np.ndarray
-    """(I, S, 2) float32 metres: for each instruction the xy of up to S named objects, in the order of their mention.
+    positions: np.ndarray
+    """(I, S, 3) metres: for each instruction the up to S objects that it names, in the order of their mention.
 
     Slots past the objects that an instruction names are NaN.
     """

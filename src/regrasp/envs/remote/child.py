@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib
+import os
+import select
 import signal
 import socket
 import sys
@@ -13,13 +16,35 @@ from regrasp.envs.remote import protocol
 from regrasp.envs.remote.simulator import Simulator
 
 
-def main(descriptor: int) -> None:
-    """Serve the parent at the other end of socket `descriptor`; returns when it is gone."""
+def main(descriptor: int, lifeline: int) -> None:
+    """Serve the parent at the other end of socket `descriptor`; returns when it is gone.
+
+    Args:
+        descriptor: The command socket.
+        lifeline: Read end of a pipe that the parent never writes to; its closing means that the parent is gone.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _die_with_parent(lifeline)
     sock = socket.socket(fileno=descriptor)
     try:
         _serve(sock)
     except (protocol.ConnectionClosedError, BrokenPipeError):
+        sys.exit(0)
+
+
+def _die_with_parent(lifeline: int) -> None:
+    """Have the kernel kill this process group when the parent is gone, even within a long native call.
+
+    Elsewhere than on Linux the command socket's end is noticed when the simulator next waits for a command. Linux's
+    PR_SET_PDEATHSIG would not do: it fires when the parent's thread ends that started this process.
+    """
+    if sys.platform != "linux":
+        return
+    fcntl.fcntl(lifeline, fcntl.F_SETOWN, -os.getpgrp())
+    fcntl.fcntl(lifeline, fcntl.F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
+    already_gone, _, _ = select.select([lifeline], [], [], 0)
+    if already_gone:
         sys.exit(0)
 
 
@@ -56,7 +81,7 @@ def _create(factory: str, settings: dict[str, Any]) -> Simulator:
 def _execute(sock: socket.socket, simulator: Simulator, message: protocol.Message) -> None:
     match message["op"]:
         case "attach":
-            simulator.attach(protocol.SharedArrays.receive_from(sock, message).arrays)
+            simulator.attach(protocol.SharedArrays.receive_from(sock, message))
         case "reset":
             simulator.reset(message["rows"], message["seeds"])
         case "step":
@@ -64,7 +89,7 @@ def _execute(sock: socket.socket, simulator: Simulator, message: protocol.Messag
         case "expert":
             simulator.expert()
         case "record":
-            simulator.record(message["rows"], protocol.SharedArrays.receive_from(sock, message).arrays["frames"])
+            simulator.record(message["rows"], protocol.SharedArrays.receive_from(sock, message)["frames"])
         case "stop_recording":
             simulator.record([], None)
         case "save_state":

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -26,7 +28,7 @@ spec = importlib.util.spec_from_file_location("regrasp", {init!r}, submodule_sea
 sys.modules["regrasp"] = module = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)
 from regrasp.envs.remote.child import main
-main({descriptor})
+main({descriptor}, {lifeline})
 """
 _TAIL_BYTES = 3000
 
@@ -64,25 +66,31 @@ class SimulatorProcess:
         self.name = name
         self.deadlines = deadlines
         self._output = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
-        self._arrays: list[protocol.SharedArrays] = []
-        self._busy_since: tuple[str, float] | None = None
+        self._arrays: dict[str, protocol.SharedArrays] = {}
+        self._awaited: tuple[str, float] | None = None
         self._socket, theirs = socket.socketpair()
-        self._process = self._spawn(python or sys.executable, theirs, environment or {})
+        their_lifeline, ours = os.pipe()
+        self._lifeline = os.fdopen(ours, "wb", 0)
+        try:
+            self._process = self._spawn(python or sys.executable, theirs.fileno(), their_lifeline, environment or {})
+        finally:
+            theirs.close()
+            os.close(their_lifeline)
         self._begin("hello", deadlines.startup, version=protocol.VERSION, factory=factory, settings=dict(settings))
 
     def _spawn(
-        self, python: str, theirs: socket.socket, environment: Mapping[str, str]
+        self, python: str, descriptor: int, lifeline: int, environment: Mapping[str, str]
     ) -> subprocess.Popen[bytes]:
         code = _BOOTSTRAP.format(
-            init=str(_PACKAGE / "__init__.py"), package=str(_PACKAGE), descriptor=theirs.fileno()
+            init=str(_PACKAGE / "__init__.py"), package=str(_PACKAGE), descriptor=descriptor, lifeline=lifeline
         )
         try:
-            return subprocess.Popen(  # noqa: S603 - the interpreter is the user's own choice
+            return subprocess.Popen(
                 [python, "-c", code],
                 stdin=subprocess.DEVNULL,
                 stdout=self._output,
                 stderr=subprocess.STDOUT,
-                pass_fds=[theirs.fileno()],
+                pass_fds=[descriptor, lifeline],
                 env={**os.environ, **environment},
                 start_new_session=True,
             )
@@ -93,8 +101,10 @@ class SimulatorProcess:
                 expected="the path of a Python interpreter",
                 mend="set env.<train|eval>.python to the interpreter that has the simulator installed",
             ) from error
-        finally:
-            theirs.close()
+
+    def fileno(self) -> int:
+        """The command socket, so that replies of several processes can be waited for together."""
+        return self._socket.fileno()
 
     @property
     def pid(self) -> int:
@@ -107,31 +117,48 @@ class SimulatorProcess:
 
     def attach(self, shapes: protocol.ArrayShapes) -> dict[str, Any]:
         """Share arrays of these shapes with the child and return our views of them."""
-        return self._share({"op": "attach"}, shapes)
+        return self._share("attach", shapes)
 
     def record(self, rows: list[int], shape: tuple[int, ...]) -> Any:
         """Ask for frames of `rows` in an array of `shape` (R, T, H, W, 3), which is returned."""
-        return self._share({"op": "record", "rows": rows}, {"frames": (shape, "uint8")})["frames"]
+        return self._share("record", {"frames": (shape, "uint8")}, rows=rows)["frames"]
 
-    def _share(self, message: protocol.Message, shapes: protocol.ArrayShapes) -> dict[str, Any]:
+    def stop_recording(self) -> None:
+        """Ask for no more frames and give their memory back."""
+        if "record" in self._arrays:
+            self.begin("stop_recording")
+            self.finish()
+            self._arrays.pop("record").close()
+
+    def _share(self, op: str, shapes: protocol.ArrayShapes, **arguments: Any) -> dict[str, Any]:
         shared = protocol.SharedArrays.create(shapes)
-        shared.send_to(self._socket, message)
-        self._busy_since = (message["op"], time.monotonic() + self.deadlines.step)
+        self._begin(op, self.deadlines.step, shared, **arguments)
         self.finish()
-        self._arrays.append(shared)
+        if op in self._arrays:
+            self._arrays.pop(op).close()
+        self._arrays[op] = shared
         return shared.arrays
 
     def begin(self, op: str, **arguments: Any) -> None:
         """Send a command without waiting for the reply; `finish` waits."""
         self._begin(op, self.deadlines.reset if op == "reset" else self.deadlines.step, **arguments)
 
-    def _begin(self, op: str, deadline: float, **arguments: Any) -> None:
-        assert self._busy_since is None, "one command at a time"
-        self._busy_since = (op, time.monotonic() + deadline)
+    def _begin(self, op: str, deadline: float, shared: protocol.SharedArrays | None = None, **arguments: Any) -> None:
+        assert self._awaited is None, "one command at a time"
+        self._awaited = (op, time.monotonic() + deadline)
+        message = {"op": op, **arguments}
         try:
-            protocol.send(self._socket, {"op": op, **arguments})
+            if shared is None:
+                protocol.send(self._socket, message)
+            else:
+                shared.send_to(self._socket, message)
         except (BrokenPipeError, ConnectionResetError) as error:
             raise self._death() from error
+
+    @property
+    def seconds_left(self) -> float:
+        """How long the last command may still take."""
+        return max(0.0, self._awaited[1] - time.monotonic()) if self._awaited else 0.0
 
     def finish(self) -> protocol.Message:
         """Wait for the reply to the last command.
@@ -139,10 +166,10 @@ class SimulatorProcess:
         Raises:
             SimulatorError: The child failed, died, or was silent past the deadline.
         """
-        assert self._busy_since is not None, "no command was begun"
-        op, end = self._busy_since
+        assert self._awaited is not None, "no command was begun"
+        op, _ = self._awaited
         try:
-            reply = protocol.receive(self._socket, max(0.0, end - time.monotonic()))
+            reply = protocol.receive(self._socket, self.seconds_left)
         except TimeoutError as error:
             self.kill()
             raise SimulatorError(
@@ -150,7 +177,7 @@ class SimulatorProcess:
             ) from error
         except protocol.ConnectionClosedError as error:
             raise self._death() from error
-        self._busy_since = None
+        self._awaited = None
         if "error" in reply:
             raise SimulatorError(f"{self.name} failed in '{op}': {reply['error']}\n{reply.get('traceback', '')}")
         return reply
@@ -158,10 +185,10 @@ class SimulatorProcess:
     def _death(self) -> SimulatorError:
         try:
             code = self._process.wait(timeout=5)
+            how = f"was killed by signal {-code}" if code < 0 else f"exited with code {code}"
         except subprocess.TimeoutExpired:
             self.kill()
-            code = None
-        how = f"was killed by signal {-code}" if code is not None and code < 0 else f"exited with code {code}"
+            how = "closed its connection"
         return SimulatorError(f"{self.name} (process {self.pid}) {how}.{self._tail()}")
 
     def _tail(self) -> str:
@@ -171,12 +198,10 @@ class SimulatorProcess:
         return f" It last said:\n{text}" if text else " It printed nothing."
 
     def request_close(self) -> None:
-        """Ask the child to end; `close` waits for it."""
-        if self._process.poll() is None and self._busy_since is None:
-            try:
+        """Ask the child to end, after what it is doing; `close` waits for it."""
+        if self._process.poll() is None:
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 protocol.send(self._socket, {"op": "close"})
-            except (BrokenPipeError, ConnectionResetError):
-                return
 
     def close(self, deadline: float) -> None:
         """Wait up to `deadline` seconds for the child to end, then kill it."""
@@ -186,11 +211,13 @@ class SimulatorProcess:
             self.kill()
         self._socket.close()
         self._output.close()
-        for shared in self._arrays:
+        self._lifeline.close()
+        for shared in self._arrays.values():
             shared.close()
         self._arrays.clear()
 
     def kill(self) -> None:
-        """End the child now."""
-        self._process.kill()
+        """End the child, and the processes that it started, now."""
+        if self._process.poll() is None:
+            os.killpg(self.pid, signal.SIGKILL)
         self._process.wait()

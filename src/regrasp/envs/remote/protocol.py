@@ -91,7 +91,7 @@ class SharedArrays:
             num_bytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
             offset += -(-num_bytes // _ALIGNMENT) * _ALIGNMENT
         size = max(offset, mmap.PAGESIZE)
-        shared_memory = Path("/dev/shm")  # noqa: S108 - an unnamed file in memory where the system offers that
+        shared_memory = Path("/dev/shm")
         with tempfile.TemporaryFile(dir=shared_memory if shared_memory.is_dir() else None) as file:
             file.truncate(size)
             return cls(os.dup(file.fileno()), layout, size)
@@ -102,10 +102,12 @@ class SharedArrays:
         socket.send_fds(sock, [b"f"], [self.descriptor])
 
     @classmethod
-    def receive_from(cls, sock: socket.socket, message: Message) -> SharedArrays:
-        """Map the arrays that came along with `message`."""
+    def receive_from(cls, sock: socket.socket, message: Message) -> Mapping[str, np.ndarray]:
+        """Map the arrays that came along with `message`; they hold the mapping, no descriptor stays open."""
         _, descriptors, _, _ = socket.recv_fds(sock, 1, 1)
-        return cls(descriptors[0], message["layout"], message["size"])
+        shared = cls(descriptors[0], message["layout"], message["size"])
+        os.close(shared.descriptor)
+        return shared.arrays
 
     def close(self) -> None:
         """Close the descriptor; the mapping goes when the last array does."""

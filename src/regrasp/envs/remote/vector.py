@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from multiprocessing.connection import wait
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from regrasp.envs.contract import ArraySpec, Capabilities, EnvSpec, Observation,
 from regrasp.envs.mapping import ObservationMapping
 from regrasp.envs.remote.process import Deadlines, SimulatorProcess
 from regrasp.envs.remote.simulator import INFO, OBSERVATION, SimulatorSpec
+from regrasp.errors import TrainingHaltedError
 from regrasp.hardware import available_cores
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "LP_NUM_THREADS")
@@ -51,8 +54,8 @@ class RemoteVecEnv(VecEnv):
         environment: Mapping[str, str] | None = None,
     ) -> None:
         num_workers = min(num_envs, num_workers or available_cores())
-        bounds = np.linspace(0, num_envs, num_workers + 1).astype(int)
-        self._slices = [slice(int(a), int(b)) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+        bounds = [i * num_envs // num_workers for i in range(num_workers + 1)]
+        self._slices = [slice(start, stop) for start, stop in itertools.pairwise(bounds)]
         self._max_chunk = max_chunk
         self._recorded: list[int] = []
         self._frames: list[np.ndarray] = []
@@ -69,20 +72,23 @@ class RemoteVecEnv(VecEnv):
                     {**threads, **(environment or {})},
                 )
                 self._workers.append(worker)
-            simulator = [worker.wait_until_ready() for worker in self._workers][0]
+            simulator = [worker.wait_until_ready() for worker in _as_they_reply(self._workers)][0]  # noqa: RUF015
+            capabilities = Capabilities(
+                **simulator.capabilities, saves_state=simulator.state_size > 0, has_expert=simulator.has_expert
+            )
             self._mapping = self._create_mapping(mapping, simulator, f"env.{name}.mapping")
             shapes = self._array_shapes(simulator)
             self._arrays = [
-                worker.attach({key: ((part.stop - part.start, *shape), dtype) for key, (shape, dtype) in shapes.items()})
+                worker.attach(
+                    {key: ((part.stop - part.start, *shape), dtype) for key, (shape, dtype) in shapes.items()}
+                )
                 for worker, part in zip(self._workers, self._slices, strict=True)
             ]
         except BaseException:
             self.close(deadline=1.0)
             raise
         self._info = simulator.info
-        self.capabilities = Capabilities(
-            **simulator.capabilities, saves_state=simulator.state_size > 0, has_expert=simulator.has_expert
-        )
+        self.capabilities = capabilities
         self.spec = EnvSpec(
             task_id=simulator.task_id,
             num_envs=num_envs,
@@ -118,6 +124,7 @@ class RemoteVecEnv(VecEnv):
     def reset(self, env_ids: Sequence[int], seeds: Sequence[int]) -> Observation:
         """Start one episode per given environment, see `VecEnv.reset`."""
         assert len(env_ids) == len(seeds)
+        assert all(0 <= i < self.spec.num_envs for i in env_ids)
         begun = []
         for worker, part in zip(self._workers, self._slices, strict=True):
             chosen = [(i - part.start, s) for i, s in zip(env_ids, seeds, strict=True) if part.start <= i < part.stop]
@@ -125,16 +132,23 @@ class RemoteVecEnv(VecEnv):
                 rows, row_seeds = zip(*chosen, strict=True)
                 worker.begin("reset", rows=[int(row) for row in rows], seeds=[int(seed) for seed in row_seeds])
                 begun.append(worker)
-        for worker in begun:
+        for worker in _as_they_reply(begun):
             worker.finish()
         return self._observe(np.asarray(env_ids, dtype=np.int64))
 
     def step(self, actions: Tensor) -> Step:
-        """Execute a chunk, see `VecEnv.step`."""
+        """Execute a chunk, see `VecEnv.step`.
+
+        Raises:
+            TrainingHaltedError: An action is not finite; simulators turn such a command into an arbitrary motion.
+        """
         num_steps = actions.shape[1]
         assert actions.shape == (self.spec.num_envs, num_steps, self.spec.action_dim), "actions are (N, T, A)"
         assert num_steps <= self._max_chunk
         values = actions.numpy()
+        bad = np.flatnonzero(~np.isfinite(values).all((1, 2)))
+        if bad.size:
+            raise TrainingHaltedError(f"The action for environment {bad[0]} is not finite: {values[bad[0]].tolist()}.")
         for arrays, part in zip(self._arrays, self._slices, strict=True):
             arrays["actions"][:, :num_steps] = values[part]
         self._all("step", num_steps=num_steps)
@@ -157,6 +171,7 @@ class RemoteVecEnv(VecEnv):
 
     def record(self, env_ids: Sequence[int], height: int = 256, width: int = 256) -> None:
         """Ask for frames, in ascending order of `env_ids`; see `VecEnv.record`."""
+        assert all(0 <= i < self.spec.num_envs for i in env_ids)
         self._recorded = sorted(env_ids)
         self._frames = []
         for worker, part in zip(self._workers, self._slices, strict=True):
@@ -164,8 +179,7 @@ class RemoteVecEnv(VecEnv):
             if rows:
                 self._frames.append(worker.record(rows, (len(rows), self._max_chunk, height, width, 3)))
             else:
-                worker.begin("stop_recording")
-                worker.finish()
+                worker.stop_recording()
 
     def state_dict(self) -> dict[str, Tensor]:
         """Simulator states (N, S) float64."""
@@ -175,6 +189,7 @@ class RemoteVecEnv(VecEnv):
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> Observation:
         """Restore what `state_dict` returned."""
+        assert state["state"].shape == (self.spec.num_envs, self._arrays[0]["state"].shape[1]), "another environment's"
         for arrays, part in zip(self._arrays, self._slices, strict=True):
             arrays["state"][:] = state["state"][part].numpy()
         self._all("load_state")
@@ -192,7 +207,7 @@ class RemoteVecEnv(VecEnv):
     def _all(self, op: str, **arguments: Any) -> None:
         for worker in self._workers:
             worker.begin(op, **arguments)
-        for worker in self._workers:
+        for worker in _as_they_reply(self._workers):
             worker.finish()
 
     def _gather(self, name: str) -> Tensor:
@@ -205,6 +220,15 @@ class RemoteVecEnv(VecEnv):
 
     def _select(self, name: str, env_ids: np.ndarray) -> np.ndarray:
         return np.concatenate([arrays[name] for arrays in self._arrays])[env_ids]
+
+
+def _as_they_reply(workers: Sequence[SimulatorProcess]) -> Iterator[SimulatorProcess]:
+    """The workers in the order of their replies: a failure is reported at once, however long the others take."""
+    waiting = {worker.fileno(): worker for worker in workers}
+    while waiting:
+        first = next(iter(waiting))
+        for descriptor in wait(list(waiting), waiting[first].seconds_left) or [first]:
+            yield waiting.pop(descriptor)  # pyright: ignore[reportArgumentType] - integers went in
 
 
 def _array_specs(simulator: SimulatorSpec) -> dict[str, ArraySpec]:

@@ -80,6 +80,7 @@ class GrootPolicy(Policy):
             state_dim=self.processor.state.width,
             image_size=None,
             num_views=self.processor.num_views,
+            embodiment_id=self.processor.config.embodiment_id,
         )
 
     def prepare(self, observation: Observation) -> TensorDict:

@@ -5,6 +5,9 @@ action is (dx, dy, dz, gripper) in [-1, 1]; one unit of translation moves the co
 gripper value closes and any other opens. Control runs at 10 Hz.
 """
 
+# MuJoCo's native modules have no stubs.
+# pyright: reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -27,9 +30,11 @@ HOVER_HEIGHT = 0.085
 _WORKSPACE = np.array([[-0.16, -0.20, 0.018], [0.16, 0.20, 0.26]])
 _CUBE_AREA = np.array([0.10, 0.13])
 _CUBE_SPACING = 0.085
+_MAX_NAMED = 2
+"""Cubes that one instruction can name."""
 
 # Fields of the episode vector.
-OBJECT, BASE, PHASE, COUNT = 0, 1, 2, 3
+OBJECT, BASE, PHASE, CLOSED_STEPS = 0, 1, 2, 3
 COMMAND = slice(4, 7)
 EPISODE_SIZE = 7
 
@@ -128,8 +133,10 @@ class CubeTable(Task):
         """Move the commanded position and open or close the fingers."""
         motion = TRANSLATION * np.clip(action[:3], -1.0, 1.0)
         episode[COMMAND] = np.clip(episode[COMMAND] + motion, *_WORKSPACE)
+        closed = action[3] < 0
+        episode[CLOSED_STEPS] = episode[CLOSED_STEPS] + 1 if closed else 0
         data.ctrl[:3] = episode[COMMAND]
-        data.ctrl[3:] = 0.0 if action[3] < 0 else FINGER_OPEN
+        data.ctrl[3:] = 0.0 if closed else FINGER_OPEN
 
     def observe(self, data: mujoco.MjData, episode: np.ndarray) -> Mapping[str, np.ndarray]:
         """Proprioception in metres, and privileged object positions."""
@@ -157,15 +164,14 @@ class CubeTable(Task):
             where[:3] = hand
             fingers = CUBE_HALF
         elif situation < 0.55:
-            where[:3] = data.qpos[CUBE_QPOS * other :][:3] + [0.0, 0.0, 2 * CUBE_HALF]
+            where[:3] = data.qpos[CUBE_QPOS * other :][:3] + np.array([0.0, 0.0, 2 * CUBE_HALF])
         data.qpos[HAND] = hand
         data.qpos[FINGERS] = fingers
         mujoco.mj_forward(self.model, data)
-        positions = cube_positions(data)[:, :2]
-        targets = np.full((len(self.meanings), 2, 2), np.nan, np.float32)
-        for row, named in zip(targets, self.meanings, strict=True):
-            row[: len(named)] = positions[list(named)]
-        return GroundingScene(self.instructions, targets)
+        positions = np.full((len(self.meanings), _MAX_NAMED, 3), np.nan)
+        for row, named in zip(positions, self.meanings, strict=True):
+            row[: len(named)] = cube_positions(data)[list(named)]
+        return GroundingScene(self.instructions, positions)
 
     def _instruction(self, episode: np.ndarray) -> int:
         named = (int(episode[OBJECT]), int(episode[BASE]))
@@ -196,6 +202,6 @@ def towards(episode: np.ndarray, goal: np.ndarray, *, closed: bool) -> np.ndarra
     return np.append(motion, -1.0 if closed else 1.0).astype(np.float32)
 
 
-def reached(episode: np.ndarray, goal: np.ndarray, tolerance: float) -> bool:
-    """Whether the commanded position is within `tolerance` metres of `goal` along every axis."""
-    return bool(np.abs(episode[COMMAND] - goal).max() < tolerance)
+def reached(position: np.ndarray, goal: np.ndarray, tolerance: float) -> bool:
+    """Whether `position` is within `tolerance` metres of `goal` along every axis."""
+    return bool(np.abs(position - goal).max() < tolerance)

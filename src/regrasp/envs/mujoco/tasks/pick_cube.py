@@ -1,5 +1,8 @@
 """Pick up the cube that the instruction names."""
 
+# MuJoCo's native modules have no stubs.
+# pyright: reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 from enum import IntEnum
@@ -9,9 +12,9 @@ import numpy as np
 
 from regrasp.envs.chunk import Outcome
 from regrasp.envs.mujoco.tasks.cube_table import (
+    CLOSED_STEPS,
     COLORS,
     COMMAND,
-    COUNT,
     GRASP_HEIGHT,
     HOVER_HEIGHT,
     OBJECT,
@@ -54,14 +57,12 @@ class PickCube(CubeTable):
         cube = cube_positions(data)[int(episode[OBJECT])]
         hover = np.array([*cube[:2], HOVER_HEIGHT])
         grasp = np.array([*cube[:2], GRASP_HEIGHT])
-        if episode[PHASE] == _Phase.HOVER and reached(episode, [*cube[:2], episode[COMMAND][2]], 0.008):
+        if episode[PHASE] == _Phase.HOVER and reached(episode[COMMAND][:2], cube[:2], 0.008):
             episode[PHASE] = _Phase.DESCEND
-        if episode[PHASE] == _Phase.DESCEND and abs(episode[COMMAND][2] - GRASP_HEIGHT) < 0.006:
+        if episode[PHASE] == _Phase.DESCEND and reached(episode[COMMAND][2], grasp[2], 0.006):
             episode[PHASE] = _Phase.CLOSE
-        if episode[PHASE] == _Phase.CLOSE:
-            episode[COUNT] += 1
-            if episode[COUNT] > _CLOSING_STEPS:
-                episode[PHASE] = _Phase.LIFT
+        if episode[PHASE] == _Phase.CLOSE and episode[CLOSED_STEPS] >= _CLOSING_STEPS:
+            episode[PHASE] = _Phase.LIFT
         match _Phase(int(episode[PHASE])):
             case _Phase.HOVER:
                 return towards(episode, hover, closed=False)

@@ -1,5 +1,8 @@
 """Stack one named cube on another."""
 
+# MuJoCo's native modules have no stubs.
+# pyright: reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 from enum import IntEnum
@@ -10,9 +13,9 @@ import numpy as np
 from regrasp.envs.chunk import Outcome
 from regrasp.envs.mujoco.tasks.cube_table import (
     BASE,
+    CLOSED_STEPS,
     COLORS,
     COMMAND,
-    COUNT,
     CUBE_HALF,
     FINGERS,
     GRASP_HEIGHT,
@@ -21,7 +24,6 @@ from regrasp.envs.mujoco.tasks.cube_table import (
     PHASE,
     CubeTable,
     cube_positions,
-    reached,
     towards,
 )
 
@@ -31,7 +33,7 @@ MAX_OFFSET = 0.018
 """Largest horizontal distance of the two centres, in metres: just under half a cube."""
 _RELEASED = 0.06
 """The fingers' total opening, in metres, that cannot hold a cube any more."""
-_CLOSING_STEPS = 3
+_CLOSING_STEPS = 4
 _PAIRS = tuple((i, j) for i in range(len(COLORS)) for j in range(len(COLORS)) if i != j)
 
 
@@ -75,7 +77,8 @@ class StackCube(CubeTable):
             _Phase.LOWER: np.array([*self._above(base, cube, episode), RELEASE_HEIGHT]),
             _Phase.RELEASE: episode[COMMAND].copy(),
         }
-        self._advance(episode, goals)
+        while self._completed(episode, goals):
+            episode[PHASE] += 1
         phase = _Phase(int(episode[PHASE]))
         return towards(episode, goals[phase], closed=phase in (_Phase.CLOSE, _Phase.LIFT, _Phase.CARRY, _Phase.LOWER))
 
@@ -85,7 +88,7 @@ class StackCube(CubeTable):
         return base[:2] + episode[COMMAND][:2] - cube[:2]
 
     @staticmethod
-    def _advance(episode: np.ndarray, goals: dict[_Phase, np.ndarray]) -> None:
+    def _completed(episode: np.ndarray, goals: dict[_Phase, np.ndarray]) -> bool:
         tolerances = {
             _Phase.HOVER: [0.008, 0.008, 1.0],
             _Phase.DESCEND: [1.0, 1.0, 0.006],
@@ -95,8 +98,5 @@ class StackCube(CubeTable):
         }
         phase = _Phase(int(episode[PHASE]))
         if phase == _Phase.CLOSE:
-            episode[COUNT] += 1
-            if episode[COUNT] > _CLOSING_STEPS:
-                episode[PHASE] = _Phase.LIFT
-        elif phase in tolerances and np.all(np.abs(episode[COMMAND] - goals[phase]) < tolerances[phase]):
-            episode[PHASE] = phase + 1
+            return bool(episode[CLOSED_STEPS] >= _CLOSING_STEPS)
+        return phase in tolerances and bool(np.all(np.abs(episode[COMMAND] - goals[phase]) < tolerances[phase]))

@@ -1,0 +1,53 @@
+# `make help` lists the targets. The only tool besides make that has to be there is Python 3.11 or newer.
+SHELL := /bin/sh
+PYTHON ?= python3
+SEED ?= 0
+ARGS ?=
+TORCH_INDEX ?=
+
+VENV_PYTHON := .venv/bin/python
+RUNTIME := .venv/.runtime-installed
+DEVELOPMENT := .venv/.development-installed
+REQUIREMENTS := pyproject.toml constraints.txt scripts/install.sh
+
+.DEFAULT_GOAL := help
+.PHONY: help setup quickstart test lint format wheel clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
+	@echo "Variables: PYTHON=$(PYTHON) (3.11 or newer), SEED=$(SEED), ARGS= (more arguments of the quickstart),"
+	@echo "TORCH_INDEX= (package index that torch comes from, see CONTRIBUTING.md)."
+
+setup: $(DEVELOPMENT) ## create .venv with the package and the development tools
+
+quickstart: $(RUNTIME) ## run every stage on the embedded simulator, with a report at the end
+	@sh scripts/install_rendering.sh $(VENV_PYTHON)
+	.venv/bin/regrasp quickstart --seed $(SEED) $(ARGS)
+
+test: lint ## everything CI runs: linters, types, tests
+	@sh scripts/install_rendering.sh $(VENV_PYTHON)
+	$(VENV_PYTHON) -m pytest -n 2
+
+lint: $(DEVELOPMENT) ## ruff and pyright, changing nothing
+	$(VENV_PYTHON) -m ruff check
+	$(VENV_PYTHON) -m ruff format --check
+	$(VENV_PYTHON) -m pyright
+
+format: $(DEVELOPMENT) ## let ruff rewrite what it can
+	$(VENV_PYTHON) -m ruff check --fix
+	$(VENV_PYTHON) -m ruff format
+
+wheel: $(DEVELOPMENT) ## build dist/regrasp-*.whl
+	$(VENV_PYTHON) -m build --wheel
+
+clean: ## remove .venv, builds and caches; never a run or its results
+	rm -rf .venv build dist src/regrasp.egg-info .pytest_cache .ruff_cache
+	find src tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(RUNTIME): $(REQUIREMENTS)
+	@sh scripts/install.sh "$(PYTHON)" "." "$(TORCH_INDEX)"
+	@touch $@
+
+$(DEVELOPMENT): $(REQUIREMENTS)
+	@sh scripts/install.sh "$(PYTHON)" ".[dev]" "$(TORCH_INDEX)"
+	@touch $(RUNTIME) $@

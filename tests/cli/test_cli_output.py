@@ -1,0 +1,153 @@
+"""What commands print, and how fast the command line starts."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+import regrasp
+from regrasp.cli.common import DEFAULT_CONFIG
+from regrasp.cli.main import COMMANDS, main
+from regrasp.config.load import load_config
+from regrasp.config.search import SHIPPED
+from regrasp.envs.mujoco import backend
+
+ROOT = Path(__file__).resolve().parents[2]
+EXPERIMENTS = sorted(file.stem for file in SHIPPED.glob("*.yaml"))
+
+
+def test_version(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as caught:
+        main(["--version"])
+    assert caught.value.code == 0
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert capsys.readouterr().out.split() == ["regrasp", project["version"]]
+    assert regrasp.__version__ == project["version"]
+
+
+def test_help_is_fast_and_imports_nothing_heavy():
+    heavy = {"torch", "transformers", "tensordict", "matplotlib", "mujoco", "av", "pyarrow", "tensorboard"}
+    code = f"""
+import sys, time
+from regrasp.cli.main import main
+for arguments in (["--help"], *([command, "--help"] for command in {list(COMMANDS)})):
+    try:
+        main(arguments)
+    except SystemExit as end:
+        assert end.code == 0
+print(time.process_time(), *({heavy} & set(sys.modules)), file=sys.stderr)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    seconds, *imported = result.stderr.split()
+    assert not imported
+    assert float(seconds) < 2.0
+    assert all(summary in result.stdout for summary in COMMANDS.values())
+
+
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        *(("train", name) for name in EXPERIMENTS),
+        *((command, DEFAULT_CONFIG) for command in ("play", "collect", "sft", "pretrain", "quickstart")),
+    ],
+)
+def test_dry_run_prints_the_experiment_that_would_run(
+    command: str, name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    assert main([command, "--config_name", name, "--dry_run", "algorithm.update_epoch=3"]) == 0
+    printed = capsys.readouterr().out
+    copy = tmp_path / "copy.yaml"
+    copy.write_text(printed)
+    assert load_config(str(copy)).config == load_config(name, ["algorithm.update_epoch=3"]).config
+    copy.unlink()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_batch_equation_adds_up(name: str, capsys: pytest.CaptureFixture[str]):
+    main(["train", "--config_name", name, "--dry_run"])
+    printed = capsys.readouterr().out
+    values = yaml.safe_load(printed)
+    equation = next(line for line in printed.splitlines() if line.startswith("# ") and " samples" in line)
+    train, algorithm = values["env"]["train"], values["algorithm"]
+    steps = train["total_num_envs"] * train["max_steps_per_rollout_epoch"] * algorithm["rollout_epoch"]
+    samples = steps // values["actor"]["model"]["num_action_chunks"]
+    minibatches = -(-samples // values["actor"]["global_batch_size"])
+    assert f"= {samples} samples" in equation
+    assert f"{minibatches} minibatches of {values['actor']['global_batch_size']}" in equation
+    assert f"= {minibatches * algorithm['update_epoch']} optimizer steps" in equation
+
+
+@pytest.mark.parametrize("script", ["train", "play"])
+def test_scripts_of_the_reference_are_the_commands(
+    script: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    arguments = ["--config_name", "pick_cube_ppo_groot", "--model_path", "some/model", "--dry_run"]
+    monkeypatch.setattr(sys, "argv", [f"{script}.py", *arguments])
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_path(str(ROOT / "scripts" / f"{script}.py"), run_name="__main__")
+    assert caught.value.code == 0
+    printed = capsys.readouterr().out
+    assert yaml.safe_load(printed)["actor"]["model"]["model_path"] == "some/model"
+    main([script, *arguments])
+    assert printed == capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [["tasks"], ["train", "--list_tasks"]])
+@pytest.mark.parametrize("rendering", ["egl", None])
+def test_tasks_name_their_experiments(
+    arguments: list[str],
+    rendering: str | None,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(backend, "working_backend", lambda: rendering)
+    assert main(arguments) == 0
+    rows = capsys.readouterr().out.splitlines()
+    by_task = {row.split()[0]: row for row in rows}
+    assert len(by_task) == len(rows)
+    for name in EXPERIMENTS:
+        row = by_task[load_config(name).config.env.train.init_params.id]
+        assert re.search(rf"\b{name}\b", row)
+        assert ("runs here" in row) == (rendering is not None)
+
+
+def test_doctor_on_a_machine_that_renders(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(backend, "working_backend", lambda: "egl")
+    assert main(["doctor"]) == 0
+    rows = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert rows["rendering"] == "egl works"
+    assert rows["Python"].startswith(".".join(map(str, sys.version_info[:3])))
+    assert {"system", "memory", "disk", "torch", "GPU", "transformers", "mujoco-core", "wandb"} <= rows.keys()
+    assert main(["doctor", "--rendering"]) == 0
+
+
+def test_doctor_names_the_packages_that_rendering_needs(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(backend, "working_backend", lambda: None)
+    monkeypatch.setattr(backend, "probe", lambda name: f"no {name} library")
+    assert main(["doctor"]) == 2
+    printed = capsys.readouterr().out
+    assert "no egl library" in printed
+    assert all(package in printed for package in backend.PACKAGES)
+    assert main(["doctor", "--rendering"]) == 2
+    printed = capsys.readouterr().err
+    assert all(package in printed for package in backend.PACKAGES)
+
+
+def test_interrupt_is_no_traceback(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(backend, "working_backend", interrupt)
+    assert main(["doctor", "--rendering"]) == 130
+    assert capsys.readouterr().err == "\ninterrupted\n"

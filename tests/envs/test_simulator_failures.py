@@ -1,0 +1,339 @@
+"""Simulators that fail, die or fall silent, and what is left of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from vec_envs import HERE, TOY, all_gone, is_alive, make_env, worker_pids
+
+from regrasp.config.schema import MappingConfig
+from regrasp.envs.remote import protocol
+from regrasp.envs.remote.process import Deadlines, SimulatorProcess
+from regrasp.envs.remote.simulator import SimulatorSpec, spec_from_json
+from regrasp.envs.remote.vector import RemoteVecEnv
+from regrasp.errors import SimulatorError, UserError
+
+SHORT = Deadlines(startup=60.0, reset=0.6, step=0.8)
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind() -> Iterator[None]:
+    """Every test of this file ends without child processes, open sockets or files in shared memory."""
+    files = set(os.listdir("/dev/shm"))
+    children = {child.pid for child in psutil.Process().children()}
+    yield
+    left = [child for child in psutil.Process().children(recursive=True) if child.pid not in children]
+    assert [child for child in left if child.status() != psutil.STATUS_ZOMBIE] == []
+    assert set(os.listdir("/dev/shm")) <= files
+
+
+def zeros(env: RemoteVecEnv, steps: int = 2) -> torch.Tensor:
+    return torch.zeros(env.spec.num_envs, steps, env.spec.action_dim)
+
+
+def faulty(at: str, kind: str, seed: int | None = None, **settings) -> RemoteVecEnv:
+    return make_env(TOY, num_envs=2, num_workers=2, fault={"at": at, "kind": kind, "seed": seed}, **settings)
+
+
+def close_within(env: RemoteVecEnv, seconds: float, deadline: float = 10.0) -> None:
+    pids = worker_pids(env)
+    start = time.monotonic()
+    env.close(deadline)
+    assert time.monotonic() - start < seconds
+    assert not any(is_alive(pid) for pid in pids)
+
+
+@pytest.mark.parametrize(("at", "method"), [("reset", "begin"), ("step", "advance"), ("observe", "observe")])
+def test_an_exception_arrives_with_its_traceback_and_closing_is_quick(at: str, method: str):
+    env = faulty(at, "raise", seed=1)
+    with pytest.raises(SimulatorError) as caught:
+        env.reset([0, 1], [0, 1])
+        env.step(zeros(env))
+    close_within(env, 3.0)
+    text = str(caught.value)
+    assert "train environments 1-1 failed in" in text
+    assert "RuntimeError: the motor of seed 1 burnt out" in text
+    assert "toy_simulator.py" in text
+    assert f"in {method}" in text
+
+
+def test_an_exception_at_the_start_leaves_nothing_running():
+    with pytest.raises(SimulatorError, match=r"environments .* failed in 'hello': RuntimeError"):
+        faulty("create", "raise")
+
+
+def test_an_unknown_factory_is_named():
+    with pytest.raises(SimulatorError, match="No module named 'no_such_simulator'"):
+        SimulatorProcess("eval environments 0-1", "no_such_simulator:create", {}, SHORT).wait_until_ready()
+
+
+@pytest.mark.parametrize("kind", ["exit", "kill"])
+@pytest.mark.parametrize("at", ["create", "reset", "step"])
+def test_a_death_is_told_at_once_with_its_cause(at: str, kind: str):
+    start = time.monotonic()
+    with pytest.raises(SimulatorError) as caught:
+        env = faulty(at, kind)
+        try:
+            env.reset([0, 1], [0, 1])
+            start = time.monotonic()
+            env.step(zeros(env))
+        finally:
+            env.close()
+    assert time.monotonic() - start < 5
+    text = str(caught.value)
+    assert "train environments " in text
+    if kind == "exit":
+        assert "exited with code 7" in text
+        assert "license expired" in text
+    else:
+        assert "was killed by signal 9" in text
+        assert "It printed nothing" in text
+
+
+@pytest.mark.parametrize("call", ["step", "record", "state_dict", "reset"])
+def test_a_process_killed_from_outside_is_noticed_by_the_next_call(call: str):
+    env = make_env(TOY, num_envs=2, num_workers=2)
+    env.reset([0, 1], [0, 1])
+    pid = worker_pids(env)[1]
+    os.kill(pid, signal.SIGKILL)
+    with pytest.raises(SimulatorError, match=rf"train environments 1-1 \(process {pid}\) was killed by signal 9"):
+        match call:
+            case "step":
+                env.step(zeros(env))
+            case "record":
+                env.record([0, 1])
+            case "state_dict":
+                env.state_dict()
+            case "reset":
+                env.reset([1], [0])
+    close_within(env, 3.0)
+
+
+def test_a_death_is_told_while_another_worker_is_still_busy():
+    env = make_env(TOY, num_envs=2, num_workers=2, fault={"at": "step", "kind": "hang", "seed": 0})
+    env.reset([0, 1], [0, 1])
+    pid = worker_pids(env)[1]
+    os.kill(pid, signal.SIGSTOP)
+    start = time.monotonic()
+    killer = subprocess.Popen([sys.executable, "-c", f"import os, time; time.sleep(0.5); os.kill({pid}, 9)"])
+    with pytest.raises(SimulatorError, match="train environments 1-1 .* was killed by signal 9"):
+        env.step(zeros(env))
+    assert time.monotonic() - start < 5
+    killer.wait()
+    close_within(env, 2.0, deadline=0.5)
+
+
+@pytest.mark.parametrize(
+    ("at", "kind", "deadline"), [("reset", "hang", 0.6), ("step", "hang", 0.8), ("step", "block", 0.8)]
+)
+def test_silence_ends_at_the_deadline(at: str, kind: str, deadline: float):
+    env = faulty(at, kind, deadlines=SHORT)
+    with pytest.raises(SimulatorError, match="did not answer .* within its deadline") as caught:
+        try:
+            start = time.monotonic()
+            env.reset([0, 1], [0, 1])
+            start = time.monotonic()
+            env.step(zeros(env))
+        finally:
+            waited = time.monotonic() - start
+            close_within(env, 1.5, deadline=0.3)
+    assert waited == pytest.approx(deadline, abs=1.0)
+    assert "train environments 0-0" in str(caught.value)
+    assert ("waiting for a sensor" in str(caught.value)) == (kind == "hang")
+
+
+def test_a_silent_start_ends_at_its_deadline():
+    process = SimulatorProcess(
+        "eval environments 0-1",
+        "toy_simulator:create",
+        {"num_envs": 1, "fault": {"at": "create", "kind": "hang"}},
+        Deadlines(startup=0.6),
+        environment={"PYTHONPATH": HERE},
+    )
+    start = time.monotonic()
+    with pytest.raises(SimulatorError, match="eval environments 0-1 .* did not answer 'hello'"):
+        process.wait_until_ready()
+    assert time.monotonic() - start == pytest.approx(0.6, abs=1.0)
+    process.close(1.0)
+
+
+def test_closing_a_silent_simulator_takes_no_longer_than_its_deadline():
+    env = faulty("close", "hang")
+    env.reset([0, 1], [0, 1])
+    close_within(env, 2.0, deadline=0.5)
+
+
+def test_closing_while_a_command_runs_is_quick():
+    """After one worker's failure the replies of the others have not been read."""
+    env = faulty("step", "raise", seed=0)
+    env.reset([0, 1], [0, 1])
+    with pytest.raises(SimulatorError):
+        env.step(zeros(env))
+    close_within(env, 3.0)
+
+
+def test_closing_twice_and_without_a_reset_is_fine():
+    env = make_env(TOY, num_envs=1)
+    close_within(env, 3.0)
+    env.close()
+
+
+def test_processes_started_by_a_hanging_simulator_go_with_it():
+    env = make_env(TOY, num_envs=1, fault={"at": "reset", "kind": "spawn", "seed": 0})
+    env.reset([0], [0])
+    (worker,) = worker_pids(env)
+    grandchildren = [child.pid for child in psutil.Process(worker).children()]
+    assert len(grandchildren) == 1
+    os.kill(worker, signal.SIGSTOP)
+    close_within(env, 2.0, deadline=0.3)
+    assert all_gone(grandchildren)
+
+
+def test_what_a_simulator_prints_does_not_disturb():
+    env = faulty("step", "print")
+    env.reset([0, 1], [0, 1])
+    assert env.step(zeros(env, 4)).num_executed.tolist() == [4, 4]
+    env.close()
+
+
+@pytest.mark.parametrize("at", ["step", "observe"])
+def test_not_a_number_reaches_the_caller_as_it_is(at: str):
+    """It is the caller who stops the run, naming the environment."""
+    env = faulty(at, "nan", seed=1)
+    env.reset([0, 1], [0, 1])
+    step = env.step(zeros(env))
+    env.close()
+    seen = step.rewards if at == "step" else step.observation.states
+    assert torch.isfinite(seen[0]).all()
+    assert torch.isnan(seen[1]).any()
+
+
+def test_an_interpreter_that_does_not_exist_is_the_users_mistake():
+    with pytest.raises(UserError, match=r"env\.<train\|eval>\.python") as caught:
+        make_env(TOY, num_envs=1, python="/opt/no/such/python")
+    assert caught.value.value == "/opt/no/such/python"
+
+
+def test_an_interpreter_that_is_none_is_told_with_what_it_said():
+    with pytest.raises(SimulatorError, match="exited with code 0"):
+        make_env(TOY, num_envs=1, python="/bin/true")
+
+
+def test_an_interpreter_without_numpy_says_so(tmp_path: Path):
+    interpreter = tmp_path / "python"
+    interpreter.write_text(f'#!/bin/sh\nunset PYTHONPATH\nexec {os.path.realpath(sys.executable)} -I -S "$@"\n')
+    interpreter.chmod(0o755)
+    with pytest.raises(SimulatorError, match="No module named 'numpy'"):
+        make_env(TOY, num_envs=1, python=str(interpreter))
+
+
+def test_another_protocol_version_is_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(protocol, "VERSION", 99)
+    with pytest.raises(SimulatorError, match="protocol version 1 here, 99 there"):
+        make_env(TOY, num_envs=1)
+
+
+def test_an_error_in_the_mapping_ends_the_processes():
+    with pytest.raises(UserError, match="no observation named 'top_camera'"):
+        make_env(TOY, num_envs=2, num_workers=2, mapping=MappingConfig(main_images="top_camera"))
+
+
+PARENT = """
+import sys, time
+from regrasp.envs.remote.process import Deadlines, SimulatorProcess
+
+def start(kind):
+    settings = {"num_envs": 1, "fault": {"at": "create", "kind": kind}}
+    return SimulatorProcess(kind, "toy_simulator:create", settings, Deadlines(), environment={"PYTHONPATH": sys.argv[1]})
+
+simulators = [start(kind) for kind in ("idle", "hang", "block")]
+simulators[0].wait_until_ready()
+print(*(simulator.pid for simulator in simulators), flush=True)
+time.sleep(60)
+"""
+
+RENDERING_PARENT = """
+import sys, time
+sys.path.insert(0, sys.argv[1])
+from vec_envs import PICK, make_env, worker_pids
+
+env = make_env(PICK, num_envs=2, num_workers=2)
+env.reset([0, 1], [0, 1])
+print(*worker_pids(env), flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(
+    ("script", "ending"), [(PARENT, signal.SIGKILL), (PARENT, signal.SIGTERM), (RENDERING_PARENT, signal.SIGKILL)]
+)
+def test_simulators_do_not_outlive_their_parent(script: str, ending: signal.Signals):
+    """Idle, asleep in Python, in a native call that keeps Python's lock, or with a graphics context."""
+    parent = subprocess.Popen([sys.executable, "-c", script, HERE], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    with parent.stdout:
+        pids = [int(word) for word in parent.stdout.readline().split()]
+    time.sleep(0.5)
+    assert len(pids) >= 2
+    assert all(is_alive(pid) for pid in pids)
+    parent.send_signal(ending)
+    parent.wait()
+    assert all_gone(pids)
+
+
+def test_a_simulator_outlives_the_thread_that_started_it():
+    """Environments may be started from a thread pool."""
+    with ThreadPoolExecutor(1) as pool:
+        env = pool.submit(make_env, TOY, 1).result()
+    time.sleep(0.2)
+    assert len(env.reset([0], [0])) == 1
+    env.close()
+
+
+def test_a_message_may_arrive_in_pieces_and_must_arrive_in_time():
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        protocol.send(theirs, {"op": "x" * 100_000, "number": 2**53 - 1})
+        assert protocol.receive(ours, 1.0) == {"op": "x" * 100_000, "number": 2**53 - 1}
+        theirs.sendall(b"\0\0\0\x10{")
+        start = time.monotonic()
+        with pytest.raises(TimeoutError):
+            protocol.receive(ours, 0.3)
+        assert time.monotonic() - start == pytest.approx(0.3, abs=0.2)
+        theirs.close()
+        with pytest.raises(protocol.ConnectionClosedError):
+            protocol.receive(ours, 0.3)
+
+
+def test_shared_arrays_are_zeroed_aligned_disjoint_and_the_same_on_both_sides():
+    ours, theirs = socket.socketpair()
+    shapes = {"flag": ((3,), "bool"), "empty": ((2, 0), "float64"), "x": ((3, 5), "float64"), "last": ((), "int32")}
+    shared = protocol.SharedArrays.create(shapes)
+    with ours, theirs:
+        shared.send_to(ours, {"op": "attach"})
+        received = protocol.SharedArrays.receive_from(theirs, protocol.receive(theirs))
+    assert {name: (array.shape, array.dtype.name) for name, array in received.items()} == shapes
+    assert not any(array.any() for array in received.values())
+    assert all(array.ctypes.data % 64 == 0 for array in received.values())
+    for number, array in enumerate(shared.arrays.values()):
+        array[...] = number
+    assert [(array == number).all() for number, array in enumerate(received.values())] == [True] * 4
+    shared.close()
+    assert received["last"] == 3, "the mapping lives as long as an array"
+
+
+def test_the_offer_survives_json():
+    spec = SimulatorSpec("id", {"a/b": ((2, 3), "uint8"), "a/c": ((), "float32")}, 4, ("x", "y"), 0.1, 7, 0, ("z",), True)
+    assert spec_from_json(json.loads(json.dumps(spec.to_json()))) == spec

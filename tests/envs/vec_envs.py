@@ -1,0 +1,109 @@
+"""Vector environments for the tests, and a look at their processes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from regrasp.config.schema import MappingConfig
+from regrasp.envs.contract import Observation, Step, VecEnv
+from regrasp.envs.mujoco.backend import require_backend
+from regrasp.envs.remote.process import Deadlines
+from regrasp.envs.remote.vector import RemoteVecEnv
+
+TOY = "toy"
+PICK = "Regrasp-Pick-Cube-v0"
+STACK = "Regrasp-Stack-Cube-v0"
+TASKS = (TOY, PICK, STACK)
+HERE = str(Path(__file__).parent)
+
+TOY_MAPPING = MappingConfig(main_images="main", extra_view_images=("left", "right"), states=("position", "clock"))
+CUBE_MAPPING = MappingConfig(
+    main_images="front_camera",
+    extra_view_images=("wrist_camera",),
+    states=("gripper_position", "gripper_opening", "object_positions"),
+)
+CUBE_STATES = MappingConfig(states=("gripper_position", "gripper_opening", "object_positions", "target_one_hot"))
+
+
+def make_env(
+    task: str = TOY,
+    num_envs: int = 3,
+    num_workers: int = 1,
+    *,
+    max_chunk: int = 4,
+    mapping: MappingConfig | None = None,
+    limit: int | None = None,
+    ignore_terminations: bool = False,
+    deadlines: Deadlines | None = None,
+    python: str | None = None,
+    name: str = "train",
+    **toy: Any,
+) -> RemoteVecEnv:
+    settings: dict[str, Any] = {"max_episode_steps": limit or 12, "ignore_terminations": ignore_terminations, **toy}
+    environment: Mapping[str, str] = {"PYTHONPATH": HERE}
+    factory = "toy_simulator:create"
+    if task != TOY:
+        settings |= {"task_id": task}
+        environment = {"MUJOCO_GL": require_backend()}
+        factory = "regrasp.envs.mujoco.simulator:create"
+    return RemoteVecEnv(
+        name=name,
+        factory=factory,
+        settings=settings,
+        num_envs=num_envs,
+        num_workers=num_workers,
+        max_chunk=max_chunk,
+        mapping=mapping or (TOY_MAPPING if task == TOY else CUBE_MAPPING),
+        deadlines=deadlines or Deadlines(60.0, 30.0, 30.0),
+        python=python,
+        environment=environment,
+    )
+
+
+def worker_pids(env: VecEnv) -> list[int]:
+    assert isinstance(env, RemoteVecEnv)
+    return [worker.pid for worker in env._workers]
+
+
+def is_alive(pid: int) -> bool:
+    """Whether the process runs (a zombie does not)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def all_gone(pids: list[int], seconds: float = 5.0) -> bool:
+    end = time.monotonic() + seconds
+    while any(is_alive(pid) for pid in pids):
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def random_actions(seed: int, steps: int, num_envs: int = 1, action_dim: int = 4) -> torch.Tensor:
+    """(num_envs, steps, action_dim)."""
+    return torch.rand(num_envs, steps, action_dim, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+def assert_same_observation(ours: Observation, theirs: Observation) -> None:
+    assert torch.equal(ours.main_images, theirs.main_images)
+    assert torch.equal(ours.states, theirs.states)
+    assert ours.task_descriptions == theirs.task_descriptions
+    assert (ours.extra_view_images is None) == (theirs.extra_view_images is None)
+    if ours.extra_view_images is not None and theirs.extra_view_images is not None:
+        assert torch.equal(ours.extra_view_images, theirs.extra_view_images)
+
+
+def assert_same_step(ours: Step, theirs: Step) -> None:
+    assert_same_observation(ours.observation, theirs.observation)
+    for name in ("rewards", "num_executed", "terminated", "truncated", "success"):
+        assert torch.equal(getattr(ours, name), getattr(theirs, name)), name
+    assert ours.info.keys() == theirs.info.keys()
+    assert all(torch.equal(ours.info[name], theirs.info[name]) for name in ours.info)
