@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -31,12 +31,12 @@ SHORT = Deadlines(startup=60.0, reset=0.6, step=0.8)
 @pytest.fixture(autouse=True)
 def nothing_left_behind() -> Iterator[None]:
     """Every test of this file ends without child processes, open sockets or files in shared memory."""
-    files = set(os.listdir("/dev/shm"))
+    files = set(Path("/dev/shm").iterdir())
     children = {child.pid for child in psutil.Process().children()}
     yield
     left = [child for child in psutil.Process().children(recursive=True) if child.pid not in children]
     assert [child for child in left if child.status() != psutil.STATUS_ZOMBIE] == []
-    assert set(os.listdir("/dev/shm")) <= files
+    assert set(Path("/dev/shm").iterdir()) <= files
 
 
 def zeros(env: RemoteVecEnv, steps: int = 2) -> torch.Tensor:
@@ -45,6 +45,20 @@ def zeros(env: RemoteVecEnv, steps: int = 2) -> torch.Tensor:
 
 def faulty(at: str, kind: str, seed: int | None = None, **settings) -> RemoteVecEnv:
     return make_env(TOY, num_envs=2, num_workers=2, fault={"at": at, "kind": kind, "seed": seed}, **settings)
+
+
+def reset_and_step(env: RemoteVecEnv) -> None:
+    env.reset([0, 1], [0, 1])
+    env.step(zeros(env))
+
+
+def live(at: str, kind: str) -> None:
+    """A short life of a faulty simulator, closed whatever happens."""
+    env = faulty(at, kind)
+    try:
+        reset_and_step(env)
+    finally:
+        env.close()
 
 
 def close_within(env: RemoteVecEnv, seconds: float, deadline: float = 10.0) -> None:
@@ -59,8 +73,7 @@ def close_within(env: RemoteVecEnv, seconds: float, deadline: float = 10.0) -> N
 def test_an_exception_arrives_with_its_traceback_and_closing_is_quick(at: str, method: str):
     env = faulty(at, "raise", seed=1)
     with pytest.raises(SimulatorError) as caught:
-        env.reset([0, 1], [0, 1])
-        env.step(zeros(env))
+        reset_and_step(env)
     close_within(env, 3.0)
     text = str(caught.value)
     assert "train environments 1-1 failed in" in text
@@ -75,8 +88,11 @@ def test_an_exception_at_the_start_leaves_nothing_running():
 
 
 def test_an_unknown_factory_is_named():
+    process = SimulatorProcess("eval environments 0-1", "no_such_simulator:create", {}, Deadlines())
     with pytest.raises(SimulatorError, match="No module named 'no_such_simulator'"):
-        SimulatorProcess("eval environments 0-1", "no_such_simulator:create", {}, SHORT).wait_until_ready()
+        process.wait_until_ready()
+    process.request_close()
+    process.close(5.0)
 
 
 @pytest.mark.parametrize("kind", ["exit", "kill"])
@@ -84,13 +100,7 @@ def test_an_unknown_factory_is_named():
 def test_a_death_is_told_at_once_with_its_cause(at: str, kind: str):
     start = time.monotonic()
     with pytest.raises(SimulatorError) as caught:
-        env = faulty(at, kind)
-        try:
-            env.reset([0, 1], [0, 1])
-            start = time.monotonic()
-            env.step(zeros(env))
-        finally:
-            env.close()
+        live(at, kind)
     assert time.monotonic() - start < 5
     text = str(caught.value)
     assert "train environments " in text
@@ -102,22 +112,23 @@ def test_a_death_is_told_at_once_with_its_cause(at: str, kind: str):
         assert "It printed nothing" in text
 
 
-@pytest.mark.parametrize("call", ["step", "record", "state_dict", "reset"])
-def test_a_process_killed_from_outside_is_noticed_by_the_next_call(call: str):
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda env: env.step(zeros(env)),
+        lambda env: env.record([0, 1]),
+        lambda env: env.state_dict(),
+        lambda env: env.reset([1], [0]),
+    ],
+    ids=["step", "record", "state_dict", "reset"],
+)
+def test_a_process_killed_from_outside_is_noticed_by_the_next_call(call: Callable[[RemoteVecEnv], object]):
     env = make_env(TOY, num_envs=2, num_workers=2)
     env.reset([0, 1], [0, 1])
     pid = worker_pids(env)[1]
     os.kill(pid, signal.SIGKILL)
     with pytest.raises(SimulatorError, match=rf"train environments 1-1 \(process {pid}\) was killed by signal 9"):
-        match call:
-            case "step":
-                env.step(zeros(env))
-            case "record":
-                env.record([0, 1])
-            case "state_dict":
-                env.state_dict()
-            case "reset":
-                env.reset([1], [0])
+        call(env)
     close_within(env, 3.0)
 
 
@@ -128,7 +139,7 @@ def test_a_death_is_told_while_another_worker_is_still_busy():
     os.kill(pid, signal.SIGSTOP)
     start = time.monotonic()
     killer = subprocess.Popen([sys.executable, "-c", f"import os, time; time.sleep(0.5); os.kill({pid}, 9)"])
-    with pytest.raises(SimulatorError, match="train environments 1-1 .* was killed by signal 9"):
+    with pytest.raises(SimulatorError, match=r"train environments 1-1 .* was killed by signal 9"):
         env.step(zeros(env))
     assert time.monotonic() - start < 5
     killer.wait()
@@ -140,15 +151,11 @@ def test_a_death_is_told_while_another_worker_is_still_busy():
 )
 def test_silence_ends_at_the_deadline(at: str, kind: str, deadline: float):
     env = faulty(at, kind, deadlines=SHORT)
-    with pytest.raises(SimulatorError, match="did not answer .* within its deadline") as caught:
-        try:
-            start = time.monotonic()
-            env.reset([0, 1], [0, 1])
-            start = time.monotonic()
-            env.step(zeros(env))
-        finally:
-            waited = time.monotonic() - start
-            close_within(env, 1.5, deadline=0.3)
+    start = time.monotonic()
+    with pytest.raises(SimulatorError, match=r"did not answer .* within its deadline") as caught:
+        reset_and_step(env)
+    waited = time.monotonic() - start
+    close_within(env, 1.5, deadline=0.3)
     assert waited == pytest.approx(deadline, abs=1.0)
     assert "train environments 0-0" in str(caught.value)
     assert ("waiting for a sensor" in str(caught.value)) == (kind == "hang")
@@ -163,7 +170,7 @@ def test_a_silent_start_ends_at_its_deadline():
         environment={"PYTHONPATH": HERE},
     )
     start = time.monotonic()
-    with pytest.raises(SimulatorError, match="eval environments 0-1 .* did not answer 'hello'"):
+    with pytest.raises(SimulatorError, match=r"eval environments 0-1 .* did not answer 'hello'"):
         process.wait_until_ready()
     assert time.monotonic() - start == pytest.approx(0.6, abs=1.0)
     process.close(1.0)
@@ -256,7 +263,8 @@ from regrasp.envs.remote.process import Deadlines, SimulatorProcess
 
 def start(kind):
     settings = {"num_envs": 1, "fault": {"at": "create", "kind": kind}}
-    return SimulatorProcess(kind, "toy_simulator:create", settings, Deadlines(), environment={"PYTHONPATH": sys.argv[1]})
+    python_path = {"PYTHONPATH": sys.argv[1]}
+    return SimulatorProcess(kind, "toy_simulator:create", settings, Deadlines(), environment=python_path)
 
 simulators = [start(kind) for kind in ("idle", "hang", "block")]
 simulators[0].wait_until_ready()
@@ -335,5 +343,7 @@ def test_shared_arrays_are_zeroed_aligned_disjoint_and_the_same_on_both_sides():
 
 
 def test_the_offer_survives_json():
-    spec = SimulatorSpec("id", {"a/b": ((2, 3), "uint8"), "a/c": ((), "float32")}, 4, ("x", "y"), 0.1, 7, 0, ("z",), True)
+    spec = SimulatorSpec(
+        "id", {"a/b": ((2, 3), "uint8"), "a/c": ((), "float32")}, 4, ("x", "y"), 0.1, 7, 0, ("z",), True
+    )
     assert spec_from_json(json.loads(json.dumps(spec.to_json()))) == spec

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import psutil
 import pytest
 import torch
-from vec_envs import CUBE_STATES, PICK, STACK, TASKS, TOY, assert_same_observation, assert_same_step, make_env
+from vec_envs import CUBE_STATES, PICK, STACK, TASKS, TOY, assert_same_observation, assert_same_step, entries, make_env
 from vec_envs import random_actions as random
 
 from regrasp.config.schema import MappingConfig
@@ -399,7 +399,7 @@ def test_environments_are_split_over_the_workers(num_envs: int, num_workers: int
 
 def test_the_simulators_process_does_not_import_torch():
     """Its interpreter may be one that has none."""
-    env = make_env(TOY, num_envs=1, mapping=MappingConfig(states=("imported_torch",)))
+    env = make_env(TOY, num_envs=1, mapping=MappingConfig(states=entries("imported_torch")))
     assert env.reset([0], [0]).states.tolist() == [[0.0]]
     env.close()
 

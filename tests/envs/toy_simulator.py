@@ -37,7 +37,7 @@ def create(
 
 
 class ToySimulator:
-    """A point that adds up its actions; seed s terminates after `lengths[s % len(lengths)]` steps, even ones succeed."""
+    """A point moved by its actions; seed s terminates after `lengths[s % len(lengths)]` steps, with success if even."""
 
     def __init__(
         self, num_envs: int, limit: int, lengths: tuple[int, ...], saves_state: bool, fault: Mapping[str, Any]
@@ -82,9 +82,10 @@ class ToySimulator:
         self._misbehave("step", seed)
         state[TIME] += 1
         state[POSITION] += action * np.sin(state[POSITION] + state[TIME])
-        ended = state[TIME] >= self._lengths[seed % len(self._lengths)]
+        length = self._lengths[seed % len(self._lengths)]
+        ended, success = state[TIME] >= length, state[TIME] == length and seed % 2 == 0
         reward = np.nan if self._is("nan", "step", seed) else float(action.sum())
-        return Outcome(reward, bool(ended), bool(ended and seed % 2 == 0), {"distance": float(abs(state[2]))})
+        return Outcome(reward, bool(ended), bool(success), {"distance": float(abs(state[2]))})
 
     def observe(self, row: int, targets: Mapping[str, np.ndarray]) -> None:
         state = self._states[row]

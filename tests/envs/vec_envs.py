@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from regrasp.config.schema import MappingConfig
+from regrasp.config.schema import MappingConfig, StateEntry
 from regrasp.envs.contract import Observation, Step, VecEnv
 from regrasp.envs.mujoco.backend import require_backend
 from regrasp.envs.remote.process import Deadlines
@@ -21,13 +21,20 @@ STACK = "Regrasp-Stack-Cube-v0"
 TASKS = (TOY, PICK, STACK)
 HERE = str(Path(__file__).parent)
 
-TOY_MAPPING = MappingConfig(main_images="main", extra_view_images=("left", "right"), states=("position", "clock"))
+
+def entries(*keys: str) -> tuple[StateEntry, ...]:
+    return tuple(StateEntry(key) for key in keys)
+
+
+TOY_MAPPING = MappingConfig(
+    main_images="main", extra_view_images=("left", "right"), states=entries("position", "clock")
+)
 CUBE_MAPPING = MappingConfig(
     main_images="front_camera",
     extra_view_images=("wrist_camera",),
-    states=("gripper_position", "gripper_opening", "object_positions"),
+    states=entries("gripper_position", "gripper_opening", "object_positions"),
 )
-CUBE_STATES = MappingConfig(states=("gripper_position", "gripper_opening", "object_positions", "target_one_hot"))
+CUBE_STATES = MappingConfig(states=entries("gripper_position", "gripper_opening", "object_positions", "target_one_hot"))
 
 
 def make_env(

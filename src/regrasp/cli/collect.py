@@ -17,8 +17,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Record a dataset."""
-    if args.num_demos is not None:
-        args.overrides.insert(0, f"collect.num_demos={args.num_demos}")
     loaded = load(args)
     if args.dry_run:
         print_resolved(loaded)

@@ -56,6 +56,9 @@ def overrides_of(args: argparse.Namespace) -> list[str]:
         "resume_dir": ("runner.resume_dir",),
         "num_episodes": ("env.eval.num_episodes",),
         "experiment_name": ("runner.logger.experiment_name",),
+        "num_demos": ("collect.num_demos",),
+        "data": ("sft.data",),
+        "backbone": ("sft.backbone",),
     }
     overrides = []
     for flag, keys in flags.items():

@@ -11,24 +11,25 @@ from regrasp.cli.common import add_config_arguments, load, prepare_torch, print_
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of this command."""
     add_config_arguments(parser)
-    parser.add_argument("--data", metavar="FOLDER", type=Path, help="dataset folder; default: sft.data")
-    parser.add_argument(
-        "--backbone", metavar="FOLDER", type=Path, help="pretrained backbone; default: the user's cache"
-    )
+    parser.add_argument("--data", metavar="FOLDER", help="dataset folder; default: sft.data")
+    parser.add_argument("--backbone", metavar="FOLDER", help="pretrained backbone; default: the user's cache")
     parser.add_argument("--output", metavar="FOLDER", type=Path, help="model folder; default: sft.output_dir")
 
 
 def run(args: argparse.Namespace) -> int:
     """Train a base model."""
+    from regrasp.config.paths import require_paths
+
     loaded = load(args)
     if args.dry_run:
         print_resolved(loaded)
         return 0
     require_block(loaded, "sft")
+    require_paths(loaded.config, "sft", loaded.file)
     prepare_torch(loaded)
     from regrasp.runners.stages import train_base
 
-    folder, result = train_base(loaded.config, args.data, args.backbone, args.output)
+    folder, result = train_base(loaded.config, output=args.output)
     validation = "" if result.validation_loss is None else f", validation loss {result.validation_loss:.3f}"
     print(f"Base model: {folder} ({result.num_frames} frames, training loss {result.train_loss:.3f}{validation})")
     return 0

@@ -87,6 +87,7 @@ class LocalEngine:
                 builder,
                 num_decisions=env.max_steps_per_rollout_epoch // self._num_actions,
                 first_column=epoch * env.total_num_envs,
+                bootstrap_truncated=algorithm.bootstrap_type == "standard",
                 should_stop=should_stop,
             )
         rollout = builder.build(

@@ -78,13 +78,13 @@ class ObservationMapping:
     def _camera(self, name: str, field: str) -> str:
         key = self._find(name, field)
         spec = self._raw[key]
-        if spec.dtype != "uint8" or len(spec.shape) != 3 or spec.shape[2] != 3:
+        if not _is_camera(spec):
             raise UserError(
                 f"'{key}' is not a camera image",
                 key=f"{self._location}.{field}",
                 value=f"{spec.dtype} {spec.shape}",
                 expected="uint8 of shape (height, width, 3)",
-                mend=f"choose one of {self._names(images=True)}",
+                mend=f"choose one of {sorted(key for key in self._raw if _is_camera(self._raw[key]))}",
             )
         return key
 
@@ -97,7 +97,7 @@ class ObservationMapping:
                 f"'{key}' is an image, not a state",
                 key=f"{self._location}.{field}",
                 expected="a vector observation",
-                mend=f"choose one of {self._names(images=False)}",
+                mend=f"choose one of {sorted(key for key in self._raw if self._raw[key].dtype != 'uint8')}",
             )
         width = _width(spec)
         start, stop = bounds or (0, width)
@@ -124,9 +124,6 @@ class ObservationMapping:
             mend="write it as group/key" if matches else (f"did you mean '{near[0]}'?" if near else "correct the name"),
         )
 
-    def _names(self, *, images: bool) -> list[str]:
-        return sorted(key for key, spec in self._raw.items() if (spec.dtype == "uint8") == images)
-
     def _check_equal_sizes(self) -> None:
         sizes = {self._raw[key].shape for key in self.extra_cameras}
         if len(sizes) > 1:
@@ -141,6 +138,10 @@ class ObservationMapping:
 
 def _short(key: str) -> str:
     return key.split("/", 1)[-1]
+
+
+def _is_camera(spec: ArraySpec) -> bool:
+    return spec.dtype == "uint8" and len(spec.shape) == 3 and spec.shape[2] == 3
 
 
 def _width(spec: ArraySpec) -> int:

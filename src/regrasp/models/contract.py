@@ -64,6 +64,9 @@ class PolicySpec:
     """Sizes that the environment mapping must agree with."""
 
     num_action_chunks: int
+    """Actions executed per decision, T."""
+    action_horizon: int
+    """Actions predicted per decision, H; the first T are executed."""
     action_dim: int
     state_dim: int
     image_size: tuple[int, int] | None
@@ -114,6 +117,18 @@ class Policy(nn.Module, ABC):
     @abstractmethod
     def trainable(self, part: str) -> Sequence[tuple[str, nn.Parameter]]:
         """Named parameters of a part: `head` (all after the features), `value_head`, `backbone`, or `all`."""
+
+    @abstractmethod
+    def sft_loss(self, features: TensorDict, actions: Tensor, valid: Tensor, noise: Noise, repeats: int = 1) -> Tensor:
+        """Loss of imitating demonstrated actions, a scalar.
+
+        Args:
+            features: Of mode `encode`, B rows.
+            actions: (B, H, A) in physical units, H the policy's action horizon.
+            valid: (B, H) bool, False past the end of the demonstration.
+            noise: Random numbers of the B rows.
+            repeats: Draws of noise for each row, for a policy whose loss is an expectation over noise.
+        """
 
     @abstractmethod
     def save(self, folder: Path) -> None:

@@ -85,6 +85,11 @@ def play(loaded: LoadedConfig, run_dir: Path, options: PlayOptions) -> PlayResul
     return result
 
 
+def video_name(episode: int, success: bool) -> str:
+    """File name of a recorded episode."""
+    return f"episode_{episode:03d}_{'success' if success else 'failure'}.mp4"
+
+
 def print_summary(summary: EvaluationSummary) -> None:
     """Success with its interval, overall and by instruction."""
     from regrasp.observe.intervals import wilson_interval
@@ -130,7 +135,7 @@ class _Videos:
     def write(self, episode: RecordedEpisode) -> None:
         """Write one episode's file."""
         result = episode.result
-        path = self._folder / f"episode_{episode.index:03d}_{'success' if result.success else 'failure'}.mp4"
+        path = self._folder / video_name(episode.index, result.success)
         frames, rewards = episode.frames.numpy(), episode.rewards.numpy()
         if self._info:
             write_episode(path, frames, result.instruction, rewards, result.success, self._fps)

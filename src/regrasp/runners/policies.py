@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from regrasp.checkpoint.read import load_full_weights
 from regrasp.config.schema import MappingConfig, ModelConfig
@@ -110,7 +112,25 @@ def overlay_rl_weights(policy: Policy, checkpoint: Path) -> None:
     weights = load_full_weights(checkpoint)
     own = policy.state_dict()
     unused = {name for name in weights if name not in own and name.split(".")[0] in ("value_head", "noise_net")}
-    weights = {name: tensor for name, tensor in weights.items() if name not in unused}
+    load_weights(
+        policy,
+        {name: tensor for name, tensor in weights.items() if name not in unused},
+        problem="The RL weights do not fit the base model",
+        file=checkpoint,
+        key="--rl_model_path",
+        mend="give as --model_path the base model that this RL run started from",
+    )
+
+
+def load_weights(
+    policy: Policy, weights: Mapping[str, Tensor], *, problem: str, file: Path, key: str, mend: str
+) -> None:
+    """Load weights of the policy's very architecture.
+
+    Raises:
+        UserError: Names or shapes differ; `problem`, `file`, `key` and `mend` are its fields.
+    """
+    own = policy.state_dict()
     wrong = sorted(
         name
         for name in own.keys() | weights.keys()
@@ -118,12 +138,12 @@ def overlay_rl_weights(policy: Policy, checkpoint: Path) -> None:
     )
     if wrong:
         raise UserError(
-            "The RL weights do not fit the base model",
-            file=checkpoint,
-            key="--rl_model_path",
+            problem,
+            file=file,
+            key=key,
             value=", ".join(wrong[:5]) + (f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""),
-            expected="tensors of the same names and shapes as the base model's",
-            mend="give as --model_path the base model that this RL run started from",
+            expected="tensors of the same names and shapes as the policy's",
+            mend=mend,
         )
     policy.load_state_dict(weights)
 

@@ -8,13 +8,16 @@ import platform
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 import regrasp
 from regrasp.errors import UserError
 from regrasp.observe.metrics import METRICS_FILE, read_metrics
 from regrasp.observe.report import EvaluationSummary, ReportData, VideoItem, write_report
-from regrasp.runners.play import EVALUATION_FILE, VIDEO_FOLDER
+from regrasp.runners.play import EPISODES_FILE, EVALUATION_FILE, VIDEO_FOLDER, video_name
 
 SUMMARY_FILE = "summary.json"
+CONFIG_FILE = "config.yaml"
 _PACKAGES = ("torch", "transformers", "mujoco-core", "tensordict", "numpy")
 
 
@@ -31,15 +34,16 @@ def report_run(run_dir: Path, output: Path) -> Path:
         UserError: The folder is no run.
     """
     summary_file = run_dir / SUMMARY_FILE
+    has_numbers = any((run_dir / name).is_file() for name in (METRICS_FILE, EVALUATION_FILE))
     if summary_file.is_file():
         data = _quickstart_data(run_dir, json.loads(summary_file.read_text()))
-    elif (run_dir / METRICS_FILE).is_file() or (run_dir / EVALUATION_FILE).is_file():
+    elif has_numbers and (run_dir / CONFIG_FILE).is_file():
         data = _run_data(run_dir)
     else:
         raise UserError(
             "There is nothing to report in this folder",
             file=run_dir,
-            expected=f"a run folder with {METRICS_FILE}, {EVALUATION_FILE} or {SUMMARY_FILE}",
+            expected=f"{SUMMARY_FILE}, or {CONFIG_FILE} with {METRICS_FILE} or {EVALUATION_FILE}",
             mend="give the folder that was printed as [INFO] Logging to: ...",
         )
     write_report(data, output)
@@ -49,21 +53,33 @@ def report_run(run_dir: Path, output: Path) -> Path:
 def _run_data(run_dir: Path) -> ReportData:
     metrics = run_dir / METRICS_FILE
     evaluation = run_dir / EVALUATION_FILE
-    config = run_dir / "config.yaml"
-    videos = [
-        VideoItem(path, path.stem, "success" in path.stem, "base", 0)
-        for path in sorted((run_dir / VIDEO_FOLDER).glob("*.mp4"))
-    ]
+    config = (run_dir / CONFIG_FILE).read_text()
     return ReportData(
         title=run_dir.name,
-        seed=0,
+        seed=_seed(config),
         base=EvaluationSummary.from_json(evaluation.read_text()) if evaluation.is_file() else None,
         metrics=read_metrics(metrics) if metrics.is_file() else [],
-        videos=videos,
-        config_text=config.read_text() if config.is_file() else "",
+        videos=_videos(run_dir),
+        config_text=config,
         versions=versions(),
         command=f"regrasp report {run_dir}",
     )
+
+
+def _seed(config_text: str) -> int:
+    config = yaml.safe_load(config_text)
+    seed = config["runner"]["seed"]
+    return config["actor"]["seed"] if seed is None else seed
+
+
+def _videos(run_dir: Path) -> list[VideoItem]:
+    """The recorded episodes of an evaluation."""
+    episodes_file = run_dir / EPISODES_FILE
+    if not episodes_file.is_file():
+        return []
+    episodes = [json.loads(line) for line in episodes_file.read_text().splitlines()]
+    paths = ((run_dir / VIDEO_FOLDER / video_name(e["episode"], e["success"]), e) for e in episodes)
+    return [VideoItem(path, e["instruction"], e["success"], "base", e["seed"]) for path, e in paths if path.is_file()]
 
 
 def _quickstart_data(run_dir: Path, summary: dict[str, Any]) -> ReportData:
@@ -78,7 +94,7 @@ def _quickstart_data(run_dir: Path, summary: dict[str, Any]) -> ReportData:
             VideoItem(run_dir / video["file"], video["instruction"], video["success"], video["group"], video["seed"])
             for video in summary["videos"]
         ],
-        config_text=(run_dir / "config.yaml").read_text(),
+        config_text=(run_dir / CONFIG_FILE).read_text(),
         versions=summary["versions"],
         command=summary["command"],
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from regrasp.checkpoint.read import Checkpoint, find_checkpoint, read_checkpoint
@@ -10,6 +11,7 @@ from regrasp.config.schema import ExperimentConfig
 from regrasp.engine.local import LocalEngine
 from regrasp.envs.contract import EnvSpec, VecEnv
 from regrasp.envs.registry import create_env
+from regrasp.errors import UserError
 from regrasp.models.contract import Policy
 from regrasp.models.registry import load_policy
 from regrasp.observe.metrics import MetricsLogger
@@ -62,7 +64,7 @@ def lost_guarantees(env: VecEnv) -> list[str]:
 
 def _run(loaded: LoadedConfig, engine: LocalEngine, run_dir: Path, checkpoint: Checkpoint | None) -> bool:
     names = loaded.config.runner.logger
-    text = loaded.to_yaml()
+    text = _settings(loaded)
     with MetricsLogger(
         run_dir,
         project=names.project_name,
@@ -76,11 +78,26 @@ def _run(loaded: LoadedConfig, engine: LocalEngine, run_dir: Path, checkpoint: C
         return runner.run()
 
 
+def _settings(loaded: LoadedConfig) -> str:
+    """The resolved configuration without `resume_dir`: a resumed run is the same experiment."""
+    runner = dataclasses.replace(loaded.config.runner, resume_dir=None)
+    return dataclasses.replace(loaded, config=dataclasses.replace(loaded.config, runner=runner)).to_yaml()
+
+
 def _policy(config: ExperimentConfig, env: EnvSpec, seed: int, checkpoint: Checkpoint | None) -> Policy:
-    """The policy to train; a resumed run without `model_path` takes it from its own checkpoint."""
+    """The policy that the run starts or started from; one that cannot be had again is taken from the checkpoint."""
     model, mapping = config.actor.model, config.env.train.mapping
-    if checkpoint is not None and model.model_path is None and checkpoint.export is not None:
-        policy = load_policy(checkpoint.export, head_settings(model))
-        check_fit(policy, mapping, env)
-        return policy
-    return create_policy(model, mapping, env, seed)
+    again = model.model_path is not None or model.model_type == "mlp"
+    if again or checkpoint is None or checkpoint.export is None:
+        return create_policy(model, mapping, env, seed)
+    if config.algorithm.kl_beta:
+        raise UserError(
+            "The penalty on the divergence from the start needs the policy that the run started from",
+            key="actor.model.model_path",
+            value=None,
+            expected="the folder that the run was begun with",
+            mend="pass --model_path",
+        )
+    policy = load_policy(checkpoint.export, head_settings(model))
+    check_fit(policy, mapping, env)
+    return policy

@@ -14,8 +14,10 @@ from regrasp.config.schema import ExperimentConfig, SftConfig
 from regrasp.data.lerobot import DemonstrationDataset, action_chunks
 from regrasp.envs.contract import Observation
 from regrasp.errors import TrainingHaltedError, UserError
+from regrasp.models.contract import Policy
 from regrasp.models.groot.checkpoint import load_groot, load_processor
 from regrasp.models.groot.policy import GrootPolicy
+from regrasp.models.mlp.policy import MlpPolicy
 from regrasp.models.normalization import Statistics
 from regrasp.models.settings import RlHeadSettings
 from regrasp.observe.progress import progress
@@ -51,8 +53,11 @@ class SftResult:
     validation_loss: float | None
 
 
-def train_base_model(config: ExperimentConfig, data: Path, backbone: Path, seed: int, output: Path) -> SftResult:
-    """Train on the dataset `data`, starting from the policy folder `backbone`, and write the folder `output`."""
+def train_base_model(config: ExperimentConfig, data: Path, backbone: Path | None, seed: int, output: Path) -> SftResult:
+    """Train on the dataset `data` and write the policy folder `output`.
+
+    With `backbone`, a folder that `regrasp pretrain` wrote, the policy is a GR00T on it; without, a state policy.
+    """
     sft = config.sft
     assert sft is not None
     dataset = DemonstrationDataset.open(data)
@@ -68,13 +73,38 @@ def train_base_model(config: ExperimentConfig, data: Path, backbone: Path, seed:
     return SftResult(dataset.num_episodes, len(train.actions), *losses)
 
 
-def _base_policy(config: ExperimentConfig, dataset: DemonstrationDataset, folder: Path, seed: int) -> GrootPolicy:
-    """The pretrained backbone with a fresh head and the dataset's statistics."""
+def _base_policy(config: ExperimentConfig, dataset: DemonstrationDataset, backbone: Path | None, seed: int) -> Policy:
+    """An untrained policy with the dataset's statistics."""
     columns = dataset.load_columns([STATE, ACTION])
+    state, action = (Statistics.of(torch.from_numpy(columns[name])) for name in (STATE, ACTION))
+    if backbone is not None:
+        return _groot(config, dataset, backbone, state, action, seed)
+    model = config.actor.model
+    return MlpPolicy(
+        state_dim=state.width,
+        action_dim=action.width,
+        num_action_chunks=model.num_action_chunks,
+        hidden=model.mlp.hidden,
+        initial_std=model.mlp.initial_std,
+        state=state,
+        action=action,
+        seed=seed,
+    )
+
+
+def _groot(
+    config: ExperimentConfig,
+    dataset: DemonstrationDataset,
+    backbone: Path,
+    state: Statistics,
+    action: Statistics,
+    seed: int,
+) -> GrootPolicy:
+    """The pretrained backbone with a fresh head."""
     mapping = config.env.train.mapping
-    processor = load_processor(folder).with_statistics(
-        Statistics.of(torch.from_numpy(columns[STATE])),
-        Statistics.of(torch.from_numpy(columns[ACTION])),
+    processor = load_processor(backbone).with_statistics(
+        state,
+        action,
         video_keys=("main", *(f"extra_{i}" for i in range(len(mapping.extra_view_images)))),
         embodiment_tag=mapping.embodiment_tag,
         embodiment_id=mapping.embodiment_tag_id,
@@ -82,22 +112,22 @@ def _base_policy(config: ExperimentConfig, dataset: DemonstrationDataset, folder
     )
     settings = RlHeadSettings(
         num_action_chunks=config.actor.model.num_action_chunks,
-        action_dim=columns[ACTION].shape[1],
+        action_dim=action.width,
         denoising_steps=config.actor.model.denoising_steps,
         add_value_head=False,
     )
-    policy = load_groot(folder, settings, processor=processor)
+    policy = load_groot(backbone, settings, processor=processor)
     policy.action_head.reset_parameters(torch_generator(seed, "init", 10))
     return policy
 
 
-def _load_frames(policy: GrootPolicy, dataset: DemonstrationDataset, sft: SftConfig) -> tuple[Frames, Frames | None]:
+def _load_frames(policy: Policy, dataset: DemonstrationDataset, sft: SftConfig) -> tuple[Frames, Frames | None]:
     """Training and validation frames, split by episode: the last episodes are held out."""
     columns = dataset.load_columns([STATE, ACTION, "episode_index", "task_index"])
     episode = columns["episode_index"]
-    actions, valid = action_chunks(columns[ACTION], episode, policy.config.action_horizon)
+    actions, valid = action_chunks(columns[ACTION], episode, policy.spec.action_horizon)
     observation = Observation(
-        main_images=_camera(dataset, MAIN_CAMERA),
+        main_images=_main_camera(policy, dataset),
         extra_view_images=_extra_views(dataset),
         states=torch.from_numpy(columns[STATE]),
         task_descriptions=[dataset.tasks[i] for i in columns["task_index"]],
@@ -107,6 +137,12 @@ def _load_frames(policy: GrootPolicy, dataset: DemonstrationDataset, sft: SftCon
     held_out = torch.from_numpy(episode >= dataset.num_episodes - num_held_out)
     train = frames.rows(torch.nonzero(~held_out).flatten())
     return train, frames.rows(torch.nonzero(held_out).flatten()) if num_held_out else None
+
+
+def _main_camera(policy: Policy, dataset: DemonstrationDataset) -> Tensor:
+    if policy.spec.num_views == 0:
+        return torch.zeros(dataset.num_frames, 0, 0, 3, dtype=torch.uint8)
+    return _camera(dataset, MAIN_CAMERA)
 
 
 def _camera(dataset: DemonstrationDataset, name: str) -> Tensor:
@@ -127,12 +163,12 @@ def _extra_views(dataset: DemonstrationDataset) -> Tensor | None:
     return torch.stack(views, 1) if views else None
 
 
-def _encode(policy: GrootPolicy, inputs: TensorDict) -> TensorDict:
+def _encode(policy: Policy, inputs: TensorDict) -> TensorDict:
     return TensorDict.cat([policy("encode", inputs=part) for part in inputs.split(_FEATURE_BATCH)])
 
 
 def _train(
-    policy: GrootPolicy, train: Frames, validation: Frames | None, sft: SftConfig, seed: int
+    policy: Policy, train: Frames, validation: Frames | None, sft: SftConfig, seed: int
 ) -> tuple[float, float | None]:
     """Returns the last training loss (running mean) and the last validation loss."""
     frozen = sft.train == "head"
@@ -164,7 +200,7 @@ def _train(
     return running, validation_loss
 
 
-def _loss(policy: GrootPolicy, batch: Frames, frozen: bool, seed: int, step: int, repeats: int) -> Tensor:
+def _loss(policy: Policy, batch: Frames, frozen: bool, seed: int, step: int, repeats: int) -> Tensor:
     features = batch.inputs if frozen else policy("encode", inputs=batch.inputs)
     noise = KeyedNoise(seed, "data", [(row, 1, step) for row in range(len(batch.actions))])
     return policy.sft_loss(features, batch.actions, batch.valid, noise, repeats)

@@ -60,18 +60,29 @@ def train_base(
     if data is None:
         collected = config.collect.output_dir if config.collect else "demos"
         data = Path(sft.data or collected)
-    if backbone is None and sft.backbone is not None:
-        backbone = Path(sft.backbone)
-    if backbone is None and config.pretrain is not None:
-        backbone = cached_backbone(config.pretrain)
-    if backbone is None or not (backbone / "config.json").is_file():
-        raise UserError(
-            "The pretrained backbone is not there",
-            key="sft.backbone",
-            value=None if backbone is None else str(backbone),
-            expected="a folder written by `regrasp pretrain`",
-            mend="run `regrasp pretrain` with the same --config_name first (about a minute), or set sft.backbone",
-        )
+    if config.actor.model.model_type == "gr00t":
+        backbone = backbone or _backbone(config)
     seed = config.seed if sft.seed is None else sft.seed
     folder = output or Path(sft.output_dir)
     return folder, train_base_model(config, data, backbone, seed, folder)
+
+
+def _backbone(config: ExperimentConfig) -> Path:
+    """The pretrained backbone that the configuration names, or the cached one.
+
+    Raises:
+        UserError: It is not there.
+    """
+    assert config.sft is not None
+    folder = Path(config.sft.backbone) if config.sft.backbone else None
+    if folder is None and config.pretrain is not None:
+        folder = cached_backbone(config.pretrain)
+    if folder is None or not (folder / "config.json").is_file():
+        raise UserError(
+            "The pretrained backbone is not there",
+            key="sft.backbone",
+            value=None if folder is None else str(folder),
+            expected="a folder written by `regrasp pretrain`",
+            mend="run `regrasp pretrain` with the same --config_name first (about two minutes), or set sft.backbone",
+        )
+    return folder

@@ -14,14 +14,16 @@ from regrasp.checkpoint.write import CheckpointContent, prune, write_checkpoint
 from regrasp.config.batches import num_updates
 from regrasp.config.schema import ExperimentConfig
 from regrasp.engine.local import Collected, LocalEngine
-from regrasp.errors import TrainingHaltedError
+from regrasp.errors import RegraspError, TrainingHaltedError
 from regrasp.observe.console import ConsoleTable
 from regrasp.observe.metrics import ENV_STEPS, STEPS_PER_SECOND, MetricsLogger
 from regrasp.observe.progress import progress
 from regrasp.runners.guards import SignalGuard
 from regrasp.runners.interrupt import StopRequest
+from regrasp.runners.policies import load_weights
 from regrasp.runners.summary import episode_metrics
-from regrasp.workers.actor import NonFiniteError
+from regrasp.workers.actor import AbandonedError, NonFiniteError
+from regrasp.workers.env import EpisodeResult
 
 _FINISH_SECONDS = 20.0
 """After a request to stop, an update that ends within this time is kept."""
@@ -62,14 +64,15 @@ class EmbodiedRunner:
         guard = SignalGuard(force=self.config.runner.force)
         with StopRequest() as stop:
             while self.progress.update < total and not stop.requested:
-                boundary = self.engine.state_dict()
                 try:
                     metrics = self._update(stop, guard)
                 except InterruptedError:
-                    self._save(boundary)
                     return False
-                if self._due(self.config.runner.val_check_interval, total) and not stop.requested:
-                    metrics |= self._evaluate()
+                except AbandonedError as error:
+                    print(f"[WARN] {error}")
+                    return False
+                if self._due(self.config.runner.val_check_interval, total):
+                    metrics |= self._evaluate(stop)
                 self.logger.log(self.progress.update, metrics)
                 table.row(self.progress.update, metrics)
                 if self._due(self.config.runner.save_interval, total) or stop.requested:
@@ -77,10 +80,21 @@ class EmbodiedRunner:
         return self.progress.update >= total
 
     def resume(self, checkpoint: Checkpoint) -> None:
-        """Continue after the update that `checkpoint` was written at."""
+        """Continue after the update that `checkpoint` was written at.
+
+        Raises:
+            UserError: The configured policy is another one than the checkpoint's.
+        """
         if checkpoint.state["config"] != self._fingerprint():
             print("[WARN] The configuration differs from the one that the checkpoint was written with.")
-        self.engine.policy.load_state_dict(checkpoint.model_state)
+        load_weights(
+            self.engine.policy,
+            checkpoint.model_state,
+            problem="The checkpoint is of another policy than the configuration's",
+            file=checkpoint.path,
+            key="actor.model",
+            mend="resume with the settings of actor.model that the run was begun with",
+        )
         self.engine.actor.load_state_dict(checkpoint.optimizer_state)
         self.engine.load_state_dict(checkpoint.tensors)
         self.progress = Progress(checkpoint.step, checkpoint.state["env_steps"])
@@ -89,16 +103,19 @@ class EmbodiedRunner:
     def _update(self, stop: StopRequest, guard: SignalGuard) -> dict[str, float]:
         started = time.monotonic()
         update = self.progress.update
-        collected = self.engine.collect(update, lambda: stop.requested)
-        guard.after_rollout(collected.rollout, collected.episodes)
+        collected = self._collect(stop, guard)
         trained = time.monotonic()
         try:
             metrics = self.engine.update(collected.rollout, update, lambda: stop.overdue(_FINISH_SECONDS))
         except NonFiniteError as error:
             raise self._halted(error) from error
-        guard.after_update(metrics)
         self.progress.update += 1
         self.progress.env_steps += collected.num_steps
+        try:
+            guard.after_update(metrics)
+        except TrainingHaltedError:
+            self._save(self.engine.state_dict())
+            raise
         finished = time.monotonic()
         return {
             **{f"train/{name}": value for name, value in metrics.items()},
@@ -110,11 +127,32 @@ class EmbodiedRunner:
             STEPS_PER_SECOND: collected.num_steps / (finished - started),
         }
 
-    def _evaluate(self) -> dict[str, float]:
+    def _collect(self, stop: StopRequest, guard: SignalGuard) -> Collected:
+        """The rollout of one update; where it ends the run, the state before it is saved."""
+        boundary = self.engine.state_dict()
+        try:
+            collected = self.engine.collect(self.progress.update, lambda: stop.requested)
+            guard.after_rollout(collected.rollout, collected.episodes)
+        except (InterruptedError, RegraspError):
+            self._save(boundary)
+            raise
+        return collected
+
+    def _evaluate(self, stop: StopRequest) -> dict[str, float]:
+        """Evaluation metrics; none when a signal comes before they are complete."""
         started = time.monotonic()
         num_episodes = self.config.env.eval.num_episodes * self.config.algorithm.eval_rollout_epoch
-        with progress("Evaluating", num_episodes) as bar:
-            episodes = self.engine.evaluate(num_episodes, lambda _: bar.advance())
+
+        def count(_: EpisodeResult) -> None:
+            if stop.requested:
+                raise InterruptedError
+            bar.advance()
+
+        try:
+            with progress("Evaluating", num_episodes) as bar:
+                episodes = self.engine.evaluate(num_episodes, count)
+        except InterruptedError:
+            return {}
         return {**episode_metrics(episodes, "eval"), "time/eval": time.monotonic() - started}
 
     def _due(self, interval: int, total: int) -> bool:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from regrasp.algorithms import ppo, schedule
-from regrasp.algorithms.reduce import broadcast_like, reduce_log_probs
+from regrasp.algorithms.reduce import Level, broadcast_like, reduce_log_probs
 from regrasp.config.schema import ActorConfig, AlgorithmConfig, OptimConfig
 from regrasp.data.rollout import Rollout
 from regrasp.errors import RegraspError, TrainingHaltedError, UserError
@@ -62,11 +62,12 @@ class ActorWorker:
         self._num_updates = num_updates
         self._seed = seed
         self._recompute = recompute_features
+        self._trains_backbone = actor.model.trainable == "all"
         self._device = device
         self._policy_parameters, self._value_parameters = _split(policy, actor.model.trainable)
         self.optimizer = _adamw(self._policy_parameters, self._value_parameters, actor.optim)
         self.num_steps = 0
-        self._reference = copy.deepcopy(policy).requires_grad_(False) if algorithm.kl_beta else None
+        self._reference = _frozen_copy(policy) if algorithm.kl_beta else None
 
     def update(self, rollout: Rollout, update: int, should_abandon: Callable[[], bool]) -> dict[str, float]:
         """Train on one rollout and return the mean of every metric over its minibatches.
@@ -75,13 +76,15 @@ class ActorWorker:
             NonFiniteError: A loss or gradient is not finite; the weights are those of the last good step.
             AbandonedError: `should_abandon` said so between two minibatches; the weights are of no use.
         """
+        if self._reference is not None:
+            self._reference.begin_update(update)
         factor = self._learning_rate_factor(update)
         for group in self.optimizer.param_groups:
             group["lr"] = group["base_lr"] * factor
         generator = torch_generator(self._seed, "data", update)
         metrics: dict[str, list[float]] = defaultdict(list)
         for _ in range(self._algorithm.value_epochs):
-            for batch in rollout.minibatches(self._batch_size, generator):
+            for batch in self._minibatches(rollout, generator, should_abandon):
                 self._value_step(batch)
         for _ in range(self._algorithm.update_epoch):
             if self._epoch(rollout, generator, metrics, should_abandon):
@@ -99,8 +102,22 @@ class ActorWorker:
         return {"optimizer": self.optimizer.state_dict(), "num_steps": self.num_steps}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
-        self.optimizer.load_state_dict(state["optimizer"])
+        """Restore moments and step count; learning rates and the like are those of the present configuration.
+
+        Raises:
+            UserError: The state is that of other trainable weights.
+        """
+        groups = self.optimizer.state_dict()["param_groups"]
+        counts = [[len(group["params"]) for group in part] for part in (state["optimizer"]["param_groups"], groups)]
+        if counts[0] != counts[1]:
+            raise UserError(
+                "The checkpoint's optimizer belongs to other trainable weights",
+                key="actor.model.trainable",
+                value=f"{counts[1]} tensors of policy and value head",
+                expected=f"{counts[0]} tensors",
+                mend="resume with the settings of actor.model that the run was begun with",
+            )
+        self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
         self.num_steps = state["num_steps"]
 
     def _epoch(
@@ -111,12 +128,15 @@ class ActorWorker:
         should_abandon: Callable[[], bool],
     ) -> bool:
         """One pass over the rollout; returns True when the target KL ended it early."""
+        return any(self._policy_step(b, metrics) for b in self._minibatches(rollout, generator, should_abandon))
+
+    def _minibatches(
+        self, rollout: Rollout, generator: torch.Generator, should_abandon: Callable[[], bool]
+    ) -> Iterator[Rollout]:
         for batch in rollout.minibatches(self._batch_size, generator):
             if should_abandon():
                 raise AbandonedError("The update was abandoned; the last checkpoint is the state to continue from.")
-            if self._policy_step(batch, metrics):
-                return True
-        return False
+            yield batch
 
     def _policy_step(self, batch: Rollout, metrics: dict[str, list[float]]) -> bool:
         """One optimizer step; returns True, without stepping, when the policy has moved past the target KL."""
@@ -124,63 +144,63 @@ class ActorWorker:
         totals: dict[str, float] = defaultdict(float)
         worst_ratio_error = 0.0
         for micro in batch.split(self._micro_size):
-            weight = len(micro) / len(batch)
-            loss, values = self._loss(micro, self._terms(micro) / self._terms(batch) / weight)
+            loss, values = self._loss(micro.to(self._device), batch)
             if not torch.isfinite(loss):
                 raise NonFiniteError("loss", batch)
-            (loss * weight).backward()
+            loss.backward()
             worst_ratio_error = max(worst_ratio_error, float(values.pop("actor/max_ratio_error")))
             for name, value in values.items():
-                totals[name] += float(value) * weight
+                totals[name] += float(value)
         metrics["actor/max_ratio_error"].append(worst_ratio_error)
         for name, value in totals.items():
             metrics[name].append(value)
         target = self._algorithm.target_kl
         if target is not None and totals["actor/approx_kl"] > target:
             return True
-        metrics["actor/grad_norm"].append(self._apply(self._policy_parameters, batch))
-        metrics["critic/grad_norm"].append(self._apply(self._value_parameters, batch))
+        if self._warms_up:
+            _drop_gradients(self._policy_parameters)
+        metrics["actor/grad_norm"].append(self._clip(self._policy_parameters, batch))
+        metrics["critic/grad_norm"].append(self._clip(self._value_parameters, batch))
         self.optimizer.step()
         self.num_steps += 1
         return False
 
-    def _terms(self, batch: Rollout) -> int:
-        """How many elements the mean of the policy loss is over, up to a constant factor."""
-        return len(batch) if self._algorithm.logprob_type == "chunk_level" else int(batch.num_executed.sum())
+    @property
+    def _warms_up(self) -> bool:
+        """Whether the coming optimizer step trains the value head only."""
+        return self.num_steps < self._optim.critic_warmup_steps
 
-    def _loss(self, batch: Rollout, policy_weight: float) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of one micro-batch; `policy_weight` corrects for its share of executed actions."""
+    def _loss(self, micro: Rollout, batch: Rollout) -> tuple[Tensor, dict[str, Tensor]]:
+        """What a micro-batch contributes to loss and metrics of its minibatch: the parts add up to the whole."""
         config = self._algorithm
-        inputs = batch.inputs.to(self._device)
-        features = self.policy("encode", inputs=inputs) if self._recompute else inputs
-        evaluation: Evaluation = self.policy("evaluate", features=features, trace=batch.trace.to(self._device))
-        new, mask = reduce_log_probs(evaluation.log_probs, batch.num_executed, config.logprob_type)
-        old, _ = reduce_log_probs(batch.log_probs, batch.num_executed, config.logprob_type)
+        features = self.policy("encode", inputs=micro.inputs) if self._recompute else micro.inputs
+        evaluation: Evaluation = self.policy("evaluate", features=features, trace=micro.trace)
+        new, mask = reduce_log_probs(evaluation.log_probs, micro.num_executed, config.logprob_type)
+        old, _ = reduce_log_probs(micro.log_probs, micro.num_executed, config.logprob_type)
         actor_loss, actor_metrics = ppo.policy_loss(
             new,
             old,
-            broadcast_like(batch.advantages, new),
+            broadcast_like(micro.advantages, new),
             mask,
             clip_low=config.clip_ratio_low,
             clip_high=config.clip_ratio_high,
             clip_c=config.clip_ratio_c,
         )
-        critic_loss, critic_metrics = self._value_loss(evaluation.values, batch)
-        loss = critic_loss
-        metrics = {f"actor/{name}": value for name, value in actor_metrics.items()}
-        if self.num_steps >= self._optim.critic_warmup_steps:
-            loss = loss + policy_weight * actor_loss
+        critic_loss, critic_metrics = self._value_loss(evaluation.values, micro)
+        policy_share, critic_share = _share(micro, batch, config.logprob_type), len(micro) / len(batch)
+        metrics = {f"actor/{name}": policy_share * value for name, value in actor_metrics.items()}
+        metrics |= {f"critic/{n}": critic_share * v for n, v in critic_metrics.items() if n != "explained_variance"}
+        loss = policy_share * actor_loss + critic_share * critic_loss
         if config.entropy_bonus or evaluation.entropy is not None:
-            entropy = self._entropy(evaluation, batch)
+            entropy = _share(micro, batch, config.entropy_type) * self._entropy(evaluation, micro)
             loss = loss - config.entropy_bonus * entropy
             metrics["actor/entropy_loss"] = entropy.detach()
         if self._reference is not None:
-            divergence = self._divergence(features, batch, new, mask)
+            divergence = policy_share * self._divergence(features, micro, new, mask)
             loss = loss + config.kl_beta * divergence
             metrics["actor/kl_to_start"] = divergence.detach()
         metrics["actor/total_loss"] = loss.detach()
         metrics["actor/max_ratio_error"] = ((new - old).detach()[mask].exp() - 1).abs().max()
-        metrics |= {f"critic/{n}": v for n, v in critic_metrics.items() if n != "explained_variance"}
         return loss, metrics
 
     def _value_loss(self, values: Tensor, batch: Rollout) -> tuple[Tensor, dict[str, Tensor]]:
@@ -206,25 +226,26 @@ class ActorWorker:
     def _divergence(self, features: Any, batch: Rollout, new: Tensor, mask: Tensor) -> Tensor:
         assert self._reference is not None
         with torch.no_grad():
-            start: Evaluation = self._reference("evaluate", features=features, trace=batch.trace.to(self._device))
+            if self._trains_backbone:
+                features = self._reference("encode", inputs=batch.inputs)
+            start: Evaluation = self._reference("evaluate", features=features, trace=batch.trace)
         reference, _ = reduce_log_probs(start.log_probs, batch.num_executed, self._algorithm.logprob_type)
         return ppo.kl_penalty(new, reference, mask, self._algorithm.kl_penalty)
 
     def _value_step(self, batch: Rollout) -> None:
         self.optimizer.zero_grad(set_to_none=True)
-        for micro in batch.split(self._micro_size):
-            inputs = micro.inputs.to(self._device)
-            features = self.policy("encode", inputs=inputs) if self._recompute else inputs
+        for part in batch.split(self._micro_size):
+            micro = part.to(self._device)
+            features = self.policy("encode", inputs=micro.inputs) if self._recompute else micro.inputs
             loss, _ = self._value_loss(self.policy("value", features=features), micro)
             if not torch.isfinite(loss):
                 raise NonFiniteError("value loss", batch)
             (loss * (len(micro) / len(batch))).backward()
-        for parameter in self._policy_parameters:
-            parameter.grad = None
-        self._apply(self._value_parameters, batch)
+        _drop_gradients(self._policy_parameters)
+        self._clip(self._value_parameters, batch)
         self.optimizer.step()
 
-    def _apply(self, parameters: list[nn.Parameter], batch: Rollout) -> float:
+    def _clip(self, parameters: list[nn.Parameter], batch: Rollout) -> float:
         """Clip the gradients of one parameter group and return their norm before clipping."""
         norm = nn.utils.clip_grad_norm_(parameters, self._optim.clip_grad)
         if not torch.isfinite(norm):
@@ -266,6 +287,25 @@ def _adamw(policy: Iterable[nn.Parameter], value: Iterable[nn.Parameter], optim:
         eps=optim.adam_eps,
         weight_decay=optim.weight_decay,
     )
+
+
+def _frozen_copy(policy: Policy) -> Policy:
+    """The policy as it is now; weights that are not trained are shared, not copied."""
+    shared = {id(parameter): parameter for parameter in policy.parameters() if not parameter.requires_grad}
+    return copy.deepcopy(policy, shared).requires_grad_(False).eval()
+
+
+def _drop_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Make the next optimizer step leave `parameters` and their moments alone."""
+    for parameter in parameters:
+        parameter.grad = None
+
+
+def _share(part: Rollout, whole: Rollout, level: Level) -> float:
+    """The share of `part` in a mean over `whole` of elements at `level`."""
+    if level == "chunk_level":
+        return len(part) / len(whole)
+    return int(part.num_executed.sum()) / int(whole.num_executed.sum())
 
 
 def _explained_variance(rollout: Rollout) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from regrasp.envs.contract import Observation, Step, VecEnv
 from regrasp.envs.mapping import ActionMapping
-from regrasp.errors import TrainingHaltedError
+from regrasp.errors import TrainingHaltedError, UserError
 from regrasp.streams import episode_seed
 
 
@@ -74,7 +74,8 @@ class EnvWorker:
         chunk = torch.zeros(self.env.spec.num_envs, actions.shape[1], self.env.spec.action_dim)
         chunk[rows] = self._action_mapping(actions)
         step = self.env.step(chunk)
-        check_finite(step)
+        check_finite("reward", step.rewards)
+        check_finite("state observation", step.observation.states)
         self._decisions[rows] += 1
         self._returns += step.rewards.sum(1)
         self._lengths += step.num_executed
@@ -107,7 +108,19 @@ class EnvWorker:
         return {name: value.clone() for name, value in state.items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Restore what `state_dict` returned; without a simulator state, running episodes are begun anew."""
+        """Restore what `state_dict` returned; without a simulator state, running episodes are begun anew.
+
+        Raises:
+            UserError: The state is that of another number of environments.
+        """
+        if len(state["episodes"]) != len(self._episodes):
+            raise UserError(
+                "The checkpoint was written with another number of environments",
+                key="env.train.total_num_envs",
+                value=len(self._episodes),
+                expected=str(len(state["episodes"])),
+                mend="resume with the number of environments that the run was begun with",
+            )
         self._episodes = state["episodes"].clone()
         self._decisions = state["decisions"].clone()
         self._returns = state["returns"].clone()
@@ -129,6 +142,7 @@ class EnvWorker:
         for row in rows.tolist():
             self._seeds[row] = episode_seed(self._seed, "train", self._stream, row, int(self._episodes[row]))
         fresh = self.env.reset(rows.tolist(), [self._seeds[row] for row in rows.tolist()])
+        check_finite("state observation", fresh.states, rows.tolist())
         self.observation = fresh if self.observation is None else self.observation.updated(rows.tolist(), fresh)
 
     def _result(self, row: int, step: Step) -> EpisodeResult:
@@ -142,17 +156,21 @@ class EnvWorker:
         )
 
 
-def check_finite(step: Step) -> None:
+def check_finite(name: str, values: Tensor, env_ids: Sequence[int] | None = None) -> None:
     """Stop the run at a not-a-number or infinity from the simulator.
+
+    Args:
+        name: What the values are.
+        values: (B, ...), one row per environment.
+        env_ids: The B environments; None for the first B.
 
     Raises:
         TrainingHaltedError: Names the environment and what was not finite.
     """
-    for name, values in (("reward", step.rewards), ("state observation", step.observation.states)):
-        bad = ~torch.isfinite(values).flatten(1).all(1)
-        if bad.any():
-            row = int(torch.nonzero(bad)[0])
-            raise TrainingHaltedError(
-                f"Environment {row} returned a {name} that is not finite: {values[row].tolist()}. "
-                "The run stopped before anything was learned from it."
-            )
+    bad = ~torch.isfinite(values).flatten(1).all(1)
+    if bad.any():
+        row = int(torch.nonzero(bad)[0])
+        raise TrainingHaltedError(
+            f"Environment {row if env_ids is None else env_ids[row]} returned a {name} that is not finite:"
+            f" {values[row].tolist()}. The run stopped before anything was learned from it."
+        )

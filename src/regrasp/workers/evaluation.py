@@ -140,6 +140,7 @@ class Evaluation:
             running[row] = _Running(index, episode_seed(self._seed, "eval", self._stream, index))
         chosen = [row for row, _ in pairs]
         fresh = self._env.reset(chosen, [running[row].seed for row in chosen])
+        check_finite("state observation", fresh.states, chosen)
         return fresh if observation is None else observation.updated(chosen, fresh)
 
     def _record(self, running: dict[int, _Running], num_recorded: int, recorded: list[int]) -> list[int]:
@@ -155,7 +156,8 @@ class Evaluation:
         chunk = torch.zeros(self._env.spec.num_envs, actions.shape[1], self._env.spec.action_dim)
         chunk[rows] = actions
         step = self._env.step(chunk)
-        check_finite(step)
+        check_finite("reward", step.rewards)
+        check_finite("state observation", step.observation.states)
         return step
 
     def _account(self, step: Step, running: dict[int, _Running], recorded: list[int]) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,9 @@ from regrasp.streams import KeyedNoise, Role
 from regrasp.workers.env import EnvWorker, EpisodeResult
 
 Key = tuple[int, int, int]
+
+_CPU_BLOCK = 32
+_CPU_THREADS = 2
 
 
 @dataclass
@@ -61,18 +65,40 @@ class RolloutWorker:
         return self._policy("value", features=self._policy("encode", inputs=inputs))
 
     def act_in_blocks(self, observation: Observation, keys: Sequence[Key], block: int) -> Tensor:
-        """Deterministic actions (B, T, A), inferred in blocks of exactly `block` rows.
+        """Deterministic actions (B, T, A), inferred in blocks of `block` rows, on a CPU of a multiple of 32.
 
         Floating-point results depend on the batch shape, so the last block is padded with its first row: a row's
         action then depends on that row alone.
         """
+        if self._device.type == "cpu":
+            block = -(-block // _CPU_BLOCK) * _CPU_BLOCK
         pieces = []
-        for start in range(0, len(observation), block):
-            rows = list(range(start, min(start + block, len(observation))))
-            padded = rows + [rows[0]] * (block - len(rows))
-            decision = self.decide(observation.rows(padded), [keys[i] for i in padded], deterministic=True)
-            pieces.append(decision.action.actions[: len(rows)])
+        with _even_shares(self._device):
+            for start in range(0, len(observation), block):
+                rows = list(range(start, min(start + block, len(observation))))
+                padded = rows + [rows[0]] * (block - len(rows))
+                decision = self.decide(observation.rows(padded), [keys[i] for i in padded], deterministic=True)
+                pieces.append(decision.action.actions[: len(rows)])
         return torch.cat(pieces).cpu()
+
+
+@contextmanager
+def _even_shares(device: torch.device) -> Iterator[None]:
+    """Limit torch's CPU threads to two.
+
+    Each thread runs vector instructions over its share of a tensor and scalar ones, which round differently, over the
+    rest. One share, or two equal ones, of a block of 32 rows leave no rest; three or more threads do, at places that
+    make a row's result depend on where in the block it stands.
+    """
+    threads = torch.get_num_threads()
+    if device.type != "cpu" or threads <= _CPU_THREADS:
+        yield
+        return
+    torch.set_num_threads(_CPU_THREADS)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def interact(
@@ -82,9 +108,13 @@ def interact(
     *,
     num_decisions: int,
     first_column: int,
+    bootstrap_truncated: bool,
     should_stop: Callable[[], bool],
 ) -> list[EpisodeResult]:
     """One rollout epoch: every environment takes up to `num_decisions` decisions, which are added to `builder`.
+
+    Where an episode does not end with the rollout, its return continues with the value of the observation reached; with
+    `bootstrap_truncated` also where the step limit ended it.
 
     Returns:
         The episodes that ended.
@@ -94,6 +124,7 @@ def interact(
     """
     results: list[EpisodeResult] = []
     to_value: list[tuple[int, Tensor, Observation]] = []
+    values_truncated = bootstrap_truncated and env.env.capabilities.true_final_observation
     env.begin_epoch()
     for time in range(num_decisions):
         rows = torch.nonzero(env.running).flatten()
@@ -115,9 +146,9 @@ def interact(
             step.done[rows],
             rollout.version,
         )
-        cut = ~step.done if time == num_decisions - 1 else torch.zeros_like(step.done)
-        unfinished = torch.zeros_like(step.done).index_fill(0, rows, True) & (step.truncated | cut)
-        rows = torch.nonzero(unfinished).flatten()
+        cut = ~step.done & (time == num_decisions - 1)
+        goes_on = cut | (step.truncated & values_truncated)
+        rows = rows[goes_on[rows]]
         if len(rows):
             to_value.append((time, rows + first_column, step.observation.rows(rows)))
         env.restart_finished()

@@ -40,6 +40,9 @@ class AlgorithmConfig:
     """Give the advantages of an update mean 0 and standard deviation 1, over all its samples."""
     reward_type: Literal["chunk_level", "action_level"] = "chunk_level"
     """`chunk_level`: gamma counts decisions; `action_level`: gamma counts environment steps."""
+    bootstrap_type: Literal["standard", "none"] = "standard"
+    """`standard`: a return that the step limit cuts continues with the value of the final observation; `none`: it ends
+    there, for a task in which running out of time is failing."""
     logprob_type: Level = "chunk_level"
     """Over what the probability ratio is taken: a whole chunk, each action, or each action dimension."""
     entropy_type: Level = "chunk_level"

@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 
 import numpy as np
 
 from regrasp.envs.mujoco.backend import require_backend
+from regrasp.errors import SimulatorError
 from regrasp.hardware import available_cores
 
 _PIECE = 500
@@ -36,26 +39,44 @@ class Scenes:
 
 
 def render_scenes(task_id: str, num_scenes: int, seed: int, on_progress: Callable[[int], None] | None = None) -> Scenes:
-    """Render random scenes of a task in parallel; the result depends on the seed and not on the number of cores."""
+    """Render random scenes of a task in parallel; the result depends on the seed and not on the number of cores.
+
+    Raises:
+        SimulatorError: A rendering process died.
+    """
     counts = [min(_PIECE, num_scenes - start) for start in range(0, num_scenes, _PIECE)]
     environment = {"MUJOCO_GL": require_backend(), "LP_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
     parts: list[Scenes] = []
     with ProcessPoolExecutor(
-        available_cores(), multiprocessing.get_context("spawn"), _set_environment, (environment,)
+        available_cores(), multiprocessing.get_context("spawn"), _prepare_worker, (environment,)
     ) as pool:
         pieces = pool.map(_render_piece, [task_id] * len(counts), counts, [seed] * len(counts), range(len(counts)))
-        for part in pieces:
-            parts.append(part)
-            if on_progress is not None:
-                on_progress(len(part.images))
+        try:
+            for part in pieces:
+                parts.append(part)
+                if on_progress is not None:
+                    on_progress(len(part.images))
+        except BrokenProcessPool as error:
+            raise SimulatorError(
+                f"A process that renders scenes of {task_id} died; was there enough memory?"
+            ) from error
     return Scenes(
         parts[0].instructions,
         *(np.concatenate([getattr(part, name) for part in parts]) for name in ("images", "positions", "pixels")),
     )
 
 
-def _set_environment(variables: dict[str, str]) -> None:
+def _prepare_worker(variables: dict[str, str]) -> None:
     os.environ.update(variables)
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+
+
+def _exit_with_parent() -> None:
+    """A pool's worker waits for work for ever when its parent is killed."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _render_piece(task_id: str, count: int, seed: int, piece: int) -> Scenes:

@@ -76,6 +76,7 @@ class GrootPolicy(Policy):
         """Sizes that the environment mapping must agree with."""
         return PolicySpec(
             num_action_chunks=self.settings.num_action_chunks,
+            action_horizon=self.config.action_head_cfg.action_horizon,
             action_dim=self.settings.action_dim,
             state_dim=self.processor.state.width,
             image_size=None,

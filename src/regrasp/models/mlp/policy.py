@@ -63,7 +63,14 @@ class MlpPolicy(Policy):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.spec = PolicySpec(num_action_chunks, action_dim, state_dim, image_size=None, num_views=0)
+        self.spec = PolicySpec(
+            num_action_chunks=num_action_chunks,
+            action_horizon=num_action_chunks,
+            action_dim=action_dim,
+            state_dim=state_dim,
+            image_size=None,
+            num_views=0,
+        )
         self.hidden = hidden
         self.statistics = {
             "state": state or Statistics.identity(state_dim),
@@ -115,6 +122,12 @@ class MlpPolicy(Policy):
         if part not in _PARTS:
             raise ValueError(f"unknown part {part!r}")
         return [item for item in self.named_parameters() if item[0].startswith(_PARTS[part])]
+
+    def sft_loss(self, features: TensorDict, actions: Tensor, valid: Tensor, noise: Noise, repeats: int = 1) -> Tensor:
+        """Mean squared error of the mean, over valid steps, in normalised units; needs no noise."""
+        mean, _ = self._distribution(features)
+        error = (mean - self._action.normalize(actions)).square() * valid.unsqueeze(-1)
+        return error.sum() / (valid.sum() * self.spec.action_dim).clamp(min=1)
 
     def save(self, folder: Path) -> None:
         """Write config.json (sizes and statistics) and model.safetensors."""

@@ -1,0 +1,30 @@
+"""The quickstart's policy with random weights: speed does not depend on what it has learned."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from regrasp.config.load import load_config
+from regrasp.config.schema import ExperimentConfig
+from regrasp.models.groot.config import GrootConfig
+from regrasp.models.groot.policy import GrootPolicy
+from regrasp.models.groot.processor import GrootProcessor
+from regrasp.runners.policies import head_settings
+
+SENTENCES = ("pick up the red cube", "stack the red cube on the blue cube")
+STATE_DIM = 4
+
+
+def experiment(overrides: Sequence[str] = ()) -> ExperimentConfig:
+    """The quickstart's experiment."""
+    return load_config("pick_cube_ppo_groot", overrides).config
+
+
+def random_policy(config: ExperimentConfig, **settings: str) -> GrootPolicy:
+    """A policy of the experiment's sizes."""
+    assert config.pretrain is not None
+    model = config.actor.model
+    groot = GrootConfig.tiny(config.pretrain.architecture)
+    processor = GrootProcessor.fresh(groot, SENTENCES, num_views=1, state_dim=STATE_DIM, action_dim=model.action_dim)
+    return GrootPolicy(groot, processor, dataclasses.replace(head_settings(model), **settings), seed=0)

@@ -1,0 +1,50 @@
+"""The quickstart over three seeds, from an empty cache.
+
+    python benchmarks/quickstart_seeds.py [--seeds 0 1 2]
+
+Takes the time of three quickstarts, less two backbones (which are cached). Runs go to quickstart-run/seed_<S> and
+continue where they were if the benchmark is interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from results_file import save
+
+
+def main() -> None:
+    """Run the seeds one after the other."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    seeds = parser.parse_args().seeds
+    rows = []
+    for seed in seeds:
+        subprocess.run([sys.executable, "-m", "regrasp.cli.main", "quickstart", "--seed", str(seed)], check=True)
+        summary = json.loads((Path("quickstart-run") / f"seed_{seed}" / "summary.json").read_text())
+        rows.append(
+            {
+                "seed": seed,
+                **{
+                    f"{name} {field}": value
+                    for name in ("base", "finetuned")
+                    for field, value in (
+                        ("success", summary[name]["success"]),
+                        ("95 % interval", "{:.3f}-{:.3f}".format(*summary[name]["ci95"])),
+                    )
+                },
+                "episodes": summary["finetuned"]["episodes"],
+                "minutes": summary["total_seconds"] / 60,
+            }
+        )
+    mean = sum(row["finetuned success"] for row in rows) / len(rows)
+    print(f"mean fine-tuned success over {len(rows)} seeds: {mean:.1%}")
+    save("quickstart_seeds", f"python benchmarks/quickstart_seeds.py --seeds {' '.join(map(str, seeds))}", rows)
+
+
+if __name__ == "__main__":
+    main()

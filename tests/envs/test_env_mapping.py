@@ -1,0 +1,196 @@
+"""From simulator observations to policy inputs and from policy outputs to simulator actions."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from regrasp.config.schema import ActionMapping as ActionMappingConfig
+from regrasp.config.schema import MappingConfig, StateEntry
+from regrasp.envs.contract import ArraySpec
+from regrasp.envs.mapping import ActionMapping, ObservationMapping
+from regrasp.errors import UserError
+
+RAW = {
+    "camera_images/front": ArraySpec((4, 6, 3), "uint8"),
+    "camera_images/left_wrist": ArraySpec((2, 3, 3), "uint8"),
+    "camera_images/right_wrist": ArraySpec((2, 3, 3), "uint8"),
+    "camera_images/depth": ArraySpec((4, 6, 1), "float32"),
+    "camera_images/mask": ArraySpec((4, 6), "uint8"),
+    "camera_images/rgba": ArraySpec((4, 6, 4), "uint8"),
+    "policy/joint_pos": ArraySpec((7,), "float32"),
+    "policy/pose": ArraySpec((3, 4), "float64"),
+    "policy/phase": ArraySpec((), "int64"),
+    "policy/object": ArraySpec((3,), "float32"),
+    "critic/object": ArraySpec((6,), "float32"),
+    "ungrouped": ArraySpec((2,), "float32"),
+}
+LOCATION = "env.train.mapping"
+
+
+def mapping(**fields) -> ObservationMapping:
+    return ObservationMapping(MappingConfig(**fields), RAW, LOCATION)
+
+
+def refused(**fields) -> UserError:
+    with pytest.raises(UserError) as caught:
+        mapping(**fields)
+    assert caught.value.key is not None
+    assert caught.value.key.startswith(LOCATION)
+    assert caught.value.mend
+    return caught.value
+
+
+def raw_values(count: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return {key: (100 * rng.random((count, *spec.shape))).astype(spec.dtype) for key, spec in RAW.items()}
+
+
+def test_states_are_the_slices_in_the_order_of_the_configuration():
+    entries = (StateEntry("pose", (2, 5)), "joint_pos", "phase", StateEntry("joint_pos", (6, 7)), "critic/object")
+    arranged = mapping(states=entries)
+    raw = raw_values(5)
+    states = arranged(raw, ["go"] * 5).states
+    expected = [
+        [*pose.ravel()[2:5], *joints, phase, joints[6], *objects]
+        for pose, joints, phase, objects in zip(
+            raw["policy/pose"], raw["policy/joint_pos"], raw["policy/phase"], raw["critic/object"], strict=True
+        )
+    ]
+    assert arranged.state_dim == states.shape[1] == 3 + 7 + 1 + 1 + 6
+    assert states.dtype == torch.float32
+    assert torch.equal(states, torch.tensor(np.array(expected), dtype=torch.float32))
+
+
+def test_images_keep_their_order_and_values():
+    arranged = mapping(main_images="front", extra_view_images=("right_wrist", "camera_images/left_wrist"))
+    raw = raw_values(2)
+    seen = arranged(raw, ["a", "b"])
+    assert torch.equal(seen.main_images, torch.from_numpy(raw["camera_images/front"]))
+    assert seen.extra_view_images is not None
+    assert torch.equal(seen.extra_view_images[:, 0], torch.from_numpy(raw["camera_images/right_wrist"]))
+    assert torch.equal(seen.extra_view_images[:, 1], torch.from_numpy(raw["camera_images/left_wrist"]))
+    assert seen.states.shape == (2, 0)
+
+
+def test_only_what_is_mapped_is_computed_and_once():
+    arranged = mapping(
+        main_images="front", extra_view_images=("front",), states=("phase", StateEntry("phase"), "ungrouped")
+    )
+    assert arranged.keys == ("camera_images/front", "policy/phase", "ungrouped")
+
+
+def test_the_instruction_of_the_configuration_wins():
+    assert mapping().__call__({}, ["pick", "place"]).task_descriptions == ["pick", "place"]
+    assert mapping(task_description="do it")({}, ["pick", "place"]).task_descriptions == ["do it", "do it"]
+
+
+def test_no_rows_give_no_rows():
+    seen = mapping(main_images="front", states=("pose", "phase"))(raw_values(0), [])
+    assert seen.main_images.shape == (0, 4, 6, 3)
+    assert seen.states.shape == (0, 13)
+
+
+@pytest.mark.parametrize(
+    ("fields", "key", "hint"),
+    [
+        ({"main_images": "frnt"}, "main_images", "'front'"),
+        ({"main_images": "camera_images/frnt"}, "main_images", "'camera_images/front'"),
+        ({"main_images": "front", "extra_view_images": ("left_wirst",)}, "extra_view_images", "'left_wrist'"),
+        ({"states": ("phase", "joint_position")}, "states[1]", "'joint_pos'"),
+        ({"states": ("policy/joint_poss",)}, "states[0]", "'policy/joint_pos'"),
+    ],
+)
+def test_a_misspelt_key_is_an_error_that_names_the_nearest(fields: dict, key: str, hint: str):
+    error = refused(**fields)
+    assert "offers no observation named" in error.problem
+    assert error.key == f"{LOCATION}.{key}"
+    assert error.mend is not None
+    assert hint in error.mend
+    assert error.expected is not None
+    assert all(name in error.expected for name in RAW), "everything on offer is listed"
+
+
+def test_a_key_like_none_has_no_hint():
+    assert refused(states=("xyzzy",)).mend == "correct the name"
+
+
+def test_a_key_of_several_groups_must_be_written_in_full():
+    error = refused(states=("object",))
+    assert "several observations named 'object'" in error.problem
+    assert error.expected == "one of ['policy/object', 'critic/object']"
+    assert error.mend == "write it as group/key"
+    assert mapping(states=("policy/object",)).state_dim == 3
+    assert mapping(states=("critic/object",)).state_dim == 6
+
+
+@pytest.mark.parametrize(("bounds", "width"), [((0, 7), 7), ((6, 7), 1), ((0, 1), 1)])
+def test_slices_up_to_the_end_are_accepted(bounds: tuple[int, int], width: int):
+    assert mapping(states=(StateEntry("joint_pos", bounds),)).state_dim == width
+
+
+@pytest.mark.parametrize(("name", "bounds"), [("joint_pos", (0, 8)), ("joint_pos", (7, 9)), ("phase", (0, 2))])
+def test_a_slice_past_the_end_is_an_error_and_never_a_shorter_vector(name: str, bounds: tuple[int, int]):
+    error = refused(states=("ungrouped", StateEntry(name, bounds)))
+    assert "past the end" in error.problem
+    assert error.key == f"{LOCATION}.states[1].slice"
+    assert error.value == list(bounds)
+
+
+@pytest.mark.parametrize("name", ["depth", "mask", "rgba", "joint_pos"])
+@pytest.mark.parametrize("field", ["main_images", "extra_view_images"])
+def test_what_is_no_colour_image_is_no_camera(field: str, name: str):
+    error = refused(**{field: name if field == "main_images" else (name,)})
+    assert "is not a camera image" in error.problem
+    assert error.mend is not None
+    cameras = ["camera_images/front", "camera_images/left_wrist", "camera_images/right_wrist"]
+    assert error.mend == f"choose one of {cameras}"
+
+
+def test_an_image_is_no_state():
+    error = refused(states=("front",))
+    assert "is an image" in error.problem
+    assert error.mend is not None
+    assert "policy/joint_pos" in error.mend
+
+
+def test_extra_cameras_of_different_sizes_are_refused():
+    error = refused(main_images="front", extra_view_images=("left_wrist", "front"))
+    assert error.key == f"{LOCATION}.extra_view_images"
+    assert error.value == ["camera_images/left_wrist", "camera_images/front"]
+
+
+def actions(**fields) -> MappingConfig:
+    return MappingConfig(action_mapping=ActionMappingConfig(**fields))
+
+
+def test_actions_are_scaled_then_padded_and_the_inverse_undoes_it():
+    mapped = ActionMapping(actions(prefix_pad=2, suffix_pad=1, scale=(2.0, -0.5, 10.0)), 3, 6, LOCATION)
+    policy = torch.randn(4, 5, 3, generator=torch.Generator().manual_seed(0))
+    simulator = mapped(policy)
+    assert simulator.shape == (4, 5, 6)
+    assert not simulator[..., [0, 1, 5]].any()
+    torch.testing.assert_close(simulator[..., 2:5], policy * torch.tensor([2.0, -0.5, 10.0]), rtol=0, atol=0)
+    torch.testing.assert_close(mapped.inverse(simulator), policy)
+    torch.testing.assert_close(mapped.inverse(simulator[0, 0]), policy[0, 0])
+
+
+def test_one_factor_serves_every_dimension():
+    mapped = ActionMapping(actions(scale=0.25), 2, 2, LOCATION)
+    assert mapped(torch.ones(1, 1, 2)).tolist() == [[[0.25, 0.25]]]
+
+
+@pytest.mark.parametrize(("fields", "policy", "simulator"), [({}, 3, 4), ({}, 5, 4), ({"prefix_pad": 2}, 3, 4)])
+def test_an_action_of_another_width_is_refused(fields: dict, policy: int, simulator: int):
+    with pytest.raises(UserError) as caught:
+        ActionMapping(actions(**fields), policy, simulator, LOCATION)
+    assert caught.value.key == f"{LOCATION}.action_mapping"
+    assert caught.value.expected == f"{simulator} in total"
+
+
+@pytest.mark.parametrize("scale", [(1.0,), (1.0, 2.0), (1.0, 2.0, 3.0, 4.0), (1.0, 0.0, 1.0), 0.0])
+def test_a_scale_of_another_length_or_with_a_zero_is_refused(scale):
+    with pytest.raises(UserError) as caught:
+        ActionMapping(actions(scale=scale), 3, 3, LOCATION)
+    assert caught.value.key == f"{LOCATION}.action_mapping.scale"

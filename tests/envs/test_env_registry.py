@@ -1,0 +1,99 @@
+"""Which simulators and tasks there are, and what a wrong name says."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib.metadata import EntryPoint
+
+import pytest
+from vec_envs import CUBE_MAPPING, PICK, STACK
+
+from regrasp.config.schema import EnvConfig, InitParams
+from regrasp.envs import registry
+from regrasp.envs.mujoco import backend
+from regrasp.envs.mujoco.catalog import TASK_IDS
+from regrasp.envs.registry import create_env, known_env_types
+from regrasp.errors import UserError
+
+
+def config(env_type: str = "mujoco", task: str = PICK, **fields) -> EnvConfig:
+    return EnvConfig(
+        env_type=env_type,
+        total_num_envs=2,
+        max_steps_per_rollout_epoch=8,
+        max_episode_steps=8,
+        init_params=InitParams(id=task),
+        mapping=CUBE_MAPPING,
+        **fields,
+    )
+
+
+def test_environments_are_as_the_configuration_says():
+    env = create_env(config(task=STACK, num_workers=1, ignore_terminations=True), "eval", max_chunk=3)
+    spec = env.spec
+    observation = env.reset([0, 1], [1, 2])
+    env.close()
+    assert (spec.task_id, spec.num_envs, spec.max_episode_steps, spec.action_dim) == (STACK, 2, 8, 4)
+    assert (spec.state_dim, spec.num_extra_views, spec.step_seconds) == (13, 1, 0.1)
+    assert len(spec.instructions) == 6
+    assert len(observation) == 2
+
+
+def test_an_unknown_simulator_is_the_users_mistake():
+    with pytest.raises(UserError) as caught:
+        create_env(config("mujocco"), "eval", 1)
+    assert caught.value.key == "env.eval.env_type"
+    assert caught.value.expected is not None
+    assert "mujoco" in caught.value.expected
+
+
+@pytest.mark.parametrize(
+    ("task", "hint"), [("Regrasp-Pick-Cube", "did you mean 'Regrasp-Pick-Cube-v0'?"), ("xyz", "`regrasp tasks`")]
+)
+def test_an_unknown_task_is_the_users_mistake(task: str, hint: str):
+    with pytest.raises(UserError) as caught:
+        create_env(config(task=task), "train", 1)
+    assert caught.value.key == "env.train.init_params.id"
+    assert caught.value.mend is not None
+    assert hint in caught.value.mend
+
+
+def test_packages_add_simulators_by_entry_points(monkeypatch: pytest.MonkeyPatch):
+    point = EntryPoint("toy", f"{__name__}:create_toy", "regrasp.envs")
+    monkeypatch.setattr(registry, "entry_points", lambda *, group: [point] if group == "regrasp.envs" else [])
+    assert set(known_env_types()) == {"mujoco", "toy"}
+    assert create_env(config("toy"), "train", 5) == ("toy", "train", 5)
+
+
+def create_toy(config: EnvConfig, name: str, max_chunk: int) -> tuple[str, str, int]:
+    return config.env_type, name, max_chunk
+
+
+def test_the_catalog_names_its_tasks_rightly():
+    from regrasp.envs.mujoco.simulator import create_task
+
+    assert {task_id: create_task(task_id).task_id for task_id in TASK_IDS} == {task_id: task_id for task_id in TASK_IDS}
+
+
+def test_the_renderers_parent_imports_neither_simulator_nor_torch():
+    """MuJoCo chooses its graphics backend when it is imported; every renderer's process imports this module."""
+    code = "import sys, regrasp.envs.mujoco.scenes; assert not {'mujoco', 'torch'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_machine_without_graphics_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("MUJOCO_GL", "vulkan")
+    backend.working_backend.cache_clear()
+    with pytest.raises(UserError) as caught:
+        backend.require_backend()
+    backend.working_backend.cache_clear()
+    assert "vulkan" in caught.value.problem
+    assert caught.value.mend is not None
+    assert "apt-get install" in caught.value.mend
+
+
+def test_a_backend_that_hangs_is_not_a_working_one(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(backend, "_PROBE", "import time; time.sleep(60)")
+    monkeypatch.setattr(backend, "_PROBE_SECONDS", 0.5)
+    assert backend.probe("egl") == "no image within 0.5 seconds"
