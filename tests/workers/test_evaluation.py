@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 from torch import Tensor
-from worker_toys import groot_policy, mlp_policy, observation, plain_mapping
+from worker_toys import LIMIT, Script, ScriptedEnv, groot_policy, mlp_policy, observation
 
 from regrasp.config.load import load_config
 from regrasp.config.schema import MappingConfig
@@ -44,11 +44,6 @@ def threads() -> object:
     torch.set_num_threads(before)
 
 
-def wide_mlp() -> Policy:
-    policy = mlp_policy()
-    return policy
-
-
 @pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("num_threads", [1, 2, 5])
 @pytest.mark.parametrize("block", [7, 32])
@@ -60,8 +55,8 @@ def test_an_action_does_not_depend_on_its_place_in_the_block(
     worker = RolloutWorker(make(), SEED, "eval", device=CPU, keep_features=True)
     seen, keys = observation(40, size=84), [(row, 0, 2) for row in range(40)]
     expected = worker.act_in_blocks(seen, keys, block)
-    for seed in range(4):
-        rows = torch.randperm(40, generator=torch.Generator().manual_seed(seed))[: 40 - 9 * seed]
+    for seed in range(2):
+        rows = torch.randperm(40, generator=torch.Generator().manual_seed(seed))[: 40 - 7 * seed]
         actions = worker.act_in_blocks(seen.rows(rows), [keys[row] for row in rows.tolist()], block)
         assert torch.equal(actions, expected[rows])
     assert torch.get_num_threads() == num_threads
@@ -92,7 +87,9 @@ def pick_env(num_envs: int, num_workers: int) -> VecEnv:
     return create_env(config.env.eval, "eval", max_chunk=4)
 
 
-def evaluate(choose_in: Callable[[VecEnv], Choose], num_envs: int, num_workers: int) -> Outcome:
+def evaluate(
+    choose_in: Callable[[VecEnv], Choose], num_envs: int, num_workers: int, num_recorded: int = NUM_RECORDED
+) -> Outcome:
     env = pick_env(num_envs, num_workers)
     try:
         choose = choose_in(env)
@@ -108,7 +105,7 @@ def evaluate(choose_in: Callable[[VecEnv], Choose], num_envs: int, num_workers: 
             outcome.recordings[recorded.index] = recorded
 
         evaluation = Evaluation(env, remember, SEED, STREAM, outcome.order.append)
-        outcome.results = evaluation.run(NUM_EPISODES, NUM_RECORDED, keep)
+        outcome.results = evaluation.run(NUM_EPISODES, num_recorded, keep)
         return outcome
     finally:
         env.close()
@@ -132,7 +129,7 @@ def test_every_episode_is_run_once_with_its_own_seed(reference: Outcome) -> None
     assert [r.seed for r in reference.results] == [episode_seed(SEED, "eval", STREAM, i) for i in range(NUM_EPISODES)]
     assert sorted(r.seed for r in reference.order) == sorted(r.seed for r in reference.results)
     assert len({r.length for r in reference.results}) > 2, "episodes that end at different times test more"
-    assert 0 < sum(r.success for r in reference.results)
+    assert any(r.success for r in reference.results)
 
 
 @pytest.mark.parametrize(("num_envs", "num_workers"), [(3, 1), (8, 2), (16, 2)])
@@ -162,7 +159,7 @@ def test_the_recorded_episodes_are_the_first_ones(reference: Outcome) -> None:
 
 def test_choosers_without_a_policy() -> None:
     outcomes = {
-        name: evaluate(choose, num_envs=4, num_workers=1)
+        name: evaluate(choose, num_envs=4, num_workers=1, num_recorded=0)
         for name, choose in {
             "expert": expert_chooser,
             "zero": zero_chooser,
@@ -179,8 +176,6 @@ def test_choosers_without_a_policy() -> None:
 
 
 def test_a_number_that_is_not_finite_stops_an_evaluation() -> None:
-    from worker_toys import LIMIT, Script, ScriptedEnv
-
     class Broken(ScriptedEnv):
         def observe(self) -> Observation:
             seen = super().observe()

@@ -131,7 +131,7 @@ class ScriptedEnv(VecEnv):
 class EchoPolicy(Policy):
     """Acts what it sees: every action of a chunk is the state, and the value is a number that names the state."""
 
-    spec = PolicySpec(num_action_chunks=CHUNK, action_dim=3, state_dim=3, image_size=None, num_views=0)
+    spec = PolicySpec(CHUNK, action_horizon=CHUNK, action_dim=3, state_dim=3, image_size=None, num_views=0)
 
     def __init__(self) -> None:
         super().__init__()
@@ -162,6 +162,9 @@ class EchoPolicy(Policy):
 
     def trainable(self, part: str) -> Sequence[tuple[str, nn.Parameter]]:
         return [("weight", self.weight)]
+
+    def sft_loss(self, features: TensorDict, actions: Tensor, valid: Tensor, noise: Noise, repeats: int = 1) -> Tensor:
+        raise AssertionError("never trained")
 
     def save(self, folder: Any) -> None:
         raise AssertionError("never saved")

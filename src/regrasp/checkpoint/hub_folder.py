@@ -61,7 +61,7 @@ def load_safetensors(folder: Path) -> dict[str, Tensor]:
     if not (folder / _INDEX).is_file():
         raise UserError(
             "No weights in this folder.",
-            file=folder,
+            file=folder / _SINGLE,
             expected=f"{_SINGLE}, or {_INDEX} with its shards",
             mend="Give a model folder in Hugging Face layout, for example `global_step_<N>/model`.",
         )

@@ -8,14 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from regrasp.checkpoint.hub_folder import load_safetensors, save_safetensors
 from regrasp.errors import UserError
 
 WEIGHTS_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
 _MAX_LISTED = 8
 
 
@@ -41,10 +39,13 @@ def write_json(file: Path, content: Mapping[str, Any]) -> None:
     file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def write_weights(state: Mapping[str, Tensor], folder: Path) -> None:
-    """Write `model.safetensors`; tensors are copied to the CPU in their own dtype."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+def write_weights(module: nn.Module, folder: Path) -> None:
+    """Write the module's weights as safetensors, in their own dtype.
+
+    While a part of the module is frozen, that part has a shard of its own, which all checkpoints of a run share.
+    """
+    frozen = {name for name, parameter in module.named_parameters() if not parameter.requires_grad}
+    save_safetensors(module.state_dict(), folder, frozen)
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
@@ -53,19 +54,8 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     Raises:
         UserError: A file is missing or damaged.
     """
-    index = folder / INDEX_FILE
-    names = sorted(set(read_json(index).get("weight_map", {}).values())) if index.is_file() else [WEIGHTS_FILE]
-    state: dict[str, Tensor] = {}
-    for name in names:
-        try:
-            shard = load_file(folder / name)
-        except FileNotFoundError:
-            raise UserError(f"A model folder without {name}", file=folder / name, mend="download it again") from None
-        except SafetensorError as error:
-            raise UserError(f"Damaged weights: {error}", file=folder / name, mend="restore the file") from None
-        # A copy: what safetensors returns may be mapped to the file, and training writes in place.
-        state |= {key: tensor.to(torch.float32, copy=True) for key, tensor in shard.items()}
-    return state
+    # A copy: what safetensors returns may be mapped to the file, and training writes in place.
+    return {name: tensor.to(torch.float32, copy=True) for name, tensor in load_safetensors(folder).items()}
 
 
 def assign_weights(

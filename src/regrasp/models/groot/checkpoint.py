@@ -26,7 +26,7 @@ def save_groot(policy: GrootPolicy, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / CONFIG_FILE, policy.config.to_json())
     policy.processor.save(folder)
-    write_weights(policy.state_dict(), folder)
+    write_weights(policy, folder)
 
 
 def load_processor(folder: Path) -> GrootProcessor:

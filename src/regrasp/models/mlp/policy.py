@@ -139,7 +139,7 @@ class MlpPolicy(Policy):
             "statistics": {kind: part.to_mapping() for kind, part in self.statistics.items()},
         }
         write_json(folder / CONFIG_FILE, content)
-        write_weights(self.state_dict(), folder)
+        write_weights(self, folder)
 
     def _encode(self, inputs: TensorDict) -> TensorDict:
         return inputs.select("state")
