@@ -118,3 +118,21 @@ def test_more_dimensions_than_the_model_has_are_refused():
     processor = toy_processor(toy_config())
     with pytest.raises(UserError, match="state dimensions"):
         processor.with_statistics(Statistics.identity(6), Statistics.identity(2))
+
+
+def test_padding_value_is_the_length_of_the_whole_sequence():
+    processor = toy_processor(toy_config(), num_views=2)
+    short, long = (processor.padded_to(length).prepare(toy_observation(2, num_views=2)) for length in (14, 30))
+    assert short["input_ids"].shape == (2, 14)
+    assert long["input_ids"].shape == (2, 30)
+    words = [
+        [token for token in row if token not in (0, 1)]
+        for row in (short["input_ids"].tolist()[0], long["input_ids"].tolist()[0])
+    ]
+    assert words[0] == words[1]
+
+
+def test_a_padding_value_without_room_for_words_is_named():
+    with pytest.raises(UserError) as error:
+        toy_processor(toy_config(), num_views=2).padded_to(8)
+    assert error.value.key == "actor.model.rl_head_config.padding_value"

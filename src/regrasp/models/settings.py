@@ -45,3 +45,5 @@ class RlHeadSettings:
     """How `use_vlm_value` pools the context tokens; otherwise their mean is used."""
     detach_critic_input: bool = True
     """No gradient from the value loss into anything but the value head."""
+    padding_value: int | None = None
+    """Tokens of the whole sequence, words and images, to which instructions are padded; None: as the folder says."""

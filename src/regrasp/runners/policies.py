@@ -37,6 +37,7 @@ def head_settings(model: ModelConfig) -> RlHeadSettings:
         use_vlm_value=head.use_vlm_value,
         value_vlm_mode=head.value_vlm_mode,
         detach_critic_input=head.detach_critic_input,
+        padding_value=head.padding_value,
     )
 
 

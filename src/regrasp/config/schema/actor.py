@@ -51,7 +51,7 @@ class RlHeadConfig:
     disable_dropout: bool = True
     """Switch dropout off during RL; with dropout the probability ratio is noisy."""
     padding_value: PositiveInt | None = None
-    """Fixed length in tokens to which instructions are padded; null: as the checkpoint says."""
+    """Tokens of the whole sequence, words and images, to which instructions are padded; null: as the checkpoint says."""
 
 
 @dataclass(frozen=True, config=BLOCK)

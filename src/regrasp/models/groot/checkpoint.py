@@ -54,6 +54,8 @@ def load_groot(
         UserError: A file is missing or damaged, tensors are missing, unexpected or misshapen, or `rl` does not fit.
     """
     processor = processor or load_processor(folder)
+    if rl is not None and rl.padding_value is not None:
+        processor = processor.padded_to(rl.padding_value)
     config = processor.groot
     settings = rl or RlHeadSettings(config.action_horizon, processor.action.width, add_value_head=False)
     with torch.device("meta"):

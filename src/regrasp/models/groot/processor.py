@@ -140,6 +140,26 @@ class GrootProcessor:
         config = replace(self.config, state_keys=("state",), action_keys=("action",), **changes)
         return type(self)(self.groot, config, {"state": state}, {"action": action}, self.tokenizer)
 
+    def padded_to(self, sequence_length: int) -> Self:
+        """This processor with instructions padded so that words and image tokens together have this length.
+
+        Features depend on it, because padding is visible to the action head.
+
+        Raises:
+            UserError: The image tokens alone are as many.
+        """
+        num_image_tokens = self.num_views * self.groot.eagle_cfg.vision_config.num_tokens
+        if sequence_length <= num_image_tokens:
+            raise UserError(
+                "The padded sequence has no room for words",
+                key="actor.model.rl_head_config.padding_value",
+                value=sequence_length,
+                expected=f"more than the {num_image_tokens} image tokens of {self.num_views} cameras",
+                mend="raise padding_value, or leave it out to pad as the model folder says",
+            )
+        groot = replace(self.groot, text_length=sequence_length - num_image_tokens)
+        return type(self)(groot, self.config, self.statistics["state"], self.statistics["action"], self.tokenizer)
+
     @property
     def num_views(self) -> int:
         """Cameras used, V."""
