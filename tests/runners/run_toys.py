@@ -18,6 +18,7 @@ SMALL = (
     "runner.max_epochs=4",
     "runner.val_check_interval=2",
     "runner.save_interval=1",
+    "runner.keep_checkpoints=null",
     "env.train.total_num_envs=6",
     "env.train.num_workers=1",
     "env.train.max_steps_per_rollout_epoch=12",

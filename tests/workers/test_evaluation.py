@@ -23,6 +23,7 @@ from regrasp.workers.evaluation import (
     Choose,
     Evaluation,
     RecordedEpisode,
+    Recorder,
     expert_chooser,
     policy_chooser,
     random_chooser,
@@ -105,7 +106,7 @@ def evaluate(
             outcome.recordings[recorded.index] = recorded
 
         evaluation = Evaluation(env, remember, SEED, STREAM, outcome.order.append)
-        outcome.results = evaluation.run(NUM_EPISODES, num_recorded, keep)
+        outcome.results = evaluation.run(NUM_EPISODES, Recorder(num_recorded, keep))
         return outcome
     finally:
         env.close()

@@ -56,6 +56,7 @@ LEGACY: tuple[Legacy, ...] = (
     Legacy("rollout.model", (), "the policy is described in actor.model"),
     Legacy("actor", ("group_name",), _PROCESS),
     Legacy("actor", ("enable_offload",), _OFFLOAD),
+    Legacy("actor", ("training_backend",), "the engine chooses"),
     Legacy("actor.channel", _CHANNEL, _PROCESS),
     Legacy("actor.model", ("trust_remote_code",), "code inside a checkpoint is never run"),
     Legacy("actor.model", ("policy_setup",), "robots are described by the mapping"),

@@ -18,7 +18,7 @@ from regrasp.config.legacy import Active, ignored_warning, merge_duplicates, str
 from regrasp.config.problems import Problem, raise_problems, schema_problems
 from regrasp.config.schema import ExperimentConfig
 from regrasp.config.search import find_config
-from regrasp.config.validate import cross_check
+from regrasp.config.validate import cross_check, unused_warnings
 
 _ADAPTER = TypeAdapter(ExperimentConfig)
 
@@ -68,6 +68,7 @@ def load_config(name: str, overrides: Sequence[str] = (), config_path: Path | No
         raise_problems(problems + schema_problems(error, values), sources)
         raise
     raise_problems(problems + cross_check(config), sources)
+    warnings += unused_warnings(config)
     if reasons:
         warnings.insert(0, ignored_warning(reasons, file))
     return LoadedConfig(config, file, tuple(overrides), tuple(reasons), tuple(warnings))

@@ -30,6 +30,18 @@ def cross_check(config: ExperimentConfig) -> list[Problem]:
     ]
 
 
+def unused_warnings(config: ExperimentConfig) -> list[str]:
+    """What is configured for published checkpoints, which this release does not load."""
+    names = [
+        f"env.{name}.mapping.{field}"
+        for name, env in (("train", config.env.train), ("eval", config.env.eval))
+        for field in ("gr00t_mapping", "data_config_class")
+        if getattr(env.mapping, field) is not None
+    ]
+    text = "names the inputs of published GR00T checkpoints, which this release does not load; it has no effect."
+    return [f"{key} {text}" for key in names]
+
+
 def _problem(key: str, value: Any, problem: str, expected: str, mend: str) -> Problem:
     return Problem(f"{problem}: {key}", split_key(key), value, expected, mend)
 
@@ -108,6 +120,14 @@ def _check_environment(config: ExperimentConfig, name: str, env: EnvConfig) -> I
                 f"null, or the same as {key}.{original} ({counts})",
                 f"remove {key}.init_params.{copy}; {key}.{original} is the number that counts",
             )
+    if name == "train" and env.video_cfg.save_video:
+        yield _problem(
+            f"{key}.video_cfg.save_video",
+            True,
+            "Training episodes are not recorded",
+            "false",
+            "set env.eval.video_cfg.save_video=true and runner.val_check_interval, which records evaluations",
+        )
     yield from _check_mapping(f"{key}.mapping", env.mapping)
 
 

@@ -12,13 +12,14 @@ from torch import Tensor
 from regrasp.config.batches import num_updates
 from regrasp.config.schema import EnvConfig, ExperimentConfig
 from regrasp.data.rollout import Rollout, RolloutBuilder
+from regrasp.engine.precision import apply_precision
 from regrasp.envs.contract import VecEnv
 from regrasp.envs.mapping import ActionMapping
 from regrasp.envs.registry import create_env
 from regrasp.models.contract import Policy
 from regrasp.workers.actor import ActorWorker
 from regrasp.workers.env import EnvWorker, EpisodeResult
-from regrasp.workers.evaluation import Evaluation, RecordedEpisode, policy_chooser
+from regrasp.workers.evaluation import Evaluation, Recorder, policy_chooser
 from regrasp.workers.rollout import RolloutWorker, interact
 
 
@@ -47,6 +48,7 @@ class LocalEngine:
     def __init__(self, config: ExperimentConfig, policy: Policy, env: VecEnv, seed: int, device: torch.device) -> None:
         self.config = config
         self.policy = policy.to(device)
+        apply_precision(policy, config.actor.model, device)
         self._seed = seed
         self._device = device
         self._num_actions = config.actor.model.num_action_chunks
@@ -66,6 +68,11 @@ class LocalEngine:
         train = config.env.train
         self._env = EnvWorker(env, mapping, seed, stream=train.seed, auto_reset=train.auto_reset)
         self._eval_env: VecEnv | None = None
+
+    @property
+    def step_seconds(self) -> float:
+        """Simulated seconds per environment step."""
+        return self._env.env.spec.step_seconds
 
     def collect(self, update: int, should_stop: Callable[[], bool]) -> Collected:
         """Roll the policy out for `rollout_epoch` epochs.
@@ -107,8 +114,7 @@ class LocalEngine:
         self,
         num_episodes: int,
         on_episode: Callable[[EpisodeResult], None] | None = None,
-        num_recorded: int = 0,
-        on_recording: Callable[[RecordedEpisode], None] | None = None,
+        recorder: Recorder | None = None,
     ) -> list[EpisodeResult]:
         """Evaluate the policy on episodes 0 to `num_episodes` - 1 of the evaluation stream."""
         config = self.config.env.eval
@@ -118,7 +124,7 @@ class LocalEngine:
         mapping = self._action_mapping(config, self._eval_env, "eval")
         choose = policy_chooser(self._eval_rollout, mapping, config.inference_block)
         evaluation = Evaluation(self._eval_env, choose, self._seed, config.seed, on_episode)
-        return evaluation.run(num_episodes, num_recorded, on_recording)
+        return evaluation.run(num_episodes, recorder)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Environment counters and states at the boundary between two updates."""

@@ -10,19 +10,20 @@ from typing import Literal
 
 from regrasp.config.load import LoadedConfig
 from regrasp.config.schema import ExperimentConfig
+from regrasp.engine.precision import apply_precision
 from regrasp.envs.contract import VecEnv
 from regrasp.envs.mapping import ActionMapping
 from regrasp.envs.registry import create_env
 from regrasp.observe.progress import progress
 from regrasp.observe.report import EvaluationSummary, Group, VideoItem
-from regrasp.observe.video import VideoWriter, write_episode
 from regrasp.runners.policies import choose_device, create_policy, overlay_rl_weights
 from regrasp.runners.summary import summarize
+from regrasp.runners.videos import NUM_VIDEOS, EpisodeVideos
 from regrasp.workers.env import EpisodeResult
 from regrasp.workers.evaluation import (
     Choose,
     Evaluation,
-    RecordedEpisode,
+    Recorder,
     expert_chooser,
     policy_chooser,
     random_chooser,
@@ -33,7 +34,6 @@ from regrasp.workers.rollout import RolloutWorker
 Kind = Literal["model", "expert", "zero", "random"]
 EVALUATION_FILE = "evaluation.json"
 EPISODES_FILE = "episodes.jsonl"
-VIDEO_FOLDER = "videos"
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class PlayOptions:
 
     kind: Kind = "model"
     rl_model_path: Path | None = None
-    num_videos: int = 8
+    num_videos: int = NUM_VIDEOS
     group: Group = "base"
     """Under which heading the report shows the videos."""
 
@@ -65,7 +65,7 @@ def play(loaded: LoadedConfig, run_dir: Path, options: PlayOptions) -> PlayResul
     env = create_env(config.env.eval, "eval", max_chunk)
     try:
         choose = _choose(config, env, options)
-        videos = _Videos(run_dir, config, env, options)
+        videos = EpisodeVideos(run_dir, config.env.eval.video_cfg, env.spec.step_seconds, options.group)
         num_episodes = config.env.eval.num_episodes * config.algorithm.eval_rollout_epoch
         with progress("Evaluating", num_episodes) as bar:
             outcomes: list[bool] = []
@@ -74,20 +74,16 @@ def play(loaded: LoadedConfig, run_dir: Path, options: PlayOptions) -> PlayResul
                 outcomes.append(result.success)
                 bar.advance(success=f"{sum(outcomes) / len(outcomes):.0%}")
 
-            num_recorded = min(options.num_videos, num_episodes) if config.env.eval.video_cfg.save_video else 0
+            wants_video = config.env.eval.video_cfg.save_video
+            recorder = Recorder(options.num_videos, videos.write) if wants_video else None
             evaluation = Evaluation(env, choose, config.seed, config.env.eval.seed, count)
-            episodes = evaluation.run(num_episodes, num_recorded, videos.write)
+            episodes = evaluation.run(num_episodes, recorder)
     finally:
         env.close()
     result = PlayResult(summarize(episodes), episodes, videos.items, time.monotonic() - started)
     _write(result, run_dir)
     print_summary(result.summary)
     return result
-
-
-def video_name(episode: int, success: bool) -> str:
-    """File name of a recorded episode."""
-    return f"episode_{episode:03d}_{'success' if success else 'failure'}.mp4"
 
 
 def print_summary(summary: EvaluationSummary) -> None:
@@ -114,36 +110,12 @@ def _choose(config: ExperimentConfig, env: VecEnv, options: PlayOptions) -> Choo
     if options.rl_model_path is not None:
         overlay_rl_weights(policy, options.rl_model_path)
     device = choose_device()
+    apply_precision(policy, config.actor.model, device)
     rollout = RolloutWorker(policy.to(device).eval(), seed, "eval", device=device, keep_features=True)
     mapping = ActionMapping(
         config.env.eval.mapping, config.actor.model.action_dim, env.spec.action_dim, "env.eval.mapping"
     )
     return policy_chooser(rollout, mapping, config.env.eval.inference_block)
-
-
-class _Videos:
-    """Writes recorded episodes as they end."""
-
-    def __init__(self, run_dir: Path, config: ExperimentConfig, env: VecEnv, options: PlayOptions) -> None:
-        base = config.env.eval.video_cfg.video_base_dir
-        self._folder = Path(base) if base else run_dir / VIDEO_FOLDER
-        self._info = config.env.eval.video_cfg.info_on_video
-        self._fps = 1 / env.spec.step_seconds
-        self._group: Group = options.group
-        self.items: list[VideoItem] = []
-
-    def write(self, episode: RecordedEpisode) -> None:
-        """Write one episode's file."""
-        result = episode.result
-        path = self._folder / video_name(episode.index, result.success)
-        frames, rewards = episode.frames.numpy(), episode.rewards.numpy()
-        if self._info:
-            write_episode(path, frames, result.instruction, rewards, result.success, self._fps)
-        else:
-            with VideoWriter(path, self._fps) as video:
-                for frame in frames:
-                    video.add(frame)
-        self.items.append(VideoItem(path, result.instruction, result.success, self._group, result.seed))
 
 
 def _write(result: PlayResult, run_dir: Path) -> None:

@@ -14,7 +14,8 @@ import regrasp
 from regrasp.errors import UserError
 from regrasp.observe.metrics import METRICS_FILE, read_metrics
 from regrasp.observe.report import EvaluationSummary, ReportData, VideoItem, write_report
-from regrasp.runners.play import EPISODES_FILE, EVALUATION_FILE, VIDEO_FOLDER, video_name
+from regrasp.runners.play import EPISODES_FILE, EVALUATION_FILE
+from regrasp.runners.videos import VIDEO_FOLDER, video_name
 
 SUMMARY_FILE = "summary.json"
 CONFIG_FILE = "config.yaml"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import time
 from dataclasses import dataclass, field
@@ -22,8 +23,10 @@ from regrasp.runners.guards import SignalGuard
 from regrasp.runners.interrupt import StopRequest
 from regrasp.runners.policies import load_weights
 from regrasp.runners.summary import episode_metrics
+from regrasp.runners.videos import NUM_VIDEOS, EpisodeVideos
 from regrasp.workers.actor import AbandonedError, NonFiniteError
 from regrasp.workers.env import EpisodeResult
+from regrasp.workers.evaluation import Recorder
 
 _FINISH_SECONDS = 20.0
 """After a request to stop, an update that ends within this time is kept."""
@@ -59,11 +62,11 @@ class EmbodiedRunner:
 
     def run(self) -> bool:
         """Train; returns True when the last update was reached and False when a signal ended the run before."""
-        total = num_updates(self.config)
-        table = ConsoleTable(total)
-        guard = SignalGuard(force=self.config.runner.force)
+        runner = self.config.runner
+        table = ConsoleTable(num_updates(self.config))
+        guard = SignalGuard(force=runner.force)
         with StopRequest() as stop:
-            while self.progress.update < total and not stop.requested:
+            while not (self._finished or stop.requested):
                 try:
                     metrics = self._update(stop, guard)
                 except InterruptedError:
@@ -71,13 +74,13 @@ class EmbodiedRunner:
                 except AbandonedError as error:
                     print(f"[WARN] {error}")
                     return False
-                if self._due(self.config.runner.val_check_interval, total):
+                if self._due(runner.val_check_interval):
                     metrics |= self._evaluate(stop)
                 self.logger.log(self.progress.update, metrics)
                 table.row(self.progress.update, metrics)
-                if self._due(self.config.runner.save_interval, total) or stop.requested:
+                if self._due(runner.save_interval) or self._finished or stop.requested:
                     self._save(self.engine.state_dict())
-        return self.progress.update >= total
+        return self._finished
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Continue after the update that `checkpoint` was written at.
@@ -150,19 +153,32 @@ class EmbodiedRunner:
 
         try:
             with progress("Evaluating", num_episodes) as bar:
-                episodes = self.engine.evaluate(num_episodes, count)
+                episodes = self.engine.evaluate(num_episodes, count, self._recorder())
         except InterruptedError:
             return {}
         return {**episode_metrics(episodes, "eval"), "time/eval": time.monotonic() - started}
 
-    def _due(self, interval: int, total: int) -> bool:
-        """Whether something that happens every `interval` updates, and at the last one, happens now."""
-        update = self.progress.update
-        return update == total or (interval > 0 and update % interval == 0)
+    def _recorder(self) -> Recorder | None:
+        """Where the first episodes of this evaluation are recorded, if they are."""
+        video = self.config.env.eval.video_cfg
+        if not video.save_video:
+            return None
+        folder = self.run_dir / "evaluations" / f"global_step_{self.progress.update}"
+        base = video.video_base_dir and str(Path(video.video_base_dir) / f"global_step_{self.progress.update}")
+        video = dataclasses.replace(video, video_base_dir=base)
+        step_seconds = self.engine.step_seconds
+        return Recorder(NUM_VIDEOS, EpisodeVideos(folder, video, step_seconds, "finetuned").write)
+
+    @property
+    def _finished(self) -> bool:
+        return self.progress.update >= num_updates(self.config)
+
+    def _due(self, interval: int) -> bool:
+        """Whether what happens every `interval` updates and at the last one happens now; -1 and 0 are never."""
+        return interval > 0 and (self._finished or self.progress.update % interval == 0)
 
     def _save(self, engine_state: dict[str, torch.Tensor]) -> None:
         runner = self.config.runner
-        last = self.progress.update == num_updates(self.config)
         policy = self.engine.policy
         trained = {name for name, parameter in policy.named_parameters() if parameter.requires_grad}
         content = CheckpointContent(
@@ -171,7 +187,7 @@ class EmbodiedRunner:
             optimizer_state=self.engine.actor.state_dict(),
             tensors=engine_state,
             state={"env_steps": self.progress.env_steps, "config": self._fingerprint()},
-            export=policy.save if runner.export_model == "always" or last else None,
+            export=policy.save if runner.export_model == "always" or self._finished else None,
         )
         folder = checkpoints_folder(self.run_dir, self.config)
         write_checkpoint(folder, self.progress.update, content)

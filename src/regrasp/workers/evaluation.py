@@ -30,6 +30,16 @@ class RecordedEpisode:
     result: EpisodeResult
 
 
+@dataclass(frozen=True)
+class Recorder:
+    """What to record of an evaluation."""
+
+    num_episodes: int
+    """The first so many episodes."""
+    write: Callable[[RecordedEpisode], None]
+    """Called as each of them ends."""
+
+
 @dataclass
 class _Running:
     """An episode in progress in one environment."""
@@ -94,13 +104,8 @@ class Evaluation:
         self._stream = stream
         self._on_episode = on_episode
 
-    def run(
-        self,
-        num_episodes: int,
-        num_recorded: int = 0,
-        on_recording: Callable[[RecordedEpisode], None] | None = None,
-    ) -> list[EpisodeResult]:
-        """Evaluate, and hand the frames of the first `num_recorded` episodes to `on_recording` as they end.
+    def run(self, num_episodes: int, recorder: Recorder | None = None) -> list[EpisodeResult]:
+        """Evaluate, recording what `recorder` asks for.
 
         Returns:
             The results in the order of the episodes.
@@ -112,14 +117,14 @@ class Evaluation:
         first = range(min(num_episodes, self._env.spec.num_envs))
         observation = self._assign(first, waiting, running, None)
         while running:
-            recorded = self._record(running, num_recorded, recorded)
+            recorded = self._record(running, recorder, recorded)
             step = self._step(observation, running)
             self._account(step, running, recorded)
             observation = step.observation
             finished = [row for row in running if bool(step.done[row])]
             for row in finished:
                 episode = running.pop(row)
-                results[episode.index] = self._finish(episode, row, step, on_recording)
+                results[episode.index] = self._finish(episode, row, step, recorder)
             observation = self._assign(finished, waiting, running, observation)
         self._env.record([])
         return [results[i] for i in range(num_episodes)]
@@ -143,8 +148,9 @@ class Evaluation:
         check_finite("state observation", fresh.states, chosen)
         return fresh if observation is None else observation.updated(chosen, fresh)
 
-    def _record(self, running: dict[int, _Running], num_recorded: int, recorded: list[int]) -> list[int]:
-        wanted = sorted(row for row, episode in running.items() if episode.index < num_recorded)
+    def _record(self, running: dict[int, _Running], recorder: Recorder | None, recorded: list[int]) -> list[int]:
+        count = 0 if recorder is None else recorder.num_episodes
+        wanted = sorted(row for row, episode in running.items() if episode.index < count)
         if wanted != recorded:
             self._env.record(wanted)
         return wanted
@@ -172,13 +178,7 @@ class Evaluation:
                 episode.frames.append(step.frames[recorded.index(row), :length].clone())
                 episode.rewards.append(step.rewards[row, :length])
 
-    def _finish(
-        self,
-        episode: _Running,
-        row: int,
-        step: Step,
-        on_recording: Callable[[RecordedEpisode], None] | None,
-    ) -> EpisodeResult:
+    def _finish(self, episode: _Running, row: int, step: Step, recorder: Recorder | None) -> EpisodeResult:
         result = EpisodeResult(
             seed=episode.seed,
             instruction=step.observation.task_descriptions[row],
@@ -189,6 +189,8 @@ class Evaluation:
         )
         if self._on_episode is not None:
             self._on_episode(result)
-        if episode.frames and on_recording is not None:
-            on_recording(RecordedEpisode(episode.index, torch.cat(episode.frames), torch.cat(episode.rewards), result))
+        if episode.frames and recorder is not None:
+            recorder.write(
+                RecordedEpisode(episode.index, torch.cat(episode.frames), torch.cat(episode.rewards), result)
+            )
         return result

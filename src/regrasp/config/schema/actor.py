@@ -51,7 +51,7 @@ class RlHeadConfig:
     disable_dropout: bool = True
     """Switch dropout off during RL; with dropout the probability ratio is noisy."""
     padding_value: PositiveInt | None = None
-    """Tokens of the whole sequence, words and images, to which instructions are padded; null: as the checkpoint says."""
+    """Tokens of the whole sequence, words and images, to which instructions are padded; null: as the model says."""
 
 
 @dataclass(frozen=True, config=BLOCK)
@@ -140,5 +140,3 @@ class ActorConfig:
     """The optimizer."""
     seed: NonNegativeInt = 1234
     """Seed of the run's random streams where `runner.seed` is null."""
-    training_backend: Literal["fsdp"] = "fsdp"
-    """How the policy is sharded over devices."""
