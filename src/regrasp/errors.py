@@ -56,6 +56,11 @@ class UserError(RegraspError):
         lines = [problem, *(f"  {name + ':':<10}{text}" for name, text in rows if text)]
         super().__init__("\n".join(lines))
 
+    def in_file(self, file: Any) -> UserError:
+        """The same error, naming the file that holds the mistake."""
+        value = _UNSET if self.value is None else self.value
+        return UserError(self.problem, file=file, key=self.key, value=value, expected=self.expected, mend=self.mend)
+
 
 class SimulatorError(RegraspError):
     """A simulator's process failed, died or did not answer within its deadline."""

@@ -105,9 +105,7 @@ MISSING = [
 
 ACROSS = [
     edit("max_steps_per_rollout_epoch: 40\n    max_episode_steps: 40\n    init_params:\n", "max_steps_per_rollout_epoch: 42\n    max_episode_steps: 40\n    init_params:\n", "env.train.max_steps_per_rollout_epoch", "42", "a multiple of actor.model.num_action_chunks (4)", "=40"),
-    override("env.eval.max_steps_per_rollout_epoch=39", "env.eval.max_steps_per_rollout_epoch", "39", "a multiple", "=40"),
     edit("global_batch_size: 8", "global_batch_size: 9", "actor.global_batch_size", "9", "a multiple of actor.micro_batch_size (4)", "=8"),
-    override("actor.global_batch_size=84", "actor.global_batch_size", "84", "at most 80: 4 envs x 10 chunks", "raise env.train.total_num_envs"),
     override("env.train.init_params.num_envs=5", "env.train.init_params.num_envs", "5", "env.train.total_num_envs (4)", "remove"),
     edit("max_episode_steps: ${env.train.max_episode_steps}", "max_episode_steps: 30", "env.train.init_params.max_episode_steps", "30", "(40)", "remove"),
     override("env.train.max_steps_per_rollout_epoch=80", "env.train.max_steps_per_rollout_epoch", "80", "at most 40", "auto_reset=true"),

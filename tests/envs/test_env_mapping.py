@@ -8,8 +8,8 @@ import torch
 
 from regrasp.config.schema import ActionMapping as ActionMappingConfig
 from regrasp.config.schema import MappingConfig, StateEntry
-from regrasp.envs.contract import ArraySpec
 from regrasp.envs.mapping import ActionMapping, ObservationMapping
+from regrasp.envs.selection import ArraySpec
 from regrasp.errors import UserError
 
 RAW = {

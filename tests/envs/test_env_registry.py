@@ -21,7 +21,6 @@ def config(env_type: str = "mujoco", task: str = PICK, **fields) -> EnvConfig:
     return EnvConfig(
         env_type=env_type,
         total_num_envs=2,
-        max_steps_per_rollout_epoch=8,
         max_episode_steps=8,
         init_params=InitParams(id=task),
         mapping=CUBE_MAPPING,

@@ -130,7 +130,7 @@ def test_a_number_that_is_not_finite_is_never_learned_from(
 
     monkeypatch.setattr(RemoteVecEnv, "step", broken)
     monkeypatch.setattr(LocalEngine, "update", lambda *args: learned.append(args))
-    with pytest.raises(TrainingHaltedError, match="Environment 4 returned a (reward|state)"):
+    with pytest.raises(TrainingHaltedError, match=r"Environment 4 returned a (reward|state)"):
         train(mlp_experiment(f"actor.model.model_path={start_model}"), tmp_path)
     assert not learned
 

@@ -87,8 +87,8 @@ def test_an_update_that_takes_too_long_is_abandoned(
 
 def test_the_second_signal_ends_the_run_at_once(start_model: Path, tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patched:
-        signal_at(patched, LocalEngine, "collect", 2)
-        signal_at(patched, RolloutWorker, "decide", 3 + 1)
+        signal_at(patched, ActorWorker, "_policy_step", 6 + 2)
+        signal_at(patched, ActorWorker, "_policy_step", 6 + 4)
         with pytest.raises(KeyboardInterrupt):
             train(mlp_experiment(f"actor.model.model_path={start_model}"), tmp_path)
     assert saved_steps(tmp_path) == [1]

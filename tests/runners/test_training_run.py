@@ -117,6 +117,14 @@ def test_evaluation_does_not_change_the_run(finished_run: Path, start_model: Pat
     assert same_weights(checkpoint(finished_run, 4), checkpoint(tmp_path, 4))
 
 
+def test_evaluations_are_recorded_when_asked(start_model: Path, tmp_path: Path) -> None:
+    overrides = ("runner.max_epochs=2", "runner.val_check_interval=1", "env.eval.video_cfg.save_video=true")
+    assert train(mlp_experiment(f"actor.model.model_path={start_model}", *overrides), tmp_path)
+    for step in (1, 2):
+        videos = tmp_path / "evaluations" / f"global_step_{step}" / "videos"
+        assert sorted(file.name for file in videos.iterdir()) == [f"episode_00{i}_failure.mp4" for i in range(4)]
+
+
 def test_a_new_state_policy_needs_no_model(tmp_path: Path) -> None:
     overrides = ("runner.max_epochs=2", "runner.val_check_interval=-1", "env.train.total_num_envs=2", *OVER_EPOCHS)
     assert train(mlp_experiment(*overrides, "actor.global_batch_size=4"), tmp_path)

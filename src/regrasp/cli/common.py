@@ -79,13 +79,15 @@ def overrides_of(args: argparse.Namespace) -> list[str]:
 
 
 def load(args: argparse.Namespace) -> LoadedConfig:
-    """Load the experiment that the flags ask for, and print its warnings."""
+    """Load the experiment that the flags ask for, check it against its simulators' offer, and print its warnings."""
     from regrasp.config.load import load_config
+    from regrasp.envs.registry import preflight
 
     name = getattr(args, "config_name", None) or DEFAULT_CONFIG
     loaded = load_config(name, overrides_of(args), args.config_path)
     for warning in loaded.warnings:
         print(f"[WARN] {warning}", file=sys.stderr)
+    preflight(loaded.config, loaded.file_of)
     return loaded
 
 

@@ -49,6 +49,8 @@ LEGACY: tuple[Legacy, ...] = (
     Legacy("env.*", ("reward_coef",), "rewards are not scaled", (1.0,)),
     Legacy("env.*", ("group_size",), "environments do not share initial states", (1,)),
     Legacy("env.*", ("use_fixed_reset_state_ids",), "every episode has its own seed"),
+    Legacy("env.*.init_params", ("task_description",), "the mapping's task_description is the instruction"),
+    Legacy("env.eval", ("auto_reset", "max_steps_per_rollout_epoch"), "an evaluation runs every episode to its end"),
     Legacy("rollout", ("group_name",), _PROCESS),
     Legacy("rollout", ("enable_offload",), _OFFLOAD),
     Legacy("rollout", ("mode", "backend", "pipeline_stage_num"), "the policy runs inside Regrasp"),

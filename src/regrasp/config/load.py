@@ -18,7 +18,8 @@ from regrasp.config.legacy import Active, ignored_warning, merge_duplicates, str
 from regrasp.config.problems import Problem, raise_problems, schema_problems
 from regrasp.config.schema import ExperimentConfig
 from regrasp.config.search import find_config
-from regrasp.config.validate import cross_check, unused_warnings
+from regrasp.config.sources import Sources, split_key
+from regrasp.config.validate import cross_check, oddities
 
 _ADAPTER = TypeAdapter(ExperimentConfig)
 
@@ -34,6 +35,12 @@ class LoadedConfig:
     """Keys of the reference that were given and have no effect here; a whole section counts as one."""
     warnings: tuple[str, ...]
     """What the user should be told before the run starts: one text about `ignored_keys`, one per contradiction."""
+    sources: Sources
+    """Where each value was written."""
+
+    def file_of(self, key: str) -> str:
+        """Where a value was written: a file and line, or the command line."""
+        return self.sources.locate(split_key(key)).file
 
     def to_yaml(self) -> str:
         """Every value, defaults included, as a file that loads to the same configuration."""
@@ -68,10 +75,10 @@ def load_config(name: str, overrides: Sequence[str] = (), config_path: Path | No
         raise_problems(problems + schema_problems(error, values), sources)
         raise
     raise_problems(problems + cross_check(config), sources)
-    warnings += unused_warnings(config)
+    warnings += oddities(config)
     if reasons:
         warnings.insert(0, ignored_warning(reasons, file))
-    return LoadedConfig(config, file, tuple(overrides), tuple(reasons), tuple(warnings))
+    return LoadedConfig(config, file, tuple(overrides), tuple(reasons), tuple(warnings), sources)
 
 
 def _rename_mapping(values: Mapping[str, Any]) -> tuple[dict[str, str], list[Problem]]:

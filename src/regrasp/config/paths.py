@@ -26,7 +26,9 @@ def require_paths(config: ExperimentConfig, stage: Stage, file: Path | None = No
     if stage == "sft":
         _require_demonstrations(config, file)
         return
-    _require_model(config, file)
+    resumes = stage == "train" and config.runner.resume_dir is not None
+    if not (resumes and config.actor.model.model_path is None):
+        _require_model(config, file)
     if stage == "train" and config.runner.resume_dir is not None:
         _require_folder(
             "runner.resume_dir",

@@ -9,7 +9,7 @@ from typing import Any
 
 from regrasp.config.batches import batch_equation, num_optimizer_steps, num_samples, num_updates
 from regrasp.config.problems import Problem
-from regrasp.config.schema import ArchitectureConfig, EnvConfig, ExperimentConfig, MappingConfig
+from regrasp.config.schema import ArchitectureConfig, EnvConfig, ExperimentConfig, MappingConfig, TrainEnvConfig
 from regrasp.config.sources import split_key
 
 _DEVICES = re.compile(r"all|\d+(-\d+)?(,\d+(-\d+)?)*")
@@ -30,8 +30,14 @@ def cross_check(config: ExperimentConfig) -> list[Problem]:
     ]
 
 
-def unused_warnings(config: ExperimentConfig) -> list[str]:
-    """What is configured for published checkpoints, which this release does not load."""
+def oddities(config: ExperimentConfig) -> list[str]:
+    """What is valid and probably not what was meant."""
+    warnings = []
+    if config.actor.global_batch_size > num_samples(config):
+        warnings.append(
+            f"actor.global_batch_size ({config.actor.global_batch_size}) is more than one update's samples"
+            f" ({batch_equation(config).split(';')[0]}), so each epoch is one minibatch of all of them."
+        )
     names = [
         f"env.{name}.mapping.{field}"
         for name, env in (("train", config.env.train), ("eval", config.env.eval))
@@ -39,7 +45,7 @@ def unused_warnings(config: ExperimentConfig) -> list[str]:
         if getattr(env.mapping, field) is not None
     ]
     text = "names the inputs of published GR00T checkpoints, which this release does not load; it has no effect."
-    return [f"{key} {text}" for key in names]
+    return warnings + [f"{key} {text}" for key in names]
 
 
 def _problem(key: str, value: Any, problem: str, expected: str, mend: str) -> Problem:
@@ -55,16 +61,6 @@ def _check_batches(config: ExperimentConfig) -> Iterator[Problem]:
             "Not divisible",
             f"a multiple of actor.micro_batch_size ({actor.micro_batch_size})",
             f"set actor.global_batch_size={_near_multiple(actor.global_batch_size, actor.micro_batch_size)}",
-        )
-    chunk = actor.model.num_action_chunks
-    whole_chunks = config.env.train.max_steps_per_rollout_epoch % chunk == 0
-    if whole_chunks and actor.global_batch_size > num_samples(config):
-        yield _problem(
-            "actor.global_batch_size",
-            actor.global_batch_size,
-            "More than one update's samples",
-            f"at most {num_samples(config)}: {batch_equation(config).split(';')[0]}",
-            "lower actor.global_batch_size, or raise env.train.total_num_envs or algorithm.rollout_epoch",
         )
 
 
@@ -91,25 +87,9 @@ def _check_algorithm(config: ExperimentConfig) -> Iterator[Problem]:
 
 
 def _check_environment(config: ExperimentConfig, name: str, env: EnvConfig) -> Iterator[Problem]:
-    chunk, steps = config.actor.model.num_action_chunks, env.max_steps_per_rollout_epoch
     key = f"env.{name}"
-    if steps % chunk:
-        yield _problem(
-            f"{key}.max_steps_per_rollout_epoch",
-            steps,
-            "Not divisible",
-            f"a multiple of actor.model.num_action_chunks ({chunk})",
-            f"set {key}.max_steps_per_rollout_epoch={_near_multiple(steps, chunk)}",
-        )
-    elif not env.auto_reset and steps - chunk >= env.max_episode_steps:
-        yield _problem(
-            f"{key}.max_steps_per_rollout_epoch",
-            steps,
-            "Longer than an episode",
-            f"at most {-(-env.max_episode_steps // chunk) * chunk}: without auto_reset an environment does nothing "
-            f"after its episode of {env.max_episode_steps} steps",
-            f"lower {key}.max_steps_per_rollout_epoch, or set {key}.auto_reset=true",
-        )
+    if isinstance(env, TrainEnvConfig):
+        yield from _check_rollout(config.actor.model.num_action_chunks, env)
     for copy, original in (("num_envs", "total_num_envs"), ("max_episode_steps", "max_episode_steps")):
         value, counts = getattr(env.init_params, copy), getattr(env, original)
         if value is not None and value != counts:
@@ -129,6 +109,27 @@ def _check_environment(config: ExperimentConfig, name: str, env: EnvConfig) -> I
             "set env.eval.video_cfg.save_video=true and runner.val_check_interval, which records evaluations",
         )
     yield from _check_mapping(f"{key}.mapping", env.mapping)
+
+
+def _check_rollout(chunk: int, env: TrainEnvConfig) -> Iterator[Problem]:
+    key, steps = "env.train", env.max_steps_per_rollout_epoch
+    if steps % chunk:
+        yield _problem(
+            f"{key}.max_steps_per_rollout_epoch",
+            steps,
+            "Not divisible",
+            f"a multiple of actor.model.num_action_chunks ({chunk})",
+            f"set {key}.max_steps_per_rollout_epoch={_near_multiple(steps, chunk)}",
+        )
+    elif not env.auto_reset and steps - chunk >= env.max_episode_steps:
+        yield _problem(
+            f"{key}.max_steps_per_rollout_epoch",
+            steps,
+            "Longer than an episode",
+            f"at most {-(-env.max_episode_steps // chunk) * chunk}: without auto_reset an environment does nothing "
+            f"after its episode of {env.max_episode_steps} steps",
+            f"lower {key}.max_steps_per_rollout_epoch, or set {key}.auto_reset=true",
+        )
 
 
 def _check_mapping(key: str, mapping: MappingConfig) -> Iterator[Problem]:

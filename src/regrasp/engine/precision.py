@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import MethodType
+
 import torch
 
 from regrasp.config.schema import ModelConfig
@@ -11,4 +13,5 @@ from regrasp.models.contract import Policy
 def apply_precision(policy: Policy, model: ModelConfig, device: torch.device) -> None:
     """Run every mode of the policy under autocast where `actor.model.precision` is bf16; weights stay float32."""
     if model.precision == "bf16":
-        policy.forward = torch.autocast(device.type, torch.bfloat16)(policy.forward)
+        forward = torch.autocast(device.type, torch.bfloat16)(type(policy).forward)
+        policy.forward = MethodType(forward, policy)  # a method, so that a copy of the policy calls itself

@@ -9,13 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-
-@dataclass(frozen=True)
-class ArraySpec:
-    """Shape (without the environment axis) and NumPy dtype name of one raw observation."""
-
-    shape: tuple[int, ...]
-    dtype: str
+from regrasp.envs.selection import ArraySpec
 
 
 @dataclass(frozen=True)

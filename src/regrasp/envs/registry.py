@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from importlib.metadata import entry_points
+from types import ModuleType
+from typing import TYPE_CHECKING
 
-from regrasp.config.schema import EnvConfig
-from regrasp.envs.contract import VecEnv
+from regrasp.config.schema import EnvConfig, ExperimentConfig
+from regrasp.envs.selection import ArraySpec, ObservationSelection, check_action_mapping
 from regrasp.errors import UserError
+
+if TYPE_CHECKING:
+    from regrasp.envs.contract import VecEnv
 
 _FACTORIES = {"mujoco": "regrasp.envs.mujoco.env:create_env"}
 """`env_type` to `module:callable`, called as (config, name, max_chunk)."""
@@ -24,6 +30,42 @@ def create_env(config: EnvConfig, name: str, max_chunk: int) -> VecEnv:
     Raises:
         UserError: The simulator or task is unknown, or its observations do not fit the mapping.
     """
+    module, function = _factory(config, name)
+    return getattr(module, function)(config, name, max_chunk)
+
+
+def preflight(config: ExperimentConfig, file_of: Callable[[str], str]) -> None:
+    """Check task, mapping and action width of training and evaluation without starting an environment.
+
+    A simulator takes part by a function `describe(config, name) -> SimulatorSpec` beside its factory; others are
+    checked when they start.
+
+    Args:
+        config: The experiment.
+        file_of: Where the value of a key was written.
+
+    Raises:
+        UserError: Names the file, the key, what was found and what the simulator offers.
+    """
+    for name, env in (("train", config.env.train), ("eval", config.env.eval)):
+        try:
+            _check(env, name, config.actor.model.action_dim)
+        except UserError as error:
+            raise error.in_file(file_of(error.key or f"env.{name}")) from None
+
+
+def _check(env: EnvConfig, name: str, action_dim: int) -> None:
+    module, _ = _factory(env, name)
+    if not hasattr(module, "describe"):
+        return
+    spec = module.describe(env, name)
+    raw = {key: ArraySpec(tuple(shape), dtype) for key, (shape, dtype) in spec.raw_observations.items()}
+    ObservationSelection(env.mapping, raw, f"env.{name}.mapping")
+    check_action_mapping(env.mapping, action_dim, spec.action_dim, f"env.{name}.mapping")
+
+
+def _factory(config: EnvConfig, name: str) -> tuple[ModuleType, str]:
+    """Module and function name of the simulator's factory."""
     factories = known_env_types()
     if config.env_type not in factories:
         raise UserError(
@@ -34,7 +76,7 @@ def create_env(config: EnvConfig, name: str, max_chunk: int) -> VecEnv:
             mend="correct the name, or install the package that offers it through the entry point group regrasp.envs",
         )
     module, function = factories[config.env_type].split(":")
-    return getattr(importlib.import_module(module), function)(config, name, max_chunk)
+    return importlib.import_module(module), function
 
 
 def known_env_types() -> dict[str, str]:

@@ -1,7 +1,8 @@
 """Grounding pretraining of a tiny vision-language backbone: where is what the words name?
 
-A real VLA inherits this from its vision-language model. The backbone is trained with a readout that is thrown away
-afterwards; what is kept is a policy folder with an untrained action head.
+A real VLA inherits this from its vision-language model. The backbone, and the action head's self-attention over its
+features, are trained with a readout that is thrown away afterwards; what is kept is a policy folder whose action head
+is untrained but for that.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ _EVALUATION_BATCH = 500
 _POINTING_WEIGHT = 0.1
 _SCALE = 0.1
 """Targets are regressed in units of 10 cm."""
-_RECIPE_VERSION = 1
+_RECIPE_VERSION = 2
 """Raised when this file changes what it trains, so that a cached backbone is not mistaken for a new one."""
 
 
@@ -113,7 +114,7 @@ def _render(config: PretrainConfig) -> list[Scenes]:
 def _fresh_policy(config: PretrainConfig, sentences: list[str]) -> GrootPolicy:
     groot = GrootConfig.tiny(config.architecture)
     processor = GrootProcessor.fresh(groot, sentences, num_views=1, state_dim=1, action_dim=1)
-    settings = RlHeadSettings(num_action_chunks=1, action_dim=1, add_value_head=False)
+    settings = RlHeadSettings(1, 1, add_value_head=False, trainable="head_without_context")
     policy = GrootPolicy(groot, processor, settings, seed=config.seed)
     policy.backbone.reset_parameters(torch_generator(config.seed, "init", 0))
     return policy

@@ -78,7 +78,7 @@ def _base_policy(config: ExperimentConfig, dataset: DemonstrationDataset, backbo
     columns = dataset.load_columns([STATE, ACTION])
     state, action = (Statistics.of(torch.from_numpy(columns[name])) for name in (STATE, ACTION))
     if backbone is not None:
-        return _groot(config, dataset, backbone, state, action, seed)
+        return _groot(config, dataset, backbone, state, action)
     model = config.actor.model
     return MlpPolicy(
         state_dim=state.width,
@@ -98,9 +98,8 @@ def _groot(
     backbone: Path,
     state: Statistics,
     action: Statistics,
-    seed: int,
 ) -> GrootPolicy:
-    """The pretrained backbone with a fresh head."""
+    """The pretrained backbone with its untrained head."""
     mapping = config.env.train.mapping
     processor = load_processor(backbone).with_statistics(
         state,
@@ -114,11 +113,10 @@ def _groot(
         num_action_chunks=config.actor.model.num_action_chunks,
         action_dim=action.width,
         denoising_steps=config.actor.model.denoising_steps,
+        trainable=config.actor.model.trainable,
         add_value_head=False,
     )
-    policy = load_groot(backbone, settings, processor=processor)
-    policy.action_head.reset_parameters(torch_generator(seed, "init", 10))
-    return policy
+    return load_groot(backbone, settings, processor=processor)
 
 
 def _load_frames(policy: Policy, dataset: DemonstrationDataset, sft: SftConfig) -> tuple[Frames, Frames | None]:

@@ -83,6 +83,6 @@ def _backbone(config: ExperimentConfig) -> Path:
             key="sft.backbone",
             value=None if folder is None else str(folder),
             expected="a folder written by `regrasp pretrain`",
-            mend="run `regrasp pretrain` with the same --config_name first (about two minutes), or set sft.backbone",
+            mend="run `regrasp pretrain` with the same --config_name first (minutes), or set sft.backbone",
         )
     return folder

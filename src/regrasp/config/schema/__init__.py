@@ -14,6 +14,7 @@ from regrasp.config.schema.env import (
     MappingConfig,
     StateEntry,
     TimeoutsConfig,
+    TrainEnvConfig,
     VideoConfig,
 )
 from regrasp.config.schema.experiment import ExperimentConfig
@@ -46,5 +47,6 @@ __all__ = [
     "SftConfig",
     "StateEntry",
     "TimeoutsConfig",
+    "TrainEnvConfig",
     "VideoConfig",
 ]

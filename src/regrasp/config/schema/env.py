@@ -136,8 +136,6 @@ class InitParams:
     """The reference's second name of `total_num_envs`, which it must equal; null: not given."""
     max_episode_steps: PositiveInt | None = None
     """The reference's second name of the environment's `max_episode_steps`, which it must equal; null: not given."""
-    task_description: Name | None = None
-    """Instruction where neither the mapping nor the task has one."""
 
 
 @dataclass(frozen=True, config=BLOCK)
@@ -160,16 +158,12 @@ class EnvConfig:
     """Simulator: `mujoco`, `isaaclab`, `gymnasium`, or a registered name."""
     total_num_envs: PositiveInt
     """Environments stepped together."""
-    max_steps_per_rollout_epoch: PositiveInt
-    """Environment steps per environment and rollout epoch; a multiple of `actor.model.num_action_chunks`."""
     max_episode_steps: PositiveInt
     """An episode is truncated after this many environment steps."""
     init_params: InitParams
     """What the simulator is started with."""
     mapping: MappingConfig
     """Observations and actions; `isaaclab` is another name of this block."""
-    auto_reset: bool = False
-    """Begin a new episode where one ends; otherwise a rollout epoch holds one episode per environment."""
     ignore_terminations: bool = False
     """Let episodes run to the step limit, whatever the task says."""
     seed: NonNegativeInt = 0
@@ -182,6 +176,16 @@ class EnvConfig:
     """Deadlines of the simulator's processes."""
     python: Name | None = None
     """Interpreter of the simulator's processes; null: the one that runs Regrasp."""
+
+
+@dataclass(frozen=True, config=BLOCK, kw_only=True)
+class TrainEnvConfig(EnvConfig):
+    """The environments of training."""
+
+    max_steps_per_rollout_epoch: PositiveInt
+    """Environment steps per environment and rollout epoch; a multiple of `actor.model.num_action_chunks`."""
+    auto_reset: bool = False
+    """Begin a new episode where one ends; otherwise a rollout epoch holds one episode per environment."""
 
 
 @dataclass(frozen=True, config=BLOCK)
@@ -198,7 +202,7 @@ class EvalEnvConfig(EnvConfig):
 class EnvsConfig:
     """The environments of training and of evaluation."""
 
-    train: EnvConfig
+    train: TrainEnvConfig
     """Environments of training."""
     eval: EvalEnvConfig
     """Environments of evaluation."""

@@ -3,33 +3,46 @@
 from __future__ import annotations
 
 import difflib
+from typing import TYPE_CHECKING
 
 from regrasp.config.schema import EnvConfig
-from regrasp.envs.contract import VecEnv
 from regrasp.envs.mujoco.backend import require_backend
 from regrasp.envs.mujoco.catalog import TASK_IDS
 from regrasp.envs.remote.process import Deadlines
-from regrasp.envs.remote.vector import RemoteVecEnv
+from regrasp.envs.remote.simulator import SimulatorSpec
 from regrasp.errors import UserError
+
+if TYPE_CHECKING:
+    from regrasp.envs.contract import VecEnv
+
+
+def describe(config: EnvConfig, name: str) -> SimulatorSpec:
+    """What the environments of `env.<name>` will offer; starts none.
+
+    Raises:
+        UserError: The task is unknown.
+    """
+    from regrasp.envs.mujoco.simulator import create_task, describe_task
+
+    _check_task(config, name)
+    return describe_task(create_task(config.init_params.id), config.max_episode_steps)
 
 
 def create_env(config: EnvConfig, name: str, max_chunk: int) -> VecEnv:
-    """Start MuJoCo environments as `env.<name>` says."""
-    task_id = config.init_params.id
-    if task_id not in TASK_IDS:
-        near = difflib.get_close_matches(task_id, TASK_IDS, 1)
-        raise UserError(
-            "Unknown MuJoCo task",
-            key=f"env.{name}.init_params.id",
-            value=task_id,
-            expected=f"one of {sorted(TASK_IDS)}",
-            mend=f"did you mean '{near[0]}'?" if near else "`regrasp tasks` lists them",
-        )
+    """Start MuJoCo environments as `env.<name>` says.
+
+    Raises:
+        UserError: The task is unknown, its observations do not fit the mapping, or images cannot be rendered.
+    """
+    from regrasp.envs.remote.vector import RemoteVecEnv
+
+    _check_task(config, name)
+    renders = config.mapping.main_images is not None or config.video_cfg.save_video
     return RemoteVecEnv(
         name=name,
         factory="regrasp.envs.mujoco.simulator:create",
         settings={
-            "task_id": task_id,
+            "task_id": config.init_params.id,
             "max_episode_steps": config.max_episode_steps,
             "ignore_terminations": config.ignore_terminations,
         },
@@ -39,5 +52,19 @@ def create_env(config: EnvConfig, name: str, max_chunk: int) -> VecEnv:
         mapping=config.mapping,
         deadlines=Deadlines(config.timeouts.startup_s, config.timeouts.reset_s, config.timeouts.step_s),
         python=config.python,
-        environment={"MUJOCO_GL": require_backend()},
+        environment={"MUJOCO_GL": require_backend() if renders else "disable"},
+    )
+
+
+def _check_task(config: EnvConfig, name: str) -> None:
+    task_id = config.init_params.id
+    if task_id in TASK_IDS:
+        return
+    near = difflib.get_close_matches(task_id, TASK_IDS, 1)
+    raise UserError(
+        "Unknown MuJoCo task",
+        key=f"env.{name}.init_params.id",
+        value=task_id,
+        expected=f"one of {sorted(TASK_IDS)}",
+        mend=f"did you mean '{near[0]}'?" if near else "`regrasp tasks` lists them",
     )

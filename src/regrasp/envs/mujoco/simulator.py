@@ -34,6 +34,25 @@ def create_task(task_id: str) -> Task:
     return getattr(importlib.import_module(module), name)()
 
 
+def describe_task(task: Task, max_episode_steps: int) -> SimulatorSpec:
+    """What the simulator of a task offers."""
+    raw: dict[str, tuple[tuple[int, ...], str]] = {
+        CAMERA_GROUP + camera.name: ((camera.height, camera.width, 3), "uint8") for camera in task.cameras
+    }
+    raw |= {VECTOR_GROUP + name: ((width,), "float32") for name, width in task.vectors.items()}
+    return SimulatorSpec(
+        task_id=task.task_id,
+        raw_observations=raw,
+        action_dim=task.action_dim,
+        instructions=task.instructions,
+        step_seconds=task.step_seconds,
+        max_episode_steps=max_episode_steps,
+        state_size=mujoco.mj_stateSize(task.model, _PHYSICS_STATE) + task.episode_size,
+        info=task.info,
+        has_expert=task.has_expert,
+    )
+
+
 class MujocoSimulator:
     """A `SingleStepSimulator` over one task."""
 
@@ -43,27 +62,11 @@ class MujocoSimulator:
         self._data = [mujoco.MjData(task.model) for _ in range(num_envs)]
         self._episodes = np.zeros((num_envs, task.episode_size))
         self._renderers: dict[tuple[int, int], Renderer] = {}
-        self._sizes = {camera.name: (camera.height, camera.width) for camera in task.cameras}
         self._physics_size = mujoco.mj_stateSize(task.model, _PHYSICS_STATE)
 
     def describe(self) -> SimulatorSpec:
         """Sizes of the task."""
-        task = self._task
-        raw: dict[str, tuple[tuple[int, ...], str]] = {
-            CAMERA_GROUP + name: ((*size, 3), "uint8") for name, size in self._sizes.items()
-        }
-        raw |= {VECTOR_GROUP + name: ((width,), "float32") for name, width in task.vectors.items()}
-        return SimulatorSpec(
-            task_id=task.task_id,
-            raw_observations=raw,
-            action_dim=task.action_dim,
-            instructions=task.instructions,
-            step_seconds=task.step_seconds,
-            max_episode_steps=self._limit,
-            state_size=self._physics_size + task.episode_size,
-            info=task.info,
-            has_expert=task.has_expert,
-        )
+        return describe_task(self._task, self._limit)
 
     def begin(self, row: int, seed: int) -> int:
         """Start an episode."""

@@ -1,0 +1,170 @@
+"""What a mapping selects from a simulator's offer, checked before anything is started. Imports no numerical library."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from regrasp.config.schema import MappingConfig
+from regrasp.errors import UserError
+
+
+@dataclass(frozen=True)
+class ArraySpec:
+    """Shape (without the environment axis) and NumPy dtype name of one raw observation."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class StateSource:
+    """A contiguous slice of one raw observation that feeds the state vector."""
+
+    key: str
+    start: int
+    stop: int
+
+
+class ObservationSelection:
+    """Which raw observations the configuration asks for.
+
+    Args:
+        config: The mapping block.
+        raw: What the simulator offers, by `group/key`.
+        location: Dotted path of the block, for errors.
+
+    Raises:
+        UserError: A key is missing or ambiguous, a slice out of range, an image no image or a state no vector.
+    """
+
+    def __init__(self, config: MappingConfig, raw: Mapping[str, ArraySpec], location: str) -> None:
+        self.raw = raw
+        self._location = location
+        self.instruction = config.task_description
+        self.main_camera = self._camera(config.main_images, "main_images") if config.main_images else None
+        self.extra_cameras = tuple(self._camera(name, "extra_view_images") for name in config.extra_view_images)
+        self.states = tuple(self._state(i, entry.key, entry.slice) for i, entry in enumerate(config.states))
+        self._check_equal_sizes()
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The raw observations needed; the simulator computes no others."""
+        cameras = () if self.main_camera is None else (self.main_camera, *self.extra_cameras)
+        return tuple(dict.fromkeys((*cameras, *(source.key for source in self.states))))
+
+    @property
+    def state_dim(self) -> int:
+        """Width of the state vector."""
+        return sum(source.stop - source.start for source in self.states)
+
+    def _camera(self, name: str, field: str) -> str:
+        key = self._find(name, field)
+        spec = self.raw[key]
+        if not _is_camera(spec):
+            raise UserError(
+                f"'{key}' is not a camera image",
+                key=f"{self._location}.{field}",
+                value=f"{spec.dtype} {spec.shape}",
+                expected="uint8 of shape (height, width, 3)",
+                mend=f"choose one of {sorted(key for key in self.raw if _is_camera(self.raw[key]))}",
+            )
+        return key
+
+    def _state(self, index: int, name: str, bounds: tuple[int, int] | None) -> StateSource:
+        field = f"states[{index}]"
+        key = self._find(name, field)
+        spec = self.raw[key]
+        if spec.dtype == "uint8":
+            raise UserError(
+                f"'{key}' is an image, not a state",
+                key=f"{self._location}.{field}",
+                expected="a vector observation",
+                mend=f"choose one of {sorted(key for key in self.raw if self.raw[key].dtype != 'uint8')}",
+            )
+        width = width_of(spec)
+        start, stop = bounds or (0, width)
+        if stop > width:
+            raise UserError(
+                f"The slice reaches past the end of '{key}'",
+                key=f"{self._location}.{field}.slice",
+                value=[start, stop],
+                expected=f"0 <= start < stop <= {width}, the width that the simulator reports",
+                mend="shorten the slice or choose another key",
+            )
+        return StateSource(key, start, stop)
+
+    def _find(self, name: str, field: str) -> str:
+        matches = [key for key in self.raw if name in (key, _short(key))]
+        if len(matches) == 1:
+            return matches[0]
+        near = difflib.get_close_matches(name, [key if "/" in name else _short(key) for key in self.raw], 1)
+        raise UserError(
+            f"The simulator offers {'several observations' if matches else 'no observation'} named '{name}'",
+            key=f"{self._location}.{field}",
+            value=name,
+            expected=f"one of {matches or sorted(self.raw)}",
+            mend="write it as group/key" if matches else (f"did you mean '{near[0]}'?" if near else "correct the name"),
+        )
+
+    def _check_equal_sizes(self) -> None:
+        sizes = {self.raw[key].shape for key in self.extra_cameras}
+        if len(sizes) > 1:
+            raise UserError(
+                "Extra cameras differ in size, so they cannot be stacked",
+                key=f"{self._location}.extra_view_images",
+                value=list(self.extra_cameras),
+                expected="cameras of one size",
+                mend="give the cameras the same width and height in the task",
+            )
+
+
+def _short(key: str) -> str:
+    return key.split("/", 1)[-1]
+
+
+def _is_camera(spec: ArraySpec) -> bool:
+    return spec.dtype == "uint8" and len(spec.shape) == 3 and spec.shape[2] == 3
+
+
+def width_of(spec: ArraySpec) -> int:
+    """Number of values of one environment's observation."""
+    return math.prod(spec.shape)
+
+
+def check_action_mapping(config: MappingConfig, policy_dim: int, simulator_dim: int, location: str) -> None:
+    """Check that pads and scale make simulator actions of policy actions.
+
+    Raises:
+        UserError: The widths do not add up, or the scale has a wrong length or a zero.
+    """
+    mapping = config.action_mapping
+    total = mapping.prefix_pad + policy_dim + mapping.suffix_pad
+    if total != simulator_dim:
+        raise UserError(
+            "The mapped action does not have the simulator's width",
+            key=f"{location}.action_mapping",
+            value=f"prefix_pad {mapping.prefix_pad} + action_dim {policy_dim} + suffix_pad {mapping.suffix_pad}"
+            f" = {total}",
+            expected=f"{simulator_dim} in total",
+            mend="change the pads, or actor.model.action_dim",
+        )
+    factors = mapping.scale if isinstance(mapping.scale, tuple) else (mapping.scale,)
+    if isinstance(mapping.scale, tuple) and len(factors) != policy_dim:
+        raise UserError(
+            "The action scale has the wrong length",
+            key=f"{location}.action_mapping.scale",
+            value=list(factors),
+            expected=f"one number, or {policy_dim} numbers",
+            mend="give one factor per policy action",
+        )
+    if not all(factors):
+        raise UserError(
+            "The action scale has a zero, so demonstrations cannot be told in the policy's units",
+            key=f"{location}.action_mapping.scale",
+            value=list(factors),
+            expected="factors other than 0",
+            mend="leave the dimension out of the policy's action and pad it instead",
+        )

@@ -1,0 +1,190 @@
+"""The local engine: what a rollout stores, what it costs the environments, and number formats."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+
+from regrasp.config.load import load_config
+from regrasp.config.schema import ExperimentConfig, ModelConfig
+from regrasp.engine.local import LocalEngine
+from regrasp.engine.precision import apply_precision
+from regrasp.envs.contract import Observation, VecEnv
+from regrasp.envs.registry import create_env
+from regrasp.models.contract import Policy
+from regrasp.models.groot.config import GrootConfig
+from regrasp.models.groot.policy import GrootPolicy
+from regrasp.models.groot.processor import GrootProcessor
+from regrasp.models.mlp.policy import MlpPolicy
+from regrasp.runners.policies import head_settings
+from regrasp.streams import KeyedNoise
+
+CPU = torch.device("cpu")
+SEED = 2
+OVERRIDES = (
+    "env.train.total_num_envs=4",
+    "env.train.num_workers=1",
+    "env.eval.total_num_envs=2",
+    "env.eval.num_workers=1",
+    "env.train.max_steps_per_rollout_epoch=8",
+    "actor.global_batch_size=8",
+    "actor.micro_batch_size=8",
+    "algorithm.rollout_epoch=2",
+    "algorithm.update_epoch=1",
+    "pretrain.architecture.vision_width=24",
+    "pretrain.architecture.language_width=24",
+    "pretrain.architecture.head_width=24",
+    "pretrain.architecture.head_layers=2",
+)
+
+
+def experiment(*overrides: str) -> ExperimentConfig:
+    return load_config("pick_cube_ppo_groot", [*OVERRIDES, *overrides]).config
+
+
+@pytest.fixture(scope="module")
+def env() -> Iterator[VecEnv]:
+    created = create_env(experiment().env.train, "train", max_chunk=4)
+    yield created
+    created.close()
+
+
+def groot(config: ExperimentConfig) -> GrootPolicy:
+    assert config.pretrain is not None
+    sizes = GrootConfig.tiny(config.pretrain.architecture)
+    sentences = [f"pick up the {color} cube" for color in ("red", "green", "blue")]
+    processor = GrootProcessor.fresh(sizes, sentences, num_views=1, state_dim=4, action_dim=4)
+    policy = GrootPolicy(sizes, processor, head_settings(config.actor.model))
+    policy.backbone.reset_parameters(torch.Generator().manual_seed(0))
+    return perturbed(policy)
+
+
+def mlp(seed: int = 0) -> MlpPolicy:
+    return perturbed(MlpPolicy(state_dim=4, action_dim=4, num_action_chunks=4, hidden=(16,), seed=seed))
+
+
+def perturbed(policy):
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+    return policy
+
+
+def engine(env: VecEnv, *overrides: str) -> LocalEngine:
+    config = experiment(*overrides)
+    return LocalEngine(config, groot(config), env, SEED, CPU)
+
+
+def never() -> bool:
+    return False
+
+
+@pytest.mark.parametrize(
+    ("override", "stored"),
+    [
+        ("actor.model.trainable=head", {"context", "state"}),
+        ("runner.recompute_features=true", {"images", "input_ids", "state"}),
+        ("actor.model.trainable=all", {"images", "input_ids", "state"}),
+    ],
+)
+def test_a_rollout_holds_features_or_images(env: VecEnv, override: str, stored: set[str]) -> None:
+    collected = engine(env, override).collect(0, never)
+    assert set(collected.rollout.inputs.keys()) == stored
+    assert len(collected.rollout) == 4 * 2 * 2
+    assert collected.num_steps == int(collected.rollout.num_executed.sum()) == 4 * 8 * 2
+    assert set(collected.rollout.versions.tolist()) == {0}
+    assert collected.seconds > 0
+
+
+def test_recomputed_features_do_not_change_the_update(env: VecEnv) -> None:
+    results = []
+    for override in ("runner.recompute_features=false", "runner.recompute_features=true"):
+        one = engine(env, override)
+        metrics = one.update(one.collect(0, never).rollout, 0, never)
+        results.append((metrics, one.policy.state_dict()))
+    assert results[0][0] == pytest.approx(results[1][0], rel=1e-4, abs=1e-6)
+    for name, value in results[0][1].items():
+        torch.testing.assert_close(results[1][1][name], value, rtol=0, atol=1e-6)
+
+
+def test_the_rollout_is_versioned_by_update(env: VecEnv) -> None:
+    collected = engine(env).collect(5, never)
+    assert set(collected.rollout.versions.tolist()) == {5}
+
+
+def test_an_interrupted_rollout_keeps_nothing_and_can_be_repeated(env: VecEnv) -> None:
+    one = engine(env)
+    state = one.state_dict()
+    asked = iter([False, True])
+    with pytest.raises(InterruptedError):
+        one.collect(0, lambda: next(asked))
+    one.load_state_dict(state)
+    repeated, fresh = one.collect(0, never).rollout, engine(env).collect(0, never).rollout
+    assert torch.equal(repeated.log_probs, fresh.log_probs)
+    assert torch.equal(repeated.advantages, fresh.advantages)
+
+
+def observation(batch: int) -> Observation:
+    generator = torch.Generator().manual_seed(4)
+    images = torch.randint(0, 256, (batch, 84, 84, 3), generator=generator, dtype=torch.uint8)
+    return Observation(images, torch.randn(batch, 4, generator=generator), ["pick up the red cube"] * batch)
+
+
+def values(policy: Policy, batch: int = 8) -> torch.Tensor:
+    with torch.no_grad():
+        return policy("value", features=policy("encode", inputs=policy.prepare(observation(batch))))
+
+
+def half(model: ModelConfig) -> ModelConfig:
+    return replace(model, precision="bf16")
+
+
+@pytest.mark.parametrize("make", [lambda _config: mlp(), groot], ids=["mlp", "groot"])
+def test_half_precision_is_of_the_forward_pass_alone(make) -> None:
+    config = experiment()
+    policy = make(config)
+    exact = values(policy)
+    before = {name: value.clone() for name, value in policy.state_dict().items()}
+    apply_precision(policy, half(config.actor.model), CPU)
+    rounded = values(policy)
+    assert rounded.dtype == torch.float32
+    assert not torch.equal(rounded, exact)
+    torch.testing.assert_close(rounded, exact, rtol=0.05, atol=0.05)
+    assert all(value.dtype == before[name].dtype for name, value in policy.state_dict().items())
+    assert policy.state_dict().keys() == before.keys()
+    noise = KeyedNoise(0, "train", [(row, 0, 0) for row in range(8)])
+    features = policy("encode", inputs=policy.prepare(observation(8)))
+    action = policy("act", features=features, noise=noise)
+    assert action.actions.dtype == action.log_probs.dtype == torch.float32
+
+
+def test_full_precision_changes_nothing() -> None:
+    config = experiment()
+    policy = mlp()
+    exact = values(policy)
+    apply_precision(policy, config.actor.model, CPU)
+    assert torch.equal(values(policy), exact)
+
+
+def test_a_copy_of_a_policy_in_half_precision_is_another_policy() -> None:
+    policy = mlp()
+    apply_precision(policy, half(experiment().actor.model), CPU)
+    copied = copy.deepcopy(policy)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.zero_()
+    assert values(policy).count_nonzero() == 0
+    assert values(copied).count_nonzero() == 8
+
+
+def test_the_first_ratio_is_one_in_half_precision_too(env: VecEnv) -> None:
+    # Four environments decide once, and one minibatch holds their four decisions: equal batch shape.
+    batches = ("actor.global_batch_size=4", "actor.micro_batch_size=4", "algorithm.rollout_epoch=1")
+    one = engine(env, "actor.model.precision=bf16", "env.train.max_steps_per_rollout_epoch=4", *batches)
+    metrics = one.update(one.collect(0, never).rollout, 0, never)
+    assert metrics["actor/first_ratio_error"] == 0.0

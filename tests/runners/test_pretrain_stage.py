@@ -1,0 +1,62 @@
+"""Grounding pretraining at toy size."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from run_toys import groot_experiment
+
+from regrasp.config.schema import PretrainConfig
+from regrasp.errors import TrainingHaltedError
+from regrasp.models.groot.checkpoint import load_groot
+from regrasp.models.weights import read_weights
+from regrasp.runners.pretrain import cached_backbone, pretrain
+from regrasp.runners.stages import pretrain_backbone
+
+
+def pretrain_config(*overrides: str) -> PretrainConfig:
+    config = groot_experiment(*overrides).config.pretrain
+    assert config is not None
+    return config
+
+
+def test_what_is_written_is_a_policy_folder(backbone: Path) -> None:
+    policy = load_groot(backbone)
+    assert policy.config.eagle_cfg.vision_config.hidden_size == 24
+    ids = policy.processor.text.encode(["pick up the red cube", "pick up the blue cube"])
+    assert not torch.equal(ids[0], ids[1])
+
+
+def test_the_same_seed_gives_the_same_backbone(backbone: Path, tmp_path: Path) -> None:
+    error = pretrain(pretrain_config(), tmp_path)
+    first, second = read_weights(backbone), read_weights(tmp_path)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert 0 < error < 100
+
+
+def test_an_error_above_the_limit_writes_nothing(tmp_path: Path) -> None:
+    config = pretrain_config("pretrain.max_median_error_cm=0.01", "pretrain.steps=1")
+    with pytest.raises(TrainingHaltedError, match=r"median error of \d+\.\d+ cm, above the limit of 0.01 cm"):
+        pretrain(config, tmp_path / "backbone")
+    assert not (tmp_path / "backbone").exists()
+
+
+def test_every_task_contributes_its_words(tmp_path: Path) -> None:
+    config = pretrain_config("pretrain.tasks=[Regrasp-Pick-Cube-v0,Regrasp-Stack-Cube-v0]", "pretrain.steps=2")
+    assert 0 < pretrain(config, tmp_path) < 100
+
+
+def test_what_is_cached_is_not_made_again(backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = groot_experiment().config
+    made, error = pretrain_backbone(config, backbone)
+    assert (made, error) == (backbone, None)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert config.pretrain is not None
+    folder = cached_backbone(config.pretrain)
+    assert tmp_path in folder.parents
+    assert folder == cached_backbone(pretrain_config()), "the seed of the run does not matter"
+    assert folder == cached_backbone(pretrain_config("runner.seed=3"))
+    assert folder != cached_backbone(pretrain_config("pretrain.steps=4"))
+    assert folder != cached_backbone(pretrain_config("pretrain.architecture.head_width=48"))

@@ -1,0 +1,114 @@
+"""Supervised training of the base model."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from run_toys import groot_experiment
+
+from regrasp.config.load import load_config
+from regrasp.data.lerobot import DatasetWriter, DemonstrationDataset, FeatureSpec
+from regrasp.errors import UserError
+from regrasp.models.groot.checkpoint import load_groot
+from regrasp.models.mlp.policy import MlpPolicy
+from regrasp.models.registry import load_policy
+from regrasp.models.weights import read_weights
+from regrasp.runners.collect import ACTION, STATE
+from regrasp.runners.sft import train_base_model
+from regrasp.runners.stages import train_base
+
+
+def changed_parts(first: Path, second: Path) -> set[str]:
+    one, other = read_weights(first), read_weights(second)
+    assert one.keys() == other.keys()
+    return {".".join(name.split(".")[:2]) for name in one if not torch.equal(one[name], other[name])}
+
+
+def test_the_loss_falls(backbone: Path, demos: Path, tmp_path: Path) -> None:
+    _, short = train_base(groot_experiment("sft.steps=2").config, demos, backbone, tmp_path / "short")
+    _, long = train_base(groot_experiment("sft.steps=80", "sft.lr=3e-3").config, demos, backbone, tmp_path / "long")
+    assert long.train_loss < 0.8 * short.train_loss
+    assert long.num_episodes == 5
+    assert long.validation_loss is not None
+
+
+def test_the_head_alone_or_everything_is_trained(backbone: Path, demos: Path, tmp_path: Path) -> None:
+    for train in ("head", "all"):
+        train_base(groot_experiment(f"sft.train={train}", "sft.steps=2").config, demos, backbone, tmp_path / train)
+    assert all(part.startswith("action_head.") for part in changed_parts(backbone, tmp_path / "head"))
+    assert {part for part in changed_parts(backbone, tmp_path / "all") if part.startswith("backbone.")}
+
+
+def test_the_same_seed_gives_the_same_model(base_model: Path, backbone: Path, demos: Path, tmp_path: Path) -> None:
+    train_base(groot_experiment().config, demos, backbone, tmp_path / "same")
+    train_base(groot_experiment("runner.seed=9").config, demos, backbone, tmp_path / "other")
+    assert changed_parts(base_model, tmp_path / "same") == set()
+    assert changed_parts(base_model, tmp_path / "other")
+
+
+def test_statistics_of_the_demonstrations_travel_with_the_model(base_model: Path, demos: Path) -> None:
+    columns = DemonstrationDataset.open(demos).load_columns([STATE, ACTION])
+    processor = load_groot(base_model).processor
+    for normalizer, values in ((processor.state, columns[STATE]), (processor.action, columns[ACTION])):
+        scaled = normalizer.normalize(torch.from_numpy(values))
+        torch.testing.assert_close(scaled.amax(0), torch.ones(4))
+        torch.testing.assert_close(scaled.amin(0), -torch.ones(4))
+
+
+def test_held_out_episodes_are_not_trained_on(backbone: Path, demos: Path, tmp_path: Path) -> None:
+    dataset = DemonstrationDataset.open(demos)
+    lengths = np.bincount(dataset.load_columns(["episode_index"])["episode_index"])
+    _, result = train_base(groot_experiment("sft.validation_fraction=0.4").config, demos, backbone, tmp_path / "a")
+    assert result.num_frames == lengths[:3].sum()
+    _, result = train_base(groot_experiment("sft.validation_fraction=0").config, demos, backbone, tmp_path / "b")
+    assert result.num_frames == lengths.sum()
+    assert result.validation_loss is None
+
+
+def test_a_state_policy_needs_no_backbone(demos: Path, tmp_path: Path) -> None:
+    config = load_config("pick_cube_ppo_mlp", ["sft.steps=20", "sft.batch_size=16"]).config
+    folder, result = train_base(config, demos, None, tmp_path)
+    policy = load_policy(folder)
+    assert isinstance(policy, MlpPolicy)
+    assert policy.spec.state_dim == DemonstrationDataset.open(demos).load_columns([STATE])[STATE].shape[1]
+    assert result.num_frames > 0
+
+
+def test_a_missing_camera_is_named(backbone: Path, tmp_path: Path) -> None:
+    features = {STATE: FeatureSpec("float32", (4,)), ACTION: FeatureSpec("float32", (4,))}
+    with DatasetWriter(tmp_path / "blind", fps=10, robot_type="none", features=features) as writer:
+        columns = {name: np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32) for name in features}
+        writer.add_episode(columns, "pick up the red cube", True)
+    with pytest.raises(UserError, match="no such camera") as caught:
+        train_base_model(groot_experiment().config, tmp_path / "blind", backbone, 0, tmp_path / "model")
+    assert caught.value.value == "observation.images.main"
+
+
+def test_a_missing_extra_camera_is_an_error(backbone: Path, demos: Path, tmp_path: Path) -> None:
+    two = "env.train.mapping.extra_view_images=[camera_images/wrist_camera]"
+    with pytest.raises(UserError):
+        train_base_model(groot_experiment(two).config, demos, backbone, 0, tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_missing_backbone_says_how_to_get_one(demos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with pytest.raises(UserError, match="regrasp pretrain"):
+        train_base(groot_experiment().config, demos, None, tmp_path / "model")
+
+
+def test_the_backbone_of_the_cache_is_found(
+    backbone: Path, demos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from regrasp.runners.pretrain import cached_backbone
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    config = groot_experiment("sft.steps=1").config
+    assert config.pretrain is not None
+    shutil.copytree(backbone, cached_backbone(config.pretrain))
+    folder, _ = train_base(config, demos, None, tmp_path / "model")
+    assert (folder / "model.safetensors").is_file()

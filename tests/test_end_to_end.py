@@ -1,0 +1,148 @@
+"""`regrasp quickstart` as a user calls it, at toy size: interrupted, continued, called again."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import regrasp
+from regrasp.models.registry import load_policy
+
+TOY = (
+    "runner.max_epochs=8",
+    "runner.save_interval=100",
+    "runner.val_check_interval=8",
+    "runner.force=true",
+    "pretrain.tasks=[Regrasp-Pick-Cube-v0]",
+    "pretrain.num_scenes=40",
+    "pretrain.steps=2",
+    "pretrain.batch_size=8",
+    "pretrain.max_median_error_cm=100",
+    "pretrain.architecture.vision_width=24",
+    "pretrain.architecture.language_width=24",
+    "pretrain.architecture.head_width=24",
+    "pretrain.architecture.head_layers=2",
+    "collect.num_demos=2",
+    "sft.steps=3",
+    "sft.batch_size=16",
+    "sft.warmup_steps=1",
+    "env.train.total_num_envs=4",
+    "env.eval.total_num_envs=4",
+    "env.train.num_workers=1",
+    "env.eval.num_workers=1",
+    "env.eval.num_episodes=4",
+    "actor.global_batch_size=20",
+    "actor.micro_batch_size=20",
+    "algorithm.rollout_epoch=1",
+    "algorithm.update_epoch=1",
+)
+STAGES = ("pretrain", "collect", "sft", "evaluate_base", "train", "evaluate_finetuned")
+
+
+class Quickstart:
+    """The command, in a process of its own, in a folder of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.output = folder / "run"
+        self._folder = folder
+        self._environment = {
+            **os.environ,
+            "PYTHONPATH": str(Path(regrasp.__file__).parents[1]),
+            "PYTHONUNBUFFERED": "1",
+            "XDG_CACHE_HOME": str(folder / "cache"),
+        }
+
+    def start(self, *overrides: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "regrasp.cli.main", "quickstart", "--seed", "3", "--output", str(self.output)]
+        return subprocess.Popen(
+            [*command, *TOY, *overrides],
+            env=self._environment,
+            cwd=self._folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def run(self, *overrides: str) -> tuple[int, str]:
+        """Exit code and what was printed."""
+        process = self.start(*overrides)
+        printed, _ = process.communicate(timeout=120)
+        return process.returncode, printed
+
+    def interrupt_after(self, pattern: str) -> tuple[int, str]:
+        """Send SIGINT when a line matches, and wait for the end."""
+        process = self.start()
+        assert process.stdout is not None
+        printed = ""
+        for line in process.stdout:
+            printed += line
+            if re.search(pattern, line):
+                process.send_signal(signal.SIGINT)
+                break
+        rest, _ = process.communicate(timeout=30)
+        return process.returncode, printed + rest
+
+
+@pytest.mark.slow
+def test_quickstart(tmp_path: Path) -> None:
+    quickstart = Quickstart(tmp_path)
+    code, printed = quickstart.interrupt_after(r"^\s+1/8 ")
+    assert code == 130, printed
+    assert "Traceback" not in printed
+    assert not (quickstart.output / "summary.json").exists()
+
+    code, printed = quickstart.run()
+    assert code == 0, printed
+    assert printed.count("done before") == 4
+    assert "differs" not in printed
+    rows = [json.loads(line) for line in (quickstart.output / "train" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(1, 9))
+    assert any((tmp_path / "cache" / "regrasp" / "backbones").iterdir())
+    _check_summary(quickstart.output)
+    _check_report(quickstart.output)
+
+    before = (quickstart.output / "summary.json").read_text()
+    code, printed = quickstart.run()
+    assert code == 0, printed
+    assert printed.count("done before") == len(STAGES)
+    assert (quickstart.output / "summary.json").read_text() == before
+
+    code, printed = quickstart.run("actor.optim.lr=1e-6")
+    assert code == 2
+    assert "other settings" in printed
+    assert "Traceback" not in printed
+
+
+def _check_summary(run: Path) -> None:
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["seed"] == 3
+    assert summary["task"] == "Regrasp-Pick-Cube-v0"
+    for name in ("base", "finetuned"):
+        assert summary[name]["episodes"] == 4
+        low, high = summary[name]["ci95"]
+        assert 0 <= low <= summary[name]["success"] <= high <= 1
+        evaluation = json.loads((run / f"evaluate_{name}" / "evaluation.json").read_text())
+        assert evaluation == summary[name]
+    assert tuple(summary["stage_seconds"]) == STAGES
+    assert all(seconds >= 0 for seconds in summary["stage_seconds"].values())
+    assert summary["total_seconds"] == pytest.approx(sum(summary["stage_seconds"].values()), abs=0.1)
+    assert {"regrasp", "python", "torch", "transformers", "mujoco-core"} <= summary["versions"].keys()
+    assert load_policy(summary["model"]).spec.action_dim == 4
+    assert summary["command"].startswith("make quickstart")
+
+
+def _check_report(run: Path) -> None:
+    page = (run / "report.html").read_text()
+    summary = json.loads((run / "summary.json").read_text())
+    links = re.findall(r"""(?:src|href)\s*=\s*["']([^"'#]+)""", page)
+    assert links
+    assert all(link.startswith("data:") for link in links), "nothing is loaded from elsewhere"
+    assert len(summary["videos"]) == 8
+    assert page.count("data:video/mp4;base64,") == 8
