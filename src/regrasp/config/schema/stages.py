@@ -63,11 +63,11 @@ class ArchitectureConfig:
     """Learned tokens between state and actions."""
     action_horizon: PositiveInt = 4
     """Actions that the head predicts per decision."""
-    max_state_dim: PositiveInt = 8
+    max_state_dim: PositiveInt = 4
     """Width to which states are padded."""
-    max_action_dim: PositiveInt = 8
+    max_action_dim: PositiveInt = 4
     """Width to which actions are padded."""
-    num_embodiments: PositiveInt = 4
+    num_embodiments: PositiveInt = 2
     """Slots of embodiment-specific projectors."""
 
 
