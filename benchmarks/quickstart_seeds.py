@@ -22,10 +22,11 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     seeds = parser.parse_args().seeds
-    rows = []
+    rows, stages = [], {}
     for seed in seeds:
         subprocess.run([sys.executable, "-m", "regrasp.cli.main", "quickstart", "--seed", str(seed)], check=True)
         summary = json.loads((Path("quickstart-run") / f"seed_{seed}" / "summary.json").read_text())
+        stages[seed] = summary["stage_seconds"]
         rows.append(
             {
                 "seed": seed,
@@ -43,7 +44,8 @@ def main() -> None:
         )
     mean = sum(row["finetuned success"] for row in rows) / len(rows)
     print(f"mean fine-tuned success over {len(rows)} seeds: {mean:.1%}")
-    save("quickstart_seeds", f"python benchmarks/quickstart_seeds.py --seeds {' '.join(map(str, seeds))}", rows)
+    command = f"python benchmarks/quickstart_seeds.py --seeds {' '.join(map(str, seeds))}"
+    save("quickstart_seeds", command, rows, mean_finetuned_success=mean, stage_seconds=stages)
 
 
 if __name__ == "__main__":

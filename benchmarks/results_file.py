@@ -16,8 +16,8 @@ from regrasp.hardware import available_cores
 RESULTS = Path(__file__).parent / "results"
 
 
-def save(name: str, command: str, rows: list[dict[str, Any]]) -> None:
-    """Print the rows as a table and write `results/<name>.json` with command, commit and machine."""
+def save(name: str, command: str, rows: list[dict[str, Any]], **more: Any) -> None:
+    """Print the rows as a table and write `results/<name>.json` with command, commit, machine and `more`."""
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     document = {
         "command": command,
@@ -25,6 +25,7 @@ def save(name: str, command: str, rows: list[dict[str, Any]]) -> None:
         "versions": {"regrasp": regrasp.__version__, "torch": torch.__version__, "python": platform.python_version()},
         "machine": f"{platform.machine()}, {available_cores()} cores, {torch.get_num_threads()} torch threads",
         "rows": rows,
+        **more,
     }
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(document, indent=2) + "\n")
