@@ -20,7 +20,7 @@ from regrasp.streams import KeyedNoise
 from results_file import save
 
 CHUNK = 4
-SECONDS = 6.0
+SECONDS = 3.0
 REPEATS = 3
 
 

@@ -79,7 +79,10 @@ def overrides_of(args: argparse.Namespace) -> list[str]:
 
 
 def load(args: argparse.Namespace) -> LoadedConfig:
-    """Load the experiment that the flags ask for, check it against its simulators' offer, and print its warnings."""
+    """Load the experiment that the flags ask for, check it against its simulators' offer, and print its warnings.
+
+    With `--dry_run` a misfit is a warning too, so that an experiment of another machine can be looked at.
+    """
     from regrasp.config.load import load_config
     from regrasp.envs.registry import preflight
 
@@ -87,7 +90,12 @@ def load(args: argparse.Namespace) -> LoadedConfig:
     loaded = load_config(name, overrides_of(args), args.config_path)
     for warning in loaded.warnings:
         print(f"[WARN] {warning}", file=sys.stderr)
-    preflight(loaded.config, loaded.file_of)
+    try:
+        preflight(loaded.config, loaded.file_of)
+    except UserError as error:
+        if not args.dry_run:
+            raise
+        print(f"[WARN] {error}", file=sys.stderr)
     return loaded
 
 

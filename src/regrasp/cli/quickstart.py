@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import shlex
+import sys
 from pathlib import Path
 
 from regrasp.cli.common import add_config_arguments, load, prepare_torch, print_resolved
@@ -26,4 +28,5 @@ def run(args: argparse.Namespace) -> int:
     from regrasp.runners.quickstart import quickstart
 
     output = args.output or Path("quickstart-run") / f"seed_{loaded.config.seed}"
-    return 0 if quickstart(loaded, output) else 130
+    quickstart(loaded, output, shlex.join(["regrasp", *sys.argv[1:]]))
+    return 0

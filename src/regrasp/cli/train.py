@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from regrasp.cli.common import (
     add_config_arguments,
@@ -14,6 +15,9 @@ from regrasp.cli.common import (
     prepare_torch,
     print_resolved,
 )
+
+if TYPE_CHECKING:
+    from regrasp.config.load import LoadedConfig
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     return 0 if finished else 130
 
 
-def run_folder(loaded, run_name: str | None) -> Path:
+def run_folder(loaded: LoadedConfig, run_name: str | None) -> Path:
     """The folder of a new run, or of the one that is resumed."""
     resume = loaded.config.runner.resume_dir
     if resume is None:

@@ -82,8 +82,12 @@ class _Journal:
         draft.replace(self.file)
 
 
-def quickstart(loaded: LoadedConfig, folder: Path) -> bool:
-    """Run every stage in `folder`; returns False when a signal stopped the training stage."""
+def quickstart(loaded: LoadedConfig, folder: Path, command: str) -> None:
+    """Run every stage in `folder`, and write summary and report; `command` is how to run it again.
+
+    Raises:
+        KeyboardInterrupt: A signal stopped a stage; called again, the quickstart continues there.
+    """
     print(f"[INFO] Logging to: {folder.resolve()}", flush=True)
     config, seed = loaded.config, loaded.config.seed
     journal = _Journal.open(folder, loaded.to_yaml())
@@ -112,12 +116,11 @@ def quickstart(loaded: LoadedConfig, folder: Path) -> bool:
         "model": trained["folder"],
         "videos": before["videos"] + after["videos"],
         "versions": versions(),
-        "command": f"make quickstart SEED={seed}",
+        "command": command,
     }
     (folder / SUMMARY_FILE).write_text(json.dumps(summary, indent=2) + "\n")
     report = report_run(folder, folder / "report.html")
     _print_end(summary, report)
-    return True
 
 
 def _pretrain(config: ExperimentConfig) -> dict[str, Any]:
