@@ -135,7 +135,7 @@ def _check_summary(run: Path) -> None:
     assert summary["total_seconds"] == pytest.approx(sum(summary["stage_seconds"].values()), abs=0.1)
     assert {"regrasp", "python", "torch", "transformers", "mujoco-core"} <= summary["versions"].keys()
     assert load_policy(summary["model"]).spec.action_dim == 4
-    assert summary["command"].startswith("make quickstart")
+    assert summary["command"].startswith("regrasp quickstart --seed 3 ")
 
 
 def _check_report(run: Path) -> None:

@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
         ("play --num_episodes 0", ["env.eval.num_episodes", "command line"]),
         ("train --dry_run algorithm.update_epochs=2", ["algorithm.update_epochs", "algorithm.update_epoch"]),
         ("train nonsense", ["'nonsense'", "key=value"]),
-        ("sft --config_name pick_cube_ppo_mlp", ["sft"]),
+        ("sft --config_name pick_cube_ppo_mlp sft=null", ["'sft'"]),
         ("collect --num_demos 0", ["collect.num_demos"]),
         ("report no/such/folder", ["no/such/folder"]),
     ],

@@ -159,6 +159,7 @@ def test_the_recorded_episodes_are_the_first_ones(reference: Outcome) -> None:
 
 
 def test_choosers_without_a_policy() -> None:
+    limit = load_config("pick_cube_ppo_groot").config.env.eval.max_episode_steps
     outcomes = {
         name: evaluate(choose, num_envs=4, num_workers=1, num_recorded=0)
         for name, choose in {
@@ -169,7 +170,7 @@ def test_choosers_without_a_policy() -> None:
     }
     assert all(result.success for result in outcomes["expert"].results)
     assert not any(result.success for result in outcomes["zero"].results)
-    assert all(result.length == 40 for result in outcomes["zero"].results)
+    assert all(result.length == limit for result in outcomes["zero"].results)
     drawn = torch.stack(list(outcomes["random"].actions.values()))
     assert drawn.abs().max() <= 1
     assert float(drawn.mean()) == pytest.approx(0.0, abs=0.05)

@@ -62,8 +62,10 @@ def _block_of(spec: Spec) -> type | None:
 def _section(path: Path, block: type) -> str:
     title = f"`{dotted(path)}`" if path else "Top level"
     summary = (block.__doc__ or "").strip().splitlines()[0]
-    inherited = set(field_infos(block.__mro__[1])) if block.__mro__[1] is not object else set()
-    note = "\nAnd the keys of `env.train`.\n" if inherited else ""
+    inherited = set(field_infos(block.__mro__[1])) if path == ("env", "eval") else set()
+    note = (
+        "\nAnd the keys of `env.train`, without `auto_reset` and `max_steps_per_rollout_epoch`.\n" if inherited else ""
+    )
     rows = [
         _row(path, name, info, Spec.of(info.annotation, info.metadata))
         for name, info in field_infos(block).items()
