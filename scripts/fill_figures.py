@@ -1,4 +1,4 @@
-"""Writes the figures of `benchmarks/results/` into the README, between its `figures:` markers.
+"""Writes the figures of `benchmarks/results/quickstart_seeds.json` into the README, between its `figures:` markers.
 
 python scripts/fill_figures.py
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,62 +33,6 @@ def quickstart_stages(document: Document) -> dict[str, str]:
     return {name: f"{seconds:.0f} s" for name, seconds in stages.items()}
 
 
-def plain(columns: dict[str, str]) -> Callable[[Document], list[list[str]]]:
-    """A table of the named columns under other titles."""
-
-    def table(document: Document) -> list[list[str]]:
-        body = [[_number(row[name]) for name in columns] for row in document["rows"]]
-        return [list(columns.values()), *body]
-
-    return table
-
-
-def _number(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.1f}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
-
-
-TABLES: dict[str, tuple[str, Callable[[Document], list[list[str]]]]] = {
-    "quickstart": ("quickstart_seeds", quickstart),
-    "env_steps": (
-        "env_steps",
-        plain(
-            {
-                "environments": "Environments",
-                "steps/s": "Steps/s",
-                "steps/s with policy": "Steps/s with policy",
-                "lowest": "Lowest",
-                "highest": "Highest",
-            }
-        ),
-    ),
-    "policy_latency": (
-        "policy_latency",
-        plain(
-            {
-                "batch": "Batch",
-                "encode ms": "Backbone",
-                "act ms": "4 denoising steps",
-                "predict ms": "Whole prediction",
-            }
-        ),
-    ),
-    "train_samples": (
-        "train_samples",
-        plain(
-            {
-                "stage": "Stage",
-                "batch": "Batch",
-                "samples/s cached": "Cached",
-                "samples/s re-run": "Computed again",
-                "ratio": "Ratio",
-            }
-        ),
-    ),
-}
-
-
 def markdown(rows: list[list[str]]) -> str:
     """A Markdown table, the first row being its head."""
     lines = ["| " + " | ".join(row) + " |" for row in rows]
@@ -103,17 +46,13 @@ def replace_between(text: str, name: str, content: str) -> str:
 
 
 def main() -> None:
-    """Fill every table whose results exist."""
+    """Fill the tables of the quickstart."""
     readme = ROOT / "README.md"
     text = readme.read_text()
-    for name, (file, table) in TABLES.items():
-        path = RESULTS / f"{file}.json"
-        if path.is_file():
-            text = replace_between(text, name, markdown(table(json.loads(path.read_text()))))
-    path = RESULTS / "quickstart_seeds.json"
-    if path.is_file():
-        for stage, seconds in quickstart_stages(json.loads(path.read_text())).items():
-            text = re.sub(rf"(?m)^(\| {stage} \| .* \|)[^|]*\|$", lambda match, s=seconds: f"{match[1]} {s} |", text)
+    document = json.loads((RESULTS / "quickstart_seeds.json").read_text())
+    text = replace_between(text, "quickstart", markdown(quickstart(document)))
+    for stage, seconds in quickstart_stages(document).items():
+        text = re.sub(rf"(?m)^(\| {stage} \| .* \|)[^|]*\|$", lambda match, s=seconds: f"{match[1]} {s} |", text)
     readme.write_text(text)
 
 
