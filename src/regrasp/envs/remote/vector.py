@@ -134,7 +134,7 @@ class RemoteVecEnv(VecEnv):
                 begun.append(worker)
         for worker in _as_they_reply(begun):
             worker.finish()
-        return self._observe(np.asarray(env_ids, dtype=np.int64))
+        return self._observe(list(env_ids))
 
     def step(self, actions: Tensor) -> Step:
         """Execute a chunk, see `VecEnv.step`.
@@ -153,7 +153,7 @@ class RemoteVecEnv(VecEnv):
             arrays["actions"][:, :num_steps] = values[part]
         self._all("step", num_steps=num_steps)
         return Step(
-            observation=self._observe(np.arange(self.spec.num_envs)),
+            observation=self._observe(),
             rewards=self._gather("rewards")[:, :num_steps],
             num_executed=self._gather("num_executed").long(),
             terminated=self._gather("terminated"),
@@ -193,7 +193,7 @@ class RemoteVecEnv(VecEnv):
         for arrays, part in zip(self._arrays, self._slices, strict=True):
             arrays["state"][:] = state["state"][part].numpy()
         self._all("load_state")
-        return self._observe(np.arange(self.spec.num_envs))
+        return self._observe()
 
     def close(self, deadline: float = 10.0) -> None:
         """Stop the workers."""
@@ -211,15 +211,17 @@ class RemoteVecEnv(VecEnv):
             worker.finish()
 
     def _gather(self, name: str) -> Tensor:
-        return torch.from_numpy(np.concatenate([arrays[name] for arrays in self._arrays]))
+        return torch.from_numpy(self._rows(name))
 
-    def _observe(self, env_ids: np.ndarray) -> Observation:
-        raw = {key: self._select(OBSERVATION + key, env_ids) for key in self._mapping.keys}
-        instructions = [self.spec.instructions[i] for i in self._select("instruction", env_ids)]
+    def _observe(self, env_ids: Sequence[int] | None = None) -> Observation:
+        raw = {key: self._rows(OBSERVATION + key, env_ids) for key in self._mapping.keys}
+        instructions = [self.spec.instructions[i] for i in self._rows("instruction", env_ids)]
         return self._mapping(raw, instructions)
 
-    def _select(self, name: str, env_ids: np.ndarray) -> np.ndarray:
-        return np.concatenate([arrays[name] for arrays in self._arrays])[env_ids]
+    def _rows(self, name: str, env_ids: Sequence[int] | None = None) -> np.ndarray:
+        """A copy of the given environments' rows; None for all of them."""
+        rows = np.concatenate([arrays[name] for arrays in self._arrays])
+        return rows if env_ids is None else rows[list(env_ids)]
 
 
 def _as_they_reply(workers: Sequence[SimulatorProcess]) -> Iterator[SimulatorProcess]:
