@@ -15,7 +15,7 @@ from regrasp.config.schema import ArchitectureConfig, MappingConfig
 from regrasp.data.rollout import Rollout, RolloutBuilder
 from regrasp.envs.contract import Capabilities, EnvSpec, Observation, Step, VecEnv
 from regrasp.envs.mapping import ActionMapping
-from regrasp.models.contract import Action, Evaluation, Mode, Noise, Policy, PolicySpec
+from regrasp.models.contract import Action, Evaluation, Noise, Policy, PolicySpec
 from regrasp.models.groot.config import GrootConfig
 from regrasp.models.groot.policy import GrootPolicy
 from regrasp.models.groot.processor import GrootProcessor
@@ -141,9 +141,6 @@ class EchoPolicy(Policy):
     def prepare(self, observation: Observation) -> TensorDict:
         return TensorDict({"state": observation.states}, batch_size=[len(observation)])
 
-    def forward(self, mode: Mode, **inputs: Any) -> Any:
-        return getattr(self, f"_{mode}")(**inputs)
-
     def _encode(self, inputs: TensorDict) -> TensorDict:
         return inputs
 
@@ -159,6 +156,9 @@ class EchoPolicy(Policy):
 
     def _evaluate(self, features: TensorDict, trace: TensorDict) -> Evaluation:
         raise AssertionError("never trained")
+
+    def _decode(self, features: TensorDict, initial_noise: Tensor) -> Tensor:
+        raise AssertionError("never decoded")
 
     def trainable(self, part: str) -> Sequence[tuple[str, nn.Parameter]]:
         return [("weight", self.weight)]

@@ -94,9 +94,20 @@ class Policy(nn.Module, ABC):
     def prepare(self, observation: Observation) -> TensorDict:
         """Turn an observation into plain tensors (images, token ids, normalised state); no weights involved."""
 
-    @abstractmethod
     def forward(self, mode: Mode, **inputs: Any) -> Any:
         """Dispatch on `mode`, see the class docstring."""
+        match mode:
+            case "encode":
+                return self._encode(**inputs)
+            case "act":
+                return self._act(**inputs)
+            case "evaluate":
+                return self._evaluate(**inputs)
+            case "value":
+                return self._value(**inputs)
+            case "decode":
+                return self._decode(**inputs)
+        raise ValueError(f"unknown mode {mode!r}")
 
     def begin_update(self, update: int) -> None:
         """Hear how many updates the run has made, for schedules such as noise annealing; by default nothing follows."""
@@ -133,3 +144,18 @@ class Policy(nn.Module, ABC):
     @abstractmethod
     def save(self, folder: Path) -> None:
         """Write a self-contained Hugging Face style folder (config.json, model.safetensors, processor files)."""
+
+    @abstractmethod
+    def _encode(self, inputs: TensorDict) -> TensorDict: ...
+
+    @abstractmethod
+    def _act(self, features: TensorDict, noise: Noise, deterministic: bool = False) -> Action: ...
+
+    @abstractmethod
+    def _evaluate(self, features: TensorDict, trace: TensorDict) -> Evaluation: ...
+
+    @abstractmethod
+    def _value(self, features: TensorDict) -> Tensor: ...
+
+    @abstractmethod
+    def _decode(self, features: TensorDict, initial_noise: Tensor) -> Tensor: ...

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from tensordict import TensorDict
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from regrasp.algorithms import flow
 from regrasp.envs.contract import Observation
 from regrasp.errors import UserError
-from regrasp.models.contract import Action, Evaluation, Mode, Noise, Policy, PolicySpec
+from regrasp.models.contract import Action, Evaluation, Noise, Policy, PolicySpec
 from regrasp.models.groot.action_head import ActionHead, ContextCache
 from regrasp.models.groot.backbone import Backbone
 from regrasp.models.groot.config import GrootConfig
@@ -87,21 +86,6 @@ class GrootPolicy(Policy):
     def prepare(self, observation: Observation) -> TensorDict:
         """Images (B, V, H, W, 3) uint8, input_ids (B, L), state (B, max_state_dim); see `GrootProcessor.prepare`."""
         return self.processor.prepare(observation)
-
-    def forward(self, mode: Mode, **inputs: Any) -> Any:
-        """Dispatch on `mode`, see `Policy`."""
-        match mode:
-            case "encode":
-                return self._encode(**inputs)
-            case "act":
-                return self._act(**inputs)
-            case "evaluate":
-                return self._evaluate(**inputs)
-            case "value":
-                return self._value(**inputs)
-            case "decode":
-                return self._decode(**inputs)
-        raise ValueError(f"unknown mode {mode!r}")
 
     def begin_update(self, update: int) -> None:
         """Set the noise level of the coming update, if it is annealed."""

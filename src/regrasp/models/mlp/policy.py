@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from tensordict import TensorDict
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from regrasp.algorithms.flow import gaussian_entropy, gaussian_log_prob
 from regrasp.envs.contract import Observation
 from regrasp.errors import UserError
-from regrasp.models.contract import Action, Evaluation, Mode, Noise, Policy, PolicySpec
+from regrasp.models.contract import Action, Evaluation, Noise, Policy, PolicySpec
 from regrasp.models.initialization import seeded
 from regrasp.models.normalization import Normalizer, Statistics
 from regrasp.models.settings import RlHeadSettings
@@ -101,21 +100,6 @@ class MlpPolicy(Policy):
                 expected=f"(B, {self.spec.state_dim})",
             )
         return TensorDict({"state": self._state.normalize(states)}, batch_size=[len(observation)])
-
-    def forward(self, mode: Mode, **inputs: Any) -> Any:
-        """Dispatch on `mode`, see `Policy`."""
-        match mode:
-            case "encode":
-                return self._encode(**inputs)
-            case "act":
-                return self._act(**inputs)
-            case "evaluate":
-                return self._evaluate(**inputs)
-            case "value":
-                return self._value(**inputs)
-            case "decode":
-                return self._decode(**inputs)
-        raise ValueError(f"unknown mode {mode!r}")
 
     def trainable(self, part: str) -> Sequence[tuple[str, nn.Parameter]]:
         """Named parameters of a part; `head` is the actor, and nothing is `backbone`."""
