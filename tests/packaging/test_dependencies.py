@@ -26,8 +26,13 @@ def pins() -> dict[str, str]:
 
 
 def requirements(*extras: str) -> list[Requirement]:
-    lines = PROJECT["dependencies"] + [line for extra in extras for line in PROJECT["optional-dependencies"][extra]]
-    return [Requirement(line) for line in lines]
+    """The package's own and those of its extras, which may name other extras of the package."""
+    found = [Requirement(line) for line in PROJECT["dependencies"]]
+    for extra in extras:
+        for requirement in map(Requirement, PROJECT["optional-dependencies"][extra]):
+            inner = requirements(*sorted(requirement.extras))[len(PROJECT["dependencies"]) :]
+            found += inner if requirement.name == "regrasp" else [requirement]
+    return found
 
 
 def imported_modules() -> set[str]:
