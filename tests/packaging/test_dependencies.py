@@ -26,13 +26,14 @@ def pins() -> dict[str, str]:
 
 
 def requirements(*extras: str) -> list[Requirement]:
-    """The package's own and those of its extras, which may name other extras of the package."""
-    found = [Requirement(line) for line in PROJECT["dependencies"]]
-    for extra in extras:
-        for requirement in map(Requirement, PROJECT["optional-dependencies"][extra]):
-            inner = requirements(*sorted(requirement.extras))[len(PROJECT["dependencies"]) :]
-            found += inner if requirement.name == "regrasp" else [requirement]
-    return found
+    """The package's own and those of its extras, some of which name other extras of the package."""
+    return [Requirement(line) for line in PROJECT["dependencies"]] + [r for extra in extras for r in of_extra(extra)]
+
+
+def of_extra(name: str) -> list[Requirement]:
+    found = [Requirement(line) for line in PROJECT["optional-dependencies"][name]]
+    others = [r for requirement in found if requirement.name == "regrasp" for r in map(of_extra, requirement.extras)]
+    return [requirement for requirement in found if requirement.name != "regrasp"] + [r for rs in others for r in rs]
 
 
 def imported_modules() -> set[str]:
