@@ -212,7 +212,7 @@ class ActorWorker:
             loss = loss + config.kl_beta * divergence
             metrics["actor/kl_to_start"] = divergence.detach()
         metrics["actor/total_loss"] = loss.detach()
-        metrics["actor/max_ratio_error"] = ((new - old).detach()[mask].exp() - 1).abs().max()
+        metrics["actor/max_ratio_error"] = _largest_ratio_error(new, old, mask)
         return loss, metrics
 
     def _value_loss(self, values: Tensor, batch: Rollout) -> tuple[Tensor, dict[str, Tensor]]:
@@ -299,6 +299,11 @@ def _adamw(
         weight_decay=optim.weight_decay,
         fused=device.type == "cuda" or None,
     )
+
+
+def _largest_ratio_error(new: Tensor, old: Tensor, mask: Tensor) -> Tensor:
+    """Largest |ratio - 1| over `mask`, without selecting by it: the number selected would have to be waited for."""
+    return ((new - old).detach().exp() - 1).abs().where(mask, 0.0).max()
 
 
 def _frozen_copy(policy: Policy) -> Policy:
