@@ -47,9 +47,9 @@ def groot_gpu(document: Document) -> list[list[str]]:
     kinds = (
         ("PPO update of 32 samples, backbone re-run, eager", "update_rerun_ms", rerun),
         ("the same, features cached, eager", "update_cached_eager_ms", rerun),
-        ("the same, features cached, compiled", "update_cached_ms", rerun),
+        ("the same, features cached, compiled, CUDA graph", "update_cached_ms", rerun),
         ("the same, context frozen and cached, eager", "update_frozen_context_eager_ms", rerun),
-        ("the same, context frozen and cached, compiled", "update_frozen_context_ms", rerun),
+        ("the same, context frozen and cached, compiled, CUDA graph", "update_frozen_context_ms", rerun),
         ("inference for 4 environments, plain", "rollout4_eager_ms", plain4),
         ("inference for 4 environments, compiled, CUDA graph", "rollout4_ms", plain4),
         ("inference for 64 environments, plain", "rollout64_eager_ms", plain64),
