@@ -182,6 +182,11 @@ class _Squares(nn.Module):
         self.schedule = (1.0,)
 
 
+def _gradient(net: _Squares) -> float:
+    assert net.weight.grad is not None
+    return float(net.weight.grad)
+
+
 def _decisions(values: list[float]) -> Rollout:
     column = torch.tensor(values)
     table = TensorDict({"x": column}, batch_size=[len(values)])
@@ -190,21 +195,22 @@ def _decisions(values: list[float]) -> Rollout:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_captured_gradients_are_those_of_the_micro_batch_and_add_up() -> None:
-    net: Any = _Squares().cuda()
+    net = _Squares().cuda()
 
     def backward(micro: Rollout, shares: Tensor) -> dict[str, Tensor]:
-        loss = ((net.weight * micro.inputs["x"]) ** 2).mean() * shares[0] * net.schedule[0]
+        loss = ((net.weight * micro.trace["x"]) ** 2).mean() * shares[0] * net.schedule[0]
         loss.backward()
         return {"loss": loss.detach()}
 
-    captured = CapturedBackward(backward, net, size=2)
+    policy: Any = net
+    captured = CapturedBackward(backward, policy, size=2)
     shares = torch.ones(3, device="cuda")
-    losses = [float(captured(_decisions(values), shares)["loss"]) for values in ([1, 1], [1, 3])]
+    losses = [float(captured(_decisions(values), shares)["loss"]) for values in ([1.0, 1.0], [1.0, 3.0])]
     assert losses == [4, 20]
-    assert float(net.weight.grad) == 4 + 20  # 2 w mean(x^2) of both
+    assert _gradient(net) == 4 + 20  # 2 w mean(x^2) of both
     net.weight.grad = None
     net.schedule = (0.5,)
     captured(_decisions([1, 3]), shares)
-    assert float(net.weight.grad) == 10
+    assert _gradient(net) == 10
     captured(_decisions([1, 1, 1]), shares)  # another size is not the recorded one
-    assert float(net.weight.grad) == 12
+    assert _gradient(net) == 12
