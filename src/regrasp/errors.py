@@ -44,6 +44,7 @@ class UserError(RegraspError):
         self.file = None if file is None else str(file)
         self.key = key
         self.value = None if value is _UNSET else value
+        self._has_value = value is not _UNSET
         self.expected = expected
         self.mend = mend
         rows = [
@@ -58,8 +59,12 @@ class UserError(RegraspError):
 
     def in_file(self, file: Any) -> UserError:
         """The same error, naming the file that holds the mistake."""
-        value = _UNSET if self.value is None else self.value
-        return UserError(self.problem, file=file, key=self.key, value=value, expected=self.expected, mend=self.mend)
+        return self.at(file, self.key)
+
+    def at(self, file: Any, key: str | None) -> UserError:
+        """The same error, naming the file that holds the mistake and the key as it is written there."""
+        value = self.value if self._has_value else _UNSET
+        return UserError(self.problem, file=file, key=key, value=value, expected=self.expected, mend=self.mend)
 
 
 class SimulatorError(RegraspError):

@@ -28,7 +28,7 @@ def test_newest_is_numeric(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     checkpoints = tmp_path / "run" / "experiment" / "checkpoints"
     write(checkpoints, 9, 10, 2)
     newest = checkpoints / "global_step_10"
-    for path in (checkpoints, checkpoints.parent, tmp_path / "run", tmp_path, newest, Path(f"{newest}/")):
+    for path in (checkpoints, checkpoints.parent, tmp_path / "run", newest, Path(f"{newest}/")):
         assert find_checkpoint(path) == newest
     assert find_checkpoint(checkpoints / "global_step_9") == checkpoints / "global_step_9"
     monkeypatch.chdir(newest)
@@ -60,6 +60,15 @@ def test_several_runs_are_ambiguous(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="2 runs") as raised:
         find_checkpoint(tmp_path)
     assert "a/checkpoints/global_step_1" in str(raised.value.mend)
+
+
+def test_a_folder_above_the_runs_is_refused(tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        write(tmp_path / "logs" / "regrasp" / name / "experiment" / "checkpoints", 1)
+    for path in (tmp_path, tmp_path / "logs", tmp_path / "logs" / "regrasp"):
+        with pytest.raises(UserError, match="no run") as raised:
+            find_checkpoint(path)
+        assert all(str(tmp_path / "logs" / "regrasp" / name) in str(raised.value.mend) for name in ("first", "second"))
 
 
 def test_prune_keeps_the_newest_complete(tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ LOGGER = ["--logger", "--experiment_name", "--run_name"]
 FLAGS = {
     "quickstart": [*CONFIG, "--output"],
     "pretrain": [*CONFIG, "--output", "--again"],
-    "collect": [*CONFIG, "--num_demos", "--output"],
-    "sft": [*CONFIG, "--data", "--backbone", "--output"],
+    "collect": [*CONFIG, "--num_demos", "--output", "--overwrite"],
+    "sft": [*CONFIG, "--data", "--backbone", "--output", "--overwrite"],
     "train": [
         *CONFIG,
         *LOGGER,
@@ -112,8 +112,11 @@ def test_overrides_may_stand_anywhere(arguments: str, capsys: pytest.CaptureFixt
     ("arguments", "complaint"),
     [
         ("", "command"),
-        ("trian", "invalid choice: 'trian'"),
-        ("train --num_env 4", "unrecognized arguments: --num_env"),
+        ("trian", "invalid choice: 'trian' (did you mean train?)"),
+        ("xyzzy", "invalid choice: 'xyzzy' (choose from quickstart, pretrain"),
+        ("train --num_env 4", "unrecognized arguments: --num_env (did you mean --num_envs?)"),
+        ("play --seed 3 --modelpath=base", "unrecognized arguments: --modelpath=base (did you mean --model_path?)"),
+        ("train --xyzzy", "unrecognized arguments: --xyzzy\n"),
         ("train --episodes=3 runner.seed=1", "unrecognized arguments: --episodes=3"),
         ("train --num_envs four", "invalid int value: 'four'"),
         ("play --policy human", "invalid choice: 'human'"),

@@ -9,8 +9,15 @@ from pathlib import Path
 import pytest
 
 from regrasp.cli.main import main
+from regrasp.runners import stages
+from regrasp.runners.sft import SftResult
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+def flag(name: str) -> list[str]:
+    """How a message names what was wrong on the command line."""
+    return ["file:     command line", f"key:      {name}\n"]
 
 
 @pytest.mark.parametrize(
@@ -18,15 +25,23 @@ ROOT = Path(__file__).resolve().parents[2]
     [
         ("train --config_name pick_cub", ["'pick_cub'", "--config_name", "pick_cube_ppo_groot"]),
         ("train --config_name pick_cube_ppo_groot", ["actor.model.model_path", "--model_path"]),
-        ("train --model_path no/such/folder", ["no/such/folder", "actor.model.model_path"]),
-        ("play --model_path no/such/folder", ["no/such/folder", "actor.model.model_path"]),
+        ("train --model_path no/such/folder", ["no/such/folder", *flag("--model_path")]),
+        ("play --model_path no/such/folder", ["no/such/folder", *flag("--model_path")]),
+        ("train actor.model.model_path=no/such", ["no/such", *flag("actor.model.model_path")]),
+        ("train --model_path base actor.model.model_path=no/such", ["no/such", *flag("actor.model.model_path")]),
+        ("train --config_name pick_cube_ppo_mlp --resume_dir no/such", ["no/such", *flag("--resume_dir")]),
+        ("train --task No-Such-v0", ["'No-Such-v0'", *flag("--task")]),
+        ("sft --data no/such", ["no/such", *flag("--data")]),
+        ("play --policy zero --rl_model_path no/such", ["no/such", "mend:"]),
         ("train --logger tensorbord", ["'tensorbord'", "'tensorboard'"]),
-        ("train --num_envs 0", ["total_num_envs", "command line"]),
-        ("play --num_episodes 0", ["env.eval.num_episodes", "command line"]),
+        ("train --num_envs 0", flag("--num_envs")),
+        ("play --num_episodes 0", flag("--num_episodes")),
+        ("train actor.optim.lr 1e-5", ["has no value", "actor.optim.lr=..."]),
+        ("train actor.optim.lr=[1", ["cannot be read: [1", "close brackets"]),
         ("train --dry_run algorithm.update_epochs=2", ["algorithm.update_epochs", "algorithm.update_epoch"]),
         ("train nonsense", ["'nonsense'", "key=value"]),
         ("sft --config_name pick_cube_ppo_mlp sft=null", ["'sft'"]),
-        ("collect --num_demos 0", ["collect.num_demos"]),
+        ("collect --num_demos 0", flag("--num_demos")),
         ("report no/such/folder", ["no/such/folder"]),
         ("export --model_path no/such/folder --output out", ["no/such/folder", "--model_path"]),
     ],
@@ -43,7 +58,60 @@ def test_mistakes_are_named(
     captured = capsys.readouterr()
     assert captured.err.startswith("\nerror: ")
     assert all(part in captured.err for part in message), captured.err
+    assert not any(leak in captured.err for leak in ("None", "viable", "LexerNoViableAlt", "mismatched input"))
     assert not list(tmp_path.iterdir()), "a run that cannot start leaves nothing behind"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "key"),
+    [
+        ("train --config_name pick_cube_ppo_mlp runner.logger.log_path={}", "runner.logger.log_path"),
+        ("train --config_name pick_cube_ppo_mlp --only_eval runner.logger.log_path={}", "runner.logger.log_path"),
+        ("play --policy zero runner.logger.log_path={}", "runner.logger.log_path"),
+        ("collect --output {}", "--output"),
+        ("collect collect.output_dir={}", "collect.output_dir"),
+        ("sft --data . --output {}", "--output"),
+        ("pretrain --output {}", "--output"),
+        ("quickstart --output {}", "--output"),
+        ("report . --output {}/page.html", "--output"),
+        ("export --model_path base --output {}", "--output"),
+    ],
+)
+@pytest.mark.parametrize("place", ["file/below", "/proc/nope"])
+def test_a_folder_that_cannot_be_written_is_refused_first(
+    arguments: str,
+    key: str,
+    place: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    assert main(arguments.format(place).split()) == 2
+    error = capsys.readouterr().err
+    assert "cannot be written" in error
+    assert f"key:      {key}\n" in error
+    assert f"value:    '{place}" in error
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("command", ["collect", "sft --data ."])
+def test_what_is_there_is_replaced_only_when_asked(
+    command: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(stages, "collect_demonstrations", lambda _config, output: (output, 1))
+    monkeypatch.setattr(stages, "train_base", lambda _config, output: (output, SftResult(1, 1, 0.0, None)))
+    precious = tmp_path / "out" / "precious"
+    precious.parent.mkdir()
+    arguments = [*command.split(), "--output", "out"]
+    assert main(arguments) == 0
+    precious.touch()
+    assert main(arguments) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert main([*arguments, "--overwrite"]) == 0
+    assert precious.exists(), "replaced by the stage, not by the check"
 
 
 def test_the_references_script_prints_no_traceback(tmp_path: Path):

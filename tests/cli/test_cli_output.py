@@ -18,6 +18,7 @@ from regrasp.cli.main import COMMANDS, main
 from regrasp.config.load import load_config
 from regrasp.config.search import SHIPPED
 from regrasp.envs.mujoco import backend
+from regrasp.runners import play, quickstart, stages
 
 ROOT = Path(__file__).resolve().parents[2]
 EXPERIMENTS = sorted(file.stem for file in SHIPPED.glob("*.yaml"))
@@ -82,8 +83,23 @@ def test_batch_equation_adds_up(name: str, capsys: pytest.CaptureFixture[str]):
     samples = steps // values["actor"]["model"]["num_action_chunks"]
     minibatches = -(-samples // values["actor"]["global_batch_size"])
     assert f"= {samples} samples" in equation
-    assert f"{minibatches} minibatches of {values['actor']['global_batch_size']}" in equation
+    plural = "" if minibatches == 1 else "es"
+    assert f"{minibatches} minibatch{plural} of {min(samples, values['actor']['global_batch_size'])}" in equation
     assert f"= {minibatches * algorithm['update_epoch']} optimizer steps" in equation
+
+
+def test_batch_equation_of_a_small_run(capsys: pytest.CaptureFixture[str]):
+    small = "env.train.total_num_envs=10 env.train.max_steps_per_rollout_epoch=24 algorithm.rollout_epoch=2"
+    main(["train", "--dry_run", *small.split(), "algorithm.update_epoch=1"])
+    *_, yaml_end, summary, _file, equation, _memory = capsys.readouterr().out.splitlines()
+    assert not yaml_end
+    assert summary == "# Summary"
+    assert "= 120 samples; 1 minibatch of 120 (1 x 120) x 1 epoch = 1 optimizer step per update" in equation
+    sizes = "actor.global_batch_size=50 actor.micro_batch_size=25 algorithm.update_epoch=2"
+    main(["train", "--dry_run", *small.split(), *sizes.split()])
+    equation = capsys.readouterr().out.splitlines()[-2]
+    assert "3 minibatches of 50 (2 x 25) x 2 epochs = 6 optimizer steps" in equation
+    assert "the last minibatch has 20" in equation
 
 
 @pytest.mark.parametrize("script", ["train", "play"])
@@ -126,7 +142,11 @@ def test_doctor_on_a_machine_that_renders(capsys: pytest.CaptureFixture[str], mo
     rows = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
     assert rows["rendering"] == "egl works"
     assert rows["Python"].startswith(".".join(map(str, sys.version_info[:3])))
-    assert {"system", "memory", "disk", "torch", "GPU", "transformers", "mujoco-core", "wandb"} <= rows.keys()
+    assert {"system", "memory", "disk", "torch", "GPU", "transformers", "mujoco-core"} <= rows.keys()
+    extras = {"wandb", "swanlab", "peft", "mink", "h5py"}
+    assert extras <= rows.keys()
+    missing = [rows[name] for name in extras if "not installed" in rows[name]]
+    assert all("pip install" in row and "regrasp[" not in row for row in missing)
     assert main(["doctor", "--rendering"]) == 0
 
 
@@ -151,3 +171,40 @@ def test_interrupt_is_no_traceback(capsys: pytest.CaptureFixture[str], monkeypat
     monkeypatch.setattr(backend, "working_backend", interrupt)
     assert main(["doctor", "--rendering"]) == 130
     assert capsys.readouterr().err == "\ninterrupted\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        ("pretrain", "Nothing of this stage is kept"),
+        ("collect --output new", "Nothing of this stage is kept"),
+        ("sft --data . --output new", "Nothing of this stage is kept"),
+        ("quickstart --output new", "training goes on from its newest checkpoint"),
+        ("play --policy zero", "Run the same command again"),
+    ],
+)
+def test_interrupt_says_what_is_kept(
+    command: str, says: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    for module, name in (
+        (stages, "pretrain_backbone"),
+        (stages, "collect_demonstrations"),
+        (stages, "train_base"),
+        (quickstart, "quickstart"),
+        (play, "play"),
+    ):
+        monkeypatch.setattr(module, name, interrupt)
+    assert main(command.split()) == 130
+    error = capsys.readouterr().err
+    assert error.startswith("\ninterrupted\n")
+    assert says in error
+
+
+def test_help_names_the_default_experiment(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    assert f"default: {DEFAULT_CONFIG}" in " ".join(capsys.readouterr().out.split())

@@ -282,3 +282,34 @@ def test_isaaclab_block_keeps_its_name_in_messages(tmp_path: Path) -> None:
         load_config(str(file))
     assert "env.train.isaaclab.states[1].slice" in str(caught.value)
     assert "env.train.mapping" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "flags", "key"),
+    [
+        (["runner.seed=-1"], {"runner.seed=-1": "--seed"}, "--seed"),
+        (["runner.seed=1", "runner.seed=-1"], {"runner.seed=1": "--seed"}, "runner.seed"),
+        (["actor.model.model_path=x", "actor.model=5"], {"actor.model.model_path=x": "--model_path"}, "actor.model"),
+        (["runner.logger.logger_backends=[x]"], {"runner.logger.logger_backends=[x]": "--logger"}, "--logger"),
+    ],
+)
+def test_the_flag_that_set_a_value_is_named(overrides: list[str], flags: dict[str, str], key: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_config(str(SMALL), overrides, flags=flags)
+    assert (caught.value.file, caught.value.key) == ("command line", key)
+
+
+def test_what_a_stage_complains_of_is_located() -> None:
+    loaded = load_config(str(SMALL), ["actor.model.model_path=x"], flags={"actor.model.model_path=x": "--model_path"})
+
+    def located(key: str, file: Path | None = None) -> tuple[str | None, str | None]:
+        error = loaded.located(UserError("wrong", file=file, key=key, value=None))
+        assert "value:    None" in str(error)
+        return error.file, error.key
+
+    assert located("actor.model.model_path", loaded.file) == ("command line", "--model_path")
+    file, key = located("algorithm.gamma")
+    line = SMALL.read_text().splitlines().index("  gamma: 0.99") + 1
+    assert (file, key) == (f"{loaded.file}:{line}", "algorithm.gamma")
+    assert located("algorithm.gamma", Path("elsewhere")) == ("elsewhere", "algorithm.gamma")
+    assert located("--output") == (None, "--output")

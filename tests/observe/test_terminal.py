@@ -10,7 +10,7 @@ from regrasp.observe import console as console_module
 from regrasp.observe import progress as progress_module
 from regrasp.observe.console import ConsoleTable
 from regrasp.observe.progress import progress
-from regrasp.observe.text import duration, number
+from regrasp.observe.text import byte_size, duration, number
 
 TAGS = [
     "env/success_once",
@@ -100,6 +100,20 @@ def test_log_file_gets_few_plain_lines(log_file, clock):
     assert "ETA" not in last
 
 
+@pytest.mark.parametrize(("items", "seconds", "known"), [(2, 60.0, False), (3, 0.5, False), (3, 0.7, True)])
+def test_the_time_left_is_not_guessed_from_the_first_items(
+    log_file, monkeypatch: pytest.MonkeyPatch, items: int, seconds: float, known: bool
+):
+    now = 0.0
+    monkeypatch.setattr(progress_module, "_PLAIN_INTERVAL", 0.0)
+    monkeypatch.setattr(progress_module.time, "monotonic", lambda: now)
+    with progress("roll out", 500, log_file) as task:
+        for _ in range(items):
+            now += seconds
+            task.advance()
+        assert ("ETA" in lines(log_file)[-1]) == known
+
+
 def test_log_file_says_when_a_stage_was_interrupted(log_file):
     def stage():
         with progress("a", 3, log_file) as task:
@@ -150,3 +164,11 @@ def test_unknown_duration():
 )
 def test_numbers_keep_the_digits_that_fit(value, text):
     assert number(value, 6) == text
+
+
+@pytest.mark.parametrize(
+    ("num_bytes", "text"),
+    [(3 * 2**29, "1.50 GiB"), (2**30 // 10 + 1, "0.10 GiB"), (2**20, "1.00 MiB"), (0, "0.00 MiB")],
+)
+def test_small_sizes_are_in_mebibytes(num_bytes: int, text: str):
+    assert byte_size(num_bytes) == text

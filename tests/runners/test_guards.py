@@ -80,11 +80,17 @@ def test_gradients_that_vanish() -> None:
     assert "actor.model.trainable" in str(caught.value)
 
 
-def test_force_stops_nothing() -> None:
+def test_force_stops_nothing_and_warns_once_of_each(capsys: pytest.CaptureFixture[str]) -> None:
     guard = SignalGuard(force=True)
     for _ in range(10):
         guard.after_rollout(rollout(FLAT), episodes(64))
         guard.after_update(NO_GRADIENT)
+    warnings = capsys.readouterr().out.splitlines()
+    assert len(warnings) == 3
+    for warning, text in zip(warnings, ("None of the first 64", "advantages of 5", "gradient was zero"), strict=True):
+        assert warning.startswith("[WARN] ")
+        assert text in warning
+        assert "Continuing because runner.force is true" in warning
 
 
 def restored(guard: SignalGuard) -> SignalGuard:

@@ -26,7 +26,10 @@ def page_of(run: Path) -> str:
 def test_of_a_training_run(finished_run: Path, tmp_path: Path) -> None:
     shutil.copy(finished_run / "metrics.jsonl", tmp_path)
     (tmp_path / "config.yaml").write_text(mlp_experiment("runner.seed=42").to_yaml())
+    assert "regrasp report" not in page_of(tmp_path)
+    (tmp_path / "command.txt").write_text("regrasp train --seed 42\n")
     page = page_of(tmp_path)
+    assert '<pre class="wrap">regrasp train --seed 42</pre>' in page
     assert re.search(r"[Ss]eed[^0-9]{0,30}42", page)
     assert "<svg" in page or "data:image" in page, "learning curves"
 

@@ -23,6 +23,7 @@ from regrasp.config.load import LoadedConfig
 from regrasp.errors import UserError
 from regrasp.models.registry import load_policy
 from regrasp.runners.policies import overlay_rl_weights
+from regrasp.runners.resume import changes_warning
 from regrasp.runners.session import train
 
 
@@ -127,8 +128,21 @@ def test_another_configuration_is_pointed_out(
         f"actor.model.model_path={start_model}", f"runner.resume_dir={copy}", "actor.optim.lr=1e-5"
     )
     assert train(experiment, copy)
-    assert "configuration differs" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "configuration differs" in printed
+    assert "actor.optim.lr was 0.0003 and is 1e-05." in printed
     assert metrics(copy)[-1]["train/actor/lr"] == pytest.approx(1e-5 / 4)
+
+
+def test_at_most_five_changes_are_named() -> None:
+    before = "a: {x: 1, y: [1, 2]}\nb: 0\ngone: 3\n"
+    assert changes_warning(before, before) is None
+    text = changes_warning(before, "a: {x: 2, y: [1, 2]}\nb: 0\nnew: {z: null}\n")
+    assert text is not None
+    assert text.endswith("a.x was 1 and is 2; gone was 3 and is not there; new.z was not there and is None.")
+    many = changes_warning(*(str({f"k{i}": value for i in range(8)}) for value in (1, 2)))
+    assert many is not None
+    assert many.endswith("k4 was 1 and is 2; and 3 more.")
 
 
 @pytest.mark.parametrize("damaged", [OPTIMIZER, TENSORS])
@@ -150,13 +164,19 @@ def test_a_damaged_checkpoint_is_refused_and_the_earlier_one_named(
     [("actor.model.mlp.hidden=[8]", "actor.model"), ("env.train.total_num_envs=5", "env.train.total_num_envs")],
 )
 def test_a_run_that_cannot_be_continued_says_why(tmp_path: Path, change: str, key: str) -> None:
-    settings = ("runner.max_epochs=1", "runner.val_check_interval=-1")
+    settings = (
+        "runner.max_epochs=1",
+        "runner.val_check_interval=-1",
+        "runner.logger.logger_backends=[tensorboard]",
+    )
     run = tmp_path / "run"
     run.mkdir()
     assert train(mlp_experiment(*settings), run)
+    written = sorted(run.rglob("*"))
     with pytest.raises(UserError, match="begun with") as caught:
         train(mlp_experiment(*settings, "runner.max_epochs=2", f"runner.resume_dir={run}", change), run)
     assert caught.value.key == key
+    assert sorted(run.rglob("*")) == written, "a refused run leaves no trace"
 
 
 def test_weights_of_a_checkpoint_are_plain_tensors(finished_run: Path) -> None:

@@ -18,6 +18,7 @@ from regrasp.models.groot.checkpoint import load_groot
 from regrasp.models.mlp.policy import MlpPolicy
 from regrasp.models.registry import load_policy
 from regrasp.runners.collect import ACTION, STATE
+from regrasp.runners.pretrain import cached_backbone
 from regrasp.runners.sft import train_base_model
 from regrasp.runners.stages import train_base
 
@@ -97,15 +98,18 @@ def test_a_missing_extra_camera_is_an_error(backbone: Path, demos: Path, tmp_pat
 
 def test_a_missing_backbone_says_how_to_get_one(demos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    with pytest.raises(UserError, match="regrasp pretrain"):
-        train_base(groot_experiment().config, demos, None, tmp_path / "model")
+    config = groot_experiment().config
+    assert config.pretrain is not None
+    with pytest.raises(UserError, match=r"these values of pretrain\.\*") as caught:
+        train_base(config, demos, None, tmp_path / "model")
+    assert str(cached_backbone(config.pretrain)) in str(caught.value)
+    assert "same pretrain.* overrides" in str(caught.value.mend)
+    assert "sft.backbone=<folder>" in str(caught.value.mend)
 
 
 def test_the_backbone_of_the_cache_is_found(
     backbone: Path, demos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from regrasp.runners.pretrain import cached_backbone
-
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     config = groot_experiment("sft.steps=1").config
     assert config.pretrain is not None

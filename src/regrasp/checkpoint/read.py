@@ -26,6 +26,7 @@ from regrasp.checkpoint.verify import Problem, file_problem, is_complete, read_m
 from regrasp.errors import UserError
 
 _NUM_PROBLEMS_SHOWN = 3
+_NUM_RUNS_SHOWN = 10
 
 
 @dataclass(frozen=True)
@@ -74,15 +75,15 @@ def find_checkpoint(path: Path) -> Path:
     """The checkpoint that a path means.
 
     Args:
-        path: A `global_step_<N>` folder, a folder of such folders, or a run's folder with `checkpoints/` somewhere
-            below it.
+        path: A `global_step_<N>` folder, a folder of such folders, or a run's folder, which has them in
+            `<experiment_name>/checkpoints/`.
 
     Returns:
         The folder itself, or the complete checkpoint with the highest step. Complete means a sound manifest and every
         file at its size; `read_checkpoint` also compares the contents.
 
     Raises:
-        UserError: Nothing complete there, or several runs there to choose from.
+        UserError: Nothing complete there, several runs to choose from, or only folders further below; names them.
     """
     if not path.is_dir():
         raise UserError(
@@ -94,7 +95,7 @@ def find_checkpoint(path: Path) -> Path:
         if problems := verify(path, contents=False):
             raise _damaged(path, problems)
         return path
-    parents = [path] if step_folders(path) else [folder for folder in path.rglob("checkpoints") if step_folders(folder)]
+    parents = _checkpoint_folders(path)
     newest = [found for parent in sorted(parents) if (found := _newest_complete(parent)) is not None]
     if not newest:
         raise _none_complete(path, parents)
@@ -108,6 +109,27 @@ def find_checkpoint(path: Path) -> Path:
     return newest[0]
 
 
+def _checkpoint_folders(path: Path) -> list[Path]:
+    """The folders of checkpoints of a run.
+
+    Raises:
+        UserError: It is no run's folder; names the runs below it.
+    """
+    if step_folders(path):
+        return [path]
+    near = [path / "checkpoints", *path.glob("*/checkpoints")]
+    found = [folder for folder in near if step_folders(folder)]
+    below = [] if found else sorted(folder for folder in path.rglob("checkpoints") if step_folders(folder))
+    if below:
+        raise UserError(
+            "This folder is no run; there are runs below it.",
+            file=path,
+            expected="a global_step_<N> folder, a checkpoints folder or a run folder",
+            mend="Name one of: " + ", ".join(str(folder.parent.parent) for folder in below[-_NUM_RUNS_SHOWN:]),
+        )
+    return found
+
+
 def load_full_weights(folder_or_file: Path) -> dict[str, Tensor]:
     """Read the whole model's weights for an overlay on a base model, also those of a checkpoint without manifest.
 
@@ -117,7 +139,7 @@ def load_full_weights(folder_or_file: Path) -> dict[str, Tensor]:
     Raises:
         UserError: No such file, a file that differs from its manifest, or one that is not a plain dict of tensors.
     """
-    file = _full_weights_file(folder_or_file)
+    file = full_weights_file(folder_or_file)
     _check_against_manifest(file)
     try:
         weights = torch.load(file, map_location="cpu", weights_only=True)
@@ -133,7 +155,12 @@ def load_full_weights(folder_or_file: Path) -> dict[str, Tensor]:
     return dict(weights)
 
 
-def _full_weights_file(path: Path) -> Path:
+def full_weights_file(path: Path) -> Path:
+    """The file that `load_full_weights` reads.
+
+    Raises:
+        UserError: There is none.
+    """
     if path.is_file():
         return path
     places = (FULL_WEIGHTS, "model_state_dict/full_weights.pt", "full_weights.pt")
@@ -144,6 +171,7 @@ def _full_weights_file(path: Path) -> Path:
         "No full_weights.pt here.",
         file=path,
         expected=f"a .pt file, or a global_step_<N> folder with {FULL_WEIGHTS}",
+        mend="Correct the path; a folder with a config.json is a model of its own and is given as --model_path.",
     )
 
 

@@ -48,7 +48,7 @@ class CheckpointContent:
     tensors: Mapping[str, Tensor]
     """Generator states, environment states, and whatever else is a tensor."""
     state: Mapping[str, JSON]
-    """Counters, seeds, hash of the configuration."""
+    """Counters, seeds, the configuration."""
     export: Callable[[Path], None] | None
     """Writes the self-contained Hugging Face folder into the empty folder given; None writes none."""
 

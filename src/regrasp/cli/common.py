@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from regrasp.config.compose import as_override
 from regrasp.errors import UserError
+from regrasp.folders import COMMAND_FILE, CONFIG_FILE, discard_unused, require_writable
 
 if TYPE_CHECKING:
     from regrasp.config.load import LoadedConfig
 
 DEFAULT_CONFIG = "pick_cube_ppo_groot"
+STAGE_INTERRUPTED = (
+    "Nothing of this stage is kept; finished stages are. Run the same command again: the stage starts anew."
+)
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     """Which experiment, and the flags every stage has."""
-    parser.add_argument("--config_name", metavar="NAME", help="experiment: a name, or the path of a YAML file")
+    parser.add_argument(
+        "--config_name",
+        metavar="NAME",
+        help=f"experiment: a name, or the path of a YAML file; default: {DEFAULT_CONFIG}",
+    )
     parser.add_argument("--config_path", metavar="FOLDER", type=Path, help="folder searched before the shipped ones")
     parser.add_argument("--task", metavar="ID", help="task of training and evaluation, instead of the YAML's")
     parser.add_argument("--num_envs", metavar="N", type=int, help="parallel environments")
@@ -44,6 +54,11 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
 
 def overrides_of(args: argparse.Namespace) -> list[str]:
     """The flags as overrides, then the user's own, which win."""
+    return [*flag_overrides(args), *args.overrides]
+
+
+def flag_overrides(args: argparse.Namespace) -> dict[str, str]:
+    """The override that each flag means, with the flag's name."""
     flags = {
         "task": ("env.train.init_params.id", "env.eval.init_params.id"),
         "num_envs": ("env.train.total_num_envs", "env.eval.total_num_envs"),
@@ -57,11 +72,11 @@ def overrides_of(args: argparse.Namespace) -> list[str]:
         "data": ("sft.data",),
         "backbone": ("sft.backbone",),
     }
-    overrides = []
+    overrides: dict[str, str] = {}
     for flag, keys in flags.items():
         value = getattr(args, flag, None)
         if value is not None:
-            overrides += [as_override(key, value) for key in keys]
+            overrides |= {as_override(key, value): f"--{flag}" for key in keys}
     for flag, key in (
         ("only_eval", "runner.only_eval"),
         ("force", "runner.force"),
@@ -69,10 +84,10 @@ def overrides_of(args: argparse.Namespace) -> list[str]:
         ("video", "env.eval.video_cfg.save_video"),
     ):
         if getattr(args, flag, False):
-            overrides.append(as_override(key, True))
+            overrides[as_override(key, True)] = f"--{flag}"
     if getattr(args, "logger", None):
-        overrides.append(f"runner.logger.logger_backends=[{','.join(args.logger)}]")
-    return overrides + args.overrides
+        overrides[f"runner.logger.logger_backends=[{','.join(args.logger)}]"] = "--logger"
+    return overrides
 
 
 def load(args: argparse.Namespace) -> LoadedConfig:
@@ -84,7 +99,9 @@ def load(args: argparse.Namespace) -> LoadedConfig:
     from regrasp.envs.registry import preflight
 
     name = getattr(args, "config_name", None) or DEFAULT_CONFIG
-    loaded = load_config(name, overrides_of(args), args.config_path)
+    flags = flag_overrides(args)
+    loaded = load_config(name, [*flags, *args.overrides], args.config_path, flags)
+    args.loaded = loaded
     for warning in loaded.warnings:
         print(f"[WARN] {warning}", file=sys.stderr)
     try:
@@ -92,7 +109,7 @@ def load(args: argparse.Namespace) -> LoadedConfig:
     except UserError as error:
         if not args.dry_run:
             raise
-        print(f"[WARN] {error}", file=sys.stderr)
+        print(f"[WARN] {loaded.located(error)}", file=sys.stderr)
     return loaded
 
 
@@ -121,18 +138,26 @@ def _print_resolved(loaded: LoadedConfig) -> None:
     from regrasp.runners.memory import memory_estimate
 
     print(loaded.to_yaml())
-    print(f"# {loaded.file}")
+    print(f"\n# Summary\n# {loaded.file}")
     print(f"# {batch_equation(loaded.config)}")
     for line in memory_estimate(loaded.config):
         print(f"# {line}")
 
 
-def open_run_folder(loaded: LoadedConfig, run_name: str | None, *, kind: Sequence[str] = ()) -> Path:
-    """Create `<log_path>/<timestamp>-<task>[_<run_name>]/` and print it first, as the reference does."""
+@contextmanager
+def open_run_folder(args: argparse.Namespace, loaded: LoadedConfig, *, kind: Sequence[str] = ()) -> Iterator[Path]:
+    """Create `<log_path>/<timestamp>-<task>[_<run_name>]/` and print it first, as the reference does.
+
+    Configuration and command line are written into it. A command that is refused before it wrote more leaves nothing.
+
+    Raises:
+        UserError: The folder cannot be written.
+    """
     root = Path(loaded.config.runner.logger.log_path or Path("logs") / "regrasp").joinpath(*kind)
+    require_writable(root, key="runner.logger.log_path")
     task = loaded.config.env.train.init_params.id
     stamp = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
-    name = f"{stamp}-{task}" + (f"_{run_name}" if run_name else "")
+    name = f"{stamp}-{task}" + (f"_{args.run_name}" if args.run_name else "")
     folder = root / name
     number = 1
     while folder.exists():
@@ -140,8 +165,28 @@ def open_run_folder(loaded: LoadedConfig, run_name: str | None, *, kind: Sequenc
         folder = root / f"{name}.{number}"
     folder.mkdir(parents=True)
     print(f"[INFO] Logging to: {folder.resolve()}", flush=True)
-    (folder / "config.yaml").write_text(loaded.to_yaml())
-    return folder
+    (folder / CONFIG_FILE).write_text(loaded.to_yaml())
+    (folder / COMMAND_FILE).write_text(f"{command_line(args)}\n")
+    try:
+        yield folder
+    except (UserError, KeyboardInterrupt):
+        discard_unused(folder)
+        raise
+
+
+def command_line(args: argparse.Namespace) -> str:
+    """The command as the user gave it, quoted for a shell."""
+    return shlex.join(["regrasp", *args.given])
+
+
+def resume_command(args: argparse.Namespace, run_dir: Path) -> str:
+    """The command that continues a run: the user's own, with the run's folder to resume."""
+    given, skip = [], False
+    for text in args.given:
+        if not (skip or text == "--resume_dir" or text.startswith(("--resume_dir=", "runner.resume_dir="))):
+            given.append(text)
+        skip = text == "--resume_dir"
+    return shlex.join(["regrasp", *given, "--resume_dir", str(run_dir)])
 
 
 def prepare_torch(loaded: LoadedConfig) -> None:
@@ -163,7 +208,6 @@ def _require_block(loaded: LoadedConfig, name: str) -> None:
             f"This experiment does not configure the stage '{name}'",
             file=loaded.file,
             key=name,
-            value=None,
             expected=f"a block '{name}:'",
             mend=f"add the block, or use an experiment that has one, such as {DEFAULT_CONFIG}",
         )

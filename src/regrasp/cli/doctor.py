@@ -8,10 +8,14 @@ import platform
 import shutil
 import sys
 
-OPTIONAL = {
-    "wandb": 'metrics on Weights & Biases (pip install "regrasp[wandb]")',
-    "swanlab": 'metrics on SwanLab (pip install "regrasp[swanlab]")',
-    "flash-attn": "faster attention on a GPU; not needed, PyTorch's own is used without it",
+from regrasp.extras import PACKAGES, install_command
+
+EXTRAS = {
+    "wandb": "metrics on Weights & Biases",
+    "swanlab": "metrics on SwanLab",
+    "lora": "low-rank adapters on the language model",
+    "trocar": "the scripted expert of the trocar task",
+    "convert": "reading Isaac Lab's recorder files",
 }
 _MIN_MEMORY_GB = 4
 
@@ -72,11 +76,16 @@ def _torch() -> None:
 def _packages() -> None:
     for name in ("transformers", "mujoco-core", "tensordict", "hydra-core"):
         _line(name, importlib.metadata.version(name))
-    for name, purpose in OPTIONAL.items():
-        try:
-            _line(name, importlib.metadata.version(name))
-        except importlib.metadata.PackageNotFoundError:
-            _line(name, f"not installed; would enable {purpose}")
+    for extra, purpose in EXTRAS.items():
+        _optional(PACKAGES[extra], f"{purpose}: {install_command(extra)}")
+    _optional("flash-attn", "faster attention on a GPU; not needed, PyTorch's own is used without it")
+
+
+def _optional(name: str, purpose: str) -> None:
+    try:
+        _line(name, importlib.metadata.version(name))
+    except importlib.metadata.PackageNotFoundError:
+        _line(name, f"not installed; would enable {purpose}")
 
 
 def _rendering() -> bool:

@@ -6,10 +6,12 @@ import argparse
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+from typing import NoReturn
 
 import regrasp
-from regrasp.errors import RegraspError
+from regrasp.errors import RegraspError, UserError
 
 COMMANDS = {
     "quickstart": "all stages on the embedded simulator, with a report at the end",
@@ -31,6 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"regrasp {regrasp.__version__}")
     commands = parser.add_subparsers(dest="command", metavar="command", required=True)
     given = list(sys.argv[1:] if arguments is None else arguments)
+    if given and not given[0].startswith("-") and given[0] not in COMMANDS:
+        known = f"choose from {', '.join(COMMANDS)}"
+        parser.error(f"argument command: invalid choice: {given[0]!r} ({_close(given[0], COMMANDS) or known})")
     for name, summary in COMMANDS.items():
         subparser = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
         if given[:1] == [name]:
@@ -38,21 +43,44 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed, rest = parser.parse_known_args(given)
     # argparse takes the overrides before or after the flags, not both: those after a later flag are left over.
     if any(text.startswith("-") for text in rest) or (rest and not hasattr(parsed, "overrides")):
-        commands.choices[parsed.command].error(f"unrecognized arguments: {' '.join(rest)}")
+        _unrecognized(commands.choices[parsed.command], rest)
     if rest:
         parsed.overrides += rest
+    parsed.given = given
     try:
         return _module(parsed.command).run(parsed)
     except RegraspError as error:
-        print(f"\nerror: {error}", file=sys.stderr)
+        # Only the command line knows which flag set the key that a stage complains of.
+        located = parsed.loaded.located(error) if hasattr(parsed, "loaded") and isinstance(error, UserError) else error
+        print(f"\nerror: {located}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
+        print("\ninterrupted", *_kept(parsed.command), sep="\n", file=sys.stderr)
         return 130
     except BrokenPipeError:
         # The reader of our output is gone (`regrasp tasks | head -1`); a simulator's pipe has errors of its own.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+
+
+def _unrecognized(parser: argparse.ArgumentParser, rest: Sequence[str]) -> NoReturn:
+    """Refuse flags that the command does not have, with the nearest one that it has."""
+    flags = [name for action in parser._actions for name in action.option_strings]
+    wrong = next((text.partition("=")[0] for text in rest if text.startswith("-")), rest[0])
+    close = _close(wrong, flags)
+    parser.error(f"unrecognized arguments: {' '.join(rest)}" + (f" ({close})" if close else ""))
+
+
+def _close(text: str, known: Iterable[str]) -> str:
+    """A question about the nearest known word; empty where none is near."""
+    near = get_close_matches(text, list(known), n=1)
+    return f"did you mean {near[0]}?" if near else ""
+
+
+def _kept(command: str) -> list[str]:
+    """What an interrupted command leaves, and how to go on."""
+    text = getattr(_module(command), "INTERRUPTED", None)
+    return [] if text is None else [text]
 
 
 def _module(command: str):

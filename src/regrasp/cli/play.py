@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from regrasp.cli.common import add_run_arguments, load_to_run, open_run_folder, prepare_torch
+
+if TYPE_CHECKING:
+    from regrasp.config.load import LoadedConfig
+
+INTERRUPTED = "An evaluation that did not end has no result. Run the same command again."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,6 +35,16 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if args.policy == "model":
         require_paths(loaded.config, "play", loaded.file)
+    if args.rl_model_path is not None:
+        from regrasp.checkpoint.read import full_weights_file
+
+        full_weights_file(args.rl_model_path)
+    with open_run_folder(args, loaded, kind=("eval",)) as run_dir:
+        _play(args, loaded, run_dir)
+    return 0
+
+
+def _play(args: argparse.Namespace, loaded: LoadedConfig, run_dir: Path) -> None:
     prepare_torch(loaded)
     from regrasp.runners.play import PlayOptions, play
 
@@ -38,7 +54,6 @@ def run(args: argparse.Namespace) -> int:
         num_videos=args.num_videos,
         group="finetuned" if args.rl_model_path else "base",
     )
-    result = play(loaded, open_run_folder(loaded, args.run_name, kind=("eval",)), options)
+    result = play(loaded, run_dir, options)
     if result.videos:
         print(f"Videos: {result.videos[0].path.parent.resolve()}")
-    return 0

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from regrasp.cli.common import add_config_arguments, load_to_run, prepare_torch
+from regrasp.cli.common import STAGE_INTERRUPTED, add_config_arguments, load_to_run, prepare_torch
+
+INTERRUPTED = STAGE_INTERRUPTED
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import shlex
-import sys
 from pathlib import Path
 
-from regrasp.cli.common import add_config_arguments, load_to_run, prepare_torch
+from regrasp.cli.common import add_config_arguments, command_line, load_to_run, prepare_torch
+from regrasp.folders import require_writable
+
+INTERRUPTED = (
+    "Finished stages are kept. Run the same command again: training goes on from its newest checkpoint, any other stage"
+    " starts anew."
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,9 +27,10 @@ def run(args: argparse.Namespace) -> int:
     loaded = load_to_run(args)
     if loaded is None:
         return 0
+    output = args.output or Path("quickstart-run") / f"seed_{loaded.config.seed}"
+    require_writable(output, key="--output")
     prepare_torch(loaded)
     from regrasp.runners.quickstart import quickstart
 
-    output = args.output or Path("quickstart-run") / f"seed_{loaded.config.seed}"
-    quickstart(loaded, output, shlex.join(["regrasp", *sys.argv[1:]]))
+    quickstart(loaded, output, command_line(args))
     return 0

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from regrasp.folders import require_writable
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of this command."""
@@ -14,8 +16,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the page."""
+    output = args.output or args.run_dir / "report.html"
+    if args.output is not None or args.run_dir.is_dir():
+        require_writable(output.parent, key="--output")
     from regrasp.runners.report import report_run
 
-    path = report_run(args.run_dir, args.output or args.run_dir / "report.html")
+    path = report_run(args.run_dir, output)
     print(f"Report: {path.resolve()}")
     return 0

@@ -5,7 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from regrasp.cli.common import add_config_arguments, load_to_run, prepare_torch
+from regrasp.cli.common import STAGE_INTERRUPTED, add_config_arguments, load_to_run, prepare_torch
+from regrasp.folders import require_new, require_writable
+
+INTERRUPTED = STAGE_INTERRUPTED
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -14,6 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", metavar="FOLDER", help="dataset folder; default: sft.data")
     parser.add_argument("--backbone", metavar="FOLDER", help="pretrained backbone; default: the user's cache")
     parser.add_argument("--output", metavar="FOLDER", type=Path, help="model folder; default: sft.output_dir")
+    parser.add_argument("--overwrite", action="store_true", help="replace the model that is there")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -24,10 +28,15 @@ def run(args: argparse.Namespace) -> int:
     if loaded is None:
         return 0
     require_paths(loaded.config, "sft", loaded.file)
+    assert loaded.config.sft is not None
+    key = "sft.output_dir" if args.output is None else "--output"
+    output = args.output or Path(loaded.config.sft.output_dir)
+    require_new(output, overwrite=args.overwrite, key=key)
+    require_writable(output, key=key)
     prepare_torch(loaded)
     from regrasp.runners.stages import train_base
 
-    folder, result = train_base(loaded.config, output=args.output)
+    folder, result = train_base(loaded.config, output=output)
     validation = "" if result.validation_loss is None else f", validation loss {result.validation_loss:.3f}"
     print(f"Base model: {folder} ({result.num_frames} frames, training loss {result.train_loss:.3f}{validation})")
     return 0

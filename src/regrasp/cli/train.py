@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from regrasp.cli.common import add_run_arguments, load_to_run, open_run_folder, prepare_torch
+from regrasp.checkpoint.layout import EXPORT, step_folders
+from regrasp.cli.common import add_run_arguments, load_to_run, open_run_folder, prepare_torch, resume_command
+from regrasp.folders import require_writable
 
 if TYPE_CHECKING:
     from regrasp.config.load import LoadedConfig
@@ -38,27 +44,65 @@ def run(args: argparse.Namespace) -> int:
         return 0
     runner = loaded.config.runner
     if runner.only_eval or runner.task_type == "embodied_eval":
+        return _evaluate(args, loaded)
+    require_paths(loaded.config, "train", loaded.file)
+    with _run_folder(args, loaded) as run_dir:
+        prepare_torch(loaded)
+        from regrasp.runners.session import train
+
+        try:
+            finished = train(loaded, run_dir)
+        except KeyboardInterrupt:
+            finished = False
+        checkpoint = _newest_checkpoint(run_dir, loaded)
+        if finished:
+            assert checkpoint is not None
+            print(f"Model: {checkpoint / EXPORT}\nReport: {shlex.join(['regrasp', 'report', str(run_dir)])}")
+            return 0
+        _print_interrupted(args, run_dir, checkpoint)
+        return 130
+
+
+def _evaluate(args: argparse.Namespace, loaded: LoadedConfig) -> int:
+    from regrasp.config.paths import require_paths
+
+    require_paths(loaded.config, "play", loaded.file)
+    with open_run_folder(args, loaded, kind=("eval",)) as run_dir:
+        prepare_torch(loaded)
         from regrasp.runners.play import PlayOptions, play
 
-        require_paths(loaded.config, "play", loaded.file)
-        prepare_torch(loaded)
-        play(loaded, open_run_folder(loaded, args.run_name, kind=("eval",)), PlayOptions())
-        return 0
-    require_paths(loaded.config, "train", loaded.file)
-    prepare_torch(loaded)
-    from regrasp.runners.session import train
-
-    finished = train(loaded, run_folder(loaded, args.run_name))
-    return 0 if finished else 130
+        play(loaded, run_dir, PlayOptions())
+    return 0
 
 
-def run_folder(loaded: LoadedConfig, run_name: str | None) -> Path:
+@contextmanager
+def _run_folder(args: argparse.Namespace, loaded: LoadedConfig) -> Iterator[Path]:
     """The folder of a new run, or of the one that is resumed."""
     resume = loaded.config.runner.resume_dir
     if resume is None:
-        return open_run_folder(loaded, run_name)
+        with open_run_folder(args, loaded) as folder:
+            yield folder
+        return
     from regrasp.checkpoint.read import find_checkpoint
 
-    folder = find_checkpoint(Path(resume)).parents[2]
+    folder = find_checkpoint(Path(resume)).absolute().parents[2]
+    require_writable(folder, key="--resume_dir")
     print(f"[INFO] Logging to: {folder.resolve()}", flush=True)
-    return folder
+    yield folder
+
+
+def _newest_checkpoint(run_dir: Path, loaded: LoadedConfig) -> Path | None:
+    from regrasp.checkpoint.verify import is_complete
+    from regrasp.runners.train import checkpoints_folder
+
+    folders = step_folders(checkpoints_folder(run_dir, loaded.config).resolve())
+    return next(filter(is_complete, folders), None)
+
+
+def _print_interrupted(args: argparse.Namespace, run_dir: Path, checkpoint: Path | None) -> None:
+    print("\ninterrupted", file=sys.stderr)
+    if checkpoint is None:
+        print("No update was finished, so nothing is kept. Run the same command again.", file=sys.stderr)
+        return
+    print(f"Checkpoint: {checkpoint}", file=sys.stderr)
+    print(f"To continue: {resume_command(args, run_dir)}", file=sys.stderr)

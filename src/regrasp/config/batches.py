@@ -28,12 +28,19 @@ def batch_equation(config: ExperimentConfig) -> str:
     """One line: how environments, chunks and epochs make samples, minibatches and optimizer steps."""
     train, actor, algorithm = config.env.train, config.actor, config.algorithm
     chunks = train.max_steps_per_rollout_epoch // actor.model.num_action_chunks
-    minibatches = -(-num_samples(config) // actor.global_batch_size)
-    micro = actor.global_batch_size // actor.micro_batch_size
+    samples = num_samples(config)
+    size = min(actor.global_batch_size, samples)
+    micro = min(actor.micro_batch_size, size)
     return (
-        f"{train.total_num_envs} envs x {chunks} chunks ({train.max_steps_per_rollout_epoch} steps / "
-        f"{actor.model.num_action_chunks} actions) x {algorithm.rollout_epoch} rollout epochs = "
-        f"{num_samples(config)} samples; {minibatches} minibatches of {actor.global_batch_size} "
-        f"({micro} x {actor.micro_batch_size}) x {algorithm.update_epoch} epochs = "
-        f"{num_optimizer_steps(config)} optimizer steps per update"
+        f"{_count(train.total_num_envs, 'env')} x {_count(chunks, 'chunk')} "
+        f"({_count(train.max_steps_per_rollout_epoch, 'step')} / {_count(actor.model.num_action_chunks, 'action')})"
+        f" x {_count(algorithm.rollout_epoch, 'rollout epoch')} = "
+        f"{samples} samples; {_count(-(-samples // size), 'minibatch', 'es')} of {size} "
+        f"({-(-size // micro)} x {micro}) x {_count(algorithm.update_epoch, 'epoch')} = "
+        f"{_count(num_optimizer_steps(config), 'optimizer step')} per update"
+        + (f"; the last minibatch has {samples % size}" if samples % size else "")
     )
+
+
+def _count(number: int, noun: str, plural_ending: str = "s") -> str:
+    return f"{number} {noun}{'' if number == 1 else plural_ending}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,8 +35,13 @@ class Composition:
     """The file sets more of Hydra than its search path, which is all that matters here."""
 
 
-def compose_experiment(file: Path, overrides: Sequence[str]) -> Composition:
+def compose_experiment(file: Path, overrides: Sequence[str], flags: Mapping[str, str] | None = None) -> Composition:
     """Compose a file with overrides and resolve its interpolations.
+
+    Args:
+        file: The experiment.
+        overrides: Hydra overrides.
+        flags: The flag that stands for an override, by the override's text.
 
     Raises:
         UserError: Broken YAML, a bad override, a missing part of the `defaults` list, or a bad interpolation.
@@ -53,6 +58,7 @@ def compose_experiment(file: Path, overrides: Sequence[str]) -> Composition:
     sources = Sources(
         files=files,
         overrides=tuple(override.key_or_group for override in parsed),
+        flags=tuple((flags or {}).get(text) for text in overrides),
         written=_container(config, resolve=False),
     )
     return Composition(_resolved(config, sources), sources, bool(hydra_keys - {"searchpath"}))
@@ -70,8 +76,7 @@ def _parse(text: str) -> Override:
     try:
         override = OverridesParser.create().parse_override(text)
     except HydraException as error:
-        reason = str(error).splitlines()[0]
-        raise _bad_override(text, f"The override cannot be read: {reason}") from error
+        raise _unreadable(text) from error
     if not override.key_or_group:
         raise _bad_override(text, "The override names no key.")
     if override.is_sweep_override():
@@ -81,6 +86,22 @@ def _parse(text: str) -> Override:
             mend=f"write a list in brackets: '{override.key_or_group}=[{text.partition('=')[2]}]'",
         )
     return override
+
+
+def _unreadable(text: str) -> UserError:
+    """The user's view of an override that Hydra's grammar does not take."""
+    key, equals, value = text.partition("=")
+    if not equals:
+        return _bad_override(
+            text, f"The override {text} has no value.", mend=f"write key=value, without spaces: {key.strip()}=..."
+        )
+    if not key.strip():
+        return _bad_override(text, "The override names no key.")
+    return _bad_override(
+        text,
+        f"The value of the override cannot be read: {value}",
+        mend=f"write key=value; close brackets and quotes, and quote special characters: \"{key}='...'\"",
+    )
 
 
 def _bad_override(

@@ -13,13 +13,14 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from regrasp.config.compose import compose_experiment
-from regrasp.config.describe import dotted
+from regrasp.config.describe import dotted, spec_at
 from regrasp.config.legacy import Active, ignored_warning, merge_duplicates, strip_legacy, translate_synonyms
 from regrasp.config.problems import Problem, raise_problems, schema_problems
 from regrasp.config.schema import ExperimentConfig
 from regrasp.config.search import find_config
-from regrasp.config.sources import Sources, split_key
+from regrasp.config.sources import COMMAND_LINE, Sources, split_key
 from regrasp.config.validate import cross_check, oddities
+from regrasp.errors import UserError
 
 _ADAPTER = TypeAdapter(ExperimentConfig)
 
@@ -42,25 +43,39 @@ class LoadedConfig:
         """Where a value was written: a file and line, or the command line."""
         return self.sources.locate(split_key(key)).file
 
+    def located(self, error: UserError) -> UserError:
+        """The same error, naming the file and line, or the flag, where the value of its key was written."""
+        path = split_key(error.key or "")
+        if error.file not in (None, str(self.file), COMMAND_LINE) or not path or spec_at(path) is None:
+            return error
+        place = self.sources.locate(path)
+        return error.at(place.file, place.key)
+
     def to_yaml(self) -> str:
         """Every value, defaults included, as a file that loads to the same configuration."""
         return yaml.safe_dump(_ADAPTER.dump_python(self.config, mode="json"), sort_keys=False, width=120)
 
 
-def load_config(name: str, overrides: Sequence[str] = (), config_path: Path | None = None) -> LoadedConfig:
+def load_config(
+    name: str,
+    overrides: Sequence[str] = (),
+    config_path: Path | None = None,
+    flags: Mapping[str, str] | None = None,
+) -> LoadedConfig:
     """Load, convert and check an experiment.
 
     Args:
         name: Name of the experiment, or path of its YAML file.
         overrides: Hydra overrides such as `algorithm.update_epoch=2`; later ones win.
         config_path: Folder that is searched before the shipped experiments.
+        flags: The flag of the command line that stands for an override, by the override's text; for messages.
 
     Raises:
         UserError: The file is not found or broken, an override is bad, or values are wrong. All wrong values are in
             one error.
     """
     file = find_config(name, config_path)
-    composition = compose_experiment(file, overrides)
+    composition = compose_experiment(file, overrides, flags)
     values = composition.values
     translate_synonyms(values)
     warnings = merge_duplicates(values)

@@ -48,7 +48,6 @@ def _require_model(config: ExperimentConfig, file: Path | None) -> None:
                 "No pretrained model is given.",
                 file=file,
                 key="actor.model.model_path",
-                value=None,
                 expected=expected,
                 mend="pass --model_path; `regrasp sft` makes a base model",
             )
@@ -64,7 +63,6 @@ def _require_demonstrations(config: ExperimentConfig, file: Path | None) -> None
             "This experiment has no supervised stage.",
             file=file,
             key="sft",
-            value=None,
             expected="a block with the settings of the stage",
             mend="add `sft: {}` for the defaults",
         )
@@ -72,9 +70,7 @@ def _require_demonstrations(config: ExperimentConfig, file: Path | None) -> None
     mend = "run `regrasp collect` first, or give the folder of a dataset"
     expected = "the folder of a dataset of demonstrations"
     if data is None:
-        raise UserError(
-            "No demonstrations are given.", file=file, key="sft.data", value=None, expected=expected, mend=mend
-        )
+        raise UserError("No demonstrations are given.", file=file, key="sft.data", expected=expected, mend=mend)
     _require_folder("sft.data" if config.sft.data else "collect.output_dir", data, expected, mend, file)
     if config.sft.backbone is not None:
         _require_folder(

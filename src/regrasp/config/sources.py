@@ -45,6 +45,8 @@ class Sources:
     files: tuple[SourceFile, ...]
     overrides: tuple[str, ...] = ()
     """Keys set on the command line."""
+    flags: tuple[str | None, ...] = ()
+    """The flag behind each override, None for one that the user wrote."""
     written: Mapping[str, Any] = field(default_factory=dict)
     """The composed values before interpolation."""
     renamed: Mapping[str, str] = field(default_factory=dict)
@@ -56,11 +58,17 @@ class Sources:
         steps = self._origin(steps) if follow else steps
         key = dotted(steps)
         if any(_overlap(split_key(override), steps) for override in self.overrides):
-            return Place(key, COMMAND_LINE, key)
+            name = self._flag(steps) or key
+            return Place(name, COMMAND_LINE, name)
         file, found = self._find(steps)
         start = found.node.start_mark if found.node else None
         position = f"{start.line}:{start.column}" if start else ""
         return Place(key, f"{file}:{found.line}", f"{file}:{position}:{dotted(steps[found.depth :])}")
+
+    def _flag(self, path: KeyPath) -> str | None:
+        """The flag that set a value, if no override of the user came after it."""
+        setters = [(split_key(key), flag) for key, flag in zip(self.overrides, self.flags, strict=False)]
+        return next((flag for key, flag in reversed(setters) if path[: len(key)] == key), None)
 
     def value(self, path: KeyPath) -> Any:
         """The value at a key before interpolation; None where there is none."""

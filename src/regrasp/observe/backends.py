@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from omegaconf import OmegaConf
 
 from regrasp.errors import UserError
+from regrasp.extras import install_command
 
 _KEY = "runner.logger.logger_backends"
 
@@ -115,7 +116,7 @@ def _import_extra(name: str) -> ModuleType:
             f"The metrics backend {name} is not installed.",
             key=_KEY,
             value=name,
-            mend=f'pip install "regrasp[{name}]"',
+            mend=install_command(name),
         ) from error
 
 

@@ -19,6 +19,8 @@ from regrasp.observe.text import duration
 
 _PLAIN_INTERVAL = 10.0
 """Seconds between plain lines."""
+_ETA_ITEMS, _ETA_SECONDS = 3, 2.0
+"""Items and seconds before the time left is estimated."""
 
 
 class ProgressTask(Protocol):
@@ -73,7 +75,8 @@ def _live_bar(console: Console) -> Progress:
 class _TimesColumn(ProgressColumn):
     def render(self, task: RichTask) -> Text:
         elapsed = task.finished_time if task.finished else task.elapsed
-        left = 0.0 if task.finished else task.time_remaining
+        known = task.completed >= _ETA_ITEMS and (elapsed or 0.0) >= _ETA_SECONDS
+        left = 0.0 if task.finished else task.time_remaining if known else None
         shown = (math.nan if seconds is None else seconds for seconds in (elapsed, left))
         return Text(" ETA ".join(duration(seconds) for seconds in shown), style="cyan")
 
@@ -118,7 +121,8 @@ class _PlainTask:
         elapsed = self._printed - self._started
         share = self._done / self._total if self._total else 1.0
         line = f"{self._description}: {share:4.0%} {self._done}/{self._total}  {duration(elapsed)}"
-        if 0 < self._done < self._total and not remark:
+        known = self._done >= _ETA_ITEMS and elapsed >= _ETA_SECONDS
+        if known and self._done < self._total and not remark:
             line += f"  ETA {duration(elapsed / self._done * (self._total - self._done))}"
         note = _note(self._fields)
         self._console.print(Text(line + (f"  {note}" if note else "") + remark), soft_wrap=True)

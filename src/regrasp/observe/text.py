@@ -30,3 +30,9 @@ def number(value: float, width: int, decimals: int = 4) -> str:
     scientific = [f"{mantissa}e{int(exponent)}" for mantissa, exponent in powers]
     texts = scientific if 0 < abs(value) < 1e-3 else fixed + scientific
     return next((text for text in texts if len(text) <= width), "~0" if abs(value) < 1 else "huge")
+
+
+def byte_size(num_bytes: int) -> str:
+    """A size with two decimals: GiB, or MiB below a tenth of one."""
+    gib = num_bytes / 2**30
+    return f"{gib:.2f} GiB" if gib >= 0.1 else f"{num_bytes / 2**20:.2f} MiB"

@@ -26,7 +26,7 @@ from regrasp.models.groot.generations import check_generation
 from regrasp.models.groot.metadata import METADATA_FILE
 from regrasp.models.groot.policy import RL_PARTS
 from regrasp.models.groot.processor import PROCESSOR_FILE
-from regrasp.models.groot.tokenizer import load_tokenizer
+from regrasp.models.groot.tokenizer import load_tokenizer, save_tokenizer
 from regrasp.models.weights import check_shapes, dtype_of, read_json, write_json
 from regrasp.observe.progress import progress
 
@@ -180,12 +180,7 @@ def _write_processor(source: Path, draft: Path) -> None:
     write_json(draft / METADATA_FILE, read_json(source / METADATA_FILE))
     if (source / PROCESSOR_FILE).is_file():
         write_json(draft / PROCESSOR_FILE, read_json(source / PROCESSOR_FILE))
-    tokenizer = load_tokenizer(source)
-    try:
-        tokenizer.save_pretrained(draft)
-    except Exception as error:
-        # The library under it has no narrower type for a full disk.
-        raise OSError(str(error)) from error
+    save_tokenizer(load_tokenizer(source), draft)
 
 
 def _config_json(content: Mapping[str, Any], config: GrootConfig, dtypes: Collection[torch.dtype]) -> dict[str, Any]:

@@ -34,12 +34,13 @@ class SignalGuard:
     """Watches success, advantages and gradients of successive updates.
 
     Args:
-        force: Stop nothing.
+        force: Warn instead of stopping.
     """
 
     def __init__(self, *, force: bool) -> None:
         self._force = force
         self._signal = Signal()
+        self._warned: set[str] = set()
 
     def state_dict(self) -> dict[str, Any]:
         """What was seen so far, as plain numbers."""
@@ -60,21 +61,21 @@ class SignalGuard:
         signal.rewarded |= any(episode.success or episode.total_reward != 0 for episode in episodes)
         flat = float(rollout.advantages.std(correction=0)) < 1e-8 if len(rollout) > 1 else True
         signal.flat_advantages = signal.flat_advantages + 1 if flat else 0
-        if self._force:
-            return
         if not signal.rewarded and signal.episodes >= _MIN_EPISODES:
-            raise TrainingHaltedError(
+            self._stop(
+                "no reward",
                 f"None of the first {signal.episodes} episodes had a success or any reward, so there is nothing to"
                 " learn from. Likely causes: the base model cannot do the task at all (see `regrasp play --model_path"
                 " <base> --video`); its action normalisation or the action mapping does not fit the task; the"
                 " instruction differs from the training data's; exploration noise is too large"
-                " (actor.model.rl_head_config.noise_level). `--force` (runner.force=true) continues all the same."
+                " (actor.model.rl_head_config.noise_level).",
             )
         if signal.flat_advantages >= _PATIENCE:
-            raise TrainingHaltedError(
+            self._stop(
+                "flat advantages",
                 f"The advantages of {_PATIENCE} updates in a row do not vary, so the policy cannot improve. Likely"
                 " causes: every episode succeeds, or none does; the reward is constant (a reward term of weight 0?);"
-                " the episodes are cut before anything happens (env.train.max_episode_steps). `--force` continues."
+                " the episodes are cut before anything happens (env.train.max_episode_steps).",
             )
 
     def after_update(self, metrics: Mapping[str, float]) -> None:
@@ -85,9 +86,18 @@ class SignalGuard:
         """
         zero = metrics.get("actor/grad_norm") == 0.0 and metrics.get("critic/grad_norm") == 0.0
         self._signal.zero_gradients = self._signal.zero_gradients + 1 if zero else 0
-        if self._signal.zero_gradients >= _PATIENCE and not self._force:
-            raise TrainingHaltedError(
+        if self._signal.zero_gradients >= _PATIENCE:
+            self._stop(
+                "zero gradients",
                 f"The gradient was zero in {_PATIENCE} updates in a row. Likely causes: nothing is trainable"
                 " (actor.model.trainable); every sample is clipped (algorithm.clip_ratio_*); the stochastic denoising"
-                " step has no noise (rl_head_config.noise_level, ignore_last). `--force` continues."
+                " step has no noise (rl_head_config.noise_level, ignore_last).",
             )
+
+    def _stop(self, reason: str, text: str) -> None:
+        """End the run, or under `force` warn once for each reason."""
+        if not self._force:
+            raise TrainingHaltedError(f"{text} `--force` (runner.force=true) continues all the same.")
+        if reason not in self._warned:
+            self._warned.add(reason)
+            print(f"[WARN] {text} Continuing because runner.force is true.", flush=True)

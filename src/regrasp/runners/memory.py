@@ -8,6 +8,7 @@ from pathlib import Path
 
 from regrasp.config.batches import num_samples
 from regrasp.config.schema import ExperimentConfig
+from regrasp.observe.text import byte_size
 
 _ADAMW_BYTES = 16
 """Weight, gradient and two moments in float32."""
@@ -25,16 +26,14 @@ def memory_estimate(config: ExperimentConfig) -> list[str]:
     unused_slots = sum(size - size // shapes[name][0] for name, size in sizes.items() if name.endswith((".W", ".b")))
     trained = (total if model.trainable == "all" or not head else head) - unused_slots
     lines = [
-        f"weights: {total / 1e6:.1f} M parameters, {total * 4 / 2**30:.2f} GiB in float32",
-        f"training {trained / 1e6:.1f} M of them: {trained * _ADAMW_BYTES / 2**30:.2f} GiB"
+        f"weights: {total / 1e6:.1f} M parameters, {byte_size(total * 4)} in float32",
+        f"training {trained / 1e6:.1f} M of them: {byte_size(trained * _ADAMW_BYTES)}"
         " (weights, gradients, AdamW's moments)",
     ]
     samples = num_samples(config)
     if head and not (model.trains_backbone or config.runner.recompute_features):
         context = _context_bytes(Path(model.model_path), config)
-        lines.append(
-            f"cached features: {samples} decisions x {context / 1e3:.0f} kB = {samples * context / 2**30:.2f} GiB"
-        )
+        lines.append(f"cached features: {samples} decisions x {context / 1e3:.0f} kB = {byte_size(samples * context)}")
     return lines
 
 

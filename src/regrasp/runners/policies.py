@@ -89,7 +89,6 @@ def create_policy(
         raise UserError(
             "No pretrained model is given",
             key="actor.model.model_path",
-            value=None,
             expected="the folder of a pretrained model",
             mend="pass --model_path; `regrasp sft` trains a base model",
         )

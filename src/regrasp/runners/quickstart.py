@@ -15,6 +15,7 @@ from regrasp.checkpoint.read import find_checkpoint
 from regrasp.config.load import LoadedConfig
 from regrasp.config.schema import ExperimentConfig
 from regrasp.errors import UserError
+from regrasp.folders import CONFIG_FILE
 from regrasp.runners.play import PlayOptions, PlayResult, play
 from regrasp.runners.report import SUMMARY_FILE, report_run, versions
 from regrasp.runners.session import train
@@ -40,7 +41,7 @@ class _Journal:
             UserError: The folder belongs to other settings.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        config_file, journal = folder / "config.yaml", cls(folder / _STATE_FILE, {})
+        config_file, journal = folder / CONFIG_FILE, cls(folder / _STATE_FILE, {})
         if not journal.file.is_file():
             config_file.write_text(settings)
             return journal

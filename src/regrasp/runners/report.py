@@ -12,13 +12,13 @@ import yaml
 
 import regrasp
 from regrasp.errors import UserError
+from regrasp.folders import COMMAND_FILE, CONFIG_FILE
 from regrasp.observe.metrics import METRICS_FILE, read_metrics
 from regrasp.observe.report import EvaluationSummary, ReportData, VideoItem, write_report
 from regrasp.runners.play import EPISODES_FILE, EVALUATION_FILE
 from regrasp.runners.videos import VIDEO_FOLDER, video_name
 
 SUMMARY_FILE = "summary.json"
-CONFIG_FILE = "config.yaml"
 _PACKAGES = ("torch", "transformers", "mujoco-core", "tensordict", "numpy")
 
 
@@ -54,6 +54,7 @@ def report_run(run_dir: Path, output: Path) -> Path:
 def _run_data(run_dir: Path) -> ReportData:
     metrics = run_dir / METRICS_FILE
     evaluation = run_dir / EVALUATION_FILE
+    command = run_dir / COMMAND_FILE
     config = (run_dir / CONFIG_FILE).read_text()
     return ReportData(
         title=run_dir.name,
@@ -63,7 +64,7 @@ def _run_data(run_dir: Path) -> ReportData:
         videos=_videos(run_dir),
         config_text=config,
         versions=versions(),
-        command=f"regrasp report {run_dir}",
+        command=command.read_text().rstrip() if command.is_file() else "",
     )
 
 

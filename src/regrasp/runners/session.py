@@ -16,6 +16,7 @@ from regrasp.models.contract import Policy
 from regrasp.models.registry import load_policy
 from regrasp.observe.metrics import MetricsLogger
 from regrasp.runners.policies import check_fit, choose_device, create_policy, head_settings, input_names
+from regrasp.runners.resume import changes_warning, restore_engine
 from regrasp.runners.train import EmbodiedRunner
 
 
@@ -65,6 +66,10 @@ def lost_guarantees(env: VecEnv) -> list[str]:
 def _run(loaded: LoadedConfig, engine: LocalEngine, run_dir: Path, checkpoint: Checkpoint | None) -> bool:
     names = loaded.config.runner.logger
     text = _settings(loaded)
+    if checkpoint is not None:
+        if warning := changes_warning(checkpoint.state.get("settings", text), text):
+            print(f"[WARN] {warning}", flush=True)
+        restore_engine(engine, checkpoint)
     with MetricsLogger(
         run_dir,
         project=names.project_name,
@@ -94,7 +99,6 @@ def _policy(config: ExperimentConfig, env: EnvSpec, seed: int, checkpoint: Check
         raise UserError(
             "The penalty on the divergence from the start needs the policy that the run started from",
             key="actor.model.model_path",
-            value=None,
             expected="the folder that the run was begun with",
             mend="pass --model_path",
         )

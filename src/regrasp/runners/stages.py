@@ -8,6 +8,7 @@ from regrasp.config.schema import ExperimentConfig
 from regrasp.envs.mapping import ActionMapping
 from regrasp.envs.registry import create_env
 from regrasp.errors import UserError
+from regrasp.folders import require_writable
 from regrasp.runners.collect import collect
 from regrasp.runners.pretrain import cached_backbone, pretrain
 from regrasp.runners.sft import SftResult, train_base_model
@@ -20,11 +21,15 @@ def pretrain_backbone(
 
     Returns:
         The folder, and the median grounding error in centimetres, None where nothing had to be done.
+
+    Raises:
+        UserError: The folder cannot be written.
     """
     assert config.pretrain is not None
     folder = output or cached_backbone(config.pretrain)
     if (folder / "config.json").is_file() and not again:
         return folder, None
+    require_writable(folder, key="--output")
     return folder, pretrain(config.pretrain, folder)
 
 
@@ -74,15 +79,26 @@ def _backbone(config: ExperimentConfig) -> Path:
         UserError: It is not there.
     """
     assert config.sft is not None
-    folder = Path(config.sft.backbone) if config.sft.backbone else None
-    if folder is None and config.pretrain is not None:
+    if config.sft.backbone:
+        folder = Path(config.sft.backbone)
+        problem = "The pretrained backbone that sft.backbone names is not there"
+    elif config.pretrain is not None:
         folder = cached_backbone(config.pretrain)
-    if folder is None or not (folder / "config.json").is_file():
+        problem = f"No backbone was pretrained with these values of pretrain.*; it would be {folder}"
+    else:
         raise UserError(
-            "The pretrained backbone is not there",
+            "No pretrained backbone is given",
             key="sft.backbone",
-            value=None if folder is None else str(folder),
             expected="a folder written by `regrasp pretrain`",
-            mend="run `regrasp pretrain` with the same --config_name first (minutes), or set sft.backbone",
+            mend="set sft.backbone=<folder>",
+        )
+    if not (folder / "config.json").is_file():
+        raise UserError(
+            problem,
+            key="sft.backbone",
+            value=str(folder),
+            expected="a folder written by `regrasp pretrain`",
+            mend="run `regrasp pretrain` with the same --config_name and the same pretrain.* overrides first (minutes),"
+            " or use another backbone with sft.backbone=<folder>",
         )
     return folder

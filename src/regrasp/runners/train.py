@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +21,6 @@ from regrasp.observe.metrics import ENV_STEPS, STEPS_PER_SECOND, MetricsLogger
 from regrasp.observe.progress import progress
 from regrasp.runners.guards import SignalGuard
 from regrasp.runners.interrupt import StopRequest
-from regrasp.runners.policies import load_weights
 from regrasp.runners.summary import episode_metrics
 from regrasp.runners.videos import NUM_VIDEOS, EpisodeVideos
 from regrasp.workers.actor import AbandonedError, NonFiniteError
@@ -58,7 +56,7 @@ class EmbodiedRunner:
         engine: Started.
         logger: Metrics of the run.
         run_dir: Folder of the run.
-        config_text: The resolved configuration, of which checkpoints keep a fingerprint.
+        config_text: The resolved configuration, which checkpoints keep.
         progress: How far the run is.
     """
 
@@ -94,23 +92,7 @@ class EmbodiedRunner:
         return self._finished
 
     def resume(self, checkpoint: Checkpoint) -> None:
-        """Continue after the update that `checkpoint` was written at.
-
-        Raises:
-            UserError: The configured policy is another one than the checkpoint's.
-        """
-        if checkpoint.state["config"] != self._fingerprint():
-            print("[WARN] The configuration differs from the one that the checkpoint was written with.")
-        load_weights(
-            self.engine.policy,
-            checkpoint.model_state,
-            problem="The checkpoint is of another policy than the configuration's",
-            file=checkpoint.path,
-            key="actor.model",
-            mend="resume with the settings of actor.model that the run was begun with",
-        )
-        self.engine.actor.load_state_dict(checkpoint.optimizer_state)
-        self.engine.load_state_dict(checkpoint.tensors)
+        """Continue after the update that `checkpoint` was written at, with an engine that was restored from it."""
         self._guard.load_state_dict(checkpoint.state.get("guard", {}))
         self.progress = Progress(checkpoint.step, checkpoint.state["env_steps"])
         self.logger.truncate_after(checkpoint.step)
@@ -201,7 +183,7 @@ class EmbodiedRunner:
             frozen_names=frozenset(frozen),
             optimizer_state=self.engine.actor.state_dict(),
             tensors=boundary.engine,
-            state={"env_steps": self.progress.env_steps, "config": self._fingerprint(), "guard": boundary.guard},
+            state={"env_steps": self.progress.env_steps, "settings": self.config_text, "guard": boundary.guard},
             export=policy.save if runner.export_model == "always" or self._finished else None,
         )
         folder = checkpoints_folder(self.run_dir, self.config)
@@ -216,9 +198,6 @@ class EmbodiedRunner:
         }
         torch.save(batch, file)
         return TrainingHaltedError(f"{error} The batch that caused it is in {file}.")
-
-    def _fingerprint(self) -> str:
-        return hashlib.sha256(self.config_text.encode()).hexdigest()
 
 
 def checkpoints_folder(run_dir: Path, config: ExperimentConfig) -> Path:

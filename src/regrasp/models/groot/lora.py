@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor, nn
 
 from regrasp.errors import UserError
+from regrasp.extras import install_command
 from regrasp.models.initialization import seeded
 from regrasp.models.settings import LoraSettings
 
@@ -33,7 +34,7 @@ def add_adapters(language_model: nn.Module, settings: LoraSettings, *, seed: int
             key="actor.model.is_lora",
             value=True,
             expected="peft to be installed",
-            mend="pip install 'regrasp[lora]', or set actor.model.is_lora=false",
+            mend=f"{install_command('lora')}, or set actor.model.is_lora=false",
         ) from None
     config = LoraConfig(
         r=settings.rank,

@@ -27,7 +27,7 @@ from regrasp.models.groot.processor_config import (
     read_config,
 )
 from regrasp.models.groot.selection import Selection, split_statistics
-from regrasp.models.groot.tokenizer import TextEncoder, load_tokenizer, train_tokenizer
+from regrasp.models.groot.tokenizer import TextEncoder, load_tokenizer, save_tokenizer, train_tokenizer
 from regrasp.models.inputs import InputNames, embodiment_id
 from regrasp.models.normalization import Statistics
 from regrasp.models.weights import write_json
@@ -221,7 +221,7 @@ class GrootProcessor:
         """Write `processor_config.json`, `experiment_cfg/metadata.json` and the tokenizer."""
         write_json(folder / PROCESSOR_FILE, self.config.to_json())
         self.metadata.save(folder)
-        self.tokenizer.save_pretrained(folder)
+        save_tokenizer(self.tokenizer, folder)
 
     @classmethod
     def load(cls, groot: GrootConfig, folder: Path, inputs: InputNames | None = None) -> Self:

@@ -1,0 +1,55 @@
+"""What a resumed run takes over from its checkpoint before it writes anything."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import yaml
+
+from regrasp.checkpoint.read import Checkpoint
+from regrasp.engine.local import LocalEngine
+from regrasp.runners.policies import load_weights
+
+_NUM_CHANGES_SHOWN = 5
+_ABSENT = "not there"
+
+
+def restore_engine(engine: LocalEngine, checkpoint: Checkpoint) -> None:
+    """Put weights, optimizer and environments into the state of a checkpoint.
+
+    Raises:
+        UserError: The checkpoint is of another policy, or of other environments.
+    """
+    load_weights(
+        engine.policy,
+        checkpoint.model_state,
+        problem="The checkpoint is of another policy than the configuration's",
+        file=checkpoint.path,
+        key="actor.model",
+        mend="resume with the settings of actor.model that the run was begun with",
+    )
+    engine.actor.load_state_dict(checkpoint.optimizer_state)
+    engine.load_state_dict(checkpoint.tensors)
+
+
+def changes_warning(before: str, now: str) -> str | None:
+    """What differs between two configurations, given as YAML, key by key; None where nothing does."""
+    if before == now:
+        return None
+    old, new = (dict(_leaves(yaml.safe_load(text), "")) for text in (before, now))
+    changed = [key for key in {**old, **new} if old.get(key, _ABSENT) != new.get(key, _ABSENT)]
+    shown = "; ".join(
+        f"{key} was {old.get(key, _ABSENT)} and is {new.get(key, _ABSENT)}" for key in changed[:_NUM_CHANGES_SHOWN]
+    )
+    more = f"; and {len(changed) - _NUM_CHANGES_SHOWN} more" if len(changed) > _NUM_CHANGES_SHOWN else ""
+    return f"The configuration differs from the one that the checkpoint was written with: {shown}{more}."
+
+
+def _leaves(node: Any, key: str) -> Iterator[tuple[str, Any]]:
+    """The values of a nested block by dotted key."""
+    if not isinstance(node, dict):
+        yield key, node
+        return
+    for name, child in node.items():
+        yield from _leaves(child, f"{key}.{name}" if key else str(name))

@@ -1,0 +1,99 @@
+"""`regrasp train` from the outside: what a run says, what it leaves, and how it goes on."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from run_toys import SMALL, saved_steps
+
+from regrasp.cli.common import resume_command
+from regrasp.cli.main import main
+from regrasp.engine.local import LocalEngine
+
+
+@pytest.fixture
+def arguments(start_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A small run in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    experiment = ["--config_name", "pick_cube_ppo_mlp", "--model_path", str(start_model)]
+    return ["train", *experiment, *SMALL, "runner.val_check_interval=-1", "runner.max_epochs=2"]
+
+
+def only_run(folder: Path) -> Path:
+    (run,) = (folder / "logs" / "regrasp").iterdir()
+    return run
+
+
+def test_a_finished_run_says_where_its_model_is(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*arguments, "--run_name", "two words"]) == 0
+    run = only_run(tmp_path)
+    lines = capsys.readouterr().out.splitlines()
+    model = Path(next(line for line in lines if line.startswith("Model: ")).removeprefix("Model: "))
+    assert model == run / "small" / "checkpoints" / "global_step_2" / "model"
+    assert (model / "config.json").is_file()
+    report = next(line for line in lines if line.startswith("Report: ")).removeprefix("Report: ")
+    assert main(shlex.split(report)[1:]) == 0
+    assert shlex.split((run / "command.txt").read_text()) == ["regrasp", *arguments, "--run_name", "two words"]
+    assert "regrasp train --config_name pick_cube_ppo_mlp" in (run / "report.html").read_text()
+
+    before = sorted(run.rglob("*"))
+    capsys.readouterr()
+    assert main([*arguments, "runner.max_epochs=3", "--resume_dir", str(run), "env.train.total_num_envs=5"]) == 2
+    printed = capsys.readouterr()
+    assert "env.train.total_num_envs was 6 and is 5" in printed.out
+    assert sorted(run.rglob("*")) == before
+    assert main([*arguments, "--resume_dir", "logs"]) == 2
+    assert run.name in capsys.readouterr().err
+
+
+def test_an_interrupted_run_prints_the_command_that_continues_it(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collect, count = LocalEngine.collect, 0
+
+    def interrupted(self: LocalEngine, *args: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return collect(self, *args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LocalEngine, "collect", interrupted)
+        assert main(arguments) == 130
+    run = only_run(tmp_path)
+    assert saved_steps(run) == [1]
+    error = capsys.readouterr().err
+    assert f"Checkpoint: {run / 'small' / 'checkpoints' / 'global_step_1'}\n" in error
+    command = shlex.split(error.partition("To continue: ")[2].splitlines()[0])
+    assert command[0] == "regrasp"
+    assert main(command[1:]) == 0
+    assert saved_steps(run) == [1, 2]
+    assert only_run(tmp_path) == run
+
+
+def test_an_evaluation_that_is_refused_leaves_no_folder(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = tmp_path / "weights.pt"
+    torch.save({"of.another.model": torch.ones(1)}, weights)
+    assert main(["play", *arguments[1:], "--rl_model_path", str(weights)]) == 2
+    printed = capsys.readouterr()
+    assert "[INFO] Logging to: " in printed.out
+    assert "do not fit the base model" in printed.err
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [weights]
+
+
+def test_the_command_that_continues_names_the_run_once() -> None:
+    given = ["train", "--resume_dir", "old run", "a=1", "--resume_dir=x", "runner.resume_dir=y", "--num_envs", "4"]
+    command = resume_command(argparse.Namespace(given=given), Path("the run"))
+    assert shlex.split(command) == ["regrasp", "train", "a=1", "--num_envs", "4", "--resume_dir", "the run"]
