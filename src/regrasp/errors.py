@@ -56,10 +56,14 @@ class UserError(RegraspError):
         lines = [problem, *(f"  {name + ':':<10}{text}" for name, text in rows if text)]
         super().__init__("\n".join(lines))
 
+    def fields(self) -> dict[str, Any]:
+        """The arguments that make this error again, in another process for example."""
+        fields = {"problem": self.problem, "file": self.file, "key": self.key, "expected": self.expected}
+        return {**fields, "mend": self.mend, **({} if self.value is None else {"value": self.value})}
+
     def in_file(self, file: Any) -> UserError:
         """The same error, naming the file that holds the mistake."""
-        value = _UNSET if self.value is None else self.value
-        return UserError(self.problem, file=file, key=self.key, value=value, expected=self.expected, mend=self.mend)
+        return UserError(**{**self.fields(), "file": file})
 
 
 class SimulatorError(RegraspError):

@@ -15,7 +15,10 @@ from regrasp.errors import UserError
 if TYPE_CHECKING:
     from regrasp.envs.contract import VecEnv
 
-_FACTORIES = {"mujoco": "regrasp.envs.mujoco.env:create_env"}
+_FACTORIES = {
+    "mujoco": "regrasp.envs.mujoco.env:create_env",
+    "isaaclab": "regrasp.envs.isaaclab.env:create_env",
+}
 """`env_type` to `module:callable`, called as (config, name, max_chunk)."""
 
 
