@@ -290,7 +290,9 @@ class BatchedChunkSimulator:
             self._inner.frames(recorded, [self._frames[row][t] for row in recorded])
         counts = running & (not self._ignore_terminations)
         terminated = counts & outcome.terminated
-        truncated = ~terminated & ((counts & outcome.truncated) | (running & (self._steps >= self._spec.max_episode_steps)))
+        truncated = ~terminated & (
+            (counts & outcome.truncated) | (running & (self._steps >= self._spec.max_episode_steps))
+        )
         arrays["terminated"] |= terminated
         arrays["truncated"] |= truncated
         ended = terminated | truncated

@@ -236,9 +236,7 @@ def _targets_of_slices(mapping: ActionMapping, policy_dim: int, simulator_dim: i
     return tuple(targets[i] for i in range(policy_dim))
 
 
-def _base(
-    mapping: ActionMapping, targets: tuple[int, ...], simulator_dim: int, location: str
-) -> tuple[float, ...]:
+def _base(mapping: ActionMapping, targets: tuple[int, ...], simulator_dim: int, location: str) -> tuple[float, ...]:
     base = [0.0] * simulator_dim
     taken = set(targets)
     for number, constant in enumerate(mapping.constants):

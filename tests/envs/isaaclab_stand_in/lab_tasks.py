@@ -197,7 +197,7 @@ class EventsCfg:
 class CameraCfg:
     height: int = 8
     width: int = 8
-    data_types: list = ["rgb"]
+    data_types: tuple = ("rgb",)
 
 
 @configclass
@@ -242,9 +242,8 @@ class DirectPointCfg(DirectRLEnvCfg):
 class Scene:
     """What is left of the scene."""
 
-    sensors: dict = {}
-
     def __init__(self, num_envs: int) -> None:
+        self.sensors = {}
         self.num_envs = num_envs
         self.env_origins = torch.zeros(num_envs, 3)
         self.position = torch.zeros(num_envs, 2)

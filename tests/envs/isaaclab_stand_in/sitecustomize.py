@@ -61,8 +61,6 @@ def make(name: str) -> Any:
 class Stub(types.ModuleType):
     """A module with every attribute and every submodule."""
 
-    __path__: list[str] = []
-
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") and name != "__file__":
             raise AttributeError(name)
@@ -85,7 +83,9 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         return None
 
     def create_module(self, spec: Any) -> types.ModuleType:
-        return Stub(spec.name)
+        module = Stub(spec.name)
+        module.__path__ = []
+        return module
 
     def exec_module(self, module: types.ModuleType) -> None:
         pass

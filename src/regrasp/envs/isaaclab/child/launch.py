@@ -1,4 +1,4 @@
-"""Starts Omniverse Kit, or whatever the installed Isaac Lab runs on, before anything else of the simulator is imported."""
+"""Starts what the installed Isaac Lab runs on (Omniverse Kit), before anything else of the simulator is imported."""
 
 from __future__ import annotations
 

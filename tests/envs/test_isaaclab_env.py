@@ -1,0 +1,225 @@
+"""Isaac Lab tasks on the real 2.3.2 wheel: managers, registry, configuration and step are its own, physics is not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from lab_envs import lab_env, needs_lab, states
+from torch import Tensor
+
+from regrasp.config.schema import MappingConfig, TimeoutsConfig
+from regrasp.envs.contract import VecEnv
+from regrasp.envs.mapping import ObservationMapping
+from regrasp.errors import SimulatorError, UserError
+
+pytestmark = needs_lab
+RAISE, DIE, HANG = 700.0, 800.0, 900.0
+X, Y, RESETS, HELD = 0, 1, 2, 3
+MAPPING = MappingConfig(
+    task_description="push the point",
+    main_images="front",
+    extra_view_images=("camera_images/wrist",),
+    states=states("position", "num_resets", "last_action"),
+)
+
+
+@pytest.fixture(scope="module")
+def point() -> Iterator[VecEnv]:
+    env = lab_env("lab_tasks:Point-v0", MAPPING, init={"camera_size": (6, 10)})
+    yield env
+    env.close()
+
+
+def push(*amounts: float, steps: int = 4, width: int = 3) -> Tensor:
+    """(N, T, A): each environment adds its amount to x in every step."""
+    actions = torch.zeros(len(amounts), steps, width)
+    actions[..., 0] = torch.tensor(amounts)[:, None]
+    return actions
+
+
+def test_the_task_describes_itself(point: VecEnv) -> None:
+    raw = point.spec.raw_observations
+    assert raw["policy/position"].shape == (2,)  # the group is concatenated by default
+    assert (raw["camera_images/front"].shape, raw["camera_images/front"].dtype) == ((6, 10, 3), "uint8")
+    assert point.spec.action_dim == 3
+    assert point.spec.step_seconds == pytest.approx(0.02)
+    assert point.capabilities.true_final_observation
+    assert not point.capabilities.seed_per_env
+
+
+def test_observations_arrive_as_the_task_computed_them(point: VecEnv) -> None:
+    observation = point.reset([0, 1, 2], [1, 2, 3])
+    assert observation.task_descriptions == ["push the point"] * 3
+    observation = point.step(push(0.1, -0.1, 0.0, steps=2)).observation
+    assert torch.allclose(observation.states[:, X], torch.tensor([0.2, -0.2, 0.0]))
+    assert observation.main_images[:, 0, 0, 0].tolist() == [120, 80, 100]
+    assert observation.main_images.shape == (3, 6, 10, 3)
+    assert observation.extra_view_images is not None
+    assert observation.extra_view_images.shape == (3, 1, 6, 10, 3)
+
+
+def test_an_episode_ends_with_its_true_final_observation(point: VecEnv) -> None:
+    first = point.reset([0, 1, 2], [1, 2, 3])
+    step = point.step(push(0.2, -0.2, 0.01))
+    assert step.num_executed.tolist() == [2, 2, 4]
+    assert step.terminated.tolist() == [True, True, False]
+    assert step.success.tolist() == [True, False, False]
+    assert torch.allclose(step.observation.states[:, X], torch.tensor([0.4, -0.4, 0.04]))
+    assert step.observation.main_images[:2, 0, 0, 0].tolist() == [140, 60]
+    assert torch.equal(step.observation.states[:, RESETS], first.states[:, RESETS])
+
+
+def test_rewards_are_the_steps_own(point: VecEnv) -> None:
+    point.reset([0, 1, 2], [1, 2, 3])
+    step = point.step(push(0.2, -0.2, 0.01))
+    # The reward is x, and 1 less in the step of any termination; Isaac Lab reuses one buffer for all steps.
+    expected = torch.tensor([[0.2, -0.6, 0.0, 0.0], [-0.2, -1.4, 0.0, 0.0], [0.01, 0.02, 0.03, 0.04]])
+    assert torch.allclose(step.rewards, expected)
+
+
+def test_an_ended_environment_waits_until_it_is_reset(point: VecEnv) -> None:
+    first = point.reset([0, 1, 2], [1, 2, 3])
+    ended = point.step(push(0.2, 0.0, 0.0))
+    later = point.step(push(0.1, 0.0, 0.05))
+    assert later.num_executed.tolist() == [0, 4, 4]
+    assert later.rewards[0].tolist() == [0.0] * 4
+    assert not later.success[0]
+    assert not later.done[0]
+    assert torch.equal(later.observation.states[0], ended.observation.states[0])
+    fresh = point.reset([0], [9])
+    assert fresh.states[0, RESETS] == first.states[0, RESETS] + 1
+    assert point.step(push(0.0, 0.0, 0.0, steps=1)).observation.states[2, X] == pytest.approx(0.2)
+
+
+def test_the_step_limit_truncates_and_the_simulator_is_reset(point: VecEnv) -> None:
+    for _ in range(2):
+        before = point.reset([0, 1, 2], [1, 2, 3]).states[:, RESETS]
+        steps = [point.step(push(0.0, 0.01, 0.02)) for _ in range(3)]
+        assert torch.stack([step.num_executed for step in steps]).sum(0).tolist() == [10, 10, 10]
+        assert [step.truncated.any().item() for step in steps] == [False, False, True]
+        assert not steps[2].terminated.any()
+        final = steps[2].observation.states
+        assert torch.allclose(final[:, X], torch.tensor([0.0, 0.1, 0.2]))
+        assert torch.equal(final[:, RESETS], before)
+
+
+def test_a_seed_fixes_an_episodes_start_whatever_else_is_reset(point: VecEnv) -> None:
+    together = point.reset([0, 1, 2], [11, 12, 13]).states[:, Y]
+    assert len(set(together.tolist())) == 3
+    alone = point.reset([2], [12]).states[0, Y]
+    assert alone == together[1]
+
+
+def test_videos_show_every_step(point: VecEnv) -> None:
+    point.record([1], 12, 20)
+    point.reset([0, 1, 2], [1, 2, 3])
+    frames = point.step(push(0.0, 0.1, 0.0)).frames
+    point.record([])
+    assert frames is not None
+    assert frames.shape == (1, 4, 12, 20, 3)
+    assert frames[0, :, 5, 5, 0].tolist() == [110, 120, 130, 140]
+
+
+@pytest.mark.parametrize(
+    ("mapping", "named"),
+    [
+        (MappingConfig(main_images="fornt"), "camera_images/front"),
+        (MappingConfig(main_images="floating"), "is not a camera image"),
+        (MappingConfig(states=states("positoin")), "policy/position"),
+    ],
+)
+def test_what_the_task_does_not_offer_is_an_error_that_lists_what_it_does(
+    point: VecEnv, mapping: MappingConfig, named: str
+) -> None:
+    with pytest.raises(UserError, match=named):
+        ObservationMapping(mapping, point.spec.raw_observations, "env.train.mapping")
+
+
+def test_terms_of_weight_zero_are_called_on_request_and_terminations_can_be_ignored(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    mapping = MappingConfig(
+        task_description="push", states=states("position", "num_resets"), call_zero_weight_terms=("update_stage",)
+    )
+    env = lab_env("lab_tasks:Point-Stage-v0", mapping, ignore_terminations=True, num_envs=1, limit=6)
+    try:
+        assert "weight 0" not in capsys.readouterr().out
+        before = env.reset([0], [1]).states
+        steps = [env.step(push(0.2)), env.step(push(0.2))]
+        assert torch.cat([step.rewards for step in steps], 1).tolist() == [[1.0] * 6 + [0.0] * 2]
+        assert [step.terminated.item() for step in steps] == [False, False]
+        assert [step.truncated.item() for step in steps] == [False, True]
+        assert steps[0].success.item()
+        assert torch.allclose(steps[1].observation.states, before + torch.tensor([1.2, 0.0, 0.0]))
+    finally:
+        env.close()
+
+
+def test_a_task_without_reward_learns_from_a_named_success_and_chooses_its_instruction() -> None:
+    mapping = MappingConfig(
+        states=states("policy/position", "policy/num_resets"),
+        reward_source="success",
+        success_term="reached",
+        instruction_key="goal",
+        instructions=("stay", "go"),
+    )
+    env = lab_env("lab_tasks:Point-Imitation-v0", mapping, num_envs=2)
+    try:
+        observation = env.reset([0, 1], [1, 2])
+        chosen = [env.spec.instructions[int(count) % 2] for count in observation.states[:, RESETS]]
+        assert observation.task_descriptions == chosen
+        assert env.reset([1], [3]).task_descriptions != chosen[1:]
+        step = env.step(push(0.2, 0.1))
+        assert step.rewards.tolist() == [[0, 1, 0, 0], [0, 0, 0, 1]]
+        assert step.success.tolist() == [True, True]
+    finally:
+        env.close()
+
+
+def test_direct_tasks_are_reset_one_by_one() -> None:
+    mapping = MappingConfig(task_description="push", states=states("policy"), success_term="reached")
+    env = lab_env("lab_tasks:Point-Direct-v0", mapping, num_envs=2)
+    try:
+        before = env.reset([0, 1], [1, 2]).states
+        step = env.step(push(0.2, 0.05, width=1))
+        assert step.terminated.tolist() == [True, False]
+        assert step.success.tolist() == [True, False]
+        assert step.observation.states[:, X].tolist() == pytest.approx([0.4, 0.2])
+        assert torch.equal(step.observation.states[:, RESETS], before[:, RESETS])
+        assert env.reset([0], [2]).states[0, Y] == before[1, Y]
+        after = env.step(push(0.0, 0.0, steps=1, width=1)).observation.states
+        assert after[:, X].tolist() == pytest.approx([0.0, 0.2])
+        assert (after - before)[:, RESETS].tolist() == [1, 0]
+    finally:
+        env.close()
+
+
+def test_an_exception_arrives_with_its_traceback_and_a_dead_simulator_is_named() -> None:
+    env = lab_env("lab_tasks:Point-v0", MAPPING, num_envs=1)
+    try:
+        env.reset([0], [1])
+        with pytest.raises(SimulatorError, match=r"(?s)RuntimeError: the actuator is on fire.*process_actions"):
+            env.step(push(RAISE))
+        with pytest.raises(SimulatorError, match="killed by signal 9"):
+            env.step(push(DIE))
+    finally:
+        env.close()
+
+
+def test_a_silent_simulator_is_killed_at_its_deadline_with_its_last_words() -> None:
+    env = lab_env("lab_tasks:Point-v0", MAPPING, num_envs=1, timeouts=TimeoutsConfig(step_s=0.5))
+    try:
+        env.reset([0], [1])
+        with pytest.raises(SimulatorError, match=r"(?s)did not answer 'step'.*waiting for an asset"):
+            env.step(push(HANG))
+    finally:
+        env.close()
+
+
+def test_an_unknown_task_is_the_users_mistake() -> None:
+    with pytest.raises(UserError, match="Isaac Lab has no such task") as caught:
+        lab_env("Isaac-Stack-Cube-Franka-IK-Rel-Visuomotr-v0", MAPPING)
+    assert caught.value.key == "env.train.init_params.id"
+    assert "Isaac-Stack-Cube-Franka-IK-Rel-Visuomotor-v0" in (caught.value.expected or "")
