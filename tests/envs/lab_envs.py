@@ -13,7 +13,8 @@ from regrasp.config.schema import EnvConfig, InitParams, MappingConfig, StateEnt
 from regrasp.envs.contract import VecEnv
 from regrasp.envs.registry import create_env
 
-STAND_IN = Path(__file__).parent / "isaaclab_stand_in"
+HERE = Path(__file__).parent
+STAND_IN = HERE / "isaaclab_stand_in"
 _CHOSEN = os.environ.get("REGRASP_TEST_ISAACLAB_PYTHON")
 LAB_PYTHON = Path(_CHOSEN) if _CHOSEN else Path(sys.prefix) / "isaaclab" / "bin" / "python"
 """The interpreter that has Isaac Lab; the variable names one with a real Isaac Sim."""

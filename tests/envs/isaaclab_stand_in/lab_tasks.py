@@ -90,8 +90,18 @@ def start(env, env_ids):
     env.scene.position[env_ids, 1] = torch.rand(len(env_ids))
 
 
+def misbehave(command):
+    if command == RAISE:
+        raise RuntimeError("the actuator is on fire")
+    if command == DIE:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if command == HANG:
+        print("waiting for an asset", flush=True)
+        time.sleep(600)
+
+
 class Push(ActionTerm):
-    """Adds the first action to x, or misbehaves when told to."""
+    """Adds the first action to x."""
 
     def __init__(self, cfg, env):
         self.cfg, self._env = cfg, env
@@ -102,14 +112,7 @@ class Push(ActionTerm):
     processed_actions = property(lambda self: self._raw)
 
     def process_actions(self, actions):
-        command = float(actions.max())
-        if command == RAISE:
-            raise RuntimeError("the actuator is on fire")
-        if command == DIE:
-            os.kill(os.getpid(), signal.SIGKILL)
-        if command == HANG:
-            print("waiting for an asset", flush=True)
-            time.sleep(600)
+        misbehave(float(actions.max()))
         self._raw[:] = actions
 
     def apply_actions(self):
@@ -320,6 +323,7 @@ class DirectPointEnv(DirectRLEnv):
         self._configure_gym_env_spaces()
 
     def _pre_physics_step(self, actions):
+        misbehave(float(actions.max()))
         self._push = actions
 
     def _apply_action(self):
