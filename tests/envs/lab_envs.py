@@ -52,7 +52,12 @@ def lab_config(
 
 def lab_env(task: str, mapping: MappingConfig, *, stand_in: Path = STAND_IN, **settings: Any) -> VecEnv:
     """Start a task of the stand-in package."""
+    return start(lab_config(task, mapping, **settings), "train", stand_in)
+
+
+def start(config: EnvConfig, name: str, stand_in: Path = STAND_IN) -> VecEnv:
+    """Start a configured task, with the stand-in on the simulator's path."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(stand_in))
         patch.setenv("OMP_NUM_THREADS", "1")
-        return create_env(lab_config(task, mapping, **settings), "train", max_chunk=4)
+        return create_env(config, name, max_chunk=4)

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
-from lab_envs import lab_env, needs_lab, states
+from lab_envs import LAB_PYTHON, lab_env, needs_lab, start, states
 from torch import Tensor
 
+from regrasp.config.load import load_config
 from regrasp.config.schema import MappingConfig, TimeoutsConfig
 from regrasp.envs.contract import VecEnv
-from regrasp.envs.mapping import ObservationMapping
+from regrasp.envs.mapping import ActionMapping, ObservationMapping
 from regrasp.errors import SimulatorError, UserError
 
 pytestmark = needs_lab
+REFERENCE = Path(__file__).parents[1] / "config" / "reference_experiment.yaml"
 RAISE, DIE, HANG = 700.0, 800.0, 900.0
 X, Y, RESETS, HELD = 0, 1, 2, 3
 MAPPING = MappingConfig(
@@ -145,27 +148,41 @@ def test_what_the_task_does_not_offer_is_an_error_that_lists_what_it_does(
         ObservationMapping(mapping, point.spec.raw_observations, "env.train.mapping")
 
 
-def test_terms_of_weight_zero_are_called_on_request_and_terminations_can_be_ignored(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    mapping = MappingConfig(
-        task_description="push", states=states("position", "num_resets"), call_zero_weight_terms=("update_stage",)
-    )
-    env = lab_env("lab_tasks:Point-Stage-v0", mapping, ignore_terminations=True, num_envs=1, limit=6)
+def test_the_references_experiment_runs_unchanged_on_its_tasks_interface(capsys: pytest.CaptureFixture[str]) -> None:
+    overrides = [
+        "env.eval.init_params.id='lab_tasks:IsaacContrib-Assemble-Trocar-G129-Dex3-Eval'",
+        f"env.isaaclab.python={LAB_PYTHON}",
+        "env.isaaclab.device=cpu",
+        "env.eval.max_episode_steps=6",
+        "env.eval.isaaclab.call_zero_weight_terms=[update_stage]",
+    ]
+    config = load_config(str(REFERENCE), overrides).config
+    assert config.env.eval.ignore_terminations
+    env = start(config.env.eval, "eval")
     try:
         assert "weight 0" not in capsys.readouterr().out
-        before = env.reset([0], [1]).states
-        steps = [env.step(push(0.2)), env.step(push(0.2))]
-        assert torch.cat([step.rewards for step in steps], 1).tolist() == [[1.0] * 6 + [0.0] * 2]
-        assert [step.terminated.item() for step in steps] == [False, False]
-        assert [step.truncated.item() for step in steps] == [False, True]
-        assert steps[0].success.item()
-        assert torch.allclose(steps[1].observation.states, before + torch.tensor([1.2, 0.0, 0.0]))
+        before = env.reset(range(4), range(4))
+        assert before.task_descriptions == ["assemble trocar from tray"] * 4
+        assert before.extra_view_images is not None
+        assert before.extra_view_images.shape == (4, 2, 8, 8, 3)
+        assert before.states[0, :14].tolist() == list(range(15, 29))
+        assert (before.states[0, 14:] - before.states[0, 14]).tolist() == list(range(14))
+        mapping = ActionMapping(config.env.eval.mapping, config.actor.model.action_dim, env.spec.action_dim, "env.eval")
+        actions = mapping(push(0.2, 0.2, 0.2, 0.2, width=28))
+        steps = [env.step(actions), env.step(actions)]
+        assert torch.cat([step.rewards for step in steps], 1).tolist() == [[1.0] * 6 + [0.0] * 2] * 4
+        assert [step.terminated.any().item() for step in steps] == [False, False]
+        assert [step.truncated.all().item() for step in steps] == [False, True]
+        assert steps[0].success.all()
+        assert torch.allclose(steps[1].observation.states[:, :14], before.states[:, :14] + 1.2)
+        assert torch.equal(steps[1].observation.states[:, 14:], before.states[:, 14:])
     finally:
         env.close()
 
 
-def test_a_task_without_reward_learns_from_a_named_success_and_chooses_its_instruction() -> None:
+def test_a_task_without_reward_learns_from_a_named_success_and_chooses_its_instruction(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     mapping = MappingConfig(
         states=states("policy/position", "policy/num_resets"),
         reward_source="success",
@@ -182,6 +199,7 @@ def test_a_task_without_reward_learns_from_a_named_success_and_chooses_its_instr
         step = env.step(push(0.2, 0.1))
         assert step.rewards.tolist() == [[0, 1, 0, 0], [0, 0, 0, 1]]
         assert step.success.tolist() == [True, True]
+        assert "nothing to learn" not in capsys.readouterr().out
     finally:
         env.close()
 

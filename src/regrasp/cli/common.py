@@ -86,7 +86,7 @@ def load(args: argparse.Namespace) -> LoadedConfig:
     from regrasp.config.load import load_config
     from regrasp.envs.registry import preflight
 
-    name = getattr(args, "config_name", None) or DEFAULT_CONFIG
+    name = getattr(args, "config_name", None) or _experiment_of_task(args) or DEFAULT_CONFIG
     loaded = load_config(name, overrides_of(args), args.config_path)
     for warning in loaded.warnings:
         print(f"[WARN] {warning}", file=sys.stderr)
@@ -97,6 +97,14 @@ def load(args: argparse.Namespace) -> LoadedConfig:
             raise
         print(f"[WARN] {error}", file=sys.stderr)
     return loaded
+
+
+def _experiment_of_task(args: argparse.Namespace) -> str | None:
+    """The YAML file that the task of `--task` names when it is registered, if it names one."""
+    from regrasp.config.task_packages import experiment_of_task, pythons_in
+
+    file = experiment_of_task(args.task, pythons_in(args.overrides)) if getattr(args, "task", None) else None
+    return None if file is None else str(file)
 
 
 def print_resolved(loaded: LoadedConfig) -> None:

@@ -7,8 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from regrasp.config.schema import MappingConfig
-from regrasp.config.schema.env import ActionMapping
+from regrasp.config.schema import ActionMapping, MappingConfig
 from regrasp.errors import UserError
 
 

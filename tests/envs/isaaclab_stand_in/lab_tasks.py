@@ -36,7 +36,6 @@ from isaaclab.sim import SimulationCfg
 from isaaclab.utils import configclass
 
 RAISE, DIE, HANG = 700.0, 800.0, 900.0
-ACTION_DIM = 3
 
 
 def position(env):
@@ -49,6 +48,14 @@ def num_resets(env):
 
 def goal(env):
     return env.scene.num_resets[:, None] % 2
+
+
+def joints(env):
+    return env.scene.position[:, :1] + torch.arange(87.0)
+
+
+def fingers(env):
+    return env.scene.num_resets[:, None] + torch.arange(100.0, 114.0)
 
 
 def camera(env):
@@ -101,13 +108,13 @@ def misbehave(command):
 
 
 class Push(ActionTerm):
-    """Adds the first action to x."""
+    """Adds one of the actions to x."""
 
     def __init__(self, cfg, env):
         self.cfg, self._env = cfg, env
-        self._raw = torch.zeros(env.num_envs, ACTION_DIM)
+        self._raw = torch.zeros(env.num_envs, cfg.action_dim)
 
-    action_dim = property(lambda self: ACTION_DIM)
+    action_dim = property(lambda self: self.cfg.action_dim)
     raw_actions = property(lambda self: self._raw)
     processed_actions = property(lambda self: self._raw)
 
@@ -116,7 +123,7 @@ class Push(ActionTerm):
         self._raw[:] = actions
 
     def apply_actions(self):
-        self._env.scene.position[:, 0] += self._raw[:, 0] / self._env.cfg.decimation
+        self._env.scene.position[:, 0] += self._raw[:, self.cfg.driven] / self._env.cfg.decimation
 
     def reset(self, env_ids=None):
         self._raw[env_ids] = 0
@@ -129,6 +136,8 @@ class Push(ActionTerm):
 class PushCfg(ActionTermCfg):
     class_type: type = Push
     asset_name: str = "robot"
+    action_dim: int = 3
+    driven: int = 0
 
 
 @configclass
@@ -171,11 +180,6 @@ class RewardsCfg:
 class StageRewardsCfg:
     update_stage = Reward(func=update_stage, weight=0.0)
     stage = Reward(func=stage, weight=1.0)
-
-
-@configclass
-class NoRewardsCfg:
-    pass
 
 
 @configclass
@@ -222,13 +226,47 @@ class PointCfg(ManagerBasedRLEnvCfg):
 
 
 @configclass
-class StageCfg(PointCfg):
+class TrocarPolicyCfg(Group):
+    robot_joint_state = Term(func=joints)
+    robot_dex3_joint_state = Term(func=fingers)
+
+    def __post_init__(self):
+        self.concatenate_terms = False
+
+
+@configclass
+class TrocarCamerasCfg(Group):
+    front_camera = Term(func=camera)
+    left_wrist_camera = Term(func=camera)
+    right_wrist_camera = Term(func=camera)
+
+    def __post_init__(self):
+        self.concatenate_terms = False
+
+
+@configclass
+class TrocarObservationsCfg:
+    policy = TrocarPolicyCfg()
+    camera_images = TrocarCamerasCfg()
+
+
+@configclass
+class TrocarActionsCfg:
+    push = PushCfg(action_dim=43, driven=15)
+
+
+@configclass
+class TrocarCfg(PointCfg):
+    """The interface of the trocar task: 87 and 14 joint values, 43 actions, and a stage that a skipped term keeps."""
+
+    observations: TrocarObservationsCfg = TrocarObservationsCfg()
+    actions: TrocarActionsCfg = TrocarActionsCfg()
     rewards: StageRewardsCfg = StageRewardsCfg()
 
 
 @configclass
 class ImitationCfg(PointCfg):
-    rewards: NoRewardsCfg = NoRewardsCfg()
+    rewards = None  # as the stock imitation tasks
     terminations: NamelessTerminationsCfg = NamelessTerminationsCfg()
 
 
@@ -355,6 +393,6 @@ def register(name: str, env: type, cfg: type) -> None:
 
 
 register("Point-v0", PointEnv, PointCfg)
-register("Point-Stage-v0", PointEnv, StageCfg)
+register("Isaac-Assemble-Trocar-G129-Dex3-Eval-v0", PointEnv, TrocarCfg)
 register("Point-Imitation-v0", PointEnv, ImitationCfg)
 register("Point-Direct-v0", DirectPointEnv, DirectPointCfg)

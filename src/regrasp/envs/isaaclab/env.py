@@ -22,7 +22,7 @@ def create_env(config: EnvConfig, name: str, max_chunk: int) -> VecEnv:
     """
     from regrasp.envs.isaaclab.vector import IsaacLabVecEnv
 
-    _check(config, name)
+    check(config, name)
     env = IsaacLabVecEnv(
         name=name,
         factory="regrasp.envs.isaaclab.child.main:create",
@@ -70,7 +70,12 @@ def _observation_names(mapping: MappingConfig) -> tuple[str, ...]:
     return tuple(name for name in (*cameras, *states, mapping.instruction_key) if name is not None)
 
 
-def _check(config: EnvConfig, name: str) -> None:
+def check(config: EnvConfig, name: str) -> None:
+    """Check what can be checked of `env.<name>` before the simulator starts.
+
+    Raises:
+        UserError: Instructions, workers or videos are asked for in a way that cannot work.
+    """
     mapping = config.mapping
     if (config.num_workers or 1) > 1:
         raise UserError(
