@@ -284,7 +284,7 @@ class BatchedChunkSimulator:
         self._steps += running
         arrays["rewards"][running, t] = outcome.rewards[running]
         arrays["num_executed"][running] = t + 1
-        arrays["success"] |= running & outcome.success
+        arrays["success"][:] |= running & outcome.success
         recorded = [row for row in self._frames if running[row]]
         if recorded:
             self._inner.frames(recorded, [self._frames[row][t] for row in recorded])
@@ -293,8 +293,8 @@ class BatchedChunkSimulator:
         truncated = ~terminated & (
             (counts & outcome.truncated) | (running & (self._steps >= self._spec.max_episode_steps))
         )
-        arrays["terminated"] |= terminated
-        arrays["truncated"] |= truncated
+        arrays["terminated"][:] |= terminated
+        arrays["truncated"][:] |= truncated
         ended = terminated | truncated
         if ended.any():
             self._inner.observe(_rows(ended), self._targets)

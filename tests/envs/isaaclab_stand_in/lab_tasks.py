@@ -1,3 +1,4 @@
+# pyright: reportMissingImports=false, reportIncompatibleVariableOverride=false, reportAssignmentType=false
 """A user's package of Isaac Lab tasks, on the real managers; scene and physics are a few tensors.
 
 Each environment is a point (x, y): actions are added to x, y starts at random. x beyond 0.35 is a success, below -0.35

@@ -1,3 +1,4 @@
+# pyright: reportMissingImports=false, reportIncompatibleMethodOverride=false
 """Tasks of Isaac Lab 3.x: a point that its action moves, which succeeds beyond 0.35."""
 
 from __future__ import annotations

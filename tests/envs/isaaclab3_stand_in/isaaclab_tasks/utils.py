@@ -1,3 +1,4 @@
+# pyright: reportMissingImports=false, reportIncompatibleMethodOverride=false
 """How Isaac Lab 3.x reads a task's configuration: before the simulator runs, with presets from the command line."""
 
 from __future__ import annotations

@@ -158,7 +158,7 @@ def _reset_direct(env: Any, indices: Any, seed: int) -> dict[str, Any]:
     env.scene.write_data_to_sim()
     env.sim.forward()
     if env.sim.has_rtx_sensors():
-        for _ in range(getattr(env.cfg, "num_rerenders_on_reset", 0)):
+        for _ in range(getattr(env.cfg, "num_rerenders_on_reset", 1)):
             env.sim.render()
     return flatten(env._get_observations())
 

@@ -43,4 +43,5 @@ class TaskOptions:
 
 def options_from_json(data: Mapping[str, Any]) -> TaskOptions:
     """The inverse of `TaskOptions.to_json`."""
-    return TaskOptions(**{key: tuple(value) if isinstance(value, list) else value for key, value in data.items()})
+    values: dict[str, Any] = {key: tuple(item) if isinstance(item, list) else item for key, item in data.items()}
+    return TaskOptions(**values)

@@ -85,8 +85,9 @@ def check_reward_source(env: Any, options: TaskOptions) -> None:
 def zero_weight_terms(env: Any) -> tuple[str, ...]:
     """Reward terms of weight 0, which Isaac Lab's reward manager never calls."""
     manager = getattr(env, "reward_manager", None)
-    names = manager.active_terms if manager is not None else ()
-    return tuple(name for name in names if manager.get_term_cfg(name).weight == 0.0)
+    if manager is None:
+        return ()
+    return tuple(name for name in manager.active_terms if manager.get_term_cfg(name).weight == 0.0)
 
 
 def call_zero_weight_terms(env: Any, options: TaskOptions) -> None:
@@ -113,7 +114,8 @@ def call_zero_weight_terms(env: Any, options: TaskOptions) -> None:
     def compute_with_skipped(dt: float) -> Any:
         for name in options.zero_weight_terms:
             term = manager.get_term_cfg(name)
-            term.func(env, **term.params)
+            if term.weight == 0.0:  # a curriculum may have raised it
+                term.func(env, **term.params)
         return compute(dt=dt)
 
     manager.compute = compute_with_skipped

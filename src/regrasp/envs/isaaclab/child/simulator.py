@@ -150,12 +150,13 @@ class IsaacLabSimulator:
 
 
 def _action_dim(env: Any, options: TaskOptions) -> int:
-    shape = getattr(env.single_action_space, "shape", None)
-    if not shape or str(env.single_action_space.dtype).startswith("int"):
+    space = getattr(env, "single_action_space", None)
+    shape = getattr(space, "shape", None)
+    if not shape or "float" not in str(getattr(space, "dtype", None)):
         raise UserError(
             "The task's actions are not one continuous vector",
             key=f"{options.location}.init_params.id",
-            value=f"{options.task_id}: {env.single_action_space}",
+            value=f"{options.task_id}: {space}",
             expected="a Box action space",
             mend="choose a task with joint or end-effector actions",
         )

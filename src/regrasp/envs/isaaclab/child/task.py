@@ -60,14 +60,12 @@ def configure(task_id: str, options: TaskOptions, num_envs: int) -> Any:
     # Isaac Lab rounds the quotient up, so the half step keeps floating point from adding one.
     config.episode_length_s = (options.max_episode_steps - 0.5) * step_seconds
     if options.camera_size is not None:
-        for camera in _cameras(config.scene):
-            camera.height, camera.width = options.camera_size
+        _resize_cameras(config.scene, options.camera_size, f"{options.location}.init_params.camera_size")
     for group, block in _observation_groups(config):
         if hasattr(block, "concatenate_terms") and group not in options.observation_names:
             block.concatenate_terms = False
-    if options.cameras and getattr(config, "num_rerenders_on_reset", 1) == 0:
-        # Without it the first images of an episode show the end of the one before.
-        config.num_rerenders_on_reset = 1
+    if options.cameras:
+        _rerender_on_reset(config)
     return config
 
 
@@ -93,10 +91,27 @@ def _load(task_id: str, options: TaskOptions, num_envs: int) -> Any:
     return utilities.parse_env_cfg(task_id, device=options.device, num_envs=num_envs)
 
 
-def _cameras(scene: Any) -> Iterator[Any]:
-    for part in vars(scene).values():
-        if all(hasattr(part, name) for name in ("height", "width", "data_types")):
-            yield part
+def _resize_cameras(scene: Any, size: tuple[int, int], key: str) -> None:
+    parts = vars(scene).values()
+    cameras = [part for part in parts if all(hasattr(part, name) for name in ("height", "width", "data_types"))]
+    if not cameras:
+        raise UserError(
+            "The task's scene has no camera to resize",
+            key=key,
+            value=list(size),
+            expected="null",
+            mend="remove the key",
+        )
+    for camera in cameras:
+        camera.height, camera.width = size
+
+
+def _rerender_on_reset(config: Any) -> None:
+    """Without it the first images of an episode show the end of the one before."""
+    if hasattr(config, "num_rerenders_on_reset"):
+        config.num_rerenders_on_reset = max(1, config.num_rerenders_on_reset)
+    elif hasattr(config, "rerender_on_reset"):  # its name before Isaac Lab 2.3
+        config.rerender_on_reset = True
 
 
 def _observation_groups(config: Any) -> Iterator[tuple[str, Any]]:
