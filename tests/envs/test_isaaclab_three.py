@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
-from lab_envs import HERE, lab_env, needs_lab, states
+from lab_envs import HERE, LAB_PYTHON, lab_env, needs_lab, states
 
 from regrasp.config.schema import MappingConfig
 from regrasp.errors import UserError
@@ -36,3 +40,16 @@ def test_an_unknown_task_is_the_users_mistake() -> None:
         lab_env("Point-Frezing", MAPPING, stand_in=STAND_IN)
     assert caught.value.key == "env.train.init_params.id"
     assert "Point-Freezing" in (caught.value.expected or "")
+
+
+def test_the_simulators_process_needs_numpy_only() -> None:
+    allowed = {"numpy", "regrasp", *sys.stdlib_module_names}
+    code = """
+import sys
+before = set(sys.modules)
+import regrasp.envs.isaaclab.child.main, regrasp.envs.remote.child
+print(*{name.split(".")[0] for name in set(sys.modules) - before})
+"""
+    environment = {**os.environ, "PYTHONPATH": str(HERE.parents[1] / "src")}
+    answer = subprocess.run([LAB_PYTHON, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert set(answer.stdout.split()) <= allowed

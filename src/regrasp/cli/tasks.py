@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,12 +59,15 @@ def _print_lab_tasks(task: str | None, overrides: Sequence[str], experiments: di
                 name = found.id if package == LAB_PACKAGE else f"{package}:{found.id}"
                 names = [*experiments.get(name, ()), *([str(found.experiment)] if found.experiment else [])]
                 if name not in seen:
-                    _print_row(name, "isaaclab", f"{runnable} ({folder})", names)
+                    _print_row(name, "isaaclab", runnable, names, folder)
                 seen.add(name)
     for name in sorted(experiments.keys() - seen - TASK_IDS.keys()):
-        _print_row(name, "isaaclab", "not installed here, set env.train.python", experiments[name])
+        _print_row(name, "isaaclab", "not here, see env.isaaclab.python", experiments[name])
 
 
-def _print_row(task: str, simulator: str, runnable: str, experiments: Sequence[str]) -> None:
+def _print_row(
+    task: str, simulator: str, runnable: str, experiments: Sequence[str], folder: Path | None = None
+) -> None:
     names = f"--config_name {' | '.join(experiments)}" if experiments else "(no experiment)"
-    print(f"{task:<32} {simulator:<9} {runnable:<12} {names}")
+    source = "" if folder is None else f"  from {folder}"
+    print(f"{task:<58} {simulator:<9} {runnable:<18} {names}{source}")

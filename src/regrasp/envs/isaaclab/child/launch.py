@@ -1,11 +1,12 @@
+# pyright: reportMissingImports=false
 """Starts what the installed Isaac Lab runs on (Omniverse Kit), before anything else of the simulator is imported."""
 
 from __future__ import annotations
 
 import contextlib
-import importlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 from regrasp.envs.isaaclab.child.options import TaskOptions
@@ -31,17 +32,14 @@ def application(options: TaskOptions, config: Any = None) -> Iterator[None]:
         with lazy(config, arguments):
             yield
         return
-    launcher = importlib.import_module("isaaclab.app").AppLauncher(
-        headless=options.headless, enable_cameras=options.cameras, device=options.device
-    )
+    # The published wheel's module has no attribute of this name: only the import statement finds it.
+    from isaaclab.app import AppLauncher
+
+    launcher = AppLauncher(headless=options.headless, enable_cameras=options.cameras, device=options.device)
     try:
         yield
     finally:
         launcher.app.close()
-
-
-def _lazy_launcher() -> Any:
-    return getattr(importlib.import_module("isaaclab.app"), "launch_simulation", None)
 
 
 def require_isaac_lab(options: TaskOptions) -> None:
@@ -51,7 +49,7 @@ def require_isaac_lab(options: TaskOptions) -> None:
         UserError: It has not, or Isaac Sim is missing.
     """
     try:
-        importlib.import_module("isaaclab.app")
+        import isaaclab.app  # noqa: F401
     except ModuleNotFoundError as error:
         if error.name not in ("isaaclab", "isaacsim"):
             raise
@@ -62,3 +60,11 @@ def require_isaac_lab(options: TaskOptions) -> None:
             expected="the Python in which Isaac Lab and Isaac Sim are installed",
             mend=f"set {options.location}.python to it",
         ) from None
+
+
+def _lazy_launcher() -> Callable[[Any, dict[str, Any]], AbstractContextManager[Any]] | None:
+    try:
+        from isaaclab.app import launch_simulation
+    except ImportError:
+        return None
+    return launch_simulation
