@@ -14,6 +14,7 @@ from regrasp.config.load import load_config
 from regrasp.config.schema import MappingConfig, TimeoutsConfig
 from regrasp.envs.contract import VecEnv
 from regrasp.envs.mapping import ActionMapping, ObservationMapping
+from regrasp.envs.remote.vector import RemoteVecEnv
 from regrasp.errors import SimulatorError, UserError
 
 pytestmark = needs_lab
@@ -58,6 +59,9 @@ def test_the_task_describes_itself(point: VecEnv) -> None:
     assert point.spec.step_seconds == pytest.approx(0.02)
     assert point.capabilities.true_final_observation
     assert not point.capabilities.seed_per_env
+    assert isinstance(point, RemoteVecEnv)
+    assert "update_stage" in point.notes[0]
+    assert "update_stage" in point.reward_doubts[0]
 
 
 def test_observations_arrive_as_the_task_computed_them(point: VecEnv) -> None:
