@@ -1,4 +1,4 @@
-"""Writes the figures of `benchmarks/results/quickstart_seeds.json` into the README, between its `figures:` markers.
+"""Writes the figures of `benchmarks/results/` into the README, between its `figures:` markers.
 
 python scripts/fill_figures.py
 """
@@ -12,6 +12,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+TABLES = ("env_steps", "policy_latency", "train_samples", "correctness")
 Document = dict[str, Any]
 
 
@@ -24,13 +25,24 @@ def quickstart(document: Document) -> list[list[str]]:
             low, high = (float(bound) for bound in row[f"{group} 95 % interval"].split("-"))
             cells += [f"{row[f'{group} success']:.1%}", f"{low:.1%} to {high:.1%}"]
         rows.append([*cells, str(row["episodes"]), f"{row['minutes']:.1f}"])
-    return [*rows, ["mean", "", "", f"{document['mean_finetuned_success']:.1%}", "", "", ""]]
+    base = sum(row["base success"] for row in document["rows"]) / len(document["rows"])
+    return [*rows, ["mean", f"{base:.1%}", "", f"{document['mean_finetuned_success']:.1%}", "", "", ""]]
+
+
+def table(document: Document) -> list[list[str]]:
+    """The rows of a result file as they are."""
+    rows = document["rows"]
+    return [list(rows[0]), *([_cell(cell) for cell in row.values()] for row in rows)]
 
 
 def quickstart_stages(document: Document) -> dict[str, str]:
     """Seconds of each stage of the first seed."""
     stages = next(iter(document["stage_seconds"].values()))
     return {name: f"{seconds:.0f} s" for name, seconds in stages.items()}
+
+
+def _cell(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def markdown(rows: list[list[str]]) -> str:
@@ -41,8 +53,8 @@ def markdown(rows: list[list[str]]) -> str:
 
 def replace_between(text: str, name: str, content: str) -> str:
     """Replace what stands between the markers of `name`."""
-    pattern = rf"(<!-- figures:{name} -->\n).*?(\n<!-- /figures -->)"
-    return re.sub(pattern, lambda match: match[1] + content + match[2], text, count=1, flags=re.DOTALL)
+    pattern = rf"(<!-- figures:{name} -->\n).*?\n?(<!-- /figures -->)"
+    return re.sub(pattern, lambda match: match[1] + content + "\n" + match[2], text, count=1, flags=re.DOTALL)
 
 
 def main() -> None:
@@ -51,6 +63,8 @@ def main() -> None:
     text = readme.read_text()
     document = json.loads((RESULTS / "quickstart_seeds.json").read_text())
     text = replace_between(text, "quickstart", markdown(quickstart(document)))
+    for name in TABLES:
+        text = replace_between(text, name, markdown(table(json.loads((RESULTS / f"{name}.json").read_text()))))
     for stage, seconds in quickstart_stages(document).items():
         text = re.sub(rf"(?m)^(\| {stage} \| .* \|)[^|]*\|$", lambda match, s=seconds: f"{match[1]} {s} |", text)
     readme.write_text(text)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from regrasp.algorithms import flow
-from regrasp.algorithms.flow import NoiseMethod, RowFn, chain_log_probs, denoise, evaluate_chain
+from regrasp.algorithms.flow import NoiseMethod, RowFn, denoise, evaluate_chain
 
 METHODS: tuple[NoiseMethod, ...] = ("flow_sde", "flow_cps", "flow_noise")
 NUM_STEPS, SHAPE = 4, (3, 2)
@@ -39,7 +39,7 @@ def sample(
 ) -> tuple[flow.Denoised, Tensor | None, Tensor]:
     features = normal(batch, seed=1, dtype=dtype)
     velocity_fn, std_fn = toy(weight, features)
-    steps = None if joint else torch.arange(batch) % (NUM_STEPS - 1)
+    steps = None if joint else torch.arange(batch) % flow.num_stochastic_steps(NUM_STEPS, method)
     noise_shape = (batch, NUM_STEPS, *SHAPE) if joint else (batch, *SHAPE)
     with torch.no_grad():
         result = denoise(
@@ -77,10 +77,22 @@ def cps_moments(x: float, v: float, k: int, num_steps: int, level: float) -> tup
     return mean, (1 - after) * math.sin(math.pi * level / 2)
 
 
-@pytest.mark.parametrize(("method", "moments"), [("flow_sde", sde_moments), ("flow_cps", cps_moments)])
-@pytest.mark.parametrize("k", [0, 1, 3])
-def test_one_step_has_the_published_mean_and_deviation(method: NoiseMethod, moments: Callable, k: int):
-    count, level, velocity = 200_000, 0.5, 0.7
+def noise_moments(x: float, v: float, k: int, num_steps: int, level: float) -> tuple[float, float]:
+    return x + v / num_steps, LEARNED_STD[k]
+
+
+LEARNED_STD = (0.08, 0.1, 0.13, 0.16)
+MOMENTS: dict[NoiseMethod, Callable] = {
+    "flow_sde": sde_moments,
+    "flow_cps": cps_moments,
+    "flow_noise": noise_moments,
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("k", range(NUM_STEPS))
+def test_one_step_has_the_published_mean_and_deviation(method: NoiseMethod, k: int):
+    count, level, velocity = 50_000, 0.5, 0.7
     result = denoise(
         lambda x, step_index, rows: torch.full_like(x, velocity),
         torch.full((count, 1, 1), -0.4, dtype=torch.float64),
@@ -89,13 +101,15 @@ def test_one_step_has_the_published_mean_and_deviation(method: NoiseMethod, mome
         noise_level=level,
         step_noise=normal(count, 1, 1, dtype=torch.float64),
         stochastic_step=torch.full((count,), k),
+        learned_std_fn=lambda x, step_index, rows: torch.tensor(LEARNED_STD)[step_index, None, None],
     )
     before = -0.4 + velocity * k / NUM_STEPS
-    mean, std = moments(before, velocity, k, NUM_STEPS, level)
+    mean, std = MOMENTS[method](before, velocity, k, NUM_STEPS, level)
     after = result.chain[:, k + 1].flatten()
     assert result.chain[:, k].flatten()[0] == pytest.approx(before)
-    assert float(after.mean()) == pytest.approx(mean, abs=4 * std / count**0.5 + 1e-12)
-    assert float(after.std()) == pytest.approx(std, rel=0.01, abs=1e-12)
+    standard_error = std / count**0.5
+    assert float(after.mean()) == pytest.approx(mean, abs=4 * standard_error + 1e-12)
+    assert float(after.std()) == pytest.approx(std, abs=4 * standard_error / 2**0.5 + 1e-8)
     if k + 1 < NUM_STEPS:  # the later steps are those of the ODE
         torch.testing.assert_close(result.chain[:, k + 2], result.chain[:, k + 1] + velocity / NUM_STEPS)
 
@@ -243,9 +257,9 @@ def test_chosen_step_is_evaluated_in_one_call_with_a_step_per_row():
         return velocity_fn(x, step_index, rows)
 
     chain = normal(3, NUM_STEPS + 1, *SHAPE)
-    assert chain_log_probs(counting, chain, steps).shape == (3, *SHAPE)
+    assert evaluate_chain(counting, chain, steps).log_probs.shape == (3, *SHAPE)
     assert calls == [([2, 0, 1], None)]
-    assert chain_log_probs(counting, chain, None).shape == (3, *SHAPE)
+    assert evaluate_chain(counting, chain, None).log_probs.shape == (3, *SHAPE)
     index, rows = calls[1]
     assert index == [0, 1, 2, 3] * 3
     assert rows is not None
@@ -336,5 +350,6 @@ def test_time_bucket_of_the_inference_grid_is_that_of_python_floats(num_steps: i
 
 
 def test_noise_anneal_is_linear_then_constant():
-    levels = [flow.noise_anneal(0.7, 0.3, 400, step) for step in (0, 100, 400, 1000)]
-    assert levels == pytest.approx([0.7, 0.6, 0.3, 0.3])
+    levels = [flow.noise_anneal(0.7, 0.3, 400, step) for step in (0, 200, 400, 401, 10_000)]
+    assert levels == [0.7, 0.5, 0.3, 0.3, 0.3]
+    assert flow.noise_anneal(0.7, 0.3, 400, 100) == pytest.approx(0.6)

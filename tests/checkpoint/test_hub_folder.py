@@ -8,7 +8,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from regrasp.checkpoint.hub_folder import load_safetensors, save_safetensors
+from regrasp.checkpoint import hub_folder
+from regrasp.checkpoint.hub_folder import in_batches, list_safetensors, load_safetensors, read_stored, save_safetensors
 from regrasp.errors import UserError
 
 
@@ -79,6 +80,62 @@ def test_shard_without_its_tensor(tmp_path: Path) -> None:
     save_file({"other": torch.ones(1)}, tmp_path / "model-00001-of-00002.safetensors")
     with pytest.raises(UserError, match="view"):
         load_safetensors(tmp_path)
+
+
+def test_headers_alone_tell_names_shapes_and_types(tmp_path: Path) -> None:
+    save_safetensors(state(), tmp_path, {"view"})
+    listed = list_safetensors(tmp_path)
+    assert listed.keys() == state().keys()
+    for name, tensor in state().items():
+        stored = listed[name]
+        assert (stored.shape, stored.dtype, stored.nbytes) == (tuple(tensor.shape), tensor.dtype, tensor.nbytes)
+    assert listed["view"].file.name == "model-00001-of-00002.safetensors"
+
+
+def test_tensors_are_read_in_batches_under_other_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub_folder, "_MAPPED_BYTES", 50)
+    save_safetensors(state(), tmp_path, {"view"})
+    renamed = {f"my.{name}": stored for name, stored in list_safetensors(tmp_path).items() if name != "half"}
+    read = {name.removeprefix("my."): tensor.clone() for name, tensor in read_stored(renamed)}
+    assert_same(read, {name: tensor for name, tensor in state().items() if name != "half"})
+
+
+def test_batches_fill_up_to_the_limit() -> None:
+    assert in_batches({"a": 3, "b": 4, "c": 4, "d": 20, "e": 0, "f": 1}, 8) == [["a", "b"], ["c"], ["d"], ["e", "f"]]
+    assert in_batches({}, 8) == []
+
+
+def test_a_tensor_in_two_shards(tmp_path: Path) -> None:
+    save_safetensors(state(), tmp_path, {"view"})
+    save_file({"view": torch.ones(1), "half": torch.ones(1)}, tmp_path / "model-00001-of-00002.safetensors")
+    with pytest.raises(UserError, match=r"Two weight files hold half: model-00001.*model-00002") as error:
+        list_safetensors(tmp_path)
+    assert error.value.file == str(tmp_path / "model.safetensors.index.json")
+
+
+def test_a_tensor_in_another_shard_than_the_index_says(tmp_path: Path) -> None:
+    save_safetensors(state(), tmp_path, {"view"})
+    index = tmp_path / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    content["weight_map"]["half"] = "model-00001-of-00002.safetensors"
+    index.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"lists 1 tensors that their file does not hold.*half of model-00001"):
+        list_safetensors(tmp_path)
+
+
+def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
+    save_safetensors(state(), tmp_path, {"view"})
+    shard = tmp_path / "model-00002-of-00002.safetensors"
+    shard.write_bytes(shard.read_bytes()[:40])
+    with pytest.raises(UserError, match="Not a sound safetensors file") as error:
+        list_safetensors(tmp_path)
+    assert error.value.file == str(shard)
+
+
+def test_quantised_weights_are_not_read(tmp_path: Path) -> None:
+    save_file({"scaled": torch.zeros(4).to(torch.float8_e4m3fn)}, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match="F8_E4M3"):
+        list_safetensors(tmp_path)
 
 
 def test_damaged_weights(tmp_path: Path) -> None:

@@ -38,6 +38,14 @@ FLAGS = {
         "--num_videos",
         "--policy",
     ],
+    "export": [
+        "--model_path",
+        "--rl_model_path",
+        "--output",
+        "--dtype",
+        "--max_shard_size",
+        "--with_value_head",
+    ],
     "report": ["run_dir", "--output"],
     "doctor": ["--rendering"],
     "tasks": [],
@@ -111,6 +119,8 @@ def test_overrides_may_stand_anywhere(arguments: str, capsys: pytest.CaptureFixt
         ("play --policy human", "invalid choice: 'human'"),
         ("doctor runner.seed=1", "unrecognized arguments: runner.seed=1"),
         ("report", "RUN"),
+        ("export --model_path base --output out --max_shard_size 5", "invalid size value: '5'"),
+        ("export --model_path base --output out --dtype float8", "invalid choice: 'float8'"),
     ],
 )
 def test_argument_mistakes(arguments: str, complaint: str, capsys: pytest.CaptureFixture[str]):

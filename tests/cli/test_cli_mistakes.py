@@ -28,6 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
         ("sft --config_name pick_cube_ppo_mlp sft=null", ["'sft'"]),
         ("collect --num_demos 0", ["collect.num_demos"]),
         ("report no/such/folder", ["no/such/folder"]),
+        ("export --model_path no/such/folder --output out", ["no/such/folder", "--model_path"]),
     ],
 )
 def test_mistakes_are_named(

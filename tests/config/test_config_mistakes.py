@@ -12,6 +12,10 @@ from regrasp.config import load_config
 from regrasp.errors import UserError
 
 SMALL = Path(__file__).with_name("small_experiment.yaml")
+MAPPING_END = "      action_mapping: {prefix_pad: 3, scale: 0.5}\n"
+DATA_CONFIG = (
+    "      data_config:\n        video: [room]\n        state: [arm, hand]\n        action: [{key: arm, mode: q99}]\n"
+)
 
 
 @dataclass(frozen=True)
@@ -83,8 +87,10 @@ RANGES = [
     edit("tasks: [Some-Task-v0]", "tasks: []", "pretrain.tasks", "[]", "a non-empty list", "set pretrain.tasks"),
     override("algorithm.clip_ratio_low=1", "algorithm.clip_ratio_low", "1", "below 1", "algorithm.clip_ratio_low=0.2"),
     override("algorithm.value_clip=0", "algorithm.value_clip", "0", "a number above 0 or null", "algorithm.value_clip=0.2"),
+    edit(MAPPING_END, f"{MAPPING_END}{DATA_CONFIG.replace('q99', 'q98')}", "env.train.mapping.data_config.action[0].mode", "'q98'", "'min_max' or 'q99'", "action[0].mode=q99"),
+    edit(MAPPING_END, f"{MAPPING_END}{DATA_CONFIG}        crop_scale: 1.5\n", "env.train.mapping.data_config.crop_scale", "1.5", "at most 1", "crop_scale=0.95"),
     override("algorithm.target_kl=-0.1", "algorithm.target_kl", "-0.1", "above 0 or null", "set algorithm.target_kl"),
-    override("env.train.mapping.embodiment_tag_id=32", "env.train.mapping.embodiment_tag_id", "32", "at most 31", "embodiment_tag_id=31"),
+    override("env.train.mapping.embodiment_tag_id=32", "env.train.mapping.embodiment_tag_id", "32", "at most 31", "set env.train.mapping.embodiment_tag_id"),
     override("actor.optim.adam_beta2=1.0", "actor.optim.adam_beta2", "1.0", "below 1", "actor.optim.adam_beta2=0.95"),
     override("actor.seed=-1", "actor.seed", "-1", "at least 0", "actor.seed=1234"),
     override("algorithm.adv_type=grpo", "algorithm.adv_type", "'grpo'", "'gae'", "algorithm.adv_type=gae"),
@@ -113,9 +119,18 @@ ACROSS = [
     override("cluster.num_nodes=2", "cluster.num_nodes", "2", "not in this release", "cluster.num_nodes=1"),
     override("cluster.component_placement={actor:all}", "cluster.component_placement", "{'actor': 'all'}", "each of actor, env, rollout once", "'actor,env,rollout': all"),
     override("actor.model.rl_head_config.noise_params=[0.3,0.7,400]", "actor.model.rl_head_config.noise_params", "[0.3, 0.7, 400]", "start >= end", "exchange"),
-    override("actor.model.is_lora=true", "actor.model.is_lora", "True", "false", "actor.model.is_lora=false"),
+    edit("model_type: gr00t\n", "model_type: gr00t\n    is_lora: true\n    trainable: all\n", "actor.model.is_lora", "True", "actor.model.trainable is all", "actor.model.trainable=head"),
+    edit("model_type: gr00t\n", "model_type: mlp\n    is_lora: true\n", "actor.model.is_lora", "True", "actor.model.model_type is mlp", "actor.model.is_lora=false"),
+    override("actor.model.attn_implementation=flash_attention_2", "actor.model.attn_implementation", "'flash_attention_2'", "actor.model.precision is fp32", "precision=bf16"),
     override("actor.model.add_value_head=false", "actor.model.add_value_head", "False", "actor_critic", "add_value_head=true"),
     override("actor.model.embodiment_tag=gr1", "actor.model.embodiment_tag", "'gr1'", "'new_embodiment'", "the mapping is what counts"),
+    override("env.eval.mapping.embodiment_tag=gr1", "env.eval.mapping.embodiment_tag", "'gr1'", "new_embodiment, as in env.train.mapping", "the value of env.train.mapping.embodiment_tag"),
+    edit(MAPPING_END, f"{MAPPING_END}      data_config_class: 'my_config:MyRobot'\n", "env.train.mapping.data_config_class", "'my_config:MyRobot'", "so100_dualcam", "in its place, write into the mapping"),
+    edit(MAPPING_END, f"{MAPPING_END}      data_config_class: so100\n{DATA_CONFIG}", "env.train.mapping.data_config_class", "'so100'", "env.train.mapping.data_config is given", "remove env.train.mapping.data_config_class"),
+    edit(MAPPING_END, f"{MAPPING_END}{DATA_CONFIG.replace('mode: q99', 'mode: sin_cos')}", "env.train.mapping.data_config.action", "'sin_cos'", "min_max", "set env.train.mapping.data_config.action"),
+    edit(MAPPING_END, f"{MAPPING_END}{DATA_CONFIG.replace('[room]', '[]')}", "env.train.mapping.data_config.video", "()", "a list that is not empty", "set env.train.mapping.data_config.video"),
+    edit(MAPPING_END, f"{MAPPING_END}{DATA_CONFIG.replace('hand', 'arm')}", "env.train.mapping.data_config.state", "['arm', 'arm']", "each key once", "set env.train.mapping.data_config.state"),
+    edit(MAPPING_END, f"{MAPPING_END}      gr00t_mapping: {{video: {{main_images: room}}, state: [{{gr00t_key: arm, slice: [0, 3]}}, {{gr00t_key: state.arm, slice: [3, 7]}}]}}\n", "env.train.mapping.gr00t_mapping.state", "['arm', 'arm']", "each key once", "one range"),
     override("actor.optim.critic_warmup_steps=400", "actor.optim.critic_warmup_steps", "400", "400 optimizer steps", "critic_warmup_steps"),
     override("env.train.isaaclab.main_images=x", "env.train.isaaclab", "{'main_images': 'x'}", "not both", "keep env.train.mapping"),
     override("pretrain.architecture.patch_size=13", "pretrain.architecture.image_size", "84", "patch_size (13)", "=78", in_file=True),

@@ -5,14 +5,16 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 
 from regrasp.config.load import load_config
 from regrasp.config.schema import ExperimentConfig, ModelConfig
+from regrasp.engine.compilation import compile_policy
 from regrasp.engine.local import LocalEngine
-from regrasp.engine.precision import apply_precision
+from regrasp.engine.precision import ActingPolicy, apply_precision
 from regrasp.envs.contract import Observation, VecEnv
 from regrasp.envs.registry import create_env
 from regrasp.models.contract import Policy
@@ -145,22 +147,87 @@ def half(model: ModelConfig) -> ModelConfig:
 
 
 @pytest.mark.parametrize("make", [lambda _config: mlp(), groot], ids=["mlp", "groot"])
-def test_half_precision_is_of_the_forward_pass_alone(make) -> None:
+def test_half_precision_is_of_the_forward_pass_and_of_frozen_weights(make) -> None:
     config = experiment()
     policy = make(config)
     exact = values(policy)
     before = {name: value.clone() for name, value in policy.state_dict().items()}
+    frozen = {name for name, _ in policy.trainable("backbone")}
     apply_precision(policy, half(config.actor.model), CPU)
     rounded = values(policy)
     assert rounded.dtype == torch.float32
     assert not torch.equal(rounded, exact)
     torch.testing.assert_close(rounded, exact, rtol=0.05, atol=0.05)
-    assert all(value.dtype == before[name].dtype for name, value in policy.state_dict().items())
+    for name, value in policy.state_dict().items():
+        assert value.dtype == (torch.bfloat16 if name in frozen else before[name].dtype)
+        assert torch.equal(value, before[name].to(value.dtype))
     assert policy.state_dict().keys() == before.keys()
     noise = KeyedNoise(0, "train", [(row, 0, 0) for row in range(8)])
     features = policy("encode", inputs=policy.prepare(observation(8)))
     action = policy("act", features=features, noise=noise)
     assert action.actions.dtype == action.log_probs.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [(), ("actor.model.trainable=head_without_context",), ("actor.model.trainable=all",)],
+    ids=["head", "head_without_context", "all"],
+)
+def test_rollouts_in_half_precision_see_what_training_sees_bit_for_bit(overrides: tuple[str, ...]) -> None:
+    model = half(experiment(*overrides).actor.model)
+    policy = groot(experiment(*overrides)).eval()
+    apply_precision(policy, model, CPU)
+    for _, parameter in (*policy.prepare_training(model.trainable), *policy.trainable("value_head")):
+        parameter.requires_grad_(True)
+    acting = ActingPolicy(policy, model)
+    assert acting.policy is not policy
+    with torch.no_grad():
+        for parameter in (p for p in policy.parameters() if p.requires_grad):
+            parameter += 0.01
+    stale = decisions(acting.policy)
+    acting.refresh()
+    trained, copied = decisions(policy), decisions(acting.policy)
+    assert trained.keys() == copied.keys()
+    assert all(torch.equal(trained[name], copied[name]) for name in trained)
+    assert not torch.equal(stale["actions"], copied["actions"])
+    assert trained["context"].dtype == (torch.float32 if model.trainable == "all" else torch.bfloat16)
+
+
+def decisions(policy: Policy, batch: int = 8) -> dict[str, torch.Tensor]:
+    noise = KeyedNoise(0, "train", [(row, 0, 0) for row in range(batch)])
+    with torch.no_grad():
+        features = policy("encode", inputs=policy.prepare(observation(batch)))
+        action = policy("act", features=features, noise=noise)
+    parts = {name: value for name, value in vars(action).items() if name != "trace"}
+    return {**parts, "chain": action.trace["chain"], "context": features["context"]}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_compiled_engine_collects_and_learns_the_same(
+    env: VecEnv, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("regrasp.engine.local.compile_policy", partial(compile_policy, backend="eager"))
+    torch._dynamo.reset()
+    results = []
+    for compiled in (False, True):
+        one = engine(env, f"actor.model.precision={precision}", f"actor.model.compile={str(compiled).lower()}")
+        results.append(one.update(one.collect(0, never).rollout, 0, never))
+    assert results[0] == pytest.approx(results[1], rel=1e-3, abs=1e-5)
+
+
+def test_in_full_precision_rollouts_run_the_policy_itself() -> None:
+    policy = mlp()
+    assert ActingPolicy(policy, experiment().actor.model).policy is policy
+
+
+def test_features_kept_on_the_host_do_not_change_the_update(env: VecEnv) -> None:
+    results = []
+    for where in ("device", "host"):
+        one = engine(env, f"runner.feature_storage={where}")
+        metrics = one.update(one.collect(0, never).rollout, 0, never)
+        results.append((metrics, one.policy.state_dict()))
+    assert results[0][0] == results[1][0]
+    assert all(torch.equal(results[1][1][name], value) for name, value in results[0][1].items())
 
 
 def test_full_precision_changes_nothing() -> None:

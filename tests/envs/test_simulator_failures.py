@@ -20,6 +20,7 @@ from vec_envs import HERE, TOY, all_gone, is_alive, make_env, worker_pids
 
 from regrasp.config.schema import MappingConfig
 from regrasp.envs.remote import protocol
+from regrasp.envs.remote.output import OutputTail
 from regrasp.envs.remote.process import Deadlines, SimulatorProcess
 from regrasp.envs.remote.simulator import SimulatorSpec, spec_from_json
 from regrasp.envs.remote.vector import RemoteVecEnv
@@ -211,6 +212,41 @@ def test_what_a_simulator_prints_does_not_disturb():
     env.reset([0, 1], [0, 1])
     assert env.step(zeros(env, 4)).num_executed.tolist() == [4, 4]
     env.close()
+
+
+def test_what_a_simulator_prints_does_not_fill_the_disk():
+    env = make_env(TOY, num_envs=1, lengths=[1000], max_episode_steps=1000, fault={"at": "step", "kind": "print"})
+    env.reset([0], [0])
+    (pid,) = worker_pids(env)
+    sizes = []
+    for _ in range(8):
+        env.step(zeros(env, 4))  # prints 0.8 MB
+        sizes.append(Path(f"/proc/{pid}/fd/1").stat().st_size)
+    assert max(sizes) <= 2**21
+    assert min(sizes[2:]) >= 2**20
+    os.kill(pid, signal.SIGKILL)
+    with pytest.raises(SimulatorError, match=r"It last said:\nx{2999}$"):
+        env.step(zeros(env, 4))
+    env.close()
+
+
+def test_of_what_is_printed_the_end_is_kept():
+    code = "for number in map(int, iter(input, '')): print(f'line {number:.>1000}\\n' * 1200, end='', flush=True)"
+    output = OutputTail()
+    child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=output.fileno(), text=True)
+    assert child.stdin is not None
+    with child.stdin:
+        for number in range(5):
+            before = os.fstat(output.fileno()).st_size
+            print(number, file=child.stdin, flush=True)
+            while os.fstat(output.fileno()).st_size < before + 1200 * 1006:
+                time.sleep(0.001)
+            output.trim()
+            assert os.fstat(output.fileno()).st_size <= 2**21
+            assert output.text(2 * 1006) == "\n".join([f"line {number:.>1000}"] * 2)
+        print(file=child.stdin)
+    child.wait()
+    output.close()
 
 
 @pytest.mark.parametrize("at", ["step", "observe"])

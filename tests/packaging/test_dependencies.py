@@ -26,8 +26,14 @@ def pins() -> dict[str, str]:
 
 
 def requirements(*extras: str) -> list[Requirement]:
-    lines = PROJECT["dependencies"] + [line for extra in extras for line in PROJECT["optional-dependencies"][extra]]
-    return [Requirement(line) for line in lines]
+    """The package's own and those of its extras, some of which name other extras of the package."""
+    return [Requirement(line) for line in PROJECT["dependencies"]] + [r for extra in extras for r in of_extra(extra)]
+
+
+def of_extra(name: str) -> list[Requirement]:
+    found = [Requirement(line) for line in PROJECT["optional-dependencies"][name]]
+    others = [r for requirement in found if requirement.name == "regrasp" for r in map(of_extra, requirement.extras)]
+    return [requirement for requirement in found if requirement.name != "regrasp"] + [r for rs in others for r in rs]
 
 
 def imported_modules() -> set[str]:

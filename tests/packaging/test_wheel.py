@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -81,3 +82,19 @@ def test_installed_package_finds_its_experiments(installed: Path, tmp_path: Path
     result = run_installed(installed, tmp_path, "-m", "regrasp.cli.main", "quickstart", "--dry_run")
     assert result.returncode == 0
     assert f"# {installed / 'regrasp' / 'configs' / 'pick_cube_ppo_groot.yaml'}" in result.stdout
+
+
+def test_installed_package_runs_every_stage(installed: Path, tmp_path: Path):
+    experiment = ("--config_name", "pick_cube_ppo_mlp")
+    small = ("env.train.total_num_envs=4", "env.train.num_workers=1", "env.eval.total_num_envs=4")
+    stages = (
+        ("collect", *experiment, "collect.num_demos=2"),
+        ("sft", *experiment, "sft.steps=3"),
+        ("train", *experiment, *small, "--model_path", "base", "--max_epochs", "1", "runner.force=true"),
+        ("play", *experiment, *small, "--model_path", "base", "--num_episodes", "2"),
+    )
+    for stage in stages:
+        result = run_installed(installed, tmp_path, "-m", "regrasp.cli.main", *stage)
+        assert result.returncode == 0, f"{stage[0]}: {result.stdout}{result.stderr}"
+    results = list(tmp_path.glob("logs/regrasp/eval/*/evaluation.json"))
+    assert [json.loads(file.read_text())["episodes"] for file in results] == [2]

@@ -22,6 +22,7 @@ from regrasp.workers.env import EpisodeResult
 
 VARIED = torch.tensor([1.0, -1.0, 0.5])
 FLAT = torch.full((3,), 0.7)
+NO_GRADIENT = {"actor/grad_norm": 0.0, "critic/grad_norm": 0.0}
 
 
 def rollout(advantages: torch.Tensor) -> Rollout:
@@ -71,7 +72,7 @@ def test_advantages_that_do_not_vary(flat: torch.Tensor) -> None:
 
 def test_gradients_that_vanish() -> None:
     guard = SignalGuard(force=False)
-    none = {"actor/grad_norm": 0.0, "critic/grad_norm": 0.0}
+    none = NO_GRADIENT
     for metrics_of in (none, none, none, none, {**none, "critic/grad_norm": 1.0}, {}, none, none, none, none):
         guard.after_update(metrics_of)
     with pytest.raises(TrainingHaltedError, match="gradient was zero in 5 updates") as caught:
@@ -83,7 +84,43 @@ def test_force_stops_nothing() -> None:
     guard = SignalGuard(force=True)
     for _ in range(10):
         guard.after_rollout(rollout(FLAT), episodes(64))
-        guard.after_update({"actor/grad_norm": 0.0, "critic/grad_norm": 0.0})
+        guard.after_update(NO_GRADIENT)
+
+
+def restored(guard: SignalGuard) -> SignalGuard:
+    """A guard in another process."""
+    other = SignalGuard(force=False)
+    other.load_state_dict(json.loads(json.dumps(guard.state_dict())))
+    return other
+
+
+def test_episodes_are_counted_over_a_resumption() -> None:
+    guard = SignalGuard(force=False)
+    guard.after_rollout(rollout(VARIED), episodes(63))
+    with pytest.raises(TrainingHaltedError, match="None of the first 64 episodes"):
+        restored(guard).after_rollout(rollout(VARIED), episodes(1))
+    guard.after_rollout(rollout(VARIED), episodes(1, success=True))
+    restored(guard).after_rollout(rollout(VARIED), episodes(64))
+
+
+@pytest.mark.parametrize("interrupted_after", range(1, 5))
+def test_updates_in_a_row_are_counted_over_a_resumption(interrupted_after: int) -> None:
+    guard = SignalGuard(force=False)
+    for update in range(4):
+        guard.after_rollout(rollout(FLAT), episodes(1, success=True))
+        guard.after_update(NO_GRADIENT)
+        if update + 1 == interrupted_after:
+            guard = restored(guard)
+    with pytest.raises(TrainingHaltedError, match="advantages of 5 updates"):
+        guard.after_rollout(rollout(FLAT), episodes(1))
+    with pytest.raises(TrainingHaltedError, match="gradient was zero in 5 updates"):
+        guard.after_update(NO_GRADIENT)
+
+
+def test_what_a_forced_run_saw_counts_when_it_is_resumed_without_force() -> None:
+    forced = SignalGuard(force=True)
+    forced.after_rollout(rollout(VARIED), episodes(64, reward=1.0))
+    restored(forced).after_rollout(rollout(VARIED), episodes(64))
 
 
 MANY = ("env.train.total_num_envs=32", "runner.val_check_interval=-1", "runner.max_epochs=3")
@@ -94,6 +131,9 @@ def test_a_run_without_any_success_halts_and_keeps_what_it_had(tmp_path: Path, s
     with pytest.raises(TrainingHaltedError, match="None of the first 64 episodes"):
         train(mlp_experiment(*MANY, model, "runner.save_interval=-1"), tmp_path)
     assert saved_steps(tmp_path) == [1], "the update before the rollout that halted the run"
+    with pytest.raises(TrainingHaltedError, match="None of the first 64 episodes"):
+        train(mlp_experiment(*MANY, model, f"runner.resume_dir={tmp_path}"), tmp_path)
+    assert saved_steps(tmp_path) == [1], "the resumed run halts at the same update"
     forced = mlp_experiment(*MANY, model, "runner.force=true", f"runner.resume_dir={tmp_path}")
     assert train(forced, tmp_path)
     assert [line["step"] for line in metrics(tmp_path)] == [1, 2, 3]

@@ -8,10 +8,10 @@ import pytest
 import torch
 from run_toys import groot_experiment
 
+from regrasp.checkpoint.hub_folder import load_safetensors
 from regrasp.config.schema import PretrainConfig
 from regrasp.errors import TrainingHaltedError
 from regrasp.models.groot.checkpoint import load_groot
-from regrasp.models.weights import read_weights
 from regrasp.runners.pretrain import cached_backbone, pretrain
 from regrasp.runners.stages import pretrain_backbone
 
@@ -31,7 +31,7 @@ def test_what_is_written_is_a_policy_folder(backbone: Path) -> None:
 
 def test_the_same_seed_gives_the_same_backbone(backbone: Path, tmp_path: Path) -> None:
     error = pretrain(pretrain_config(), tmp_path)
-    first, second = read_weights(backbone), read_weights(tmp_path)
+    first, second = load_safetensors(backbone), load_safetensors(tmp_path)
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert 0 < error < 100
 

@@ -17,9 +17,12 @@ from run_toys import (
     same_weights,
 )
 
+from regrasp.checkpoint.hub_folder import load_safetensors
 from regrasp.checkpoint.layout import OPTIMIZER, TENSORS
 from regrasp.config.load import LoadedConfig
 from regrasp.errors import UserError
+from regrasp.models.registry import load_policy
+from regrasp.runners.policies import overlay_rl_weights
 from regrasp.runners.session import train
 
 
@@ -72,6 +75,32 @@ def test_a_policy_that_sees_images(groot_start: Path, tmp_path: Path, recompute:
     assert not same_weights(checkpoint(run, 1), checkpoint(run, 4))
     copy = copy_until(run, 2, tmp_path / "copy")
     assert_resumes_equal(groot_experiment(*settings, f"runner.resume_dir={copy}"), run, copy)
+
+
+def test_adapters_on_the_language_model(groot_start: Path, tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    settings = (
+        f"actor.model.model_path={groot_start}",
+        "actor.model.is_lora=true",
+        "actor.model.lora.rank=2",
+        "runner.val_check_interval=-1",
+        "actor.optim.lr=1e-3",
+        *OVER_EPOCHS,
+    )
+    run = tmp_path / "run"
+    run.mkdir()
+    assert train(groot_experiment(*settings), run)
+    copy = copy_until(run, 2, tmp_path / "copy")
+    assert_resumes_equal(groot_experiment(*settings, f"runner.resume_dir={copy}"), run, copy)
+    model = checkpoint(run, 4) / "model"
+    start, merged = load_safetensors(groot_start), load_safetensors(model)
+    layer = "backbone.eagle_model.language_model.model.layers.0.self_attn.q_proj.weight"
+    assert start.keys() <= merged.keys()
+    assert not torch.equal(start[layer], merged[layer])
+    base = load_policy(groot_start)
+    with pytest.raises(UserError, match="adapters") as caught:
+        overlay_rl_weights(base, checkpoint(run, 4))
+    assert str(model) in str(caught.value.mend)
 
 
 def test_a_run_from_nothing_with_a_penalty_keeps_its_start(tmp_path: Path) -> None:

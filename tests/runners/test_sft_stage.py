@@ -10,20 +10,20 @@ import pytest
 import torch
 from run_toys import groot_experiment
 
+from regrasp.checkpoint.hub_folder import load_safetensors
 from regrasp.config.load import load_config
 from regrasp.data.lerobot import DatasetWriter, DemonstrationDataset, FeatureSpec
 from regrasp.errors import UserError
 from regrasp.models.groot.checkpoint import load_groot
 from regrasp.models.mlp.policy import MlpPolicy
 from regrasp.models.registry import load_policy
-from regrasp.models.weights import read_weights
 from regrasp.runners.collect import ACTION, STATE
 from regrasp.runners.sft import train_base_model
 from regrasp.runners.stages import train_base
 
 
 def changed_parts(first: Path, second: Path) -> set[str]:
-    one, other = read_weights(first), read_weights(second)
+    one, other = load_safetensors(first), load_safetensors(second)
     assert one.keys() == other.keys()
     return {".".join(name.split(".")[:2]) for name in one if not torch.equal(one[name], other[name])}
 

@@ -16,6 +16,7 @@ from regrasp.config.schema import ActorConfig, AlgorithmConfig, ModelConfig, Opt
 from regrasp.data.rollout import Rollout
 from regrasp.errors import UserError
 from regrasp.models.contract import Policy
+from regrasp.models.settings import LoraSettings
 from regrasp.streams import torch_generator
 from regrasp.workers.actor import AbandonedError, ActorWorker, NonFiniteError
 
@@ -30,6 +31,7 @@ def worker(
     micro: int | None = None,
     optim: Mapping[str, Any] | None = None,
     trainable: str = "head",
+    is_lora: bool = False,
     num_updates: int = 10,
     recompute: bool = False,
     **algorithm: Any,
@@ -39,6 +41,7 @@ def worker(
         action_dim=ACTION_DIM,
         num_action_chunks=CHUNK,
         trainable=trainable,  # pyright: ignore[reportArgumentType]
+        is_lora=is_lora,
     )
     actor = ActorConfig(
         model=model,
@@ -427,12 +430,46 @@ def test_what_is_trained_is_what_was_asked_for(trainable: str) -> None:
     policy = groot_policy(trainable=trainable)
     recompute = trainable == "all"
     before = weights(policy)
+    asked = {name for name, _ in (*policy.trainable(trainable), *policy.trainable("value_head"))}
     actor = worker(policy, trainable=trainable, recompute=recompute, optim={"weight_decay": 0.1})
     actor.update(rollout_of(policy, SIZE, keep_features=not recompute), 0, never)
-    asked = {name for name, _ in (*policy.trainable(trainable), *policy.trainable("value_head"))}
     touched = changed(policy, before)
     assert touched <= asked
     assert {name.split(".")[0] for name in touched} == {name.split(".")[0] for name in asked}
+    slot = policy.processor.config.embodiment_id
+    for name in (name for name in touched if name.endswith((".W", ".b"))):
+        others = torch.arange(len(before[name])) != slot
+        assert torch.equal(policy.state_dict()[name][others], before[name][others])
+
+
+@pytest.mark.parametrize("trainable", ["head", "head_without_context"])
+def test_adapters_learn_from_the_loss_of_ppo(trainable: str) -> None:
+    pytest.importorskip("peft")
+    policy = groot_policy(trainable=trainable, lora=LoraSettings(rank=2, alpha=4))
+    asked = {name for name, _ in (*policy.trainable(trainable), *policy.trainable("value_head"))}
+    actor = worker(policy, trainable=trainable, is_lora=True, recompute=True, micro=8, kl_beta=0.1, update_epoch=2)
+    before = weights(policy)
+    rollout = rollout_of(policy, SIZE, keep_features=False)
+    metrics = actor.update(rollout, 0, never)
+    assert metrics["actor/first_ratio_error"] < 1e-4
+    assert metrics["actor/kl_to_start"] > 0
+    touched = changed(policy, before)
+    adapters = {name for name in touched if ".lora_" in name}
+    assert touched - adapters <= asked
+    assert {name.split(".")[-3] for name in adapters} == {"lora_A", "lora_B"}
+    assert not any(name.startswith("backbone.") for name in touched - adapters)
+
+
+def test_moments_of_adapters_of_another_size_are_refused() -> None:
+    pytest.importorskip("peft")
+    states = []
+    for rank in (2, 3):
+        policy = groot_policy(lora=LoraSettings(rank=rank, alpha=4))
+        actor = worker(policy, is_lora=True, recompute=True)
+        actor.update(rollout_of(policy, SIZE, keep_features=False), 0, never)
+        states.append((actor, actor.state_dict()))
+    with pytest.raises(UserError, match="other trainable weights"):
+        states[1][0].load_state_dict(states[0][1])
 
 
 def test_explained_variance_is_of_the_values_that_acted() -> None:

@@ -42,7 +42,7 @@ class Denoised(NamedTuple):
     actions: Tensor
     """(B, H, A), x_K."""
     chain: Tensor
-    """(B, K + 1, H, A), x_0 to x_K: what `chain_log_probs` needs."""
+    """(B, K + 1, H, A), x_0 to x_K: what `evaluate_chain` needs."""
     log_probs: Tensor
     """(B, H, A), element by element; 0 in a deterministic run."""
 
@@ -249,26 +249,6 @@ def evaluate_chain(
     return ChainEvaluation(joint_log_probs, entropy.unflatten(0, (batch, num_steps)).sum(dim=1) + initial_entropy)
 
 
-def chain_log_probs(
-    velocity_fn: RowFn,
-    chain: Tensor,
-    stochastic_step: Tensor | None,
-    *,
-    noise_method: NoiseMethod = "flow_sde",
-    noise_level: float = 0.5,
-    learned_std_fn: RowFn | None = None,
-) -> Tensor:
-    """(B, H, A) log-probabilities of a stored chain: `evaluate_chain` without the entropy."""
-    return evaluate_chain(
-        velocity_fn,
-        chain,
-        stochastic_step,
-        noise_method=noise_method,
-        noise_level=noise_level,
-        learned_std_fn=learned_std_fn,
-    ).log_probs
-
-
 def flow_matching_time(uniform: Tensor, s: float = 0.999) -> Tensor:
     """Training times t = (s - b) / s with b ~ Beta(1.5, 1), by the inverse CDF b = u^(1/1.5) (GR00T, arXiv:2503.14734).
 
@@ -298,7 +278,8 @@ def flow_matching_target(actions: Tensor, noise: Tensor, t: Tensor) -> tuple[Ten
 
 def noise_anneal(start: float, end: float, steps: int, step: int) -> float:
     """Noise level after `step` updates: linear from `start` to `end` over `steps` updates, constant from there."""
-    return start + (end - start) * min(step, steps) / steps
+    fraction = min(step, steps) / steps
+    return (1 - fraction) * start + fraction * end
 
 
 def time_bucket(t: Tensor, num_buckets: int = 1000) -> Tensor:

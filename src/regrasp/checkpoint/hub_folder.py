@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Set
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from regrasp.checkpoint.plain import separate
@@ -18,6 +23,35 @@ _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 # More than one metadata key would be written in random order, and equal weights must give equal bytes.
 _METADATA = {"format": "pt"}
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+_MAPPED_BYTES = 128_000_000
+"""A file is mapped anew after about as many bytes, because what was read of it stays in memory while it is mapped."""
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor on disk, of which only the file's header has been read."""
+
+    file: Path
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Size on disk."""
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 def save_safetensors(state: Mapping[str, Tensor], folder: Path, frozen_names: Set[str] = frozenset()) -> None:
@@ -37,61 +71,108 @@ def save_safetensors(state: Mapping[str, Tensor], folder: Path, frozen_names: Se
     tensors = separate(state)
     frozen = {name: tensor for name, tensor in tensors.items() if name in frozen_names}
     trained = {name: tensor for name, tensor in tensors.items() if name not in frozen_names}
-    if not frozen or not trained:
-        save_file(tensors, folder / _SINGLE, metadata=_METADATA)
-        return
+    shards = [list(part) for part in (frozen, trained) if part] or [[]]
+    save_shards(folder, shards, lambda names: {name: tensors[name] for name in names})
+
+
+def save_shards(
+    folder: Path, shards: Sequence[Sequence[str]], read: Callable[[Sequence[str]], Mapping[str, Tensor]]
+) -> None:
+    """Write weights shard by shard: one plain file, or numbered ones with an index.
+
+    Args:
+        folder: Where to; it exists and holds no weights.
+        shards: Names of the tensors of each file.
+        read: Gives the tensors of a shard, dense, on the CPU and each with memory of its own.
+    """
     weight_map: dict[str, str] = {}
-    for number, shard in enumerate((frozen, trained), start=1):
-        file_name = f"model-{number:05d}-of-00002.safetensors"
-        save_file(shard, folder / file_name, metadata=_METADATA)
-        weight_map |= dict.fromkeys(shard, file_name)
-    total_size = sum(tensor.nbytes for tensor in tensors.values())
-    index = {"metadata": {"total_size": total_size}, "weight_map": dict(sorted(weight_map.items()))}
-    (folder / _INDEX).write_text(json.dumps(index, indent=2) + "\n")
+    total_size = 0
+    for number, names in enumerate(shards, start=1):
+        tensors = dict(read(names))
+        file_name = _SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        save_file(tensors, folder / file_name, metadata=_METADATA)
+        weight_map |= dict.fromkeys(names, file_name)
+        total_size += sum(tensor.nbytes for tensor in tensors.values())
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": total_size}, "weight_map": dict(sorted(weight_map.items()))}
+        (folder / _INDEX).write_text(json.dumps(index, indent=2) + "\n")
 
 
-def load_safetensors(folder: Path) -> dict[str, Tensor]:
-    """Read all weights of a folder on the CPU, sorted by name.
+def list_safetensors(folder: Path) -> dict[str, StoredTensor]:
+    """Every tensor of a folder's weights, from the headers of its files, in the order they lie on disk.
 
     Raises:
-        UserError: No weights in the folder, a missing or damaged shard, or an index that the shards do not fit.
+        UserError: No weights in the folder, a missing or damaged shard, an index that the shards do not fit, or
+            tensors of a type that is not read (quantised ones).
     """
     if (folder / _SINGLE).is_file():
-        return _load_file(folder / _SINGLE)
-    if not (folder / _INDEX).is_file():
+        return {tensor.name: tensor for tensor in _list_file(folder / _SINGLE)}
+    index = folder / _INDEX
+    if not index.is_file():
         raise UserError(
             "No weights in this folder.",
             file=folder / _SINGLE,
             expected=f"{_SINGLE}, or {_INDEX} with its shards",
             mend="Give a model folder in Hugging Face layout, for example `global_step_<N>/model`.",
         )
-    weight_map = _read_index(folder / _INDEX)
+    weight_map = _read_index(index)
     shards = sorted(set(weight_map.values()))
     if missing := [shard for shard in shards if not (folder / shard).is_file()]:
-        raise UserError(
-            f"{len(missing)} of {len(shards)} weight files are missing: {', '.join(missing)}.",
-            file=folder / _INDEX,
-            mend="Download or copy the folder again, completely.",
-        )
-    tensors: dict[str, Tensor] = {}
-    for shard in shards:
-        tensors |= _load_file(folder / shard)
-    if absent := sorted(weight_map.keys() - tensors.keys()):
-        raise UserError(
-            f"The index lists {len(absent)} tensors that no shard holds, the first being {absent[0]}.",
-            file=folder / _INDEX,
-            mend="Download or copy the folder again, completely.",
-        )
-    return {name: tensors[name] for name in sorted(tensors)}
+        raise _incomplete(f"{len(missing)} of {len(shards)} weight files are missing: {', '.join(missing)}.", index)
+    tensors: dict[str, StoredTensor] = {}
+    for tensor in (tensor for shard in shards for tensor in _list_file(folder / shard)):
+        if twin := tensors.get(tensor.name):
+            raise _incomplete(f"Two weight files hold {tensor.name}: {twin.file.name}, {tensor.file.name}.", index)
+        tensors[tensor.name] = tensor
+    absent = [name for name in sorted(weight_map) if not _is_in(tensors.get(name), weight_map[name])]
+    if absent:
+        first = f"the first being {absent[0]} of {weight_map[absent[0]]}"
+        raise _incomplete(f"The index lists {len(absent)} tensors that their file does not hold, {first}.", index)
+    return tensors
 
 
-def _load_file(file: Path) -> dict[str, Tensor]:
-    try:
-        tensors = load_file(file)
-    except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"Not a sound safetensors file: {error}.", file=file, mend="Download or copy the file again."
-        ) from error
+def read_stored(tensors: Mapping[str, StoredTensor]) -> Iterator[tuple[str, Tensor]]:
+    """Read tensors one after the other, file by file.
+
+    Args:
+        tensors: What to read, under names of the caller's own.
+
+    Yields:
+        Name and tensor. It is mapped to its file: copy it, or drop it before asking for the next one.
+
+    Raises:
+        UserError: A file is damaged or has become unreadable.
+    """
+    by_file: dict[Path, list[str]] = defaultdict(list)
+    for name, stored in tensors.items():
+        by_file[stored.file].append(name)
+    for file, names in by_file.items():
+        for batch in in_batches({name: tensors[name].nbytes for name in names}, _MAPPED_BYTES):
+            with _opened(file) as content:
+                for name in batch:
+                    yield name, content.get_tensor(tensors[name].name)
+
+
+def in_batches(sizes: Mapping[str, int], limit: int) -> list[list[str]]:
+    """Split names into consecutive batches whose sizes sum to at most `limit`; a larger item is a batch by itself."""
+    batches: list[list[str]] = []
+    room = -1
+    for name, size in sizes.items():
+        if size > room:
+            batches.append([])
+            room = limit
+        batches[-1].append(name)
+        room -= size
+    return batches
+
+
+def load_safetensors(folder: Path) -> dict[str, Tensor]:
+    """Read all weights of a folder on the CPU, sorted by name.
+
+    Raises:
+        UserError: As `list_safetensors`.
+    """
+    tensors = {name: tensor.clone() for name, tensor in read_stored(list_safetensors(folder))}
     return {name: tensors[name] for name in sorted(tensors)}
 
 
@@ -109,6 +190,39 @@ def _read_index(file: Path) -> dict[str, str]:
             expected="tensor names mapped to plain file names",
         )
     return {str(name): str(shard) for name, shard in weight_map.items()}
+
+
+def _list_file(file: Path) -> list[StoredTensor]:
+    with _opened(file) as content:
+        slices = {name: content.get_slice(name) for name in content.offset_keys()}
+        found = {name: (tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()}
+    if foreign := sorted({dtype for _, dtype in found.values()} - _DTYPES.keys()):
+        raise UserError(
+            f"Weights of a type that is not read: {', '.join(foreign)}.",
+            file=file,
+            expected=", ".join(_DTYPES),
+            mend="Give the weights as they were before they were quantised.",
+        )
+    return [StoredTensor(file, name, shape, _DTYPES[dtype]) for name, (shape, dtype) in found.items()]
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    try:
+        with safe_open(file, "pt") as content:
+            yield content
+    except (SafetensorError, OSError) as error:
+        raise UserError(
+            f"Not a sound safetensors file: {error}.", file=file, mend="Download or copy the file again."
+        ) from error
+
+
+def _is_in(tensor: StoredTensor | None, shard: str) -> bool:
+    return tensor is not None and tensor.file.name == shard
+
+
+def _incomplete(problem: str, index: Path) -> UserError:
+    return UserError(problem, file=index, mend="Download or copy the folder again, completely.")
 
 
 def _is_plain_name(shard: Any) -> bool:

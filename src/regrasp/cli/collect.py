@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from regrasp.cli.common import add_config_arguments, load, print_resolved, require_block
+from regrasp.cli.common import add_config_arguments, load_to_run
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,11 +17,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Record a dataset."""
-    loaded = load(args)
-    if args.dry_run:
-        print_resolved(loaded)
+    loaded = load_to_run(args, block="collect")
+    if loaded is None:
         return 0
-    require_block(loaded, "collect")
     from regrasp.runners.stages import collect_demonstrations
 
     folder, attempts = collect_demonstrations(loaded.config, args.output)

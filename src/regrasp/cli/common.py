@@ -31,13 +31,10 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which model."""
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which experiment with which model, and where it writes."""
+    add_config_arguments(parser)
     parser.add_argument("--model_path", metavar="FOLDER", help="pretrained model, a Hugging Face style folder")
-
-
-def add_logger_arguments(parser: argparse.ArgumentParser) -> None:
-    """Where a run writes."""
     parser.add_argument(
         "--logger", metavar="NAME", action="append", help="metrics backend: tensorboard, wandb or swanlab; repeatable"
     )
@@ -107,7 +104,26 @@ def _experiment_of_task(args: argparse.Namespace) -> str | None:
     return None if file is None else str(file)
 
 
-def print_resolved(loaded: LoadedConfig) -> None:
+def load_to_run(args: argparse.Namespace, *, block: str | None = None) -> LoadedConfig | None:
+    """Load the experiment that the flags ask for; None where `--dry_run` asks to print it and stop.
+
+    Args:
+        args: The flags.
+        block: The stage that is to run.
+
+    Raises:
+        UserError: The experiment does not configure that stage.
+    """
+    loaded = load(args)
+    if args.dry_run:
+        _print_resolved(loaded)
+        return None
+    if block is not None:
+        _require_block(loaded, block)
+    return loaded
+
+
+def _print_resolved(loaded: LoadedConfig) -> None:
     """What `--dry_run` shows: every value, the batch equation, and a memory estimate."""
     from regrasp.config.batches import batch_equation
     from regrasp.runners.memory import memory_estimate
@@ -144,7 +160,7 @@ def prepare_torch(loaded: LoadedConfig) -> None:
         torch.set_num_threads(loaded.config.runner.torch_threads)
 
 
-def require_block(loaded: LoadedConfig, name: str) -> None:
+def _require_block(loaded: LoadedConfig, name: str) -> None:
     """Check that the experiment configures a stage.
 
     Raises:

@@ -18,6 +18,7 @@ COMMANDS = {
     "sft": "stage 2: train a base model on demonstrations",
     "train": "stage 3: fine-tune a model with reinforcement learning",
     "play": "evaluate a model, with intervals and video",
+    "export": "write a fine-tuned GR00T in its published layout",
     "report": "write the report page of a run",
     "doctor": "say what this machine can run",
     "tasks": "list the known tasks",

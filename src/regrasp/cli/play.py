@@ -5,22 +5,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from regrasp.cli.common import (
-    add_config_arguments,
-    add_logger_arguments,
-    add_model_arguments,
-    load,
-    open_run_folder,
-    prepare_torch,
-    print_resolved,
-)
+from regrasp.cli.common import add_run_arguments, load_to_run, open_run_folder, prepare_torch
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of this command."""
-    add_config_arguments(parser)
-    add_model_arguments(parser)
-    add_logger_arguments(parser)
+    add_run_arguments(parser)
     parser.add_argument(
         "--rl_model_path", metavar="FOLDER", type=Path, help="global_step_N folder whose full_weights.pt is laid over"
     )
@@ -34,9 +24,8 @@ def run(args: argparse.Namespace) -> int:
     """Evaluate."""
     from regrasp.config.paths import require_paths
 
-    loaded = load(args)
-    if args.dry_run:
-        print_resolved(loaded)
+    loaded = load_to_run(args)
+    if loaded is None:
         return 0
     if args.policy == "model":
         require_paths(loaded.config, "play", loaded.file)

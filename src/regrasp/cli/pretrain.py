@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from regrasp.cli.common import add_config_arguments, load, prepare_torch, print_resolved, require_block
+from regrasp.cli.common import add_config_arguments, load_to_run, prepare_torch
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,11 +17,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Pretrain, unless the same was done before."""
-    loaded = load(args)
-    if args.dry_run:
-        print_resolved(loaded)
+    loaded = load_to_run(args, block="pretrain")
+    if loaded is None:
         return 0
-    require_block(loaded, "pretrain")
     prepare_torch(loaded)
     from regrasp.runners.stages import pretrain_backbone
 

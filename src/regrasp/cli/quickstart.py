@@ -7,7 +7,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from regrasp.cli.common import add_config_arguments, load, prepare_torch, print_resolved
+from regrasp.cli.common import add_config_arguments, load_to_run, prepare_torch
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,9 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run or continue the quickstart."""
-    loaded = load(args)
-    if args.dry_run:
-        print_resolved(loaded)
+    loaded = load_to_run(args)
+    if loaded is None:
         return 0
     prepare_torch(loaded)
     from regrasp.runners.quickstart import quickstart

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from regrasp.cli.common import add_config_arguments, load, prepare_torch, print_resolved, require_block
+from regrasp.cli.common import add_config_arguments, load_to_run, prepare_torch
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,11 +20,9 @@ def run(args: argparse.Namespace) -> int:
     """Train a base model."""
     from regrasp.config.paths import require_paths
 
-    loaded = load(args)
-    if args.dry_run:
-        print_resolved(loaded)
+    loaded = load_to_run(args, block="sft")
+    if loaded is None:
         return 0
-    require_block(loaded, "sft")
     require_paths(loaded.config, "sft", loaded.file)
     prepare_torch(loaded)
     from regrasp.runners.stages import train_base

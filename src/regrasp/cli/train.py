@@ -6,15 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from regrasp.cli.common import (
-    add_config_arguments,
-    add_logger_arguments,
-    add_model_arguments,
-    load,
-    open_run_folder,
-    prepare_torch,
-    print_resolved,
-)
+from regrasp.cli.common import add_run_arguments, load_to_run, open_run_folder, prepare_torch
 
 if TYPE_CHECKING:
     from regrasp.config.load import LoadedConfig
@@ -22,9 +14,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of this command."""
-    add_config_arguments(parser)
-    add_model_arguments(parser)
-    add_logger_arguments(parser)
+    add_run_arguments(parser)
     parser.add_argument("--max_epochs", metavar="N", type=int, help="number of updates")
     parser.add_argument("--resume_dir", metavar="FOLDER", help="checkpoint, or run folder, to continue from")
     parser.add_argument("--only_eval", action="store_true", help="evaluate instead of training")
@@ -43,9 +33,8 @@ def run(args: argparse.Namespace) -> int:
         return print_tasks(args.task, args.overrides)
     from regrasp.config.paths import require_paths
 
-    loaded = load(args)
-    if args.dry_run:
-        print_resolved(loaded)
+    loaded = load_to_run(args)
+    if loaded is None:
         return 0
     runner = loaded.config.runner
     if runner.only_eval or runner.task_type == "embodied_eval":

@@ -62,7 +62,16 @@ LEGACY: tuple[Legacy, ...] = (
     Legacy("actor.channel", _CHANNEL, _PROCESS),
     Legacy("actor.model", ("trust_remote_code",), "code inside a checkpoint is never run"),
     Legacy("actor.model", ("policy_setup",), "robots are described by the mapping"),
-    Legacy("actor.model.rl_head_config", ("safe_get_logprob", "chunk_critic_input"), "unused with GR00T"),
+    Legacy(
+        "actor.model.rl_head_config",
+        ("safe_get_logprob",),
+        "GR00T's log-probability is the Gaussian density either way, and 0 where a step is deterministic",
+    ),
+    Legacy(
+        "actor.model.rl_head_config",
+        ("chunk_critic_input",),
+        "GR00T's value head reads context and state, as in the reference; only pi0's reads action tokens",
+    ),
     Legacy(
         "actor.fsdp_config",
         (
@@ -96,6 +105,11 @@ DUPLICATES: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     (("actor", "model", "rl_head_config", "add_value_head"), ("actor", "model", "add_value_head")),
 )
 """Keys that the reference writes twice, and the one that counts."""
+
+SYNONYMS: tuple[tuple[tuple[str, ...], str, str], ...] = (
+    (("actor", "model", "rl_head_config", "noise_method"), "reinflow", "flow_noise"),
+)
+"""Values with another name in the reference: the key, the value's name there, and its name here."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +155,14 @@ def merge_duplicates(values: dict[str, Any]) -> list[str]:
                 f"{dotted(original)} is used."
             )
     return warnings
+
+
+def translate_synonyms(values: dict[str, Any]) -> None:
+    """Give the values that the reference names otherwise their names here, in place."""
+    for path, theirs, ours in SYNONYMS:
+        block = _block(values, path[:-1])
+        if block is not None and block.get(path[-1]) == theirs:
+            block[path[-1]] = ours
 
 
 def strip_legacy(values: dict[str, Any]) -> tuple[dict[str, str], list[Active]]:

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from regrasp.config.compose import compose_experiment
 from regrasp.config.describe import dotted
-from regrasp.config.legacy import Active, ignored_warning, merge_duplicates, strip_legacy
+from regrasp.config.legacy import Active, ignored_warning, merge_duplicates, strip_legacy, translate_synonyms
 from regrasp.config.problems import Problem, raise_problems, schema_problems
 from regrasp.config.schema import ExperimentConfig
 from regrasp.config.search import find_config
@@ -63,6 +63,7 @@ def load_config(name: str, overrides: Sequence[str] = (), config_path: Path | No
     file = find_config(name, config_path, pythons_in(overrides))
     composition = compose_experiment(file, overrides)
     values = composition.values
+    translate_synonyms(values)
     warnings = merge_duplicates(values)
     reasons, active = strip_legacy(values)
     if composition.has_idle_hydra_block:

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic.fields import FieldInfo
 
 from regrasp.config.describe import Path, Spec, block_fields, dotted, field_infos, spec_at
-from regrasp.config.legacy import DUPLICATES, LEGACY
+from regrasp.config.legacy import DUPLICATES, LEGACY, SYNONYMS
 from regrasp.config.schema import ExperimentConfig
 
 _HEAD = """\
@@ -112,4 +112,6 @@ def _legacy_section() -> str:
     for copy, original in DUPLICATES:
         assert spec_at(original) is not None
         rows.append(f"| `{dotted(copy)}` | any | a second name of `{dotted(original)}`, which is used |")
+    for key, theirs, ours in SYNONYMS:
+        rows.append(f"| `{dotted(key)}` | `{theirs}` | a second name of `{ours}` |")
     return _LEGACY_HEAD + "\n".join(rows) + "\n"

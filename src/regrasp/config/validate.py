@@ -5,12 +5,16 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import asdict, is_dataclass
 from typing import Any
 
 from regrasp.config.batches import batch_equation, num_optimizer_steps, num_samples, num_updates
 from regrasp.config.problems import Problem
 from regrasp.config.schema import ArchitectureConfig, EnvConfig, ExperimentConfig, MappingConfig, TrainEnvConfig
 from regrasp.config.sources import split_key
+from regrasp.errors import UserError
+from regrasp.models.groot.data_config import data_config
+from regrasp.models.inputs import EMBODIMENT_IDS, bare_key
 
 _DEVICES = re.compile(r"all|\d+(-\d+)?(,\d+(-\d+)?)*")
 _ROLES = ("actor", "env", "rollout")
@@ -38,14 +42,7 @@ def oddities(config: ExperimentConfig) -> list[str]:
             f"actor.global_batch_size ({config.actor.global_batch_size}) is more than one update's samples"
             f" ({batch_equation(config).split(';')[0]}), so each epoch is one minibatch of all of them."
         )
-    names = [
-        f"env.{name}.mapping.{field}"
-        for name, env in (("train", config.env.train), ("eval", config.env.eval))
-        for field in ("gr00t_mapping", "data_config_class")
-        if getattr(env.mapping, field) is not None
-    ]
-    text = "names the inputs of published GR00T checkpoints, which this release does not load; it has no effect."
-    return warnings + [f"{key} {text}" for key in names]
+    return warnings
 
 
 def _problem(key: str, value: Any, problem: str, expected: str, mend: str) -> Problem:
@@ -109,6 +106,7 @@ def _check_environment(config: ExperimentConfig, name: str, env: EnvConfig) -> I
             "set env.eval.video_cfg.save_video=true and runner.val_check_interval, which records evaluations",
         )
     yield from _check_mapping(f"{key}.mapping", env.mapping)
+    yield from _check_gr00t_names(f"{key}.mapping", env.mapping)
 
 
 def _check_rollout(chunk: int, env: TrainEnvConfig) -> Iterator[Problem]:
@@ -149,6 +147,9 @@ def _check_mapping(key: str, mapping: MappingConfig) -> Iterator[Problem]:
             "a camera key, since extra_view_images has some",
             f"set {key}.main_images, or empty {key}.extra_view_images",
         )
+
+
+def _check_gr00t_names(key: str, mapping: MappingConfig) -> Iterator[Problem]:
     names = mapping.gr00t_mapping
     if names is not None and len(names.video.extra_view_images) != len(mapping.extra_view_images):
         yield _problem(
@@ -158,17 +159,66 @@ def _check_mapping(key: str, mapping: MappingConfig) -> Iterator[Problem]:
             f"{len(mapping.extra_view_images)} names, one for each of extra_view_images",
             f"give {key}.gr00t_mapping.video.extra_view_images one name per extra view, in the same order",
         )
+    if names is not None:
+        keys = [bare_key(entry.gr00t_key) for entry in names.state]
+        if len(set(keys)) < len(keys):
+            yield _problem(
+                f"{key}.gr00t_mapping.state",
+                keys,
+                "A part of the state is named twice",
+                "each key once",
+                f"give each key of {key}.gr00t_mapping.state one range",
+            )
+    if mapping.data_config is not None and mapping.data_config_class is not None:
+        yield _problem(
+            f"{key}.data_config_class",
+            mapping.data_config_class,
+            "Two data configurations",
+            f"null, since {key}.data_config is given",
+            f"remove {key}.data_config_class or {key}.data_config",
+        )
+    yield from _check_data_config(key, mapping)
+
+
+def _check_data_config(key: str, mapping: MappingConfig) -> Iterator[Problem]:
+    """What the block's own types do not say: known names, keys given once, modes that can be undone."""
+    for field in ("data_config_class", "data_config"):
+        value = getattr(mapping, field)
+        if value is not None:
+            try:
+                data_config(value if isinstance(value, str) else asdict(value), file=None, key=f"{key}.{field}")
+            except UserError as error:
+                location = error.key or f"{key}.{field}"
+                yield _problem(
+                    location, error.value, error.problem, error.expected or "", error.mend or f"set {location}"
+                )
 
 
 def _check_model(config: ExperimentConfig) -> Iterator[Problem]:
     model, head = config.actor.model, config.actor.model.rl_head_config
-    if model.is_lora:
+    if model.is_lora and model.trainable == "all":
         yield _problem(
             "actor.model.is_lora",
             True,
-            "Not in this release",
-            "false: the weights themselves are trained",
-            "set actor.model.is_lora=false; actor.model.trainable says which weights are trained",
+            "Adapters on weights that are trained themselves",
+            "false, since actor.model.trainable is all",
+            "set actor.model.trainable=head to train the adapters and the head",
+        )
+    if model.is_lora and model.model_type == "mlp":
+        yield _problem(
+            "actor.model.is_lora",
+            True,
+            "Adapters without a language model",
+            "false, since actor.model.model_type is mlp",
+            "set actor.model.is_lora=false",
+        )
+    if model.attn_implementation == "flash_attention_2" and model.precision != "bf16":
+        yield _problem(
+            "actor.model.attn_implementation",
+            model.attn_implementation,
+            "A kernel for half precision only",
+            f"sdpa, since actor.model.precision is {model.precision}",
+            "set actor.model.precision=bf16, or actor.model.attn_implementation=sdpa",
         )
     if not model.add_value_head:
         yield _problem(
@@ -198,6 +248,16 @@ def _check_model(config: ExperimentConfig) -> Iterator[Problem]:
 
 
 def _check_embodiment(config: ExperimentConfig) -> Iterator[Problem]:
+    train, evaluation = config.env.train.mapping, config.env.eval.mapping
+    for field in ("gr00t_mapping", "data_config_class", "data_config", "embodiment_tag", "embodiment_tag_id"):
+        if getattr(train, field) != getattr(evaluation, field):
+            yield _problem(
+                f"env.eval.mapping.{field}",
+                _written(getattr(evaluation, field)),
+                "Contradiction with env.train",
+                f"{_written(getattr(train, field))}, as in env.train.mapping: one policy is trained and evaluated",
+                f"give env.eval.mapping.{field} the value of env.train.mapping.{field}",
+            )
     for field in ("obs_converter_type", "embodiment_tag"):
         value = getattr(config.actor.model, field)
         for name, env in (("train", config.env.train), ("eval", config.env.eval)):
@@ -257,10 +317,13 @@ def _check_architecture(config: ExperimentConfig) -> Iterator[Problem]:
             )
     model = config.actor.model
     for name, env in (("train", config.env.train), ("eval", config.env.eval)):
-        if env.mapping.embodiment_tag_id >= sizes.num_embodiments:
+        slot = env.mapping.embodiment_tag_id
+        if slot is None:
+            slot = EMBODIMENT_IDS.get(env.mapping.embodiment_tag, 0)
+        if slot >= sizes.num_embodiments:
             yield _problem(
                 f"env.{name}.mapping.embodiment_tag_id",
-                env.mapping.embodiment_tag_id,
+                slot,
                 "No such embodiment slot",
                 f"below {key}.num_embodiments ({sizes.num_embodiments})",
                 f"set env.{name}.mapping.embodiment_tag_id=0",
@@ -277,6 +340,10 @@ def _check_architecture(config: ExperimentConfig) -> Iterator[Problem]:
                 f"at least actor.model.{needed[0]} ({needed[1]})",
                 f"set {key}.{name}={needed[1]}",
             )
+
+
+def _written(value: Any) -> Any:
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
 
 
 def _near_multiple(value: int, divisor: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from tensordict import TensorDict
@@ -12,12 +13,14 @@ from torch import Tensor
 from regrasp.algorithms.advantages import RewardType, chunk_rewards, gae, normalize
 from regrasp.models.contract import Action
 
+Storage = Literal["device", "host"]
+
 
 @dataclass
 class Rollout:
-    """B decisions, each with everything its update needs; kept on the CPU until they are trained on."""
+    """B decisions, each with everything its update needs; all but `inputs` is on the CPU until it is trained on."""
 
-    inputs: TensorDict
+    inputs: TensorDict | HostRows
     """Backbone features, or prepared observations where features are recomputed."""
     trace: TensorDict
     log_probs: Tensor
@@ -51,17 +54,104 @@ class Rollout:
             yield self.rows(index)
 
     def split(self, size: int) -> Iterator[Rollout]:
-        """The decisions in their order, in parts of at most `size`."""
-        for index in torch.arange(len(self)).split(size):
-            yield self.rows(index)
+        """The decisions in their order, in parts of at most `size`, which share memory with the whole."""
+        for start in range(0, len(self), size):
+            part = slice(start, start + size)
+            yield Rollout(**{name: value[part] for name, value in vars(self).items()})
+
+
+class HostRows:
+    """Rows of a table in host memory, of which only those asked for are ever copied.
+
+    Args:
+        table: Named tensors of as many rows, pinned where a GPU reads them.
+        index: (B,) int64, the rows meant.
+    """
+
+    def __init__(self, table: TensorDict, index: Tensor) -> None:
+        self._table = table
+        self._index = index
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __getitem__(self, index: Tensor | slice) -> HostRows:
+        return HostRows(self._table, self._index[index])
+
+    def keys(self) -> list[str]:
+        """Names of the tensors."""
+        return list(map(str, self._table.keys()))
+
+    def to(self, device: torch.device) -> TensorDict:
+        """Copies of the rows on `device`; the host does not wait for them."""
+        copies = {}
+        for name in self.keys():
+            rows = self._table[name]
+            copy = torch.empty((len(self), *rows.shape[1:]), dtype=rows.dtype, device=device)
+            for target, row in zip(copy.unbind(), self._index.tolist(), strict=True):
+                target.copy_(rows[row], non_blocking=True)
+            copies[name] = copy
+        return TensorDict(copies, batch_size=[len(self)])
+
+    def to_dict(self) -> dict[str, Tensor]:
+        """Copies of the rows by name."""
+        return self.to(torch.device("cpu")).to_dict()
+
+
+class FeatureStore:
+    """What the decisions of a rollout were taken on, gathered without a second copy of it all.
+
+    Args:
+        capacity: Rows to make room for at first; the store doubles when it is full.
+        where: `device` keeps rows on the device they come from, `host` in host memory, pinned for a GPU.
+    """
+
+    def __init__(self, capacity: int = 1, where: Storage = "device") -> None:
+        self._capacity = capacity
+        self._where: Storage = where
+        self._table: dict[str, Tensor] = {}
+        self._count = 0
+
+    def add(self, rows: TensorDict) -> None:
+        """Append copies of `rows`; from a GPU to the host, the copies are complete when the GPU gets there."""
+        start, self._count = self._count, self._count + len(rows)
+        if self._count > self._capacity:
+            self._capacity = max(2 * self._capacity, self._count)
+        for name in map(str, rows.keys()):
+            value = rows[name]
+            table = self._table.get(name)
+            if table is None or len(table) < self._capacity:
+                self._table[name] = grown = self._empty(value)
+                if table is not None:
+                    if table.is_pinned():
+                        torch.cuda.current_stream().synchronize()
+                    grown[:start] = table[:start]
+            self._table[name][start : self._count].copy_(value, non_blocking=True)
+
+    def rows(self) -> TensorDict | HostRows:
+        """Everything added, in its order."""
+        filled = {name: value[: self._count] for name, value in self._table.items()}
+        table = TensorDict(filled, batch_size=[self._count])
+        return table if self._where == "device" else HostRows(table, torch.arange(self._count))
+
+    def _empty(self, like: Tensor) -> Tensor:
+        shape = (self._capacity, *like.shape[1:])
+        if self._where == "device":
+            return like.new_empty(shape)
+        return torch.empty(shape, dtype=like.dtype, pin_memory=like.is_cuda)
 
 
 class RolloutBuilder:
-    """Gathers decisions on a grid of time (decision within the rollout) by column (environment and rollout epoch)."""
+    """Gathers decisions on a grid of time (decision within the rollout) by column (environment and rollout epoch).
 
-    def __init__(self) -> None:
+    Args:
+        capacity: Decisions expected at most; more is not wrong, only slower.
+        storage: Where their inputs are kept, see `FeatureStore`.
+    """
+
+    def __init__(self, capacity: int = 1, storage: Storage = "device") -> None:
         self._parts: list[dict[str, Tensor]] = []
-        self._inputs: list[TensorDict] = []
+        self._inputs = FeatureStore(capacity, storage)
         self._traces: list[TensorDict] = []
         self._bootstraps: list[tuple[int, Tensor, Tensor]] = []
 
@@ -88,7 +178,7 @@ class RolloutBuilder:
             ends: (B,) bool, the episode ended in this chunk, however.
             version: Number of updates that the acting policy had seen.
         """
-        self._inputs.append(inputs.cpu())
+        self._inputs.add(inputs)
         self._traces.append(action.trace.cpu())
         self._parts.append(
             {
@@ -126,7 +216,7 @@ class RolloutBuilder:
         if normalize_advantages:
             advantages = normalize(advantages, valid)
         return Rollout(
-            inputs=TensorDict.cat(self._inputs),
+            inputs=self._inputs.rows(),
             trace=TensorDict.cat(self._traces),
             log_probs=flat["log_probs"],
             values=flat["values"],

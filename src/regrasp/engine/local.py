@@ -9,10 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from regrasp.config.batches import num_updates
+from regrasp.config.batches import num_samples, num_updates
 from regrasp.config.schema import EnvConfig, ExperimentConfig
 from regrasp.data.rollout import Rollout, RolloutBuilder
-from regrasp.engine.precision import apply_precision
+from regrasp.engine.compilation import compile_policy
+from regrasp.engine.precision import ActingPolicy, apply_precision
 from regrasp.envs.contract import VecEnv
 from regrasp.envs.mapping import ActionMapping
 from regrasp.envs.registry import create_env
@@ -20,7 +21,7 @@ from regrasp.models.contract import Policy
 from regrasp.workers.actor import ActorWorker
 from regrasp.workers.env import EnvWorker, EpisodeResult
 from regrasp.workers.evaluation import Evaluation, Recorder, policy_chooser
-from regrasp.workers.rollout import RolloutWorker, interact
+from regrasp.workers.rollout import RolloutWorker, block_size, interact
 
 
 @dataclass
@@ -47,12 +48,13 @@ class LocalEngine:
 
     def __init__(self, config: ExperimentConfig, policy: Policy, env: VecEnv, seed: int, device: torch.device) -> None:
         self.config = config
+        model = config.actor.model
+        apply_precision(policy, model, device)
         self.policy = policy.to(device)
-        apply_precision(policy, config.actor.model, device)
         self._seed = seed
         self._device = device
-        self._num_actions = config.actor.model.num_action_chunks
-        recompute = config.runner.recompute_features or config.actor.model.trainable == "all"
+        self._num_actions = model.num_action_chunks
+        recompute = config.runner.recompute_features or model.trains_backbone
         self.actor = ActorWorker(
             policy,
             config.actor,
@@ -62,8 +64,12 @@ class LocalEngine:
             recompute_features=recompute,
             device=device,
         )
-        self._rollout = RolloutWorker(policy, seed, "train", device=device, keep_features=not recompute)
-        self._eval_rollout = RolloutWorker(policy, seed, "eval", device=device, keep_features=True)
+        self._acting = ActingPolicy(policy, model)
+        if model.compile:
+            self._compile(config)
+        acting = self._acting.policy
+        self._rollout = RolloutWorker(acting, seed, "train", device=device, keep_features=not recompute)
+        self._eval_rollout = RolloutWorker(acting, seed, "eval", device=device, keep_features=True)
         mapping = self._action_mapping(config.env.train, env, "train")
         train = config.env.train
         self._env = EnvWorker(env, mapping, seed, stream=train.seed, auto_reset=train.auto_reset)
@@ -81,11 +87,12 @@ class LocalEngine:
             InterruptedError: `should_stop` said so; nothing of the rollout is kept.
         """
         started = time.monotonic()
-        self.policy.eval()
         self.policy.begin_update(update)
+        self._acting.policy.begin_update(update)
+        self._acting.refresh()
         self._rollout.version = update
         algorithm, env = self.config.algorithm, self.config.env.train
-        builder = RolloutBuilder()
+        builder = RolloutBuilder(num_samples(self.config), self.config.runner.feature_storage)
         episodes: list[EpisodeResult] = []
         for epoch in range(algorithm.rollout_epoch):
             episodes += interact(
@@ -120,7 +127,7 @@ class LocalEngine:
         config = self.config.env.eval
         if self._eval_env is None:
             self._eval_env = create_env(config, "eval", self._num_actions)
-        self.policy.eval()
+        self._acting.refresh()
         mapping = self._action_mapping(config, self._eval_env, "eval")
         choose = policy_chooser(self._eval_rollout, mapping, config.inference_block)
         evaluation = Evaluation(self._eval_env, choose, self._seed, config.seed, on_episode)
@@ -139,6 +146,16 @@ class LocalEngine:
         self._env.env.close()
         if self._eval_env is not None:
             self._eval_env.close()
+
+    def _compile(self, config: ExperimentConfig) -> None:
+        """Compile for every batch size of this run: rollout, evaluation and training."""
+        acting_sizes = {config.env.train.total_num_envs, block_size(config.env.eval.inference_block, self._device)}
+        training_sizes = {config.actor.micro_batch_size}
+        if self._acting.policy is self.policy:
+            acting_sizes = training_sizes = acting_sizes | training_sizes
+        else:
+            compile_policy(self._acting.policy, acting_sizes, self._device)
+        compile_policy(self.policy, training_sizes, self._device)
 
     def _action_mapping(self, config: EnvConfig, env: VecEnv, name: str) -> ActionMapping:
         return ActionMapping(

@@ -6,9 +6,12 @@ import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from regrasp.config.schema import ActionMapping, MappingConfig
 from regrasp.errors import UserError
+
+if TYPE_CHECKING:
+    from regrasp.config.schema import ActionMapping, MappingConfig
 
 
 @dataclass(frozen=True)

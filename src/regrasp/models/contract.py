@@ -89,6 +89,8 @@ class Policy(nn.Module, ABC):
     """
 
     spec: PolicySpec
+    capturable: tuple[str, ...] = ()
+    """Methods, from tensors and numbers to tensors, that a GPU may replay as CUDA graphs where nothing is trained."""
 
     @abstractmethod
     def prepare(self, observation: Observation) -> TensorDict:
@@ -128,6 +130,25 @@ class Policy(nn.Module, ABC):
     @abstractmethod
     def trainable(self, part: str) -> Sequence[tuple[str, nn.Parameter]]:
         """Named parameters of a part: `head` (all after the features), `value_head`, `backbone`, or `all`."""
+
+    def prepare_training(self, part: str) -> Sequence[tuple[str, nn.Parameter]]:
+        """Freeze everything but a part and return what trains; the weights are already where they will be trained.
+
+        A policy may set apart what trains of a larger tensor, or add adapters: `trainable` then names these.
+        """
+        self.requires_grad_(False)
+        trained = self.trainable(part)
+        for _, parameter in trained:
+            parameter.requires_grad_(True)
+        return trained
+
+    def repeated_layers(self) -> Sequence[nn.Module]:
+        """Layers to compile, one by one: alike ones share their code; by default none."""
+        return ()
+
+    def published_state(self) -> dict[str, Tensor]:
+        """Tensors of a model folder: `state_dict`, with adapters merged into the weights they adapt."""
+        return self.state_dict()
 
     @abstractmethod
     def sft_loss(self, features: TensorDict, actions: Tensor, valid: Tensor, noise: Noise, repeats: int = 1) -> Tensor:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from regrasp.errors import UserError
-
-NormalizationMode = Literal["min_max", "q99", "mean_std"]
-NORMALIZATION_MODES: tuple[NormalizationMode, ...] = ("min_max", "q99", "mean_std")
+from regrasp.models.inputs import NormalizationMode
 
 
 @dataclass(frozen=True)
@@ -38,9 +36,13 @@ class Statistics:
 
     @classmethod
     def identity(cls, width: int) -> Statistics:
-        """Statistics under which every mode leaves values as they are."""
-        one, zero = torch.ones(width), torch.zeros(width)
-        return cls(max=one, min=-one, mean=zero, std=one, q01=-one, q99=one)
+        """Statistics under which every affine mode leaves values as they are."""
+        return cls.bounds(torch.ones(width))
+
+    @classmethod
+    def bounds(cls, limit: Tensor) -> Statistics:
+        """Statistics of values (D,) between -limit and limit, where nothing else is known."""
+        return cls(max=limit, min=-limit, mean=torch.zeros_like(limit), std=limit, q01=-limit, q99=limit)
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Sequence[float]], *, file: Any = None, key: str = "") -> Statistics:
@@ -59,10 +61,9 @@ class Statistics:
             raise UserError("Statistics of different widths", file=file, key=key, value=widths)
         return cls(**parts)
 
-    @classmethod
-    def concatenate(cls, parts: Sequence[Statistics]) -> Statistics:
-        """Statistics of the vectors laid end to end."""
-        return cls(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(cls)))
+    def columns(self, start: int, stop: int) -> Statistics:
+        """Statistics of a part of the vector."""
+        return type(self)(*(getattr(self, field.name)[start:stop] for field in fields(self)))
 
     def to_mapping(self) -> dict[str, list[float]]:
         """Lists by name, for JSON."""
@@ -74,42 +75,100 @@ class Statistics:
         return len(self.mean)
 
 
-class Normalizer:
-    """An invertible scaling of (..., D) vectors, fixed by statistics and a mode.
+class Scaling(Protocol):
+    """From physical units (..., width) to what a network sees (..., normalized_width), and back."""
 
-    `min_max` maps [min, max], and `q99` maps [q01, q99], to [-1, 1] (`q99` clamps to it); `mean_std` gives mean 0 and
-    standard deviation 1. A dimension that never varies becomes 0, and comes back as its constant.
-    """
-
-    def __init__(self, statistics: Statistics, mode: NormalizationMode) -> None:
-        if mode == "mean_std":
-            center, scale = statistics.mean, statistics.std
-        else:
-            low, high = (statistics.min, statistics.max) if mode == "min_max" else (statistics.q01, statistics.q99)
-            center, scale = (high + low) / 2, (high - low) / 2
-        self.mode = mode
-        self._center = center
-        self._scale = scale
-        self._inverse_scale = torch.where(scale > 0, 1 / scale, 0.0)
-
-    @property
-    def width(self) -> int:
-        """D."""
-        return len(self._center)
+    width: int
+    normalized_width: int
 
     def normalize(self, values: Tensor) -> Tensor:
         """Physical units to policy units, float32."""
+        ...
+
+    def unnormalize(self, values: Tensor) -> Tensor:
+        """Policy units to physical units, float32."""
+        ...
+
+
+class Normalizer:
+    """Scaling of (..., D) vectors, fixed by statistics and a mode, with the arithmetic of GR00T's transforms.
+
+    `min_max` maps [min, max], and `q99` maps [q01, q99], to [-1, 1] (`q99` clamps to it); `mean_std` gives mean 0 and
+    standard deviation 1. A dimension that never varies becomes 0 with `min_max`, passes as it is with the other two,
+    and comes back as its constant. `binary` is 1 above 0.5, else 0, both ways. `sin_cos` gives all sines, then all
+    cosines, and has no way back. `none` changes nothing.
+    """
+
+    def __init__(self, statistics: Statistics, mode: NormalizationMode) -> None:
+        self.mode: NormalizationMode = mode
+        self.width = statistics.width
+        self.normalized_width = 2 * self.width if mode == "sin_cos" else self.width
+        self._center, self._scale = _affine(statistics, mode)
+        constant = self._scale == 0
+        passes = constant & (mode in ("q99", "mean_std"))
+        self._offset = self._center.masked_fill(passes, 0)
+        self._gain = torch.where(constant, passes.float(), 1 / self._scale)
+
+    def normalize(self, values: Tensor) -> Tensor:
+        """Physical units to policy units, float32."""
+        values = values.float()
+        match self.mode:
+            case "none":
+                return values
+            case "binary":
+                return (values > 0.5).float()
+            case "sin_cos":
+                return torch.cat([values.sin(), values.cos()], -1)
         self._move(values.device)
-        normalized = (values.float() - self._center) * self._inverse_scale
+        normalized = (values - self._offset) * self._gain
         return normalized.clamp(-1, 1) if self.mode == "q99" else normalized
 
     def unnormalize(self, values: Tensor) -> Tensor:
-        """Policy units to physical units, float32; nothing is clamped."""
+        """Policy units to physical units, float32; nothing is clamped.
+
+        Raises:
+            ValueError: The mode is `sin_cos`.
+        """
+        values = values.float()
+        match self.mode:
+            case "none":
+                return values
+            case "binary":
+                return (values > 0.5).float()
+            case "sin_cos":
+                raise ValueError("sines and cosines are not turned back into angles")
         self._move(values.device)
-        return values.float() * self._scale + self._center
+        return values * self._scale + self._center
 
     def _move(self, device: torch.device) -> None:
         if self._center.device != device:
-            self._center, self._scale, self._inverse_scale = (
-                tensor.to(device) for tensor in (self._center, self._scale, self._inverse_scale)
+            self._center, self._scale, self._offset, self._gain = (
+                tensor.to(device) for tensor in (self._center, self._scale, self._offset, self._gain)
             )
+
+
+class Concatenation:
+    """Scaling of vectors laid end to end, each by its own rule."""
+
+    def __init__(self, parts: Sequence[Scaling]) -> None:
+        self.parts = tuple(parts)
+        self.width = sum(part.width for part in parts)
+        self.normalized_width = sum(part.normalized_width for part in parts)
+
+    def normalize(self, values: Tensor) -> Tensor:
+        """Physical units (..., width) to policy units (..., normalized_width)."""
+        pieces = values.split([part.width for part in self.parts], -1)
+        return torch.cat([part.normalize(piece) for part, piece in zip(self.parts, pieces, strict=True)], -1)
+
+    def unnormalize(self, values: Tensor) -> Tensor:
+        """Policy units (..., normalized_width) to physical units (..., width)."""
+        pieces = values.split([part.normalized_width for part in self.parts], -1)
+        return torch.cat([part.unnormalize(piece) for part, piece in zip(self.parts, pieces, strict=True)], -1)
+
+
+def _affine(statistics: Statistics, mode: NormalizationMode) -> tuple[Tensor, Tensor]:
+    """Center and scale (D,) of the affine modes; the other modes have no use for them."""
+    if mode == "mean_std":
+        return statistics.mean, statistics.std
+    low, high = (statistics.q01, statistics.q99) if mode == "q99" else (statistics.min, statistics.max)
+    return (high + low) / 2, (high - low) / 2

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import importlib
-import re
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
 
 from regrasp.errors import UserError
 from regrasp.models.contract import Policy
+from regrasp.models.groot.generations import check_generation
+from regrasp.models.inputs import InputNames
 from regrasp.models.settings import RlHeadSettings
 from regrasp.models.weights import read_json
 
-ModelLoader = Callable[[Path, RlHeadSettings | None], Policy]
-"""`(folder, settings) -> policy`; settings None is the folder as it is, for inference."""
+ModelLoader = Callable[[Path, RlHeadSettings | None, InputNames | None], Policy]
+"""`(folder, settings, inputs) -> policy`; settings None is the folder as it is, for inference, and inputs None leaves
+embodiment, cameras and state as the folder has them."""
 
 ENTRY_POINT_GROUP = "regrasp.models"
 _BUILT_IN = {
     "gr00t_n1_5": "regrasp.models.groot.checkpoint:load_groot",
     "regrasp_mlp": "regrasp.models.mlp.policy:load_mlp",
 }
-_LATER_GROOT = re.compile(r"gr00t[-_]?n1[-_.d]?([67])", re.IGNORECASE)
 
 _registered: dict[str, ModelLoader] = {}
 
@@ -43,8 +44,13 @@ def known_models() -> tuple[str, ...]:
     return tuple(sorted({*_BUILT_IN, *_registered, *installed}))
 
 
-def load_policy(path: str | Path, settings: RlHeadSettings | None = None) -> Policy:
+def load_policy(path: str | Path, settings: RlHeadSettings | None = None, inputs: InputNames | None = None) -> Policy:
     """Load a policy from a model folder, by the `model_type` of its config.json.
+
+    Args:
+        path: The model folder.
+        settings: What RL adds; None: the folder as it is, for inference.
+        inputs: How the experiment calls the model's inputs; None: as the folder does.
 
     Raises:
         UserError: The folder is missing or damaged, or its model is of an unknown or unsupported kind.
@@ -53,11 +59,13 @@ def load_policy(path: str | Path, settings: RlHeadSettings | None = None) -> Pol
     if not folder.is_dir():
         raise UserError("No such model folder", file=folder, mend="give a folder with config.json and weights")
     file = folder / "config.json"
-    name = read_json(file).get("model_type")
+    content = read_json(file)
+    name = content.get("model_type")
     loader = _find(name) if isinstance(name, str) else None
     if loader is None:
+        check_generation(content, file)
         raise _unknown(name, file)
-    return loader(folder, settings)
+    return loader(folder, settings, inputs)
 
 
 def _find(name: str) -> ModelLoader | None:
@@ -70,22 +78,11 @@ def _find(name: str) -> ModelLoader | None:
 
 
 def _unknown(name: object, file: Path) -> UserError:
-    known = ", ".join(known_models())
-    later = _LATER_GROOT.search(str(name))
-    if later:
-        return UserError(
-            f"GR00T N1.{later[1]} is not supported",
-            file=file,
-            key="model_type",
-            value=name,
-            expected=known,
-            mend="use a GR00T N1.5 checkpoint",
-        )
     return UserError(
         "A model of an unknown kind",
         file=file,
         key="model_type",
         value=name,
-        expected=known,
+        expected=", ".join(known_models()),
         mend=f"install the package that provides it, as an entry point of the group {ENTRY_POINT_GROUP}",
     )

@@ -29,7 +29,9 @@ def init_mlp(mlp: nn.Sequential, generator: torch.Generator) -> None:
 class ValueHead(nn.Module):
     """State value V(s) from the vision-language context and the encoded robot state.
 
-    The last layer starts at zero, so initial values are 0.
+    The last layer starts at zero, so initial values are 0. Pooling counts all S tokens of the context, padding among
+    them, as the reference does: the action head attends to padding too, and S is fixed. With padding on the left, the
+    first token is one of padding, which has attended to the others in the head's context layers only.
 
     Args:
         context_width: D, width of a context token.
@@ -39,7 +41,7 @@ class ValueHead(nn.Module):
 
     def __init__(self, context_width: int, state_width: int, settings: RlHeadSettings) -> None:
         super().__init__()
-        self.pooling: TokenPooling = settings.value_vlm_mode if settings.use_vlm_value else "mean_token"
+        self.pooling: TokenPooling = settings.value_vlm_mode
         self.uses_state = not settings.use_vlm_value
         self.detach_input = settings.detach_critic_input
         width = context_width + (state_width if self.uses_state else 0)

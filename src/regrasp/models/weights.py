@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from regrasp.checkpoint.hub_folder import load_safetensors, save_safetensors
+from regrasp.checkpoint.hub_folder import StoredTensor, read_stored, save_safetensors
 from regrasp.errors import UserError
+from regrasp.models.contract import Policy
 
 WEIGHTS_FILE = "model.safetensors"
 _MAX_LISTED = 8
+
+DtypeRule = torch.dtype | Callable[[str], torch.dtype] | None
+"""Of what dtype loaded weights are: one for all, one by parameter name, or (None) as stored."""
+Shape = Sequence[int]
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -39,35 +44,34 @@ def write_json(file: Path, content: Mapping[str, Any]) -> None:
     file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def write_weights(module: nn.Module, folder: Path) -> None:
-    """Write the module's weights as safetensors, in their own dtype.
+def write_weights(policy: Policy, folder: Path) -> None:
+    """Write a policy's published weights as safetensors, in their own dtype.
 
-    While a part of the module is frozen, that part has a shard of its own, which all checkpoints of a run share.
+    While a part of the policy is frozen, that part has a shard of its own, which all checkpoints of a run share.
     """
-    frozen = {name for name, parameter in module.named_parameters() if not parameter.requires_grad}
-    save_safetensors(module.state_dict(), folder, frozen)
-
-
-def read_weights(folder: Path) -> dict[str, Tensor]:
-    """Read `model.safetensors`, or the shards its index names, as float32 CPU tensors.
-
-    Raises:
-        UserError: A file is missing or damaged.
-    """
-    # A copy: what safetensors returns may be mapped to the file, and training writes in place.
-    return {name: tensor.to(torch.float32, copy=True) for name, tensor in load_safetensors(folder).items()}
+    frozen = {name for name, parameter in policy.named_parameters() if not parameter.requires_grad}
+    save_safetensors(policy.published_state(), folder, frozen)
 
 
 def assign_weights(
-    module: nn.Module, state: Mapping[str, Tensor], *, file: Path, optional: Collection[str] = ()
+    module: nn.Module,
+    stored: Mapping[str, StoredTensor],
+    *,
+    file: Path,
+    optional: Collection[str] = (),
+    dtype: DtypeRule = None,
 ) -> set[str]:
-    """Put every tensor of `state` in its place in `module` (which may live on the meta device).
+    """Read every tensor of `stored` into its place in `module` (which may live on the meta device).
+
+    Names and shapes are checked before any data is read, and tensors are read one by one, so that the host's memory
+    holds little more than the loaded module.
 
     Args:
-        module: Where the tensors go.
-        state: Tensors by parameter name.
+        module: Where the tensors go; its names and shapes are what is expected.
+        stored: Tensors on disk, by parameter name.
         file: Named in the error.
-        optional: Child modules that may be absent from `state`, as a whole.
+        optional: Child modules that may be absent from `stored`, as a whole.
+        dtype: Of the loaded floating-point tensors.
 
     Returns:
         The optional child modules that were absent; their parameters are untouched.
@@ -75,14 +79,28 @@ def assign_weights(
     Raises:
         UserError: Listing missing, unexpected and misshapen tensors.
     """
-    expected = module.state_dict()
-    absent = {part for part in optional if not any(name.startswith(f"{part}.") for name in state)}
-    missing = [name for name in expected if name not in state and name.split(".")[0] not in absent]
-    unexpected = [name for name in state if name not in expected]
+    expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    absent = {part for part in optional if not any(name.startswith(f"{part}.") for name in stored)}
+    wanted = {name: shape for name, shape in expected.items() if name.split(".")[0] not in absent}
+    check_shapes(wanted, {name: tensor.shape for name, tensor in stored.items()}, file=file)
+    # A copy of each: what is read is mapped to the file, and training writes in place.
+    state = {name: tensor.to(dtype_of(name, tensor.dtype, dtype), copy=True) for name, tensor in read_stored(stored)}
+    module.load_state_dict(state, strict=False, assign=True)
+    return absent
+
+
+def check_shapes(expected: Mapping[str, Shape], found: Mapping[str, Shape], *, file: Path) -> None:
+    """Compare the tensors of a model with those of a file.
+
+    Raises:
+        UserError: Listing missing, unexpected and misshapen tensors.
+    """
+    missing = [name for name in expected if name not in found]
+    unexpected = [name for name in found if name not in expected]
     misshapen = [
-        f"{name} {tuple(state[name].shape)} instead of {tuple(tensor.shape)}"
-        for name, tensor in expected.items()
-        if name in state and state[name].shape != tensor.shape
+        f"{name} {tuple(found[name])} instead of {tuple(shape)}"
+        for name, shape in expected.items()
+        if name in found and tuple(found[name]) != tuple(shape)
     ]
     if missing or unexpected or misshapen:
         kinds = (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
@@ -92,8 +110,13 @@ def assign_weights(
             file=file,
             mend="use the config.json and settings these weights were saved with",
         )
-    module.load_state_dict(state, strict=False, assign=True)
-    return absent
+
+
+def dtype_of(name: str, stored: torch.dtype, rule: DtypeRule) -> torch.dtype:
+    """Which dtype a tensor gets that is stored in another; whole numbers keep theirs."""
+    if rule is None or not stored.is_floating_point:
+        return stored
+    return rule if isinstance(rule, torch.dtype) else rule(name)
 
 
 def _listed(names: list[str]) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from regrasp.data.rollout import Rollout
 from regrasp.errors import TrainingHaltedError
@@ -14,6 +16,20 @@ _MIN_EPISODES = 64
 """Finished episodes after which a base model without any success is refused."""
 
 
+@dataclass
+class Signal:
+    """What the updates so far showed."""
+
+    episodes: int = 0
+    """Finished in training."""
+    rewarded: bool = False
+    """Whether any of them had a success or a reward."""
+    flat_advantages: int = 0
+    """Last updates in a row whose advantages did not vary."""
+    zero_gradients: int = 0
+    """Last updates in a row without a gradient."""
+
+
 class SignalGuard:
     """Watches success, advantages and gradients of successive updates.
 
@@ -23,10 +39,15 @@ class SignalGuard:
 
     def __init__(self, *, force: bool) -> None:
         self._force = force
-        self._episodes = 0
-        self._rewarded = False
-        self._flat_advantages = 0
-        self._zero_gradients = 0
+        self._signal = Signal()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was seen so far, as plain numbers."""
+        return asdict(self._signal)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` returned."""
+        self._signal = Signal(**state)
 
     def after_rollout(self, rollout: Rollout, episodes: Sequence[EpisodeResult]) -> None:
         """Check the experience of one update.
@@ -34,21 +55,22 @@ class SignalGuard:
         Raises:
             TrainingHaltedError: No episode of the first ones earned any reward, or the advantages do not vary.
         """
+        signal = self._signal
+        signal.episodes += len(episodes)
+        signal.rewarded |= any(episode.success or episode.total_reward != 0 for episode in episodes)
+        flat = float(rollout.advantages.std(correction=0)) < 1e-8 if len(rollout) > 1 else True
+        signal.flat_advantages = signal.flat_advantages + 1 if flat else 0
         if self._force:
             return
-        self._episodes += len(episodes)
-        self._rewarded |= any(episode.success or episode.total_reward != 0 for episode in episodes)
-        if not self._rewarded and self._episodes >= _MIN_EPISODES:
+        if not signal.rewarded and signal.episodes >= _MIN_EPISODES:
             raise TrainingHaltedError(
-                f"None of the first {self._episodes} episodes had a success or any reward, so there is nothing to"
+                f"None of the first {signal.episodes} episodes had a success or any reward, so there is nothing to"
                 " learn from. Likely causes: the base model cannot do the task at all (see `regrasp play --model_path"
                 " <base> --video`); its action normalisation or the action mapping does not fit the task; the"
                 " instruction differs from the training data's; exploration noise is too large"
                 " (actor.model.rl_head_config.noise_level). `--force` (runner.force=true) continues all the same."
             )
-        flat = float(rollout.advantages.std(correction=0)) < 1e-8 if len(rollout) > 1 else True
-        self._flat_advantages = self._flat_advantages + 1 if flat else 0
-        if self._flat_advantages >= _PATIENCE:
+        if signal.flat_advantages >= _PATIENCE:
             raise TrainingHaltedError(
                 f"The advantages of {_PATIENCE} updates in a row do not vary, so the policy cannot improve. Likely"
                 " causes: every episode succeeds, or none does; the reward is constant (a reward term of weight 0?);"
@@ -61,11 +83,9 @@ class SignalGuard:
         Raises:
             TrainingHaltedError: The gradient of the policy was zero for several updates.
         """
-        if self._force:
-            return
         zero = metrics.get("actor/grad_norm") == 0.0 and metrics.get("critic/grad_norm") == 0.0
-        self._zero_gradients = self._zero_gradients + 1 if zero else 0
-        if self._zero_gradients >= _PATIENCE:
+        self._signal.zero_gradients = self._signal.zero_gradients + 1 if zero else 0
+        if self._signal.zero_gradients >= _PATIENCE and not self._force:
             raise TrainingHaltedError(
                 f"The gradient was zero in {_PATIENCE} updates in a row. Likely causes: nothing is trainable"
                 " (actor.model.trainable); every sample is clipped (algorithm.clip_ratio_*); the stochastic denoising"

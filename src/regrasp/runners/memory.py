@@ -22,15 +22,16 @@ def memory_estimate(config: ExperimentConfig) -> list[str]:
     sizes = {name: _product(shape) for name, shape in shapes.items()}
     total = sum(sizes.values())
     head = sum(size for name, size in sizes.items() if name.startswith("action_head."))
-    trained = total if model.trainable == "all" or not head else head
+    unused_slots = sum(size - size // shapes[name][0] for name, size in sizes.items() if name.endswith((".W", ".b")))
+    trained = (total if model.trainable == "all" or not head else head) - unused_slots
     lines = [
         f"weights: {total / 1e6:.1f} M parameters, {total * 4 / 2**30:.2f} GiB in float32",
         f"training {trained / 1e6:.1f} M of them: {trained * _ADAMW_BYTES / 2**30:.2f} GiB"
         " (weights, gradients, AdamW's moments)",
     ]
     samples = num_samples(config)
-    if head and trained != total and not config.runner.recompute_features:
-        context = _context_bytes(json.loads((Path(model.model_path) / "config.json").read_text()), config)
+    if head and not (model.trains_backbone or config.runner.recompute_features):
+        context = _context_bytes(Path(model.model_path), config)
         lines.append(
             f"cached features: {samples} decisions x {context / 1e3:.0f} kB = {samples * context / 2**30:.2f} GiB"
         )
@@ -48,12 +49,17 @@ def tensor_shapes(folder: Path) -> dict[str, list[int]]:
     return shapes
 
 
-def _context_bytes(content: dict, config: ExperimentConfig) -> int:
+def _context_bytes(folder: Path, config: ExperimentConfig) -> int:
     from regrasp.models.groot.config import GrootConfig
+    from regrasp.models.groot.data_config import EAGLE_WORDS, PROCESSOR_FILE
 
-    groot = GrootConfig.from_json(content)
-    views = 1 + len(config.env.train.mapping.extra_view_images)
-    tokens = groot.text_length + views * groot.eagle_cfg.vision_config.num_tokens
+    groot = GrootConfig.from_json(json.loads((folder / "config.json").read_text()))
+    tokens = config.actor.model.rl_head_config.padding_value
+    if tokens is None and (folder / PROCESSOR_FILE).is_file():
+        tokens = json.loads((folder / PROCESSOR_FILE).read_text())["sequence_length"]
+    if tokens is None:
+        views = 1 + len(config.env.train.mapping.extra_view_images)
+        tokens = EAGLE_WORDS + views * groot.eagle_cfg.vision_config.num_tokens
     return tokens * groot.action_head_cfg.backbone_embedding_dim * 4
 
 

@@ -106,7 +106,7 @@ def _choose(config: ExperimentConfig, env: VecEnv, options: PlayOptions) -> Choo
         return zero_chooser(env)
     if options.kind == "random":
         return random_chooser(env, seed)
-    policy = create_policy(config.actor.model, config.env.eval.mapping, env.spec, seed)
+    policy = create_policy(config.actor.model, config.env.eval.mapping, env.spec, seed, "env.eval.mapping")
     if options.rl_model_path is not None:
         overlay_rl_weights(policy, options.rl_model_path)
     device = choose_device()

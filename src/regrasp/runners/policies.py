@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,9 +14,10 @@ from regrasp.config.schema import MappingConfig, ModelConfig
 from regrasp.envs.contract import EnvSpec
 from regrasp.errors import UserError
 from regrasp.models.contract import Policy
+from regrasp.models.inputs import InputNames, bare_key, embodiment_id
 from regrasp.models.mlp.policy import MlpPolicy
 from regrasp.models.registry import load_policy
-from regrasp.models.settings import RlHeadSettings
+from regrasp.models.settings import LoraSettings, RlHeadSettings
 
 
 def head_settings(model: ModelConfig) -> RlHeadSettings:
@@ -32,6 +34,9 @@ def head_settings(model: ModelConfig) -> RlHeadSettings:
         ignore_last=head.ignore_last,
         disable_dropout=head.disable_dropout,
         trainable=model.trainable,
+        precision=model.precision,
+        lora=LoraSettings(**dataclasses.asdict(model.lora)) if model.is_lora else None,
+        attn_implementation=model.attn_implementation,
         add_value_head=model.add_value_head,
         value_head_hidden=model.value_head_hidden,
         use_vlm_value=head.use_vlm_value,
@@ -41,14 +46,36 @@ def head_settings(model: ModelConfig) -> RlHeadSettings:
     )
 
 
-def create_policy(model: ModelConfig, mapping: MappingConfig, env: EnvSpec, seed: int) -> Policy:
+def input_names(model: ModelConfig, mapping: MappingConfig) -> InputNames:
+    """How an experiment calls the model's inputs."""
+    names, block = mapping.gr00t_mapping, mapping.data_config
+    return InputNames(
+        embodiment_tag=mapping.embodiment_tag,
+        embodiment_tag_id=mapping.embodiment_tag_id,
+        views=names and tuple(map(bare_key, (names.video.main_images, *names.video.extra_view_images))),
+        state=names and tuple((bare_key(entry.gr00t_key), *entry.slice) for entry in names.state),
+        data_config=mapping.data_config_class if block is None else dataclasses.asdict(block),
+        tokenizer_path=None if model.tokenizer_path is None else Path(model.tokenizer_path),
+    )
+
+
+def create_policy(
+    model: ModelConfig, mapping: MappingConfig, env: EnvSpec, seed: int, location: str = "env.train.mapping"
+) -> Policy:
     """The policy that training starts from: the folder `actor.model.model_path`, or a new state policy.
+
+    Args:
+        model: The model.
+        mapping: Its inputs.
+        env: What the environments offer.
+        seed: Draws the weights of a new policy.
+        location: Where the mapping stands, for errors.
 
     Raises:
         UserError: There is no folder to load, or the policy does not fit the environments.
     """
     if model.model_path is not None:
-        policy = load_policy(model.model_path, head_settings(model))
+        policy = load_policy(model.model_path, head_settings(model), input_names(model, mapping))
     elif model.model_type == "mlp":
         policy = MlpPolicy(
             state_dim=env.state_dim,
@@ -66,29 +93,32 @@ def create_policy(model: ModelConfig, mapping: MappingConfig, env: EnvSpec, seed
             expected="the folder of a pretrained model",
             mend="pass --model_path; `regrasp sft` trains a base model",
         )
-    check_fit(policy, mapping, env)
+    check_fit(policy, mapping, env, location)
     return policy
 
 
-def check_fit(policy: Policy, mapping: MappingConfig, env: EnvSpec) -> None:
-    """Check that the mapping delivers what the policy was trained on.
+def check_fit(policy: Policy, mapping: MappingConfig, env: EnvSpec, location: str = "env.train.mapping") -> None:
+    """Check that the mapping, which stands at `location`, delivers what the policy was trained on.
 
     Raises:
         UserError: Embodiment, state width or number of cameras differ.
     """
     expected = policy.spec
-    if expected.embodiment_id not in (None, mapping.embodiment_tag_id):
+    slot_key = f"{location}.embodiment_tag_id"
+    if expected.embodiment_id is not None and expected.embodiment_id != (
+        slot := embodiment_id(mapping.embodiment_tag, mapping.embodiment_tag_id, key=slot_key)
+    ):
         raise UserError(
             "The mapping names another embodiment than the model was trained for",
-            key="env.train.mapping.embodiment_tag_id",
-            value=mapping.embodiment_tag_id,
+            key=slot_key,
+            value=slot,
             expected=str(expected.embodiment_id),
             mend="correct embodiment_tag_id, or train a base model for this embodiment with `regrasp sft`",
         )
     if expected.state_dim != env.state_dim:
         raise UserError(
             "The mapping's state does not have the width that the model was trained with",
-            key="env.train.mapping.states",
+            key=f"{location}.states",
             value=f"{env.state_dim} values",
             expected=f"{expected.state_dim} values",
             mend="list the same state keys, in the same order, as for the model's demonstrations",
@@ -97,7 +127,7 @@ def check_fit(policy: Policy, mapping: MappingConfig, env: EnvSpec) -> None:
     if expected.num_views and expected.num_views != num_views:
         raise UserError(
             "The mapping does not give the model the cameras that it was trained with",
-            key="env.train.mapping.extra_view_images",
+            key=f"{location}.extra_view_images",
             value=f"{num_views} cameras in all",
             expected=f"{expected.num_views} cameras in all",
             mend="list the same cameras, in the same order, as for the model's demonstrations",
@@ -111,6 +141,14 @@ def overlay_rl_weights(policy: Policy, checkpoint: Path) -> None:
         UserError: The weights are those of another architecture.
     """
     weights = load_full_weights(checkpoint)
+    if any(".lora_A." in name for name in weights):
+        raise UserError(
+            "These weights hold adapters beside the base model's weights",
+            file=checkpoint,
+            key="--rl_model_path",
+            expected="weights without adapters",
+            mend=f"give {checkpoint / 'model'} as --model_path instead: it holds them merged",
+        )
     own = policy.state_dict()
     unused = {name for name in weights if name not in own and name.split(".")[0] in ("value_head", "noise_net")}
     load_weights(

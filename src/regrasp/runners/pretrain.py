@@ -38,8 +38,8 @@ _EVALUATION_BATCH = 500
 _POINTING_WEIGHT = 0.1
 _SCALE = 0.1
 """Targets are regressed in units of 10 cm."""
-_RECIPE_VERSION = 2
-"""Raised when this file changes what it trains, so that a cached backbone is not mistaken for a new one."""
+_RECIPE_VERSION = 3
+"""Raised when what is trained or the format of its folder changes, so that an old backbone in the cache is not used."""
 
 
 @dataclass

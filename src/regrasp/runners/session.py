@@ -15,7 +15,7 @@ from regrasp.errors import UserError
 from regrasp.models.contract import Policy
 from regrasp.models.registry import load_policy
 from regrasp.observe.metrics import MetricsLogger
-from regrasp.runners.policies import check_fit, choose_device, create_policy, head_settings
+from regrasp.runners.policies import check_fit, choose_device, create_policy, head_settings, input_names
 from regrasp.runners.train import EmbodiedRunner
 
 
@@ -98,6 +98,6 @@ def _policy(config: ExperimentConfig, env: EnvSpec, seed: int, checkpoint: Check
             expected="the folder that the run was begun with",
             mend="pass --model_path",
         )
-    policy = load_policy(checkpoint.export, head_settings(model))
+    policy = load_policy(checkpoint.export, head_settings(model), input_names(model, mapping))
     check_fit(policy, mapping, env)
     return policy

@@ -15,13 +15,15 @@ from regrasp.data.lerobot import DemonstrationDataset, action_chunks
 from regrasp.envs.contract import Observation
 from regrasp.errors import TrainingHaltedError, UserError
 from regrasp.models.contract import Policy
-from regrasp.models.groot.checkpoint import load_groot, load_processor
+from regrasp.models.groot.checkpoint import load_config, load_groot
 from regrasp.models.groot.policy import GrootPolicy
+from regrasp.models.groot.processor import GrootProcessor
 from regrasp.models.mlp.policy import MlpPolicy
 from regrasp.models.normalization import Statistics
 from regrasp.models.settings import RlHeadSettings
 from regrasp.observe.progress import progress
 from regrasp.runners.collect import ACTION, EXTRA_CAMERA, MAIN_CAMERA, STATE
+from regrasp.runners.policies import input_names
 from regrasp.streams import KeyedNoise, torch_generator
 
 _FEATURE_BATCH = 256
@@ -100,21 +102,23 @@ def _groot(
     action: Statistics,
 ) -> GrootPolicy:
     """The pretrained backbone with its untrained head."""
-    mapping = config.env.train.mapping
-    processor = load_processor(backbone).with_statistics(
+    model, mapping = config.actor.model, config.env.train.mapping
+    processor = GrootProcessor.for_data(
+        load_config(backbone),
+        backbone,
+        input_names(model, mapping),
         state,
         action,
-        video_keys=("main", *(f"extra_{i}" for i in range(len(mapping.extra_view_images)))),
-        embodiment_tag=mapping.embodiment_tag,
-        embodiment_id=mapping.embodiment_tag_id,
+        num_views=1 + len(mapping.extra_view_images),
         fps=float(dataset.fps),
     )
     settings = RlHeadSettings(
-        num_action_chunks=config.actor.model.num_action_chunks,
+        num_action_chunks=model.num_action_chunks,
         action_dim=action.width,
-        denoising_steps=config.actor.model.denoising_steps,
-        trainable=config.actor.model.trainable,
+        denoising_steps=model.denoising_steps,
+        trainable=model.trainable,
         add_value_head=False,
+        padding_value=model.rl_head_config.padding_value,
     )
     return load_groot(backbone, settings, processor=processor)
 
@@ -170,7 +174,7 @@ def _train(
 ) -> tuple[float, float | None]:
     """Returns the last training loss (running mean) and the last validation loss."""
     frozen = sft.train == "head"
-    parameters = [p for _, p in policy.trainable("head" if frozen else "all")]
+    parameters = [p for _, p in policy.prepare_training("head" if frozen else "all")]
     optimizer = torch.optim.AdamW(parameters, sft.lr, weight_decay=sft.weight_decay, betas=(0.9, 0.95))
     generator = torch_generator(seed, "data", 10)
     running, validation_loss = None, None
@@ -193,7 +197,7 @@ def _train(
                 with torch.no_grad():
                     validation_loss = _loss(policy, validation, frozen, seed, 0, sft.noise_repeats).item()
             bar.advance(loss=f"{running:.3f}", validation="-" if validation_loss is None else f"{validation_loss:.3f}")
-    policy.eval()
+    policy.eval().requires_grad_(True)  # nothing is frozen any more: the folder is one file
     assert running is not None
     return running, validation_loss
 

@@ -7,6 +7,7 @@ import hashlib
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -40,6 +41,14 @@ class Progress:
     env_steps: int = 0
 
 
+@dataclass(frozen=True)
+class Boundary:
+    """What a run is between two updates, beside its weights and its progress."""
+
+    engine: dict[str, torch.Tensor]
+    guard: dict[str, Any]
+
+
 @dataclass
 class EmbodiedRunner:
     """Trains a policy until the last update, a signal, or a halt.
@@ -60,15 +69,17 @@ class EmbodiedRunner:
     config_text: str
     progress: Progress = field(default_factory=Progress)
 
+    def __post_init__(self) -> None:
+        self._guard = SignalGuard(force=self.config.runner.force)
+
     def run(self) -> bool:
         """Train; returns True when the last update was reached and False when a signal ended the run before."""
         runner = self.config.runner
         table = ConsoleTable(num_updates(self.config))
-        guard = SignalGuard(force=runner.force)
         with StopRequest() as stop:
             while not (self._finished or stop.requested):
                 try:
-                    metrics = self._update(stop, guard)
+                    metrics = self._update(stop)
                 except InterruptedError:
                     return False
                 except AbandonedError as error:
@@ -79,7 +90,7 @@ class EmbodiedRunner:
                 self.logger.log(self.progress.update, metrics)
                 table.row(self.progress.update, metrics)
                 if self._due(runner.save_interval) or self._finished or stop.requested:
-                    self._save(self.engine.state_dict())
+                    self._save(self._boundary())
         return self._finished
 
     def resume(self, checkpoint: Checkpoint) -> None:
@@ -100,13 +111,14 @@ class EmbodiedRunner:
         )
         self.engine.actor.load_state_dict(checkpoint.optimizer_state)
         self.engine.load_state_dict(checkpoint.tensors)
+        self._guard.load_state_dict(checkpoint.state.get("guard", {}))
         self.progress = Progress(checkpoint.step, checkpoint.state["env_steps"])
         self.logger.truncate_after(checkpoint.step)
 
-    def _update(self, stop: StopRequest, guard: SignalGuard) -> dict[str, float]:
+    def _update(self, stop: StopRequest) -> dict[str, float]:
         started = time.monotonic()
         update = self.progress.update
-        collected = self._collect(stop, guard)
+        collected = self._collect(stop)
         trained = time.monotonic()
         try:
             metrics = self.engine.update(collected.rollout, update, lambda: stop.overdue(_FINISH_SECONDS))
@@ -115,9 +127,9 @@ class EmbodiedRunner:
         self.progress.update += 1
         self.progress.env_steps += collected.num_steps
         try:
-            guard.after_update(metrics)
+            self._guard.after_update(metrics)
         except TrainingHaltedError:
-            self._save(self.engine.state_dict())
+            self._save(self._boundary())
             raise
         finished = time.monotonic()
         return {
@@ -130,12 +142,12 @@ class EmbodiedRunner:
             STEPS_PER_SECOND: collected.num_steps / (finished - started),
         }
 
-    def _collect(self, stop: StopRequest, guard: SignalGuard) -> Collected:
+    def _collect(self, stop: StopRequest) -> Collected:
         """The rollout of one update; where it ends the run, the state before it is saved."""
-        boundary = self.engine.state_dict()
+        boundary = self._boundary()
         try:
             collected = self.engine.collect(self.progress.update, lambda: stop.requested)
-            guard.after_rollout(collected.rollout, collected.episodes)
+            self._guard.after_rollout(collected.rollout, collected.episodes)
         except (InterruptedError, RegraspError):
             self._save(boundary)
             raise
@@ -177,16 +189,19 @@ class EmbodiedRunner:
         """Whether what happens every `interval` updates and at the last one happens now; -1 and 0 are never."""
         return interval > 0 and (self._finished or self.progress.update % interval == 0)
 
-    def _save(self, engine_state: dict[str, torch.Tensor]) -> None:
+    def _boundary(self) -> Boundary:
+        return Boundary(self.engine.state_dict(), self._guard.state_dict())
+
+    def _save(self, boundary: Boundary) -> None:
         runner = self.config.runner
         policy = self.engine.policy
-        trained = {name for name, parameter in policy.named_parameters() if parameter.requires_grad}
+        frozen = (name for name, parameter in policy.named_parameters() if not parameter.requires_grad)
         content = CheckpointContent(
             model_state=policy.state_dict(),
-            frozen_names=frozenset(policy.state_dict()) - trained,
+            frozen_names=frozenset(frozen),
             optimizer_state=self.engine.actor.state_dict(),
-            tensors=engine_state,
-            state={"env_steps": self.progress.env_steps, "config": self._fingerprint()},
+            tensors=boundary.engine,
+            state={"env_steps": self.progress.env_steps, "config": self._fingerprint(), "guard": boundary.guard},
             export=policy.save if runner.export_model == "always" or self._finished else None,
         )
         folder = checkpoints_folder(self.run_dir, self.config)

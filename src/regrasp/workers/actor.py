@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from regrasp.algorithms import ppo, schedule
 from regrasp.algorithms.reduce import Level, broadcast_like, reduce_log_probs
-from regrasp.config.schema import ActorConfig, AlgorithmConfig, OptimConfig
 from regrasp.data.rollout import Rollout
 from regrasp.errors import RegraspError, TrainingHaltedError, UserError
 from regrasp.models.contract import Evaluation, Policy
 from regrasp.streams import torch_generator
+
+if TYPE_CHECKING:
+    from regrasp.config.schema import ActorConfig, AlgorithmConfig, OptimConfig
 
 
 class NonFiniteError(TrainingHaltedError):
@@ -24,7 +27,7 @@ class NonFiniteError(TrainingHaltedError):
 
     def __init__(self, what: str, batch: Rollout) -> None:
         super().__init__(f"The {what} is not finite. The run stopped before the optimizer's step.")
-        self.batch = batch
+        self.batch = batch.to(torch.device("cpu"))
 
 
 class AbandonedError(RegraspError):
@@ -62,10 +65,10 @@ class ActorWorker:
         self._num_updates = num_updates
         self._seed = seed
         self._recompute = recompute_features
-        self._trains_backbone = actor.model.trainable == "all"
+        self._trains_backbone = actor.model.trains_backbone
         self._device = device
         self._policy_parameters, self._value_parameters = _split(policy, actor.model.trainable)
-        self.optimizer = _adamw(self._policy_parameters, self._value_parameters, actor.optim)
+        self.optimizer = _adamw(self._policy_parameters, self._value_parameters, actor.optim, device)
         self.num_steps = 0
         self._reference = _frozen_copy(policy) if algorithm.kl_beta else None
 
@@ -109,16 +112,21 @@ class ActorWorker:
         """
         groups = self.optimizer.state_dict()["param_groups"]
         counts = [[len(group["params"]) for group in part] for part in (state["optimizer"]["param_groups"], groups)]
-        if counts[0] != counts[1]:
+        if counts[0] != counts[1] or not self._fits(state["optimizer"]["state"]):
             raise UserError(
                 "The checkpoint's optimizer belongs to other trainable weights",
                 key="actor.model.trainable",
                 value=f"{counts[1]} tensors of policy and value head",
-                expected=f"{counts[0]} tensors",
+                expected=f"{counts[0]} tensors, of the shapes that the checkpoint's moments have",
                 mend="resume with the settings of actor.model that the run was begun with",
             )
         self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
         self.num_steps = state["num_steps"]
+
+    def _fits(self, moments: Mapping[int, Mapping[str, Tensor]]) -> bool:
+        """Whether the stored moments have the shapes of what trains."""
+        parameters = [*self._policy_parameters, *self._value_parameters]
+        return all(kept["exp_avg"].shape == parameters[index].shape for index, kept in moments.items())
 
     def _epoch(
         self,
@@ -141,26 +149,30 @@ class ActorWorker:
     def _policy_step(self, batch: Rollout, metrics: dict[str, list[float]]) -> bool:
         """One optimizer step; returns True, without stepping, when the policy has moved past the target KL."""
         self.optimizer.zero_grad(set_to_none=True)
-        totals: dict[str, float] = defaultdict(float)
-        worst_ratio_error = 0.0
+        parts: dict[str, list[Tensor]] = defaultdict(list)
         for micro in batch.split(self._micro_size):
             loss, values = self._loss(micro.to(self._device), batch)
-            if not torch.isfinite(loss):
-                raise NonFiniteError("loss", batch)
             loss.backward()
-            worst_ratio_error = max(worst_ratio_error, float(values.pop("actor/max_ratio_error")))
             for name, value in values.items():
-                totals[name] += float(value)
-        metrics["actor/max_ratio_error"].append(worst_ratio_error)
-        for name, value in totals.items():
-            metrics[name].append(value)
-        target = self._algorithm.target_kl
-        if target is not None and totals["actor/approx_kl"] > target:
-            return True
+                parts[name].append(value)
         if self._warms_up:
             _drop_gradients(self._policy_parameters)
-        metrics["actor/grad_norm"].append(self._clip(self._policy_parameters, batch))
-        metrics["critic/grad_norm"].append(self._clip(self._value_parameters, batch))
+        norms = torch.stack([self._clip(self._policy_parameters), self._clip(self._value_parameters)])
+        # All numbers are read at once: each reading waits until the GPU has done everything asked of it.
+        *numbers, policy_norm, value_norm = torch.cat([*map(torch.stack, parts.values()), norms]).tolist()
+        size = len(parts["actor/total_loss"])
+        totals = {name: numbers[i * size : (i + 1) * size] for i, name in enumerate(parts)}
+        if not all(map(math.isfinite, totals["actor/total_loss"])):
+            raise NonFiniteError("loss", batch)
+        for name, values in totals.items():
+            metrics[name].append(max(values) if name == "actor/max_ratio_error" else sum(values))
+        target = self._algorithm.target_kl
+        if target is not None and metrics["actor/approx_kl"][-1] > target:
+            return True
+        if not (math.isfinite(policy_norm) and math.isfinite(value_norm)):
+            raise NonFiniteError("gradient", batch)
+        metrics["actor/grad_norm"].append(policy_norm)
+        metrics["critic/grad_norm"].append(value_norm)
         self.optimizer.step()
         self.num_steps += 1
         return False
@@ -242,15 +254,13 @@ class ActorWorker:
                 raise NonFiniteError("value loss", batch)
             (loss * (len(micro) / len(batch))).backward()
         _drop_gradients(self._policy_parameters)
-        self._clip(self._value_parameters, batch)
+        if not torch.isfinite(self._clip(self._value_parameters)):
+            raise NonFiniteError("gradient", batch)
         self.optimizer.step()
 
-    def _clip(self, parameters: list[nn.Parameter], batch: Rollout) -> float:
+    def _clip(self, parameters: list[nn.Parameter]) -> Tensor:
         """Clip the gradients of one parameter group and return their norm before clipping."""
-        norm = nn.utils.clip_grad_norm_(parameters, self._optim.clip_grad)
-        if not torch.isfinite(norm):
-            raise NonFiniteError("gradient", batch)
-        return float(norm)
+        return nn.utils.clip_grad_norm_(parameters, self._optim.clip_grad).to(self._device)
 
     def _learning_rate_factor(self, update: int) -> float:
         optim = self._optim
@@ -267,16 +277,17 @@ class ActorWorker:
 
 def _split(policy: Policy, trainable: str) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """Mark what trains, and return the policy's and the value head's parameters."""
-    policy.requires_grad_(False)
-    policy_parameters = [parameter for _, parameter in policy.trainable(trainable)]
+    policy_parameters = [parameter for _, parameter in policy.prepare_training(trainable)]
     value_parameters = [parameter for _, parameter in policy.trainable("value_head")]
-    for parameter in (*policy_parameters, *value_parameters):
+    for parameter in value_parameters:
         parameter.requires_grad_(True)
     values = {id(parameter) for parameter in value_parameters}
     return [p for p in policy_parameters if id(p) not in values], value_parameters
 
 
-def _adamw(policy: Iterable[nn.Parameter], value: Iterable[nn.Parameter], optim: OptimConfig) -> torch.optim.AdamW:
+def _adamw(
+    policy: Iterable[nn.Parameter], value: Iterable[nn.Parameter], optim: OptimConfig, device: torch.device
+) -> torch.optim.AdamW:
     groups = [
         {"params": list(policy), "lr": optim.lr, "base_lr": optim.lr},
         {"params": list(value), "lr": optim.value_lr, "base_lr": optim.value_lr},
@@ -286,12 +297,14 @@ def _adamw(policy: Iterable[nn.Parameter], value: Iterable[nn.Parameter], optim:
         betas=(optim.adam_beta1, optim.adam_beta2),
         eps=optim.adam_eps,
         weight_decay=optim.weight_decay,
+        fused=device.type == "cuda" or None,
     )
 
 
 def _frozen_copy(policy: Policy) -> Policy:
     """The policy as it is now; weights that are not trained are shared, not copied."""
-    shared = {id(parameter): parameter for parameter in policy.parameters() if not parameter.requires_grad}
+    constants = (*(p for p in policy.parameters() if not p.requires_grad), *policy.buffers())
+    shared = {id(tensor): tensor for tensor in constants}
     return copy.deepcopy(policy, shared).requires_grad_(False).eval()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from tensordict import TensorDict
@@ -52,7 +52,7 @@ class RolloutWorker:
     @torch.no_grad()
     def decide(self, observation: Observation, keys: Sequence[Key], *, deterministic: bool = False) -> Decision:
         """Actions for every row of `observation`; `keys` name the noise of each row."""
-        inputs = self._policy.prepare(observation).to(self._device)
+        inputs = self._policy.prepare(_moved(observation, self._device))
         features = self._policy("encode", inputs=inputs)
         noise = KeyedNoise(self._seed, self._role, keys)
         action = self._policy("act", features=features, noise=noise, deterministic=deterministic)
@@ -61,7 +61,7 @@ class RolloutWorker:
     @torch.no_grad()
     def values(self, observation: Observation) -> Tensor:
         """Values (B,) of observations."""
-        inputs = self._policy.prepare(observation).to(self._device)
+        inputs = self._policy.prepare(_moved(observation, self._device))
         return self._policy("value", features=self._policy("encode", inputs=inputs))
 
     def act_in_blocks(self, observation: Observation, keys: Sequence[Key], block: int) -> Tensor:
@@ -70,8 +70,7 @@ class RolloutWorker:
         Floating-point results depend on the batch shape, so the last block is padded with its first row: a row's
         action then depends on that row alone.
         """
-        if self._device.type == "cpu":
-            block = -(-block // _CPU_BLOCK) * _CPU_BLOCK
+        block = block_size(block, self._device)
         pieces = []
         with _even_shares(self._device):
             for start in range(0, len(observation), block):
@@ -80,6 +79,20 @@ class RolloutWorker:
                 decision = self.decide(observation.rows(padded), [keys[i] for i in padded], deterministic=True)
                 pieces.append(decision.action.actions[: len(rows)])
         return torch.cat(pieces).cpu()
+
+
+def block_size(block: int, device: torch.device) -> int:
+    """Rows that `act_in_blocks` infers at once, when asked for blocks of `block`."""
+    return -(-block // _CPU_BLOCK) * _CPU_BLOCK if device.type == "cpu" else block
+
+
+def _moved(observation: Observation, device: torch.device) -> Observation:
+    """The observation on the policy's device, where its images are then prepared."""
+    if device.type == "cpu":
+        return observation
+    tensors = {name: value for name, value in vars(observation).items() if isinstance(value, Tensor)}
+    pinned = {name: value if value.is_cuda else value.pin_memory() for name, value in tensors.items()}
+    return replace(observation, **{name: value.to(device, non_blocking=True) for name, value in pinned.items()})
 
 
 @contextmanager

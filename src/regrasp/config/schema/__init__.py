@@ -1,9 +1,11 @@
 """Frozen dataclasses of the configuration, one module per top-level block."""
 
-from regrasp.config.schema.actor import ActorConfig, MlpConfig, ModelConfig, OptimConfig, RlHeadConfig
+from regrasp.config.schema.actor import ActorConfig, LoraConfig, MlpConfig, ModelConfig, OptimConfig, RlHeadConfig
 from regrasp.config.schema.algorithm import AlgorithmConfig
 from regrasp.config.schema.env import (
     ActionMapping,
+    DataConfigBlock,
+    DataKeyEntry,
     EnvConfig,
     EnvsConfig,
     EvalEnvConfig,
@@ -28,6 +30,8 @@ __all__ = [
     "ArchitectureConfig",
     "ClusterConfig",
     "CollectConfig",
+    "DataConfigBlock",
+    "DataKeyEntry",
     "EnvConfig",
     "EnvsConfig",
     "EvalEnvConfig",
@@ -37,6 +41,7 @@ __all__ = [
     "Gr00tVideoMapping",
     "InitParams",
     "LoggerConfig",
+    "LoraConfig",
     "MappingConfig",
     "MlpConfig",
     "ModelConfig",

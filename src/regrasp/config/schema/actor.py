@@ -65,6 +65,18 @@ class MlpConfig:
 
 
 @dataclass(frozen=True, config=BLOCK)
+class LoraConfig:
+    """Low-rank adapters on the language model, trained beside the head (`is_lora: true`)."""
+
+    rank: PositiveInt = 16
+    """Rank of an adapter."""
+    alpha: PositiveInt = 32
+    """An adapter's output is scaled by alpha / rank."""
+    dropout: Beta = 0.0
+    """Dropout on an adapter's input; above 0 the probability ratio is noisy."""
+
+
+@dataclass(frozen=True, config=BLOCK)
 class ModelConfig:
     """The policy."""
 
@@ -76,14 +88,22 @@ class ModelConfig:
     """Actions executed per decision."""
     model_path: Name | None = None
     """Folder of the pretrained model; null: given later, or trained from scratch where the architecture allows it."""
+    tokenizer_path: Name | None = None
+    """Folder of the tokenizer, for a checkpoint without one; null: the model's folder has it."""
+    attn_implementation: Literal["sdpa", "flash_attention_2"] = "sdpa"
+    """Attention kernel of the vision-language backbone; `flash_attention_2` needs flash-attn, a GPU and `bf16`."""
     precision: Precision = "fp32"
     """Number format of the weights in the forward pass."""
+    compile: bool = False
+    """Compile the policy's layers with torch.compile, and on a GPU replay its actions as CUDA graphs."""
     denoising_steps: PositiveInt = 4
     """Euler steps of a flow-matching head."""
     trainable: Literal["head", "head_without_context", "all"] = "head"
     """What RL trains: the action head, the head without its layers on the backbone's features, or the whole model."""
     is_lora: bool = False
-    """Train low-rank adapters instead of the weights."""
+    """Train low-rank adapters on the language model, beside the part that `trainable` names."""
+    lora: LoraConfig = LoraConfig()
+    """Sizes of the adapters."""
     add_value_head: bool = True
     """Add a value head to the policy."""
     value_head_hidden: Sizes = (1024, 512, 256)
@@ -96,6 +116,11 @@ class ModelConfig:
     """Exploration and value head of a flow-matching policy."""
     mlp: MlpConfig = MlpConfig()
     """Sizes of the state policy."""
+
+    @property
+    def trains_backbone(self) -> bool:
+        """Whether training changes the features, so that they cannot be cached."""
+        return self.trainable == "all" or self.is_lora
 
 
 @dataclass(frozen=True, config=BLOCK)

@@ -17,6 +17,7 @@ from regrasp.config.schema.types import (
     PositiveInt,
     Slice,
 )
+from regrasp.models.inputs import NormalizationMode, Rotation
 
 
 @dataclass(frozen=True, config=BLOCK)
@@ -48,7 +49,7 @@ States = Annotated[
 
 @dataclass(frozen=True, config=BLOCK)
 class Gr00tVideoMapping:
-    """GR00T's names of the camera views."""
+    """GR00T's names of the camera views; `video.` may be left out."""
 
     main_images: Name
     """Name of the main view (`video.room_view`)."""
@@ -61,7 +62,7 @@ class Gr00tStateEntry:
     """GR00T's name of a part of the state."""
 
     gr00t_key: Name
-    """Name of the part (`state.left_arm`)."""
+    """Name of the part (`state.left_arm`); `state.` may be left out."""
     slice: Slice
     """Range of the concatenated state that it covers."""
 
@@ -97,6 +98,51 @@ class ActionConstant:
     """Range of the simulator's action."""
     value: float | Numbers
     """One number, or one per entry."""
+
+
+@dataclass(frozen=True, config=BLOCK)
+class DataKeyEntry:
+    """A part of the state or of the action, and how GR00T scales it."""
+
+    key: Name
+    """Name in the checkpoint's metadata; `state.` and `action.` may be left out."""
+    mode: NormalizationMode = "min_max"
+    """Normalisation; `sin_cos` is for states only, `binary` is 1 above 0.5 and else 0, `none` changes nothing."""
+    rotation: Rotation | None = None
+    """Representation into which a rotation is turned first; null: the data's own."""
+
+
+def _data_key(value: Any) -> Any:
+    return DataKeyEntry(key=value) if isinstance(value, str) and value else value
+
+
+DataKeys = Annotated[
+    tuple[
+        Annotated[
+            DataKeyEntry,
+            BeforeValidator(_data_key),
+            Expect("a key, or a block with the keys key, mode and rotation"),
+        ],
+        ...,
+    ],
+    Field(strict=False),
+]
+
+
+@dataclass(frozen=True, config=BLOCK)
+class DataConfigBlock:
+    """What a GR00T checkpoint sees and gives, in the order in which it was trained."""
+
+    video: Names
+    """Cameras."""
+    state: DataKeys
+    """Parts of the state; each a key or `{key, mode, rotation}`."""
+    action: DataKeys
+    """Parts of the action; each a key or `{key, mode, rotation}`."""
+    language: Name = "annotation.human.task_description"
+    """Annotation of the demonstrations that held the instruction."""
+    crop_scale: Annotated[float, Field(gt=0, le=1)] = 0.95
+    """Side of the images' centre crop, as a part of the whole."""
 
 
 @dataclass(frozen=True, config=BLOCK)
@@ -145,10 +191,12 @@ class MappingConfig:
     """Name of the robot's layout in the reference; it must agree with `actor.model`."""
     embodiment_tag: Name = "new_embodiment"
     """Embodiment whose normalisation statistics are used."""
-    embodiment_tag_id: Annotated[int, Field(ge=0, le=31)] = 31
-    """Slot of the embodiment's projectors in a GR00T checkpoint."""
+    embodiment_tag_id: Annotated[int, Field(ge=0, le=31)] | None = None
+    """Slot of the embodiment's projectors in a GR00T checkpoint; null: the published slot of `embodiment_tag`."""
     data_config_class: Name | None = None
-    """Data configuration of the checkpoint, as `module:Class`."""
+    """Published data configuration of the checkpoint, a short name or `module:Class`; null: as the checkpoint says."""
+    data_config: DataConfigBlock | None = None
+    """The same written out, in place of `data_config_class`."""
 
 
 @dataclass(frozen=True, config=BLOCK)

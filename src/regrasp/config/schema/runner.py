@@ -56,6 +56,8 @@ class RunnerConfig:
     """Continue even where a check on the run's own data (not on this file) would stop it."""
     recompute_features: bool = False
     """Run the frozen backbone again in every epoch instead of caching its features."""
+    feature_storage: Literal["device", "host"] = "device"
+    """Where a rollout's features or images are kept: on the policy's device, or in pinned memory of the host."""
     torch_threads: PositiveInt | None = None
     """CPU threads of torch; null: torch decides."""
 

@@ -3,9 +3,6 @@
 MuJoCo is imported inside the worker processes, after their graphics backend is chosen.
 """
 
-# MuJoCo's native modules have no stubs.
-# pyright: reportAttributeAccessIssue=false
-
 from __future__ import annotations
 
 import multiprocessing

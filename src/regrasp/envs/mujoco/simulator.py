@@ -1,8 +1,5 @@
 """MuJoCo environments of one worker process: one model and renderer, one `MjData` per environment."""
 
-# MuJoCo's native modules have no stubs.
-# pyright: reportAttributeAccessIssue=false
-
 from __future__ import annotations
 
 import importlib

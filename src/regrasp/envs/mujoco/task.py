@@ -1,8 +1,5 @@
 """What a MuJoCo task defines: a model, a start, actuation, observations, success, and a scripted expert."""
 
-# MuJoCo's native modules have no stubs.
-# pyright: reportAttributeAccessIssue=false
-
 from __future__ import annotations
 
 from abc import ABC, abstractmethod

@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Any
 
 import regrasp
 from regrasp.envs.remote import protocol
+from regrasp.envs.remote.output import OutputTail
 from regrasp.envs.remote.simulator import SimulatorSpec, spec_from_json
 from regrasp.errors import SimulatorError, UserError
 
@@ -65,7 +65,7 @@ class SimulatorProcess:
     ) -> None:
         self.name = name
         self.deadlines = deadlines
-        self._output = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
+        self._output = OutputTail()
         self._arrays: dict[str, protocol.SharedArrays] = {}
         self._awaited: tuple[str, float] | None = None
         self._socket, theirs = socket.socketpair()
@@ -88,7 +88,7 @@ class SimulatorProcess:
             return subprocess.Popen(
                 [python, "-c", code],
                 stdin=subprocess.DEVNULL,
-                stdout=self._output,
+                stdout=self._output.fileno(),
                 stderr=subprocess.STDOUT,
                 pass_fds=[descriptor, lifeline],
                 env={**os.environ, **environment},
@@ -179,6 +179,7 @@ class SimulatorProcess:
         except protocol.ConnectionClosedError as error:
             raise self._death() from error
         self._awaited = None
+        self._output.trim()
         if "user_error" in reply:
             raise UserError(**reply["user_error"])
         if "error" in reply:
@@ -195,9 +196,7 @@ class SimulatorProcess:
         return SimulatorError(f"{self.name} (process {self.pid}) {how}.{self._tail()}")
 
     def _tail(self) -> str:
-        self._output.seek(0, os.SEEK_END)
-        self._output.seek(max(0, self._output.tell() - _TAIL_BYTES))
-        text = self._output.read().decode(errors="replace").strip()
+        text = self._output.text(_TAIL_BYTES)
         return f" It last said:\n{text}" if text else " It printed nothing."
 
     def request_close(self) -> None:

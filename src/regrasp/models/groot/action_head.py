@@ -16,6 +16,7 @@ from regrasp.models.groot.transformer import (
     DiffusionTransformer,
     FeedForward,
     KeysValues,
+    compute_dtype,
     sinusoids,
 )
 from regrasp.models.initialization import fan_in_normal, init_linear
@@ -25,15 +26,39 @@ RESIDUAL_GAIN = 0.5
 OUTPUT_GAIN = 0.1
 ADAPTIVE_STD = 0.02
 EMBEDDING_STD = 0.5
+_SLOT_NAMES = {"W": "slot_weight", "b": "slot_bias"}
 
 
 class CategoryLinear(nn.Module):
-    """One linear layer per embodiment: W is [E, in, out], b is [E, out]."""
+    """One linear layer per embodiment: W is [E, in, out], b is [E, out].
+
+    After `train_only`, one embodiment's weights are the parameters and the others are constants. `state_dict` keeps
+    the names and shapes of W and b, with the trained weights in their slot.
+    """
+
+    W: Tensor
+    b: Tensor
+    slot_weight: Tensor
+    slot_bias: Tensor
 
     def __init__(self, num_categories: int, features_in: int, features_out: int) -> None:
         super().__init__()
         self.W = nn.Parameter(torch.empty(num_categories, features_in, features_out))
         self.b = nn.Parameter(torch.empty(num_categories, features_out))
+        self.slot: int | None = None
+
+    def train_only(self, slot: int) -> None:
+        """Make parameters of one embodiment's weights, and constants of W and b; done once and for good."""
+        assert self.slot in (None, slot), f"slot {self.slot} is already set apart"
+        if self.slot is None:
+            for name, own in _SLOT_NAMES.items():
+                whole = getattr(self, name).detach()
+                delattr(self, name)
+                self.register_buffer(name, whole)
+                self.register_parameter(own, nn.Parameter(whole[slot].clone()))
+            self.slot = slot
+            self.register_state_dict_post_hook(_merge_slot)
+            self.register_load_state_dict_pre_hook(_split_slot)
 
     def reset_parameters(self, generator: torch.Generator, gain: float = 1.0) -> None:
         """Fan-in scaled weights for every embodiment, zero biases."""
@@ -42,7 +67,8 @@ class CategoryLinear(nn.Module):
 
     def forward(self, x: Tensor, category: int) -> Tensor:
         """(..., in) to (..., out), all rows being of one embodiment."""
-        return F.linear(x, self.W[category].T, self.b[category])
+        W, b = (self.slot_weight, self.slot_bias) if category == self.slot else (self.W[category], self.b[category])
+        return F.linear(x, W.T, b)
 
 
 class CategoryMlp(nn.Module):
@@ -116,7 +142,7 @@ class ActionHead(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """Dtype the head computes in."""
-        return self.action_decoder.layer1.W.dtype
+        return compute_dtype(self.model.proj_out_2.weight)
 
     def reset_parameters(self, generator: torch.Generator) -> None:
         """Weights to train from scratch: fan-in scaled, sharper attention, smaller residual branches."""
@@ -141,9 +167,15 @@ class ActionHead(nn.Module):
         nn.init.normal_(self.model.proj_out_1.weight, std=ADAPTIVE_STD, generator=generator)
         self.action_decoder.layer2.reset_parameters(generator, OUTPUT_GAIN)
 
+    def train_only(self, slot: int) -> None:
+        """Set one embodiment's weights apart in every per-embodiment layer, see `CategoryLinear`."""
+        for module in self.modules():
+            if isinstance(module, CategoryLinear):
+                module.train_only(slot)
+
     def process_context(self, features: Tensor) -> Tensor:
         """Backbone features (B, S, D) to the context (B, S, D) that the DiT attends to."""
-        return self.vl_self_attention(self.vlln(features.to(self.dtype)))
+        return self.vl_self_attention(self.vlln(features.to(self.vlln.weight.dtype)))
 
     def encode_state(self, state: Tensor, slot: int) -> Tensor:
         """State feature (B, width) of normalised, padded states (B, max_state_dim)."""
@@ -173,3 +205,18 @@ class ActionHead(nn.Module):
 def _shrink(module: nn.Module, generator: torch.Generator) -> None:
     assert isinstance(module, nn.Linear)
     init_linear(module, generator, RESIDUAL_GAIN)
+
+
+def _merge_slot(layer: nn.Module, state: dict[str, Tensor], prefix: str, _metadata: object) -> None:
+    """Write the trained weights of a saved `CategoryLinear` into their slot, which `state` shares."""
+    assert isinstance(layer, CategoryLinear)
+    for name, own in _SLOT_NAMES.items():
+        state[prefix + name][layer.slot] = state.pop(prefix + own).detach()
+
+
+def _split_slot(layer: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
+    """Give a `CategoryLinear` that is loaded its slot's weights under their own names too."""
+    assert isinstance(layer, CategoryLinear)
+    for name, own in _SLOT_NAMES.items():
+        if prefix + name in state:
+            state[prefix + own] = state[prefix + name][layer.slot].clone()

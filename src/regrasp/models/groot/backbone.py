@@ -2,39 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 from transformers import Qwen3Config, Qwen3Model, SiglipVisionConfig, SiglipVisionModel
+from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
+from transformers.utils.import_utils import is_flash_attn_2_available
 
+from regrasp.errors import UserError
 from regrasp.models.groot.config import EagleConfig, LanguageConfig, VisionConfig
 from regrasp.models.initialization import fan_in_normal, init_linear
+from regrasp.models.settings import AttentionKernel
 
+PADDING_WORD = 0
+"""The word embedded at padded positions: RLinf pads with id 0, whatever the tokenizer's own padding token is."""
 RESIDUAL_GAIN = 0.5
 _RESIDUAL_OUTPUTS = ("o_proj", "out_proj", "down_proj", "fc2")
 
 
-def siglip(config: VisionConfig) -> SiglipVisionModel:
+def siglip(config: VisionConfig, attention: AttentionKernel = "sdpa") -> SiglipVisionModel:
     """The vision tower, without its pooling head."""
     sizes = asdict(config) | {"vision_use_head": False}
-    return SiglipVisionModel(SiglipVisionConfig.from_dict(sizes, attn_implementation="sdpa"))
+    return SiglipVisionModel(SiglipVisionConfig.from_dict(sizes, attn_implementation=attention))
 
 
-def qwen3(config: LanguageConfig) -> Qwen3Model:
+def qwen3(config: LanguageConfig, attention: AttentionKernel = "sdpa") -> Qwen3Model:
     """The language model, without its output layer."""
     sizes = asdict(config)
     rope = {"rope_type": "default", "rope_theta": sizes.pop("rope_theta")}
     sizes |= {"rope_parameters": rope, "use_cache": False}
-    return Qwen3Model(Qwen3Config.from_dict(sizes, attn_implementation="sdpa"))
+    return Qwen3Model(Qwen3Config.from_dict(sizes, attn_implementation=attention))
 
 
 class VisionTower(nn.Module):
     """Holds SigLIP under the published key `vision_model.vision_model`."""
 
-    def __init__(self, config: VisionConfig) -> None:
+    def __init__(self, config: VisionConfig, attention: AttentionKernel) -> None:
         super().__init__()
-        self.vision_model = siglip(config)
+        self.vision_model = siglip(config, attention)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Patch features (N, P, D_v) after the last layer norm, of images (N, 3, H, W) in [-1, 1]."""
@@ -44,29 +52,56 @@ class VisionTower(nn.Module):
 class LanguageModel(nn.Module):
     """Holds Qwen3 under the published key `language_model.model`."""
 
-    def __init__(self, config: LanguageConfig) -> None:
+    def __init__(self, config: LanguageConfig, attention: AttentionKernel) -> None:
         super().__init__()
-        self.model = qwen3(config)
+        self.model = qwen3(config, attention)
+        self._attention = attention
 
-    def forward(self, embeddings: Tensor, mask: Tensor) -> Tensor:
-        """Features (B, S, D) after the final norm.
+    def forward(self, embeddings: Tensor, is_token: Tensor, padding: Tensor) -> Tensor:
+        """Features (B, S, D) after the final norm; positions count from the first one, padded or not.
+
+        The head attends to padded positions too, so their features reach the actions. They are those of attention
+        kernels that leave padding out, with which the published weights were trained: a padded position attends to
+        nothing. What SDPA gives a query without keys depends on the kernel, so it is not asked.
 
         Args:
             embeddings: (B, S, D).
-            mask: (B, 1, S, S) bool, True where a query may attend to a key.
+            is_token: (B, S) bool, False where padded.
+            padding: (D,), the embedding of a padded position.
         """
+        mask = is_token if self._attention == "flash_attention_2" else _causal_mask(is_token)
         output = self.model(inputs_embeds=embeddings, attention_mask={"full_attention": mask}, use_cache=False)
-        return output.last_hidden_state
+        return torch.where(is_token.unsqueeze(-1), output.last_hidden_state, self._without_attention(padding))
+
+    def _without_attention(self, x: Tensor) -> Tensor:
+        for layer in self.model.layers:
+            assert isinstance(layer, Qwen3DecoderLayer)
+            x = x + layer.mlp(layer.post_attention_layernorm(x))
+        return self.model.norm(x)
+
+    def reset_buffers(self) -> None:
+        """Recompute the rotary frequencies, where the weights are."""
+        rotary = self.model.rotary_emb
+        inv_freq, _ = rotary.compute_default_rope_parameters(rotary.config)
+        inv_freq = inv_freq.to(self.model.norm.weight.device)
+        rotary.register_buffer("inv_freq", inv_freq, persistent=False)
+        rotary.register_buffer("original_inv_freq", inv_freq.clone(), persistent=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Keep the frequencies in float32: rounded to bfloat16, they are a radian off at position 850."""
+        super()._apply(fn, recurse)
+        self.reset_buffers()
+        return self
 
 
 class EagleModel(nn.Module):
     """Images and words to one sequence of features."""
 
-    def __init__(self, config: EagleConfig) -> None:
+    def __init__(self, config: EagleConfig, attention: AttentionKernel) -> None:
         super().__init__()
-        self.vision_model = VisionTower(config.vision_config)
+        self.vision_model = VisionTower(config.vision_config, attention)
         self.mlp1 = nn.Sequential(nn.Linear(config.vision_config.hidden_size, config.text_config.hidden_size))
-        self.language_model = LanguageModel(config.text_config)
+        self.language_model = LanguageModel(config.text_config, attention)
         self.image_token = config.image_token_index
         self.pad_token = config.pad_token_index
 
@@ -77,20 +112,37 @@ class EagleModel(nn.Module):
             images: (B, V, H, W, 3) uint8.
             input_ids: (B, S), with one image placeholder for each of the V views' tokens, in order.
         """
-        words = self.language_model.model.embed_tokens(input_ids)
+        embed = self.language_model.model.embed_tokens
+        words = embed(input_ids)
         views = self.mlp1(self.vision_model(_pixels(images, words.dtype)))
         embeddings = _fill_placeholders(
             words, input_ids == self.image_token, views.reshape(len(images), -1, words.shape[-1])
         )
-        return self.language_model(embeddings, _causal_mask(input_ids != self.pad_token))
+        return self.language_model(embeddings, input_ids != self.pad_token, embed.weight[PADDING_WORD])
 
 
 class Backbone(nn.Module):
-    """The published module tree above `eagle_model`."""
+    """The published module tree above `eagle_model`.
 
-    def __init__(self, config: EagleConfig) -> None:
+    Args:
+        config: Sizes.
+        attention: Kernel of both transformers, which does not change the features.
+
+    Raises:
+        UserError: flash-attention-2 is asked for and cannot run here.
+    """
+
+    def __init__(self, config: EagleConfig, attention: AttentionKernel = "sdpa") -> None:
         super().__init__()
-        self.eagle_model = EagleModel(config)
+        if attention == "flash_attention_2" and not is_flash_attn_2_available():
+            raise UserError(
+                "flash-attention-2 needs a GPU and the package flash-attn",
+                key="actor.model.attn_implementation",
+                value=attention,
+                expected="sdpa, or flash-attn 2.3.3 or newer and a GPU",
+                mend="set actor.model.attn_implementation=sdpa, which gives the same features",
+            )
+        self.eagle_model = EagleModel(config, attention)
 
     def forward(self, images: Tensor, input_ids: Tensor) -> Tensor:
         """See `EagleModel.forward`."""
@@ -114,10 +166,7 @@ class Backbone(nn.Module):
         embeddings = self.eagle_model.vision_model.vision_model.embeddings
         positions = torch.arange(embeddings.num_positions).expand(1, -1)
         embeddings.register_buffer("position_ids", positions, persistent=False)
-        rotary = self.eagle_model.language_model.model.rotary_emb
-        inv_freq, _ = rotary.compute_default_rope_parameters(rotary.config)
-        rotary.register_buffer("inv_freq", inv_freq, persistent=False)
-        rotary.register_buffer("original_inv_freq", inv_freq.clone(), persistent=False)
+        self.eagle_model.language_model.reset_buffers()
 
 
 def _pixels(images: Tensor, dtype: torch.dtype) -> Tensor:
@@ -133,10 +182,8 @@ def _fill_placeholders(words: Tensor, is_image: Tensor, views: Tensor) -> Tensor
 
 
 def _causal_mask(is_token: Tensor) -> Tensor:
-    """(B, 1, S, S) bool. A padded query attends to nothing, for which scaled_dot_product_attention gives zeros.
-
-    That is also what unpadding attention kernels give, with which the published weights were trained.
-    """
+    """(B, 1, S, S) bool, True where a query may attend to a key, from (B, S); a padded query attends to itself."""
     length = is_token.shape[1]
-    causal = torch.ones(length, length, dtype=torch.bool, device=is_token.device).tril()
-    return causal & is_token[:, None, None, :]
+    position = torch.arange(length, device=is_token.device)
+    query, key = position[:, None], position[None, :]
+    return (key <= query) & is_token[:, None, None, :] | (key == query)

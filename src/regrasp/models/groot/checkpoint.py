@@ -2,23 +2,45 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import torch
-from torch import Tensor
 
-from regrasp.models.groot.config import GrootConfig
+from regrasp.checkpoint.hub_folder import list_safetensors
+from regrasp.errors import UserError
+from regrasp.models.groot.action_head import ActionHead
+from regrasp.models.groot.backbone import Backbone
+from regrasp.models.groot.config import EagleConfig, GrootConfig
+from regrasp.models.groot.generations import check_generation
+from regrasp.models.groot.noise_net import NoiseNet
 from regrasp.models.groot.policy import RL_PARTS, GrootPolicy
 from regrasp.models.groot.processor import GrootProcessor
+from regrasp.models.inputs import InputNames
 from regrasp.models.settings import RlHeadSettings
-from regrasp.models.weights import WEIGHTS_FILE, assign_weights, read_json, read_weights, write_json, write_weights
+from regrasp.models.value_head import ValueHead
+from regrasp.models.weights import (
+    WEIGHTS_FILE,
+    DtypeRule,
+    assign_weights,
+    dtype_of,
+    read_json,
+    write_json,
+    write_weights,
+)
 
 CONFIG_FILE = "config.json"
+EAGLE_FILE = "eagle2_hg_model/config.json"
+"""Where a folder may hold the sizes of its vision-language model, which the published config.json lacks."""
 _WRAPPER_PREFIX = "_groot_model."
-_VISION_HEAD = "backbone.eagle_model.vision_model.vision_model.head."
+_VISION = "backbone.eagle_model.vision_model.vision_model."
+_VISION_NESTING = re.compile(r"backbone\.eagle_model\.(vision_model\.)+")
 _EMBEDDING = "backbone.eagle_model.language_model.model.embed_tokens.weight"
 _OUTPUT_LAYER = "backbone.eagle_model.language_model.lm_head.weight"
+
+T = TypeVar("T")
 
 
 def save_groot(policy: GrootPolicy, folder: Path) -> None:
@@ -29,57 +51,127 @@ def save_groot(policy: GrootPolicy, folder: Path) -> None:
     write_weights(policy, folder)
 
 
-def load_processor(folder: Path) -> GrootProcessor:
+def load_config(folder: Path) -> GrootConfig:
+    """Read config.json, and the sizes of the vision-language model where they are beside it.
+
+    Raises:
+        UserError: A file is missing or malformed, or asks for an unsupported variant or another generation.
+    """
+    file, eagle_file = folder / CONFIG_FILE, folder / EAGLE_FILE
+    content = read_json(file)
+    check_generation(content, file)
+    eagle = EagleConfig.from_published(read_json(eagle_file), file=eagle_file) if eagle_file.is_file() else None
+    return GrootConfig.from_json(content, file=file, eagle=eagle)
+
+
+def load_processor(folder: Path, inputs: InputNames | None = None) -> GrootProcessor:
     """Read the processor of a model folder.
+
+    Args:
+        folder: The model folder.
+        inputs: How the experiment calls the model's inputs.
 
     Raises:
         UserError: A file or a key is missing or malformed.
     """
-    file = folder / CONFIG_FILE
-    return GrootProcessor.load(GrootConfig.from_json(read_json(file), file=file), folder)
+    return GrootProcessor.load(load_config(folder), folder, inputs)
 
 
 def load_groot(
-    folder: Path, rl: RlHeadSettings | None = None, *, processor: GrootProcessor | None = None, seed: int = 0
+    folder: Path,
+    rl: RlHeadSettings | None = None,
+    inputs: InputNames | None = None,
+    *,
+    processor: GrootProcessor | None = None,
+    seed: int = 0,
+    dtype: DtypeRule = None,
 ) -> GrootPolicy:
-    """Read a folder written by `save_groot`, as float32.
+    """Read a folder in the published layout, or one written by `save_groot`.
+
+    Weights are read tensor by tensor into a network on the meta device: the host needs their size once.
 
     Args:
         folder: The model folder.
         rl: None gives a policy without value head that executes the whole chunk.
+        inputs: How the experiment calls the model's inputs; None: as the folder does.
         processor: Takes the place of the folder's, where the model is trained on other data.
         seed: Draws what RL adds and the folder does not have.
+        dtype: Of the weights: one for all, or one by parameter name; None: by `rl`, and without it as stored.
 
     Raises:
         UserError: A file is missing or damaged, tensors are missing, unexpected or misshapen, or `rl` does not fit.
     """
-    processor = processor or load_processor(folder)
+    processor = processor or load_processor(folder, inputs)
     if rl is not None and rl.padding_value is not None:
         processor = processor.padded_to(rl.padding_value)
     config = processor.groot
     settings = rl or RlHeadSettings(config.action_horizon, processor.action.width, add_value_head=False)
     with torch.device("meta"):
         policy = GrootPolicy(config, processor, settings)
-    parts: set[str] = {name for name, child in policy.named_children() if name in RL_PARTS and child is not None}
-    state = _own_keys(read_weights(folder), unused={*RL_PARTS} - parts)
-    assign_weights(policy, state, file=folder / WEIGHTS_FILE, optional=parts)
+    parts = {name: part for name in RL_PARTS if (part := getattr(policy, name)) is not None}
+    stored = published_tensors(list_safetensors(folder), folder)
+    used = {name: tensor for name, tensor in stored.items() if name.split(".")[0] not in {*RL_PARTS} - parts.keys()}
+    if dtype is None and rl is not None:
+        dtype = _dtypes(policy)
+    absent = assign_weights(policy, used, file=folder / WEIGHTS_FILE, optional=parts, dtype=dtype)
     policy.backbone.reset_buffers()
     generator = torch.Generator().manual_seed(seed)
-    for part in (policy.value_head, policy.noise_net):
-        if part is not None and any(parameter.is_meta for parameter in part.parameters()):
-            part.to_empty(device="cpu")
-            part.reset_parameters(generator)
+    for name in (name for name in parts if name in absent):
+        _draw(parts[name], name, generator, dtype)
     return policy
 
 
-def _own_keys(state: Mapping[str, Tensor], unused: set[str]) -> dict[str, Tensor]:
-    """Bring published and fine-tuned key variants to this module's names; drop what it has no use for."""
-    named = {name.removeprefix(_WRAPPER_PREFIX): tensor for name, tensor in state.items()}
-    output_layer = named.pop(_OUTPUT_LAYER, None)
-    if output_layer is not None:
-        named.setdefault(_EMBEDDING, output_layer)
+def published_shapes(config: GrootConfig) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the tensors that a model folder holds, without what RL adds."""
+    with torch.device("meta"):
+        parts = {
+            "backbone": Backbone(config.eagle_cfg),
+            "action_head": ActionHead(config.action_head_cfg, use_dropout=False),
+        }
     return {
-        name: tensor
-        for name, tensor in named.items()
-        if not name.startswith(_VISION_HEAD) and name.split(".")[0] not in unused
+        f"{part}.{name}": tuple(tensor.shape)
+        for part, module in parts.items()
+        for name, tensor in module.state_dict().items()
     }
+
+
+def published_tensors(stored: Mapping[str, T], folder: Path) -> dict[str, T]:
+    """Bring the key variants found in the wild to the published names, and drop what no policy uses.
+
+    The variants: a `_groot_model.` prefix, `vision_model.` once or several times, the vision tower's pooling head, and
+    the word embedding stored as the output layer that it is tied to, beside itself or instead.
+
+    Args:
+        stored: Anything by tensor name.
+        folder: Named in the error.
+
+    Raises:
+        UserError: Two keys mean the same tensor.
+    """
+    named: dict[str, T] = {}
+    for key, value in stored.items():
+        name = _VISION_NESTING.sub(_VISION, key.removeprefix(_WRAPPER_PREFIX), count=1)
+        if name in named:
+            raise UserError(f"Two tensors for one place in the model: {name}", file=folder, value=key)
+        if not name.startswith(f"{_VISION}head."):
+            named[name] = value
+    if _OUTPUT_LAYER in named:
+        named.setdefault(_EMBEDDING, named.pop(_OUTPUT_LAYER))
+    return named
+
+
+def _dtypes(policy: GrootPolicy) -> DtypeRule:
+    """What trains is float32, whatever the folder holds: small updates are lost in bfloat16."""
+    settings = policy.settings
+    if settings.precision == "fp32":
+        return torch.float32
+    trained = {name for part in (settings.trainable, "value_head") for name, _ in policy.trainable(part)}
+    return lambda name: torch.float32 if name in trained else torch.bfloat16
+
+
+def _draw(part: ValueHead | NoiseNet, name: str, generator: torch.Generator, dtype: DtypeRule) -> None:
+    """Fresh weights of what RL adds."""
+    part.to_empty(device="cpu")
+    part.reset_parameters(generator)
+    for key, parameter in part.named_parameters():
+        parameter.data = parameter.data.to(dtype_of(f"{name}.{key}", parameter.dtype, dtype))

@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Any, Self, get_type_hints
 
 from regrasp.errors import UserError
 
 MODEL_TYPE = "gr00t_n1_5"
+QWEN3_LAYERS = 28
+"""Layers of the language model before GR00T N1.5 cuts it at `select_layer`."""
+_EAGLE_FIXED = {
+    "select_layer": -1,
+    "use_pixel_shuffle": False,
+    "mlp_connector_layers": 1,
+    "vision_config.hidden_act": "gelu_pytorch_tanh",
+    "text_config.hidden_act": "silu",
+    "text_config.attention_bias": False,
+    "text_config.rope_scaling": None,
+    "text_config.use_sliding_window": False,
+}
+"""What the code assumes of an Eagle configuration; keys that are absent are taken to be so."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +65,32 @@ class EagleConfig:
     text_config: LanguageConfig = field(default_factory=LanguageConfig)
     image_token_index: int = 151669
     pad_token_index: int = 151643
+
+    @classmethod
+    def from_published(cls, content: Mapping[str, Any], *, file: Any = None) -> Self:
+        """Read `eagle2_hg_model/config.json`, of the vision-language model with all its language layers.
+
+        Raises:
+            UserError: A value is of a wrong type, or asks for an unsupported variant.
+        """
+        vision, text = (content.get(f"{name}_config") for name in ("vision", "text"))
+        values = {
+            "vision_config": vision,
+            "text_config": {"num_hidden_layers": QWEN3_LAYERS, **text} if isinstance(text, Mapping) else text,
+            "image_token_index": content.get("image_token_index"),
+            "pad_token_index": text.get("pad_token_id") if isinstance(text, Mapping) else None,
+        }
+        config = _build(cls, {key: value for key, value in values.items() if value is not None}, file, "")
+        for key, expected in {**_EAGLE_FIXED, "force_image_size": config.vision_config.image_size}.items():
+            *block, name = key.split(".")
+            place = content.get(block[0], {}) if block else content
+            if (value := place.get(name, expected)) != expected:
+                raise _unsupported(key, value, expected).in_file(file)
+        return config
+
+    def cut(self, num_layers: int) -> Self:
+        """The model with the lower `num_layers` language layers only."""
+        return replace(self, text_config=replace(self.text_config, num_hidden_layers=num_layers))
 
 
 @dataclass(frozen=True)
@@ -168,7 +207,7 @@ class GrootConfig:
         )
         for key, value, expected in fixed:
             if value != expected:
-                raise UserError("A GR00T variant that is not supported", key=key, value=value, expected=repr(expected))
+                raise _unsupported(key, value, expected)
 
     @classmethod
     def n1_5(cls) -> Self:
@@ -252,15 +291,35 @@ class GrootConfig:
         return {"architectures": ["GR00T_N1_5"], **asdict(self)}
 
     @classmethod
-    def from_json(cls, content: Mapping[str, Any], *, file: Any = None) -> Self:
-        """Read config.json; a published one, which has no `eagle_cfg`, gets the published sizes.
+    def from_json(cls, content: Mapping[str, Any], *, file: Any = None, eagle: EagleConfig | None = None) -> Self:
+        """Read config.json.
 
         Keys that do not change the network (training flags, dtypes, versions) are left alone.
+
+        Args:
+            content: The file's content.
+            file: Named in errors.
+            eagle: Sizes of the whole vision-language model, where `content` has no `eagle_cfg`; a published one has
+                none. It is cut at `backbone_cfg.select_layer`. None: the published sizes.
 
         Raises:
             UserError: A needed key is missing, of a wrong type, or asks for an unsupported variant.
         """
-        return _build(cls, content, file, "")
+        if "eagle_cfg" not in content:
+            whole = eagle or EagleConfig().cut(QWEN3_LAYERS)
+            backbone = _value(BackboneConfig, content.get("backbone_cfg", {}), file, "backbone_cfg")
+            cut, num_layers = backbone.select_layer, whole.text_config.num_hidden_layers
+            if not 1 <= cut <= num_layers:
+                raise _unsupported("backbone_cfg.select_layer", cut, f"1 to {num_layers}").in_file(file)
+            content = {**content, "eagle_cfg": asdict(whole.cut(cut))}
+        try:
+            return _build(cls, content, file, "")
+        except UserError as error:
+            raise error.in_file(file) from None
+
+
+def _unsupported(key: str, value: Any, expected: Any) -> UserError:
+    return UserError("A GR00T variant that is not supported", key=key, value=value, expected=str(expected))
 
 
 def _build(cls: type[Any], content: Mapping[str, Any], file: Any, prefix: str) -> Any:

@@ -18,6 +18,7 @@ from regrasp.models.contract import Action, Evaluation, Noise, Policy, PolicySpe
 from regrasp.models.groot.action_head import ActionHead, ContextCache
 from regrasp.models.groot.backbone import Backbone
 from regrasp.models.groot.config import GrootConfig
+from regrasp.models.groot.lora import adapters, add_adapters, merge_adapters
 from regrasp.models.groot.noise_net import NoiseNet
 from regrasp.models.groot.processor import GrootProcessor
 from regrasp.models.initialization import seeded
@@ -46,6 +47,8 @@ class GrootPolicy(Policy):
         UserError: `num_action_chunks` or `action_dim` does not fit the model.
     """
 
+    capturable = ("_context", "_sample")
+
     def __init__(
         self, config: GrootConfig, processor: GrootProcessor, settings: RlHeadSettings, *, seed: int = 0
     ) -> None:
@@ -59,7 +62,7 @@ class GrootPolicy(Policy):
         self.begin_update(0)
         widths = (head.backbone_embedding_dim, head.input_embedding_dim)
         with seeded(seed):
-            self.backbone = Backbone(config.eagle_cfg)
+            self.backbone = Backbone(config.eagle_cfg, settings.attn_implementation)
             self.action_head = ActionHead(head, use_dropout=not settings.disable_dropout)
             self.value_head = ValueHead(*widths, settings) if settings.add_value_head else None
             learns_noise = settings.noise_method == "flow_noise"
@@ -77,7 +80,7 @@ class GrootPolicy(Policy):
             num_action_chunks=self.settings.num_action_chunks,
             action_horizon=self.config.action_head_cfg.action_horizon,
             action_dim=self.settings.action_dim,
-            state_dim=self.processor.state.width,
+            state_dim=self.processor.state_dim,
             image_size=None,
             num_views=self.processor.num_views,
             embodiment_id=self.processor.config.embodiment_id,
@@ -108,6 +111,23 @@ class GrootPolicy(Policy):
                 return [item for item in self.trainable("head") if not item[0].startswith(CONTEXT_LAYERS)]
         raise ValueError(f"unknown part {part!r}")
 
+    def prepare_training(self, part: str) -> Sequence[tuple[str, nn.Parameter]]:
+        """Set the embodiment's weights apart, add adapters where asked for, and freeze the rest."""
+        self.action_head.train_only(self._slot)
+        lora = self.settings.lora
+        assert lora is None or part != "all", "adapters are for weights that are not trained themselves"
+        if lora is not None and not adapters(self):
+            add_adapters(self.backbone.eagle_model.language_model.model, lora, seed=0)
+        trained = [*super().prepare_training(part), *adapters(self)]
+        for _, parameter in trained:
+            parameter.requires_grad_(True)
+        return trained
+
+    def published_state(self) -> dict[str, Tensor]:
+        """Tensors of a model folder, under the published names."""
+        lora = self.settings.lora
+        return self.state_dict() if lora is None else merge_adapters(self.state_dict(), lora)
+
     def save(self, folder: Path) -> None:
         """Write a self-contained folder; see `checkpoint.save_groot`."""
         from regrasp.models.groot.checkpoint import save_groot
@@ -135,19 +155,31 @@ class GrootPolicy(Policy):
         target_actions = self.processor.normalize_actions(actions)[rows]
         x, target = flow.flow_matching_target(target_actions, start, time)
         bucket = flow.time_bucket(time, head.num_timestep_buckets)
-        velocity = self.action_head.velocity(x, bucket, self._read(features).cache.rows(rows), self._slot)
+        cache = self._read(features["context"], features["state"]).cache.rows(rows)
+        velocity = self.action_head.velocity(x, bucket, cache, self._slot)
         mask = valid[rows].unsqueeze(-1)
         error = (velocity - target)[..., : self.settings.action_dim].square() * mask
         return error.sum() / (mask.sum() * self.settings.action_dim).clamp(min=1)
 
+    def repeated_layers(self) -> Sequence[nn.Module]:
+        """Every transformer layer."""
+        eagle, head = self.backbone.eagle_model, self.action_head
+        return (
+            *eagle.vision_model.vision_model.encoder.layers,
+            *eagle.language_model.model.layers,
+            *head.vl_self_attention.transformer_blocks,
+            *head.model.transformer_blocks,
+        )
+
     def _encode(self, inputs: TensorDict) -> TensorDict:
-        context = self.backbone(inputs["images"], inputs["input_ids"])
-        if self._caches_context:
-            context = self.action_head.process_context(context)
+        context = self._context(inputs["images"], inputs["input_ids"])
         return TensorDict({"context": context, "state": inputs["state"]}, batch_size=inputs.batch_size)
 
+    def _context(self, images: Tensor, input_ids: Tensor) -> Tensor:
+        context = self.backbone(images, input_ids)
+        return self.action_head.process_context(context) if self._caches_context else context
+
     def _act(self, features: TensorDict, noise: Noise, deterministic: bool = False) -> Action:
-        decision = self._read(features)
         device, num_steps = features["state"].device, self.settings.denoising_steps
         shape = self._chunk_shape
         step, step_noise = None, None
@@ -155,28 +187,45 @@ class GrootPolicy(Policy):
             joint = self.settings.joint_logprob
             step_noise = noise.normal("step", *((num_steps, *shape) if joint else shape)).to(device)
             step = None if joint else noise.integers("index", self._num_stochastic_steps).to(device)
+        initial = noise.normal("initial", *shape).to(device)
+        chunk, log_probs, chain, values = self._sample(
+            features["context"], features["state"], initial, step_noise, step, self.noise_level
+        )
+        batch = len(chain)
+        stored_step = torch.full((batch,), -1, device=device) if step is None else step
+        return Action(
+            actions=self._physical(chunk),
+            log_probs=self._executed(log_probs),
+            values=values,
+            trace=TensorDict({"chain": chain, "step": stored_step}, batch_size=[batch]),
+        )
+
+    def _sample(
+        self,
+        context: Tensor,
+        state: Tensor,
+        initial_noise: Tensor,
+        step_noise: Tensor | None,
+        step: Tensor | None,
+        noise_level: float,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Action chunk, its log-probabilities, the denoising chain and values; deterministic without `step_noise`."""
+        decision = self._read(context, state)
         denoised = flow.denoise(
             self._velocity_fn(decision.cache),
-            noise.normal("initial", *shape).to(device),
-            num_steps,
+            initial_noise,
+            self.settings.denoising_steps,
             noise_method=self.settings.noise_method,
-            noise_level=self.noise_level,
+            noise_level=noise_level,
             step_noise=step_noise,
             stochastic_step=step,
             learned_std_fn=self._std_fn(decision),
-            deterministic=deterministic,
+            deterministic=step_noise is None,
         )
-        batch = len(denoised.chain)
-        stored_step = torch.full((batch,), -1, device=device) if step is None else step
-        return Action(
-            actions=self._physical(denoised.actions),
-            log_probs=self._executed(denoised.log_probs),
-            values=self._value_of(decision),
-            trace=TensorDict({"chain": denoised.chain, "step": stored_step}, batch_size=[batch]),
-        )
+        return denoised.actions, denoised.log_probs, denoised.chain, self._value_of(decision)
 
     def _evaluate(self, features: TensorDict, trace: TensorDict) -> Evaluation:
-        decision = self._read(features)
+        decision = self._read(features["context"], features["state"])
         evaluated = flow.evaluate_chain(
             self._velocity_fn(decision.cache),
             trace["chain"],
@@ -195,20 +244,18 @@ class GrootPolicy(Policy):
     def _value(self, features: TensorDict) -> Tensor:
         if self.value_head is None:
             raise ValueError("this policy was built without a value head")
-        return self._value_of(self._read(features))
+        return self._value_of(self._read(features["context"], features["state"]))
 
     def _decode(self, features: TensorDict, initial_noise: Tensor) -> Tensor:
-        velocity = self._velocity_fn(self._read(features).cache)
+        velocity = self._velocity_fn(self._read(features["context"], features["state"]).cache)
         num_steps = self.settings.denoising_steps
         return self._physical(flow.denoise(velocity, initial_noise, num_steps, deterministic=True).actions)
 
-    def _read(self, features: TensorDict) -> _Decision:
-        context = features["context"]
+    def _read(self, context: Tensor, state: Tensor) -> _Decision:
         if not self._caches_context:
             context = self.action_head.process_context(context)
         context = context.to(self.action_head.dtype)
-        state = self.action_head.encode_state(features["state"], self._slot)
-        return _Decision(self.action_head, context, state)
+        return _Decision(self.action_head, context, self.action_head.encode_state(state, self._slot))
 
     def _velocity_fn(self, cache: ContextCache) -> flow.RowFn:
         def velocity(x: Tensor, step_index: Tensor, rows: Tensor | None) -> Tensor:

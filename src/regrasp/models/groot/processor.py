@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -16,54 +16,21 @@ from transformers import PreTrainedTokenizerFast
 from regrasp.envs.contract import Observation
 from regrasp.errors import UserError
 from regrasp.models.groot.config import GrootConfig
+from regrasp.models.groot.data_config import EAGLE_WORDS, PROCESSOR_FILE, DataConfig, KeyConfig
+from regrasp.models.groot.images import prepare_images
+from regrasp.models.groot.metadata import Metadata, read_metadata
+from regrasp.models.groot.processor_config import (
+    ProcessorConfig,
+    check_same,
+    given_data_config,
+    published_config,
+    read_config,
+)
+from regrasp.models.groot.selection import Selection, split_statistics
 from regrasp.models.groot.tokenizer import TextEncoder, load_tokenizer, train_tokenizer
-from regrasp.models.normalization import NORMALIZATION_MODES, NormalizationMode, Normalizer, Statistics
-from regrasp.models.weights import read_json, write_json
-
-PROCESSOR_FILE = "processor_config.json"
-METADATA_FILE = "experiment_cfg/metadata.json"
-
-
-@dataclass(frozen=True)
-class ProcessorConfig:
-    """What the published metadata.json cannot say."""
-
-    embodiment_tag: str = "new_embodiment"
-    embodiment_id: int = 0
-    """Slot of the head's per-embodiment projectors."""
-    video_keys: tuple[str, ...] = ("main",)
-    """Cameras: the main one, then the extra views in order."""
-    state_keys: tuple[str, ...] = ("state",)
-    """Keys of the state statistics, in the order they make up the state vector."""
-    action_keys: tuple[str, ...] = ("action",)
-    """Keys of the action statistics, in the order they make up the action vector."""
-    state_mode: NormalizationMode = "min_max"
-    action_mode: NormalizationMode = "min_max"
-    fps: float = 10.0
-    """Control frequency in Hz."""
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any], *, file: Any = None) -> Self:
-        """Read `processor_config.json`.
-
-        Raises:
-            UserError: A key is missing or unknown, or a mode is unknown.
-        """
-        expected = set(asdict(cls()))
-        if set(content) != expected:
-            wrong = sorted(expected ^ set(content))
-            raise UserError(f"Missing or unknown keys: {', '.join(wrong)}", file=file, expected=", ".join(expected))
-        for key in ("state_mode", "action_mode"):
-            if content[key] not in NORMALIZATION_MODES:
-                raise UserError(
-                    "Unknown normalisation",
-                    file=file,
-                    key=key,
-                    value=content[key],
-                    expected=", ".join(NORMALIZATION_MODES),
-                )
-        values: dict[str, Any] = {k: tuple(value) if isinstance(value, list) else value for k, value in content.items()}
-        return cls(**values)
+from regrasp.models.inputs import InputNames, embodiment_id
+from regrasp.models.normalization import Statistics
+from regrasp.models.weights import write_json
 
 
 class GrootProcessor:
@@ -71,43 +38,52 @@ class GrootProcessor:
 
     Args:
         groot: Sizes of the network.
-        config: Cameras, keys, modes and embodiment.
-        state: Statistics by state key.
-        action: Statistics by action key.
+        config: Data configuration, prompt and embodiment.
+        metadata: Statistics and modalities of the embodiment.
         tokenizer: Turns words into ids.
+        inputs: How the experiment calls cameras and state; by default both come as the data configuration has them.
 
     Raises:
-        UserError: The state, the action or the embodiment does not fit the network.
+        UserError: The data configuration, the metadata, the experiment's names and the network do not fit together.
     """
 
     def __init__(
         self,
         groot: GrootConfig,
         config: ProcessorConfig,
-        state: Mapping[str, Statistics],
-        action: Mapping[str, Statistics],
+        metadata: Metadata,
         tokenizer: PreTrainedTokenizerFast,
+        inputs: InputNames | None = None,
     ) -> None:
+        head, data = groot.action_head_cfg, config.data_config
+        metadata.check_views(data)
         self.groot = groot
         self.config = config
-        self.statistics = {"state": dict(state), "action": dict(action)}
+        self.metadata = metadata
         self.tokenizer = tokenizer
-        self.state = Normalizer(Statistics.concatenate([state[key] for key in config.state_keys]), config.state_mode)
-        self.action = Normalizer(
-            Statistics.concatenate([action[key] for key in config.action_keys]), config.action_mode
-        )
+        self.inputs = inputs or InputNames()
+        self.state = metadata.scaling("state", data.state)
+        self.action = metadata.scaling("action", data.action)
+        self._selection = Selection(data, metadata, self.inputs)
         self.text = TextEncoder(
             tokenizer,
-            text_length=groot.text_length,
-            num_image_tokens=len(config.video_keys) * groot.eagle_cfg.vision_config.num_tokens,
+            prompt=config.prompt,
+            sequence_length=config.sequence_length,
+            num_views=self.num_views,
+            tokens_per_view=groot.eagle_cfg.vision_config.num_tokens,
             image_token=groot.eagle_cfg.image_token_index,
             pad_token=groot.eagle_cfg.pad_token_index,
-            text_first=groot.text_first,
         )
-        head = groot.action_head_cfg
-        _check_fits("state dimensions", self.state.width, head.max_state_dim)
+        _check_fits("state dimensions", self.state.normalized_width, head.max_state_dim)
         _check_fits("action dimensions", self.action.width, head.max_action_dim)
         _check_fits("tokens in the vocabulary", len(tokenizer), groot.eagle_cfg.text_config.vocab_size)
+        if self.action.normalized_width != self.action.width:
+            raise UserError(
+                "An action whose rotation changes its width",
+                key="data_config.action",
+                value=self.action.normalized_width,
+                expected=f"{self.action.width} values, as the environment takes",
+            )
         if not 0 <= config.embodiment_id < head.max_num_embodiments:
             raise UserError(
                 "An embodiment id without a slot in this model",
@@ -121,24 +97,76 @@ class GrootProcessor:
         cls, groot: GrootConfig, sentences: Iterable[str], *, num_views: int, state_dim: int, action_dim: int
     ) -> Self:
         """A processor for a new model: tokenizer trained on `sentences`, statistics that change nothing."""
-        return cls(
-            groot,
-            ProcessorConfig(video_keys=("main", *(f"extra_{index}" for index in range(num_views - 1)))),
-            {"state": Statistics.identity(state_dim)},
-            {"action": Statistics.identity(action_dim)},
-            train_tokenizer(sentences, groot.eagle_cfg.text_config.vocab_size),
+        data = DataConfig(_camera_names(num_views), (KeyConfig("state"),), (KeyConfig("action"),), crop_scale=1.0)
+        config = ProcessorConfig(
+            embodiment_tag="new_embodiment",
+            embodiment_id=0,
+            data_config=data,
+            prompt="plain_text_first" if groot.text_first else "plain_images_first",
+            sequence_length=groot.text_length + num_views * groot.eagle_cfg.vision_config.num_tokens,
         )
+        state, action = Statistics.identity(state_dim), Statistics.identity(action_dim)
+        metadata = _new_metadata(groot, config, {"state": state}, {"action": action}, fps=10.0)
+        return cls(groot, config, metadata, train_tokenizer(sentences, groot.eagle_cfg.text_config.vocab_size))
 
-    def with_statistics(self, state: Statistics, action: Statistics, **changes: Any) -> Self:
-        """This processor for other data, whose states and actions are one key each.
+    @classmethod
+    def for_data(
+        cls,
+        groot: GrootConfig,
+        folder: Path,
+        inputs: InputNames,
+        state: Statistics,
+        action: Statistics,
+        *,
+        num_views: int,
+        fps: float,
+    ) -> Self:
+        """A processor to train the model of a folder on new data: its words and images, the data's everything else.
 
         Args:
-            state: Statistics of the state vector.
-            action: Statistics of the action vector.
-            **changes: Fields of `ProcessorConfig` to replace.
+            groot: Sizes of the network.
+            folder: The model folder.
+            inputs: Embodiment, names and data configuration; without a data configuration the state has the keys of
+                `inputs.state` (or one, `state`) and the action is one key, all scaled by `min_max`.
+            state: Statistics of the whole state vector.
+            action: Statistics of the whole action vector.
+            num_views: Cameras of the data.
+            fps: Control frequency in Hz.
+
+        Raises:
+            UserError: The data configuration does not fit the data.
         """
-        config = replace(self.config, state_keys=("state",), action_keys=("action",), **changes)
-        return type(self)(self.groot, config, {"state": state}, {"action": action}, self.tokenizer)
+        tokens = groot.eagle_cfg.vision_config.num_tokens
+        base = read_config(folder)
+        prompt, words, crop = "eagle", EAGLE_WORDS, DataConfig.crop_scale
+        if base is not None:
+            words = base.sequence_length - len(base.data_config.video) * tokens
+            prompt, crop = base.prompt, base.data_config.crop_scale
+        tag = inputs.embodiment_tag or "new_embodiment"
+        given = given_data_config(inputs)
+        data = given or DataConfig(
+            video=inputs.views or _camera_names(num_views),
+            state=tuple(KeyConfig(key) for key, _, _ in inputs.state or (("state", 0, 0),)),
+            action=(KeyConfig("action"),),
+            crop_scale=crop,
+        )
+        config = ProcessorConfig(
+            embodiment_tag=tag,
+            embodiment_id=embodiment_id(tag, inputs.embodiment_tag_id, key="mapping.embodiment_tag_id"),
+            data_config=data,
+            prompt=prompt,
+            sequence_length=words + len(data.video) * tokens,
+        )
+        parts = split_statistics(data, inputs, state, action)
+        metadata = _new_metadata(groot, config, *parts, fps=fps)
+        return cls(groot, config, metadata, load_tokenizer(folder, inputs.tokenizer_path), inputs)
+
+    def with_statistics(self, state: Statistics, action: Statistics, *, embodiment_id: int) -> Self:
+        """This processor for other data, whose states and actions are one key each, in another slot."""
+        data = replace(self.config.data_config, state=(KeyConfig("state"),), action=(KeyConfig("action"),))
+        config = replace(self.config, data_config=data, embodiment_id=embodiment_id)
+        metadata = _new_metadata(self.groot, config, {"state": state}, {"action": action}, fps=10.0)
+        return type(self)(self.groot, config, metadata, self.tokenizer)
 
     def padded_to(self, sequence_length: int) -> Self:
         """This processor with instructions padded so that words and image tokens together have this length.
@@ -146,24 +174,20 @@ class GrootProcessor:
         Features depend on it, because padding is visible to the action head.
 
         Raises:
-            UserError: The image tokens alone are as many.
+            UserError: It leaves no room for words.
         """
-        num_image_tokens = self.num_views * self.groot.eagle_cfg.vision_config.num_tokens
-        if sequence_length <= num_image_tokens:
-            raise UserError(
-                "The padded sequence has no room for words",
-                key="actor.model.rl_head_config.padding_value",
-                value=sequence_length,
-                expected=f"more than the {num_image_tokens} image tokens of {self.num_views} cameras",
-                mend="raise padding_value, or leave it out to pad as the model folder says",
-            )
-        groot = replace(self.groot, text_length=sequence_length - num_image_tokens)
-        return type(self)(groot, self.config, self.statistics["state"], self.statistics["action"], self.tokenizer)
+        config = replace(self.config, sequence_length=sequence_length)
+        return type(self)(self.groot, config, self.metadata, self.tokenizer, self.inputs)
 
     @property
     def num_views(self) -> int:
         """Cameras used, V."""
-        return len(self.config.video_keys)
+        return len(self.config.data_config.video)
+
+    @property
+    def state_dim(self) -> int:
+        """Width of an observation's states."""
+        return self._selection.state_dim
 
     def prepare(self, observation: Observation) -> TensorDict:
         """Observation of B environments to `images`, `input_ids` and `state`.
@@ -195,32 +219,31 @@ class GrootProcessor:
 
     def save(self, folder: Path) -> None:
         """Write `processor_config.json`, `experiment_cfg/metadata.json` and the tokenizer."""
-        write_json(folder / PROCESSOR_FILE, asdict(self.config))
-        metadata = folder / METADATA_FILE
-        metadata.parent.mkdir(exist_ok=True)
-        write_json(metadata, {self.config.embodiment_tag: self._metadata()})
+        write_json(folder / PROCESSOR_FILE, self.config.to_json())
+        self.metadata.save(folder)
         self.tokenizer.save_pretrained(folder)
 
     @classmethod
-    def load(cls, groot: GrootConfig, folder: Path) -> Self:
-        """Read what `save` wrote.
+    def load(cls, groot: GrootConfig, folder: Path, inputs: InputNames | None = None) -> Self:
+        """Read the folder of a published model, or what `save` wrote.
+
+        Args:
+            groot: Sizes of the network.
+            folder: The model folder.
+            inputs: The experiment's names; what they leave open the folder decides.
 
         Raises:
-            UserError: A file or a key is missing or malformed.
+            UserError: A file or a key is missing or malformed, or folder and names disagree.
         """
-        file = folder / PROCESSOR_FILE
-        config = ProcessorConfig.from_json(read_json(file), file=file)
-        metadata = folder / METADATA_FILE
-        tags = read_json(metadata)
-        tag = config.embodiment_tag
-        if tag not in tags:
-            raise UserError("No statistics for the embodiment", file=metadata, key=tag, expected=", ".join(tags))
-        statistics = tags[tag]["statistics"]
-        parts = {
-            kind: {key: _read_statistics(statistics, kind, key, tag, metadata) for key in keys}
-            for kind, keys in (("state", config.state_keys), ("action", config.action_keys))
-        }
-        return cls(groot, config, parts["state"], parts["action"], load_tokenizer(folder))
+        inputs = inputs or InputNames()
+        config = read_config(folder)
+        if config is None:
+            metadata = read_metadata(folder, inputs.embodiment_tag)
+            config = published_config(groot, metadata, inputs)
+        else:
+            metadata = read_metadata(folder, config.embodiment_tag)
+            check_same(config.data_config, inputs, folder / PROCESSOR_FILE)
+        return cls(groot, config, metadata, load_tokenizer(folder, inputs.tokenizer_path), inputs)
 
     def _images(self, observation: Observation) -> Tensor:
         views = observation.main_images.unsqueeze(1)
@@ -238,58 +261,39 @@ class GrootProcessor:
                 "Another number of cameras than the model was trained with",
                 key="extra_view_images",
                 value=views.shape[1] - 1,
-                expected=f"{self.num_views - 1} extra views ({', '.join(self.config.video_keys)})",
+                expected=f"{self.num_views - 1} extra views ({', '.join(self.config.data_config.video)})",
             )
-        size = self.groot.image_size
-        return views if views.shape[2:4] == (size, size) else _resize(views, size)
+        return prepare_images(
+            self._selection.views(views), size=self.groot.image_size, crop_scale=self.config.data_config.crop_scale
+        )
 
     def _state(self, states: Tensor) -> Tensor:
-        if states.ndim != 2 or states.shape[-1] != self.state.width:
+        if states.ndim != 2 or states.shape[-1] != self.state_dim:
             raise UserError(
                 "States of another width than the model was trained with",
                 key="states",
                 value=tuple(states.shape),
-                expected=f"(B, {self.state.width})",
+                expected=f"(B, {self.state_dim})",
                 mend="compare the mapping's `states` with the one the base model was trained with",
             )
-        return F.pad(self.state.normalize(states), (0, self.groot.action_head_cfg.max_state_dim - self.state.width))
-
-    def _metadata(self) -> dict[str, Any]:
-        size = self.groot.image_size
-        return {
-            "statistics": {
-                kind: {key: part.to_mapping() for key, part in parts.items()} for kind, parts in self.statistics.items()
-            },
-            "modalities": {
-                "video": {
-                    key: {"resolution": [size, size], "channels": 3, "fps": self.config.fps}
-                    for key in self.config.video_keys
-                },
-                **{
-                    kind: {
-                        key: {"absolute": True, "rotation_type": None, "shape": [part.width], "continuous": True}
-                        for key, part in parts.items()
-                    }
-                    for kind, parts in self.statistics.items()
-                },
-            },
-            "embodiment_tag": self.config.embodiment_tag,
-        }
+        state = self.state.normalize(self._selection.state(states))
+        return F.pad(state, (0, self.groot.action_head_cfg.max_state_dim - self.state.normalized_width))
 
 
-def _resize(views: Tensor, size: int) -> Tensor:
-    """(B, V, H, W, 3) uint8 to (B, V, size, size, 3) uint8, bilinear with antialiasing."""
-    pixels = views.flatten(0, 1).permute(0, 3, 1, 2).float()
-    resized = F.interpolate(pixels, size=(size, size), mode="bilinear", antialias=True)
-    return resized.round().clamp(0, 255).byte().permute(0, 2, 3, 1).unflatten(0, views.shape[:2])
+def _new_metadata(
+    groot: GrootConfig,
+    config: ProcessorConfig,
+    state: Mapping[str, Statistics],
+    action: Mapping[str, Statistics],
+    *,
+    fps: float,
+) -> Metadata:
+    views = config.data_config.video
+    return Metadata.of(config.embodiment_tag, state, action, video=views, image_size=groot.image_size, fps=fps)
 
 
-def _read_statistics(statistics: Mapping[str, Any], kind: str, key: str, tag: str, file: Path) -> Statistics:
-    dotted = f"{tag}.statistics.{kind}.{key}"
-    known: Sequence[str] = list(statistics.get(kind, {}))
-    if key not in known:
-        raise UserError("No statistics for a key of the processor", file=file, key=dotted, expected=", ".join(known))
-    return Statistics.from_mapping(statistics[kind][key], file=file, key=dotted)
+def _camera_names(num_views: int) -> tuple[str, ...]:
+    return ("main", *(f"extra_{index}" for index in range(num_views - 1)))
 
 
 def _check_fits(what: str, found: int, limit: int) -> None:

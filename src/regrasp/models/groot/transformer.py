@@ -24,6 +24,12 @@ def sinusoids(time: Tensor, exponents: Tensor) -> tuple[Tensor, Tensor]:
     return angles.sin(), angles.cos()
 
 
+def compute_dtype(weight: Tensor) -> torch.dtype:
+    """Dtype of products with `weight`: autocast's, where it is on, else the weight's own."""
+    device = weight.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+
+
 def dropout(p: float) -> nn.Module:
     """Dropout, or nothing at p = 0."""
     return nn.Dropout(p) if p > 0 else nn.Identity()
@@ -105,7 +111,9 @@ class ContextTransformer(nn.Module):
         self.transformer_blocks = nn.ModuleList(ContextBlock(config, p) for _ in range(config.num_layers))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, S, width) to the same."""
+        """(B, S, width) to the same, in the dtype of its products."""
+        if self.transformer_blocks:
+            x = x.to(compute_dtype(self.transformer_blocks[0].get_parameter("attn1.to_q.weight")))
         for block in self.transformer_blocks:
             x = block(x)
         return x
@@ -177,6 +185,7 @@ class DiffusionTransformer(nn.Module):
     def __init__(self, config: DiffusionConfig, p: float) -> None:
         super().__init__()
         width = config.width
+        self.num_heads = config.num_attention_heads
         self.timestep_encoder = TimestepEncoder(width)
         self.transformer_blocks = nn.ModuleList(
             DiffusionBlock(config, p, attends_to_context=index % 2 == 0) for index in range(config.num_layers)
@@ -185,9 +194,16 @@ class DiffusionTransformer(nn.Module):
         self.proj_out_2 = nn.Linear(width, config.output_dim)
 
     def context_keys_values(self, context: Tensor) -> tuple[KeysValues, ...]:
-        """Keys and values of the context for every even block, from context tokens (B, S, cross_attention_dim)."""
-        attentions = (block.get_submodule("attn1") for block in self.transformer_blocks[::2])
-        return tuple(attention.keys_values(context) for attention in attentions if isinstance(attention, Attention))
+        """Keys and values of the context for every even block, from context tokens (B, S, cross_attention_dim).
+
+        All are one product: its gradient for the context is one product too, and not a sum of one for each layer.
+        """
+        names = [f"{index}.attn1.to_{part}" for index in range(0, len(self.transformer_blocks), 2) for part in "kv"]
+        layers = [self.transformer_blocks.get_submodule(name) for name in names]
+        weight, bias = (torch.cat([layer.get_parameter(name) for layer in layers]) for name in ("weight", "bias"))
+        parts = F.linear(context, weight, bias).chunk(len(layers), dim=-1)
+        heads = [part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in parts]
+        return tuple(zip(heads[::2], heads[1::2], strict=True))
 
     def forward(self, x: Tensor, bucket: Tensor, context: tuple[KeysValues, ...], num_outputs: int) -> Tensor:
         """Outputs (B, num_outputs, output_dim) of the last tokens.

@@ -11,14 +11,16 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 
 from regrasp.algorithms.flow import gaussian_entropy, gaussian_log_prob
+from regrasp.checkpoint.hub_folder import list_safetensors
 from regrasp.envs.contract import Observation
 from regrasp.errors import UserError
 from regrasp.models.contract import Action, Evaluation, Noise, Policy, PolicySpec
 from regrasp.models.initialization import seeded
+from regrasp.models.inputs import InputNames
 from regrasp.models.normalization import Normalizer, Statistics
 from regrasp.models.settings import RlHeadSettings
 from regrasp.models.value_head import init_mlp, silu_mlp
-from regrasp.models.weights import WEIGHTS_FILE, assign_weights, read_json, read_weights, write_json, write_weights
+from regrasp.models.weights import WEIGHTS_FILE, assign_weights, read_json, write_json, write_weights
 
 MODEL_TYPE = "regrasp_mlp"
 CONFIG_FILE = "config.json"
@@ -163,12 +165,13 @@ class MlpPolicy(Policy):
         return mean.unflatten(-1, tuple(self.log_std.shape)), self.log_std.float().exp()
 
 
-def load_mlp(folder: Path, settings: RlHeadSettings | None = None) -> MlpPolicy:
+def load_mlp(folder: Path, settings: RlHeadSettings | None = None, inputs: InputNames | None = None) -> MlpPolicy:
     """Read a folder written by `MlpPolicy.save`.
 
     Args:
         folder: The model folder.
         settings: Checked against the sizes the policy was saved with.
+        inputs: Not needed: a state policy takes its state as it comes.
 
     Raises:
         UserError: A file is missing or damaged, or the sizes disagree.
@@ -199,5 +202,5 @@ def load_mlp(folder: Path, settings: RlHeadSettings | None = None) -> MlpPolicy:
         state=statistics["state"],
         action=statistics["action"],
     )
-    assign_weights(policy, read_weights(folder), file=folder / WEIGHTS_FILE)
+    assign_weights(policy, list_safetensors(folder), file=folder / WEIGHTS_FILE)
     return policy

@@ -5,9 +5,6 @@ action is (dx, dy, dz, gripper) in [-1, 1]; one unit of translation moves the co
 gripper value closes and any other opens. Control runs at 10 Hz.
 """
 
-# MuJoCo's native modules have no stubs.
-# pyright: reportAttributeAccessIssue=false
-
 from __future__ import annotations
 
 from collections.abc import Mapping

@@ -1,8 +1,5 @@
 """Pick up the cube that the instruction names."""
 
-# MuJoCo's native modules have no stubs.
-# pyright: reportAttributeAccessIssue=false
-
 from __future__ import annotations
 
 from enum import IntEnum

@@ -1,8 +1,5 @@
 """Stack one named cube on another."""
 
-# MuJoCo's native modules have no stubs.
-# pyright: reportAttributeAccessIssue=false
-
 from __future__ import annotations
 
 from enum import IntEnum

@@ -1,0 +1,465 @@
+"""Speed and memory of GR00T N1.5 on a GPU, with random weights: PPO updates and rollout inference.
+
+    python benchmarks/groot_gpu.py --json benchmarks/results/groot_gpu.json [--commit REVISION]
+    python benchmarks/groot_gpu.py --tiny     the same code with a tiny network, in seconds on a CPU
+
+Three cameras at 224 x 224, sequences of 850 tokens, bfloat16. "Plain eager" is the computation of the published code:
+no compilation, bfloat16 weights, and the context's keys and values computed again in every denoising step. Everything
+else runs what training runs: its actor, its rollout's policy, its compilation. Needs torch, transformers and
+tensordict, no files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import gc
+import json
+import shutil
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import transformers
+from tensordict import TensorDict
+from torch import Tensor
+
+from groot_flops import Flops, count_flops
+from regrasp.data.rollout import Rollout, RolloutBuilder
+from regrasp.engine.compilation import compile_policy, num_compilations
+from regrasp.engine.precision import ActingPolicy, apply_precision
+from regrasp.models.groot.config import GrootConfig
+from regrasp.models.groot.policy import GrootPolicy
+from regrasp.models.groot.processor import GrootProcessor
+from regrasp.models.settings import RlHeadSettings, TrainablePart
+from regrasp.streams import KeyedNoise
+from regrasp.workers.actor import ActorWorker
+
+NUM_STEPS = 4
+NUM_VIEWS = 3
+SEQUENCE_LENGTH = 850
+NUM_PADDED = 40
+"""Padding on the left of every sequence."""
+TINY_ARCHITECTURE = {
+    "image_size": 28,
+    "patch_size": 14,
+    "vision_width": 32,
+    "vision_layers": 2,
+    "vision_heads": 2,
+    "vision_mlp": 48,
+    "language_width": 32,
+    "language_layers": 2,
+    "language_heads": 2,
+    "language_kv_heads": 1,
+    "language_head_dim": 16,
+    "language_mlp": 48,
+    "vocab_size": 300,
+    "text_length": 48,
+    "text_first": False,
+    "head_width": 32,
+    "head_layers": 3,
+    "head_heads": 2,
+    "vl_self_attention_layers": 2,
+    "num_future_tokens": 2,
+    "action_horizon": 4,
+    "max_state_dim": 8,
+    "max_action_dim": 6,
+    "num_embodiments": 3,
+}
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What is measured."""
+
+    groot: GrootConfig
+    device: torch.device
+    num_envs: tuple[int, int] = (4, 64)
+    num_chunks: int = 16
+    minibatch: int = 32
+    matmul: int = 8192
+    repeats: int = 15
+    backend: str = "inductor"
+    action_dim: int = 28
+    state_dim: int = 28
+
+    @property
+    def num_tokens(self) -> int:
+        """S, of one sequence."""
+        return self.groot.text_length + NUM_VIEWS * self.groot.eagle_cfg.vision_config.num_tokens
+
+
+@dataclass
+class Report:
+    """Everything measured."""
+
+    values: dict[str, float] = field(default_factory=dict)
+    samples: dict[str, list[float]] = field(default_factory=dict)
+    errors: dict[str, float] = field(default_factory=dict)
+    compilations: dict[str, int] = field(default_factory=dict)
+
+    def add(self, key: str, samples: list[float]) -> None:
+        """Keep raw milliseconds and their median."""
+        self.samples[key] = samples
+        self.values[key] = statistics.median(samples)
+        print(f"{key}: {self.values[key]:.2f} ms", flush=True)
+
+
+def timed(call: Callable[[], Any], device: torch.device, repeats: int, warm_up: int = 3) -> list[float]:
+    """Milliseconds of each of `repeats` calls, by CUDA events on a GPU."""
+    for _ in range(warm_up):
+        call()
+    samples = []
+    for _ in range(repeats):
+        if device.type != "cuda":
+            started = time.perf_counter()
+            call()
+            samples.append((time.perf_counter() - started) * 1e3)
+            continue
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize()
+        begin.record()
+        call()
+        end.record()
+        torch.cuda.synchronize()
+        samples.append(begin.elapsed_time(end))
+    return samples
+
+
+def random_policy(sizes: Sizes, trainable: TrainablePart) -> GrootPolicy:
+    """Float32 weights drawn on the device: fan-in scaled products, unit norms, no biases."""
+    processor = GrootProcessor.fresh(
+        sizes.groot, ["pick it up"], num_views=NUM_VIEWS, state_dim=sizes.state_dim, action_dim=sizes.action_dim
+    )
+    horizon = sizes.groot.action_horizon
+    settings = RlHeadSettings(num_action_chunks=horizon, action_dim=sizes.action_dim, trainable=trainable)
+    with torch.device("meta"):
+        policy = GrootPolicy(sizes.groot, processor, settings)
+    policy.to_empty(device=sizes.device)
+    generator = torch.Generator(sizes.device).manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in policy.named_parameters():
+            if parameter.ndim == 1:
+                parameter.fill_(float(name.endswith(".weight")))
+            elif name.endswith(".b"):
+                parameter.zero_()
+            else:
+                fan_in = parameter[0].numel() if parameter.ndim == 4 else parameter.shape[1]
+                parameter.normal_(0.0, fan_in**-0.5, generator=generator)
+    policy.backbone.reset_buffers()
+    return policy.to(sizes.device).eval()
+
+
+def prepared(sizes: Sizes, batch: int, seed: int = 0) -> TensorDict:
+    """Random images, words and states of `batch` environments, on the device."""
+    groot, generator = sizes.groot, torch.Generator().manual_seed(seed)
+    size, eagle = groot.image_size, groot.eagle_cfg
+    ids = torch.randint(2, 200, (batch, sizes.num_tokens), generator=generator)
+    ids[:, :NUM_PADDED] = eagle.pad_token_index
+    num_image_tokens = NUM_VIEWS * eagle.vision_config.num_tokens
+    ids[:, NUM_PADDED : NUM_PADDED + num_image_tokens] = eagle.image_token_index
+    images = torch.randint(0, 256, (batch, NUM_VIEWS, size, size, 3), generator=generator, dtype=torch.uint8)
+    state = torch.randn(batch, groot.action_head_cfg.max_state_dim, generator=generator)
+    return TensorDict({"images": images, "input_ids": ids, "state": state}, batch_size=[batch]).to(sizes.device)
+
+
+def noise_of(batch: int, decision: int = 0) -> KeyedNoise:
+    return KeyedNoise(0, "train", [(row, 0, decision) for row in range(batch)])
+
+
+@torch.no_grad()
+def plain_actions(policy: GrootPolicy, inputs: TensorDict, num_steps: int = NUM_STEPS) -> Tensor:
+    """Actions as the published code computes them; `policy` is bfloat16 throughout."""
+    head, slot = policy.action_head, policy.processor.config.embodiment_id
+    context = head.process_context(policy.backbone(inputs["images"], inputs["input_ids"]))
+    state = head.encode_state(inputs["state"], slot)
+    horizon, width = policy.config.action_horizon, policy.config.action_head_cfg.max_action_dim
+    x = noise_of(len(inputs)).normal("initial", horizon, width).to(inputs.device)
+    for step in range(num_steps):
+        bucket = torch.full((len(x),), int(1000 * step / num_steps), device=x.device)
+        x = x + head.velocity(x, bucket, head.cache(context, state), slot) / num_steps
+    return policy.processor.unnormalize_actions(x[..., : policy.settings.action_dim])
+
+
+@torch.no_grad()
+def act(policy: GrootPolicy, inputs: TensorDict, *, decision: int = 0, deterministic: bool = False) -> tuple[Any, Any]:
+    """Features and decision, as in a rollout."""
+    features = policy("encode", inputs=inputs)
+    return features, policy(
+        "act", features=features, noise=noise_of(len(inputs), decision), deterministic=deterministic
+    )
+
+
+def relative_error(found: Tensor, reference: Tensor) -> float:
+    """||found - reference|| / ||reference||."""
+    return float((found.double() - reference.double()).norm() / reference.double().norm())
+
+
+def matmul_tflops(sizes: Sizes) -> float:
+    """Rate of a large bfloat16 product of random matrices."""
+    n = sizes.matmul
+    a, b = (torch.randn(n, n, device=sizes.device, dtype=torch.bfloat16) for _ in range(2))
+    milliseconds = statistics.median(timed(lambda: a @ b, sizes.device, sizes.repeats))
+    return 2 * n**3 / milliseconds / 1e9
+
+
+def measure_rollouts(sizes: Sizes, report: Report) -> None:
+    """Plain eager against compiled inference, and how far both are from float32."""
+    policy = random_policy(sizes, "head")
+    checked = prepared(sizes, sizes.num_envs[0], seed=1)
+    exact = act(policy, checked, deterministic=True)[1].actions
+    apply_precision(policy, model_config("head"), sizes.device)
+    plain = copy.deepcopy(policy).to(torch.bfloat16)
+    report.errors["plain eager"] = relative_error(plain_actions(plain, checked), exact)
+    for num_envs, key in zip(sizes.num_envs, ("rollout4_eager_ms", "rollout64_eager_ms"), strict=True):
+        inputs = prepared(sizes, num_envs)
+        report.add(
+            key, timed(lambda inputs=inputs, plain=plain: plain_actions(plain, inputs), sizes.device, sizes.repeats)
+        )
+    del plain
+    acting = ActingPolicy(policy, model_config("head")).policy
+    report.errors["eager"] = relative_error(act(acting, checked, deterministic=True)[1].actions, exact)
+    compile_policy(acting, sizes.num_envs, sizes.device, backend=sizes.backend)
+    for num_envs, key in zip(sizes.num_envs, ("rollout4_ms", "rollout64_ms"), strict=True):
+        before, inputs = num_compilations(), prepared(sizes, num_envs)
+        report.add(key, timed(lambda inputs=inputs: act(acting, inputs), sizes.device, sizes.repeats))
+        report.compilations[key] = num_compilations() - before
+    report.errors["compiled"] = relative_error(act(acting, checked, deterministic=True)[1].actions, exact)
+    before = num_compilations()
+    act(acting, prepared(sizes, sizes.num_envs[0] - 1))
+    report.compilations["smaller batch"] = num_compilations() - before
+
+
+def model_config(trainable: TrainablePart) -> Any:
+    return SimpleNamespace(precision="bf16", trainable=trainable, trains_backbone=False)
+
+
+def actor_config(sizes: Sizes, trainable: TrainablePart) -> Any:
+    optim = SimpleNamespace(
+        lr=5e-6,
+        value_lr=1e-4,
+        adam_beta1=0.9,
+        adam_beta2=0.95,
+        adam_eps=1e-8,
+        clip_grad=1.0,
+        weight_decay=0.01,
+        critic_warmup_steps=0,
+        lr_scheduler="constant",
+        lr_warmup_steps=0,
+        min_lr_ratio=0.0,
+    )
+    model, size = model_config(trainable), sizes.minibatch
+    return SimpleNamespace(model=model, micro_batch_size=size, global_batch_size=size, optim=optim)
+
+
+ALGORITHM: Any = SimpleNamespace(
+    kl_beta=0.0,
+    value_epochs=0,
+    update_epoch=1,
+    clip_ratio_low=0.2,
+    clip_ratio_high=0.2,
+    clip_ratio_c=None,
+    logprob_type="chunk_level",
+    entropy_type="chunk_level",
+    entropy_bonus=0.0,
+    value_clip=0.2,
+    huber_delta=10.0,
+    target_kl=None,
+)
+
+
+def measure_update(
+    sizes: Sizes,
+    report: Report,
+    key: str,
+    *,
+    trainable: TrainablePart = "head",
+    recompute: bool = False,
+    compiled: bool = True,
+    whole_rollout: bool = False,
+) -> None:
+    """One optimizer step of the actor on a minibatch: forward, backward, clipping, AdamW, metrics.
+
+    With `whole_rollout` the rollout that a run of `Sizes` trains on is taken before and kept on the device meanwhile.
+    """
+    release(sizes.device)
+    policy = random_policy(sizes, trainable)
+    apply_precision(policy, model_config(trainable), sizes.device)
+    actor = ActorWorker(
+        policy,
+        actor_config(sizes, trainable),
+        ALGORITHM,
+        num_updates=1,
+        seed=0,
+        recompute_features=recompute,
+        device=sizes.device,
+    )
+    acting = ActingPolicy(policy, model_config(trainable)).policy
+    release(sizes.device)  # the float32 weights that precision has replaced
+    if compiled:
+        compile_policy(policy, {sizes.minibatch}, sizes.device, backend=sizes.backend)
+    if whole_rollout:
+        compile_policy(acting, {sizes.num_envs[1]}, sizes.device, backend=sizes.backend)
+    num_chunks = sizes.num_chunks if whole_rollout else 2
+    rollout = collected(sizes, acting, keep_features=not recompute, num_chunks=num_chunks)
+    num_minibatches = min(4, len(rollout) // sizes.minibatch)
+    part = rollout.rows(torch.arange(num_minibatches * sizes.minibatch))
+    policy.train()
+
+    def update() -> None:
+        actor.update(part, 0, lambda: False)
+
+    samples = timed(update, sizes.device, max(sizes.repeats // 2, 1), warm_up=2)
+    report.add(key, [sample / num_minibatches for sample in samples])
+    if sizes.device.type == "cuda":
+        report.values[key.replace("_ms", "_peak_gb")] = torch.cuda.max_memory_reserved() / 1e9
+
+
+def collected(sizes: Sizes, acting: GrootPolicy, *, keep_features: bool, num_chunks: int) -> Rollout:
+    """A rollout with random rewards."""
+    num_envs = sizes.num_envs[1]
+    builder = RolloutBuilder(num_envs * num_chunks)
+    generator = torch.Generator().manual_seed(3)
+    for time_index in range(num_chunks):
+        inputs = prepared(sizes, num_envs, seed=time_index)
+        features, action = act(acting, inputs, decision=time_index)
+        builder.add(
+            time_index,
+            torch.arange(num_envs),
+            features if keep_features else inputs,
+            action,
+            torch.rand(action.actions.shape[:2], generator=generator),
+            torch.full((num_envs,), action.actions.shape[1]),
+            torch.zeros(num_envs, dtype=torch.bool),
+            version=0,
+        )
+    return builder.build(reward_type="chunk_level", gamma=0.99, lam=0.95, normalize_advantages=True)
+
+
+def release(device: torch.device) -> None:
+    """Give back what earlier parts held, and forget their compiled code and their peak."""
+    torch._dynamo.reset()
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def measure(sizes: Sizes) -> Report:
+    """Everything, in one process."""
+    report = Report()
+    report.values["matmul_tflops"] = matmul_tflops(sizes)
+    measure_rollouts(sizes, report)
+    measure_update(sizes, report, "update_rerun_ms", recompute=True, compiled=False)
+    measure_update(sizes, report, "update_rerun_compiled_ms", recompute=True)
+    measure_update(sizes, report, "update_cached_eager_ms", compiled=False)
+    measure_update(sizes, report, "update_cached_ms", whole_rollout=True)
+    report.values["peak_gb"] = report.values.get("update_cached_peak_gb", 0.0)
+    measure_update(sizes, report, "update_frozen_context_eager_ms", trainable="head_without_context", compiled=False)
+    measure_update(sizes, report, "update_frozen_context_ms", trainable="head_without_context")
+    return report
+
+
+def check(report: Report) -> None:
+    """Compiled results are as near to float32 as plain ones, and nothing compiled more often than it may."""
+    assert report.errors["compiled"] <= 1.5 * report.errors["plain eager"] + 1e-3, report.errors
+    assert report.compilations["rollout64_ms"] <= report.compilations["rollout4_ms"], report.compilations
+    assert report.compilations["smaller batch"] == 0, report.compilations
+
+
+def rows(report: Report, flops: Flops, sizes: Sizes) -> list[tuple[str, str, str, str, str]]:
+    """Measured value, target, whether it is met, and the share of the matrix-product ceiling."""
+    v = report.values
+    small, large = sizes.num_envs
+    acting, plain = flops.rollout(NUM_STEPS), flops.rollout(NUM_STEPS) + (NUM_STEPS - 1) * flops.keys_values
+    work = {
+        "update_rerun_ms": (sizes.minibatch * flops.update_rerun, None),
+        "update_rerun_compiled_ms": (sizes.minibatch * flops.update_rerun, None),
+        "update_cached_eager_ms": (sizes.minibatch * flops.update_cached, None),
+        "update_cached_ms": (sizes.minibatch * flops.update_cached, v["update_rerun_ms"] / 3),
+        "update_frozen_context_eager_ms": (sizes.minibatch * flops.update_frozen_context, None),
+        "update_frozen_context_ms": (sizes.minibatch * flops.update_frozen_context, v["update_rerun_ms"] / 7),
+        "rollout4_eager_ms": (small * plain, 80.0),
+        "rollout4_ms": (small * acting, 0.5 * v["rollout4_eager_ms"]),
+        "rollout64_eager_ms": (large * plain, 430.0),
+        "rollout64_ms": (large * acting, 0.8 * v["rollout64_eager_ms"]),
+    }
+    table = []
+    for key, (operations, target) in work.items():
+        share = operations / (v[key] * 1e9) / v["matmul_tflops"]
+        met = "" if target is None else "yes" if v[key] <= target else "NO"
+        table.append((key, f"{v[key]:.1f}", "" if target is None else f"{target:.1f}", met, f"{share:.0%}"))
+    table.append(("peak_gb", f"{v['peak_gb']:.1f}", "48.0", "yes" if v["peak_gb"] < 48 else "NO", ""))
+    table.append(("matmul_tflops", f"{v['matmul_tflops']:.0f}", "", "", ""))
+    return table
+
+
+def revision() -> str:
+    """The commit of this folder, empty where there is no git."""
+    if shutil.which("git") is None:
+        return ""
+    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    return found.stdout.strip()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, print the table, check, and write the results."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--commit", default=None, help="what is measured, where the folder has no git history")
+    parser.add_argument("--tiny", action="store_true", help="a tiny network on the CPU; the numbers mean nothing")
+    options = parser.parse_args(arguments)
+    if options.tiny:
+        groot = GrootConfig.tiny(SimpleNamespace(**TINY_ARCHITECTURE))
+        few = {"num_chunks": 2, "minibatch": 4, "matmul": 64, "repeats": 2, "action_dim": 4, "state_dim": 4}
+        sizes = Sizes(groot, torch.device("cpu"), num_envs=(3, 5), backend="eager", **few)
+    else:
+        groot = GrootConfig(text_length=SEQUENCE_LENGTH - NUM_VIEWS * 256)
+        sizes = Sizes(groot, torch.device("cuda"))
+    started = time.monotonic()
+    report = measure(sizes)
+    flops = count_flops(groot, NUM_VIEWS, sizes.num_tokens)
+    table = rows(report, flops, sizes)
+    for row in (("", "measured", "target", "met", "of matmul"), *table):
+        print("{:32}{:>10}{:>10}{:>6}{:>11}".format(*row))
+    print("relative error against float32:", {name: f"{error:.1e}" for name, error in report.errors.items()})
+    print("compilations:", report.compilations)
+    if options.json is not None:
+        options.json.write_text(json.dumps(document(report, flops, sizes, options.commit, started), indent=2) + "\n")
+    check(report)
+
+
+def document(report: Report, flops: Flops, sizes: Sizes, commit: str | None, started: float) -> dict[str, Any]:
+    """What `--json` writes."""
+    on_gpu = sizes.device.type == "cuda"
+    return {
+        "command": "python benchmarks/groot_gpu.py --json benchmarks/results/groot_gpu.json",
+        "commit": revision() if commit is None else commit,
+        "device": torch.cuda.get_device_name() if on_gpu else "cpu",
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+        **report.values,
+        "sizes": {
+            "num_envs": sizes.num_envs,
+            "num_views": NUM_VIEWS,
+            "image_size": sizes.groot.image_size,
+            "num_tokens": sizes.num_tokens,
+            "minibatch": sizes.minibatch,
+            "num_chunks": sizes.num_chunks,
+            "denoising_steps": NUM_STEPS,
+        },
+        "tflop_per_observation": {name: value / 1e12 for name, value in vars(flops).items()},
+        "relative_errors": report.errors,
+        "compilations": report.compilations,
+        "samples_ms": report.samples,
+        "minutes": (time.monotonic() - started) / 60,
+    }
+
+
+if __name__ == "__main__":
+    main()

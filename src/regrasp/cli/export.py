@@ -1,0 +1,59 @@
+"""`regrasp export`: a fine-tuned GR00T N1.5 in the layout it is published in."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+
+_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of this command."""
+    parser.add_argument(
+        "--model_path", metavar="FOLDER", type=Path, required=True, help="base model, a Hugging Face style folder"
+    )
+    parser.add_argument(
+        "--rl_model_path", metavar="FOLDER", type=Path, help="global_step_N folder, or full_weights.pt, of the training"
+    )
+    parser.add_argument("--output", metavar="DIR", type=Path, required=True, help="new folder to write")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the written weights; default: as they are")
+    parser.add_argument(
+        "--max_shard_size", metavar="SIZE", type=size, default="5GB", help="largest weight file, such as 500MB or 2GiB"
+    )
+    parser.add_argument(
+        "--with_value_head", action="store_true", help="keep the value head, to continue RL from the exported model"
+    )
+
+
+def size(text: str) -> int:
+    """Bytes of a size with its unit.
+
+    Raises:
+        ValueError: No positive number with a known unit.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]I?B)", text.strip().upper())
+    if not match or not (num_bytes := int(float(match[1]) * _UNITS[match[2]])):
+        raise ValueError(text)
+    return num_bytes
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the folder."""
+    import torch
+
+    from regrasp.runners.export import ExportOptions, export
+
+    folder = export(
+        ExportOptions(
+            model_path=args.model_path,
+            output=args.output,
+            rl_model_path=args.rl_model_path,
+            dtype=args.dtype and getattr(torch, args.dtype),
+            max_shard_bytes=args.max_shard_size,
+            with_value_head=args.with_value_head,
+        )
+    )
+    print(f"Model: {folder.resolve()}")
+    return 0

@@ -1,0 +1,61 @@
+"""Low-rank adapters on the language model's attention and MLP projections."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor, nn
+
+from regrasp.errors import UserError
+from regrasp.models.initialization import seeded
+from regrasp.models.settings import LoraSettings
+
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+_DOWN, _UP, _BASE = ".lora_A.default.weight", ".lora_B.default.weight", ".base_layer."
+
+
+def add_adapters(language_model: nn.Module, settings: LoraSettings, *, seed: int) -> None:
+    """Wrap every projection in place; its weights are frozen, and the model computes what it did before.
+
+    Args:
+        language_model: Qwen3.
+        settings: Sizes.
+        seed: Draws A; B is zero.
+
+    Raises:
+        UserError: The package peft is missing.
+    """
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError:
+        raise UserError(
+            "Adapters need the package peft",
+            key="actor.model.is_lora",
+            value=True,
+            expected="peft to be installed",
+            mend="pip install 'regrasp[lora]', or set actor.model.is_lora=false",
+        ) from None
+    config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=list(TARGETS),
+    )
+    with seeded(seed):
+        inject_adapter_in_model(config, language_model)
+
+
+def adapters(policy: nn.Module) -> Sequence[tuple[str, nn.Parameter]]:
+    """Named parameters of all adapters."""
+    return [item for item in policy.named_parameters() if item[0].endswith((_DOWN, _UP))]
+
+
+def merge_adapters(state: Mapping[str, Tensor], settings: LoraSettings) -> dict[str, Tensor]:
+    """The state of a model without adapters that computes the same: W + alpha / rank B A, summed in float32."""
+    merged = {name.replace(_BASE, "."): tensor for name, tensor in state.items() if not name.endswith((_DOWN, _UP))}
+    for name in (name for name in state if name.endswith(_DOWN)):
+        layer = name.removesuffix(_DOWN)
+        down, up = state[name].float(), state[layer + _UP].float()
+        weight = merged[f"{layer}.weight"]
+        merged[f"{layer}.weight"] = (weight + settings.alpha / settings.rank * (up @ down)).to(weight.dtype)
+    return merged

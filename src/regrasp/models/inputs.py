@@ -1,0 +1,73 @@
+"""How an experiment calls a policy's inputs. Imports nothing heavy: the configuration schema uses it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from regrasp.errors import UserError
+
+NormalizationMode = Literal["min_max", "q99", "mean_std", "binary", "sin_cos", "none"]
+Rotation = Literal[
+    "axis_angle",
+    "quaternion",
+    "rotation_6d",
+    "euler_angles_rpy",
+    "euler_angles_ryp",
+    "euler_angles_pry",
+    "euler_angles_pyr",
+    "euler_angles_yrp",
+    "euler_angles_ypr",
+]
+"""Representations of a rotation, under the names of GR00T's metadata; quaternions are (w, x, y, z)."""
+
+EMBODIMENT_IDS = {"new_embodiment": 31, "gr1": 24, "oxe_droid": 17, "agibot_genie1": 26}
+"""Slots of the published GR00T N1.5 by embodiment tag."""
+
+
+@dataclass(frozen=True)
+class InputNames:
+    """The experiment's names of cameras and state parts, and the embodiment, for a model that asks by name.
+
+    None always leaves the question to the model folder.
+    """
+
+    embodiment_tag: str | None = None
+    embodiment_tag_id: int | None = None
+    """Slot of the per-embodiment projectors; None: the published slot of the tag."""
+    views: tuple[str, ...] | None = None
+    """Names of the main camera and then of the extra views; None: the model's order."""
+    state: tuple[tuple[str, int, int], ...] | None = None
+    """(key, start, stop) in the state vector; None: the model's keys, one after the other."""
+    data_config: str | Mapping[str, Any] | None = None
+    """Keys and their normalisation, as `data_config` of the GR00T models reads them."""
+    tokenizer_path: Path | None = None
+    """Where the tokenizer is, if the model folder has none."""
+
+
+def embodiment_id(tag: str, given: int | None, *, key: str) -> int:
+    """The slot given, else the published slot of the tag.
+
+    Raises:
+        UserError: Neither is known; `key` is the setting that would give it.
+    """
+    if given is not None:
+        return given
+    if tag not in EMBODIMENT_IDS:
+        published = ", ".join(f"{name} {slot}" for name, slot in EMBODIMENT_IDS.items())
+        raise UserError(
+            f"No slot of the projectors is known for the embodiment {tag!r}",
+            key=key,
+            value=None,
+            expected=f"an integer; the published slots are {published}",
+            mend="set embodiment_tag_id to the slot that the checkpoint was trained with",
+        )
+    return EMBODIMENT_IDS[tag]
+
+
+def bare_key(name: str) -> str:
+    """`left_arm` of `state.left_arm`: the modality before the point is optional."""
+    prefix, _, rest = name.partition(".")
+    return rest if prefix in ("video", "state", "action") and rest else name

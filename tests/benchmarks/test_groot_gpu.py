@@ -1,0 +1,72 @@
+"""The GPU benchmark's own code, with a tiny network on a CPU, and its count of arithmetic."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+
+import groot_gpu  # pyright: ignore[reportMissingImports]
+from groot_flops import count_flops  # pyright: ignore[reportMissingImports]
+from regrasp.models.groot.config import GrootConfig
+
+KEYS = {
+    "update_rerun_ms",
+    "update_cached_ms",
+    "update_frozen_context_ms",
+    "rollout4_eager_ms",
+    "rollout4_ms",
+    "rollout64_eager_ms",
+    "rollout64_ms",
+    "matmul_tflops",
+    "peak_gb",
+}
+
+
+def test_the_tiny_run_measures_everything_and_writes_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch._dynamo.reset()
+    file = tmp_path / "result.json"
+    groot_gpu.main(["--tiny", "--json", str(file), "--commit", "abc"])
+    content = json.loads(file.read_text())
+    assert content.keys() >= KEYS | {"device", "commit", "versions", "sizes", "samples_ms"}
+    assert content["commit"] == "abc"
+    assert all(content[key] > 0 for key in KEYS - {"peak_gb"})
+    assert all(key in content["samples_ms"] for key in KEYS if key.endswith("_ms"))
+    assert content["relative_errors"]["compiled"] < 0.05
+    assert "update_cached_ms" in capsys.readouterr().out
+
+
+def test_counted_operations_are_those_torch_counts() -> None:
+    groot = GrootConfig.tiny(SimpleNamespace(**groot_gpu.TINY_ARCHITECTURE))
+    sizes = groot_gpu.Sizes(groot, torch.device("cpu"), action_dim=4, state_dim=4)
+    policy = groot_gpu.random_policy(sizes, "head").requires_grad_(False)
+    inputs = groot_gpu.prepared(sizes, 1)
+    head, slot = policy.action_head, 0
+
+    def counted(call) -> tuple[float, object]:
+        with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+            result = call()
+        return counter.get_total_flops(), result
+
+    flops = count_flops(groot, groot_gpu.NUM_VIEWS, sizes.num_tokens)
+    backbone, features = counted(lambda: policy.backbone(inputs["images"], inputs["input_ids"]))
+    # Attention by plain products counts causal attention as if it were not,
+    text = groot.eagle_cfg.text_config
+    causal = text.num_hidden_layers * 4 * sizes.num_tokens**2 * text.num_attention_heads * text.head_dim / 2
+    # and the features of padded positions, which are all the same, take one more token through the MLPs.
+    assert backbone == pytest.approx(flops.backbone + causal, rel=0.01)
+    context, processed = counted(lambda: head.process_context(features))
+    assert context == pytest.approx(flops.context, rel=1e-6)
+    keys_values, cache = counted(lambda: head.cache(processed, head.encode_state(inputs["state"], slot)))
+    assert keys_values == pytest.approx(flops.keys_values, rel=0.02)
+    x = torch.zeros(1, groot.action_horizon, groot.action_head_cfg.max_action_dim)
+    step, _ = counted(lambda: head.velocity(x, torch.zeros(1, dtype=torch.long), cache, slot))
+    assert step == pytest.approx(flops.step, rel=1e-3)

@@ -1,0 +1,181 @@
+"""Every key of the reference's `rl_head_config` changes something, or is reported as changing nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+import yaml
+from groot_toys import ACTION_DIM, keyed_noise, toy_config, toy_observation, toy_policy, toy_processor, toy_settings
+from tensordict import TensorDict
+
+from regrasp.config.load import load_config
+from regrasp.errors import UserError
+from regrasp.models.groot.config import GrootConfig
+from regrasp.models.groot.policy import GrootPolicy
+from regrasp.models.registry import load_policy
+from regrasp.models.settings import RlHeadSettings
+from regrasp.runners.policies import head_settings
+
+REFERENCE = Path(__file__).parents[1] / "config" / "reference_experiment.yaml"
+BLOCK = "actor.model.rl_head_config"
+KEYS = tuple(yaml.safe_load(REFERENCE.read_text(encoding="utf-8"))["actor"]["model"]["rl_head_config"])
+BATCH = 32
+
+
+def settings_of(*overrides: str) -> RlHeadSettings:
+    """What the reference's file says, for the toy network."""
+    settings = head_settings(load_config(str(REFERENCE), [f"{BLOCK}.{text}" for text in overrides]).config.actor.model)
+    sizes = {"num_action_chunks": 3, "action_dim": ACTION_DIM, "value_head_hidden": (8,)}
+    return RlHeadSettings(**(vars(settings) | sizes))
+
+
+def dropout_config() -> GrootConfig:
+    """The toy sizes with the published dropout."""
+    content = toy_config().to_json()
+    for name in ("diffusion_model_cfg", "vl_self_attention_cfg"):
+        content["action_head_cfg"][name]["dropout"] = 0.2
+    return GrootConfig.from_json(content)
+
+
+def policy_of(settings: RlHeadSettings) -> GrootPolicy:
+    """A policy whose values are not zero."""
+    config = dropout_config()
+    policy = GrootPolicy(config, toy_processor(config), settings)
+    assert policy.value_head is not None
+    for parameter in policy.value_head.parameters():
+        torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(0))
+    return policy.eval()
+
+
+def features_of(policy: GrootPolicy) -> TensorDict:
+    with torch.no_grad():
+        return policy("encode", inputs=policy.prepare(toy_observation(BATCH)))
+
+
+def steps(policy: GrootPolicy) -> set[int]:
+    return set(policy("act", features=features_of(policy), noise=keyed_noise(BATCH)).trace["step"].tolist())
+
+
+def noise_level(policy: GrootPolicy) -> float:
+    policy.begin_update(200)
+    return policy.noise_level
+
+
+@torch.no_grad()
+def log_prob(policy: GrootPolicy) -> float:
+    policy.begin_update(100)
+    return float(policy("act", features=features_of(policy), noise=keyed_noise(BATCH)).log_probs.sum())
+
+
+@torch.no_grad()
+def value(policy: GrootPolicy) -> float:
+    return float(policy("value", features=features_of(policy)).sum())
+
+
+def value_trains_the_head(policy: GrootPolicy) -> bool:
+    policy("value", features=features_of(policy)).sum().backward()
+    return policy.action_head.vlln.weight.grad is not None
+
+
+@torch.no_grad()
+def training_is_noisy(policy: GrootPolicy) -> bool:
+    features = features_of(policy)
+    trace = policy("act", features=features, noise=keyed_noise(BATCH)).trace
+    still, again = (policy("evaluate", features=features, trace=trace).log_probs for _ in range(2))
+    assert torch.equal(still, again), "nothing is dropped while acting"
+    policy.train()
+    moving, again = (policy("evaluate", features=features, trace=trace).log_probs for _ in range(2))
+    assert torch.equal(moving, again) == torch.equal(moving, still)
+    return not torch.equal(moving, again)
+
+
+class Effect(NamedTuple):
+    """Values that a key may take, beside other settings, and what then differs from one to the next."""
+
+    values: tuple[str, ...]
+    observe: Callable[[GrootPolicy], Any]
+    expected: tuple[Any, ...] | None = None
+    """What is observed for each value; None: something else for each."""
+    beside: tuple[str, ...] = ()
+
+
+EFFECTS: dict[str, Effect] = {
+    "joint_logprob": Effect(("false", "true"), steps, ({0, 1, 2, 3}, {-1})),
+    "noise_method": Effect(("flow_sde", "flow_cps", "flow_noise"), log_prob),
+    "ignore_last": Effect(("false", "true"), steps, ({0, 1, 2, 3}, {0, 1, 2})),
+    "noise_anneal": Effect(("false", "true"), noise_level, (0.3, 0.5)),
+    "noise_params": Effect(
+        ("[0.7,0.3,400]", "[0.6,0.3,400]", "[0.7,0.3,200]"), log_prob, beside=("noise_anneal=true",)
+    ),
+    "noise_level": Effect(("0.3", "0.5"), log_prob),
+    "detach_critic_input": Effect(("true", "false"), value_trains_the_head, (False, True)),
+    "disable_dropout": Effect(("true", "false"), training_is_noisy, (False, True)),
+    "use_vlm_value": Effect(("false", "true"), value),
+    "value_vlm_mode": Effect(("mean_token", "first_token", "last_token"), value),
+}
+WITHOUT_EFFECT = {
+    "safe_get_logprob": ("Gaussian density either way", ("false", "true")),
+    "chunk_critic_input": ("only pi0's reads action tokens", ("false", "true")),
+    "add_value_head": (f"{BLOCK}.add_value_head (False) differs from actor.model.add_value_head (True)", ("false",)),
+}
+
+
+def test_no_key_is_forgotten() -> None:
+    assert sorted(KEYS) == sorted([*EFFECTS, *WITHOUT_EFFECT, "padding_value"])
+
+
+@pytest.mark.parametrize("key", EFFECTS)
+def test_a_key_has_its_effect(key: str) -> None:
+    effect = EFFECTS[key]
+    observed = [effect.observe(policy_of(settings_of(*effect.beside, f"{key}={value}"))) for value in effect.values]
+    if effect.expected is not None:
+        assert observed == list(effect.expected)
+    else:
+        assert len(set(observed)) == len(observed)
+
+
+def test_padding_value_is_the_length_of_the_whole_sequence(tmp_path: Path) -> None:
+    toy_policy(add_value_head=False).save(tmp_path)
+    for length in (850, 900):
+        policy = load_policy(tmp_path, settings_of(f"padding_value={length}"))
+        assert policy.prepare(toy_observation(2))["input_ids"].shape == (2, length)
+
+
+@pytest.mark.parametrize("key", WITHOUT_EFFECT)
+def test_a_key_without_effect_is_reported(key: str) -> None:
+    why, values = WITHOUT_EFFECT[key]
+    for value in values:
+        loaded = load_config(str(REFERENCE), [f"{BLOCK}.{key}={value}"])
+        assert [text for text in loaded.warnings if why in text and f"{BLOCK}.{key}" in text]
+        assert head_settings(loaded.config.actor.model) == head_settings(load_config(str(REFERENCE)).config.actor.model)
+
+
+def test_the_references_name_of_learned_noise() -> None:
+    loaded = load_config(str(REFERENCE), [f"{BLOCK}.noise_method=reinflow"])
+    assert loaded.config.actor.model.rl_head_config.noise_method == "flow_noise"
+
+
+@pytest.mark.parametrize(
+    ("settings", "key"),
+    [
+        ({"noise_method": "flow_cps", "noise_level": 1.1}, "noise_level"),
+        ({"noise_method": "flow_cps", "noise_anneal": (1.5, 0.3, 10)}, "noise_params"),
+        ({"noise_method": "flow_cps", "denoising_steps": 1}, "denoising_steps"),
+        ({"ignore_last": True, "denoising_steps": 1}, "denoising_steps"),
+    ],
+)
+def test_settings_that_contradict_each_other(settings: dict[str, Any], key: str) -> None:
+    with pytest.raises(UserError) as error:
+        toy_settings(**settings)
+    assert str(error.value.key).endswith(key)
+
+
+def test_settings_at_the_edge_are_accepted() -> None:
+    toy_settings(noise_method="flow_cps", noise_level=1.0)
+    toy_settings(noise_level=1.1)
+    toy_settings(denoising_steps=1)
+    toy_settings(denoising_steps=1, ignore_last=True, joint_logprob=True)
