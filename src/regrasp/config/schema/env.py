@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import field
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
@@ -136,6 +137,10 @@ class InitParams:
     """The reference's second name of `total_num_envs`, which it must equal; null: not given."""
     max_episode_steps: PositiveInt | None = None
     """The reference's second name of the environment's `max_episode_steps`, which it must equal; null: not given."""
+    task_options: Annotated[dict[str, Any], Expect("a block of options that the task knows")] = field(
+        default_factory=dict
+    )
+    """The task's own options, which it checks itself; only tasks of the embedded simulator have any."""
 
 
 @dataclass(frozen=True, config=BLOCK)
