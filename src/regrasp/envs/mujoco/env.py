@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -90,7 +91,7 @@ def _options(config: EnvConfig, name: str) -> dict[str, Any]:
         return {}
     options = load_class(TASK_OPTIONS[config.init_params.id])
     try:
-        TypeAdapter(options).validate_python(given)
+        TypeAdapter(options).validate_json(json.dumps(given))
     except ValidationError as error:
         raise _option_error(options, str(error.errors(include_url=False)[0]["loc"][0]), given, key) from None
     return given

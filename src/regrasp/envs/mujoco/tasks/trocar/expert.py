@@ -19,8 +19,9 @@ from regrasp.envs.mujoco.tasks.trocar.robot import ACTION_JOINTS, ACTION_OFFSETS
 from regrasp.envs.mujoco.tasks.trocar.scene import GRIPS, TIPS, Layout
 
 HOVER = 0.07
-LIFT = np.array([[0.03, 0.0, 0.17], [0.0, 0.0, 0.17]])
-"""The left hand also moves away from the robot, where its wrist has room to turn."""
+_LIFT = np.array([[0.03, 0.0, 0.17], [0.0, 0.0, 0.17]])
+"""The trocar also moves away from the robot, where the left wrist has room to turn. The puncture device also moves
+along y, until its tip is as far from the tube's opening as before the touch: then they cannot meet on the way."""
 MEETING_POINT = np.array([-1.54, 1.86, 1.03])
 """Where the tube's opening waits for the rod."""
 PLACE = np.array([-1.56, 1.765, 0.878])
@@ -163,7 +164,8 @@ def _plan(phase: Phase, centres: np.ndarray, axes: np.ndarray, memory: np.void) 
     memory["start_axis"][:] = axes if first else memory["goal_axis"]
     if first:
         memory["reference"][:], memory["reference_axis"][:] = centres, axes
-        memory["goal"][:], memory["goal_axis"][:] = centres + LIFT, axes
+        memory["goal"][:], memory["goal_axis"][:] = centres + _LIFT, axes
+        memory["goal"][1, 1] = centres[0, 1] + TIPS[0] - APART - TIPS[1]
         return
     memory["goal_axis"][:] = _AXIS
     if phase == Phase.PLACE:
