@@ -87,7 +87,7 @@ def play(loaded: LoadedConfig, run_dir: Path, options: PlayOptions) -> PlayResul
 
 
 def print_summary(summary: EvaluationSummary) -> None:
-    """Success with its interval, overall and by instruction."""
+    """Success with its interval, overall and by instruction; then the task's own measures."""
     from regrasp.observe.intervals import wilson_interval
 
     rows = {"all episodes": (round(summary.success * summary.episodes), summary.episodes), **summary.per_instruction}
@@ -96,6 +96,10 @@ def print_summary(summary: EvaluationSummary) -> None:
     for name, (successes, episodes) in rows.items():
         low, high = wilson_interval(successes, episodes)
         print(f"{name:<{width}}  {successes / episodes:6.1%}   {low:6.1%} - {high:6.1%}   {episodes:8d}")
+    for name, measure in summary.measures.items():
+        print(
+            f"mean {name.replace('_', ' ')}: {measure.mean:.3f}, 95 % interval {measure.low:.3f} - {measure.high:.3f}"
+        )
 
 
 def _choose(config: ExperimentConfig, env: VecEnv, options: PlayOptions) -> Choose:
