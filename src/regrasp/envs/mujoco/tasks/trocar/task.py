@@ -111,21 +111,14 @@ class AssembleTrocar(Task):
         stage = stages.advance(before, stages.reached(poses))
         memory["stage"] = stage
         memory["depth"] = max(memory["depth"], stages.insertion_depth(poses))
-        dense = stages.dense_reward(before, stage, poses, memory["locked"], CONTROL_SECONDS)
+        reward = float(stage - before)
+        if self._options.dense_reward:
+            reward = stages.dense_reward(before, stage, poses, memory["locked"], CONTROL_SECONDS)
         done = stage == stages.NUM_STAGES
-        return Outcome(
-            reward=dense if self._options.dense_reward else float(stage - before),
-            terminated=done,
-            success=done,
-            info=dict(
-                zip(
-                    self.info,
-                    (stage, *(float(stage > k) for k in range(4)), float(memory["depth"] >= stages.TRUE_DEPTH)),
-                    strict=True,
-                )
-            ),
-            truncated=stages.dropped(poses),
-        )
+        reached = [float(stage > index) for index in range(stages.NUM_STAGES)]
+        measures = [float(stage), *reached, float(memory["depth"] >= stages.TRUE_DEPTH)]
+        info = dict(zip(self.info, measures, strict=True))
+        return Outcome(reward, done, done, info, truncated=stages.dropped(poses))
 
     def expert(self, data: mujoco.MjData, episode: np.ndarray) -> np.ndarray:
         """The scripted expert's joint positions.
