@@ -26,6 +26,7 @@ def print_tasks() -> int:
         task = load_config(file.stem).config.env.train.init_params.id
         experiments.setdefault(task, []).append(file.stem)
     runnable = "runs here" if working_backend() else "cannot render here, see regrasp doctor"
+    width = max(len(task) for task in experiments)
     for task, names in experiments.items():
-        print(f"{task:<32} mujoco    {runnable:<12} --config_name {' | '.join(names) if names else '(none shipped)'}")
+        print(f"{task:<{width}} mujoco    {runnable:<12} --config_name {' | '.join(names) if names else '(none shipped)'}")
     return 0

@@ -55,6 +55,8 @@ _LIGHT = (0.80, 0.81, 0.83, 1.0)
 _DARK = (0.20, 0.21, 0.24, 1.0)
 _PAD = (0.10, 0.10, 0.12, 1.0)
 _FOREARM = ("left_elbow_link", "right_elbow_link")
+_WRIST_CAMERA = np.array([-0.03, -0.075, 0.06])
+"""On the left wrist; right: y negated. Ours: the reference's is given in the frame of a link that is not published."""
 _HEAD_CAMERA = ((0.0576235, 0.01753, 0.42987), 0.8308)
 """Position on the torso and pitch, in radians."""
 
@@ -203,8 +205,9 @@ def _add_palm(body: Any, link: Link) -> None:
     add_geom(body, box, [0.045, 0.014, 0.034], _LIGHT, ROBOT_CONTACT, pos=mirror * [0.0715, 0.003, 0.0])
     add_geom(body, capsule, [0.026], _DARK, fromto=[0, 0, 0, 0.03, 0, 0])
     body.add_site(name=f"{side}_grasp", pos=mirror * GRASP_OFFSET, size=[0.004, 0, 0], group=5)
-    camera_position = mirror * [-0.03, -0.075, 0.06]
-    body.add_camera(name=f"{side}_wrist_camera", pos=camera_position, quat=look([0.9, 0.0, -0.43]), fovy=61.4)
+    body.add_camera(
+        name=f"{side}_wrist_camera", pos=mirror * _WRIST_CAMERA, quat=look([0.9, 0.0, -0.43]), fovy=61.4
+    )
 
 
 def _add_torso(body: Any) -> None:

@@ -71,7 +71,7 @@ def build_model(timestep: float) -> mujoco.MjModel:
     _add_room(world)
     table = (0.68, 0.62, 0.53, 1)
     add_geom(world, _BOX, [0.32, 0.7, 0.02], table, SCENE_CONTACT, pos=[-1.40, 1.94, TABLE_HEIGHT - 0.02])
-    world.add_camera(name="overview", pos=[-0.86, 1.38, 1.50], quat=look([-0.74, 0.46, -0.48]), fovy=44)
+    world.add_camera(name="overview", pos=[-0.86, 1.38, 1.50], quat=look([-0.70, 0.49, -0.56]), fovy=38)
     add_robot(spec)
     _add_tray(world)
     _add_trocar(world)
