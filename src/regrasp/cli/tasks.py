@@ -28,5 +28,6 @@ def print_tasks() -> int:
     runnable = "runs here" if working_backend() else "cannot render here, see regrasp doctor"
     width = max(len(task) for task in experiments)
     for task, names in experiments.items():
-        print(f"{task:<{width}} mujoco    {runnable:<12} --config_name {' | '.join(names) if names else '(none shipped)'}")
+        configs = " | ".join(names) if names else "(none shipped)"
+        print(f"{task:<{width}} mujoco    {runnable:<12} --config_name {configs}")
     return 0

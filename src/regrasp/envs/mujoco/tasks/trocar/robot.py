@@ -205,9 +205,7 @@ def _add_palm(body: Any, link: Link) -> None:
     add_geom(body, box, [0.045, 0.014, 0.034], _LIGHT, ROBOT_CONTACT, pos=mirror * [0.0715, 0.003, 0.0])
     add_geom(body, capsule, [0.026], _DARK, fromto=[0, 0, 0, 0.03, 0, 0])
     body.add_site(name=f"{side}_grasp", pos=mirror * GRASP_OFFSET, size=[0.004, 0, 0], group=5)
-    body.add_camera(
-        name=f"{side}_wrist_camera", pos=mirror * _WRIST_CAMERA, quat=look([0.9, 0.0, -0.43]), fovy=61.4
-    )
+    body.add_camera(name=f"{side}_wrist_camera", pos=mirror * _WRIST_CAMERA, quat=look([0.9, 0.0, -0.43]), fovy=61.4)
 
 
 def _add_torso(body: Any) -> None:
