@@ -69,11 +69,6 @@ class ArmSolver:
             self._configuration.integrate_inplace(velocity, _STEP_SECONDS)
         return self._configuration.q[self._address]
 
-    def error(self, arms: np.ndarray) -> np.ndarray:
-        """(2,) metres: how far the hands are from the last targets."""
-        self._configuration.update(self._positions(arms))
-        return np.array([np.linalg.norm(task.compute_error(self._configuration)[:3]) for task in self._hands])
-
     def _positions(self, arms: np.ndarray) -> np.ndarray:
         positions = np.zeros(len(self._address))
         positions[self._address] = arms
