@@ -58,7 +58,7 @@ def test_every_import_is_declared():
     assert not undeclared
 
 
-@pytest.mark.parametrize("requirement", requirements("dev"), ids=str)
+@pytest.mark.parametrize("requirement", sorted(requirements("dev"), key=str), ids=str)
 def test_every_requirement_is_pinned_within_its_range(requirement: Requirement):
     assert requirement.specifier.contains(pins()[canonical(requirement.name)])
 

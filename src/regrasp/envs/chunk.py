@@ -24,6 +24,8 @@ class Outcome:
     terminated: bool
     success: bool
     info: Mapping[str, float] = field(default_factory=dict)
+    truncated: bool = False
+    """The task gave the episode up, which is no verdict on its final state."""
 
 
 class SingleStepSimulator(Protocol):
@@ -178,7 +180,7 @@ class ChunkedSimulator:
             if row in self._frames:
                 self._inner.frame(row, self._frames[row][t])
             terminated = outcome.terminated and not self._ignore_terminations
-            if terminated or self._steps[row] >= self._limit:
+            if terminated or outcome.truncated or self._steps[row] >= self._limit:
                 arrays["terminated"][row] = terminated
                 arrays["truncated"][row] = not terminated
                 self._running[row] = False

@@ -43,6 +43,19 @@ def create_env(config: EnvConfig, name: str, max_chunk: int) -> VecEnv:
     return getattr(module, function)(config, name, max_chunk)
 
 
+def check_expert(config: EnvConfig, name: str) -> None:
+    """Check, before an environment starts, what the scripted expert of `env.<name>` needs.
+
+    A simulator takes part by a function `check_expert(config, name)` beside its factory.
+
+    Raises:
+        UserError: Names what is missing.
+    """
+    module, _ = _factory(config, name)
+    if hasattr(module, "check_expert"):
+        module.check_expert(config, name)
+
+
 def preflight(config: ExperimentConfig, file_of: Callable[[str], str]) -> None:
     """Check task, mapping and action width of training and evaluation without starting an environment.
 
@@ -79,6 +92,15 @@ def _check(env: EnvConfig, name: str, action_dim: int) -> None:
 def _check_lab_keys(config: EnvConfig, name: str) -> None:
     """Check that no key is set that has no effect with this simulator."""
     if config.env_type == "isaaclab":
+        options, key = config.init_params.task_options, f"env.{name}.init_params.task_options"
+        if options:
+            raise UserError(
+                "Tasks of Isaac Lab have no task_options",
+                key=key,
+                value=options,
+                expected="no options",
+                mend=f"remove {key}",
+            )
         return
     for block, keys, values in (
         ("mapping", _LAB_MAPPING_KEYS, config.mapping),

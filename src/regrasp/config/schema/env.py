@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import field
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
@@ -232,6 +233,10 @@ class InitParams:
     hold_action: Literal["last", "zero"] = "last"
     """What an environment executes from its end to its reset: `last` suits absolute targets, `zero` relative ones.
     Isaac Lab only."""
+    task_options: Annotated[dict[str, Any], Expect("a block of options that the task knows")] = field(
+        default_factory=dict
+    )
+    """The task's own options, which it checks itself; only tasks of the embedded simulator have any."""
 
 
 @dataclass(frozen=True, config=BLOCK)
