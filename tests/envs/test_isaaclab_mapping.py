@@ -106,6 +106,13 @@ def test_keys_of_isaac_lab_have_no_effect_elsewhere() -> None:
     assert caught.value.key == "env.train.mapping.reward_source"
 
 
+def test_task_options_are_the_embedded_simulators() -> None:
+    params = dataclasses.replace(lab().init_params, task_options={"object_jitter": 0.0})
+    with pytest.raises(UserError, match="no task_options") as caught:
+        create_env(dataclasses.replace(lab(), init_params=params), "train", 1)
+    assert caught.value.key == "env.train.init_params.task_options"
+
+
 def test_shared_settings_are_defaults_of_both(tmp_path: Path) -> None:
     shared = ["env.isaaclab.device=cuda:1", "env.isaaclab.camera_size=[112,224]", "+env.eval.init_params.device=cuda:2"]
     envs = load_config("isaaclab_stack_cube_ppo_groot", shared).config.env

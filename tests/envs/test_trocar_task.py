@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import mujoco
@@ -13,10 +14,12 @@ import pytest
 import torch
 from vec_envs import PICK, assert_same_step, entries, make_env
 
+from regrasp.cli.main import main
 from regrasp.config.schema import ActionMapping, EnvConfig, InitParams, MappingConfig
 from regrasp.envs.mujoco.env import describe
 from regrasp.envs.mujoco.simulator import MujocoSimulator, create_task
 from regrasp.envs.mujoco.tasks.trocar.scene import Layout
+from regrasp.envs.registry import check_expert
 from regrasp.envs.remote.vector import RemoteVecEnv
 from regrasp.errors import UserError
 
@@ -251,22 +254,49 @@ def test_a_task_without_options_takes_none():
         describe(env_config(PICK, object_jitter=0.0), "train")
 
 
-def test_without_mink_the_expert_names_the_extra(monkeypatch: pytest.MonkeyPatch):
+@pytest.fixture
+def without_mink(monkeypatch: pytest.MonkeyPatch) -> None:
     real = builtins.__import__
 
-    def without_mink(name: str, *rest: Any) -> Any:
+    def refusing(name: str, *rest: Any) -> Any:
         if name == "mink":
             raise ImportError(name)
         return real(name, *rest)
 
     for module in ("ik", "expert"):
         monkeypatch.delitem(sys.modules, f"regrasp.envs.mujoco.tasks.trocar.{module}", raising=False)
-    monkeypatch.setattr(builtins, "__import__", without_mink)
+    monkeypatch.setattr(builtins, "__import__", refusing)
+
+
+@pytest.mark.usefixtures("without_mink")
+def test_without_mink_the_expert_names_the_extra():
     task = create_task(TROCAR)
     data, episode = mujoco.MjData(task.model), np.zeros(task.episode_size)
     task.reset(data, episode, np.random.default_rng(0))
     with pytest.raises(UserError, match=r'pip install "regrasp\[trocar\]"'):
         task.expert(data, episode)
+
+
+@pytest.mark.usefixtures("without_mink")
+@pytest.mark.parametrize("command", [("play", "--policy", "expert"), ("collect",)])
+def test_without_mink_no_environment_starts_for_the_expert(
+    command: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(RemoteVecEnv, "__init__", lambda *_, **__: pytest.fail("an environment was started"))
+    mapping = "{main_images: null, states: [robot_dex3_joint_state]}"
+    overrides = [f"env.{name}.init_params.id={TROCAR}" for name in ("train", "eval")]
+    overrides += [f"env.{name}.mapping={mapping}" for name in ("train", "eval")]
+    flags = ["--config_name", "pick_cube_ppo_mlp", *overrides, "actor.model.action_dim=43"]
+    assert main([*command, *flags]) == 2
+    assert 'pip install "regrasp[trocar]"' in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("without_mink")
+def test_without_mink_other_experts_act():
+    check_expert(env_config(PICK), "eval")
+    with pytest.raises(UserError, match="mink"):
+        check_expert(env_config(), "eval")
 
 
 def test_the_task_itself_does_not_need_mink():
