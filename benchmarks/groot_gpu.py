@@ -32,7 +32,7 @@ from torch import Tensor
 
 from groot_flops import Flops, count_flops
 from regrasp.data.rollout import Rollout, RolloutBuilder
-from regrasp.engine.compilation import compile_policy, num_compilations
+from regrasp.engine.compilation import CapturedBackward, compile_policy, num_compilations
 from regrasp.engine.precision import ActingPolicy, apply_precision
 from regrasp.models.groot.config import GrootConfig
 from regrasp.models.groot.policy import GrootPolicy
@@ -304,6 +304,8 @@ def measure_update(
     release(sizes.device)  # the float32 weights that precision has replaced
     if compiled:
         compile_policy(policy, {sizes.minibatch}, sizes.device, backend=sizes.backend)
+        if sizes.device.type == "cuda":
+            actor.backward = CapturedBackward(actor.backward, policy, sizes.minibatch)
     if whole_rollout:
         compile_policy(acting, {sizes.num_envs[1]}, sizes.device, backend=sizes.backend)
     num_chunks = sizes.num_chunks if whole_rollout else 2

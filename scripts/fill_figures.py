@@ -1,4 +1,4 @@
-"""Writes the figures of `benchmarks/results/` into the README, between its `figures:` markers.
+"""Writes the figures of `benchmarks/results/` into README and docs/models.md, between `figures:` markers.
 
 python scripts/fill_figures.py
 """
@@ -41,6 +41,24 @@ def quickstart_stages(document: Document) -> dict[str, str]:
     return {name: f"{seconds:.0f} s" for name, seconds in stages.items()}
 
 
+def groot_gpu(document: Document) -> list[list[str]]:
+    """Milliseconds of each path, and how many times as fast as the plain one it is."""
+    rerun, plain4, plain64 = (document[f"{key}_ms"] for key in ("update_rerun", "rollout4_eager", "rollout64_eager"))
+    kinds = (
+        ("PPO update of 32 samples, backbone re-run, eager", "update_rerun_ms", rerun),
+        ("the same, features cached, eager", "update_cached_eager_ms", rerun),
+        ("the same, features cached, compiled, CUDA graph", "update_cached_ms", rerun),
+        ("the same, context frozen and cached, eager", "update_frozen_context_eager_ms", rerun),
+        ("the same, context frozen and cached, compiled, CUDA graph", "update_frozen_context_ms", rerun),
+        ("inference for 4 environments, plain", "rollout4_eager_ms", plain4),
+        ("inference for 4 environments, compiled, CUDA graph", "rollout4_ms", plain4),
+        ("inference for 64 environments, plain", "rollout64_eager_ms", plain64),
+        ("inference for 64 environments, compiled, CUDA graph", "rollout64_ms", plain64),
+    )
+    rows = [[text, f"{document[key]:.1f}", f"{plain / document[key]:.2f}"] for text, key, plain in kinds]
+    return [["", "ms", "times as fast"], *rows]
+
+
 def _cell(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
@@ -58,7 +76,7 @@ def replace_between(text: str, name: str, content: str) -> str:
 
 
 def main() -> None:
-    """Fill the tables of the quickstart."""
+    """Fill the tables of README and docs/models.md."""
     readme = ROOT / "README.md"
     text = readme.read_text()
     document = json.loads((RESULTS / "quickstart_seeds.json").read_text())
@@ -68,6 +86,9 @@ def main() -> None:
     for stage, seconds in quickstart_stages(document).items():
         text = re.sub(rf"(?m)^(\| {stage} \| .* \|)[^|]*\|$", lambda match, s=seconds: f"{match[1]} {s} |", text)
     readme.write_text(text)
+    models = ROOT / "docs" / "models.md"
+    gpu = json.loads((RESULTS / "groot_gpu.json").read_text())
+    models.write_text(replace_between(models.read_text(), "groot_gpu", markdown(groot_gpu(gpu))))
 
 
 if __name__ == "__main__":

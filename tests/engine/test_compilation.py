@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 import torch
 from tensordict import TensorDict
+from torch import Tensor, nn
 
-from regrasp.engine.compilation import CapturedMethod, compile_policy, num_compilations
+from regrasp.data.rollout import Rollout
+from regrasp.engine.compilation import CapturedBackward, CapturedMethod, compile_policy, num_compilations
 from regrasp.envs.contract import Observation
 from regrasp.errors import UserError
 from regrasp.models.contract import Action, Evaluation
@@ -168,3 +170,47 @@ def test_a_captured_method_reads_its_weights_anew_and_keeps_its_results_apart() 
     assert float(total) == 3
     assert second.tolist() == [3, 5, 7]
     assert third.tolist() == [5, 7, 9]
+
+
+class _Squares(nn.Module):
+    """One weight, whose loss is the mean of (weight x observation)^2 times a scheduled number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(2.0))
+        self.unused = nn.Parameter(torch.tensor(1.0))
+        self.schedule = (1.0,)
+
+
+def _gradient(net: _Squares) -> float:
+    assert net.weight.grad is not None
+    return float(net.weight.grad)
+
+
+def _decisions(values: list[float]) -> Rollout:
+    column = torch.tensor(values)
+    table = TensorDict({"x": column}, batch_size=[len(values)])
+    return Rollout(table, table.clone(), column, column, column, column, column, column).to(torch.device("cuda"))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_captured_gradients_are_those_of_the_micro_batch_and_add_up() -> None:
+    net = _Squares().cuda()
+
+    def backward(micro: Rollout, shares: Tensor) -> dict[str, Tensor]:
+        loss = ((net.weight * micro.trace["x"]) ** 2).mean() * shares[0] * net.schedule[0]
+        loss.backward()
+        return {"loss": loss.detach()}
+
+    policy: Any = net
+    captured = CapturedBackward(backward, policy, size=2)
+    shares = torch.ones(3, device="cuda")
+    losses = [float(captured(_decisions(values), shares)["loss"]) for values in ([1.0, 1.0], [1.0, 3.0])]
+    assert losses == [4, 20]
+    assert _gradient(net) == 4 + 20  # 2 w mean(x^2) of both
+    net.weight.grad = None
+    net.schedule = (0.5,)
+    captured(_decisions([1, 3]), shares)
+    assert _gradient(net) == 10
+    captured(_decisions([1, 1, 1]), shares)  # another size is not the recorded one
+    assert _gradient(net) == 12

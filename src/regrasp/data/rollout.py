@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -40,8 +40,14 @@ class Rollout:
         return len(self.values)
 
     def rows(self, index: Tensor) -> Rollout:
-        """The decisions in `index`."""
-        return Rollout(**{name: value[index] for name, value in vars(self).items()})
+        """The decisions in `index` (B,) int64, on the CPU; the host waits for no GPU."""
+        device = self.values.device
+        own = index if device.type == "cpu" else index.pin_memory().to(device, non_blocking=True)
+        return Rollout(**{n: value[index if isinstance(value, HostRows) else own] for n, value in vars(self).items()})
+
+    def decisions_to(self, device: torch.device) -> Rollout:
+        """All but `inputs`, which is the bulk of it, on `device`."""
+        return replace(self, **{n: value.to(device) for n, value in vars(self).items() if n != "inputs"})
 
     def to(self, device: torch.device) -> Rollout:
         """The decisions on `device`."""

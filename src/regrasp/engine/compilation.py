@@ -9,12 +9,14 @@ from typing import Any
 
 import torch
 from tensordict import TensorDict
-from torch import Tensor
+from torch import Tensor, nn
 from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 from torch._dynamo.utils import counters
 
+from regrasp.data.rollout import Rollout
 from regrasp.errors import UserError
 from regrasp.models.contract import Action, Evaluation, Mode, Noise, Policy
+from regrasp.workers.actor import Backward
 
 _WARM_UP = 2
 """Runs before a capture: the first ones compile, tune and allocate."""
@@ -177,3 +179,82 @@ class CapturedMethod:
         inputs = [value for value in own if isinstance(value, Tensor)]
         returns_tuple = isinstance(outputs, tuple)
         return _Capture(graph, constants, inputs, outputs if returns_tuple else (outputs,), returns_tuple)
+
+
+@dataclass
+class _CapturedBackward:
+    graph: torch.cuda.CUDAGraph
+    schedule: tuple[float, ...]
+    micro: Rollout
+    shares: Tensor
+    metrics: dict[str, Tensor]
+    gradients: list[Tensor]
+
+
+class CapturedBackward:
+    """Forward and backward pass of a micro-batch, recorded once as a CUDA graph and replayed.
+
+    A step is hundreds of small kernels, which the GPU finishes faster than Python starts them. Micro-batches of
+    another size than the recorded one are computed as before.
+
+    Args:
+        backward: Adds gradients and returns metrics; must not wait for the GPU.
+        policy: Whose gradients; a change of its `schedule` records anew.
+        size: Decisions of a micro-batch to record.
+    """
+
+    def __init__(self, backward: Backward, policy: Policy, size: int) -> None:
+        self._backward = backward
+        self._policy = policy
+        self._size = size
+        self._capture: _CapturedBackward | None = None
+
+    def __call__(self, micro: Rollout, shares: Tensor) -> dict[str, Tensor]:
+        """Replay; metrics are copies that the next call leaves alone."""
+        if len(micro) != self._size:
+            return self._backward(micro, shares)
+        parameters = [parameter for parameter in self._policy.parameters() if parameter.requires_grad]
+        earlier = [parameter.grad for parameter in parameters]
+        if self._capture is None or self._capture.schedule != self._policy.schedule:
+            self._capture = None  # its memory is free before the new one is recorded
+            self._capture = self._record(micro, shares, parameters)
+        capture = self._capture
+        kept = [None if gradient is None else gradient.clone() for gradient in earlier]
+        _copy(micro, capture.micro)
+        capture.shares.copy_(shares)
+        capture.graph.replay()
+        for parameter, gradient, before in zip(parameters, capture.gradients, kept, strict=True):
+            parameter.grad = gradient if before is None else gradient.add_(before)
+        return {name: value.clone() for name, value in capture.metrics.items()}
+
+    def _record(self, micro: Rollout, shares: Tensor, parameters: list[nn.Parameter]) -> _CapturedBackward:
+        own = Rollout(**{name: value.clone() for name, value in vars(micro).items()})
+        own_shares = shares.clone()
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(_WARM_UP):
+                self._forget(parameters)
+                self._backward(own, own_shares)
+        torch.cuda.current_stream().wait_stream(stream)
+        self._forget(parameters)
+        torch.cuda.empty_cache()  # what the warm-up held; the graph has memory of its own
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            metrics = self._backward(own, own_shares)
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        return _CapturedBackward(graph, self._policy.schedule, own, own_shares, metrics, gradients)
+
+    def _forget(self, parameters: list[nn.Parameter]) -> None:
+        for parameter in parameters:
+            parameter.grad = None
+
+
+def _copy(source: Rollout, target: Rollout) -> None:
+    for name, value in vars(source).items():
+        own = getattr(target, name)
+        if isinstance(value, TensorDict):
+            for key, tensor in value.items():
+                own[key].copy_(tensor)
+        else:
+            own.copy_(value)

@@ -12,7 +12,7 @@ from torch import Tensor
 from regrasp.config.batches import num_samples, num_updates
 from regrasp.config.schema import EnvConfig, ExperimentConfig
 from regrasp.data.rollout import Rollout, RolloutBuilder
-from regrasp.engine.compilation import compile_policy
+from regrasp.engine.compilation import CapturedBackward, compile_policy
 from regrasp.engine.precision import ActingPolicy, apply_precision
 from regrasp.envs.contract import VecEnv
 from regrasp.envs.mapping import ActionMapping
@@ -156,6 +156,9 @@ class LocalEngine:
         else:
             compile_policy(self._acting.policy, acting_sizes, self._device)
         compile_policy(self.policy, training_sizes, self._device)
+        if self._device.type == "cuda":
+            size = config.actor.micro_batch_size
+            self.actor.backward = CapturedBackward(self.actor.backward, self.policy, size)
 
     def _action_mapping(self, config: EnvConfig, env: VecEnv, name: str) -> ActionMapping:
         return ActionMapping(

@@ -111,6 +111,11 @@ class Policy(nn.Module, ABC):
                 return self._decode(**inputs)
         raise ValueError(f"unknown mode {mode!r}")
 
+    @property
+    def schedule(self) -> tuple[float, ...]:
+        """Numbers that `begin_update` sets; by default there are none."""
+        return ()
+
     def begin_update(self, update: int) -> None:
         """Hear how many updates the run has made, for schedules such as noise annealing; by default nothing follows."""
 

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from regrasp.config.schema import ActorConfig, AlgorithmConfig, OptimConfig
 
 
+Backward = Callable[[Rollout, Tensor], dict[str, Tensor]]
+"""From a micro-batch and its shares of the minibatch's means to metrics; gradients are added to the parameters."""
+
+
 class NonFiniteError(TrainingHaltedError):
     """A loss or gradient is not a number or infinite; carries the batch that caused it."""
 
@@ -70,6 +74,8 @@ class ActorWorker:
         self._policy_parameters, self._value_parameters = _split(policy, actor.model.trainable)
         self.optimizer = _adamw(self._policy_parameters, self._value_parameters, actor.optim, device)
         self.num_steps = 0
+        self.backward: Backward = self._backward
+        """Adds a micro-batch's gradients and returns its metrics; an engine may put a captured one in its place."""
         self._reference = _frozen_copy(policy) if algorithm.kl_beta else None
 
     def update(self, rollout: Rollout, update: int, should_abandon: Callable[[], bool]) -> dict[str, float]:
@@ -85,6 +91,7 @@ class ActorWorker:
         for group in self.optimizer.param_groups:
             group["lr"] = group["base_lr"] * factor
         generator = torch_generator(self._seed, "data", update)
+        rollout = rollout.decisions_to(self._device)
         metrics: dict[str, list[float]] = defaultdict(list)
         for _ in range(self._algorithm.value_epochs):
             for batch in self._minibatches(rollout, generator, should_abandon):
@@ -151,9 +158,7 @@ class ActorWorker:
         self.optimizer.zero_grad(set_to_none=True)
         parts: dict[str, list[Tensor]] = defaultdict(list)
         for micro in batch.split(self._micro_size):
-            loss, values = self._loss(micro.to(self._device), batch)
-            loss.backward()
-            for name, value in values.items():
+            for name, value in self.backward(micro.to(self._device), self._shares(micro, batch)).items():
                 parts[name].append(value)
         if self._warms_up:
             _drop_gradients(self._policy_parameters)
@@ -182,9 +187,25 @@ class ActorWorker:
         """Whether the coming optimizer step trains the value head only."""
         return self.num_steps < self._optim.critic_warmup_steps
 
-    def _loss(self, micro: Rollout, batch: Rollout) -> tuple[Tensor, dict[str, Tensor]]:
-        """What a micro-batch contributes to loss and metrics of its minibatch: the parts add up to the whole."""
+    def _shares(self, micro: Rollout, batch: Rollout) -> Tensor:
+        """A micro-batch's parts (3,) in its minibatch's means of policy, value and entropy terms."""
         config = self._algorithm
+        chunks = batch.values.new_full((), len(micro) / len(batch))
+        policy, entropy = (_share(micro, batch, level, chunks) for level in (config.logprob_type, config.entropy_type))
+        return torch.stack([policy, chunks, entropy])
+
+    def _backward(self, micro: Rollout, shares: Tensor) -> dict[str, Tensor]:
+        loss, metrics = self._loss(micro, shares)
+        loss.backward()
+        return metrics
+
+    def _loss(self, micro: Rollout, shares: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """What a micro-batch contributes to loss and metrics of its minibatch: the parts add up to the whole.
+
+        On a GPU it never waits for it, and the minibatch reaches it in tensors alone, so that it can be captured.
+        """
+        config = self._algorithm
+        policy_share, critic_share, entropy_share = shares.unbind()
         features = self.policy("encode", inputs=micro.inputs) if self._recompute else micro.inputs
         evaluation: Evaluation = self.policy("evaluate", features=features, trace=micro.trace)
         new, mask = reduce_log_probs(evaluation.log_probs, micro.num_executed, config.logprob_type)
@@ -199,12 +220,11 @@ class ActorWorker:
             clip_c=config.clip_ratio_c,
         )
         critic_loss, critic_metrics = self._value_loss(evaluation.values, micro)
-        policy_share, critic_share = _share(micro, batch, config.logprob_type), len(micro) / len(batch)
         metrics = {f"actor/{name}": policy_share * value for name, value in actor_metrics.items()}
         metrics |= {f"critic/{n}": critic_share * v for n, v in critic_metrics.items() if n != "explained_variance"}
         loss = policy_share * actor_loss + critic_share * critic_loss
         if config.entropy_bonus or evaluation.entropy is not None:
-            entropy = _share(micro, batch, config.entropy_type) * self._entropy(evaluation, micro)
+            entropy = entropy_share * self._entropy(evaluation, micro)
             loss = loss - config.entropy_bonus * entropy
             metrics["actor/entropy_loss"] = entropy.detach()
         if self._reference is not None:
@@ -212,7 +232,7 @@ class ActorWorker:
             loss = loss + config.kl_beta * divergence
             metrics["actor/kl_to_start"] = divergence.detach()
         metrics["actor/total_loss"] = loss.detach()
-        metrics["actor/max_ratio_error"] = ((new - old).detach()[mask].exp() - 1).abs().max()
+        metrics["actor/max_ratio_error"] = _largest_ratio_error(new, old, mask)
         return loss, metrics
 
     def _value_loss(self, values: Tensor, batch: Rollout) -> tuple[Tensor, dict[str, Tensor]]:
@@ -301,6 +321,11 @@ def _adamw(
     )
 
 
+def _largest_ratio_error(new: Tensor, old: Tensor, mask: Tensor) -> Tensor:
+    """Largest |ratio - 1| over `mask`, without selecting by it: the number selected would have to be waited for."""
+    return ((new - old).detach().exp() - 1).abs().where(mask, 0.0).max()
+
+
 def _frozen_copy(policy: Policy) -> Policy:
     """The policy as it is now; weights that are not trained are shared, not copied."""
     constants = (*(p for p in policy.parameters() if not p.requires_grad), *policy.buffers())
@@ -314,11 +339,9 @@ def _drop_gradients(parameters: Iterable[nn.Parameter]) -> None:
         parameter.grad = None
 
 
-def _share(part: Rollout, whole: Rollout, level: Level) -> float:
+def _share(part: Rollout, whole: Rollout, level: Level, of_chunks: Tensor) -> Tensor:
     """The share of `part` in a mean over `whole` of elements at `level`."""
-    if level == "chunk_level":
-        return len(part) / len(whole)
-    return int(part.num_executed.sum()) / int(whole.num_executed.sum())
+    return of_chunks if level == "chunk_level" else part.num_executed.sum() / whole.num_executed.sum()
 
 
 def _explained_variance(rollout: Rollout) -> float:

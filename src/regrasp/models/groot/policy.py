@@ -90,6 +90,11 @@ class GrootPolicy(Policy):
         """Images (B, V, H, W, 3) uint8, input_ids (B, L), state (B, max_state_dim); see `GrootProcessor.prepare`."""
         return self.processor.prepare(observation)
 
+    @property
+    def schedule(self) -> tuple[float, ...]:
+        """The noise level."""
+        return (self.noise_level,)
+
     def begin_update(self, update: int) -> None:
         """Set the noise level of the coming update, if it is annealed."""
         if self.settings.noise_anneal is not None:
