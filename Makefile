@@ -26,6 +26,7 @@ quickstart: $(RUNTIME) ## run every stage on the embedded simulator, with a repo
 
 test: lint ## everything CI runs: linters, types, tests
 	@sh scripts/install_rendering.sh $(VENV_PYTHON)
+	@sh scripts/install_isaaclab_tests.sh $(VENV_PYTHON)
 	$(VENV_PYTHON) -m pytest -n 2
 
 lint: $(DEVELOPMENT) ## ruff and pyright, changing nothing

@@ -20,8 +20,8 @@ def test_every_extra_for_users_is_known() -> None:
 
 
 def test_the_command_names_the_versions_that_the_installation_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    declared = ["torch>=2", 'peft<1,>=0.18; extra == "lora"', "h5py>=3; extra == 'convert'", 'x; extra == "dev"']
+    declared = ["torch>=2", 'peft<1,>=0.18; extra == "lora"', "mink>=1; extra == 'trocar'", 'x; extra == "dev"']
     monkeypatch.setattr(importlib.metadata, "requires", lambda _: declared)
     assert extras.install_command("lora") == 'pip install "peft<1,>=0.18"'
-    assert extras.install_command("convert") == 'pip install "h5py>=3"'
+    assert extras.install_command("trocar") == 'pip install "mink>=1"'
     assert extras.install_command("wandb") == 'pip install "wandb"'

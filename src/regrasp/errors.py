@@ -57,14 +57,18 @@ class UserError(RegraspError):
         lines = [problem, *(f"  {name + ':':<10}{text}" for name, text in rows if text)]
         super().__init__("\n".join(lines))
 
+    def fields(self) -> dict[str, Any]:
+        """The arguments that make this error again, in another process for example."""
+        fields = {"problem": self.problem, "file": self.file, "key": self.key, "expected": self.expected}
+        return {**fields, "mend": self.mend, **({"value": self.value} if self._has_value else {})}
+
     def in_file(self, file: Any) -> UserError:
         """The same error, naming the file that holds the mistake."""
         return self.at(file, self.key)
 
     def at(self, file: Any, key: str | None) -> UserError:
         """The same error, naming the file that holds the mistake and the key as it is written there."""
-        value = self.value if self._has_value else _UNSET
-        return UserError(self.problem, file=file, key=key, value=value, expected=self.expected, mend=self.mend)
+        return UserError(**{**self.fields(), "file": file, "key": key})
 
 
 class SimulatorError(RegraspError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 
-PACKAGES = {"wandb": "wandb", "swanlab": "swanlab", "lora": "peft", "trocar": "mink", "convert": "h5py"}
+PACKAGES = {"wandb": "wandb", "swanlab": "swanlab", "lora": "peft", "trocar": "mink"}
 """What an extra adds."""
 
 

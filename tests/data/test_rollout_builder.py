@@ -16,6 +16,11 @@ CHUNK, ACTION_DIM = 3, 2
 Ending = Literal["terminated", "truncated", "cut", "cut without a value"]
 
 
+def inputs_of(rollout: Rollout) -> TensorDict:
+    assert isinstance(rollout.inputs, TensorDict)
+    return rollout.inputs
+
+
 @dataclass
 class Decision:
     """One decision of an episode; every number is drawn at random."""
@@ -148,7 +153,7 @@ def test_a_terminated_episode_has_nothing_after_it() -> None:
 def test_rows_keep_what_belongs_together() -> None:
     rollout, rows = build(varied_episodes())
     ids = torch.arange(len(rows))
-    assert torch.equal(rollout.inputs["row"], ids)
+    assert torch.equal(inputs_of(rollout)["row"], ids)
     assert torch.equal(rollout.trace["row"], ids)
     assert torch.equal(rollout.log_probs[:, 0, 0], ids.float())
     assert rollout.num_executed.tolist() == [len(e.decisions[i].rewards) for e, i in rows]
@@ -167,19 +172,19 @@ def test_advantages_are_normalised_over_all_decisions_at_once() -> None:
 def test_minibatches_cover_every_decision_once(size: int) -> None:
     rollout, rows = build(varied_episodes())
     batches = list(rollout.minibatches(size, torch.Generator().manual_seed(1)))
-    assert sorted(torch.cat([batch.inputs["row"] for batch in batches]).tolist()) == list(range(len(rows)))
+    assert sorted(torch.cat([inputs_of(batch)["row"] for batch in batches]).tolist()) == list(range(len(rows)))
     assert max(len(batch) for batch in batches) <= size
     assert max(len(batch) for batch in batches) - min(len(batch) for batch in batches) <= 1
     for batch in batches:
-        assert torch.equal(batch.advantages, rollout.advantages[batch.inputs["row"]])
-        assert torch.equal(batch.trace["row"], batch.inputs["row"])
+        assert torch.equal(batch.advantages, rollout.advantages[inputs_of(batch)["row"]])
+        assert torch.equal(batch.trace["row"], inputs_of(batch)["row"])
 
 
 def test_the_order_of_minibatches_is_the_generators() -> None:
     rollout, rows = build(varied_episodes())
 
     def order(generator: torch.Generator) -> list[int]:
-        return torch.cat([batch.inputs["row"] for batch in rollout.minibatches(4, generator)]).tolist()
+        return torch.cat([inputs_of(batch)["row"] for batch in rollout.minibatches(4, generator)]).tolist()
 
     generator = torch.Generator().manual_seed(1)
     first, second = order(generator), order(generator)
@@ -192,7 +197,7 @@ def test_split_keeps_the_order() -> None:
     rollout, rows = build(varied_episodes())
     parts = list(rollout.split(4))
     assert [len(part) for part in parts[:-1]] == [4] * (len(parts) - 1)
-    assert torch.cat([part.inputs["row"] for part in parts]).tolist() == list(range(len(rows)))
+    assert torch.cat([inputs_of(part)["row"] for part in parts]).tolist() == list(range(len(rows)))
 
 
 def test_moving_a_rollout_moves_every_part() -> None:

@@ -61,7 +61,7 @@ def test_an_unknown_task_is_the_users_mistake(task: str, hint: str):
 def test_packages_add_simulators_by_entry_points(monkeypatch: pytest.MonkeyPatch):
     point = EntryPoint("toy", f"{__name__}:create_toy", "regrasp.envs")
     monkeypatch.setattr(registry, "entry_points", lambda *, group: [point] if group == "regrasp.envs" else [])
-    assert set(known_env_types()) == {"mujoco", "toy"}
+    assert set(known_env_types()) == {"mujoco", "isaaclab", "toy"}
     assert create_env(config("toy"), "train", 5) == ("toy", "train", 5)
 
 

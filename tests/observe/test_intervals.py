@@ -3,7 +3,7 @@ from math import sqrt
 import numpy as np
 import pytest
 
-from regrasp.observe.intervals import wilson_interval
+from regrasp.observe.intervals import mean_interval, wilson_interval
 
 
 @pytest.mark.parametrize(
@@ -38,3 +38,19 @@ def test_no_episode_says_nothing():
 def test_impossible_arguments(successes, episodes, confidence):
     with pytest.raises(ValueError):
         wilson_interval(successes, episodes, confidence)
+
+
+def test_the_mean_of_zeros_and_ones_has_wilsons_interval():
+    assert mean_interval([1.0] * 8 + [0.0] * 2) == wilson_interval(8, 10)
+
+
+def test_the_interval_of_a_mean_covers_it_about_as_often_as_promised():
+    draws = np.random.default_rng(0).integers(0, 5, (2000, 60)).astype(float)
+    bounds = np.array([mean_interval(row.tolist()) for row in draws])
+    assert np.mean((bounds[:, 0] <= 2) & (bounds[:, 1] >= 2)) == pytest.approx(0.95, abs=0.02)
+    np.testing.assert_allclose(bounds.mean(1), draws.mean(1))
+
+
+def test_one_value_has_no_interval():
+    with pytest.raises(ValueError):
+        mean_interval([2.0])

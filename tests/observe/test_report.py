@@ -202,3 +202,30 @@ def test_summary_survives_json():
 def test_other_json_is_refused(text):
     with pytest.raises(ValueError):
         EvaluationSummary.from_json(text)
+
+
+def test_task_measures_have_means_and_intervals(tmp_path):
+    stages = {"stage": [0.0, 1.0, 1.0, 2.0], "truly_inserted": [0.0, 0.0, 0.0, 1.0]}
+    base = EvaluationSummary.from_counts({"pick": (0, 4)}, stages)
+    tuned = EvaluationSummary.from_counts({"pick": (4, 4)}, {"stage": [4.0] * 4})
+    assert base.measures["stage"].mean == 1.0
+    assert base.measures["stage"].high - 1.0 == pytest.approx(1.96 * np.std([0, 1, 1, 2], ddof=1) / 2, abs=1e-4)
+    assert (base.measures["truly_inserted"].low, base.measures["truly_inserted"].high) == wilson_interval(1, 4)
+    assert EvaluationSummary.from_json(base.to_json()) == base
+    write_report(ReportData(title="t", seed=0, base=base, finetuned=tuned), tmp_path / "r.html")
+    page = Page((tmp_path / "r.html").read_text())
+    assert "measures" in page.sections
+    words = " ".join(page.text.split())
+    assert "stage 1.00 0.20 to 1.80 4.00 4.00 to 4.00" in words
+    assert "truly inserted 0.25" in words
+
+
+def test_summaries_written_before_there_were_measures_are_read():
+    summary = EvaluationSummary.from_counts({"pick": (1, 2)})
+    text = summary.to_json().replace(',\n  "measures": {}', "")
+    assert "measures" not in text
+    assert EvaluationSummary.from_json(text) == summary
+
+
+def test_a_single_episode_has_no_measures():
+    assert EvaluationSummary.from_counts({"pick": (1, 1)}, {"stage": [3.0]}).measures == {}

@@ -143,3 +143,14 @@ def test_episode_holds_its_outcome(tmp_path):
 def test_episode_needs_one_reward_per_frame(tmp_path):
     with pytest.raises(ValueError):
         write_episode(tmp_path / "a.mp4", np.stack([grey()] * 3), "pick", np.zeros(2), success=False, fps=10)
+
+
+def test_the_last_frame_shows_the_tasks_measures(tmp_path):
+    frames = np.stack([grey(256, 256)] * 3)
+    for name, measures in (("plain", None), ("measured", {"stage": 3.0, "truly_inserted": 1.0})):
+        path = tmp_path / f"{name}.mp4"
+        write_episode(path, frames, "pick", np.zeros(3), False, fps=10, hold_last_s=0.0, measures=measures)
+    plain, measured = (decode(tmp_path / f"{name}.mp4")[0] for name in ("plain", "measured"))
+    changes = [np.abs(a.astype(int) - b.astype(int)).mean() for a, b in zip(plain, measured, strict=True)]
+    assert max(changes[:-1]) < 0.5
+    assert changes[-1] > 2

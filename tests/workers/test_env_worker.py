@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tensordict import TensorDict
 from torch import Tensor
 from worker_toys import CHUNK, LIMIT, EchoPolicy, Script, ScriptedEnv, plain_mapping, value_of
 
@@ -62,6 +63,7 @@ def one_step_rollout(builder: RolloutBuilder) -> Rollout:
 
 
 def states_of(rollout: Rollout) -> list[tuple[int, int, int]]:
+    assert isinstance(rollout.inputs, TensorDict)
     return [(int(a), int(b), int(c)) for a, b, c in rollout.inputs["state"].tolist()]
 
 

@@ -52,11 +52,6 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run_name", metavar="NAME", help="suffix of the run's log folder")
 
 
-def overrides_of(args: argparse.Namespace) -> list[str]:
-    """The flags as overrides, then the user's own, which win."""
-    return [*flag_overrides(args), *args.overrides]
-
-
 def flag_overrides(args: argparse.Namespace) -> dict[str, str]:
     """The override that each flag means, with the flag's name."""
     flags = {
@@ -98,7 +93,7 @@ def load(args: argparse.Namespace) -> LoadedConfig:
     from regrasp.config.load import load_config
     from regrasp.envs.registry import preflight
 
-    name = getattr(args, "config_name", None) or DEFAULT_CONFIG
+    name = getattr(args, "config_name", None) or _experiment_of_task(args) or DEFAULT_CONFIG
     flags = flag_overrides(args)
     loaded = load_config(name, [*flags, *args.overrides], args.config_path, flags)
     args.loaded = loaded
@@ -111,6 +106,14 @@ def load(args: argparse.Namespace) -> LoadedConfig:
             raise
         print(f"[WARN] {loaded.located(error)}", file=sys.stderr)
     return loaded
+
+
+def _experiment_of_task(args: argparse.Namespace) -> str | None:
+    """The YAML file that the task of `--task` names when it is registered, if it names one."""
+    from regrasp.config.task_packages import experiment_of_task, pythons_in
+
+    file = experiment_of_task(args.task, pythons_in(args.overrides)) if getattr(args, "task", None) else None
+    return None if file is None else str(file)
 
 
 def load_to_run(args: argparse.Namespace, *, block: str | None = None) -> LoadedConfig | None:

@@ -15,7 +15,6 @@ EXTRAS = {
     "swanlab": "metrics on SwanLab",
     "lora": "low-rank adapters on the language model",
     "trocar": "the scripted expert of the trocar task",
-    "convert": "reading Isaac Lab's recorder files",
 }
 _MIN_MEMORY_GB = 4
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from pathlib import Path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -14,8 +16,13 @@ def run(args: argparse.Namespace) -> int:
     return print_tasks()
 
 
-def print_tasks() -> int:
-    """Every known task, its simulator, whether it can run here, and its shipped experiments."""
+def print_tasks(task: str | None = None, overrides: Sequence[str] = ()) -> int:
+    """Every known task, its simulator, whether it can run here, and its experiments.
+
+    Args:
+        task: `package:Task-Id` adds the tasks of that package.
+        overrides: `env.train.python=...` adds the tasks of the Isaac Lab that this interpreter has.
+    """
     from regrasp.config.load import load_config
     from regrasp.config.search import SHIPPED
     from regrasp.envs.mujoco.backend import working_backend
@@ -23,9 +30,44 @@ def print_tasks() -> int:
 
     experiments: dict[str, list[str]] = {task: [] for task in TASK_IDS}
     for file in sorted(SHIPPED.glob("*.yaml")):
-        task = load_config(file.stem).config.env.train.init_params.id
-        experiments.setdefault(task, []).append(file.stem)
+        env = load_config(file.stem).config.env.train
+        experiments.setdefault(env.init_params.id, []).append(file.stem)
     runnable = "runs here" if working_backend() else "cannot render here, see regrasp doctor"
-    for task, names in experiments.items():
-        print(f"{task:<32} mujoco    {runnable:<12} --config_name {' | '.join(names) if names else '(none shipped)'}")
+    for name in TASK_IDS:
+        _print_row(name, "mujoco", runnable, experiments[name])
+    _print_lab_tasks(task, overrides, experiments)
     return 0
+
+
+def _print_lab_tasks(task: str | None, overrides: Sequence[str], experiments: dict[str, list[str]]) -> None:
+    from regrasp.config.task_packages import (
+        LAB_PACKAGE,
+        has_simulator,
+        package_folder,
+        pythons_in,
+        registered_tasks,
+    )
+    from regrasp.envs.mujoco.catalog import TASK_IDS
+
+    packages = [LAB_PACKAGE, *([task.rpartition(":")[0].split(".")[0]] if task and ":" in task else [])]
+    seen: set[str] = set()
+    for python in (None, *pythons_in(overrides)):
+        runnable = "Isaac Sim is here" if has_simulator(python) else "no Isaac Sim here"
+        for package in packages:
+            folder = package_folder(package, python)
+            for found in registered_tasks(folder) if folder else ():
+                name = found.id if package == LAB_PACKAGE else f"{package}:{found.id}"
+                names = [*experiments.get(name, ()), *([str(found.experiment)] if found.experiment else [])]
+                if name not in seen:
+                    _print_row(name, "isaaclab", runnable, names, folder)
+                seen.add(name)
+    for name in sorted(experiments.keys() - seen - TASK_IDS.keys()):
+        _print_row(name, "isaaclab", "not here, see env.isaaclab.python", experiments[name])
+
+
+def _print_row(
+    task: str, simulator: str, runnable: str, experiments: Sequence[str], folder: Path | None = None
+) -> None:
+    names = f"--config_name {' | '.join(experiments)}" if experiments else "(no experiment)"
+    source = "" if folder is None else f"  from {folder}"
+    print(f"{task:<58} {simulator:<9} {runnable:<18} {names}{source}")

@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     if args.list_tasks:
         from regrasp.cli.tasks import print_tasks
 
-        return print_tasks()
+        return print_tasks(args.task, args.overrides)
     from regrasp.config.paths import require_paths
 
     loaded = load_to_run(args)

@@ -19,6 +19,7 @@ from regrasp.config.problems import Problem, raise_problems, schema_problems
 from regrasp.config.schema import ExperimentConfig
 from regrasp.config.search import find_config
 from regrasp.config.sources import COMMAND_LINE, Sources, split_key
+from regrasp.config.task_packages import pythons_in
 from regrasp.config.validate import cross_check, oddities
 from regrasp.errors import UserError
 
@@ -74,7 +75,7 @@ def load_config(
         UserError: The file is not found or broken, an override is bad, or values are wrong. All wrong values are in
             one error.
     """
-    file = find_config(name, config_path)
+    file = find_config(name, config_path, pythons_in(overrides))
     composition = compose_experiment(file, overrides, flags)
     values = composition.values
     translate_synonyms(values)
@@ -82,6 +83,7 @@ def load_config(
     reasons, active = strip_legacy(values)
     if composition.has_idle_hydra_block:
         reasons["hydra"] = "nothing is left to Hydra but composition"
+    _share_simulator(values)
     renamed, problems = _rename_mapping(values)
     problems += [_active_problem(key) for key in active]
     sources = dataclasses.replace(composition.sources, renamed=renamed)
@@ -95,6 +97,29 @@ def load_config(
     if reasons:
         warnings.insert(0, ignored_warning(reasons, file))
     return LoadedConfig(config, file, tuple(overrides), tuple(reasons), tuple(warnings), sources)
+
+
+_SHARED: dict[str, tuple[str, ...]] = {"python": ("python",)} | {
+    key: ("init_params", key) for key in ("device", "headless", "camera_size", "presets", "hold_action")
+}
+"""Keys of the block `env.isaaclab`, and the keys of `env.train` and `env.eval` that they are the defaults of."""
+
+
+def _share_simulator(values: Mapping[str, Any]) -> None:
+    """Spread the block `env.isaaclab` over training and evaluation, in place; keys that it cannot have stay there."""
+    envs = values.get("env")
+    shared = envs.get("isaaclab") if isinstance(envs, dict) else None
+    if not isinstance(envs, dict) or not isinstance(shared, dict):
+        return
+    for key in _SHARED.keys() & shared.keys():
+        value, (*block, name) = shared.pop(key), _SHARED[key]
+        for env in (envs.get("train"), envs.get("eval")):
+            if isinstance(env, dict):
+                target = env.setdefault(block[0], {}) if block else env
+                if isinstance(target, dict) and target.get(name) is None:
+                    target[name] = value
+    if not shared:
+        del envs["isaaclab"]
 
 
 def _rename_mapping(values: Mapping[str, Any]) -> tuple[dict[str, str], list[Problem]]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
-from importlib.util import find_spec
 from pathlib import Path
 
 from regrasp.config.sources import COMMAND_LINE
+from regrasp.config.task_packages import LAB_PACKAGE, package_folder
 from regrasp.errors import UserError
 
 SHIPPED = Path(__file__).resolve().parent.parent / "configs"
@@ -16,12 +16,13 @@ SHIPPED = Path(__file__).resolve().parent.parent / "configs"
 _EXPERIMENT = re.compile(r"^(env|actor|defaults):", re.MULTILINE)
 
 
-def find_config(name: str, config_path: Path | None = None) -> Path:
+def find_config(name: str, config_path: Path | None = None, pythons: Sequence[str] = ()) -> Path:
     """The file of an experiment.
 
     Args:
         name: Name of the experiment (the file's name without `.yaml`), or the path of a YAML file.
         config_path: Folder that is searched first.
+        pythons: Interpreters, besides ours, that may have Isaac Lab.
 
     Searched in this order: `config_path`, the experiments that come with Regrasp, the tasks of an installed Isaac Lab.
 
@@ -38,8 +39,8 @@ def find_config(name: str, config_path: Path | None = None) -> Path:
             mend="correct the path; a single file is given as --config_name /path/to/file.yaml",
         )
     if not name or Path(name).suffix in (".yaml", ".yml") or "/" in name:
-        return _by_path(name, config_path)
-    for folder, files in _searched(config_path):
+        return _by_path(name, config_path, pythons)
+    for folder, files in _searched(config_path, pythons):
         found = [file for file in files if file.stem == name]
         if len(found) > 1:
             raise UserError(
@@ -52,20 +53,20 @@ def find_config(name: str, config_path: Path | None = None) -> Path:
             )
         if found:
             return found[0]
-    raise _unknown(name, config_path)
+    raise _unknown(name, config_path, pythons)
 
 
-def list_configs(config_path: Path | None = None) -> dict[str, Path]:
+def list_configs(config_path: Path | None = None, pythons: Sequence[str] = ()) -> dict[str, Path]:
     """Every experiment that `find_config` can find, by name; earlier folders win."""
     configs: dict[str, Path] = {}
-    for folder, files in _searched(config_path):
+    for folder, files in _searched(config_path, pythons):
         for file in files:
             if folder == SHIPPED or _EXPERIMENT.search(file.read_text(encoding="utf-8", errors="replace")):
                 configs.setdefault(file.stem, file)
     return configs
 
 
-def _by_path(name: str, config_path: Path | None) -> Path:
+def _by_path(name: str, config_path: Path | None, pythons: Sequence[str]) -> Path:
     candidates = [Path(name).expanduser()]
     if config_path is not None:
         candidates.insert(0, config_path / name)
@@ -74,22 +75,22 @@ def _by_path(name: str, config_path: Path | None) -> Path:
         for path in (file, file.with_name(f"{file.name}.yaml")) if file.name else ():
             if path.is_file() and path.suffix == ".yaml":
                 return path.resolve()
-    raise _unknown(name, config_path)
+    raise _unknown(name, config_path, pythons)
 
 
-def _searched(config_path: Path | None) -> Iterator[tuple[Path, list[Path]]]:
+def _searched(config_path: Path | None, pythons: Sequence[str]) -> Iterator[tuple[Path, list[Path]]]:
     """Each folder in the order of search, with its YAML files; Isaac Lab keeps them beside the tasks."""
     for folder in (config_path.resolve(), SHIPPED) if config_path else (SHIPPED,):
         yield folder, sorted(folder.glob("*.yaml"))
-    spec = find_spec("isaaclab_tasks")
-    for location in (spec.submodule_search_locations or ()) if spec else ():
-        yield Path(location), sorted(Path(location).rglob("*.yaml"))
+    folders = (package_folder(LAB_PACKAGE, python) for python in (None, *pythons))
+    for folder in dict.fromkeys(folder for folder in folders if folder is not None):
+        yield folder, sorted(folder.rglob("*.yaml"))
 
 
-def _unknown(name: str, config_path: Path | None) -> UserError:
-    known = sorted(list_configs(config_path))
+def _unknown(name: str, config_path: Path | None, pythons: Sequence[str]) -> UserError:
+    known = sorted(list_configs(config_path, pythons))
     close = get_close_matches(Path(name).stem, known, n=1)
-    searched = ", ".join(str(folder) for folder, _ in _searched(config_path))
+    searched = ", ".join(str(folder) for folder, _ in _searched(config_path, pythons))
     return UserError(
         f"No configuration is called {name!r}.",
         file=COMMAND_LINE,

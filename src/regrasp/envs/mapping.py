@@ -39,19 +39,21 @@ class ObservationMapping(ObservationSelection):
 
 
 class ActionMapping:
-    """Places policy actions (N, T, A) in the simulator's action vector: zeros before and after, and a scale."""
+    """Scales policy actions (N, T, A) and places them in the simulator's action vector, among constants."""
 
     def __init__(self, config: MappingConfig, policy_dim: int, simulator_dim: int, location: str) -> None:
-        check_action_mapping(config, policy_dim, simulator_dim, location)
-        pads = config.action_mapping
-        self._pads = (pads.prefix_pad, pads.suffix_pad)
-        self._scale = torch.as_tensor(pads.scale, dtype=torch.float32)
+        layout = check_action_mapping(config, policy_dim, simulator_dim, location)
+        self._targets = torch.tensor(layout.targets)
+        self._base = torch.tensor(layout.base)
+        self._scale = torch.as_tensor(config.action_mapping.scale, dtype=torch.float32)
         self.policy_dim = policy_dim
 
     def __call__(self, actions: Tensor) -> Tensor:
-        """Policy actions (N, T, A) to simulator actions (N, T, prefix + A + suffix)."""
-        return torch.nn.functional.pad(actions * self._scale.to(actions.device), self._pads)
+        """Policy actions (N, T, A) to simulator actions (N, T, A_sim)."""
+        mapped = self._base.to(actions).repeat(*actions.shape[:-1], 1)
+        mapped[..., self._targets.to(actions.device)] = actions * self._scale.to(actions)
+        return mapped
 
     def inverse(self, actions: Tensor) -> Tensor:
         """The policy part of simulator actions (..., A_sim), for demonstrations."""
-        return actions[..., self._pads[0] : self._pads[0] + self.policy_dim] / self._scale.to(actions.device)
+        return actions[..., self._targets.to(actions.device)] / self._scale.to(actions)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from dataclasses import fields
 from importlib.metadata import entry_points
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -15,8 +16,15 @@ from regrasp.errors import UserError
 if TYPE_CHECKING:
     from regrasp.envs.contract import VecEnv
 
-_FACTORIES = {"mujoco": "regrasp.envs.mujoco.env:create_env"}
+_FACTORIES = {
+    "mujoco": "regrasp.envs.mujoco.env:create_env",
+    "isaaclab": "regrasp.envs.isaaclab.env:create_env",
+}
 """`env_type` to `module:callable`, called as (config, name, max_chunk)."""
+
+
+_LAB_MAPPING_KEYS = ("reward_source", "success_term", "call_zero_weight_terms", "instruction_key", "instructions")
+_LAB_INIT_KEYS = ("device", "headless", "camera_size", "presets", "hold_action")
 
 
 def create_env(config: EnvConfig, name: str, max_chunk: int) -> VecEnv:
@@ -31,14 +39,28 @@ def create_env(config: EnvConfig, name: str, max_chunk: int) -> VecEnv:
         UserError: The simulator or task is unknown, or its observations do not fit the mapping.
     """
     module, function = _factory(config, name)
+    _check_lab_keys(config, name)
     return getattr(module, function)(config, name, max_chunk)
+
+
+def check_expert(config: EnvConfig, name: str) -> None:
+    """Check, before an environment starts, what the scripted expert of `env.<name>` needs.
+
+    A simulator takes part by a function `check_expert(config, name)` beside its factory.
+
+    Raises:
+        UserError: Names what is missing.
+    """
+    module, _ = _factory(config, name)
+    if hasattr(module, "check_expert"):
+        module.check_expert(config, name)
 
 
 def preflight(config: ExperimentConfig, file_of: Callable[[str], str]) -> None:
     """Check task, mapping and action width of training and evaluation without starting an environment.
 
-    A simulator takes part by a function `describe(config, name) -> SimulatorSpec` beside its factory; others are
-    checked when they start.
+    A simulator takes part by a function `describe(config, name) -> SimulatorSpec` beside its factory, or by
+    `check(config, name)` where what it offers is only known once it has started.
 
     Args:
         config: The experiment.
@@ -56,12 +78,44 @@ def preflight(config: ExperimentConfig, file_of: Callable[[str], str]) -> None:
 
 def _check(env: EnvConfig, name: str, action_dim: int) -> None:
     module, _ = _factory(env, name)
+    _check_lab_keys(env, name)
+    if hasattr(module, "check"):
+        module.check(env, name)
     if not hasattr(module, "describe"):
         return
     spec = module.describe(env, name)
     raw = {key: ArraySpec(tuple(shape), dtype) for key, (shape, dtype) in spec.raw_observations.items()}
     ObservationSelection(env.mapping, raw, f"env.{name}.mapping")
     check_action_mapping(env.mapping, action_dim, spec.action_dim, f"env.{name}.mapping")
+
+
+def _check_lab_keys(config: EnvConfig, name: str) -> None:
+    """Check that no key is set that has no effect with this simulator."""
+    if config.env_type == "isaaclab":
+        options, key = config.init_params.task_options, f"env.{name}.init_params.task_options"
+        if options:
+            raise UserError(
+                "Tasks of Isaac Lab have no task_options",
+                key=key,
+                value=options,
+                expected="no options",
+                mend=f"remove {key}",
+            )
+        return
+    for block, keys, values in (
+        ("mapping", _LAB_MAPPING_KEYS, config.mapping),
+        ("init_params", _LAB_INIT_KEYS, config.init_params),
+    ):
+        defaults = {field.name: field.default for field in fields(values)}
+        for key in keys:
+            if getattr(values, key) != defaults[key]:
+                raise UserError(
+                    "The key has an effect with Isaac Lab only",
+                    key=f"env.{name}.{block}.{key}",
+                    value=getattr(values, key),
+                    expected=f"{defaults[key]!r} with env_type {config.env_type}",
+                    mend=f"remove it, or set env.{name}.env_type=isaaclab",
+                )
 
 
 def _factory(config: EnvConfig, name: str) -> tuple[ModuleType, str]:

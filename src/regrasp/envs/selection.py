@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from regrasp.errors import UserError
 
 if TYPE_CHECKING:
-    from regrasp.config.schema import MappingConfig
+    from regrasp.config.schema import ActionMapping, MappingConfig
 
 
 @dataclass(frozen=True)
@@ -137,28 +137,38 @@ def width_of(spec: ArraySpec) -> int:
     return math.prod(spec.shape)
 
 
-def check_action_mapping(config: MappingConfig, policy_dim: int, simulator_dim: int, location: str) -> None:
-    """Check that pads and scale make simulator actions of policy actions.
+@dataclass(frozen=True)
+class ActionLayout:
+    """Where policy actions go in the simulator's action."""
+
+    targets: tuple[int, ...]
+    """Entry of the simulator's action that each entry of the policy's action becomes."""
+    base: tuple[float, ...]
+    """The simulator's action with zeros for the policy's."""
+
+
+def check_action_mapping(config: MappingConfig, policy_dim: int, simulator_dim: int, location: str) -> ActionLayout:
+    """Check that the action mapping makes simulator actions of policy actions, and resolve it.
 
     Raises:
-        UserError: The widths do not add up, or the scale has a wrong length or a zero.
+        UserError: The widths do not add up, an entry is set twice, or the scale has a wrong length or a zero.
     """
+    location = f"{location}.action_mapping"
     mapping = config.action_mapping
-    total = mapping.prefix_pad + policy_dim + mapping.suffix_pad
-    if total != simulator_dim:
-        raise UserError(
-            "The mapped action does not have the simulator's width",
-            key=f"{location}.action_mapping",
-            value=f"prefix_pad {mapping.prefix_pad} + action_dim {policy_dim} + suffix_pad {mapping.suffix_pad}"
-            f" = {total}",
-            expected=f"{simulator_dim} in total",
-            mend="change the pads, or actor.model.action_dim",
-        )
-    factors = mapping.scale if isinstance(mapping.scale, tuple) else (mapping.scale,)
-    if isinstance(mapping.scale, tuple) and len(factors) != policy_dim:
+    _check_scale(mapping.scale, policy_dim, location)
+    if mapping.slices:
+        targets = _targets_of_slices(mapping, policy_dim, simulator_dim, location)
+    else:
+        targets = _targets_of_pads(mapping, policy_dim, simulator_dim, location)
+    return ActionLayout(targets, _base(mapping, targets, simulator_dim, location))
+
+
+def _check_scale(scale: float | tuple[float, ...], policy_dim: int, location: str) -> None:
+    factors = scale if isinstance(scale, tuple) else (scale,)
+    if isinstance(scale, tuple) and len(factors) != policy_dim:
         raise UserError(
             "The action scale has the wrong length",
-            key=f"{location}.action_mapping.scale",
+            key=f"{location}.scale",
             value=list(factors),
             expected=f"one number, or {policy_dim} numbers",
             mend="give one factor per policy action",
@@ -166,8 +176,82 @@ def check_action_mapping(config: MappingConfig, policy_dim: int, simulator_dim: 
     if not all(factors):
         raise UserError(
             "The action scale has a zero, so demonstrations cannot be told in the policy's units",
-            key=f"{location}.action_mapping.scale",
+            key=f"{location}.scale",
             value=list(factors),
             expected="factors other than 0",
             mend="leave the dimension out of the policy's action and pad it instead",
         )
+
+
+def _targets_of_pads(mapping: ActionMapping, policy_dim: int, simulator_dim: int, location: str) -> tuple[int, ...]:
+    total = mapping.prefix_pad + policy_dim + mapping.suffix_pad
+    if total != simulator_dim:
+        raise UserError(
+            "The mapped action does not have the simulator's width",
+            key=location,
+            value=f"prefix_pad {mapping.prefix_pad} + action_dim {policy_dim} + suffix_pad {mapping.suffix_pad}"
+            f" = {total}",
+            expected=f"{simulator_dim} in total",
+            mend="change the pads, or actor.model.action_dim",
+        )
+    return tuple(range(mapping.prefix_pad, mapping.prefix_pad + policy_dim))
+
+
+def _targets_of_slices(mapping: ActionMapping, policy_dim: int, simulator_dim: int, location: str) -> tuple[int, ...]:
+    if mapping.prefix_pad or mapping.suffix_pad:
+        raise UserError(
+            "The policy's action is placed twice, by slices and by pads",
+            key=f"{location}.slices",
+            expected="slices, or prefix_pad and suffix_pad",
+            mend="remove the pads",
+        )
+    targets: dict[int, int] = {}
+    for number, part in enumerate(mapping.slices):
+        key = f"{location}.slices[{number}]"
+        ours, theirs = range(*part.policy), range(*part.simulator)
+        if len(ours) != len(theirs) or ours.stop > policy_dim or theirs.stop > simulator_dim:
+            raise UserError(
+                "A part of the policy's action does not fit where it is to go",
+                key=key,
+                value={"policy": list(part.policy), "simulator": list(part.simulator)},
+                expected=f"two ranges of one length, within [0, {policy_dim}) and [0, {simulator_dim})",
+                mend="correct the range",
+            )
+        if any(i in targets for i in ours) or any(j in targets.values() for j in theirs):
+            raise UserError(
+                "An entry of the action is placed twice",
+                key=key,
+                value={"policy": list(part.policy), "simulator": list(part.simulator)},
+                expected="ranges that do not overlap those before",
+                mend="correct the range",
+            )
+        targets |= dict(zip(ours, theirs, strict=True))
+    missing = [i for i in range(policy_dim) if i not in targets]
+    if missing:
+        raise UserError(
+            "Entries of the policy's action go nowhere",
+            key=f"{location}.slices",
+            value=missing,
+            expected=f"slices that cover all {policy_dim} entries of the policy's action",
+            mend="add them to the slices, or lower actor.model.action_dim",
+        )
+    return tuple(targets[i] for i in range(policy_dim))
+
+
+def _base(mapping: ActionMapping, targets: tuple[int, ...], simulator_dim: int, location: str) -> tuple[float, ...]:
+    base = [0.0] * simulator_dim
+    taken = set(targets)
+    for number, constant in enumerate(mapping.constants):
+        entries = range(*constant.slice)
+        values = constant.value if isinstance(constant.value, tuple) else (constant.value,) * len(entries)
+        if entries.stop > simulator_dim or len(values) != len(entries) or taken.intersection(entries):
+            raise UserError(
+                "A constant of the action does not fit",
+                key=f"{location}.constants[{number}]",
+                value={"slice": list(constant.slice), "value": constant.value},
+                expected=f"one value per entry, within [0, {simulator_dim}), for entries that nothing else sets",
+                mend="correct the range or the values",
+            )
+        taken.update(entries)
+        base[entries.start : entries.stop] = values
+    return tuple(base)

@@ -1,9 +1,10 @@
-"""Confidence intervals of success rates."""
+"""Confidence intervals of success rates and of means."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import sqrt
-from statistics import NormalDist
+from statistics import NormalDist, fmean, variance
 
 
 def wilson_interval(successes: int, episodes: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -35,3 +36,22 @@ def wilson_interval(successes: int, episodes: int, confidence: float = 0.95) -> 
     low = 0.0 if successes == 0 else centre - half
     high = 1.0 if successes == episodes else centre + half
     return low, high
+
+
+def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
+    """Interval of the mean of independent values: Wilson's where all are 0 or 1, else the normal approximation.
+
+    Args:
+        values: One per episode; at least two.
+        confidence: Two-sided confidence level in (0, 1).
+
+    Returns:
+        Lower and upper bound of the mean.
+    """
+    if len(values) < 2:
+        raise ValueError(f"the spread of {len(values)} values is unknown")
+    if set(values) <= {0.0, 1.0}:
+        return wilson_interval(round(sum(values)), len(values), confidence)
+    mean = fmean(values)
+    half = NormalDist().inv_cdf((1 + confidence) / 2) * sqrt(variance(values) / len(values))
+    return mean - half, mean + half

@@ -4,20 +4,36 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from regrasp.errors import UserError
 from regrasp.observe.charts import learning_curve, secondary_panels
-from regrasp.observe.intervals import wilson_interval
+from regrasp.observe.intervals import mean_interval, wilson_interval
 from regrasp.observe.text import duration
 
 Group = Literal["base", "finetuned"]
 _GROUP_TITLES: dict[Group, str] = {"base": "Base", "finetuned": "Fine-tuned"}
+
+
+@dataclass(frozen=True)
+class Measure:
+    """Mean of one of the task's own measures at the end of the episodes."""
+
+    mean: float
+    low: float
+    """Lower bound of the 95 % interval."""
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Measure:
+        """From one value per episode; at least two."""
+        return cls(fmean(values), *mean_interval(values))
 
 
 @dataclass(frozen=True)
@@ -31,15 +47,26 @@ class EvaluationSummary:
     episodes: int
     per_instruction: dict[str, tuple[int, int]]
     """Successes and episodes by instruction."""
+    measures: dict[str, Measure] = field(default_factory=dict)
+    """The task's own measures, such as the stage reached."""
 
     @classmethod
-    def from_counts(cls, per_instruction: Mapping[str, tuple[int, int]]) -> EvaluationSummary:
-        """Add up (successes, episodes) by instruction; at least one episode."""
+    def from_counts(
+        cls, per_instruction: Mapping[str, tuple[int, int]], measures: Mapping[str, Sequence[float]] | None = None
+    ) -> EvaluationSummary:
+        """Add up (successes, episodes) by instruction; at least one episode.
+
+        Args:
+            per_instruction: Counts.
+            measures: The task's own measures, one value per episode each; left out where there is one episode.
+        """
         successes = sum(count for count, _ in per_instruction.values())
         episodes = sum(count for _, count in per_instruction.values())
         if episodes == 0:
             raise ValueError("an evaluation has at least one episode")
-        return cls(successes / episodes, wilson_interval(successes, episodes), episodes, dict(per_instruction))
+        means = {name: Measure.of(values) for name, values in (measures or {}).items() if episodes > 1}
+        interval = wilson_interval(successes, episodes)
+        return cls(successes / episodes, interval, episodes, dict(per_instruction), means)
 
     def to_json(self) -> str:
         """The summary as indented JSON text."""
@@ -60,6 +87,7 @@ class EvaluationSummary:
                 ci95=(float(low), float(high)),
                 episodes=int(read["episodes"]),
                 per_instruction={name: (int(won), int(of)) for name, (won, of) in read["per_instruction"].items()},
+                measures={name: Measure(**values) for name, values in read.get("measures", {}).items()},
             )
         except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"not an evaluation summary: {error!r}") from error
@@ -116,6 +144,7 @@ def write_report(run: ReportData, path: Path) -> None:
         headlines=_headlines(run),
         change=_change(run),
         instructions=_instructions(run),
+        measures=_measures(run),
         curve=learning_curve(run.metrics),
         panels=secondary_panels(run.metrics),
         longest_stage=max(run.stage_seconds.values(), default=0.0),
@@ -172,6 +201,15 @@ def _instructions(run: ReportData) -> dict[str, list[_Rate]]:
             rate = successes / episodes if episodes else 0.0
             shown = _Rate(group, rate, *wilson_interval(successes, episodes), successes, episodes)
             rows.setdefault(instruction, []).append(shown)
+    return rows
+
+
+def _measures(run: ReportData) -> dict[str, dict[Group, Measure]]:
+    """By measure, the mean of each group that has it."""
+    rows: dict[str, dict[Group, Measure]] = {}
+    for group, summary in _evaluations(run).items():
+        for name, measure in summary.measures.items():
+            rows.setdefault(name.replace("_", " "), {})[group] = measure
     return rows
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -93,6 +94,7 @@ def write_episode(
     success: bool,
     fps: float,
     hold_last_s: float = 1.0,
+    measures: Mapping[str, float] | None = None,
 ) -> None:
     """Write one episode with its overlay; the outcome appears with the last frame, which is held.
 
@@ -104,13 +106,18 @@ def write_episode(
         success: Whether the task's success signal was seen.
         fps: Frames per second of playback.
         hold_last_s: Seconds that the last frame stays.
+        measures: The task's own measures at the end, shown with the last frame.
     """
     if len(frames) == 0 or len(frames) != len(rewards):
         raise ValueError(f"need one reward per frame and at least one, found {len(frames)} and {len(rewards)}")
 
+    summary = "  ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in (measures or {}).items())
+
     def overlaid(index: int, outcome: str | None) -> Frame:
         frame = _enlarged(np.asarray(frames[index]))
-        return annotate(frame, instruction=instruction, step=index + 1, reward=float(rewards[index]), outcome=outcome)
+        extra = summary if outcome is not None else None
+        reward = float(rewards[index])
+        return annotate(frame, instruction=instruction, step=index + 1, reward=reward, outcome=outcome, extra=extra)
 
     with VideoWriter(path, fps) as video:
         for index in range(len(frames) - 1):

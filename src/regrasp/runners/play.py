@@ -13,7 +13,7 @@ from regrasp.config.schema import ExperimentConfig
 from regrasp.engine.precision import apply_precision
 from regrasp.envs.contract import VecEnv
 from regrasp.envs.mapping import ActionMapping
-from regrasp.envs.registry import create_env
+from regrasp.envs.registry import check_expert, create_env
 from regrasp.observe.progress import progress
 from regrasp.observe.report import EvaluationSummary, Group, VideoItem
 from regrasp.runners.policies import choose_device, create_policy, overlay_rl_weights
@@ -62,6 +62,8 @@ def play(loaded: LoadedConfig, run_dir: Path, options: PlayOptions) -> PlayResul
     config = loaded.config
     started = time.monotonic()
     max_chunk = config.actor.model.num_action_chunks if options.kind == "model" else 1
+    if options.kind == "expert":
+        check_expert(config.env.eval, "eval")
     env = create_env(config.env.eval, "eval", max_chunk)
     try:
         choose = _choose(config, env, options)
@@ -87,7 +89,7 @@ def play(loaded: LoadedConfig, run_dir: Path, options: PlayOptions) -> PlayResul
 
 
 def print_summary(summary: EvaluationSummary) -> None:
-    """Success with its interval, overall and by instruction."""
+    """Success with its interval, overall and by instruction; then the task's own measures."""
     from regrasp.observe.intervals import wilson_interval
 
     rows = {"all episodes": (round(summary.success * summary.episodes), summary.episodes), **summary.per_instruction}
@@ -96,6 +98,10 @@ def print_summary(summary: EvaluationSummary) -> None:
     for name, (successes, episodes) in rows.items():
         low, high = wilson_interval(successes, episodes)
         print(f"{name:<{width}}  {successes / episodes:6.1%}   {low:6.1%} - {high:6.1%}   {episodes:8d}")
+    for name, measure in summary.measures.items():
+        print(
+            f"mean {name.replace('_', ' ')}: {measure.mean:.3f}, 95 % interval {measure.low:.3f} - {measure.high:.3f}"
+        )
 
 
 def _choose(config: ExperimentConfig, env: VecEnv, options: PlayOptions) -> Choose:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from regrasp.config.schema import ExperimentConfig
 from regrasp.envs.mapping import ActionMapping
-from regrasp.envs.registry import create_env
+from regrasp.envs.registry import check_expert, create_env
 from regrasp.errors import UserError
 from regrasp.folders import require_writable
 from regrasp.runners.collect import collect
@@ -41,6 +41,7 @@ def collect_demonstrations(config: ExperimentConfig, output: Path | None = None)
     """
     assert config.collect is not None
     folder = output or Path(config.collect.output_dir)
+    check_expert(config.env.train, "train")
     env = create_env(config.env.train, "train", max_chunk=1)
     try:
         mapping = ActionMapping(

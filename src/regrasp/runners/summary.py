@@ -27,9 +27,10 @@ def episode_metrics(episodes: Sequence[EpisodeResult], prefix: str) -> dict[str,
 
 
 def summarize(episodes: Sequence[EpisodeResult]) -> EvaluationSummary:
-    """Success with its interval, overall and by instruction."""
+    """Success with its interval, overall and by instruction, and the task's own measures; at least one episode."""
     counts: dict[str, tuple[int, int]] = defaultdict(lambda: (0, 0))
     for episode in episodes:
         successes, total = counts[episode.instruction]
         counts[episode.instruction] = (successes + episode.success, total + 1)
-    return EvaluationSummary.from_counts(dict(sorted(counts.items())))
+    measures = {name: [episode.info[name] for episode in episodes] for name in episodes[0].info}
+    return EvaluationSummary.from_counts(dict(sorted(counts.items())), measures)

@@ -37,7 +37,7 @@ class EpisodeVideos:
         path = self._folder / video_name(episode.index, result.success)
         frames, rewards = episode.frames.numpy(), episode.rewards.numpy()
         if self._info:
-            write_episode(path, frames, result.instruction, rewards, result.success, self._fps)
+            write_episode(path, frames, result.instruction, rewards, result.success, self._fps, measures=result.info)
         else:
             with VideoWriter(path, self._fps) as video:
                 for frame in frames:

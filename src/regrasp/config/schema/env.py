@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from dataclasses import field
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 from pydantic.dataclasses import dataclass
@@ -77,6 +78,29 @@ class Gr00tMapping:
     """Names of the parts of the state."""
 
 
+Numbers = Annotated[tuple[float, ...], Field(strict=False)]
+
+
+@dataclass(frozen=True, config=BLOCK)
+class ActionSlice:
+    """Where a part of the policy's action goes."""
+
+    policy: Slice
+    """Range of the policy's action."""
+    simulator: Slice
+    """Range of the simulator's action, as long."""
+
+
+@dataclass(frozen=True, config=BLOCK)
+class ActionConstant:
+    """Entries of the simulator's action that the policy does not drive."""
+
+    slice: Slice
+    """Range of the simulator's action."""
+    value: float | Numbers
+    """One number, or one per entry."""
+
+
 @dataclass(frozen=True, config=BLOCK)
 class DataKeyEntry:
     """A part of the state or of the action, and how GR00T scales it."""
@@ -124,14 +148,18 @@ class DataConfigBlock:
 
 @dataclass(frozen=True, config=BLOCK)
 class ActionMapping:
-    """How a policy's action becomes a simulator's action: scale, then pad with zeros."""
+    """How a policy's action becomes a simulator's action: scale, then place among constants (zeros by default)."""
 
     prefix_pad: NonNegativeInt = 0
-    """Zeros before the policy's action."""
+    """Entries before the policy's action."""
     suffix_pad: NonNegativeInt = 0
-    """Zeros after the policy's action."""
-    scale: float | Annotated[tuple[float, ...], Field(strict=False)] = 1.0
+    """Entries after the policy's action."""
+    scale: float | Numbers = 1.0
     """Factor of the policy's action: one number, or one per dimension."""
+    slices: Annotated[tuple[ActionSlice, ...], Field(strict=False)] = ()
+    """Where each part of the policy's action goes, in place of the pads; each a block `{policy, simulator}`."""
+    constants: Annotated[tuple[ActionConstant, ...], Field(strict=False)] = ()
+    """Values other than 0 of entries that the policy does not drive; each a block `{slice, value}`."""
 
 
 @dataclass(frozen=True, config=BLOCK)
@@ -150,6 +178,16 @@ class MappingConfig:
     """Names of these inputs in a GR00T checkpoint; null: the checkpoint was made by Regrasp."""
     action_mapping: ActionMapping = ActionMapping()
     """How the policy's action becomes the simulator's."""
+    reward_source: Literal["task", "success"] = "task"
+    """`task`: the task's own reward; `success`: 1 in the first step of success. Isaac Lab only."""
+    success_term: Name | None = None
+    """Termination term that tells success; null: the one called success or task_success. Isaac Lab only."""
+    call_zero_weight_terms: Names = ()
+    """Reward terms of weight 0 that are called once per step all the same. Isaac Lab only."""
+    instruction_key: Name | None = None
+    """Integer observation that chooses among `instructions`; null: `task_description`. Isaac Lab only."""
+    instructions: Names = ()
+    """The instructions that `instruction_key` chooses from. Isaac Lab only."""
     obs_converter_type: Name | None = None
     """Name of the robot's layout in the reference; it must agree with `actor.model`."""
     embodiment_tag: Name = "new_embodiment"
@@ -184,6 +222,21 @@ class InitParams:
     """The reference's second name of `total_num_envs`, which it must equal; null: not given."""
     max_episode_steps: PositiveInt | None = None
     """The reference's second name of the environment's `max_episode_steps`, which it must equal; null: not given."""
+    device: Name = "cuda:0"
+    """Device of the simulation, `cpu` or `cuda:<n>`; one simulator per GPU. Isaac Lab only."""
+    headless: bool = True
+    """Run without a window. Isaac Lab only."""
+    camera_size: Annotated[tuple[PositiveInt, PositiveInt], Field(strict=False)] | None = None
+    """(height, width) of every camera of the task; null: the task's own. Isaac Lab only."""
+    presets: Names = ()
+    """Configuration presets of Isaac Lab 3.x, such as `physics=newton_mjwarp`. Isaac Lab only."""
+    hold_action: Literal["last", "zero"] = "last"
+    """What an environment executes from its end to its reset: `last` suits absolute targets, `zero` relative ones.
+    Isaac Lab only."""
+    task_options: Annotated[dict[str, Any], Expect("a block of options that the task knows")] = field(
+        default_factory=dict
+    )
+    """The task's own options, which it checks itself; only tasks of the embedded simulator have any."""
 
 
 @dataclass(frozen=True, config=BLOCK)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import difflib
-from typing import TYPE_CHECKING
+import json
+from typing import TYPE_CHECKING, Any
 
+from pydantic import TypeAdapter, ValidationError
+
+from regrasp.config.describe import block_fields
 from regrasp.config.schema import EnvConfig
 from regrasp.envs.mujoco.backend import require_backend
-from regrasp.envs.mujoco.catalog import TASK_IDS
+from regrasp.envs.mujoco.catalog import TASK_IDS, TASK_OPTIONS, load_class
 from regrasp.envs.remote.process import Deadlines
 from regrasp.envs.remote.simulator import SimulatorSpec
 from regrasp.errors import UserError
@@ -20,19 +24,32 @@ def describe(config: EnvConfig, name: str) -> SimulatorSpec:
     """What the environments of `env.<name>` will offer; starts none.
 
     Raises:
-        UserError: The task is unknown.
+        UserError: The task is unknown, or an option of it wrong.
     """
     from regrasp.envs.mujoco.simulator import create_task, describe_task
 
     _check_task(config, name)
-    return describe_task(create_task(config.init_params.id), config.max_episode_steps)
+    return describe_task(create_task(config.init_params.id, _options(config, name)), config.max_episode_steps)
+
+
+def check_expert(config: EnvConfig, name: str) -> None:
+    """Check that the task's scripted expert can act; starts no environment.
+
+    Raises:
+        UserError: The task is unknown, an option of it wrong, or a package missing that its expert needs.
+    """
+    from regrasp.envs.mujoco.simulator import create_task
+
+    _check_task(config, name)
+    create_task(config.init_params.id, _options(config, name)).check_expert()
 
 
 def create_env(config: EnvConfig, name: str, max_chunk: int) -> VecEnv:
     """Start MuJoCo environments as `env.<name>` says.
 
     Raises:
-        UserError: The task is unknown, its observations do not fit the mapping, or images cannot be rendered.
+        UserError: The task is unknown, an option of it wrong, its observations do not fit the mapping, or images
+            cannot be rendered.
     """
     from regrasp.envs.remote.vector import RemoteVecEnv
 
@@ -43,6 +60,7 @@ def create_env(config: EnvConfig, name: str, max_chunk: int) -> VecEnv:
         factory="regrasp.envs.mujoco.simulator:create",
         settings={
             "task_id": config.init_params.id,
+            "task_options": _options(config, name),
             "max_episode_steps": config.max_episode_steps,
             "ignore_terminations": config.ignore_terminations,
         },
@@ -68,3 +86,35 @@ def _check_task(config: EnvConfig, name: str) -> None:
         expected=f"one of {sorted(TASK_IDS)}",
         mend=f"did you mean '{near[0]}'?" if near else "`regrasp tasks` lists them",
     )
+
+
+def _options(config: EnvConfig, name: str) -> dict[str, Any]:
+    """The task's options as given, after a check against the task's own class."""
+    given, key = config.init_params.task_options, f"env.{name}.init_params.task_options"
+    if config.init_params.id not in TASK_OPTIONS:
+        if given:
+            raise UserError(
+                f"{config.init_params.id} has no options",
+                key=key,
+                value=given,
+                expected="no options",
+                mend=f"remove {key}",
+            )
+        return {}
+    options = load_class(TASK_OPTIONS[config.init_params.id])
+    try:
+        TypeAdapter(options).validate_json(json.dumps(given))
+    except ValidationError as error:
+        raise _option_error(options, str(error.errors(include_url=False)[0]["loc"][0]), given, key) from None
+    return given
+
+
+def _option_error(options: type, option: str, given: dict[str, Any], key: str) -> UserError:
+    fields = block_fields(options)
+    if option in fields:
+        problem, expected, mend = "Invalid value of a task option", fields[option].words(), "correct it"
+    else:
+        near = difflib.get_close_matches(option, fields, 1)
+        problem, expected = "Unknown task option", f"one of {', '.join(fields)}"
+        mend = f"did you mean '{near[0]}'?" if near else "remove it"
+    return UserError(problem, key=f"{key}.{option}", value=given[option], expected=expected, mend=mend)

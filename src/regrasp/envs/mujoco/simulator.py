@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
+from typing import Any
 
 import mujoco
 import numpy as np
 
 from regrasp.envs.chunk import ChunkedSimulator, Outcome
-from regrasp.envs.mujoco.catalog import TASK_IDS
+from regrasp.envs.mujoco.catalog import TASK_IDS, TASK_OPTIONS, load_class
 from regrasp.envs.mujoco.renderer import Renderer
 from regrasp.envs.mujoco.task import Task
 from regrasp.envs.remote.simulator import Simulator, SimulatorSpec
@@ -19,16 +19,26 @@ VECTOR_GROUP = "policy/"
 _PHYSICS_STATE = mujoco.mjtState.mjSTATE_INTEGRATION
 
 
-def create(task_id: str, num_envs: int, max_episode_steps: int, *, ignore_terminations: bool) -> Simulator:
+def create(
+    task_id: str,
+    num_envs: int,
+    max_episode_steps: int,
+    *,
+    ignore_terminations: bool,
+    task_options: Mapping[str, Any] | None = None,
+) -> Simulator:
     """The factory that worker processes call."""
-    inner = MujocoSimulator(create_task(task_id), num_envs, max_episode_steps)
+    inner = MujocoSimulator(create_task(task_id, task_options), num_envs, max_episode_steps)
     return ChunkedSimulator(inner, num_envs, ignore_terminations=ignore_terminations)
 
 
-def create_task(task_id: str) -> Task:
-    """One of the tasks of the catalog."""
-    module, name = TASK_IDS[task_id].split(":")
-    return getattr(importlib.import_module(module), name)()
+def create_task(task_id: str, options: Mapping[str, Any] | None = None) -> Task:
+    """One of the tasks of the catalog, with its checked options (None: their defaults)."""
+    task = load_class(TASK_IDS[task_id])
+    if task_id not in TASK_OPTIONS:
+        assert not options, "checked before the workers start"
+        return task()
+    return task(load_class(TASK_OPTIONS[task_id])(**(options or {})))
 
 
 def describe_task(task: Task, max_episode_steps: int) -> SimulatorSpec:

@@ -80,6 +80,9 @@ class Task(ABC):
     def expert(self, data: mujoco.MjData, episode: np.ndarray) -> np.ndarray:
         """The scripted expert's action (A,)."""
 
+    def check_expert(self) -> None:  # noqa: B027
+        """Raise a `UserError` where the expert needs a package that is not installed."""
+
     @abstractmethod
     def scatter(self, data: mujoco.MjData, rng: np.random.Generator) -> GroundingScene:
         """Arrange a random scene for grounding pretraining and say what is where."""

@@ -14,6 +14,7 @@ from typing import Any
 
 from regrasp.envs.remote import protocol
 from regrasp.envs.remote.simulator import Simulator
+from regrasp.errors import UserError
 
 
 def main(descriptor: int, lifeline: int) -> None:
@@ -64,6 +65,8 @@ def _serve(sock: socket.socket) -> None:
             else:
                 assert simulator is not None, "the first command is hello"
                 _execute(sock, simulator, message)
+        except UserError as error:
+            reply = {"user_error": error.fields()}
         except Exception as error:
             reply = {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
         protocol.send(sock, reply)

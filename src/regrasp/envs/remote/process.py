@@ -165,6 +165,7 @@ class SimulatorProcess:
 
         Raises:
             SimulatorError: The child failed, died, or was silent past the deadline.
+            UserError: The child found a mistake of the user's.
         """
         assert self._awaited is not None, "no command was begun"
         op, _ = self._awaited
@@ -179,6 +180,8 @@ class SimulatorProcess:
             raise self._death() from error
         self._awaited = None
         self._output.trim()
+        if "user_error" in reply:
+            raise UserError(**reply["user_error"])
         if "error" in reply:
             raise SimulatorError(f"{self.name} failed in '{op}': {reply['error']}\n{reply.get('traceback', '')}")
         return reply

@@ -31,6 +31,10 @@ class SimulatorSpec:
     """Names of further float measures per environment."""
     has_expert: bool = False
     capabilities: dict[str, bool] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    """What the user should be warned of before the first episode."""
+    reward_doubts: tuple[str, ...] = ()
+    """What may be wrong if the reward turns out to be constant."""
 
     def to_json(self) -> dict[str, Any]:
         """The spec as plain JSON types."""
@@ -46,6 +50,8 @@ def spec_from_json(data: Mapping[str, Any]) -> SimulatorSpec:
             "raw_observations": raw,
             "instructions": tuple(data["instructions"]),
             "info": tuple(data["info"]),
+            "notes": tuple(data["notes"]),
+            "reward_doubts": tuple(data["reward_doubts"]),
         }
     )
 

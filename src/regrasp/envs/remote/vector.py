@@ -88,6 +88,8 @@ class RemoteVecEnv(VecEnv):
             self.close(deadline=1.0)
             raise
         self._info = simulator.info
+        self.notes = simulator.notes
+        self.reward_doubts = simulator.reward_doubts
         self.capabilities = capabilities
         self.spec = EnvSpec(
             task_id=simulator.task_id,

@@ -1,0 +1,150 @@
+"""What Python packages of Isaac Lab tasks register, read from their sources: importing them needs the simulator."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+LAB_PACKAGE = "isaaclab_tasks"
+EXPERIMENT_KEY = "regrasp_cfg_entry_point"
+"""Key of `gym.register(kwargs=...)` under which a task names its experiment's YAML file, as `module:file.yaml`."""
+_PYTHON_KEYS = tuple(f"{block}.python" for block in ("env.train", "env.eval", "env.isaaclab"))
+_PROBE = """
+import importlib.util, sys
+for name in sys.argv[1:]:
+    spec = importlib.util.find_spec(name)
+    print(spec.origin if spec and spec.origin else "")
+"""
+_PROBE_SECONDS = 60
+
+
+@dataclass(frozen=True)
+class RegisteredTask:
+    """One `gym.register` call."""
+
+    id: str
+    file: Path
+    """The source file that registers it."""
+    experiment: Path | None
+    """The YAML file that the task names as its Regrasp experiment."""
+
+
+def pythons_in(overrides: Sequence[str]) -> tuple[str, ...]:
+    """The simulator's interpreters that the overrides name; a configuration's own are not known before it is found."""
+    pairs = (override.lstrip("+").partition("=") for override in overrides)
+    return tuple(dict.fromkeys(value.strip("'\"") for key, _, value in pairs if key in _PYTHON_KEYS))
+
+
+def package_folder(name: str, python: str | None = None) -> Path | None:
+    """Folder of a package that an interpreter (None: ours) has, found without importing it; None if it has none."""
+    package, lab = _origins(python, (name, "isaaclab"))
+    if package is not None:
+        return package.parent
+    # The published wheel keeps its packages below `isaaclab/source`, where only Isaac Sim looks.
+    nested = lab.parent / "source" / name / name if lab is not None else None
+    return nested if nested is not None and nested.is_dir() else None
+
+
+def has_simulator(python: str | None = None) -> bool:
+    """Whether an interpreter (None: ours) has Isaac Sim."""
+    return _origins(python, ("isaacsim",))[0] is not None
+
+
+def _origins(python: str | None, names: tuple[str, ...]) -> tuple[Path | None, ...]:
+    if python is not None and python != sys.executable:
+        return _origins_elsewhere(python, names)
+    specs = (find_spec(name) for name in names)
+    return tuple(Path(spec.origin) if spec and spec.origin else None for spec in specs)
+
+
+@functools.cache
+def _origins_elsewhere(python: str, names: tuple[str, ...]) -> tuple[Path | None, ...]:
+    try:
+        answer = subprocess.run(
+            [python, "-c", _PROBE, *names], capture_output=True, text=True, timeout=_PROBE_SECONDS, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        # A wrong interpreter is reported when the simulator is started with it.
+        return (None,) * len(names)
+    return tuple(Path(line) if line else None for line in answer.stdout.splitlines()[-len(names) :])
+
+
+def experiment_of_task(task_id: str, pythons: Sequence[str] = ()) -> Path | None:
+    """The experiment that a task names, `Task-Id` of Isaac Lab or `package:Task-Id`; None if it names none."""
+    package, _, name = task_id.rpartition(":")
+    for python in (None, *pythons):
+        folder = package_folder((package or LAB_PACKAGE).split(".")[0], python)
+        for task in registered_tasks(folder) if folder else ():
+            if task.id == name and task.experiment is not None:
+                return task.experiment
+    return None
+
+
+def registered_tasks(folder: Path) -> list[RegisteredTask]:
+    """Every task that the package in `folder` registers by a literal id, sorted by id."""
+    tasks: dict[str, RegisteredTask] = {}
+    for file in sorted(folder.rglob("*.py")):
+        text = file.read_text(encoding="utf-8", errors="replace")
+        if "register(" in text:
+            for task in _tasks_of(file, text, folder):
+                tasks.setdefault(task.id, task)
+    return [tasks[name] for name in sorted(tasks)]
+
+
+def _tasks_of(file: Path, text: str, folder: Path) -> Iterator[RegisteredTask]:
+    try:
+        tree = ast.parse(text)
+    except SyntaxError:
+        # A broken module registers nothing; importing it says why.
+        return
+    module = ".".join(file.relative_to(folder.parent).with_suffix("").parts).removesuffix(".__init__")
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and _name_of(node.func) == "register":
+            arguments = {keyword.arg: keyword.value for keyword in node.keywords}
+            identifier = _text(arguments.get("id") or (node.args[0] if node.args else None), module)
+            if identifier is not None:
+                yield RegisteredTask(identifier, file, _experiment(arguments.get("kwargs"), module, folder))
+
+
+def _name_of(function: ast.expr) -> str | None:
+    return function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", None)
+
+
+def _experiment(kwargs: ast.expr | None, module: str, folder: Path) -> Path | None:
+    if not isinstance(kwargs, ast.Dict):
+        return None
+    for key, value in zip(kwargs.keys, kwargs.values, strict=True):
+        if isinstance(key, ast.Constant) and key.value == EXPERIMENT_KEY:
+            return _file(_text(value, module), folder)
+    return None
+
+
+def _file(entry: str | None, folder: Path) -> Path | None:
+    if entry is None:
+        return None
+    module, _, name = entry.rpartition(":")
+    place = folder.parent.joinpath(*module.split(".")) if module else Path()
+    path = (place if place.is_dir() else place.parent) / name
+    return path if path.is_file() else None
+
+
+def _text(node: ast.expr | None, module: str) -> str | None:
+    """The value of a string, or of an f-string of module names such as `f"{agents.__name__}:ppo.yaml"`."""
+    if isinstance(node, ast.Constant):
+        return node.value if isinstance(node.value, str) else None
+    if isinstance(node, ast.JoinedStr):
+        parts = [_text(part, module) for part in node.values]
+        return None if None in parts else "".join(part for part in parts if part is not None)
+    if isinstance(node, ast.FormattedValue):
+        return _text(node.value, module)
+    if isinstance(node, ast.Name) and node.id == "__name__":
+        return module
+    if isinstance(node, ast.Attribute) and node.attr == "__name__" and isinstance(node.value, ast.Name):
+        return f"{module}.{node.value.id}"
+    return None

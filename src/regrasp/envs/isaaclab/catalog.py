@@ -1,0 +1,22 @@
+"""Names of Isaac Lab tasks. Imports neither Isaac Lab nor a numerical library."""
+
+from __future__ import annotations
+
+_TROCAR = "Assemble-Trocar-G129-Dex3"
+_SPELLINGS = (
+    (f"Isaac-{_TROCAR}-v0", f"IsaacContrib-{_TROCAR}"),
+    (f"Isaac-{_TROCAR}-Eval-v0", f"IsaacContrib-{_TROCAR}-Eval"),
+)
+"""Tasks that were renamed between Isaac Lab 2.x and 3.x."""
+
+
+def aliases(task_id: str) -> tuple[str, ...]:
+    """The id itself, then its other spellings."""
+    others = (name for spellings in _SPELLINGS if task_id in spellings for name in spellings if name != task_id)
+    return (task_id, *others)
+
+
+def split_id(task_id: str) -> tuple[str | None, str]:
+    """The package that registers the task (None for Isaac Lab itself) and the id, of `package:Task-Id`."""
+    package, colon, name = task_id.rpartition(":")
+    return (package, name) if colon else (None, task_id)

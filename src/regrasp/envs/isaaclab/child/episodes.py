@@ -1,0 +1,173 @@
+"""When environments are reset: only when we ask.
+
+Isaac Lab resets a finished environment inside `step`, so the observation that `step` returns is already that of the
+next episode. Three ways around that, by what the installed Isaac Lab offers:
+
+- `Frozen` (3.x, `autoreset_mode`): automatic resets are switched off, a finished environment waits.
+- `FinalObservation` (3.x, `compute_final_obs`): the environment begins a new episode that nobody looks at; the last
+  observation of the finished one is delivered beside it.
+- `Deferred` (2.x): the environment's own `_reset_idx`, through which every reset goes, does nothing during `step`, so
+  that `step` returns the true final observation and the environment stands still where it ended.
+
+`Deferred` also serves `ignore_terminations`, where no termination may reset anything.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from regrasp.envs.isaaclab.child.observations import as_tensor, flatten
+
+
+@dataclass(frozen=True)
+class Transition:
+    """What one step led to: tensors on the simulator's device, owned by us."""
+
+    observation: dict[str, Any]
+    """(N, ...) by `group/key`; of a finished environment the final one."""
+    rewards: Any
+    """(N,) float."""
+    terminated: Any
+    """(N,) bool."""
+    truncated: Any
+    """(N,) bool."""
+
+
+class Deferred:
+    """See the module's description."""
+
+    def __init__(self, env: Any) -> None:
+        self.env = env
+        self._takes_rows = "env_ids" in inspect.signature(env.reset).parameters
+        self._reset_now: Callable[..., None] = env._reset_idx
+        self._stepping = False
+        env._reset_idx = self._reset_unless_stepping
+
+    def _reset_unless_stepping(self, *args: Any, **kwargs: Any) -> None:
+        if not self._stepping:
+            self._reset_now(*args, **kwargs)
+
+    def step(self, actions: Any) -> Transition:
+        """Execute one action (N, A) in every environment."""
+        rerenders = getattr(self.env.cfg, "num_rerenders_on_reset", None)
+        self._stepping = True
+        try:
+            if rerenders:
+                self.env.cfg.num_rerenders_on_reset = 0
+            return _transition(self.env.step(actions))
+        finally:
+            self._stepping = False
+            if rerenders:
+                self.env.cfg.num_rerenders_on_reset = rerenders
+
+    def reset(self, rows: Sequence[int], seeds: Sequence[int]) -> dict[str, Any]:
+        """Start an episode in each row, whose initial state depends on its own seed only; gives all observations."""
+        for row, seed in zip(rows[:-1], seeds[:-1], strict=True):
+            self.env.seed(_seed32(seed))
+            self._reset_now(_indices(self.env, [row]))
+        last, seed = _indices(self.env, rows[-1:]), _seed32(seeds[-1])
+        if self._takes_rows:
+            return flatten(self.env.reset(seed=seed, env_ids=last)[0])
+        return _reset_direct(self.env, last, seed)
+
+
+class FinalObservation:
+    """See the module's description."""
+
+    def __init__(self, env: Any) -> None:
+        self.env = env
+        self._takes_rows = "env_ids" in inspect.signature(env.reset).parameters
+
+    def step(self, actions: Any) -> Transition:
+        """Execute one action (N, A) in every environment."""
+        torch = importlib.import_module("torch")
+        result = self.env.step(actions)
+        transition = _transition(result)
+        ended = transition.terminated | transition.truncated
+        if not bool(ended.any()):
+            return transition
+        final = flatten(result[4]["final_obs"])
+        merged = {
+            key: torch.where(ended.view(-1, *[1] * (value.dim() - 1)), final[key], value)
+            for key, value in transition.observation.items()
+        }
+        return Transition(merged, transition.rewards, transition.terminated, transition.truncated)
+
+    def reset(self, rows: Sequence[int], seeds: Sequence[int]) -> dict[str, Any]:
+        """Start an episode in each row; gives all observations."""
+        return _reset_together(self.env, self._takes_rows, rows, seeds)
+
+
+class Frozen:
+    """See the module's description."""
+
+    def __init__(self, env: Any) -> None:
+        self.env = env
+        self._takes_rows = "env_ids" in inspect.signature(env.reset).parameters
+
+    def step(self, actions: Any) -> Transition:
+        """Execute one action (N, A) in every environment that is in an episode."""
+        return _transition(self.env.step(actions))
+
+    def reset(self, rows: Sequence[int], seeds: Sequence[int]) -> dict[str, Any]:
+        """Start an episode in each row; gives all observations."""
+        return _reset_together(self.env, self._takes_rows, rows, seeds)
+
+
+Episodes = Deferred | FinalObservation | Frozen
+
+
+def choose(config: Any, *, ignore_terminations: bool) -> type[Episodes]:
+    """Pick the way that the installed Isaac Lab allows, and set it in the task's configuration."""
+    if ignore_terminations:
+        return Deferred
+    if hasattr(config, "autoreset_mode"):
+        config.autoreset_mode = importlib.import_module("gymnasium").vector.AutoresetMode.DISABLED
+        return Frozen
+    if hasattr(config, "compute_final_obs"):
+        config.compute_final_obs = True
+        return FinalObservation
+    return Deferred
+
+
+def _transition(result: tuple[Mapping[str, Any], Any, Any, Any, Any]) -> Transition:
+    observation, rewards, terminated, truncated, _ = result
+    # Isaac Lab writes each step's rewards and flags into the same buffers.
+    owned = [as_tensor(value).clone() for value in (rewards, terminated, truncated)]
+    return Transition(flatten(observation), *owned)
+
+
+def _reset_together(env: Any, takes_rows: bool, rows: Sequence[int], seeds: Sequence[int]) -> dict[str, Any]:
+    seed = 0
+    for value in seeds:
+        seed = (seed * 1_000_003 + value) & 0x7FFFFFFFFFFFFFFF
+    indices = _indices(env, rows)
+    if takes_rows:
+        return flatten(env.reset(seed=_seed32(seed), env_ids=indices)[0])
+    return _reset_direct(env, indices, _seed32(seed))
+
+
+def _reset_direct(env: Any, indices: Any, seed: int) -> dict[str, Any]:
+    """What the direct workflow's `reset` does, for some of the environments only."""
+    env.seed(seed)
+    env._reset_idx(indices)
+    env.scene.write_data_to_sim()
+    env.sim.forward()
+    if env.sim.has_rtx_sensors():
+        for _ in range(getattr(env.cfg, "num_rerenders_on_reset", 1)):
+            env.sim.render()
+    return flatten(env._get_observations())
+
+
+def _indices(env: Any, rows: Sequence[int]) -> Any:
+    torch = importlib.import_module("torch")
+    return torch.as_tensor(list(rows), dtype=torch.int64, device=env.device)
+
+
+def _seed32(seed: int) -> int:
+    """The simulator's libraries take 31 bits."""
+    return (seed ^ (seed >> 31) ^ (seed >> 62)) & 0x7FFFFFFF

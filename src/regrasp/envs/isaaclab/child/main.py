@@ -1,0 +1,41 @@
+"""Creates the simulator inside Isaac Sim's process."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from typing import Any
+
+from regrasp.envs.chunk import BatchedChunkSimulator
+from regrasp.envs.isaaclab.child import episodes, launch, task
+from regrasp.envs.isaaclab.child.options import options_from_json
+from regrasp.envs.isaaclab.child.simulator import IsaacLabSimulator
+
+
+def create(num_envs: int, options: Mapping[str, Any]) -> BatchedChunkSimulator:
+    """The factory, called by name with the JSON of `TaskOptions`.
+
+    Raises:
+        UserError: The task is unknown, or the options do not fit it.
+    """
+    settings = options_from_json(options)
+    launch.require_isaac_lab(settings)
+    running = contextlib.ExitStack()
+    # Isaac Lab 2.x starts the application before a task's configuration can be read, 3.x from the configuration.
+    if launch.has_lazy_launch():
+        name = task.register(settings)
+        config = task.configure(name, settings, num_envs)
+        running.enter_context(launch.application(settings, config))
+    else:
+        running.enter_context(launch.application(settings))
+        name = task.register(settings)
+        config = task.configure(name, settings, num_envs)
+    way = episodes.choose(config, ignore_terminations=settings.ignore_terminations)
+    env = task.build(name, config)
+    simulator = IsaacLabSimulator(way(env), settings, running.close)
+    return BatchedChunkSimulator(
+        simulator,
+        num_envs,
+        ignore_terminations=settings.ignore_terminations,
+        hold_last_action=settings.hold_action == "last",
+    )

@@ -1,0 +1,119 @@
+"""Our side of an Isaac Lab task. Imports neither Isaac Lab nor its application."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from regrasp.config.schema import EnvConfig, MappingConfig
+from regrasp.envs.isaaclab.child.options import TaskOptions
+from regrasp.envs.remote.process import Deadlines
+from regrasp.errors import UserError
+
+if TYPE_CHECKING:
+    from regrasp.envs.contract import VecEnv
+
+
+def create_env(config: EnvConfig, name: str, max_chunk: int) -> VecEnv:
+    """Start an Isaac Lab task as `env.<name>` says, in one process of its own.
+
+    Raises:
+        UserError: The task, a camera, a state, a term or the simulator's Python does not exist.
+        SimulatorError: The simulator failed, died or did not start in time.
+    """
+    from regrasp.envs.isaaclab.vector import IsaacLabVecEnv
+
+    check(config, name)
+    env = IsaacLabVecEnv(
+        name=name,
+        factory="regrasp.envs.isaaclab.child.main:create",
+        settings={"options": task_options(config, name).to_json()},
+        num_envs=config.total_num_envs,
+        num_workers=1,
+        max_chunk=max_chunk,
+        mapping=config.mapping,
+        deadlines=Deadlines(config.timeouts.startup_s, config.timeouts.reset_s, config.timeouts.step_s),
+        python=config.python,
+    )
+    for note in env.notes:
+        print(f"[WARN] {env.spec.task_id}: {note}", flush=True)
+    return env
+
+
+def task_options(config: EnvConfig, name: str) -> TaskOptions:
+    """What the simulator's process is told of `env.<name>`."""
+    mapping, init = config.mapping, config.init_params
+    return TaskOptions(
+        location=f"env.{name}",
+        task_id=init.id,
+        max_episode_steps=config.max_episode_steps,
+        ignore_terminations=config.ignore_terminations,
+        seed=config.seed,
+        device=init.device,
+        headless=init.headless,
+        cameras=mapping.main_images is not None,
+        camera_size=init.camera_size,
+        presets=init.presets,
+        hold_action=init.hold_action,
+        observation_names=_observation_names(mapping),
+        video_camera=mapping.main_images,
+        reward_source=mapping.reward_source,
+        success_term=mapping.success_term,
+        zero_weight_terms=mapping.call_zero_weight_terms,
+        instruction_key=mapping.instruction_key,
+        instructions=mapping.instructions,
+    )
+
+
+def _observation_names(mapping: MappingConfig) -> tuple[str, ...]:
+    cameras = (mapping.main_images, *mapping.extra_view_images)
+    states = (entry.key for entry in mapping.states)
+    return tuple(name for name in (*cameras, *states, mapping.instruction_key) if name is not None)
+
+
+def check(config: EnvConfig, name: str) -> None:
+    """Check what can be checked of `env.<name>` before the simulator starts.
+
+    Raises:
+        UserError: Instructions, workers or videos are asked for in a way that cannot work.
+    """
+    mapping = config.mapping
+    if (config.num_workers or 1) > 1:
+        raise UserError(
+            "Isaac Lab runs one simulator per GPU",
+            key=f"env.{name}.num_workers",
+            value=config.num_workers,
+            expected="1 or null",
+            mend=f"raise env.{name}.total_num_envs: they step together on the GPU",
+        )
+    if (mapping.instruction_key is None) != (not mapping.instructions):
+        raise UserError(
+            "An instruction is chosen by an observation among given ones",
+            key=f"env.{name}.mapping.instructions",
+            value=list(mapping.instructions),
+            expected="instruction_key and instructions together, or neither",
+            mend="give both, or the one instruction as task_description",
+        )
+    if mapping.task_description is None and mapping.instruction_key is None:
+        raise UserError(
+            "The policy has no instruction: Isaac Lab tasks carry none",
+            key=f"env.{name}.mapping.task_description",
+            value=None,
+            expected="a sentence, as in the demonstrations that the policy was trained on",
+            mend="write it, or choose among several by instruction_key and instructions",
+        )
+    if mapping.task_description is not None and mapping.instruction_key is not None:
+        raise UserError(
+            "Two sources of the instruction",
+            key=f"env.{name}.mapping.task_description",
+            value=mapping.task_description,
+            expected="task_description, or instruction_key with instructions",
+            mend="set task_description to null",
+        )
+    if config.video_cfg.save_video and mapping.main_images is None:
+        raise UserError(
+            "There is no camera to record",
+            key=f"env.{name}.video_cfg.save_video",
+            value=True,
+            expected="false, or a camera in main_images",
+            mend=f"set env.{name}.video_cfg.save_video=false",
+        )

@@ -1,0 +1,63 @@
+"""Isaac Lab environments for the tests: the real wheel in its own environment, scene and physics stood in for."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from regrasp.config.schema import EnvConfig, InitParams, MappingConfig, StateEntry
+from regrasp.envs.contract import VecEnv
+from regrasp.envs.registry import create_env
+
+HERE = Path(__file__).parent
+STAND_IN = HERE / "isaaclab_stand_in"
+_CHOSEN = os.environ.get("REGRASP_TEST_ISAACLAB_PYTHON")
+LAB_PYTHON = Path(_CHOSEN) if _CHOSEN else Path(sys.prefix) / "isaaclab" / "bin" / "python"
+"""The interpreter that has Isaac Lab; the variable names one with a real Isaac Sim."""
+
+needs_lab = pytest.mark.skipif(
+    not LAB_PYTHON.exists(),
+    reason="ISAAC LAB IS NOT TESTED: no isaaclab wheel, run scripts/install_isaaclab_tests.sh with a network",
+)
+
+
+def states(*keys: str) -> tuple[StateEntry, ...]:
+    return tuple(StateEntry(key) for key in keys)
+
+
+def lab_config(
+    task: str,
+    mapping: MappingConfig,
+    *,
+    num_envs: int = 3,
+    limit: int = 10,
+    python: Path | None = None,
+    init: dict[str, Any] | None = None,
+    **settings: Any,
+) -> EnvConfig:
+    return EnvConfig(
+        env_type="isaaclab",
+        total_num_envs=num_envs,
+        max_episode_steps=limit,
+        init_params=InitParams(id=task, device="cpu", **(init or {})),
+        mapping=mapping,
+        python=str(python or LAB_PYTHON),
+        **settings,
+    )
+
+
+def lab_env(task: str, mapping: MappingConfig, *, stand_in: Path = STAND_IN, **settings: Any) -> VecEnv:
+    """Start a task of the stand-in package."""
+    return start(lab_config(task, mapping, **settings), "train", stand_in)
+
+
+def start(config: EnvConfig, name: str, stand_in: Path = STAND_IN) -> VecEnv:
+    """Start a configured task, with the stand-in on the simulator's path."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(stand_in))
+        patch.setenv("OMP_NUM_THREADS", "1")
+        return create_env(config, name, max_chunk=4)
