@@ -7,7 +7,7 @@ import importlib
 
 import pytest
 
-from regrasp.cli.common import overrides_of
+from regrasp.cli.common import flag_overrides
 from regrasp.cli.main import COMMANDS, main
 
 CONFIG = ["--config_name", "--config_path", "--task", "--num_envs", "--seed", "--dry_run", "overrides"]
@@ -89,7 +89,8 @@ def test_every_flag_is_explained(command: str):
     ],
 )
 def test_flags_become_overrides_and_the_users_own_come_last(command: str, arguments: str, overrides: list[str]):
-    assert overrides_of(parser_of(command).parse_args(arguments.split())) == overrides
+    args = parser_of(command).parse_args(arguments.split())
+    assert [*flag_overrides(args), *args.overrides] == overrides
 
 
 @pytest.mark.parametrize(
