@@ -23,10 +23,11 @@ from regrasp.models.normalization import Statistics
 from regrasp.models.settings import RlHeadSettings
 from regrasp.observe.progress import progress
 from regrasp.runners.collect import ACTION, EXTRA_CAMERA, MAIN_CAMERA, STATE
-from regrasp.runners.policies import input_names
+from regrasp.runners.policies import choose_device, input_names
 from regrasp.streams import KeyedNoise, torch_generator
 
-_FEATURE_BATCH = 256
+_PART = {"cpu": 256, "cuda": 16}
+"""Frames prepared and encoded at once: on a GPU the model may be large."""
 
 
 @dataclass
@@ -43,6 +44,10 @@ class Frames:
     def rows(self, index: Tensor) -> Frames:
         """The frames in `index`."""
         return Frames(self.inputs[index], self.actions[index], self.valid[index])
+
+    def to(self, device: torch.device) -> Frames:
+        """The frames on `device`."""
+        return Frames(self.inputs.to(device), self.actions.to(device), self.valid.to(device))
 
 
 @dataclass(frozen=True)
@@ -63,14 +68,15 @@ def train_base_model(config: ExperimentConfig, data: Path, backbone: Path | None
     sft = config.sft
     assert sft is not None
     dataset = DemonstrationDataset.open(data)
-    policy = _base_policy(config, dataset, backbone, seed)
+    device = choose_device()
+    policy = _base_policy(config, dataset, backbone, seed).to(device)
     train, validation = _load_frames(policy, dataset, sft)
-    if sft.train == "head":
-        with torch.no_grad():
-            train.inputs = _encode(policy, train.inputs)
+    with torch.autocast(device.type, torch.bfloat16, enabled=config.actor.model.precision == "bf16"):
+        if sft.train == "head":
+            train.inputs = _encode(policy, train.inputs, device)
             if validation is not None:
-                validation.inputs = _encode(policy, validation.inputs)
-    losses = _train(policy, train, validation, sft, seed)
+                validation.inputs = _encode(policy, validation.inputs, device)
+        losses = _train(policy, train, validation, sft, seed, device)
     policy.save(output)
     return SftResult(dataset.num_episodes, len(train.actions), *losses)
 
@@ -117,6 +123,7 @@ def _groot(
         action_dim=action.width,
         denoising_steps=model.denoising_steps,
         trainable=model.trainable,
+        precision=model.precision if config.sft is not None and config.sft.train == "head" else "fp32",
         add_value_head=False,
         padding_value=model.rl_head_config.padding_value,
     )
@@ -134,7 +141,9 @@ def _load_frames(policy: Policy, dataset: DemonstrationDataset, sft: SftConfig) 
         states=torch.from_numpy(columns[STATE]),
         task_descriptions=[dataset.tasks[i] for i in columns["task_index"]],
     )
-    frames = Frames(policy.prepare(observation), torch.from_numpy(actions), torch.from_numpy(valid))
+    parts = torch.arange(len(observation)).split(_PART["cpu"])
+    inputs = TensorDict.cat([policy.prepare(observation.rows(part)) for part in parts])
+    frames = Frames(inputs, torch.from_numpy(actions), torch.from_numpy(valid))
     num_held_out = int(dataset.num_episodes * sft.validation_fraction)
     held_out = torch.from_numpy(episode >= dataset.num_episodes - num_held_out)
     train = frames.rows(torch.nonzero(~held_out).flatten())
@@ -165,12 +174,14 @@ def _extra_views(dataset: DemonstrationDataset) -> Tensor | None:
     return torch.stack(views, 1) if views else None
 
 
-def _encode(policy: Policy, inputs: TensorDict) -> TensorDict:
-    return TensorDict.cat([policy("encode", inputs=part) for part in inputs.split(_FEATURE_BATCH)])
+@torch.no_grad()
+def _encode(policy: Policy, inputs: TensorDict, device: torch.device) -> TensorDict:
+    parts = inputs.split(_PART[device.type])
+    return TensorDict.cat([policy("encode", inputs=part.to(device)).cpu() for part in parts])
 
 
 def _train(
-    policy: Policy, train: Frames, validation: Frames | None, sft: SftConfig, seed: int
+    policy: Policy, train: Frames, validation: Frames | None, sft: SftConfig, seed: int, device: torch.device
 ) -> tuple[float, float | None]:
     """Returns the last training loss (running mean) and the last validation loss."""
     frozen = sft.train == "head"
@@ -185,7 +196,7 @@ def _train(
                 step, num_steps=sft.steps, num_warmup_steps=sft.warmup_steps, min_ratio=0.02
             )
             batch = train.rows(torch.randint(len(train.actions), (sft.batch_size,), generator=generator))
-            loss = _loss(policy, batch, frozen, seed, step, sft.noise_repeats)
+            loss = _loss(policy, batch.to(device), frozen, seed, step, sft.noise_repeats)
             if not torch.isfinite(loss):
                 raise TrainingHaltedError(f"The loss of supervised training is not finite at step {step}.")
             optimizer.zero_grad(set_to_none=True)
@@ -195,7 +206,7 @@ def _train(
             running = loss.item() if running is None else 0.95 * running + 0.05 * loss.item()
             if validation is not None and ((step + 1) % sft.eval_interval == 0 or step + 1 == sft.steps):
                 with torch.no_grad():
-                    validation_loss = _loss(policy, validation, frozen, seed, 0, sft.noise_repeats).item()
+                    validation_loss = _loss(policy, validation.to(device), frozen, seed, 0, sft.noise_repeats).item()
             bar.advance(loss=f"{running:.3f}", validation="-" if validation_loss is None else f"{validation_loss:.3f}")
     policy.eval().requires_grad_(True)  # nothing is frozen any more: the folder is one file
     assert running is not None
