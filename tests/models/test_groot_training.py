@@ -149,7 +149,6 @@ def test_a_copy_trains_by_itself() -> None:
 
 
 def lora_policy(**settings: Any) -> GrootPolicy:
-    pytest.importorskip("peft")
     return toy_policy(lora=LORA, **settings)
 
 

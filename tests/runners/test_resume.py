@@ -79,7 +79,6 @@ def test_a_policy_that_sees_images(groot_start: Path, tmp_path: Path, recompute:
 
 
 def test_adapters_on_the_language_model(groot_start: Path, tmp_path: Path) -> None:
-    pytest.importorskip("peft")
     settings = (
         f"actor.model.model_path={groot_start}",
         "actor.model.is_lora=true",

@@ -444,7 +444,6 @@ def test_what_is_trained_is_what_was_asked_for(trainable: str) -> None:
 
 @pytest.mark.parametrize("trainable", ["head", "head_without_context"])
 def test_adapters_learn_from_the_loss_of_ppo(trainable: str) -> None:
-    pytest.importorskip("peft")
     policy = groot_policy(trainable=trainable, lora=LoraSettings(rank=2, alpha=4))
     asked = {name for name, _ in (*policy.trainable(trainable), *policy.trainable("value_head"))}
     actor = worker(policy, trainable=trainable, is_lora=True, recompute=True, micro=8, kl_beta=0.1, update_epoch=2)
@@ -461,7 +460,6 @@ def test_adapters_learn_from_the_loss_of_ppo(trainable: str) -> None:
 
 
 def test_moments_of_adapters_of_another_size_are_refused() -> None:
-    pytest.importorskip("peft")
     states = []
     for rank in (2, 3):
         policy = groot_policy(lora=LoraSettings(rank=rank, alpha=4))
