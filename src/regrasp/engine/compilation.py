@@ -167,12 +167,7 @@ class CapturedMethod:
 
     def _record(self, arguments: tuple[Any, ...], constants: tuple[Any, ...]) -> _Capture:
         own = [value.clone() if isinstance(value, Tensor) else value for value in arguments]
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(_WARM_UP):
-                self._method(*own)
-        torch.cuda.current_stream().wait_stream(stream)
+        _warm_up(lambda: self._method(*own))
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool):
             outputs = self._method(*own)
@@ -230,14 +225,13 @@ class CapturedBackward:
     def _record(self, micro: Rollout, shares: Tensor, parameters: list[nn.Parameter]) -> _CapturedBackward:
         own = Rollout(**{name: value.clone() for name, value in vars(micro).items()})
         own_shares = shares.clone()
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(_WARM_UP):
-                self._forget(parameters)
-                self._backward(own, own_shares)
-        torch.cuda.current_stream().wait_stream(stream)
-        self._forget(parameters)
+
+        def run() -> None:
+            self._policy.zero_grad(set_to_none=True)
+            self._backward(own, own_shares)
+
+        _warm_up(run)
+        self._policy.zero_grad(set_to_none=True)
         torch.cuda.empty_cache()  # what the warm-up held; the graph has memory of its own
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
@@ -245,9 +239,15 @@ class CapturedBackward:
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
         return _CapturedBackward(graph, self._policy.schedule, own, own_shares, metrics, gradients)
 
-    def _forget(self, parameters: list[nn.Parameter]) -> None:
-        for parameter in parameters:
-            parameter.grad = None
+
+def _warm_up(run: Callable[[], Any]) -> None:
+    """Run before a capture, on a stream of its own, so that the capture meets nothing for the first time."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(_WARM_UP):
+            run()
+    torch.cuda.current_stream().wait_stream(stream)
 
 
 def _copy(source: Rollout, target: Rollout) -> None:
