@@ -9,10 +9,12 @@ from importlib.metadata import EntryPoint
 import pytest
 from vec_envs import CUBE_MAPPING, PICK, STACK
 
+from regrasp.config.load import load_config
 from regrasp.config.schema import EnvConfig, InitParams
 from regrasp.envs import registry
 from regrasp.envs.mujoco import backend
 from regrasp.envs.mujoco.catalog import TASK_IDS
+from regrasp.envs.mujoco.env import describe
 from regrasp.envs.registry import create_env, known_env_types
 from regrasp.errors import UserError
 
@@ -81,6 +83,16 @@ def test_the_renderers_parent_imports_neither_simulator_nor_torch():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_a_graphics_backend_that_fails_is_named_before_mujoco_is_imported(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("MUJOCO_GL", "vulkan")
+    backend.working_backend.cache_clear()
+    with pytest.raises(UserError, match="vulkan"):
+        describe(load_config("pick_cube_ppo_groot").config.env.train, "train")
+    backend.working_backend.cache_clear()
+    monkeypatch.delenv("MUJOCO_GL")
+    assert describe(load_config("pick_cube_ppo_groot").config.env.train, "train").task_id == "Regrasp-Pick-Cube-v0"
+
+
 def test_a_machine_without_graphics_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("MUJOCO_GL", "vulkan")
     backend.working_backend.cache_clear()
@@ -88,6 +100,7 @@ def test_a_machine_without_graphics_is_told_what_to_install(monkeypatch: pytest.
         backend.require_backend()
     backend.working_backend.cache_clear()
     assert "vulkan" in caught.value.problem
+    assert caught.value.key == "MUJOCO_GL"
     assert caught.value.mend is not None
     assert "apt-get install" in caught.value.mend
 

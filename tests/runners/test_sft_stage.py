@@ -21,6 +21,7 @@ from regrasp.runners.collect import ACTION, STATE
 from regrasp.runners.pretrain import cached_backbone
 from regrasp.runners.sft import train_base_model
 from regrasp.runners.stages import train_base
+from regrasp.runners.training_frames import load_frames
 
 
 def changed_parts(first: Path, second: Path) -> set[str]:
@@ -68,6 +69,19 @@ def test_held_out_episodes_are_not_trained_on(backbone: Path, demos: Path, tmp_p
     _, result = train_base(groot_experiment("sft.validation_fraction=0").config, demos, backbone, tmp_path / "b")
     assert result.num_frames == lengths.sum()
     assert result.validation_loss is None
+
+
+def test_every_nth_frame_of_each_episode_is_trained_on_with_its_own_chunk(base_model: Path, demos: Path) -> None:
+    dataset, policy = DemonstrationDataset.open(demos), load_groot(base_model)
+    columns = dataset.load_columns([ACTION, "frame_index", "episode_index"])
+    configs = (groot_experiment(f"sft.frame_stride={n}", "sft.validation_fraction=0").config.sft for n in (1, 3))
+    (every, _), (thinned, _) = (load_frames(policy, dataset, config) for config in configs if config is not None)
+    kept = torch.from_numpy(columns["frame_index"] % 3 == 0)
+    assert 0 < len(thinned.actions) < len(every.actions) == dataset.num_frames
+    assert torch.equal(thinned.actions, every.actions[kept])
+    assert all(torch.equal(thinned.inputs[name], every.inputs[name][kept]) for name in ("images", "input_ids", "state"))
+    images = torch.from_numpy(dataset.load_images(dataset.cameras[0]))
+    assert torch.equal(thinned.inputs["images"][:, 0], images[kept])
 
 
 def test_a_state_policy_needs_no_backbone(demos: Path, tmp_path: Path) -> None:

@@ -55,9 +55,28 @@ def require_backend() -> str:
     """
     backend = working_backend()
     if backend is None:
+        problem = f"This machine cannot render images headless: no image from {' or '.join(_candidates())}."
+        expected = "a working EGL or OSMesa library"
+        install = f"on Debian or Ubuntu: sudo apt-get install {' '.join(PACKAGES)}; `regrasp doctor` tells more"
+        chosen = os.environ.get("MUJOCO_GL")
+        if chosen is None:
+            raise UserError(problem, expected=expected, mend=install)
         raise UserError(
-            f"This machine cannot render images headless: no image from {' or '.join(_candidates())}.",
-            expected="a working EGL or OSMesa library",
-            mend=f"on Debian or Ubuntu: sudo apt-get install {' '.join(PACKAGES)}; `regrasp doctor` tells more",
+            problem,
+            file="the environment",
+            key="MUJOCO_GL",
+            value=chosen,
+            expected=expected,
+            mend=f"unset MUJOCO_GL, and Regrasp chooses; {install}",
         )
     return backend
+
+
+def require_chosen_backend() -> None:
+    """Check the backend that the user's MUJOCO_GL names, without which importing MuJoCo fails.
+
+    Raises:
+        UserError: It renders nothing here.
+    """
+    if os.environ.get("MUJOCO_GL"):
+        require_backend()

@@ -10,7 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from regrasp.config.describe import block_fields
 from regrasp.config.schema import EnvConfig
-from regrasp.envs.mujoco.backend import require_backend
+from regrasp.envs.mujoco.backend import require_backend, require_chosen_backend
 from regrasp.envs.mujoco.catalog import TASK_IDS, TASK_OPTIONS, load_class
 from regrasp.envs.remote.process import Deadlines
 from regrasp.envs.remote.simulator import SimulatorSpec
@@ -26,9 +26,10 @@ def describe(config: EnvConfig, name: str) -> SimulatorSpec:
     Raises:
         UserError: The task is unknown, or an option of it wrong.
     """
+    _check_task(config, name)
+    require_chosen_backend()
     from regrasp.envs.mujoco.simulator import create_task, describe_task
 
-    _check_task(config, name)
     return describe_task(create_task(config.init_params.id, _options(config, name)), config.max_episode_steps)
 
 
@@ -38,9 +39,10 @@ def check_expert(config: EnvConfig, name: str) -> None:
     Raises:
         UserError: The task is unknown, an option of it wrong, or a package missing that its expert needs.
     """
+    _check_task(config, name)
+    require_chosen_backend()
     from regrasp.envs.mujoco.simulator import create_task
 
-    _check_task(config, name)
     create_task(config.init_params.id, _options(config, name)).check_expert()
 
 
