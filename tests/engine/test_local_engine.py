@@ -57,9 +57,12 @@ def env() -> Iterator[VecEnv]:
 
 def groot(config: ExperimentConfig) -> GrootPolicy:
     assert config.pretrain is not None
-    sizes = GrootConfig.tiny(config.pretrain.architecture)
+    architecture = config.pretrain.architecture
+    sizes = GrootConfig.tiny(architecture)
     sentences = [f"pick up the {color} cube" for color in ("red", "green", "blue")]
-    processor = GrootProcessor.fresh(sizes, sentences, num_views=1, state_dim=4, action_dim=4)
+    processor = GrootProcessor.fresh(
+        sizes, sentences, num_views=1, state_dim=4, action_dim=4, text_length=architecture.text_length, text_first=True
+    )
     policy = GrootPolicy(sizes, processor, head_settings(config.actor.model))
     policy.backbone.reset_parameters(torch.Generator().manual_seed(0))
     return perturbed(policy)

@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from groot_toys import ACTION_DIM, ARCHITECTURE, STATE_DIM, toy_config, toy_observation, toy_processor
+from groot_toys import ACTION_DIM, STATE_DIM, TEXT_LENGTH, toy_config, toy_observation, toy_processor
 
 from regrasp.errors import UserError
 from regrasp.models.groot.data_config import PROCESSOR_FILE, KeyConfig
@@ -19,7 +19,7 @@ def test_prepare_gives_fixed_shapes_and_pads_with_zeros():
     inputs = toy_processor(config, num_views=3).prepare(toy_observation(5, num_views=3))
     assert inputs["images"].shape == (5, 3, 28, 28, 3)
     assert inputs["images"].dtype == torch.uint8
-    assert inputs["input_ids"].shape == (5, ARCHITECTURE["text_length"] + 3 * 4)
+    assert inputs["input_ids"].shape == (5, TEXT_LENGTH + 3 * 4)
     assert inputs["state"].shape == (5, 5)
     assert not inputs["state"][:, STATE_DIM:].any()
 

@@ -177,10 +177,6 @@ class GrootConfig:
     backbone_cfg: BackboneConfig = field(default_factory=BackboneConfig)
     action_head_cfg: ActionHeadConfig = field(default_factory=ActionHeadConfig)
     eagle_cfg: EagleConfig = field(default_factory=EagleConfig)
-    text_length: int = 64
-    """Token positions for the instruction, padded on the left (ours)."""
-    text_first: bool = False
-    """Words before the image tokens, instead of after them as published (ours)."""
 
     def __post_init__(self) -> None:
         head, language = self.action_head_cfg, self.eagle_cfg.text_config
@@ -277,8 +273,6 @@ class GrootConfig:
             backbone_cfg=BackboneConfig(select_layer=a.language_layers),
             action_head_cfg=head,
             eagle_cfg=EagleConfig(vision, language, image_token_index=1, pad_token_index=0),
-            text_length=a.text_length,
-            text_first=a.text_first,
         )
 
     @property
@@ -287,7 +281,7 @@ class GrootConfig:
         return self.eagle_cfg.vision_config.image_size
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, in the published layout plus `eagle_cfg`, `text_length` and `text_first`."""
+        """Plain values, in the published layout plus `eagle_cfg`."""
         return {"architectures": ["GR00T_N1_5"], **asdict(self)}
 
     @classmethod

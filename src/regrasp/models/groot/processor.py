@@ -94,16 +94,37 @@ class GrootProcessor:
 
     @classmethod
     def fresh(
-        cls, groot: GrootConfig, sentences: Iterable[str], *, num_views: int, state_dim: int, action_dim: int
+        cls,
+        groot: GrootConfig,
+        sentences: Iterable[str],
+        *,
+        num_views: int,
+        state_dim: int,
+        action_dim: int,
+        text_length: int,
+        text_first: bool,
     ) -> Self:
-        """A processor for a new model: tokenizer trained on `sentences`, statistics that change nothing."""
+        """A processor for a new model: tokenizer trained on `sentences`, statistics that change nothing.
+
+        Args:
+            groot: Sizes of the network.
+            sentences: Instructions to train the tokenizer on.
+            num_views: Cameras.
+            state_dim: Width of the state.
+            action_dim: Width of the action.
+            text_length: Positions for the instruction, beside the image tokens.
+            text_first: Words before the image tokens, instead of after them as published.
+
+        Raises:
+            UserError: The sizes do not fit the network.
+        """
         data = DataConfig(_camera_names(num_views), (KeyConfig("state"),), (KeyConfig("action"),), crop_scale=1.0)
         config = ProcessorConfig(
             embodiment_tag="new_embodiment",
             embodiment_id=0,
             data_config=data,
-            prompt="plain_text_first" if groot.text_first else "plain_images_first",
-            sequence_length=groot.text_length + num_views * groot.eagle_cfg.vision_config.num_tokens,
+            prompt="plain_text_first" if text_first else "plain_images_first",
+            sequence_length=text_length + num_views * groot.eagle_cfg.vision_config.num_tokens,
         )
         state, action = Statistics.identity(state_dim), Statistics.identity(action_dim)
         metadata = _new_metadata(groot, config, {"state": state}, {"action": action}, fps=10.0)
