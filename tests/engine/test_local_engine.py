@@ -173,8 +173,13 @@ def test_half_precision_is_of_the_forward_pass_and_of_frozen_weights(make) -> No
 
 @pytest.mark.parametrize(
     "overrides",
-    [(), ("actor.model.trainable=head_without_context",), ("actor.model.trainable=all",)],
-    ids=["head", "head_without_context", "all"],
+    [
+        (),
+        ("actor.model.trainable=head_without_context",),
+        ("actor.model.trainable=all",),
+        ("actor.model.trainable=head", "actor.model.is_lora=true"),
+    ],
+    ids=["head", "head_without_context", "all", "lora"],
 )
 def test_rollouts_in_half_precision_see_what_training_sees_bit_for_bit(overrides: tuple[str, ...]) -> None:
     model = half(experiment(*overrides).actor.model)

@@ -79,13 +79,28 @@ def assign_weights(
     Raises:
         UserError: Listing missing, unexpected and misshapen tensors.
     """
-    expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-    absent = {part for part in optional if not any(name.startswith(f"{part}.") for name in stored)}
-    wanted = {name: shape for name, shape in expected.items() if name.split(".")[0] not in absent}
-    check_shapes(wanted, {name: tensor.shape for name, tensor in stored.items()}, file=file)
+    absent = check_weights(module, stored, file=file, optional=optional)
     # A copy of each: what is read is mapped to the file, and training writes in place.
     state = {name: tensor.to(dtype_of(name, tensor.dtype, dtype), copy=True) for name, tensor in read_stored(stored)}
     module.load_state_dict(state, strict=False, assign=True)
+    return absent
+
+
+def check_weights(
+    module: nn.Module, stored: Mapping[str, StoredTensor], *, file: Path, optional: Collection[str] = ()
+) -> set[str]:
+    """Compare the tensors on disk with those of a module, without reading them; see `assign_weights`.
+
+    Returns:
+        The optional child modules that are absent.
+
+    Raises:
+        UserError: Listing missing, unexpected and misshapen tensors.
+    """
+    absent = {part for part in optional if not any(name.startswith(f"{part}.") for name in stored)}
+    expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    wanted = {name: shape for name, shape in expected.items() if name.split(".")[0] not in absent}
+    check_shapes(wanted, {name: tensor.shape for name, tensor in stored.items()}, file=file)
     return absent
 
 
