@@ -53,15 +53,25 @@ def test_images_of_another_size_are_resized():
 def test_wrong_inputs_are_named():
     processor = toy_processor(toy_config())
     good = toy_observation(2)
-    cases = {
-        "main_images": dataclasses.replace(good, main_images=good.main_images.float()),
-        "extra_view_images": toy_observation(2, num_views=2),
-        "states": dataclasses.replace(good, states=torch.zeros(2, STATE_DIM + 1)),
-    }
-    for key, observation in cases.items():
+    two = toy_observation(2, num_views=2)
+    assert two.extra_view_images is not None
+    cases = [
+        ("main_images", dataclasses.replace(good, main_images=good.main_images.float())),
+        ("main_images", dataclasses.replace(good, main_images=good.main_images[..., :1])),
+        ("main_images", dataclasses.replace(good, main_images=good.main_images[:, :0])),
+        ("main_images", dataclasses.replace(good, main_images=good.main_images.permute(0, 3, 1, 2))),
+        ("extra_view_images", two),
+        ("extra_view_images", dataclasses.replace(two, extra_view_images=two.extra_view_images[:, :, 2:])),
+        ("extra_view_images", dataclasses.replace(two, extra_view_images=two.extra_view_images.float())),
+        ("extra_view_images", dataclasses.replace(two, extra_view_images=two.extra_view_images[:, 0])),
+        ("states", dataclasses.replace(good, states=torch.zeros(2, STATE_DIM + 1))),
+        ("main_images, states, task_descriptions", dataclasses.replace(good, states=torch.zeros(3, STATE_DIM))),
+    ]
+    for key, observation in cases:
         with pytest.raises(UserError) as error:
             processor.prepare(observation)
         assert error.value.key == key
+        assert error.value.expected
 
 
 def test_save_and_load_in_the_published_layout(tmp_path):

@@ -110,6 +110,15 @@ def _imported(place: str) -> ModelLoader:
 
 
 def _unknown(name: object, file: Path) -> UserError:
+    if name is None:
+        return UserError(
+            "A model folder that does not say what it holds",
+            file=file,
+            key="model_type",
+            value=None,
+            expected=", ".join(known_models()),
+            mend="give a complete model folder",
+        )
     return UserError(
         "A model of an unknown kind",
         file=file,

@@ -22,7 +22,6 @@ from regrasp.models.inputs import InputNames
 from regrasp.models.settings import RlHeadSettings
 from regrasp.models.value_head import ValueHead
 from regrasp.models.weights import (
-    WEIGHTS_FILE,
     DtypeRule,
     assign_weights,
     check_weights,
@@ -106,7 +105,7 @@ def load_groot(
     parts, used = _parts(policy), _used_tensors(policy, folder)
     if dtype is None and rl is not None:
         dtype = _dtypes(policy)
-    absent = assign_weights(policy, used, file=folder / WEIGHTS_FILE, optional=parts, dtype=dtype)
+    absent = assign_weights(policy, used, file=folder, optional=parts, dtype=dtype)
     policy.backbone.reset_buffers()
     generator = torch.Generator().manual_seed(seed)
     for name in (name for name in parts if name in absent):
@@ -121,7 +120,7 @@ def preview_groot(folder: Path, rl: RlHeadSettings, inputs: InputNames | None = 
         UserError: As `load_groot`, except for damage inside a tensor's data.
     """
     policy = _skeleton(rl, load_processor(folder, inputs))
-    check_weights(policy, _used_tensors(policy, folder), file=folder / WEIGHTS_FILE, optional=_parts(policy))
+    check_weights(policy, _used_tensors(policy, folder), file=folder, optional=_parts(policy))
     return policy
 
 
@@ -169,6 +168,8 @@ def _skeleton(rl: RlHeadSettings | None, processor: GrootProcessor) -> GrootPoli
     if rl is not None and rl.padding_value is not None:
         processor = processor.padded_to(rl.padding_value)
     config = processor.groot
+    if rl is not None:
+        processor.check_action_dim(rl.action_dim)
     settings = rl or RlHeadSettings(config.action_horizon, processor.action.width, add_value_head=False)
     with torch.device("meta"):
         return GrootPolicy(config, processor, settings)
