@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, is_dataclass
+from pathlib import Path
 from typing import Any
 
 from regrasp.config.batches import batch_equation, num_optimizer_steps, num_samples, num_updates
@@ -20,13 +22,21 @@ _DEVICES = re.compile(r"all|\d+(-\d+)?(,\d+(-\d+)?)*")
 _ROLES = ("actor", "env", "rollout")
 
 
-def cross_check(config: ExperimentConfig) -> list[Problem]:
-    """Everything that is wrong with a configuration whose single values are right."""
+def cross_check(config: ExperimentConfig, folder: Path | None = None) -> list[Problem]:
+    """Everything that is wrong with a configuration whose single values are right.
+
+    Args:
+        config: The experiment.
+        folder: Where its file is; a class that it names is looked for there too, to be shown as data.
+    """
+    folders = [path for path in (folder, Path.cwd(), *map(Path, sys.path)) if path is not None]
     return [
         *_check_batches(config),
         *_check_algorithm(config),
         *_check_environment(config, "train", config.env.train),
         *_check_environment(config, "eval", config.env.eval),
+        *_check_data_config("env.train.mapping", config.env.train.mapping, folders),
+        *_check_data_config("env.eval.mapping", config.env.eval.mapping, folders),
         *_check_model(config),
         *_check_embodiment(config),
         *_check_placement(config),
@@ -177,16 +187,16 @@ def _check_gr00t_names(key: str, mapping: MappingConfig) -> Iterator[Problem]:
             f"null, since {key}.data_config is given",
             f"remove {key}.data_config_class or {key}.data_config",
         )
-    yield from _check_data_config(key, mapping)
 
 
-def _check_data_config(key: str, mapping: MappingConfig) -> Iterator[Problem]:
+def _check_data_config(key: str, mapping: MappingConfig, folders: Sequence[Path]) -> Iterator[Problem]:
     """What the block's own types do not say: known names, keys given once, modes that can be undone."""
     for field in ("data_config_class", "data_config"):
         value = getattr(mapping, field)
         if value is not None:
             try:
-                data_config(value if isinstance(value, str) else asdict(value), file=None, key=f"{key}.{field}")
+                content = value if isinstance(value, str) else asdict(value)
+                data_config(content, file=None, key=f"{key}.{field}", folders=folders)
             except UserError as error:
                 location = error.key or f"{key}.{field}"
                 yield _problem(
