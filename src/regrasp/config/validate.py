@@ -12,13 +12,21 @@ from typing import Any
 
 from regrasp.config.batches import batch_equation, num_optimizer_steps, num_samples, num_updates
 from regrasp.config.problems import Problem
-from regrasp.config.schema import ArchitectureConfig, EnvConfig, ExperimentConfig, MappingConfig, TrainEnvConfig
+from regrasp.config.schema import (
+    ArchitectureConfig,
+    EnvConfig,
+    ExperimentConfig,
+    MappingConfig,
+    ModelConfig,
+    TrainEnvConfig,
+)
 from regrasp.config.sources import split_key
 from regrasp.errors import UserError
 from regrasp.models.groot.data_config import data_config
 from regrasp.models.inputs import EMBODIMENT_IDS, bare_key
 
 _DEVICES = re.compile(r"all|\d+(-\d+)?(,\d+(-\d+)?)*")
+_NOT_FOR_MLP = ("tokenizer_path", "attn_implementation", "denoising_steps", "trainable", "lora", "value_head_hidden")
 _ROLES = ("actor", "env", "rollout")
 
 
@@ -52,7 +60,27 @@ def oddities(config: ExperimentConfig) -> list[str]:
             f"actor.global_batch_size ({config.actor.global_batch_size}) is more than one update's samples"
             f" ({batch_equation(config).split(';')[0]}), so each epoch is one minibatch of all of them."
         )
-    return warnings
+    return [*warnings, *_idle_keys(config.actor.model)]
+
+
+def _idle_keys(model: ModelConfig) -> Iterator[str]:
+    """Warnings about keys of the model that are set and that the other keys leave without effect."""
+    plain = ModelConfig(model.model_type, model.action_dim, model.num_action_chunks)
+    head = model.rl_head_config
+    if model.model_type == "mlp":
+        idle = [f"actor.model.{name}" for name in _NOT_FOR_MLP if getattr(model, name) != getattr(plain, name)]
+        changed = (name for name, value in vars(head).items() if value != getattr(plain.rl_head_config, name))
+        idle += [f"actor.model.rl_head_config.{name}" for name in changed]
+        if idle:
+            yield f"These keys say nothing to a state policy (actor.model.model_type: mlp): {', '.join(idle)}."
+    elif model.model_type == "gr00t" and model.mlp != plain.mlp:
+        yield "actor.model.mlp says nothing to a GR00T (actor.model.model_type: gr00t)."
+    if head.joint_logprob and head.ignore_last:
+        yield (
+            "actor.model.rl_head_config.ignore_last says nothing with joint_logprob, which makes every step stochastic."
+        )
+    if head.noise_anneal and head.noise_method == "flow_noise":
+        yield "actor.model.rl_head_config.noise_anneal says nothing with flow_noise, which learns its noise."
 
 
 def _problem(key: str, value: Any, problem: str, expected: str, mend: str) -> Problem:
