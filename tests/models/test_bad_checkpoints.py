@@ -114,6 +114,12 @@ def duplicated(folder: Path) -> None:
     save_file({**second, name: first[name].clone()}, folder / SECOND)
 
 
+def pickled(folder: Path) -> None:
+    for file in folder.glob("model*"):
+        file.unlink()
+    torch.save({}, folder / "pytorch_model.bin")
+
+
 def without_tokenizer(folder: Path) -> None:
     for file in (*folder.rglob("tokenizer*.json"), *folder.rglob("vocab.json")):
         file.unlink()
@@ -174,6 +180,7 @@ SHARDS: dict[str, tuple[Damage, list[str]]] = {
     "an index without a map": (text(INDEX, "{}"), ["weight_map", INDEX]),
     "an index that is no JSON": (text(INDEX, "{"), ["Not a JSON file", INDEX]),
     "a tensor that is not there": (edited(INDEX, "weight_map", lost=SECOND), ["does not hold", "lost", SECOND]),
+    "pickled weights": (pickled, ["No weights", "pickled ones are not read"]),
     "no weights": (lambda f: [file.unlink() for file in f.glob("model*")], ["No weights", "model.safetensors"]),
 }
 
