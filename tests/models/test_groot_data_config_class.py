@@ -188,6 +188,8 @@ def test_a_published_class_with_other_keys(folder: Path) -> None:
         (OWN.replace('["action.on"] + ["action.gripper"]', "load_keys()"), "`load_keys()`"),
         (OWN.replace('{k: "min_max" for k in self.action_keys}', "load_modes()"), "`load_modes()`"),
         (OWN.replace("for k in self.action_keys", "for k in self.action_keys if k"), "comprehension"),
+        (OWN.replace('{k: "min_max" for k in self.action_keys}', '["min_max"]'), "not as Isaac-GR00T has it"),
+        (OWN.replace('["state.on", "state.gripper"]', "[*3]"), "not as Isaac-GR00T has it"),
         (OWN.replace('"mean_std"', '"scale"'), "Unknown mode of a key (my_config:Arm.state[0].mode: scale)"),
     ],
 )

@@ -46,20 +46,32 @@ def read_class(
         UnreadableError: There is no such class, or it cannot be read without running it.
     """
     module, _, name = place.rpartition(":")
-    file = next((path for folder in folders for path in _candidates(folder, module) if path.is_file()), None)
+    file = next((path for folder in folders for path in _candidates(folder, module) if _is_file(path)), None)
     if file is None:
         raise UnreadableError(f"no {module.replace('.', '/')}.py is beside the experiment, here or on the Python path")
     try:
         tree = ast.parse(file.read_text(encoding="utf-8"))
     except (SyntaxError, ValueError, OSError) as error:
         raise UnreadableError(f"{file} cannot be parsed: {error}") from error
-    return _Module(tree, file, published).data_config(name)
+    try:
+        return _Module(tree, file, published).data_config(name)
+    except (TypeError, ValueError, AttributeError) as error:
+        # The source is a stranger's: a list in place of a dictionary shows itself only here.
+        raise UnreadableError(f"{name} in {file} is not as Isaac-GR00T has it: {error}") from error
 
 
 def _candidates(folder: Path, module: str) -> Iterator[Path]:
     path = folder.joinpath(*module.split("."))
     yield path.with_suffix(".py")
     yield path / "__init__.py"
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:
+        # A folder of the Python path that may not be entered holds nothing, as for Python itself.
+        return False
 
 
 class _Module:
