@@ -57,7 +57,7 @@ def load_policy(path: str | Path, settings: RlHeadSettings | None = None, inputs
     Raises:
         UserError: The folder is missing or damaged, or its model is of an unknown or unsupported kind.
     """
-    folder = Path(path)
+    folder = Path(path).expanduser()
     return _loader_of(folder)[1](folder, settings, inputs)
 
 
@@ -71,7 +71,7 @@ def preview_policy(path: str | Path, settings: RlHeadSettings, inputs: InputName
     Raises:
         UserError: As `load_policy`.
     """
-    folder = Path(path)
+    folder = Path(path).expanduser()
     name, loader = _loader_of(folder)
     if name in _PREVIEWS:
         return _imported(_PREVIEWS[name])(folder, settings, inputs)

@@ -55,7 +55,7 @@ def memory_estimate(config: ExperimentConfig) -> list[str]:
     model, mapping = config.actor.model, config.env.train.mapping
     if model.model_path is None:
         return ["memory: no model folder is given, so its size is not known"]
-    if not Path(model.model_path).is_dir():
+    if not Path(model.model_path).expanduser().exists():
         return [f"memory: the model folder {model.model_path} is not on this machine, so its size is not known"]
     policy = preview_policy(model.model_path, head_settings(model), input_names(model, mapping))
     if policy is None:

@@ -55,7 +55,7 @@ def input_names(model: ModelConfig, mapping: MappingConfig) -> InputNames:
         views=names and tuple(map(bare_key, (names.video.main_images, *names.video.extra_view_images))),
         state=names and tuple((bare_key(entry.gr00t_key), *entry.slice) for entry in names.state),
         data_config=mapping.data_config_class if block is None else dataclasses.asdict(block),
-        tokenizer_path=None if model.tokenizer_path is None else Path(model.tokenizer_path),
+        tokenizer_path=None if model.tokenizer_path is None else Path(model.tokenizer_path).expanduser(),
     )
 
 

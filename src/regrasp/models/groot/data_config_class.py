@@ -55,7 +55,7 @@ def read_class(
         raise UnreadableError(f"{file} cannot be parsed: {error}") from error
     try:
         return _Module(tree, file, published).data_config(name)
-    except (TypeError, ValueError, AttributeError) as error:
+    except (TypeError, ValueError, AttributeError, LookupError) as error:
         # The source is a stranger's: a list in place of a dictionary shows itself only here.
         raise UnreadableError(f"{name} in {file} is not as Isaac-GR00T has it: {error}") from error
 
