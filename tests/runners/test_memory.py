@@ -10,6 +10,7 @@ import torch
 from run_toys import groot_experiment, mlp_experiment
 from torch import Tensor
 
+from regrasp.cli.main import main
 from regrasp.config.schema import ExperimentConfig
 from regrasp.engine.local import LocalEngine
 from regrasp.envs.registry import create_env
@@ -113,10 +114,19 @@ def test_features_of_half_precision_take_half(groot_start: Path) -> None:
     assert decision_bytes(preview(single), single) - state == 2 * (decision_bytes(preview(half), half) - state)
 
 
-def test_a_model_of_another_machine_is_no_error(start_model: Path) -> None:
-    (line,) = memory_estimate(groot_experiment("actor.model.model_path=/mnt/elsewhere").config)
-    assert "/mnt/elsewhere is not on this machine" in line
-    (line,) = memory_estimate(groot_experiment().config)
-    assert "no model folder is given" in line
+def test_a_model_of_another_machine_is_no_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--dry_run", "--model_path", "/mnt/elsewhere"]) == 0
+    assert "/mnt/elsewhere is not on this machine" in capsys.readouterr().out
+    assert main(["train", "--dry_run"]) == 0
+    assert "no model folder is given" in capsys.readouterr().out
+
+
+def test_a_file_is_no_model_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "model.safetensors").touch()
+    assert main(["train", "--dry_run", "--model_path", str(tmp_path / "model.safetensors")]) == 2
+    assert "No such model folder" in capsys.readouterr().err
+
+
+def test_a_state_policy_stores_no_features(start_model: Path) -> None:
     lines = memory_estimate(mlp_experiment(f"actor.model.model_path={start_model}").config)
     assert not any("features" in line for line in lines)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -47,16 +46,13 @@ class PolicyMemory:
 
 
 def memory_estimate(config: ExperimentConfig) -> list[str]:
-    """Lines about weights, optimizer and rollout storage; without a model folder nothing can be said of them.
+    """Lines about weights, optimizer and rollout storage of the model `actor.model.model_path`.
 
     Raises:
         UserError: The model folder is damaged, or does not fit the experiment.
     """
     model, mapping = config.actor.model, config.env.train.mapping
-    if model.model_path is None:
-        return ["memory: no model folder is given, so its size is not known"]
-    if not Path(model.model_path).expanduser().exists():
-        return [f"memory: the model folder {model.model_path} is not on this machine, so its size is not known"]
+    assert model.model_path is not None
     policy = preview_policy(model.model_path, head_settings(model), input_names(model, mapping))
     if policy is None:
         return ["memory: the size of this kind of model is known only once it is loaded"]

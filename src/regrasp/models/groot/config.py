@@ -33,10 +33,6 @@ _GIVE_EAGLE = (
     " config.json beside this file, as eagle2_hg_model/config.json"
 )
 _MAY_BE_ZERO = {"image_token_index", "pad_token_index", "num_layers", "num_target_vision_tokens"}
-_DIVISIBLE = {
-    "VisionConfig": (("hidden_size", "num_attention_heads"), ("image_size", "patch_size")),
-    "LanguageConfig": (("num_attention_heads", "num_key_value_heads"),),
-}
 
 
 @dataclass(frozen=True)
@@ -102,7 +98,7 @@ class EagleConfig:
             if (value := place.get(name, expected)) != expected:
                 raise _unsupported(key, value, expected).in_file(file)
         try:
-            check_sizes(config)
+            _check_sizes(config)
         except UserError as error:
             raise error.in_file(file) from None
         return config
@@ -198,7 +194,7 @@ class GrootConfig:
     eagle_cfg: EagleConfig = field(default_factory=EagleConfig)
 
     def __post_init__(self) -> None:
-        check_sizes(self)
+        _check_sizes(self)
         head, language = self.action_head_cfg, self.eagle_cfg.text_config
         diffusion, self_attention = head.diffusion_model_cfg, head.vl_self_attention_cfg
         if head.max_seq_len < head.action_horizon:
@@ -340,7 +336,13 @@ class GrootConfig:
             raise error.in_file(file) from None
 
 
-def check_sizes(config: Any, prefix: str = "") -> None:
+_DIVISIBLE: Mapping[type, tuple[tuple[str, str], ...]] = {
+    VisionConfig: (("hidden_size", "num_attention_heads"), ("image_size", "patch_size")),
+    LanguageConfig: (("num_attention_heads", "num_key_value_heads"),),
+}
+
+
+def _check_sizes(config: Any, prefix: str = "") -> None:
     """Check that every whole number of a configuration, nested ones included, can be a size.
 
     Raises:
@@ -349,12 +351,12 @@ def check_sizes(config: Any, prefix: str = "") -> None:
     for item in fields(config):
         key, value = prefix + item.name, getattr(config, item.name)
         if is_dataclass(value):
-            check_sizes(value, f"{key}.")
+            _check_sizes(value, f"{key}.")
         elif isinstance(value, int) and not isinstance(value, bool):
             lowest = int(item.name not in _MAY_BE_ZERO)
             if value < lowest:
                 raise _wrong_size(key, value, f"at least {lowest}")
-    for name, divisor in _DIVISIBLE.get(type(config).__name__, ()):
+    for name, divisor in _DIVISIBLE.get(type(config), ()):
         value, by = getattr(config, name), getattr(config, divisor)
         if value % by:
             raise _wrong_size(prefix + name, value, f"a multiple of {divisor}, {by}")
