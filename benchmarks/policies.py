@@ -25,6 +25,15 @@ def random_policy(config: ExperimentConfig, **settings: str) -> GrootPolicy:
     """A policy of the experiment's sizes."""
     assert config.pretrain is not None
     model = config.actor.model
-    groot = GrootConfig.tiny(config.pretrain.architecture)
-    processor = GrootProcessor.fresh(groot, SENTENCES, num_views=1, state_dim=STATE_DIM, action_dim=model.action_dim)
+    architecture = config.pretrain.architecture
+    groot = GrootConfig.tiny(architecture)
+    processor = GrootProcessor.fresh(
+        groot,
+        SENTENCES,
+        num_views=1,
+        state_dim=STATE_DIM,
+        action_dim=model.action_dim,
+        text_length=architecture.text_length,
+        text_first=architecture.text_first,
+    )
     return GrootPolicy(groot, processor, dataclasses.replace(head_settings(model), **settings), seed=0)

@@ -39,8 +39,6 @@ SIZES: dict[str, Any] = {
     "language_head_dim": 8,
     "language_mlp": 32,
     "vocab_size": 300,
-    "text_length": 10,
-    "text_first": True,
     "head_width": 16,
     "head_layers": 3,
     "head_heads": 2,
@@ -62,7 +60,9 @@ def _nothing_compiled() -> Iterator[None]:
 
 def policy() -> GrootPolicy:
     config = GrootConfig.tiny(SimpleNamespace(**SIZES))
-    processor = GrootProcessor.fresh(config, ["pick it up"], num_views=1, state_dim=3, action_dim=2)
+    processor = GrootProcessor.fresh(
+        config, ["pick it up"], num_views=1, state_dim=3, action_dim=2, text_length=10, text_first=True
+    )
     made = GrootPolicy(config, processor, RlHeadSettings(3, 2, value_head_hidden=(8,))).eval()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():

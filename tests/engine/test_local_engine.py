@@ -57,9 +57,12 @@ def env() -> Iterator[VecEnv]:
 
 def groot(config: ExperimentConfig) -> GrootPolicy:
     assert config.pretrain is not None
-    sizes = GrootConfig.tiny(config.pretrain.architecture)
+    architecture = config.pretrain.architecture
+    sizes = GrootConfig.tiny(architecture)
     sentences = [f"pick up the {color} cube" for color in ("red", "green", "blue")]
-    processor = GrootProcessor.fresh(sizes, sentences, num_views=1, state_dim=4, action_dim=4)
+    processor = GrootProcessor.fresh(
+        sizes, sentences, num_views=1, state_dim=4, action_dim=4, text_length=architecture.text_length, text_first=True
+    )
     policy = GrootPolicy(sizes, processor, head_settings(config.actor.model))
     policy.backbone.reset_parameters(torch.Generator().manual_seed(0))
     return perturbed(policy)
@@ -170,8 +173,13 @@ def test_half_precision_is_of_the_forward_pass_and_of_frozen_weights(make) -> No
 
 @pytest.mark.parametrize(
     "overrides",
-    [(), ("actor.model.trainable=head_without_context",), ("actor.model.trainable=all",)],
-    ids=["head", "head_without_context", "all"],
+    [
+        (),
+        ("actor.model.trainable=head_without_context",),
+        ("actor.model.trainable=all",),
+        ("actor.model.trainable=head", "actor.model.is_lora=true"),
+    ],
+    ids=["head", "head_without_context", "all", "lora"],
 )
 def test_rollouts_in_half_precision_see_what_training_sees_bit_for_bit(overrides: tuple[str, ...]) -> None:
     model = half(experiment(*overrides).actor.model)

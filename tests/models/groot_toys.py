@@ -17,6 +17,7 @@ from regrasp.streams import KeyedNoise
 
 SENTENCES = ("pick up the red cube", "pick up the green cube", "push it")
 STATE_DIM, ACTION_DIM = 3, 2
+TEXT_LENGTH = 10
 ARCHITECTURE: dict[str, Any] = {
     "image_size": 28,
     "patch_size": 14,
@@ -31,8 +32,6 @@ ARCHITECTURE: dict[str, Any] = {
     "language_head_dim": 8,
     "language_mlp": 32,
     "vocab_size": 300,
-    "text_length": 10,
-    "text_first": True,
     "head_width": 16,
     "head_layers": 3,
     "head_heads": 2,
@@ -59,8 +58,18 @@ def toy_settings(**changes: Any) -> RlHeadSettings:
     return RlHeadSettings(**(values | changes))
 
 
-def toy_processor(config: GrootConfig, *, num_views: int = 1) -> GrootProcessor:
-    processor = GrootProcessor.fresh(config, SENTENCES, num_views=num_views, state_dim=STATE_DIM, action_dim=ACTION_DIM)
+def toy_processor(
+    config: GrootConfig, *, num_views: int = 1, text_length: int = TEXT_LENGTH, text_first: bool = True
+) -> GrootProcessor:
+    processor = GrootProcessor.fresh(
+        config,
+        SENTENCES,
+        num_views=num_views,
+        state_dim=STATE_DIM,
+        action_dim=ACTION_DIM,
+        text_length=text_length,
+        text_first=text_first,
+    )
     generator = torch.Generator().manual_seed(5)
     state = Statistics.of(torch.randn(50, STATE_DIM, generator=generator) * 2 + 1)
     action = Statistics.of(torch.randn(50, ACTION_DIM, generator=generator) * 0.3)

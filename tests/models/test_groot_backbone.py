@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from groot_toys import SENTENCES, toy_config, toy_observation, toy_processor
+from groot_toys import SENTENCES, TEXT_LENGTH, toy_config, toy_observation, toy_processor
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import Qwen3Config, Qwen3Model, SiglipVisionConfig, SiglipVisionModel
@@ -76,9 +76,9 @@ def hand_composed(config: GrootConfig, backbone: Backbone, images: Tensor, input
 @pytest.mark.parametrize("text_first", [True, False])
 @torch.no_grad()
 def test_equals_transformers_modules_composed_by_hand(text_first):
-    config = toy_config(text_first=text_first)
+    config = toy_config()
     backbone = build(config)
-    inputs = toy_processor(config, num_views=2).prepare(toy_observation(3, num_views=2))
+    inputs = toy_processor(config, num_views=2, text_first=text_first).prepare(toy_observation(3, num_views=2))
     features = backbone(inputs["images"], inputs["input_ids"])
     expected = hand_composed(config, backbone, inputs["images"], inputs["input_ids"])
     torch.testing.assert_close(features[inputs["input_ids"] != 0], expected, atol=1e-5, rtol=1e-5)
@@ -86,9 +86,9 @@ def test_equals_transformers_modules_composed_by_hand(text_first):
 
 @torch.no_grad()
 def test_a_published_image_is_256_tokens():
-    config = toy_config(image_size=224, text_length=12)
+    config = toy_config(image_size=224)
     backbone = build(config)
-    inputs = toy_processor(config, num_views=2).prepare(toy_observation(2, num_views=2, size=224))
+    inputs = toy_processor(config, num_views=2, text_length=12).prepare(toy_observation(2, num_views=2, size=224))
     ids = inputs["input_ids"]
     assert ids.shape == (2, 12 + 2 * 256)
     assert (ids == config.eagle_cfg.image_token_index).sum(1).tolist() == [512, 512]
@@ -228,7 +228,7 @@ def test_views_are_read_in_order():
     straight = backbone(inputs["images"], inputs["input_ids"])
     swapped = backbone(inputs["images"].flip(1), inputs["input_ids"])
     assert not torch.allclose(straight, swapped)
-    first_view = slice(config.text_length, config.text_length + 4)
+    first_view = slice(TEXT_LENGTH, TEXT_LENGTH + 4)
     changed = inputs["images"].clone()
     changed[:, 1] = 0
     torch.testing.assert_close(

@@ -227,4 +227,6 @@ def test_other_generations_are_named_by_whatever_shows_them(
         official.write(tmp_path / name, value)
     with pytest.raises(UserError, match=what) as error:
         load_policy(tmp_path)
-    assert error.value.file == str(tmp_path / "config.json")
+    assert error.value.file == str(tmp_path / next(iter(files), "config.json"))
+    shown = json.loads((tmp_path / next(iter(files), "config.json")).read_text())
+    assert error.value.key is None or str(error.value.value) in str(shown[error.value.key])

@@ -218,12 +218,12 @@ def test_the_only_embodiment_needs_no_name(groot: GrootConfig, folder: Path) -> 
 @pytest.mark.parametrize(
     ("changes", "key", "parts"),
     [
-        ({"embodiment_tag": None}, "embodiment_tag", ("new_embodiment, oxe_droid, franka", "several")),
-        ({"embodiment_tag": "gr1"}, "embodiment_tag", ("'gr1'", "new_embodiment, oxe_droid, franka")),
+        ({"embodiment_tag": None}, "mapping.embodiment_tag", ("new_embodiment, oxe_droid, franka", "several")),
+        ({"embodiment_tag": "gr1"}, "mapping.embodiment_tag", ("'gr1'", "new_embodiment, oxe_droid, franka")),
         ({"embodiment_tag": "franka"}, "mapping.embodiment_tag_id", ("'franka'", "oxe_droid 17")),
         ({"data_config": None}, "mapping.data_config", ("'new_embodiment'", "data_config:", "mode: min_max")),
         ({"data_config": "my:Config"}, "mapping.data_config", ("'my:Config'", "data_config:")),
-        ({"embodiment_tag_id": 32}, "embodiment_tag_id", ("0 to 31",)),
+        ({"embodiment_tag_id": 32}, "mapping.embodiment_tag_id", ("0 to 31",)),
         ({"data_config": "so100"}, "new_embodiment.modalities.video.webcam", ("room_view, left_wrist_view",)),
         (
             {"data_config": "unitree_g1_full_body", "views": None},

@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from groot_toys import ACTION_DIM, ARCHITECTURE, STATE_DIM, toy_config, toy_observation, toy_processor
+from groot_toys import ACTION_DIM, STATE_DIM, TEXT_LENGTH, toy_config, toy_observation, toy_processor
 
 from regrasp.errors import UserError
 from regrasp.models.groot.data_config import PROCESSOR_FILE, KeyConfig
@@ -19,7 +19,7 @@ def test_prepare_gives_fixed_shapes_and_pads_with_zeros():
     inputs = toy_processor(config, num_views=3).prepare(toy_observation(5, num_views=3))
     assert inputs["images"].shape == (5, 3, 28, 28, 3)
     assert inputs["images"].dtype == torch.uint8
-    assert inputs["input_ids"].shape == (5, ARCHITECTURE["text_length"] + 3 * 4)
+    assert inputs["input_ids"].shape == (5, TEXT_LENGTH + 3 * 4)
     assert inputs["state"].shape == (5, 5)
     assert not inputs["state"][:, STATE_DIM:].any()
 
@@ -53,15 +53,25 @@ def test_images_of_another_size_are_resized():
 def test_wrong_inputs_are_named():
     processor = toy_processor(toy_config())
     good = toy_observation(2)
-    cases = {
-        "main_images": dataclasses.replace(good, main_images=good.main_images.float()),
-        "extra_view_images": toy_observation(2, num_views=2),
-        "states": dataclasses.replace(good, states=torch.zeros(2, STATE_DIM + 1)),
-    }
-    for key, observation in cases.items():
+    two = toy_observation(2, num_views=2)
+    assert two.extra_view_images is not None
+    cases = [
+        ("main_images", dataclasses.replace(good, main_images=good.main_images.float())),
+        ("main_images", dataclasses.replace(good, main_images=good.main_images[..., :1])),
+        ("main_images", dataclasses.replace(good, main_images=good.main_images[:, :0])),
+        ("main_images", dataclasses.replace(good, main_images=good.main_images.permute(0, 3, 1, 2))),
+        ("extra_view_images", two),
+        ("extra_view_images", dataclasses.replace(two, extra_view_images=two.extra_view_images[:, :, 2:])),
+        ("extra_view_images", dataclasses.replace(two, extra_view_images=two.extra_view_images.float())),
+        ("extra_view_images", dataclasses.replace(two, extra_view_images=two.extra_view_images[:, 0])),
+        ("states", dataclasses.replace(good, states=torch.zeros(2, STATE_DIM + 1))),
+        ("main_images, states, task_descriptions", dataclasses.replace(good, states=torch.zeros(3, STATE_DIM))),
+    ]
+    for key, observation in cases:
         with pytest.raises(UserError) as error:
             processor.prepare(observation)
         assert error.value.key == key
+        assert error.value.expected
 
 
 def test_save_and_load_in_the_published_layout(tmp_path):

@@ -160,6 +160,13 @@ def language_weights(policy: GrootPolicy) -> int:
     return words.num_hidden_layers * LORA.rank * sum(a + b for a, b in ends)
 
 
+def test_adapters_are_single_precision_beside_weights_that_are_not() -> None:
+    policy = lora_policy().to(torch.bfloat16)
+    policy.prepare_training("head")
+    formats = {parameter.dtype for name, parameter in policy.named_parameters() if ".lora_" in name}
+    assert formats == {torch.float32}
+
+
 @pytest.mark.parametrize("trainable", ["head", "head_without_context"])
 def test_adapters_train_beside_the_head(trainable: str) -> None:
     policy, plain = lora_policy(trainable=trainable), toy_policy(trainable=trainable)

@@ -13,6 +13,7 @@ from regrasp.errors import UserError
 from regrasp.models import registry
 from regrasp.models.inputs import InputNames
 from regrasp.models.mlp.policy import MlpPolicy
+from regrasp.models.settings import RlHeadSettings
 
 
 def plug_in(folder: Path, settings: object, inputs: object) -> MlpPolicy:
@@ -58,6 +59,24 @@ def test_an_unknown_kind_names_itself_and_the_known_ones(tmp_path, name):
 def test_later_gr00t_is_named_as_unsupported(tmp_path, name, version):
     with pytest.raises(UserError, match=version):
         registry.load_policy(model_folder(tmp_path, name))
+
+
+def test_a_folder_may_be_named_from_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    saved = MlpPolicy(state_dim=STATE_DIM, action_dim=ACTION_DIM)
+    saved.save(tmp_path / "base")
+    settings = RlHeadSettings(1, ACTION_DIM)
+    for policy in (
+        registry.load_policy("~/base"),
+        registry.preview_policy("~/base", settings, InputNames()),
+    ):
+        assert isinstance(policy, MlpPolicy)
+
+
+def test_only_a_loader_knows_the_size_of_a_model_that_is_plugged_in(tmp_path, monkeypatch):
+    monkeypatch.setattr(registry, "_registered", {})
+    registry.register_model("mine", plug_in)
+    assert registry.preview_policy(model_folder(tmp_path, "mine"), RlHeadSettings(1, ACTION_DIM), InputNames()) is None
 
 
 def test_missing_folders_and_files_are_named(tmp_path):

@@ -154,6 +154,29 @@ def test_a_key_without_effect_is_reported(key: str) -> None:
         assert head_settings(loaded.config.actor.model) == head_settings(load_config(str(REFERENCE)).config.actor.model)
 
 
+@pytest.mark.parametrize(
+    ("name", "overrides", "idle"),
+    [
+        (str(REFERENCE), ["joint_logprob=true", "ignore_last=true"], "ignore_last"),
+        (str(REFERENCE), ["noise_method=flow_noise", "noise_anneal=true"], "noise_anneal"),
+        *(("pick_cube_ppo_mlp", [f"{key}={effect.values[-1]}"], key) for key, effect in EFFECTS.items()),
+        ("pick_cube_ppo_mlp", ["padding_value=99"], "padding_value"),
+        ("pick_cube_ppo_mlp", ["safe_get_logprob=true"], "safe_get_logprob"),
+    ],
+)
+def test_a_key_that_other_keys_leave_without_effect_is_reported(name: str, overrides: list[str], idle: str) -> None:
+    warnings = load_config(name, [f"{BLOCK}.{text}" for text in overrides]).warnings
+    assert [text for text in warnings if f"{BLOCK}.{idle}" in text]
+
+
+def test_other_keys_that_say_nothing_to_a_kind_of_model() -> None:
+    (warning,) = load_config("pick_cube_ppo_mlp", ["actor.model.denoising_steps=8"]).warnings
+    assert "actor.model.denoising_steps" in warning
+    (warning,) = load_config("pick_cube_ppo_groot", ["actor.model.mlp.hidden=[8]"]).warnings
+    assert "actor.model.mlp" in warning
+    assert load_config("pick_cube_ppo_mlp").warnings == load_config("pick_cube_ppo_groot").warnings == ()
+
+
 def test_the_references_name_of_learned_noise() -> None:
     loaded = load_config(str(REFERENCE), [f"{BLOCK}.noise_method=reinflow"])
     assert loaded.config.actor.model.rl_head_config.noise_method == "flow_noise"

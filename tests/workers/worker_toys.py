@@ -209,7 +209,15 @@ def groot_policy(
             head_heads=2,
         )
     )
-    processor = GrootProcessor.fresh(config, _SENTENCES, num_views=1, state_dim=state_dim, action_dim=action_dim)
+    processor = GrootProcessor.fresh(
+        config,
+        _SENTENCES,
+        num_views=1,
+        state_dim=state_dim,
+        action_dim=action_dim,
+        text_length=10,
+        text_first=True,
+    )
     values: dict[str, Any] = {"num_action_chunks": CHUNK, "action_dim": action_dim, "value_head_hidden": (8,)}
     policy = GrootPolicy(config, processor, RlHeadSettings(**(values | settings)))
     policy.backbone.reset_parameters(torch.Generator().manual_seed(0))

@@ -35,6 +35,8 @@ _DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+_LFS_POINTER = b"version https://git-lfs"
+_AGAIN = "Download or copy the file again."
 _MAPPED_BYTES = 128_000_000
 """A file is mapped anew after about as many bytes, because what was read of it stays in memory while it is mapped."""
 
@@ -109,11 +111,14 @@ def list_safetensors(folder: Path) -> dict[str, StoredTensor]:
         return {tensor.name: tensor for tensor in _list_file(folder / _SINGLE)}
     index = folder / _INDEX
     if not index.is_file():
+        pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt"))
         raise UserError(
             "No weights in this folder.",
             file=folder / _SINGLE,
             expected=f"{_SINGLE}, or {_INDEX} with its shards",
-            mend="Give a model folder in Hugging Face layout, for example `global_step_<N>/model`.",
+            mend="Convert its weights to safetensors: pickled ones are not read, because reading them runs code."
+            if pickled
+            else "Give a model folder in Hugging Face layout, for example `global_step_<N>/model`.",
         )
     weight_map = _read_index(index)
     shards = sorted(set(weight_map.values()))
@@ -180,7 +185,7 @@ def _read_index(file: Path) -> dict[str, str]:
     try:
         content: Any = json.loads(file.read_bytes())
     except ValueError as error:
-        raise UserError(f"Not a JSON file: {error}.", file=file) from error
+        raise UserError(f"Not a JSON file: {error}.", file=file, mend=_AGAIN) from error
     weight_map: Any = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(weight_map, dict) or not all(map(_is_plain_name, weight_map.values())):
         raise UserError(
@@ -188,6 +193,7 @@ def _read_index(file: Path) -> dict[str, str]:
             file=file,
             key="weight_map",
             expected="tensor names mapped to plain file names",
+            mend=_AGAIN,
         )
     return {str(name): str(shard) for name, shard in weight_map.items()}
 
@@ -211,10 +217,19 @@ def _opened(file: Path) -> Iterator[Any]:
     try:
         with safe_open(file, "pt") as content:
             yield content
-    except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"Not a sound safetensors file: {error}.", file=file, mend="Download or copy the file again."
-        ) from error
+    except OSError as error:
+        raise UserError(f"The file cannot be read: {error}.", file=file, mend=_AGAIN) from error
+    except SafetensorError as error:
+        if _is_lfs_pointer(file):
+            raise UserError(
+                "A pointer of git-lfs in place of the file.", file=file, mend="Run `git lfs pull` in its repository."
+            ) from error
+        raise UserError(f"Not a sound safetensors file: {error}.", file=file, mend=_AGAIN) from error
+
+
+def _is_lfs_pointer(file: Path) -> bool:
+    with file.open("rb") as stream:
+        return stream.read(len(_LFS_POINTER)) == _LFS_POINTER
 
 
 def _is_in(tensor: StoredTensor | None, shard: str) -> bool:

@@ -138,13 +138,24 @@ def load_to_run(args: argparse.Namespace, *, block: str | None = None) -> Loaded
 def _print_resolved(loaded: LoadedConfig) -> None:
     """What `--dry_run` shows: every value, the batch equation, and a memory estimate."""
     from regrasp.config.batches import batch_equation
-    from regrasp.runners.memory import memory_estimate
 
     print(loaded.to_yaml())
     print(f"\n# Summary\n# {loaded.file}")
     print(f"# {batch_equation(loaded.config)}")
-    for line in memory_estimate(loaded.config):
+    for line in _memory_lines(loaded):
         print(f"# {line}")
+
+
+def _memory_lines(loaded: LoadedConfig) -> list[str]:
+    """The memory estimate; torch is imported only where there is a model to count."""
+    model_path = loaded.config.actor.model.model_path
+    if model_path is None:
+        return ["memory: no model folder is given, so its size is not known"]
+    if not Path(model_path).expanduser().exists():
+        return [f"memory: the model folder {model_path} is not on this machine, so its size is not known"]
+    from regrasp.runners.memory import memory_estimate
+
+    return memory_estimate(loaded.config)
 
 
 @contextmanager

@@ -169,8 +169,8 @@ def strip_legacy(values: dict[str, Any]) -> tuple[dict[str, str], list[Active]]:
     """Remove every legacy key.
 
     Returns:
-        Why each removed key has no effect (a section that held nothing else counts as one key), and the removed keys
-        whose value would have changed the training.
+        Why each removed key has no effect (a section that held several and nothing else counts as one), and the
+        removed keys whose value would have changed the training.
     """
     reasons: dict[str, str] = {}
     active: list[Active] = []
@@ -202,7 +202,7 @@ def _strip(node: dict[str, Any], path: Path, reasons: dict[str, str], active: li
             found |= below
             if not node[key] and key in known_children(path):
                 del node[key]
-    whole_section = path and found and not node and len(set(found.values())) == 1
+    whole_section = path and len(found) > 1 and not node and len(set(found.values())) == 1
     reasons |= {dotted(path): next(iter(found.values()))} if whole_section else found
 
 

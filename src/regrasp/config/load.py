@@ -92,7 +92,7 @@ def load_config(
     except ValidationError as error:
         raise_problems(problems + schema_problems(error, values), sources)
         raise
-    raise_problems(problems + cross_check(config), sources)
+    raise_problems(problems + cross_check(config, file.parent), sources)
     warnings += oddities(config)
     if reasons:
         warnings.insert(0, ignored_warning(reasons, file))

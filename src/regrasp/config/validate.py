@@ -3,30 +3,48 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, is_dataclass
+from pathlib import Path
 from typing import Any
 
 from regrasp.config.batches import batch_equation, num_optimizer_steps, num_samples, num_updates
 from regrasp.config.problems import Problem
-from regrasp.config.schema import ArchitectureConfig, EnvConfig, ExperimentConfig, MappingConfig, TrainEnvConfig
+from regrasp.config.schema import (
+    ArchitectureConfig,
+    EnvConfig,
+    ExperimentConfig,
+    MappingConfig,
+    ModelConfig,
+    TrainEnvConfig,
+)
 from regrasp.config.sources import split_key
 from regrasp.errors import UserError
 from regrasp.models.groot.data_config import data_config
 from regrasp.models.inputs import EMBODIMENT_IDS, bare_key
 
 _DEVICES = re.compile(r"all|\d+(-\d+)?(,\d+(-\d+)?)*")
+_NOT_FOR_MLP = ("tokenizer_path", "attn_implementation", "denoising_steps", "trainable", "lora", "value_head_hidden")
 _ROLES = ("actor", "env", "rollout")
 
 
-def cross_check(config: ExperimentConfig) -> list[Problem]:
-    """Everything that is wrong with a configuration whose single values are right."""
+def cross_check(config: ExperimentConfig, folder: Path | None = None) -> list[Problem]:
+    """Everything that is wrong with a configuration whose single values are right.
+
+    Args:
+        config: The experiment.
+        folder: Where its file is; a class that it names is looked for there too, to be shown as data.
+    """
+    folders = [path for path in (folder, Path.cwd(), *map(Path, sys.path)) if path is not None]
     return [
         *_check_batches(config),
         *_check_algorithm(config),
         *_check_environment(config, "train", config.env.train),
         *_check_environment(config, "eval", config.env.eval),
+        *_check_data_config("env.train.mapping", config.env.train.mapping, folders),
+        *_check_data_config("env.eval.mapping", config.env.eval.mapping, folders),
         *_check_model(config),
         *_check_embodiment(config),
         *_check_placement(config),
@@ -42,7 +60,27 @@ def oddities(config: ExperimentConfig) -> list[str]:
             f"actor.global_batch_size ({config.actor.global_batch_size}) is more than one update's samples"
             f" ({batch_equation(config).split(';')[0]}), so each epoch is one minibatch of all of them."
         )
-    return warnings
+    return [*warnings, *_idle_keys(config.actor.model)]
+
+
+def _idle_keys(model: ModelConfig) -> Iterator[str]:
+    """Warnings about keys of the model that are set and that the other keys leave without effect."""
+    plain = ModelConfig(model.model_type, model.action_dim, model.num_action_chunks)
+    head = model.rl_head_config
+    if model.model_type == "mlp":
+        idle = [f"actor.model.{name}" for name in _NOT_FOR_MLP if getattr(model, name) != getattr(plain, name)]
+        changed = (name for name, value in vars(head).items() if value != getattr(plain.rl_head_config, name))
+        idle += [f"actor.model.rl_head_config.{name}" for name in changed]
+        if idle:
+            yield f"These keys say nothing to a state policy (actor.model.model_type: mlp): {', '.join(idle)}."
+    elif model.model_type == "gr00t" and model.mlp != plain.mlp:
+        yield "actor.model.mlp says nothing to a GR00T (actor.model.model_type: gr00t)."
+    if head.joint_logprob and head.ignore_last:
+        yield (
+            "actor.model.rl_head_config.ignore_last says nothing with joint_logprob, which makes every step stochastic."
+        )
+    if head.noise_anneal and head.noise_method == "flow_noise":
+        yield "actor.model.rl_head_config.noise_anneal says nothing with flow_noise, which learns its noise."
 
 
 def _problem(key: str, value: Any, problem: str, expected: str, mend: str) -> Problem:
@@ -177,16 +215,16 @@ def _check_gr00t_names(key: str, mapping: MappingConfig) -> Iterator[Problem]:
             f"null, since {key}.data_config is given",
             f"remove {key}.data_config_class or {key}.data_config",
         )
-    yield from _check_data_config(key, mapping)
 
 
-def _check_data_config(key: str, mapping: MappingConfig) -> Iterator[Problem]:
+def _check_data_config(key: str, mapping: MappingConfig, folders: Sequence[Path]) -> Iterator[Problem]:
     """What the block's own types do not say: known names, keys given once, modes that can be undone."""
     for field in ("data_config_class", "data_config"):
         value = getattr(mapping, field)
         if value is not None:
             try:
-                data_config(value if isinstance(value, str) else asdict(value), file=None, key=f"{key}.{field}")
+                content = value if isinstance(value, str) else asdict(value)
+                data_config(content, file=None, key=f"{key}.{field}", folders=folders)
             except UserError as error:
                 location = error.key or f"{key}.{field}"
                 yield _problem(

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from regrasp.config.batches import num_samples, num_updates
-from regrasp.config.schema import EnvConfig, ExperimentConfig
+from regrasp.config.schema import ExperimentConfig
 from regrasp.data.rollout import Rollout, RolloutBuilder
+from regrasp.engine.acting import evaluation_chooser
 from regrasp.engine.compilation import CapturedBackward, compile_policy
 from regrasp.engine.precision import ActingPolicy, apply_precision
 from regrasp.envs.contract import VecEnv
@@ -20,7 +21,7 @@ from regrasp.envs.registry import create_env
 from regrasp.models.contract import Policy
 from regrasp.workers.actor import ActorWorker
 from regrasp.workers.env import EnvWorker, EpisodeResult
-from regrasp.workers.evaluation import Evaluation, Recorder, policy_chooser
+from regrasp.workers.evaluation import Evaluation, Recorder
 from regrasp.workers.rollout import RolloutWorker, block_size, interact
 
 
@@ -69,9 +70,8 @@ class LocalEngine:
             self._compile(config)
         acting = self._acting.policy
         self._rollout = RolloutWorker(acting, seed, "train", device=device, keep_features=not recompute)
-        self._eval_rollout = RolloutWorker(acting, seed, "eval", device=device, keep_features=True)
-        mapping = self._action_mapping(config.env.train, env, "train")
         train = config.env.train
+        mapping = ActionMapping(train.mapping, model.action_dim, env.spec.action_dim, "env.train.mapping")
         self._env = EnvWorker(env, mapping, seed, stream=train.seed, auto_reset=train.auto_reset)
         self._eval_env: VecEnv | None = None
 
@@ -128,8 +128,7 @@ class LocalEngine:
         if self._eval_env is None:
             self._eval_env = create_env(config, "eval", self._num_actions)
         self._acting.refresh()
-        mapping = self._action_mapping(config, self._eval_env, "eval")
-        choose = policy_chooser(self._eval_rollout, mapping, config.inference_block)
+        choose = evaluation_chooser(self._acting.policy, self.config, self._eval_env, self._seed, self._device)
         evaluation = Evaluation(self._eval_env, choose, self._seed, config.seed, on_episode)
         return evaluation.run(num_episodes, recorder)
 
@@ -159,8 +158,3 @@ class LocalEngine:
         if self._device.type == "cuda":
             size = config.actor.micro_batch_size
             self.actor.backward = CapturedBackward(self.actor.backward, self.policy, size)
-
-    def _action_mapping(self, config: EnvConfig, env: VecEnv, name: str) -> ActionMapping:
-        return ActionMapping(
-            config.mapping, self.config.actor.model.action_dim, env.spec.action_dim, f"env.{name}.mapping"
-        )

@@ -165,7 +165,7 @@ class Policy(nn.Module, ABC):
 
     @abstractmethod
     def sft_loss(self, features: TensorDict, actions: Tensor, valid: Tensor, noise: Noise, repeats: int = 1) -> Tensor:
-        """Loss of imitating demonstrated actions, a scalar.
+        """Loss of imitating demonstrated actions, a scalar: a mean over all valid steps.
 
         Args:
             features: Of mode `encode`, B rows.

@@ -49,13 +49,15 @@ class Statistics:
         """Read lists by name; further entries are left alone.
 
         Raises:
-            UserError: A statistic is missing, or its width differs from the others'.
+            UserError: A statistic is missing, is no list of numbers, or its width differs from the others'.
         """
         names = [field.name for field in fields(cls)]
+        if not isinstance(mapping, Mapping):
+            raise UserError("Not an object", file=file, key=key, value=mapping, expected="{...}")
         missing = [name for name in names if name not in mapping]
         if missing:
             raise UserError(f"Statistics without {', '.join(missing)}", file=file, key=key, expected=", ".join(names))
-        parts = {name: torch.tensor(mapping[name], dtype=torch.float32).reshape(-1) for name in names}
+        parts = {name: _numbers(mapping[name], file, f"{key}.{name}") for name in names}
         if len({len(part) for part in parts.values()}) != 1:
             widths = {name: len(part) for name, part in parts.items()}
             raise UserError("Statistics of different widths", file=file, key=key, value=widths)
@@ -73,6 +75,12 @@ class Statistics:
     def width(self) -> int:
         """D."""
         return len(self.mean)
+
+
+def _numbers(values: Any, file: Any, key: str) -> Tensor:
+    if not isinstance(values, Sequence) or not all(type(value) in (int, float) for value in values):
+        raise UserError("Not a list of numbers", file=file, key=key, value=values, expected="[number, ...]")
+    return torch.tensor(values, dtype=torch.float32)
 
 
 class Scaling(Protocol):
@@ -108,6 +116,12 @@ class Normalizer:
         passes = constant & (mode in ("q99", "mean_std"))
         self._offset = self._center.masked_fill(passes, 0)
         self._gain = torch.where(constant, passes.float(), 1 / self._scale)
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether the statistics that the mode uses are numbers."""
+        uses_none = self.mode in ("binary", "sin_cos", "none")
+        return uses_none or bool((self._center.isfinite() & self._scale.isfinite()).all())
 
     def normalize(self, values: Tensor) -> Tensor:
         """Physical units to policy units, float32."""

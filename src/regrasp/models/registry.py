@@ -23,6 +23,8 @@ _BUILT_IN = {
     "gr00t_n1_5": "regrasp.models.groot.checkpoint:load_groot",
     "regrasp_mlp": "regrasp.models.mlp.policy:load_mlp",
 }
+_PREVIEWS = {"gr00t_n1_5": "regrasp.models.groot.checkpoint:preview_groot"}
+"""What stands in for a loader where the weights themselves are not needed."""
 
 _registered: dict[str, ModelLoader] = {}
 
@@ -55,29 +57,68 @@ def load_policy(path: str | Path, settings: RlHeadSettings | None = None, inputs
     Raises:
         UserError: The folder is missing or damaged, or its model is of an unknown or unsupported kind.
     """
-    folder = Path(path)
+    folder = Path(path).expanduser()
+    return _loader_of(folder)[1](folder, settings, inputs)
+
+
+def preview_policy(path: str | Path, settings: RlHeadSettings, inputs: InputNames) -> Policy | None:
+    """Check a model folder, and give the policy that `load_policy` would, without the time and memory of its weights.
+
+    Returns:
+        The policy, on the meta device where its model type can do that; None for a model type that is not built in,
+        of which only its loader knows.
+
+    Raises:
+        UserError: As `load_policy`.
+    """
+    folder = Path(path).expanduser()
+    name, loader = _loader_of(folder)
+    if name in _PREVIEWS:
+        return _imported(_PREVIEWS[name])(folder, settings, inputs)
+    return loader(folder, settings, inputs) if name in _BUILT_IN else None
+
+
+def _loader_of(folder: Path) -> tuple[str, ModelLoader]:
+    """The folder's model type and what loads it.
+
+    Raises:
+        UserError: The folder is missing, or its model is of an unknown or unsupported kind.
+    """
     if not folder.is_dir():
         raise UserError("No such model folder", file=folder, mend="give a folder with config.json and weights")
     file = folder / "config.json"
     content = read_json(file)
     name = content.get("model_type")
     loader = _find(name) if isinstance(name, str) else None
-    if loader is None:
+    if not isinstance(name, str) or loader is None:
         check_generation(content, file)
         raise _unknown(name, file)
-    return loader(folder, settings, inputs)
+    return name, loader
 
 
 def _find(name: str) -> ModelLoader | None:
     if name in _BUILT_IN:
-        module, function = _BUILT_IN[name].split(":")
-        return getattr(importlib.import_module(module), function)
+        return _imported(_BUILT_IN[name])
     if name in _registered:
         return _registered[name]
     return next((entry.load() for entry in entry_points(group=ENTRY_POINT_GROUP, name=name)), None)
 
 
+def _imported(place: str) -> ModelLoader:
+    module, function = place.split(":")
+    return getattr(importlib.import_module(module), function)
+
+
 def _unknown(name: object, file: Path) -> UserError:
+    if name is None:
+        return UserError(
+            "A model folder that does not say what it holds",
+            file=file,
+            key="model_type",
+            value=None,
+            expected=", ".join(known_models()),
+            mend="give a complete model folder",
+        )
     return UserError(
         "A model of an unknown kind",
         file=file,

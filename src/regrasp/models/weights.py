@@ -26,12 +26,16 @@ def read_json(file: Path) -> dict[str, Any]:
     """A JSON object from a file.
 
     Raises:
-        UserError: The file is missing, not JSON, or not an object.
+        UserError: The file is missing, cannot be read, or is not JSON or not an object.
     """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"A model folder without {file.name}", file=file, mend="give a complete model folder") from None
+    except OSError as error:
+        raise UserError(
+            f"The file cannot be read: {error.strerror}", file=file, mend="put a readable file there"
+        ) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"Not valid JSON: {error}", file=file, mend="restore the file") from None
     if not isinstance(content, dict):
@@ -77,15 +81,32 @@ def assign_weights(
         The optional child modules that were absent; their parameters are untouched.
 
     Raises:
-        UserError: Listing missing, unexpected and misshapen tensors.
+        UserError: Listing missing, unexpected and misshapen tensors, or those of the wrong kind of numbers.
     """
-    expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-    absent = {part for part in optional if not any(name.startswith(f"{part}.") for name in stored)}
-    wanted = {name: shape for name, shape in expected.items() if name.split(".")[0] not in absent}
-    check_shapes(wanted, {name: tensor.shape for name, tensor in stored.items()}, file=file)
+    absent = check_weights(module, stored, file=file, optional=optional)
     # A copy of each: what is read is mapped to the file, and training writes in place.
     state = {name: tensor.to(dtype_of(name, tensor.dtype, dtype), copy=True) for name, tensor in read_stored(stored)}
     module.load_state_dict(state, strict=False, assign=True)
+    return absent
+
+
+def check_weights(
+    module: nn.Module, stored: Mapping[str, StoredTensor], *, file: Path, optional: Collection[str] = ()
+) -> set[str]:
+    """Compare the tensors on disk with those of a module, without reading them; see `assign_weights`.
+
+    Returns:
+        The optional child modules that are absent.
+
+    Raises:
+        UserError: Listing missing, unexpected and misshapen tensors, or those of the wrong kind of numbers.
+    """
+    absent = {part for part in optional if not any(name.startswith(f"{part}.") for name in stored)}
+    expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    wanted = {name: shape for name, shape in expected.items() if name.split(".")[0] not in absent}
+    check_shapes(wanted, {name: tensor.shape for name, tensor in stored.items()}, file=file)
+    kinds = {name: tensor.dtype for name, tensor in module.state_dict().items() if name in wanted}
+    check_kinds(kinds, {name: tensor.dtype for name, tensor in stored.items()}, file=file)
     return absent
 
 
@@ -109,6 +130,21 @@ def check_shapes(expected: Mapping[str, Shape], found: Mapping[str, Shape], *, f
             f"Weights that do not fit the configuration beside them. Tensors {problem}",
             file=file,
             mend="use the config.json and settings these weights were saved with",
+        )
+
+
+def check_kinds(expected: Mapping[str, torch.dtype], found: Mapping[str, torch.dtype], *, file: Path) -> None:
+    """Check that fractions are fractions and whole numbers are whole; their sizes may differ.
+
+    Raises:
+        UserError: Listing the tensors that are not.
+    """
+    wrong = [name for name, dtype in expected.items() if dtype.is_floating_point != found[name].is_floating_point]
+    if wrong:
+        raise UserError(
+            f"Whole numbers in place of fractions, or the other way round, in {len(wrong)} tensors: {_listed(wrong)}",
+            file=file,
+            mend="give the weights as they were before they were quantised",
         )
 
 

@@ -27,7 +27,7 @@ from regrasp.models.groot.metadata import METADATA_FILE
 from regrasp.models.groot.policy import RL_PARTS
 from regrasp.models.groot.processor import PROCESSOR_FILE
 from regrasp.models.groot.tokenizer import load_tokenizer, save_tokenizer
-from regrasp.models.weights import check_shapes, dtype_of, read_json, write_json
+from regrasp.models.weights import check_kinds, check_shapes, dtype_of, read_json, write_json
 from regrasp.observe.progress import progress
 
 Source = StoredTensor | Tensor
@@ -169,6 +169,8 @@ def _exported_tensors(options: ExportOptions, config: GrootConfig, trained: Path
     extras = {name: tensor for name, tensor in tensors.items() if name.split(".")[0] in RL_PARTS}
     policy = {name: tensors[name] for name in sorted(tensors.keys() - extras.keys())}
     check_shapes(published_shapes(config), {name: tensor.shape for name, tensor in policy.items()}, file=origin)
+    found = {name: tensor.dtype for name, tensor in policy.items()}
+    check_kinds(dict.fromkeys(found, torch.float32), found, file=origin)
     if options.with_value_head and not extras:
         raise UserError("There is no value head to keep", file=origin, key="--with_value_head")
     return {**policy, **extras} if options.with_value_head else policy

@@ -2,68 +2,134 @@
 
 from __future__ import annotations
 
-import json
-import struct
-from pathlib import Path
+from collections.abc import Iterable
+from dataclasses import dataclass
 
-from regrasp.config.batches import num_samples
+import torch
+from torch import Tensor
+
+from regrasp.config.batches import num_samples, num_updates
 from regrasp.config.schema import ExperimentConfig
+from regrasp.engine.precision import ActingPolicy, apply_precision
+from regrasp.models.contract import Policy
+from regrasp.models.groot.policy import GrootPolicy
+from regrasp.models.registry import preview_policy
 from regrasp.observe.text import byte_size
+from regrasp.runners.policies import check_embodiment, head_settings, input_names
+from regrasp.workers.actor import ActorWorker
 
-_ADAMW_BYTES = 16
-"""Weight, gradient and two moments in float32."""
+_CPU = torch.device("cpu")
+_TRAINING_COPIES = 3
+"""A gradient and AdamW's two moments, each like the weight."""
+
+
+@dataclass(frozen=True)
+class PolicyMemory:
+    """Bytes that a policy takes while it is trained, activations aside."""
+
+    num_parameters: int
+    """Stored weights, the embodiment's slot counted once."""
+    num_trained: int
+    weights: int
+    """What the passes of training read, constants included."""
+    training: int
+    """Gradients and AdamW's moments."""
+    acting_copy: int
+    """What rollouts and evaluations read instead, where it is not shared."""
+    start: int
+    """Copy of the weights that the run starts from, for `algorithm.kl_beta`."""
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.weights + self.training + self.acting_copy + self.start
 
 
 def memory_estimate(config: ExperimentConfig) -> list[str]:
-    """Lines about weights, optimizer and rollout storage; without a model folder nothing can be said of the weights."""
-    model = config.actor.model
-    if model.model_path is None or not (Path(model.model_path) / "config.json").is_file():
-        return ["memory: no model folder is given, so its size is not known"]
-    shapes = tensor_shapes(Path(model.model_path))
-    sizes = {name: _product(shape) for name, shape in shapes.items()}
-    total = sum(sizes.values())
-    head = sum(size for name, size in sizes.items() if name.startswith("action_head."))
-    unused_slots = sum(size - size // shapes[name][0] for name, size in sizes.items() if name.endswith((".W", ".b")))
-    trained = (total if model.trainable == "all" or not head else head) - unused_slots
+    """Lines about weights, optimizer and rollout storage of the model `actor.model.model_path`.
+
+    Raises:
+        UserError: The model folder is damaged, or does not fit the experiment.
+    """
+    model, mapping = config.actor.model, config.env.train.mapping
+    assert model.model_path is not None
+    policy = preview_policy(model.model_path, head_settings(model), input_names(model, mapping))
+    if policy is None:
+        return ["memory: the size of this kind of model is known only once it is loaded"]
+    check_embodiment(policy, mapping)
+    memory = policy_memory(policy, config)
     lines = [
-        f"weights: {total / 1e6:.1f} M parameters, {byte_size(total * 4)} in float32",
-        f"training {trained / 1e6:.1f} M of them: {byte_size(trained * _ADAMW_BYTES)}"
-        " (weights, gradients, AdamW's moments)",
+        f"weights: {memory.num_parameters / 1e6:.1f} M parameters, {byte_size(memory.weights)}",
+        f"training {memory.num_trained / 1e6:.1f} M of them: {byte_size(memory.training)} (gradients, AdamW's moments)",
     ]
-    samples = num_samples(config)
-    if head and not (model.trains_backbone or config.runner.recompute_features):
-        context = _context_bytes(Path(model.model_path), config)
-        lines.append(f"cached features: {samples} decisions x {context / 1e3:.0f} kB = {byte_size(samples * context)}")
-    return lines
+    if memory.acting_copy:
+        lines.append(f"acting copy in bfloat16: {byte_size(memory.acting_copy)}")
+    if memory.start:
+        lines.append(f"copy of the start, for algorithm.kl_beta: {byte_size(memory.start)}")
+    on_device = memory.total
+    if isinstance(policy, GrootPolicy):
+        stored = decision_bytes(policy, config)
+        samples, on_host = num_samples(config), config.runner.feature_storage == "host"
+        what = "stored observations" if _recomputes(config) else "cached features"
+        where = "in host memory" if on_host else "on the device"
+        lines.append(f"{what}: {samples} decisions x {stored / 1e3:.0f} kB = {byte_size(samples * stored)}, {where}")
+        on_device += 0 if on_host else samples * stored
+    return [*lines, f"together on the device: {byte_size(on_device)}, activations and minibatches aside"]
 
 
-def tensor_shapes(folder: Path) -> dict[str, list[int]]:
-    """Names and shapes of a model folder's tensors, from the headers of its safetensors files."""
-    shapes: dict[str, list[int]] = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        with file.open("rb") as stream:
-            (size,) = struct.unpack("<Q", stream.read(8))
-            header = json.loads(stream.read(size))
-        shapes |= {name: entry["shape"] for name, entry in header.items() if name != "__metadata__"}
-    return shapes
+def policy_memory(policy: Policy, config: ExperimentConfig) -> PolicyMemory:
+    """Count what the engine makes of a policy.
+
+    Args:
+        policy: Fresh, best on the meta device, where copies cost nothing; it is made ready for training.
+        config: The experiment.
+    """
+    model = config.actor.model
+    num_parameters = sum(tensor.numel() for tensor in policy.state_dict().values())
+    apply_precision(policy, model, _CPU)
+    actor = ActorWorker(
+        policy,
+        config.actor,
+        config.algorithm,
+        num_updates=num_updates(config),
+        seed=0,
+        recompute_features=_recomputes(config),
+        device=_CPU,
+    )
+    trained = [parameter for group in actor.optimizer.param_groups for parameter in group["params"]]
+    acting = ActingPolicy(policy, model).policy
+    own = _tensors(policy)
+    copied = {key: tensor for key, tensor in _tensors(acting).items() if key not in own}
+    return PolicyMemory(
+        num_parameters=num_parameters,
+        num_trained=sum(parameter.numel() for parameter in trained),
+        weights=_bytes(own.values()),
+        training=_TRAINING_COPIES * _bytes(trained),
+        acting_copy=_bytes(copied.values()),
+        start=_bytes(trained) if config.algorithm.kl_beta else 0,
+    )
 
 
-def _context_bytes(folder: Path, config: ExperimentConfig) -> int:
-    from regrasp.models.groot.config import GrootConfig
-    from regrasp.models.groot.data_config import EAGLE_WORDS, PROCESSOR_FILE
-
-    groot = GrootConfig.from_json(json.loads((folder / "config.json").read_text()))
-    tokens = config.actor.model.rl_head_config.padding_value
-    if tokens is None and (folder / PROCESSOR_FILE).is_file():
-        tokens = json.loads((folder / PROCESSOR_FILE).read_text())["sequence_length"]
-    if tokens is None:
-        views = 1 + len(config.env.train.mapping.extra_view_images)
-        tokens = EAGLE_WORDS + views * groot.eagle_cfg.vision_config.num_tokens
-    return tokens * groot.action_head_cfg.backbone_embedding_dim * 4
+def decision_bytes(policy: GrootPolicy, config: ExperimentConfig) -> int:
+    """Bytes that a rollout stores of what a decision was taken on: features, or what they are computed from."""
+    sizes, processor = policy.config, policy.processor
+    state = sizes.action_head_cfg.max_state_dim * torch.float32.itemsize
+    tokens = processor.config.sequence_length
+    if _recomputes(config):
+        return state + tokens * torch.int64.itemsize + processor.num_views * 3 * sizes.image_size**2
+    # A wholly frozen backbone computes in the format that it is stored in.
+    dtype = torch.bfloat16 if config.actor.model.precision == "bf16" else torch.float32
+    return state + tokens * sizes.action_head_cfg.backbone_embedding_dim * dtype.itemsize
 
 
-def _product(shape: list[int]) -> int:
-    result = 1
-    for size in shape:
-        result *= size
-    return result
+def _recomputes(config: ExperimentConfig) -> bool:
+    return config.runner.recompute_features or config.actor.model.trains_backbone
+
+
+def _tensors(policy: Policy) -> dict[int, Tensor]:
+    """Parameters and buffers by identity."""
+    return {id(tensor): tensor for tensor in (*policy.parameters(), *policy.buffers())}
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors)

@@ -10,9 +10,8 @@ from typing import Literal
 
 from regrasp.config.load import LoadedConfig
 from regrasp.config.schema import ExperimentConfig
-from regrasp.engine.precision import apply_precision
+from regrasp.engine.acting import evaluation_chooser, policy_to_evaluate
 from regrasp.envs.contract import VecEnv
-from regrasp.envs.mapping import ActionMapping
 from regrasp.envs.registry import check_expert, create_env
 from regrasp.observe.progress import progress
 from regrasp.observe.report import EvaluationSummary, Group, VideoItem
@@ -25,11 +24,9 @@ from regrasp.workers.evaluation import (
     Evaluation,
     Recorder,
     expert_chooser,
-    policy_chooser,
     random_chooser,
     zero_chooser,
 )
-from regrasp.workers.rollout import RolloutWorker
 
 Kind = Literal["model", "expert", "zero", "random"]
 EVALUATION_FILE = "evaluation.json"
@@ -116,12 +113,7 @@ def _choose(config: ExperimentConfig, env: VecEnv, options: PlayOptions) -> Choo
     if options.rl_model_path is not None:
         overlay_rl_weights(policy, options.rl_model_path)
     device = choose_device()
-    apply_precision(policy, config.actor.model, device)
-    rollout = RolloutWorker(policy.to(device).eval(), seed, "eval", device=device, keep_features=True)
-    mapping = ActionMapping(
-        config.env.eval.mapping, config.actor.model.action_dim, env.spec.action_dim, "env.eval.mapping"
-    )
-    return policy_chooser(rollout, mapping, config.env.eval.inference_block)
+    return evaluation_chooser(policy_to_evaluate(policy, config, device), config, env, seed, device)
 
 
 def _write(result: PlayResult, run_dir: Path) -> None:

@@ -55,7 +55,7 @@ def input_names(model: ModelConfig, mapping: MappingConfig) -> InputNames:
         views=names and tuple(map(bare_key, (names.video.main_images, *names.video.extra_view_images))),
         state=names and tuple((bare_key(entry.gr00t_key), *entry.slice) for entry in names.state),
         data_config=mapping.data_config_class if block is None else dataclasses.asdict(block),
-        tokenizer_path=None if model.tokenizer_path is None else Path(model.tokenizer_path),
+        tokenizer_path=None if model.tokenizer_path is None else Path(model.tokenizer_path).expanduser(),
     )
 
 
@@ -102,18 +102,8 @@ def check_fit(policy: Policy, mapping: MappingConfig, env: EnvSpec, location: st
     Raises:
         UserError: Embodiment, state width or number of cameras differ.
     """
+    check_embodiment(policy, mapping, location)
     expected = policy.spec
-    slot_key = f"{location}.embodiment_tag_id"
-    if expected.embodiment_id is not None and expected.embodiment_id != (
-        slot := embodiment_id(mapping.embodiment_tag, mapping.embodiment_tag_id, key=slot_key)
-    ):
-        raise UserError(
-            "The mapping names another embodiment than the model was trained for",
-            key=slot_key,
-            value=slot,
-            expected=str(expected.embodiment_id),
-            mend="correct embodiment_tag_id, or train a base model for this embodiment with `regrasp sft`",
-        )
     if expected.state_dim != env.state_dim:
         raise UserError(
             "The mapping's state does not have the width that the model was trained with",
@@ -130,6 +120,26 @@ def check_fit(policy: Policy, mapping: MappingConfig, env: EnvSpec, location: st
             value=f"{num_views} cameras in all",
             expected=f"{expected.num_views} cameras in all",
             mend="list the same cameras, in the same order, as for the model's demonstrations",
+        )
+
+
+def check_embodiment(policy: Policy, mapping: MappingConfig, location: str = "env.train.mapping") -> None:
+    """Check that the mapping, which stands at `location`, names the embodiment that the policy was trained for.
+
+    Raises:
+        UserError: It names another one.
+    """
+    key, expected = f"{location}.embodiment_tag_id", policy.spec.embodiment_id
+    if expected is None:
+        return
+    slot = embodiment_id(mapping.embodiment_tag, mapping.embodiment_tag_id, key=key)
+    if slot != expected:
+        raise UserError(
+            "The mapping names another embodiment than the model was trained for",
+            key=key,
+            value=slot,
+            expected=str(expected),
+            mend="correct embodiment_tag_id, or train a base model for this embodiment with `regrasp sft`",
         )
 
 

@@ -119,8 +119,17 @@ def _resized(scenes: Scenes, size: int) -> Scenes:
 
 
 def _fresh_policy(config: PretrainConfig, sentences: list[str]) -> GrootPolicy:
-    groot = GrootConfig.tiny(config.architecture)
-    processor = GrootProcessor.fresh(groot, sentences, num_views=1, state_dim=1, action_dim=1)
+    architecture = config.architecture
+    groot = GrootConfig.tiny(architecture)
+    processor = GrootProcessor.fresh(
+        groot,
+        sentences,
+        num_views=1,
+        state_dim=1,
+        action_dim=1,
+        text_length=architecture.text_length,
+        text_first=architecture.text_first,
+    )
     settings = RlHeadSettings(1, 1, add_value_head=False, trainable="head_without_context")
     policy = GrootPolicy(groot, processor, settings, seed=config.seed)
     policy.backbone.reset_parameters(torch_generator(config.seed, "init", 0))

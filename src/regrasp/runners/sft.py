@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -124,7 +125,7 @@ def _train(
     parameters = [p for _, p in policy.prepare_training("head" if frozen else "all")]
     optimizer = torch.optim.AdamW(parameters, sft.lr, weight_decay=sft.weight_decay, betas=(0.9, 0.95))
     generator = torch_generator(seed, "data", 10)
-    running, validation_loss = None, None
+    running, held_out_loss = None, None
     policy.train()
     with progress("Training base model", sft.steps) as bar:
         for step in range(sft.steps):
@@ -132,7 +133,8 @@ def _train(
                 step, num_steps=sft.steps, num_warmup_steps=sft.warmup_steps, min_ratio=0.02
             )
             batch = train.rows(torch.randint(len(train.actions), (sft.batch_size,), generator=generator))
-            loss = _loss(policy, batch.to(device), frozen, seed, step, sft.noise_repeats)
+            rows = range(len(batch.actions))
+            loss = _loss(policy, batch.to(device), frozen, _noise(seed, rows, step), sft.noise_repeats)
             if not torch.isfinite(loss):
                 raise TrainingHaltedError(f"The loss of supervised training is not finite at step {step}.")
             optimizer.zero_grad(set_to_none=True)
@@ -141,15 +143,32 @@ def _train(
             optimizer.step()
             running = loss.item() if running is None else 0.95 * running + 0.05 * loss.item()
             if validation is not None and ((step + 1) % sft.eval_interval == 0 or step + 1 == sft.steps):
-                with torch.no_grad():
-                    validation_loss = _loss(policy, validation.to(device), frozen, seed, 0, sft.noise_repeats).item()
-            bar.advance(loss=f"{running:.3f}", validation="-" if validation_loss is None else f"{validation_loss:.3f}")
+                held_out_loss = validation_loss(policy, validation, sft, seed, device)
+            bar.advance(loss=f"{running:.3f}", validation="-" if held_out_loss is None else f"{held_out_loss:.3f}")
     policy.eval().requires_grad_(True)  # nothing is frozen any more: the folder is one file
     assert running is not None
-    return running, validation_loss
+    return running, held_out_loss
 
 
-def _loss(policy: Policy, batch: Frames, frozen: bool, seed: int, step: int, repeats: int) -> Tensor:
+@torch.no_grad()
+def validation_loss(policy: Policy, frames: Frames, sft: SftConfig, seed: int, device: torch.device) -> float:
+    """The loss of all frames together, computed on as many at once as are trained on: a GPU may hold no more."""
+    total, num_valid = 0.0, 0
+    for rows in torch.arange(len(frames.actions)).split(sft.batch_size):
+        part = frames.rows(rows)
+        weight = int(part.valid.sum())
+        noise = _noise(seed, rows.tolist(), step=0)
+        loss = _loss(policy, part.to(device), sft.train == "head", noise, sft.noise_repeats)
+        total += weight * loss.item()
+        num_valid += weight
+    return total / num_valid
+
+
+def _loss(policy: Policy, batch: Frames, frozen: bool, noise: KeyedNoise, repeats: int) -> Tensor:
     features = batch.inputs if frozen else policy("encode", inputs=batch.inputs)
-    noise = KeyedNoise(seed, "data", [(row, 1, step) for row in range(len(batch.actions))])
     return policy.sft_loss(features, batch.actions, batch.valid, noise, repeats)
+
+
+def _noise(seed: int, rows: Iterable[int], step: int) -> KeyedNoise:
+    """Noise of a step, keyed by the row."""
+    return KeyedNoise(seed, "data", [(row, 1, step) for row in rows])

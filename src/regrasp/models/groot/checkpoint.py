@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import torch
 
-from regrasp.checkpoint.hub_folder import list_safetensors
+from regrasp.checkpoint.hub_folder import StoredTensor, list_safetensors
 from regrasp.errors import UserError
 from regrasp.models.groot.action_head import ActionHead
 from regrasp.models.groot.backbone import Backbone
@@ -22,9 +22,9 @@ from regrasp.models.inputs import InputNames
 from regrasp.models.settings import RlHeadSettings
 from regrasp.models.value_head import ValueHead
 from regrasp.models.weights import (
-    WEIGHTS_FILE,
     DtypeRule,
     assign_weights,
+    check_weights,
     dtype_of,
     read_json,
     write_json,
@@ -101,23 +101,26 @@ def load_groot(
     Raises:
         UserError: A file is missing or damaged, tensors are missing, unexpected or misshapen, or `rl` does not fit.
     """
-    processor = processor or load_processor(folder, inputs)
-    if rl is not None and rl.padding_value is not None:
-        processor = processor.padded_to(rl.padding_value)
-    config = processor.groot
-    settings = rl or RlHeadSettings(config.action_horizon, processor.action.width, add_value_head=False)
-    with torch.device("meta"):
-        policy = GrootPolicy(config, processor, settings)
-    parts = {name: part for name in RL_PARTS if (part := getattr(policy, name)) is not None}
-    stored = published_tensors(list_safetensors(folder), folder)
-    used = {name: tensor for name, tensor in stored.items() if name.split(".")[0] not in {*RL_PARTS} - parts.keys()}
+    policy = _skeleton(rl, processor or load_processor(folder, inputs))
+    parts, used = _parts(policy), _used_tensors(policy, folder)
     if dtype is None and rl is not None:
         dtype = _dtypes(policy)
-    absent = assign_weights(policy, used, file=folder / WEIGHTS_FILE, optional=parts, dtype=dtype)
+    absent = assign_weights(policy, used, file=folder, optional=parts, dtype=dtype)
     policy.backbone.reset_buffers()
     generator = torch.Generator().manual_seed(seed)
     for name in (name for name in parts if name in absent):
         _draw(parts[name], name, generator, dtype)
+    return policy
+
+
+def preview_groot(folder: Path, rl: RlHeadSettings, inputs: InputNames | None = None) -> GrootPolicy:
+    """The policy that `load_groot` would give, on the meta device: its folder is checked, no weights are read.
+
+    Raises:
+        UserError: As `load_groot`, except for damage inside a tensor's data.
+    """
+    policy = _skeleton(rl, load_processor(folder, inputs))
+    check_weights(policy, _used_tensors(policy, folder), file=folder, optional=_parts(policy))
     return policy
 
 
@@ -158,6 +161,30 @@ def published_tensors(stored: Mapping[str, T], folder: Path) -> dict[str, T]:
     if _OUTPUT_LAYER in named:
         named.setdefault(_EMBEDDING, named.pop(_OUTPUT_LAYER))
     return named
+
+
+def _skeleton(rl: RlHeadSettings | None, processor: GrootProcessor) -> GrootPolicy:
+    """The policy on the meta device."""
+    if rl is not None and rl.padding_value is not None:
+        processor = processor.padded_to(rl.padding_value)
+    config = processor.groot
+    if rl is not None:
+        processor.check_action_dim(rl.action_dim)
+    settings = rl or RlHeadSettings(config.action_horizon, processor.action.width, add_value_head=False)
+    with torch.device("meta"):
+        return GrootPolicy(config, processor, settings)
+
+
+def _parts(policy: GrootPolicy) -> dict[str, ValueHead | NoiseNet]:
+    """What RL adds to this policy, which the folder may lack."""
+    return {name: part for name in RL_PARTS if (part := getattr(policy, name)) is not None}
+
+
+def _used_tensors(policy: GrootPolicy, folder: Path) -> dict[str, StoredTensor]:
+    """The folder's tensors under the published names, without those of RL parts that the policy does not have."""
+    stored = published_tensors(list_safetensors(folder), folder)
+    unused = {*RL_PARTS} - _parts(policy).keys()
+    return {name: tensor for name, tensor in stored.items() if name.split(".")[0] not in unused}
 
 
 def _dtypes(policy: GrootPolicy) -> DtypeRule:

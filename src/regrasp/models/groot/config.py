@@ -23,6 +23,17 @@ _EAGLE_FIXED = {
 }
 """What the code assumes of an Eagle configuration; keys that are absent are taken to be so."""
 
+_EAGLE_DECIDES = {
+    "action_head_cfg.backbone_embedding_dim",
+    "diffusion_model_cfg.cross_attention_dim",
+    "vl_self_attention_cfg width",
+}
+_GIVE_EAGLE = (
+    "the sizes of its vision-language model are taken to be the published ones; if they are others, put that model's"
+    " config.json beside this file, as eagle2_hg_model/config.json"
+)
+_MAY_BE_ZERO = {"image_token_index", "pad_token_index", "num_layers", "num_target_vision_tokens"}
+
 
 @dataclass(frozen=True)
 class VisionConfig:
@@ -86,6 +97,10 @@ class EagleConfig:
             place = content.get(block[0], {}) if block else content
             if (value := place.get(name, expected)) != expected:
                 raise _unsupported(key, value, expected).in_file(file)
+        try:
+            _check_sizes(config)
+        except UserError as error:
+            raise error.in_file(file) from None
         return config
 
     def cut(self, num_layers: int) -> Self:
@@ -177,14 +192,13 @@ class GrootConfig:
     backbone_cfg: BackboneConfig = field(default_factory=BackboneConfig)
     action_head_cfg: ActionHeadConfig = field(default_factory=ActionHeadConfig)
     eagle_cfg: EagleConfig = field(default_factory=EagleConfig)
-    text_length: int = 64
-    """Token positions for the instruction, padded on the left (ours)."""
-    text_first: bool = False
-    """Words before the image tokens, instead of after them as published (ours)."""
 
     def __post_init__(self) -> None:
+        _check_sizes(self)
         head, language = self.action_head_cfg, self.eagle_cfg.text_config
         diffusion, self_attention = head.diffusion_model_cfg, head.vl_self_attention_cfg
+        if head.max_seq_len < head.action_horizon:
+            raise _wrong_size("action_head_cfg.max_seq_len", head.max_seq_len, f"at least {head.action_horizon}")
         fixed = (
             ("model_type", self.model_type, MODEL_TYPE),
             ("backbone_cfg.select_layer", self.backbone_cfg.select_layer, language.num_hidden_layers),
@@ -277,8 +291,6 @@ class GrootConfig:
             backbone_cfg=BackboneConfig(select_layer=a.language_layers),
             action_head_cfg=head,
             eagle_cfg=EagleConfig(vision, language, image_token_index=1, pad_token_index=0),
-            text_length=a.text_length,
-            text_first=a.text_first,
         )
 
     @property
@@ -287,7 +299,7 @@ class GrootConfig:
         return self.eagle_cfg.vision_config.image_size
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, in the published layout plus `eagle_cfg`, `text_length` and `text_first`."""
+        """Plain values, in the published layout plus `eagle_cfg`."""
         return {"architectures": ["GR00T_N1_5"], **asdict(self)}
 
     @classmethod
@@ -305,6 +317,10 @@ class GrootConfig:
         Raises:
             UserError: A needed key is missing, of a wrong type, or asks for an unsupported variant.
         """
+        for block in ("action_head_cfg", "backbone_cfg"):
+            if block not in content:
+                raise UserError("A model configuration lacks a block", file=file, key=block, expected="{...}")
+        assumes_eagle = eagle is None and "eagle_cfg" not in content
         if "eagle_cfg" not in content:
             whole = eagle or EagleConfig().cut(QWEN3_LAYERS)
             backbone = _value(BackboneConfig, content.get("backbone_cfg", {}), file, "backbone_cfg")
@@ -315,7 +331,39 @@ class GrootConfig:
         try:
             return _build(cls, content, file, "")
         except UserError as error:
+            if assumes_eagle and error.key in _EAGLE_DECIDES:
+                error = UserError(**{**error.fields(), "mend": _GIVE_EAGLE})
             raise error.in_file(file) from None
+
+
+_DIVISIBLE: Mapping[type, tuple[tuple[str, str], ...]] = {
+    VisionConfig: (("hidden_size", "num_attention_heads"), ("image_size", "patch_size")),
+    LanguageConfig: (("num_attention_heads", "num_key_value_heads"),),
+}
+
+
+def _check_sizes(config: Any, prefix: str = "") -> None:
+    """Check that every whole number of a configuration, nested ones included, can be a size.
+
+    Raises:
+        UserError: One is too small, or not divisible by the number of heads that share it.
+    """
+    for item in fields(config):
+        key, value = prefix + item.name, getattr(config, item.name)
+        if is_dataclass(value):
+            _check_sizes(value, f"{key}.")
+        elif isinstance(value, int) and not isinstance(value, bool):
+            lowest = int(item.name not in _MAY_BE_ZERO)
+            if value < lowest:
+                raise _wrong_size(key, value, f"at least {lowest}")
+    for name, divisor in _DIVISIBLE.get(type(config), ()):
+        value, by = getattr(config, name), getattr(config, divisor)
+        if value % by:
+            raise _wrong_size(prefix + name, value, f"a multiple of {divisor}, {by}")
+
+
+def _wrong_size(key: str, value: Any, expected: str) -> UserError:
+    return UserError("A size that no network can have", key=key, value=value, expected=expected)
 
 
 def _unsupported(key: str, value: Any, expected: Any) -> UserError:

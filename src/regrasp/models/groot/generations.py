@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from regrasp.errors import UserError
 
@@ -33,38 +33,53 @@ def check_generation(content: Mapping[str, Any], file: Path) -> None:
             value="groot",
             mend="put config.json and experiment_cfg/metadata.json of its GR00T N1.5 base model in their place",
         )
-    generation = _by_name(content) or _by_keys(content, file.parent)
-    if generation is not None:
+    found = _by_name(content) or _by_keys(content, file)
+    if found is not None:
         raise UserError(
-            f"GR00T {generation} is not supported",
-            file=file,
-            key="model_type",
-            value=content.get("model_type"),
-            expected="gr00t_n1_5",
+            f"GR00T {found.generation} is not supported",
+            file=found.file or file,
+            key=found.key,
+            value=found.value,
+            expected="a GR00T N1.5: model_type gr00t_n1_5, with action_head_cfg and backbone_cfg",
             mend="use a GR00T N1.5 checkpoint",
         )
 
 
-def _by_name(content: Mapping[str, Any]) -> str | None:
+class _Found(NamedTuple):
+    """A generation, and what shows it."""
+
+    generation: str
+    key: str | None
+    value: Any
+    file: Path | None = None
+    """Where that stands, where it is not config.json."""
+
+
+def _by_name(content: Mapping[str, Any]) -> _Found | None:
     architectures = content.get("architectures")
-    names = [content.get("model_type"), *(architectures if isinstance(architectures, list) else [])]
-    found = next((match for name in names if (match := _NAMED.match(str(name)))), None)
-    return found and ("N1" if found[1] is None else f"N1.{found[1]}")
+    names = [("model_type", content.get("model_type"))]
+    names += [("architectures", name) for name in (architectures if isinstance(architectures, list) else [])]
+    for key, name in names:
+        if match := _NAMED.match(str(name)):
+            return _Found("N1" if match[1] is None else f"N1.{match[1]}", key, name)
+    return None
 
 
-def _by_keys(content: Mapping[str, Any], folder: Path) -> str | None:
+def _by_keys(content: Mapping[str, Any], file: Path) -> _Found | None:
     """By what only later generations have: one flat config.json, a named backbone, files of their processor."""
     if "action_head_cfg" in content or "backbone_cfg" in content:
         return None
-    backbone = str(content.get("model_name")).lower()
-    processor = _NAMED.match(str(_processor_class(folder / _PROCESSOR_FILE)))
-    digits = [digit for name, digit in _BACKBONES.items() if name in backbone]
-    if processor and processor[1]:
-        digits.append(processor[1])
-    if digits:
-        return f"N1.{digits[0]}"
-    is_later = (folder / "embodiment_id.json").is_file() and (folder / "statistics.json").is_file()
-    return "N1.6 or later" if is_later else None
+    backbone = content.get("model_name")
+    for name, digit in _BACKBONES.items():
+        if name in str(backbone).lower():
+            return _Found(f"N1.{digit}", "model_name", backbone)
+    processor_file, embodiments = (file.with_name(name) for name in (_PROCESSOR_FILE, "embodiment_id.json"))
+    processor = _processor_class(processor_file)
+    if (match := _NAMED.match(str(processor))) and match[1]:
+        return _Found(f"N1.{match[1]}", "processor_class", processor, processor_file)
+    if embodiments.is_file() and file.with_name("statistics.json").is_file():
+        return _Found("N1.6 or later", None, embodiments.name, embodiments)
+    return None
 
 
 def _processor_class(file: Path) -> Any:

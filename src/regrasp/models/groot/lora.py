@@ -18,6 +18,8 @@ _DOWN, _UP, _BASE = ".lora_A.default.weight", ".lora_B.default.weight", ".base_l
 def add_adapters(language_model: nn.Module, settings: LoraSettings, *, seed: int) -> None:
     """Wrap every projection in place; its weights are frozen, and the model computes what it did before.
 
+    Adapters are float32 whatever the model is: small updates are lost in bfloat16.
+
     Args:
         language_model: Qwen3.
         settings: Sizes.
@@ -44,11 +46,13 @@ def add_adapters(language_model: nn.Module, settings: LoraSettings, *, seed: int
     )
     with seeded(seed):
         inject_adapter_in_model(config, language_model)
+    for _, parameter in adapters(language_model):
+        parameter.data = parameter.data.float()
 
 
-def adapters(policy: nn.Module) -> Sequence[tuple[str, nn.Parameter]]:
+def adapters(module: nn.Module) -> Sequence[tuple[str, nn.Parameter]]:
     """Named parameters of all adapters."""
-    return [item for item in policy.named_parameters() if item[0].endswith((_DOWN, _UP))]
+    return [item for item in module.named_parameters() if item[0].endswith((_DOWN, _UP))]
 
 
 def merge_adapters(state: Mapping[str, Tensor], settings: LoraSettings) -> dict[str, Tensor]:

@@ -117,7 +117,15 @@ class Metadata:
         modality = self._modality(kind, item.key)
         source: Any = modality.get("rotation_type")
         if item.rotation is None or item.rotation == source:
-            return Normalizer(statistics, item.mode)
+            normalizer = Normalizer(statistics, item.mode)
+            if not normalizer.is_finite:
+                raise UserError(
+                    f"Statistics that are not finite, and that mode {item.mode} uses",
+                    file=self.file,
+                    key=f"{self.tag}.statistics.{kind}.{item.key}",
+                    mend="compute them again without missing values, or choose another mode in mapping.data_config",
+                )
+            return normalizer
         if source not in get_args(Rotation) or rotation_width(source) != width:
             raise UserError(
                 "A rotation that cannot be read",
@@ -142,6 +150,10 @@ class Metadata:
         known = self._section("modalities", kind)
         if key not in known:
             raise self._missing(f"{kind} key", f"modalities.{kind}.{key}", known)
+        if not isinstance(known[key], Mapping):
+            raise UserError(
+                "Not an object", file=self.file, key=self._dotted(kind, key), value=known[key], expected="{...}"
+            )
         return known[key]
 
     def _section(self, name: str, kind: str) -> Mapping[str, Any]:
@@ -176,11 +188,15 @@ def read_metadata(folder: Path, tag: str | None) -> Metadata:
     tags = read_json(file)
     if tag is None and len(tags) == 1:
         tag = next(iter(tags))
-    if tag is None or not isinstance(tags.get(tag), Mapping):
+    if not tags:
+        raise UserError("Metadata of no embodiment", file=file, expected="{tag: {...}}", mend="restore the file")
+    if tag in tags and not isinstance(tags[tag], Mapping):
+        raise UserError("Not an object", file=file, key=tag, value=tags[tag], expected="{...}")
+    if tag is None or tag not in tags:
         raise UserError(
             "Which embodiment of several is not said" if tag is None else "The embodiment is not in the metadata",
             file=file,
-            key="embodiment_tag",
+            key="mapping.embodiment_tag",
             value=tag,
             expected=f"one of {', '.join(tags)}",
             mend="set mapping.embodiment_tag; for a robot that the checkpoint has not seen, train a base model first"

@@ -87,23 +87,44 @@ class GrootProcessor:
         if not 0 <= config.embodiment_id < head.max_num_embodiments:
             raise UserError(
                 "An embodiment id without a slot in this model",
-                key="embodiment_tag_id",
+                key="mapping.embodiment_tag_id",
                 value=config.embodiment_id,
                 expected=f"0 to {head.max_num_embodiments - 1}",
             )
 
     @classmethod
     def fresh(
-        cls, groot: GrootConfig, sentences: Iterable[str], *, num_views: int, state_dim: int, action_dim: int
+        cls,
+        groot: GrootConfig,
+        sentences: Iterable[str],
+        *,
+        num_views: int,
+        state_dim: int,
+        action_dim: int,
+        text_length: int,
+        text_first: bool,
     ) -> Self:
-        """A processor for a new model: tokenizer trained on `sentences`, statistics that change nothing."""
+        """A processor for a new model: tokenizer trained on `sentences`, statistics that change nothing.
+
+        Args:
+            groot: Sizes of the network.
+            sentences: Instructions to train the tokenizer on.
+            num_views: Cameras.
+            state_dim: Width of the state.
+            action_dim: Width of the action.
+            text_length: Positions for the instruction, beside the image tokens.
+            text_first: Words before the image tokens, instead of after them as published.
+
+        Raises:
+            UserError: The sizes do not fit the network.
+        """
         data = DataConfig(_camera_names(num_views), (KeyConfig("state"),), (KeyConfig("action"),), crop_scale=1.0)
         config = ProcessorConfig(
             embodiment_tag="new_embodiment",
             embodiment_id=0,
             data_config=data,
-            prompt="plain_text_first" if groot.text_first else "plain_images_first",
-            sequence_length=groot.text_length + num_views * groot.eagle_cfg.vision_config.num_tokens,
+            prompt="plain_text_first" if text_first else "plain_images_first",
+            sequence_length=text_length + num_views * groot.eagle_cfg.vision_config.num_tokens,
         )
         state, action = Statistics.identity(state_dim), Statistics.identity(action_dim)
         metadata = _new_metadata(groot, config, {"state": state}, {"action": action}, fps=10.0)
@@ -189,6 +210,22 @@ class GrootProcessor:
         """Width of an observation's states."""
         return self._selection.state_dim
 
+    def check_action_dim(self, action_dim: int) -> None:
+        """Check that the experiment's action has the width that the model was trained with.
+
+        Raises:
+            UserError: It has another, naming the parts that the metadata has.
+        """
+        if action_dim != self.action.width:
+            parts = ", ".join(f"{k.key} {self.metadata.width('action', k.key)}" for k in self.config.data_config.action)
+            raise UserError(
+                "Another action width than the model was trained with",
+                file=self.metadata.file,
+                key="actor.model.action_dim",
+                value=action_dim,
+                expected=f"{self.action.width}: {parts} wide ({self.metadata.tag})",
+            )
+
     def prepare(self, observation: Observation) -> TensorDict:
         """Observation of B environments to `images`, `input_ids` and `state`.
 
@@ -197,9 +234,18 @@ class GrootProcessor:
             float32, normalised and padded with zeros.
 
         Raises:
-            UserError: The number of cameras, the image layout, or the width of the state is not what the model expects.
+            UserError: The number of cameras, the image layout, or the width of the state is not what the model expects,
+                or the parts are of different numbers of environments.
         """
         device = observation.states.device
+        counts = [len(observation.main_images), len(observation.states), len(observation)]
+        if len(set(counts)) > 1:
+            raise UserError(
+                "An observation of different numbers of environments",
+                key="main_images, states, task_descriptions",
+                value=counts,
+                expected="one row of each for every environment",
+            )
         return TensorDict(
             {
                 "images": self._images(observation),
@@ -246,16 +292,7 @@ class GrootProcessor:
         return cls(groot, config, metadata, load_tokenizer(folder, inputs.tokenizer_path), inputs)
 
     def _images(self, observation: Observation) -> Tensor:
-        views = observation.main_images.unsqueeze(1)
-        if observation.extra_view_images is not None:
-            views = torch.cat([views, observation.extra_view_images], dim=1)
-        if views.dtype != torch.uint8 or views.ndim != 5 or views.shape[-1] != 3:
-            raise UserError(
-                "Images of the wrong layout",
-                key="main_images",
-                value=f"{tuple(views.shape)} {views.dtype}",
-                expected="(B, H, W, 3) uint8",
-            )
+        views = _all_views(observation.main_images, observation.extra_view_images)
         if views.shape[1] != self.num_views:
             raise UserError(
                 "Another number of cameras than the model was trained with",
@@ -278,6 +315,24 @@ class GrootProcessor:
             )
         state = self.state.normalize(self._selection.state(states))
         return F.pad(state, (0, self.groot.action_head_cfg.max_state_dim - self.state.normalized_width))
+
+
+def _all_views(main: Tensor, extra: Tensor | None) -> Tensor:
+    """Both kinds of images in one tensor (B, V, H, W, 3)."""
+    if main.dtype != torch.uint8 or main.ndim != 4 or main.shape[-1] != 3 or min(main.shape[1:]) < 2:
+        raise _wrong_images("main_images", main, "(B, H, W, 3) uint8")
+    if extra is None:
+        return main.unsqueeze(1)
+    batch, height, width, _ = main.shape
+    alike = extra.ndim == 5 and extra.dtype == torch.uint8 and (len(extra), *extra.shape[2:]) == tuple(main.shape)
+    if not alike:
+        raise _wrong_images("extra_view_images", extra, f"({batch}, V, {height}, {width}, 3) uint8, as main_images")
+    return torch.cat([main.unsqueeze(1), extra], dim=1)
+
+
+def _wrong_images(key: str, found: Tensor, expected: str) -> UserError:
+    layout = f"{tuple(found.shape)} {str(found.dtype).removeprefix('torch.')}"
+    return UserError("Images of the wrong size or type", key=key, value=layout, expected=expected)
 
 
 def _new_metadata(
