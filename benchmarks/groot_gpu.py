@@ -62,8 +62,6 @@ TINY_ARCHITECTURE = {
     "language_head_dim": 16,
     "language_mlp": 48,
     "vocab_size": 300,
-    "text_length": 48,
-    "text_first": False,
     "head_width": 32,
     "head_layers": 3,
     "head_heads": 2,
@@ -82,6 +80,7 @@ class Sizes:
 
     groot: GrootConfig
     device: torch.device
+    text_length: int = 48
     num_envs: tuple[int, int] = (4, 64)
     num_chunks: int = 16
     minibatch: int = 32
@@ -94,7 +93,7 @@ class Sizes:
     @property
     def num_tokens(self) -> int:
         """S, of one sequence."""
-        return self.groot.text_length + NUM_VIEWS * self.groot.eagle_cfg.vision_config.num_tokens
+        return self.text_length + NUM_VIEWS * self.groot.eagle_cfg.vision_config.num_tokens
 
 
 @dataclass
@@ -137,7 +136,13 @@ def timed(call: Callable[[], Any], device: torch.device, repeats: int, warm_up: 
 def random_policy(sizes: Sizes, trainable: TrainablePart) -> GrootPolicy:
     """Float32 weights drawn on the device: fan-in scaled products, unit norms, no biases."""
     processor = GrootProcessor.fresh(
-        sizes.groot, ["pick it up"], num_views=NUM_VIEWS, state_dim=sizes.state_dim, action_dim=sizes.action_dim
+        sizes.groot,
+        ["pick it up"],
+        num_views=NUM_VIEWS,
+        state_dim=sizes.state_dim,
+        action_dim=sizes.action_dim,
+        text_length=sizes.text_length,
+        text_first=False,
     )
     horizon = sizes.groot.action_horizon
     settings = RlHeadSettings(num_action_chunks=horizon, action_dim=sizes.action_dim, trainable=trainable)
@@ -424,8 +429,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         few = {"num_chunks": 2, "minibatch": 4, "matmul": 64, "repeats": 2, "action_dim": 4, "state_dim": 4}
         sizes = Sizes(groot, torch.device("cpu"), num_envs=(3, 5), backend="eager", **few)
     else:
-        groot = GrootConfig(text_length=SEQUENCE_LENGTH - NUM_VIEWS * 256)
-        sizes = Sizes(groot, torch.device("cuda"))
+        groot = GrootConfig()
+        sizes = Sizes(groot, torch.device("cuda"), SEQUENCE_LENGTH - NUM_VIEWS * 256)
     started = time.monotonic()
     report = measure(sizes)
     flops = count_flops(groot, NUM_VIEWS, sizes.num_tokens)
