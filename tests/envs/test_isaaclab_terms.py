@@ -24,7 +24,7 @@ SHIPPED = load_config("isaaclab_stack_cube_ppo_groot").config.env.train
 
 
 def options(**changes: Any) -> TaskOptions:
-    return dataclasses.replace(task_options(SHIPPED, "train"), **changes)
+    return dataclasses.replace(task_options(SHIPPED, "train", 1), **changes)
 
 
 class Rewards:

@@ -16,7 +16,6 @@ from regrasp.engine.compilation import CapturedBackward, compile_policy
 from regrasp.engine.precision import ActingPolicy, apply_precision
 from regrasp.envs.contract import VecEnv
 from regrasp.envs.mapping import ActionMapping
-from regrasp.envs.registry import create_env
 from regrasp.models.contract import Policy
 from regrasp.workers.actor import ActorWorker
 from regrasp.workers.env import EnvWorker, EpisodeResult
@@ -44,9 +43,18 @@ class LocalEngine:
         env: The training environments.
         seed: Seed of every stream.
         device: Where the policy lives.
+        eval_env: The environments of evaluation; None for a run that never evaluates.
     """
 
-    def __init__(self, config: ExperimentConfig, policy: Policy, env: VecEnv, seed: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        config: ExperimentConfig,
+        policy: Policy,
+        env: VecEnv,
+        seed: int,
+        device: torch.device,
+        eval_env: VecEnv | None = None,
+    ) -> None:
         self.config = config
         model = config.actor.model
         apply_precision(policy, model, device)
@@ -73,7 +81,8 @@ class LocalEngine:
         mapping = self._action_mapping(config.env.train, env, "train")
         train = config.env.train
         self._env = EnvWorker(env, mapping, seed, stream=train.seed, auto_reset=train.auto_reset)
-        self._eval_env: VecEnv | None = None
+        self._eval_env = eval_env
+        self._eval_mapping = eval_env and self._action_mapping(config.env.eval, eval_env, "eval")
 
     @property
     def step_seconds(self) -> float:
@@ -124,28 +133,21 @@ class LocalEngine:
         recorder: Recorder | None = None,
     ) -> list[EpisodeResult]:
         """Evaluate the policy on episodes 0 to `num_episodes` - 1 of the evaluation stream."""
+        assert self._eval_env is not None
+        assert self._eval_mapping is not None
         config = self.config.env.eval
-        if self._eval_env is None:
-            self._eval_env = create_env(config, "eval", self._num_actions)
         self._acting.refresh()
-        mapping = self._action_mapping(config, self._eval_env, "eval")
-        choose = policy_chooser(self._eval_rollout, mapping, config.inference_block)
+        choose = policy_chooser(self._eval_rollout, self._eval_mapping, config.inference_block)
         evaluation = Evaluation(self._eval_env, choose, self._seed, config.seed, on_episode)
         return evaluation.run(num_episodes, recorder)
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """Environment counters and states at the boundary between two updates."""
-        return self._env.state_dict()
+    def state_dict(self, *, simulators: bool = True) -> dict[str, Tensor]:
+        """Environment counters and, with `simulators`, states at the boundary between two updates."""
+        return self._env.state_dict(simulators=simulators)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Restore what `state_dict` returned."""
         self._env.load_state_dict(state)
-
-    def close(self) -> None:
-        """Stop every environment process."""
-        self._env.env.close()
-        if self._eval_env is not None:
-            self._eval_env.close()
 
     def _compile(self, config: ExperimentConfig) -> None:
         """Compile for every batch size of this run: rollout, evaluation and training."""

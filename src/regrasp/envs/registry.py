@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import fields
 from importlib.metadata import entry_points
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from regrasp.config.schema import EnvConfig, ExperimentConfig
 from regrasp.envs.selection import ArraySpec, ObservationSelection, check_action_mapping
@@ -20,27 +20,30 @@ _FACTORIES = {
     "mujoco": "regrasp.envs.mujoco.env:create_env",
     "isaaclab": "regrasp.envs.isaaclab.env:create_env",
 }
-"""`env_type` to `module:callable`, called as (config, name, max_chunk)."""
+"""`env_type` to `module:callable`, called as (config, name, max_chunk, seed)."""
 
 
 _LAB_MAPPING_KEYS = ("reward_source", "success_term", "call_zero_weight_terms", "instruction_key", "instructions")
 _LAB_INIT_KEYS = ("device", "headless", "camera_size", "presets", "hold_action")
 
 
-def create_env(config: EnvConfig, name: str, max_chunk: int) -> VecEnv:
+def create_env(config: EnvConfig, name: Literal["train", "eval"], max_chunk: int, seed: int = 0) -> VecEnv:
     """Start the environments of `env.<name>`.
 
     Args:
         config: The block `env.train` or `env.eval`.
         name: "train" or "eval".
         max_chunk: Longest action chunk that will be stepped.
+        seed: Seed of the run. What a simulator draws while it is built depends on it, on `name` and on `config.seed`.
 
     Raises:
         UserError: The simulator or task is unknown, or its observations do not fit the mapping.
     """
+    from regrasp.streams import construction_seed
+
     module, function = _factory(config, name)
     _check_lab_keys(config, name)
-    return getattr(module, function)(config, name, max_chunk)
+    return getattr(module, function)(config, name, max_chunk, construction_seed(seed, name, config.seed))
 
 
 def check_expert(config: EnvConfig, name: str) -> None:

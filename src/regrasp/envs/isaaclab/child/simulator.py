@@ -42,7 +42,7 @@ class IsaacLabSimulator:
         signals.call_zero_weight_terms(env, options)
         self._succeeded = np.zeros(self._num_envs, bool)
         rows = range(self._num_envs)
-        self._observation = episodes.reset(rows, [options.seed + row for row in rows])
+        self._observation = episodes.reset(rows, [options.seed + 2 * row for row in rows])
         self._instruction_key = self._find_instruction_key()
         camera = options.video_camera
         self._video = observations.find(self._observation, camera, f"{options.location}.mapping") if camera else None

@@ -10,6 +10,7 @@ from typing import Any
 
 from regrasp.envs.isaaclab.catalog import aliases, split_id
 from regrasp.envs.isaaclab.child.options import TaskOptions
+from regrasp.envs.isaaclab.child.seeds import seed31
 from regrasp.errors import UserError
 
 
@@ -53,7 +54,7 @@ def register(options: TaskOptions) -> str:
 def configure(task_id: str, options: TaskOptions, num_envs: int) -> Any:
     """The task's configuration with our settings in it; nothing is built yet."""
     config = _load(task_id, options, num_envs)
-    config.seed = options.seed
+    config.seed = seed31(options.seed)
     config.scene.num_envs = num_envs
     config.sim.device = options.device
     step_seconds = config.sim.dt * config.decimation
