@@ -62,11 +62,13 @@ def test_packages_add_simulators_by_entry_points(monkeypatch: pytest.MonkeyPatch
     point = EntryPoint("toy", f"{__name__}:create_toy", "regrasp.envs")
     monkeypatch.setattr(registry, "entry_points", lambda *, group: [point] if group == "regrasp.envs" else [])
     assert set(known_env_types()) == {"mujoco", "isaaclab", "toy"}
-    assert create_env(config("toy"), "train", 5) == ("toy", "train", 5)
+    *given, seed = create_env(config("toy"), "train", 5, 7)
+    assert given == ["toy", "train", 5]
+    assert seed not in (create_env(config("toy"), "train", 5, 8)[-1], create_env(config("toy"), "eval", 5, 7)[-1])
 
 
-def create_toy(config: EnvConfig, name: str, max_chunk: int) -> tuple[str, str, int]:
-    return config.env_type, name, max_chunk
+def create_toy(config: EnvConfig, name: str, max_chunk: int, seed: int) -> tuple[str, str, int, int]:
+    return config.env_type, name, max_chunk, seed
 
 
 def test_the_catalog_names_its_tasks_rightly():

@@ -15,10 +15,12 @@ from vec_envs import HERE, TOY_MAPPING
 from regrasp.config.load import load_config
 from regrasp.envs.isaaclab.child import episodes, signals, task
 from regrasp.envs.isaaclab.child.options import TaskOptions, options_from_json
+from regrasp.envs.isaaclab.child.seeds import joint_seed, seed31
 from regrasp.envs.isaaclab.env import task_options
 from regrasp.envs.isaaclab.vector import IsaacLabVecEnv
 from regrasp.envs.remote.process import Deadlines
 from regrasp.errors import UserError
+from regrasp.streams import episode_seed
 
 SHIPPED = load_config("isaaclab_stack_cube_ppo_groot").config.env.train
 
@@ -57,6 +59,21 @@ def lab(*terminations: str, rewards: Rewards | None = None) -> SimpleNamespace:
 def test_options_cross_the_border_as_json() -> None:
     ours = options(camera_size=(3, 4), presets=("a",))
     assert options_from_json({key: list(v) if isinstance(v, tuple) else v for key, v in ours.to_json().items()}) == ours
+
+
+def test_seeds_of_31_bits_stay_apart_and_keep_their_parity() -> None:
+    for role, parity in (("train", 0), ("eval", 1)):
+        seeds = [episode_seed(0, role, 0, i) for i in range(2000)]
+        short = [seed31(seed) for seed in seeds]
+        assert {seed % 2 for seed in short} == {parity}
+        assert len({*short}) == 2000
+        assert 2**30 < max(short) < 2**31
+        pairs = [joint_seed(pair) for pair in zip(seeds[:-1], seeds[1:], strict=True)]
+        pairs += [joint_seed(pair) for pair in zip(seeds[1:], seeds[:-1], strict=True)]
+        assert {seed % 2 for seed in pairs} == {parity}
+        assert len({*pairs}) == 2 * 1999
+        assert max(pairs) < 2**31
+    assert [seed31(seed) for seed in (0, 1, 11)] == [0, 1, 11]
 
 
 def test_success_is_a_named_termination() -> None:

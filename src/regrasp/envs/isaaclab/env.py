@@ -35,7 +35,7 @@ def create_env(config: EnvConfig, name: str, max_chunk: int, seed: int) -> VecEn
         python=config.python,
     )
     for note in env.notes:
-        print(f"[WARN] {env.spec.task_id}: {note}", flush=True)
+        print(f"[WARN] env.{name} ({env.spec.task_id}): {note}", flush=True)
     return env
 
 
