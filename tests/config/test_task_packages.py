@@ -88,7 +88,8 @@ def test_the_simulators_own_python_is_searched_too(package: Path) -> None:
     (package / "lab" / "lib" / version / "site-packages" / "lab.pth").write_text(str(package))
     assert package_folder("isaaclab_tasks") is None
     assert package_folder("isaaclab_tasks", str(python)) == package / "isaaclab_tasks"
-    loaded = load_config("my_experiment", [f"+env.isaaclab.python={python}"])
+    types = ["env.train.env_type=isaaclab", "env.eval.env_type=isaaclab"]
+    loaded = load_config("my_experiment", [f"+env.isaaclab.python={python}", *types])
     assert loaded.file == package / "isaaclab_tasks" / "push" / "agents" / "my_experiment.yaml"
     assert (loaded.config.env.train.python, loaded.config.env.eval.python) == (str(python), str(python))
     assert package_folder("isaaclab_tasks", str(package / "no_such_python")) is None

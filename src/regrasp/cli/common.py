@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -54,8 +55,10 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
 
 def flag_overrides(args: argparse.Namespace) -> dict[str, str]:
     """The override that each flag means, with the flag's name."""
+    from regrasp.envs.task_choice import evaluation_task
+
     flags = {
-        "task": ("env.train.init_params.id", "env.eval.init_params.id"),
+        "task": ("env.train.init_params.id",),
         "num_envs": ("env.train.total_num_envs", "env.eval.total_num_envs"),
         "seed": ("runner.seed",),
         "model_path": ("actor.model.model_path",),
@@ -72,6 +75,8 @@ def flag_overrides(args: argparse.Namespace) -> dict[str, str]:
         value = getattr(args, flag, None)
         if value is not None:
             overrides |= {as_override(key, value): f"--{flag}" for key in keys}
+            if flag == "task":
+                overrides[as_override("env.eval.init_params.id", evaluation_task(value))] = "--task"
     for flag, key in (
         ("only_eval", "runner.only_eval"),
         ("force", "runner.force"),
@@ -96,7 +101,7 @@ def load(args: argparse.Namespace) -> LoadedConfig:
     name = getattr(args, "config_name", None) or _experiment_of_task(args) or DEFAULT_CONFIG
     flags = flag_overrides(args)
     loaded = load_config(name, [*flags, *args.overrides], args.config_path, flags)
-    args.loaded = loaded
+    loaded = args.loaded = _on_its_simulator(loaded, flags, args)
     for warning in loaded.warnings:
         print(f"[WARN] {warning}", file=sys.stderr)
     try:
@@ -106,6 +111,33 @@ def load(args: argparse.Namespace) -> LoadedConfig:
             raise
         print(f"[WARN] {loaded.located(error)}", file=sys.stderr)
     return loaded
+
+
+def _on_its_simulator(loaded: LoadedConfig, flags: dict[str, str], args: argparse.Namespace) -> LoadedConfig:
+    """The experiment on the simulator that the task of `--task` belongs to, whichever one the YAML file is for.
+
+    Adds to `flags` the overrides that this takes.
+    """
+    from regrasp.config.load import load_config
+    from regrasp.envs.task_choice import other_simulator, without_lab_settings
+
+    if args.task is None:
+        return loaded
+    before = {"train": loaded.config.env.train, "eval": loaded.config.env.eval}
+    moves = {name: simulator for name, env in before.items() if (simulator := other_simulator(env, args.task))}
+    if not moves:
+        return loaded
+    flags |= {as_override(f"env.{name}.env_type", simulator): "--task" for name, simulator in moves.items()}
+    loaded = load_config(str(loaded.file), [*flags, *args.overrides], None, flags)
+    envs = loaded.config.env
+    warnings = list(loaded.warnings)
+    for name in [name for name, simulator in moves.items() if simulator == "mujoco"]:
+        env, dropped = without_lab_settings(getattr(envs, name), name)
+        envs = dataclasses.replace(envs, **{name: env})
+        if dropped:
+            warnings.append(f"{args.task} runs without Isaac Lab; without effect there: {', '.join(dropped)}.")
+    config = dataclasses.replace(loaded.config, env=envs)
+    return dataclasses.replace(loaded, config=config, warnings=tuple(warnings))
 
 
 def _experiment_of_task(args: argparse.Namespace) -> str | None:

@@ -83,7 +83,7 @@ def load_config(
     reasons, active = strip_legacy(values)
     if composition.has_idle_hydra_block:
         reasons["hydra"] = "nothing is left to Hydra but composition"
-    _share_simulator(values)
+    idle = _share_simulator(values)
     renamed, problems = _rename_mapping(values)
     problems += [_active_problem(key) for key in active]
     sources = dataclasses.replace(composition.sources, renamed=renamed)
@@ -93,7 +93,7 @@ def load_config(
         raise_problems(problems + schema_problems(error, values), sources)
         raise
     raise_problems(problems + cross_check(config), sources)
-    warnings += oddities(config)
+    warnings += idle + oddities(config)
     if reasons:
         warnings.insert(0, ignored_warning(reasons, file))
     return LoadedConfig(config, file, tuple(overrides), tuple(reasons), tuple(warnings), sources)
@@ -105,21 +105,27 @@ _SHARED: dict[str, tuple[str, ...]] = {"python": ("python",)} | {
 """Keys of the block `env.isaaclab`, and the keys of `env.train` and `env.eval` that they are the defaults of."""
 
 
-def _share_simulator(values: Mapping[str, Any]) -> None:
-    """Spread the block `env.isaaclab` over training and evaluation, in place; keys that it cannot have stay there."""
+def _share_simulator(values: Mapping[str, Any]) -> list[str]:
+    """Spread the block `env.isaaclab` over the environments of that type, in place; keys that it cannot have stay.
+
+    Returns:
+        A warning where there is no such environment.
+    """
     envs = values.get("env")
     shared = envs.get("isaaclab") if isinstance(envs, dict) else None
     if not isinstance(envs, dict) or not isinstance(shared, dict):
-        return
+        return []
+    blocks = (envs.get("train"), envs.get("eval"))
+    lab = [env for env in blocks if isinstance(env, dict) and env.get("env_type") == "isaaclab"]
     for key in _SHARED.keys() & shared.keys():
         value, (*block, name) = shared.pop(key), _SHARED[key]
-        for env in (envs.get("train"), envs.get("eval")):
-            if isinstance(env, dict):
-                target = env.setdefault(block[0], {}) if block else env
-                if isinstance(target, dict) and target.get(name) is None:
-                    target[name] = value
+        for env in lab:
+            target = env.setdefault(block[0], {}) if block else env
+            if isinstance(target, dict) and target.get(name) is None:
+                target[name] = value
     if not shared:
         del envs["isaaclab"]
+    return [] if lab else ["env.isaaclab has no effect: no environment has env_type isaaclab."]
 
 
 def _rename_mapping(values: Mapping[str, Any]) -> tuple[dict[str, str], list[Problem]]:
