@@ -27,7 +27,7 @@ def test_evaluation_seeds_are_never_used_for_anything_else():
 
 
 def test_what_a_simulator_is_built_with_is_no_episodes_seed():
-    episodes = {episode_seed(0, role, 0, i) for role in ("train", "eval") for i in range(300)}
+    episodes = {episode_seed(0, role, 0, i) for role in ROLES for i in range(300)}
     episodes |= {episode_seed(0, "train", 0, i, j) for i in range(20) for j in range(20)}
     built = [
         construction_seed(seed, role, stream) for seed in (0, 1) for role in ("train", "eval") for stream in (0, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import sys
 from types import ModuleType, SimpleNamespace
@@ -68,8 +69,8 @@ def test_seeds_of_31_bits_stay_apart_and_keep_their_parity() -> None:
         assert {seed % 2 for seed in short} == {parity}
         assert len({*short}) == 2000
         assert 2**30 < max(short) < 2**31
-        pairs = [joint_seed(pair) for pair in zip(seeds[:-1], seeds[1:], strict=True)]
-        pairs += [joint_seed(pair) for pair in zip(seeds[1:], seeds[:-1], strict=True)]
+        pairs = [joint_seed(pair) for pair in itertools.pairwise(seeds)]
+        pairs += [joint_seed(pair[::-1]) for pair in itertools.pairwise(seeds)]
         assert {seed % 2 for seed in pairs} == {parity}
         assert len({*pairs}) == 2 * 1999
         assert max(pairs) < 2**31

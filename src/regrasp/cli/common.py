@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from regrasp.config.compose import as_override
-from regrasp.errors import UserError
+from regrasp.errors import SimulatorError, UserError
 from regrasp.folders import COMMAND_FILE, CONFIG_FILE, discard_unused, require_writable
 
 if TYPE_CHECKING:
@@ -141,11 +141,42 @@ def _on_its_simulator(loaded: LoadedConfig, flags: dict[str, str], args: argpars
 
 
 def _experiment_of_task(args: argparse.Namespace) -> str | None:
-    """The YAML file that the task of `--task` names when it is registered, if it names one."""
-    from regrasp.config.task_packages import experiment_of_task, pythons_in
+    """The experiment of the task of `--task`: the one that it names when it is registered, or one that comes with us.
 
-    file = experiment_of_task(args.task, pythons_in(args.overrides)) if getattr(args, "task", None) else None
-    return None if file is None else str(file)
+    Raises:
+        UserError: It is a task of Isaac Lab without an experiment; the default one is for another robot.
+    """
+    from regrasp.config.task_packages import EXPERIMENT_KEY, experiment_of_task, pythons_in
+    from regrasp.envs.isaaclab.catalog import is_lab_task
+
+    if args.task is None:
+        return None
+    file = experiment_of_task(args.task, pythons_in(args.overrides))
+    if file is not None:
+        return str(file)
+    if not is_lab_task(args.task):
+        return None
+    shipped = shipped_experiments().get(args.task)
+    if shipped is None:
+        raise UserError(
+            "No experiment is known for this task",
+            key="--task",
+            value=args.task,
+            expected=f"--config_name with it, or a task that names its experiment ({EXPERIMENT_KEY}, docs/isaaclab.md)",
+            mend="add --config_name; if the task's package is in another Python, add env.isaaclab.python=<it>",
+        )
+    return shipped[0]
+
+
+def shipped_experiments() -> dict[str, list[str]]:
+    """Names of the experiments that come with Regrasp, by the task that they train."""
+    from regrasp.config.load import load_config
+    from regrasp.config.search import SHIPPED
+
+    experiments: dict[str, list[str]] = {}
+    for file in sorted(SHIPPED.glob("*.yaml")):
+        experiments.setdefault(load_config(file.stem).config.env.train.init_params.id, []).append(file.stem)
+    return experiments
 
 
 def load_to_run(args: argparse.Namespace, *, block: str | None = None) -> LoadedConfig | None:
@@ -183,7 +214,7 @@ def _print_resolved(loaded: LoadedConfig) -> None:
 def open_run_folder(args: argparse.Namespace, loaded: LoadedConfig, *, kind: Sequence[str] = ()) -> Iterator[Path]:
     """Create `<log_path>/<timestamp>-<task>[_<run_name>]/` and print it first, as the reference does.
 
-    Configuration and command line are written into it. A command that is refused before it wrote more leaves nothing.
+    Configuration and command line are written into it. A command that ends before it wrote more leaves nothing.
 
     Raises:
         UserError: The folder cannot be written.
@@ -204,7 +235,7 @@ def open_run_folder(args: argparse.Namespace, loaded: LoadedConfig, *, kind: Seq
     (folder / COMMAND_FILE).write_text(f"{command_line(args)}\n")
     try:
         yield folder
-    except (UserError, KeyboardInterrupt):
+    except (UserError, SimulatorError, KeyboardInterrupt):
         discard_unused(folder)
         raise
 

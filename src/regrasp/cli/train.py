@@ -58,14 +58,16 @@ def run(args: argparse.Namespace) -> int:
         except UserError:
             raise
         except Exception as error:
-            error.add_note(_how_to_continue(args, run_dir, loaded))
+            if kept := _how_to_continue(args, run_dir, loaded):
+                error.add_note(kept)
             raise
         if finished:
             checkpoint = _newest_checkpoint(run_dir, loaded)
             assert checkpoint is not None
             print(f"Model: {checkpoint / EXPORT}\nReport: {shlex.join(['regrasp', 'report', str(run_dir)])}")
             return 0
-        print("\ninterrupted", _how_to_continue(args, run_dir, loaded), sep="\n", file=sys.stderr)
+        nothing = "No update was finished, so nothing is kept. Run the same command again."
+        print("\ninterrupted", _how_to_continue(args, run_dir, loaded) or nothing, sep="\n", file=sys.stderr)
         return 130
 
 
@@ -105,9 +107,9 @@ def _newest_checkpoint(run_dir: Path, loaded: LoadedConfig) -> Path | None:
     return next(filter(is_complete, folders), None)
 
 
-def _how_to_continue(args: argparse.Namespace, run_dir: Path, loaded: LoadedConfig) -> str:
-    """What a run that ended early has kept, and the command that continues it."""
+def _how_to_continue(args: argparse.Namespace, run_dir: Path, loaded: LoadedConfig) -> str | None:
+    """What a run that ended early has kept, and the command that continues it; None if it has kept nothing."""
     checkpoint = _newest_checkpoint(run_dir, loaded)
     if checkpoint is None:
-        return "No update was finished, so nothing is kept. Run the same command again."
+        return None
     return f"Checkpoint: {checkpoint}\nTo continue: {resume_command(args, run_dir)}"

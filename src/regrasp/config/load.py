@@ -16,7 +16,7 @@ from regrasp.config.compose import compose_experiment
 from regrasp.config.describe import dotted, spec_at
 from regrasp.config.legacy import Active, ignored_warning, merge_duplicates, strip_legacy, translate_synonyms
 from regrasp.config.problems import Problem, raise_problems, schema_problems
-from regrasp.config.schema import ExperimentConfig
+from regrasp.config.schema import ExperimentConfig, MappingConfig
 from regrasp.config.search import find_config
 from regrasp.config.sources import COMMAND_LINE, Sources, split_key
 from regrasp.config.task_packages import pythons_in
@@ -85,6 +85,7 @@ def load_config(
         reasons["hydra"] = "nothing is left to Hydra but composition"
     idle = _share_simulator(values)
     renamed, problems = _rename_mapping(values)
+    _drop_nulls(values)
     problems += [_active_problem(key) for key in active]
     sources = dataclasses.replace(composition.sources, renamed=renamed)
     try:
@@ -99,6 +100,7 @@ def load_config(
     return LoadedConfig(config, file, tuple(overrides), tuple(reasons), tuple(warnings), sources)
 
 
+_MAPPING_KEYS = {field.name for field in dataclasses.fields(MappingConfig)}
 _SHARED: dict[str, tuple[str, ...]] = {"python": ("python",)} | {
     key: ("init_params", key) for key in ("device", "headless", "camera_size", "presets", "hold_action")
 }
@@ -157,6 +159,17 @@ def _rename_mapping(values: Mapping[str, Any]) -> tuple[dict[str, str], list[Pro
             env["mapping"] = block
             renamed[f"env.{name}.mapping"] = key
     return renamed, problems
+
+
+def _drop_nulls(values: Mapping[str, Any]) -> None:
+    """Let null stand for the default of every key of a mapping, in place."""
+    envs = values.get("env")
+    for name in ("train", "eval"):
+        env = envs.get(name) if isinstance(envs, dict) else None
+        mapping = env.get("mapping") if isinstance(env, dict) else None
+        if isinstance(mapping, dict):
+            for key in [key for key in _MAPPING_KEYS & mapping.keys() if mapping[key] is None]:
+                del mapping[key]
 
 
 def _active_problem(active: Active) -> Problem:

@@ -36,4 +36,4 @@ def aliases(task_id: str) -> tuple[str, ...]:
 def split_id(task_id: str) -> tuple[str | None, str]:
     """The package that registers the task (None for Isaac Lab itself) and the id, of `package:Task-Id`."""
     package, colon, name = task_id.rpartition(":")
-    return (package, name) if colon else (None, task_id)
+    return (package or None, name) if colon else (None, task_id)
