@@ -230,6 +230,18 @@ def test_a_task_without_reward_learns_from_a_named_success_and_chooses_its_instr
         env.close()
 
 
+def test_an_instruction_that_is_not_there_is_the_users_mistake() -> None:
+    mapping = MappingConfig(states=states("policy/position"), instruction_key="goal", instructions=("stay",))
+    env = lab_env("lab_tasks:Point-v0", mapping, num_envs=1)
+    try:
+        assert env.reset([0], [1]).task_descriptions == ["stay"]
+        with pytest.raises(UserError, match="'policy/goal' is 1 in environment 0") as caught:
+            env.reset([0], [2])
+    finally:
+        env.close()
+    assert caught.value.key == "env.train.mapping.instructions"
+
+
 def test_direct_tasks_are_reset_one_by_one(direct: VecEnv) -> None:
     before = direct.reset([0, 1], [1, 2]).states
     step = direct.step(push(0.2, 0.05, width=1))

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import math
 import sys
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -151,6 +152,58 @@ def configure(monkeypatch: pytest.MonkeyPatch):
         return task.configure("Task-v0", options(**changes), 7)
 
     return run
+
+
+def package(folder: Path, name: str, text: str) -> None:
+    (folder / name).mkdir()
+    (folder / name / "__init__.py").write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("task_id", "message"),
+    [
+        ("needy:Task-v0", r"'needy' cannot be imported: ModuleNotFoundError: No module named 'nothing' \(.*, line 2\)"),
+        ("garbled:Task-v0", r"'garbled' cannot be imported: SyntaxError: .*garbled/__init__.py, line 1\)"),
+        ("raising:Task-v0", r"'raising' cannot be imported: KeyError: 'x' \(.*raising/__init__.py, line 1\)"),
+        ("absent:Task-v0", "has no package 'absent'"),
+        ("absent.below:Task-v0", "has no package 'absent.below'"),
+        ("sound:Plain-v0", "without a configuration"),
+        ("sound:Taks-v0", "has no such task"),
+        (":Taks-v0", "has no such task"),
+    ],
+)
+def test_a_task_that_cannot_be_had_is_the_users_mistake(
+    task_id: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package(tmp_path, "needy", "import json\nimport nothing\n")
+    package(tmp_path, "garbled", "def f(:\n")
+    package(tmp_path, "raising", "{}['x']\n")
+    package(tmp_path, "sound", "")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setitem(sys.modules, "isaaclab_tasks", ModuleType("isaaclab_tasks"))
+    gymnasium = ModuleType("gymnasium")
+    kwargs = {"Task-v0": {"env_cfg_entry_point": "x:Y"}, "Plain-v0": {}}
+    gymnasium.__dict__["registry"] = {name: SimpleNamespace(kwargs=value) for name, value in kwargs.items()}
+    monkeypatch.setitem(sys.modules, "gymnasium", gymnasium)
+    assert task.register(options(task_id="sound:Task-v0")) == "Task-v0"
+    with pytest.raises(UserError, match=message) as caught:
+        task.register(options(task_id=task_id))
+    assert caught.value.key == "env.train.init_params.id"
+    assert caught.value.value == task_id
+
+
+@pytest.mark.parametrize(
+    ("names", "refused"), [(("policy", "x"), ["policy", "x"]), (("policy", "policy/y"), ["policy", "policy/y"])]
+)
+def test_a_group_is_named_as_a_whole_or_by_its_terms(configure, names: tuple[str, ...], refused: list[str]) -> None:
+    config = configuration()
+    term = SimpleNamespace(func=len)
+    config.observations.policy = SimpleNamespace(concatenate_terms=True, x=term, y=term, z=term)
+    config.observations.critic = SimpleNamespace(concatenate_terms=True, z=term)
+    with pytest.raises(UserError, match="'policy' as a whole") as caught:
+        configure(config, observation_names=names)
+    assert caught.value.value == refused
+    configure(config, observation_names=("policy", "z"))  # the critic's
 
 
 def test_the_configuration_is_set_before_the_environment_is_built(configure) -> None:

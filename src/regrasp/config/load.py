@@ -83,11 +83,11 @@ def load_config(
     reasons, active = strip_legacy(values)
     if composition.has_idle_hydra_block:
         reasons["hydra"] = "nothing is left to Hydra but composition"
-    idle = _share_simulator(values)
+    shared, idle = _share_simulator(values)
     renamed, problems = _rename_mapping(values)
     _drop_nulls(values)
     problems += [_active_problem(key) for key in active]
-    sources = dataclasses.replace(composition.sources, renamed=renamed)
+    sources = dataclasses.replace(composition.sources, renamed=renamed | shared)
     try:
         config = _ADAPTER.validate_json(json.dumps(values, default=str))
     except ValidationError as error:
@@ -107,27 +107,29 @@ _SHARED: dict[str, tuple[str, ...]] = {"python": ("python",)} | {
 """Keys of the block `env.isaaclab`, and the keys of `env.train` and `env.eval` that they are the defaults of."""
 
 
-def _share_simulator(values: Mapping[str, Any]) -> list[str]:
+def _share_simulator(values: Mapping[str, Any]) -> tuple[dict[str, str], list[str]]:
     """Spread the block `env.isaaclab` over the environments of that type, in place; keys that it cannot have stay.
 
     Returns:
-        A warning where there is no such environment.
+        Each key that was given a value so, with the key as written; and a warning where there is no such environment.
     """
     envs = values.get("env")
     shared = envs.get("isaaclab") if isinstance(envs, dict) else None
     if not isinstance(envs, dict) or not isinstance(shared, dict):
-        return []
-    blocks = (envs.get("train"), envs.get("eval"))
-    lab = [env for env in blocks if isinstance(env, dict) and env.get("env_type") == "isaaclab"]
+        return {}, []
+    blocks = {name: envs.get(name) for name in ("train", "eval")}
+    lab = {name: env for name, env in blocks.items() if isinstance(env, dict) and env.get("env_type") == "isaaclab"}
+    origins: dict[str, str] = {}
     for key in _SHARED.keys() & shared.keys():
-        value, (*block, name) = shared.pop(key), _SHARED[key]
-        for env in lab:
-            target = env.setdefault(block[0], {}) if block else env
-            if isinstance(target, dict) and target.get(name) is None:
-                target[name] = value
+        value, path = shared.pop(key), _SHARED[key]
+        for name, env in lab.items():
+            target = env.setdefault(path[0], {}) if len(path) > 1 else env
+            if isinstance(target, dict) and target.get(path[-1]) is None:
+                target[path[-1]] = value
+                origins[dotted(("env", name, *path))] = f"env.isaaclab.{key}"
     if not shared:
         del envs["isaaclab"]
-    return [] if lab else ["env.isaaclab has no effect: no environment has env_type isaaclab."]
+    return origins, [] if lab else ["env.isaaclab has no effect: no environment has env_type isaaclab."]
 
 
 def _rename_mapping(values: Mapping[str, Any]) -> tuple[dict[str, str], list[Problem]]:

@@ -122,7 +122,7 @@ def find_observation(name: str, offered: Iterable[str], location: str) -> str:
     Raises:
         UserError: No observation has that name, or several.
     """
-    offered = sorted(offered)
+    offered = list(offered)
     matches = [key for key in offered if name in (key, _short(key))]
     if len(matches) == 1:
         return matches[0]
@@ -130,7 +130,7 @@ def find_observation(name: str, offered: Iterable[str], location: str) -> str:
         f"The simulator offers {'several observations' if matches else 'no observation'} named '{name}'",
         key=location,
         value=name,
-        expected=f"one of {matches or offered}",
+        expected=f"one of {matches or sorted(offered)}",
         mend="write it as group/key" if matches else _correction(name, offered),
     )
 

@@ -61,15 +61,21 @@ def _import_package(package: str, task_id: str, key: str) -> None:
                 expected="package:Task-Id, or the id of a task that Isaac Lab registers",
                 mend=f"install the package for {sys.executable}",
             ) from None
-        last = traceback.extract_tb(error.__traceback__)[-1]
         raise UserError(
-            f"The package '{package}' cannot be imported: {type(error).__name__}: {error}"
-            f" (raised in {last.filename}, line {last.lineno})",
+            f"The package '{package}' cannot be imported: {type(error).__name__}: {error} ({_place(error)})",
             key=key,
             value=task_id,
             expected="a package that can be imported once the simulator runs",
             mend=f"mend it, or install what it needs for {sys.executable}",
         ) from error
+
+
+def _place(error: Exception) -> str:
+    """File and line where importing stopped."""
+    if isinstance(error, SyntaxError):
+        return f"{error.filename}, line {error.lineno}"
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{last.filename}, line {last.lineno}"
 
 
 def configure(task_id: str, options: TaskOptions, num_envs: int) -> Any:
