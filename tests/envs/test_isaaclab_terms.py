@@ -22,7 +22,7 @@ from regrasp.envs.isaaclab.env import task_options
 from regrasp.envs.isaaclab.vector import IsaacLabVecEnv
 from regrasp.envs.remote.process import Deadlines
 from regrasp.errors import UserError
-from regrasp.streams import episode_seed
+from regrasp.streams import Role, episode_seed
 
 SHIPPED = load_config("isaaclab_stack_cube_ppo_groot").config.env.train
 
@@ -64,7 +64,8 @@ def test_options_cross_the_border_as_json() -> None:
 
 
 def test_seeds_of_31_bits_stay_apart_and_keep_their_parity() -> None:
-    for role, parity in (("train", 0), ("eval", 1)):
+    roles: tuple[Role, ...] = ("train", "eval")
+    for parity, role in enumerate(roles):
         seeds = [episode_seed(0, role, 0, i) for i in range(2000)]
         short = [seed31(seed) for seed in seeds]
         assert {seed % 2 for seed in short} == {parity}
@@ -165,6 +166,7 @@ def package(folder: Path, name: str, text: str) -> None:
         ("needy:Task-v0", r"'needy' cannot be imported: ModuleNotFoundError: No module named 'nothing' \(.*, line 2\)"),
         ("garbled:Task-v0", r"'garbled' cannot be imported: SyntaxError: .*garbled/__init__.py, line 1\)"),
         ("raising:Task-v0", r"'raising' cannot be imported: KeyError: 'x' \(.*raising/__init__.py, line 1\)"),
+        ("needs:Task-v0", r"'needs' cannot be imported: ModuleNotFoundError: No module named 'need' "),
         ("absent:Task-v0", "has no package 'absent'"),
         ("absent.below:Task-v0", "has no package 'absent.below'"),
         ("sound:Plain-v0", "without a configuration"),
@@ -176,6 +178,7 @@ def test_a_task_that_cannot_be_had_is_the_users_mistake(
     task_id: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     package(tmp_path, "needy", "import json\nimport nothing\n")
+    package(tmp_path, "needs", "import need\n")
     package(tmp_path, "garbled", "def f(:\n")
     package(tmp_path, "raising", "{}['x']\n")
     package(tmp_path, "sound", "")

@@ -33,7 +33,9 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"experiment: a name, or the path of a YAML file; default: {DEFAULT_CONFIG}",
     )
     parser.add_argument("--config_path", metavar="FOLDER", type=Path, help="folder searched before the shipped ones")
-    parser.add_argument("--task", metavar="ID", help="task of training and evaluation, instead of the YAML's")
+    parser.add_argument(
+        "--task", metavar="ID", help="task, with its simulator, of training and evaluation, instead of the YAML's"
+    )
     parser.add_argument("--num_envs", metavar="N", type=int, help="parallel environments")
     parser.add_argument("--seed", metavar="S", type=int, help="seeds everything")
     parser.add_argument("--dry_run", action="store_true", help="print the resolved configuration and stop")
@@ -58,7 +60,6 @@ def flag_overrides(args: argparse.Namespace) -> dict[str, str]:
     from regrasp.envs.task_choice import evaluation_task
 
     flags = {
-        "task": ("env.train.init_params.id",),
         "num_envs": ("env.train.total_num_envs", "env.eval.total_num_envs"),
         "seed": ("runner.seed",),
         "model_path": ("actor.model.model_path",),
@@ -71,12 +72,13 @@ def flag_overrides(args: argparse.Namespace) -> dict[str, str]:
         "backbone": ("sft.backbone",),
     }
     overrides: dict[str, str] = {}
+    if args.task is not None:
+        tasks = {"train": args.task, "eval": evaluation_task(args.task)}
+        overrides |= {as_override(f"env.{name}.init_params.id", task): "--task" for name, task in tasks.items()}
     for flag, keys in flags.items():
         value = getattr(args, flag, None)
         if value is not None:
             overrides |= {as_override(key, value): f"--{flag}" for key in keys}
-            if flag == "task":
-                overrides[as_override("env.eval.init_params.id", evaluation_task(value))] = "--task"
     for flag, key in (
         ("only_eval", "runner.only_eval"),
         ("force", "runner.force"),
@@ -114,10 +116,7 @@ def load(args: argparse.Namespace) -> LoadedConfig:
 
 
 def _on_its_simulator(loaded: LoadedConfig, flags: dict[str, str], args: argparse.Namespace) -> LoadedConfig:
-    """The experiment on the simulator that the task of `--task` belongs to, whichever one the YAML file is for.
-
-    Adds to `flags` the overrides that this takes.
-    """
+    """The experiment on the simulator that the task of `--task` belongs to, whichever one the YAML file is for."""
     from regrasp.config.load import load_config
     from regrasp.envs.task_choice import other_simulator, without_lab_settings
 
@@ -127,14 +126,14 @@ def _on_its_simulator(loaded: LoadedConfig, flags: dict[str, str], args: argpars
     moves = {name: simulator for name, env in before.items() if (simulator := other_simulator(env, args.task))}
     if not moves:
         return loaded
-    flags |= {as_override(f"env.{name}.env_type", simulator): "--task" for name, simulator in moves.items()}
+    flags = flags | {as_override(f"env.{name}.env_type", simulator): "--task" for name, simulator in moves.items()}
     loaded = load_config(str(loaded.file), [*flags, *args.overrides], None, flags)
     envs = loaded.config.env
     warnings = list(loaded.warnings)
-    for name in [name for name, simulator in moves.items() if simulator == "mujoco"]:
-        env, dropped = without_lab_settings(getattr(envs, name), name)
-        envs = dataclasses.replace(envs, **{name: env})
+    for name, simulator in moves.items():
+        env, dropped = without_lab_settings(getattr(envs, name), name) if simulator == "mujoco" else (None, [])
         if dropped:
+            envs = dataclasses.replace(envs, **{name: env})
             warnings.append(f"{args.task} runs without Isaac Lab; without effect there: {', '.join(dropped)}.")
     config = dataclasses.replace(loaded.config, env=envs)
     return dataclasses.replace(loaded, config=config, warnings=tuple(warnings))

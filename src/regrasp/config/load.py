@@ -121,12 +121,12 @@ def _share_simulator(values: Mapping[str, Any]) -> tuple[dict[str, str], list[st
     lab = {name: env for name, env in blocks.items() if isinstance(env, dict) and env.get("env_type") == "isaaclab"}
     origins: dict[str, str] = {}
     for key in _SHARED.keys() & shared.keys():
-        value, path = shared.pop(key), _SHARED[key]
+        value, (*block, field) = shared.pop(key), _SHARED[key]
         for name, env in lab.items():
-            target = env.setdefault(path[0], {}) if len(path) > 1 else env
-            if isinstance(target, dict) and target.get(path[-1]) is None:
-                target[path[-1]] = value
-                origins[dotted(("env", name, *path))] = f"env.isaaclab.{key}"
+            target = env.setdefault(block[0], {}) if block else env
+            if isinstance(target, dict) and target.get(field) is None:
+                target[field] = value
+                origins[dotted(("env", name, *block, field))] = f"env.isaaclab.{key}"
     if not shared:
         del envs["isaaclab"]
     return origins, [] if lab else ["env.isaaclab has no effect: no environment has env_type isaaclab."]

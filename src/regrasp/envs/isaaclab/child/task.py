@@ -53,7 +53,7 @@ def _import_package(package: str, task_id: str, key: str) -> None:
     try:
         importlib.import_module(package)
     except Exception as error:
-        if isinstance(error, ModuleNotFoundError) and error.name and package.startswith(error.name):
+        if isinstance(error, ModuleNotFoundError) and f"{package}.".startswith(f"{error.name}."):
             raise UserError(
                 f"The simulator's Python has no package '{package}'",
                 key=key,
@@ -150,7 +150,7 @@ def _check_whole_groups(groups: Mapping[str, Any], options: TaskOptions) -> None
     for group in names & groups.keys():
         elsewhere = {term for other, block in groups.items() if other != group for term in _terms(block)}
         own = _terms(groups[group])
-        both = names & ({f"{group}/{term}" for term in own} | (own - elsewhere))
+        both = names & ({f"{group}/{term}" for term in own} | (own - elsewhere - {group}))
         if both:
             raise UserError(
                 f"The mapping names the group '{group}' as a whole, and a term of it too",
