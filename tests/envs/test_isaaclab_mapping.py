@@ -128,6 +128,7 @@ def test_null_stands_for_a_default_of_the_mapping(tmp_path: Path) -> None:
     nulls = [f"env.train.isaaclab.{key}=null" for key in ("extra_view_images", "action_mapping", "instructions")]
     mapping = load_config("isaaclab_stack_cube_ppo_groot", nulls).config.env.train.mapping
     assert mapping == dataclasses.replace(lab().mapping, extra_view_images=())
+    assert load_config("pick_cube_ppo_mlp", ["+env.isaaclab=null"]).config == load_config("pick_cube_ppo_mlp").config
     with pytest.raises(UserError, match="Unknown key"):
         load_config("isaaclab_stack_cube_ppo_groot", ["+env.train.isaaclab.extra_view_image=null"])
 

@@ -114,8 +114,12 @@ def _share_simulator(values: Mapping[str, Any]) -> tuple[dict[str, str], list[st
         Each key that was given a value so, with the key as written; and a warning where there is no such environment.
     """
     envs = values.get("env")
-    shared = envs.get("isaaclab") if isinstance(envs, dict) else None
-    if not isinstance(envs, dict) or not isinstance(shared, dict):
+    if not isinstance(envs, dict):
+        return {}, []
+    shared = envs.get("isaaclab")
+    if shared is None:
+        envs.pop("isaaclab", None)
+    if not isinstance(shared, dict):
         return {}, []
     blocks = {name: envs.get(name) for name in ("train", "eval")}
     lab = {name: env for name, env in blocks.items() if isinstance(env, dict) and env.get("env_type") == "isaaclab"}
