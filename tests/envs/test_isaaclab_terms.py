@@ -130,6 +130,14 @@ def test_only_terms_of_weight_zero_can_be_called(name: str) -> None:
         signals.call_zero_weight_terms(lab(rewards=Rewards(stage=0.0, lift=1.0)), options(zero_weight_terms=(name,)))
 
 
+@pytest.mark.parametrize("env", [lab(rewards=Rewards(lift=1.0)), SimpleNamespace(num_envs=1)])
+def test_a_task_without_terms_of_weight_zero_has_none_to_call(env: Any) -> None:
+    with pytest.raises(UserError, match="no reward term of weight 0") as caught:
+        signals.call_zero_weight_terms(env, options(zero_weight_terms=("stage",)))
+    assert caught.value.expected is not None
+    assert caught.value.expected.startswith("nothing")
+
+
 def configuration(**fields: Any) -> SimpleNamespace:
     camera = SimpleNamespace(height=480, width=640, data_types=["rgb"])
     groups = {name: SimpleNamespace(concatenate_terms=True) for name in ("policy", "critic")}
