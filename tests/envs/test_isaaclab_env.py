@@ -140,13 +140,11 @@ def construction(name: Literal["train", "eval"], seed: int, stream: int) -> tupl
 
 
 def test_the_runs_seed_is_in_the_configuration_before_the_environment_is_built() -> None:
-    built = [construction("train", 5, 0), construction("eval", 5, 0), construction("train", 6, 0)]
-    built.append(construction("train", 5, 1))
-    assert len({seed for seed, _ in built}) == 4
-    assert [seed % 2 for seed, _ in built] == [0, 1, 0, 0]
+    built = [construction("train", 5, 0), construction("eval", 5, 0), construction("train", 5, 1)]
+    assert len({seed for seed, _ in built}) == 3
+    assert [seed % 2 for seed, _ in built] == [0, 1, 0]
     for seed, drawn in built:
         assert drawn == pytest.approx(float(torch.rand(1, generator=torch.Generator().manual_seed(seed))))
-    assert construction("train", 5, 0) == built[0]
 
 
 def test_videos_show_every_step(point: VecEnv) -> None:

@@ -81,7 +81,6 @@ def test_a_simulator_that_dies_or_falls_silent_costs_no_finished_update(
     [
         ("env.eval.init_params.id='lab_tasks:Pont-v0'", "env.eval.init_params.id", "Point-v0"),
         ("env.eval.mapping.states=[position]", "env.eval.mapping.states", "3 values"),
-        ("env.eval.mapping.action_mapping.suffix_pad=1", "env.eval.mapping.action_mapping", "3 in total"),
     ],
 )
 def test_a_mistake_in_the_evaluation_is_told_before_training(
