@@ -230,7 +230,7 @@ def measure_rollouts(sizes: Sizes, report: Report) -> None:
             key, timed(lambda inputs=inputs, plain=plain: plain_actions(plain, inputs), sizes.device, sizes.repeats)
         )
     del plain
-    acting = ActingPolicy(policy, model_config("head")).policy
+    acting = ActingPolicy(policy, model_config("head"), sizes.device).policy
     report.errors["eager"] = relative_error(act(acting, checked, deterministic=True)[1].actions, exact)
     compile_policy(acting, sizes.num_envs, sizes.device, backend=sizes.backend)
     for num_envs, key in zip(sizes.num_envs, ("rollout4_ms", "rollout64_ms"), strict=True):
@@ -307,7 +307,7 @@ def measure_update(
         recompute_features=recompute,
         device=sizes.device,
     )
-    acting = ActingPolicy(policy, model_config(trainable)).policy
+    acting = ActingPolicy(policy, model_config(trainable), sizes.device).policy
     release(sizes.device)  # the float32 weights that precision has replaced
     if compiled:
         compile_policy(policy, {sizes.minibatch}, sizes.device, backend=sizes.backend)

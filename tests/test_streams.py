@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from regrasp.streams import KeyedNoise, Role, episode_seed, numpy_generator, torch_generator
+from regrasp.streams import KeyedNoise, Role, construction_seed, episode_seed, numpy_generator, torch_generator
 
 ROLES: tuple[Role, ...] = ("train", "eval", "data", "init")
 
@@ -24,6 +24,17 @@ def test_evaluation_seeds_are_never_used_for_anything_else():
     assert {seed % 2 for seed in others} == {0}
     assert len(evaluation) == 3 * len(episodes)
     assert len(others) == 6 * len(episodes)
+
+
+def test_what_a_simulator_is_built_with_is_no_episodes_seed():
+    episodes = {episode_seed(0, role, 0, i) for role in ROLES for i in range(300)}
+    episodes |= {episode_seed(0, "train", 0, i, j) for i in range(20) for j in range(20)}
+    built = [
+        construction_seed(seed, role, stream) for seed in (0, 1) for role in ("train", "eval") for stream in (0, 1)
+    ]
+    assert len({*built}) == 8
+    assert not episodes & {*built}
+    assert [seed % 2 for seed in built] == [0, 0, 1, 1] * 2
 
 
 def test_episode_seeds_survive_json_and_floating_point():

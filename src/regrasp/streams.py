@@ -39,6 +39,17 @@ def episode_seed(seed: int, role: Role, *key: int) -> int:
     return (value >> 12 << 1) | (role == "eval")
 
 
+def construction_seed(seed: int, role: Role, stream: int) -> int:
+    """The seed under which a simulator is built, of the parity of its role's episodes and shared by none of them.
+
+    Args:
+        seed: Seed of the run.
+        role: What the simulator is for.
+        stream: `env.<train|eval>.seed`.
+    """
+    return episode_seed(seed, role, stream)
+
+
 def _sequence(seed: int, role: Role, key: tuple[int, ...]) -> np.random.SeedSequence:
     """A spawn key of two words per number, so that keys of other lengths or with large numbers stay distinct."""
     words = (word for number in (_ROLES[role], *key) for word in (number & 0xFFFFFFFF, number >> 32))

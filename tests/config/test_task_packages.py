@@ -80,6 +80,45 @@ def test_a_task_brings_its_experiment(
     assert str(package / "my_tasks") in rows["my_tasks:My-Other-Task-v0"]
 
 
+@pytest.mark.parametrize(
+    "entry", ["'my_tasks.push.agents:nowhere.yaml'", "'elsewhere:file.yaml'", "os.path.join(HERE, 'file.yaml')"]
+)
+def test_an_experiment_that_cannot_be_found_is_told(
+    package: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], entry: str
+) -> None:
+    source = package / "my_tasks" / "push" / "__init__.py"
+    source.write_text(f'gym.register("My-Task-v0", kwargs={{"regrasp_cfg_entry_point": {entry}}})')
+    monkeypatch.syspath_prepend(str(package))
+    assert main(["train", "--dry_run", "--task", "my_tasks:My-Task-v0"]) == 2
+    error = capsys.readouterr().err
+    assert "cannot be found" in error
+    assert str(source) in error
+    assert entry.strip("'") in error
+    assert main(["train", "--list_tasks", "--task", "my_tasks:My-Task-v0"]) == 0
+    assert f"my_tasks:My-Task-v0 names an experiment that cannot be found: {entry.strip(chr(39))}" in (
+        capsys.readouterr().err
+    )
+
+
+def test_a_task_of_isaac_lab_does_not_run_with_another_robots_experiment(
+    package: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(package))
+    for task in ("my_tasks:My-Other-Task-v0", "Isaac-Unheard-Of-v0"):
+        assert main(["train", "--dry_run", "--task", task]) == 2
+        assert "--config_name" in capsys.readouterr().err
+    assert main(["train", "--dry_run", "--task", "Isaac-Stack-Cube-Franka-IK-Rel-Visuomotor-v0"]) == 0
+    assert "experiment_name: isaaclab_stack_cube_ppo_groot" in capsys.readouterr().out
+
+
+def test_a_list_of_tasks_says_where_none_were_found(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--list_tasks", "--task", "no_such_package:Task-v0", "env.isaaclab.python=/no/python"]) == 0
+    printed = capsys.readouterr()
+    assert "/no/python cannot be started" in printed.err
+    assert "no package no_such_package was found" in printed.err
+    assert "Regrasp-Pick-Cube-v0" in printed.out
+
+
 def test_the_simulators_own_python_is_searched_too(package: Path) -> None:
     (package / "my_tasks").rename(package / "isaaclab_tasks")
     venv.create(package / "lab", symlinks=True)
@@ -88,7 +127,8 @@ def test_the_simulators_own_python_is_searched_too(package: Path) -> None:
     (package / "lab" / "lib" / version / "site-packages" / "lab.pth").write_text(str(package))
     assert package_folder("isaaclab_tasks") is None
     assert package_folder("isaaclab_tasks", str(python)) == package / "isaaclab_tasks"
-    loaded = load_config("my_experiment", [f"+env.isaaclab.python={python}"])
+    types = ["env.train.env_type=isaaclab", "env.eval.env_type=isaaclab"]
+    loaded = load_config("my_experiment", [f"+env.isaaclab.python={python}", *types])
     assert loaded.file == package / "isaaclab_tasks" / "push" / "agents" / "my_experiment.yaml"
     assert (loaded.config.env.train.python, loaded.config.env.eval.python) == (str(python), str(python))
     assert package_folder("isaaclab_tasks", str(package / "no_such_python")) is None

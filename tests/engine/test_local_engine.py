@@ -187,7 +187,7 @@ def test_rollouts_in_half_precision_see_what_training_sees_bit_for_bit(overrides
     apply_precision(policy, model, CPU)
     for _, parameter in (*policy.prepare_training(model.trainable), *policy.trainable("value_head")):
         parameter.requires_grad_(True)
-    acting = ActingPolicy(policy, model)
+    acting = ActingPolicy(policy, model, CPU)
     assert acting.policy is not policy
     with torch.no_grad():
         for parameter in (p for p in policy.parameters() if p.requires_grad):
@@ -225,7 +225,7 @@ def test_a_compiled_engine_collects_and_learns_the_same(
 
 def test_in_full_precision_rollouts_run_the_policy_itself() -> None:
     policy = mlp()
-    assert ActingPolicy(policy, experiment().actor.model).policy is policy
+    assert ActingPolicy(policy, experiment().actor.model, CPU).policy is policy
 
 
 def test_features_kept_on_the_host_do_not_change_the_update(env: VecEnv) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -55,9 +55,9 @@ def lab_env(task: str, mapping: MappingConfig, *, stand_in: Path = STAND_IN, **s
     return start(lab_config(task, mapping, **settings), "train", stand_in)
 
 
-def start(config: EnvConfig, name: str, stand_in: Path = STAND_IN) -> VecEnv:
+def start(config: EnvConfig, name: Literal["train", "eval"], stand_in: Path = STAND_IN, seed: int = 0) -> VecEnv:
     """Start a configured task, with the stand-in on the simulator's path."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(stand_in))
         patch.setenv("OMP_NUM_THREADS", "1")
-        return create_env(config, name, max_chunk=4)
+        return create_env(config, name, 4, seed)

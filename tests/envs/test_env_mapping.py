@@ -145,7 +145,7 @@ def test_what_is_no_colour_image_is_no_camera(field: str, name: str):
     assert "is not a camera image" in error.problem
     assert error.mend is not None
     cameras = ["camera_images/front", "camera_images/left_wrist", "camera_images/right_wrist"]
-    assert error.mend == f"choose one of {cameras}"
+    assert error.mend.startswith(f"choose one of {cameras}, or have the task give 8-bit RGB")
 
 
 def test_an_image_is_no_state():

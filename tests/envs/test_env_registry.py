@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from importlib.metadata import EntryPoint
+from typing import Any
 
 import pytest
 from vec_envs import CUBE_MAPPING, PICK, STACK
@@ -64,11 +65,17 @@ def test_packages_add_simulators_by_entry_points(monkeypatch: pytest.MonkeyPatch
     point = EntryPoint("toy", f"{__name__}:create_toy", "regrasp.envs")
     monkeypatch.setattr(registry, "entry_points", lambda *, group: [point] if group == "regrasp.envs" else [])
     assert set(known_env_types()) == {"mujoco", "isaaclab", "toy"}
-    assert create_env(config("toy"), "train", 5) == ("toy", "train", 5)
+    given: list[Any] = [
+        create_env(config("toy"), "train", 5, 7),
+        create_env(config("toy"), "train", 5, 8),
+        create_env(config("toy"), "eval", 5, 7),
+    ]
+    assert given[0][:3] == ("toy", "train", 5)
+    assert len({seed for *_, seed in given}) == 3
 
 
-def create_toy(config: EnvConfig, name: str, max_chunk: int) -> tuple[str, str, int]:
-    return config.env_type, name, max_chunk
+def create_toy(config: EnvConfig, name: str, max_chunk: int, seed: int) -> tuple[str, str, int, int]:
+    return config.env_type, name, max_chunk, seed
 
 
 def test_the_catalog_names_its_tasks_rightly():

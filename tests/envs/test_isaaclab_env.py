@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
-from lab_envs import LAB_PYTHON, lab_env, needs_lab, start, states
+from lab_envs import LAB_PYTHON, lab_config, lab_env, needs_lab, start, states
 from torch import Tensor
 
 from regrasp.config.load import load_config
@@ -127,6 +128,25 @@ def test_a_seed_fixes_an_episodes_start_whatever_else_is_reset(point: VecEnv) ->
     assert alone == together[1]
 
 
+def construction(name: Literal["train", "eval"], seed: int, stream: int) -> tuple[int, float]:
+    """The seed that the configuration had when the environment was built, and what was drawn then."""
+    mapping = MappingConfig(task_description="push", states=states("construction"))
+    env = start(lab_config("lab_tasks:Point-v0", mapping, num_envs=1, seed=stream), name, seed=seed)
+    try:
+        high, low, drawn = env.reset([0], [1]).states[0].tolist()
+    finally:
+        env.close()
+    return int(high) << 16 | int(low), drawn
+
+
+def test_the_runs_seed_is_in_the_configuration_before_the_environment_is_built() -> None:
+    built = [construction("train", 5, 0), construction("eval", 5, 0), construction("train", 5, 1)]
+    assert len({seed for seed, _ in built}) == 3
+    assert [seed % 2 for seed, _ in built] == [0, 1, 0]
+    for seed, drawn in built:
+        assert drawn == pytest.approx(float(torch.rand(1, generator=torch.Generator().manual_seed(seed))))
+
+
 def test_videos_show_every_step(point: VecEnv) -> None:
     point.record([1], 12, 20)
     point.reset([0, 1, 2], [1, 2, 3])
@@ -206,6 +226,18 @@ def test_a_task_without_reward_learns_from_a_named_success_and_chooses_its_instr
         assert "nothing to learn" not in capsys.readouterr().out
     finally:
         env.close()
+
+
+def test_an_instruction_that_is_not_there_is_the_users_mistake() -> None:
+    mapping = MappingConfig(states=states("policy/position"), instruction_key="goal", instructions=("stay",))
+    env = lab_env("lab_tasks:Point-v0", mapping, num_envs=1)
+    try:
+        assert env.reset([0], [1]).task_descriptions == ["stay"]
+        with pytest.raises(UserError, match="'policy/goal' is 1 in environment 0") as caught:
+            env.reset([0], [2])
+    finally:
+        env.close()
+    assert caught.value.key == "env.train.mapping.instructions"
 
 
 def test_direct_tasks_are_reset_one_by_one(direct: VecEnv) -> None:

@@ -113,6 +113,26 @@ def test_task_options_are_the_embedded_simulators() -> None:
     assert caught.value.key == "env.train.init_params.task_options"
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [("device", "gpu", "'cpu', or 'cuda:<n>'"), ("camera_size", "[8,8,8]", r"\[height, width\]")],
+)
+def test_a_wrong_setting_is_told_where_it_was_written(key: str, value: str, expected: str) -> None:
+    with pytest.raises(UserError, match=expected) as caught:
+        load_config("isaaclab_stack_cube_ppo_groot", [f"env.isaaclab.{key}={value}"])
+    assert f"key:      env.isaaclab.{key}\n  value:" in str(caught.value)
+    assert "problems" not in str(caught.value)
+
+
+def test_null_stands_for_a_default_of_the_mapping(tmp_path: Path) -> None:
+    nulls = [f"env.train.isaaclab.{key}=null" for key in ("extra_view_images", "action_mapping", "instructions")]
+    mapping = load_config("isaaclab_stack_cube_ppo_groot", nulls).config.env.train.mapping
+    assert mapping == dataclasses.replace(lab().mapping, extra_view_images=())
+    assert load_config("pick_cube_ppo_mlp", ["+env.isaaclab=null"]).config == load_config("pick_cube_ppo_mlp").config
+    with pytest.raises(UserError, match="Unknown key"):
+        load_config("isaaclab_stack_cube_ppo_groot", ["+env.train.isaaclab.extra_view_image=null"])
+
+
 def test_shared_settings_are_defaults_of_both(tmp_path: Path) -> None:
     shared = ["env.isaaclab.device=cuda:1", "env.isaaclab.camera_size=[112,224]", "+env.eval.init_params.device=cuda:2"]
     envs = load_config("isaaclab_stack_cube_ppo_groot", shared).config.env

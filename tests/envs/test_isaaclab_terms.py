@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import sys
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -15,16 +17,18 @@ from vec_envs import HERE, TOY_MAPPING
 from regrasp.config.load import load_config
 from regrasp.envs.isaaclab.child import episodes, signals, task
 from regrasp.envs.isaaclab.child.options import TaskOptions, options_from_json
+from regrasp.envs.isaaclab.child.seeds import joint_seed, seed31
 from regrasp.envs.isaaclab.env import task_options
 from regrasp.envs.isaaclab.vector import IsaacLabVecEnv
 from regrasp.envs.remote.process import Deadlines
 from regrasp.errors import UserError
+from regrasp.streams import Role, episode_seed
 
 SHIPPED = load_config("isaaclab_stack_cube_ppo_groot").config.env.train
 
 
 def options(**changes: Any) -> TaskOptions:
-    return dataclasses.replace(task_options(SHIPPED, "train"), **changes)
+    return dataclasses.replace(task_options(SHIPPED, "train", 1), **changes)
 
 
 class Rewards:
@@ -57,6 +61,22 @@ def lab(*terminations: str, rewards: Rewards | None = None) -> SimpleNamespace:
 def test_options_cross_the_border_as_json() -> None:
     ours = options(camera_size=(3, 4), presets=("a",))
     assert options_from_json({key: list(v) if isinstance(v, tuple) else v for key, v in ours.to_json().items()}) == ours
+
+
+def test_seeds_of_31_bits_stay_apart_and_keep_their_parity() -> None:
+    roles: tuple[Role, ...] = ("train", "eval")
+    for parity, role in enumerate(roles):
+        seeds = [episode_seed(0, role, 0, i) for i in range(2000)]
+        short = [seed31(seed) for seed in seeds]
+        assert {seed % 2 for seed in short} == {parity}
+        assert len({*short}) == 2000
+        assert 2**30 < max(short) < 2**31
+        pairs = [joint_seed(pair) for pair in itertools.pairwise(seeds)]
+        pairs += [joint_seed(pair[::-1]) for pair in itertools.pairwise(seeds)]
+        assert {seed % 2 for seed in pairs} == {parity}
+        assert len({*pairs}) == 2 * 1999
+        assert max(pairs) < 2**31
+    assert [seed31(seed) for seed in (0, 1, 11)] == [0, 1, 11]
 
 
 def test_success_is_a_named_termination() -> None:
@@ -110,6 +130,14 @@ def test_only_terms_of_weight_zero_can_be_called(name: str) -> None:
         signals.call_zero_weight_terms(lab(rewards=Rewards(stage=0.0, lift=1.0)), options(zero_weight_terms=(name,)))
 
 
+@pytest.mark.parametrize("env", [lab(rewards=Rewards(lift=1.0)), SimpleNamespace(num_envs=1)])
+def test_a_task_without_terms_of_weight_zero_has_none_to_call(env: Any) -> None:
+    with pytest.raises(UserError, match="no reward term of weight 0") as caught:
+        signals.call_zero_weight_terms(env, options(zero_weight_terms=("stage",)))
+    assert caught.value.expected is not None
+    assert caught.value.expected.startswith("nothing")
+
+
 def configuration(**fields: Any) -> SimpleNamespace:
     camera = SimpleNamespace(height=480, width=640, data_types=["rgb"])
     groups = {name: SimpleNamespace(concatenate_terms=True) for name in ("policy", "critic")}
@@ -133,6 +161,60 @@ def configure(monkeypatch: pytest.MonkeyPatch):
         return task.configure("Task-v0", options(**changes), 7)
 
     return run
+
+
+def package(folder: Path, name: str, text: str) -> None:
+    (folder / name).mkdir()
+    (folder / name / "__init__.py").write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("task_id", "message"),
+    [
+        ("needy:Task-v0", r"'needy' cannot be imported: ModuleNotFoundError: No module named 'nothing' \(.*, line 2\)"),
+        ("garbled:Task-v0", r"'garbled' cannot be imported: SyntaxError: .*garbled/__init__.py, line 1\)"),
+        ("raising:Task-v0", r"'raising' cannot be imported: KeyError: 'x' \(.*raising/__init__.py, line 1\)"),
+        ("needs:Task-v0", r"'needs' cannot be imported: ModuleNotFoundError: No module named 'need' "),
+        ("absent:Task-v0", "has no package 'absent'"),
+        ("absent.below:Task-v0", "has no package 'absent.below'"),
+        ("sound:Plain-v0", "without a configuration"),
+        ("sound:Taks-v0", "has no such task"),
+        (":Taks-v0", "has no such task"),
+    ],
+)
+def test_a_task_that_cannot_be_had_is_the_users_mistake(
+    task_id: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package(tmp_path, "needy", "import json\nimport nothing\n")
+    package(tmp_path, "needs", "import need\n")
+    package(tmp_path, "garbled", "def f(:\n")
+    package(tmp_path, "raising", "{}['x']\n")
+    package(tmp_path, "sound", "")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setitem(sys.modules, "isaaclab_tasks", ModuleType("isaaclab_tasks"))
+    gymnasium = ModuleType("gymnasium")
+    kwargs = {"Task-v0": {"env_cfg_entry_point": "x:Y"}, "Plain-v0": {}}
+    gymnasium.__dict__["registry"] = {name: SimpleNamespace(kwargs=value) for name, value in kwargs.items()}
+    monkeypatch.setitem(sys.modules, "gymnasium", gymnasium)
+    assert task.register(options(task_id="sound:Task-v0")) == "Task-v0"
+    with pytest.raises(UserError, match=message) as caught:
+        task.register(options(task_id=task_id))
+    assert caught.value.key == "env.train.init_params.id"
+    assert caught.value.value == task_id
+
+
+@pytest.mark.parametrize(
+    ("names", "refused"), [(("policy", "x"), ["policy", "x"]), (("policy", "policy/y"), ["policy", "policy/y"])]
+)
+def test_a_group_is_named_as_a_whole_or_by_its_terms(configure, names: tuple[str, ...], refused: list[str]) -> None:
+    config = configuration()
+    term = SimpleNamespace(func=len)
+    config.observations.policy = SimpleNamespace(concatenate_terms=True, x=term, y=term, z=term)
+    config.observations.critic = SimpleNamespace(concatenate_terms=True, z=term)
+    with pytest.raises(UserError, match="'policy' as a whole") as caught:
+        configure(config, observation_names=names)
+    assert caught.value.value == refused
+    configure(config, observation_names=("policy", "z"))  # the critic's
 
 
 def test_the_configuration_is_set_before_the_environment_is_built(configure) -> None:

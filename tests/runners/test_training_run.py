@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 from run_toys import OVER_EPOCHS, checkpoint, metrics, mlp_experiment, same_weights, saved_steps
 
 from regrasp.checkpoint.read import read_checkpoint
+from regrasp.config.schema import EnvConfig
+from regrasp.engine.local import Collected, LocalEngine
+from regrasp.envs.contract import VecEnv
+from regrasp.runners import session
 from regrasp.runners.play import PlayOptions, play
 from regrasp.runners.session import train
 
@@ -109,6 +114,27 @@ def test_the_same_seed_gives_the_same_run(
 def test_another_seed_gives_another_run(finished_run: Path, start_model: Path, tmp_path: Path, variant: str) -> None:
     assert train(mlp_experiment(f"actor.model.model_path={start_model}", "runner.max_epochs=1", variant), tmp_path)
     assert not same_weights(checkpoint(finished_run, 1), checkpoint(tmp_path, 1))
+
+
+@pytest.mark.parametrize(("interval", "started"), [(1, ["train", "eval"]), (-1, ["train"])])
+def test_every_simulator_that_the_run_needs_starts_before_it_with_its_seed(
+    start_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interval: int, started: list[str]
+) -> None:
+    create, collect, events = session.create_env, LocalEngine.collect, []
+
+    def recorded_create(config: EnvConfig, name: Literal["train", "eval"], max_chunk: int, seed: int) -> VecEnv:
+        events.append((name, seed))
+        return create(config, name, max_chunk, seed)
+
+    def recorded_collect(self: LocalEngine, *args: Any) -> Collected:
+        events.append("rollout")
+        return collect(self, *args)
+
+    monkeypatch.setattr(session, "create_env", recorded_create)
+    monkeypatch.setattr(LocalEngine, "collect", recorded_collect)
+    settings = ("runner.max_epochs=1", "runner.seed=7", f"runner.val_check_interval={interval}")
+    assert train(mlp_experiment(f"actor.model.model_path={start_model}", *settings), tmp_path)
+    assert events == [*((name, 7) for name in started), "rollout"]
 
 
 def test_evaluation_does_not_change_the_run(finished_run: Path, start_model: Path, tmp_path: Path) -> None:

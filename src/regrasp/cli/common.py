@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from regrasp.config.compose import as_override
-from regrasp.errors import UserError
+from regrasp.errors import SimulatorError, UserError
 from regrasp.folders import COMMAND_FILE, CONFIG_FILE, discard_unused, require_writable
 
 if TYPE_CHECKING:
@@ -32,7 +33,9 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"experiment: a name, or the path of a YAML file; default: {DEFAULT_CONFIG}",
     )
     parser.add_argument("--config_path", metavar="FOLDER", type=Path, help="folder searched before the shipped ones")
-    parser.add_argument("--task", metavar="ID", help="task of training and evaluation, instead of the YAML's")
+    parser.add_argument(
+        "--task", metavar="ID", help="task, with its simulator, of training and evaluation, instead of the YAML's"
+    )
     parser.add_argument("--num_envs", metavar="N", type=int, help="parallel environments")
     parser.add_argument("--seed", metavar="S", type=int, help="seeds everything")
     parser.add_argument("--dry_run", action="store_true", help="print the resolved configuration and stop")
@@ -54,8 +57,9 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
 
 def flag_overrides(args: argparse.Namespace) -> dict[str, str]:
     """The override that each flag means, with the flag's name."""
+    from regrasp.envs.task_choice import evaluation_task
+
     flags = {
-        "task": ("env.train.init_params.id", "env.eval.init_params.id"),
         "num_envs": ("env.train.total_num_envs", "env.eval.total_num_envs"),
         "seed": ("runner.seed",),
         "model_path": ("actor.model.model_path",),
@@ -68,6 +72,9 @@ def flag_overrides(args: argparse.Namespace) -> dict[str, str]:
         "backbone": ("sft.backbone",),
     }
     overrides: dict[str, str] = {}
+    if args.task is not None:
+        tasks = {"train": args.task, "eval": evaluation_task(args.task)}
+        overrides |= {as_override(f"env.{name}.init_params.id", task): "--task" for name, task in tasks.items()}
     for flag, keys in flags.items():
         value = getattr(args, flag, None)
         if value is not None:
@@ -96,7 +103,7 @@ def load(args: argparse.Namespace) -> LoadedConfig:
     name = getattr(args, "config_name", None) or _experiment_of_task(args) or DEFAULT_CONFIG
     flags = flag_overrides(args)
     loaded = load_config(name, [*flags, *args.overrides], args.config_path, flags)
-    args.loaded = loaded
+    loaded = args.loaded = _on_its_simulator(loaded, flags, args)
     for warning in loaded.warnings:
         print(f"[WARN] {warning}", file=sys.stderr)
     try:
@@ -108,12 +115,67 @@ def load(args: argparse.Namespace) -> LoadedConfig:
     return loaded
 
 
-def _experiment_of_task(args: argparse.Namespace) -> str | None:
-    """The YAML file that the task of `--task` names when it is registered, if it names one."""
-    from regrasp.config.task_packages import experiment_of_task, pythons_in
+def _on_its_simulator(loaded: LoadedConfig, flags: dict[str, str], args: argparse.Namespace) -> LoadedConfig:
+    """The experiment on the simulator that the task of `--task` belongs to, whichever one the YAML file is for."""
+    from regrasp.config.load import load_config
+    from regrasp.envs.task_choice import other_simulator, without_lab_settings
 
-    file = experiment_of_task(args.task, pythons_in(args.overrides)) if getattr(args, "task", None) else None
-    return None if file is None else str(file)
+    if args.task is None:
+        return loaded
+    before = {"train": loaded.config.env.train, "eval": loaded.config.env.eval}
+    moves = {name: simulator for name, env in before.items() if (simulator := other_simulator(env, args.task))}
+    if not moves:
+        return loaded
+    flags = flags | {as_override(f"env.{name}.env_type", simulator): "--task" for name, simulator in moves.items()}
+    loaded = load_config(str(loaded.file), [*flags, *args.overrides], None, flags)
+    envs = loaded.config.env
+    warnings = list(loaded.warnings)
+    for name, simulator in moves.items():
+        env, dropped = without_lab_settings(getattr(envs, name), name) if simulator == "mujoco" else (None, [])
+        if dropped:
+            envs = dataclasses.replace(envs, **{name: env})
+            warnings.append(f"{args.task} runs without Isaac Lab; without effect there: {', '.join(dropped)}.")
+    config = dataclasses.replace(loaded.config, env=envs)
+    return dataclasses.replace(loaded, config=config, warnings=tuple(warnings))
+
+
+def _experiment_of_task(args: argparse.Namespace) -> str | None:
+    """The experiment of the task of `--task`: the one that it names when it is registered, or one that comes with us.
+
+    Raises:
+        UserError: It is a task of Isaac Lab without an experiment; the default one is for another robot.
+    """
+    from regrasp.config.task_packages import EXPERIMENT_KEY, experiment_of_task, pythons_in
+    from regrasp.envs.isaaclab.catalog import is_lab_task
+
+    if args.task is None:
+        return None
+    file = experiment_of_task(args.task, pythons_in(args.overrides))
+    if file is not None:
+        return str(file)
+    if not is_lab_task(args.task):
+        return None
+    shipped = shipped_experiments().get(args.task)
+    if shipped is None:
+        raise UserError(
+            "No experiment is known for this task",
+            key="--task",
+            value=args.task,
+            expected=f"--config_name with it, or a task that names its experiment ({EXPERIMENT_KEY}, docs/isaaclab.md)",
+            mend="add --config_name; if the task's package is in another Python, add env.isaaclab.python=<it>",
+        )
+    return shipped[0]
+
+
+def shipped_experiments() -> dict[str, list[str]]:
+    """Names of the experiments that come with Regrasp, by the task that they train."""
+    from regrasp.config.load import load_config
+    from regrasp.config.search import SHIPPED
+
+    experiments: dict[str, list[str]] = {}
+    for file in sorted(SHIPPED.glob("*.yaml")):
+        experiments.setdefault(load_config(file.stem).config.env.train.init_params.id, []).append(file.stem)
+    return experiments
 
 
 def load_to_run(args: argparse.Namespace, *, block: str | None = None) -> LoadedConfig | None:
@@ -162,7 +224,7 @@ def _memory_lines(loaded: LoadedConfig) -> list[str]:
 def open_run_folder(args: argparse.Namespace, loaded: LoadedConfig, *, kind: Sequence[str] = ()) -> Iterator[Path]:
     """Create `<log_path>/<timestamp>-<task>[_<run_name>]/` and print it first, as the reference does.
 
-    Configuration and command line are written into it. A command that is refused before it wrote more leaves nothing.
+    Configuration and command line are written into it. A command that ends before it wrote more leaves nothing.
 
     Raises:
         UserError: The folder cannot be written.
@@ -183,7 +245,7 @@ def open_run_folder(args: argparse.Namespace, loaded: LoadedConfig, *, kind: Seq
     (folder / COMMAND_FILE).write_text(f"{command_line(args)}\n")
     try:
         yield folder
-    except (UserError, KeyboardInterrupt):
+    except (UserError, SimulatorError, KeyboardInterrupt):
         discard_unused(folder)
         raise
 

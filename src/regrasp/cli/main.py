@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RegraspError as error:
         # Only the command line knows which flag set the key that a stage complains of.
         located = parsed.loaded.located(error) if hasattr(parsed, "loaded") and isinstance(error, UserError) else error
-        print(f"\nerror: {located}", file=sys.stderr)
+        print(f"\nerror: {located}", *getattr(error, "__notes__", ()), sep="\n", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("\ninterrupted", *_kept(parsed.command), sep="\n", file=sys.stderr)

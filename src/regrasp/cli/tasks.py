@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,15 +24,11 @@ def print_tasks(task: str | None = None, overrides: Sequence[str] = ()) -> int:
         task: `package:Task-Id` adds the tasks of that package.
         overrides: `env.train.python=...` adds the tasks of the Isaac Lab that this interpreter has.
     """
-    from regrasp.config.load import load_config
-    from regrasp.config.search import SHIPPED
+    from regrasp.cli.common import shipped_experiments
     from regrasp.envs.mujoco.backend import working_backend
     from regrasp.envs.mujoco.catalog import TASK_IDS
 
-    experiments: dict[str, list[str]] = {task: [] for task in TASK_IDS}
-    for file in sorted(SHIPPED.glob("*.yaml")):
-        env = load_config(file.stem).config.env.train
-        experiments.setdefault(env.init_params.id, []).append(file.stem)
+    experiments: dict[str, list[str]] = {task: [] for task in TASK_IDS} | shipped_experiments()
     runnable = "runs here" if working_backend() else "cannot render here, see regrasp doctor"
     for name in TASK_IDS:
         _print_row(name, "mujoco", runnable, experiments[name])
@@ -50,19 +47,32 @@ def _print_lab_tasks(task: str | None, overrides: Sequence[str], experiments: di
     from regrasp.envs.mujoco.catalog import TASK_IDS
 
     packages = [LAB_PACKAGE, *([task.rpartition(":")[0].split(".")[0]] if task and ":" in task else [])]
+    pythons = (None, *pythons_in(overrides))
+    for python in pythons[1:]:
+        if package_folder(LAB_PACKAGE, python) is None:
+            _warn(f"{python} cannot be started, or has no package {LAB_PACKAGE}")
+    for package in packages[1:]:
+        if not any(package_folder(package, python) for python in pythons):
+            _warn(f"no package {package} was found; name the Python that has it: env.isaaclab.python=<it>")
     seen: set[str] = set()
-    for python in (None, *pythons_in(overrides)):
+    for python in pythons:
         runnable = "Isaac Sim is here" if has_simulator(python) else "no Isaac Sim here"
         for package in packages:
             folder = package_folder(package, python)
             for found in registered_tasks(folder) if folder else ():
                 name = found.id if package == LAB_PACKAGE else f"{package}:{found.id}"
                 names = [*experiments.get(name, ()), *([str(found.experiment)] if found.experiment else [])]
+                if found.lost_experiment is not None:
+                    _warn(f"{name} names an experiment that cannot be found: {found.lost_experiment} ({found.file})")
                 if name not in seen:
                     _print_row(name, "isaaclab", runnable, names, folder)
                 seen.add(name)
     for name in sorted(experiments.keys() - seen - TASK_IDS.keys()):
         _print_row(name, "isaaclab", "not here, see env.isaaclab.python", experiments[name])
+
+
+def _warn(text: str) -> None:
+    print(f"[WARN] {text}", file=sys.stderr)
 
 
 def _print_row(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from regrasp.checkpoint.layout import EXPORT, step_folders
 from regrasp.cli.common import add_run_arguments, load_to_run, open_run_folder, prepare_torch, resume_command
+from regrasp.errors import UserError
 from regrasp.folders import require_writable
 
 if TYPE_CHECKING:
@@ -54,12 +55,19 @@ def run(args: argparse.Namespace) -> int:
             finished = train(loaded, run_dir)
         except KeyboardInterrupt:
             finished = False
-        checkpoint = _newest_checkpoint(run_dir, loaded)
+        except UserError:
+            raise
+        except Exception as error:
+            if kept := _how_to_continue(args, run_dir, loaded):
+                error.add_note(kept)
+            raise
         if finished:
+            checkpoint = _newest_checkpoint(run_dir, loaded)
             assert checkpoint is not None
             print(f"Model: {checkpoint / EXPORT}\nReport: {shlex.join(['regrasp', 'report', str(run_dir)])}")
             return 0
-        _print_interrupted(args, run_dir, checkpoint)
+        nothing = "No update was finished, so nothing is kept. Run the same command again."
+        print("\ninterrupted", _how_to_continue(args, run_dir, loaded) or nothing, sep="\n", file=sys.stderr)
         return 130
 
 
@@ -99,10 +107,9 @@ def _newest_checkpoint(run_dir: Path, loaded: LoadedConfig) -> Path | None:
     return next(filter(is_complete, folders), None)
 
 
-def _print_interrupted(args: argparse.Namespace, run_dir: Path, checkpoint: Path | None) -> None:
-    print("\ninterrupted", file=sys.stderr)
+def _how_to_continue(args: argparse.Namespace, run_dir: Path, loaded: LoadedConfig) -> str | None:
+    """What a run that ended early has kept, and the command that continues it; None if it has kept nothing."""
+    checkpoint = _newest_checkpoint(run_dir, loaded)
     if checkpoint is None:
-        print("No update was finished, so nothing is kept. Run the same command again.", file=sys.stderr)
-        return
-    print(f"Checkpoint: {checkpoint}", file=sys.stderr)
-    print(f"To continue: {resume_command(args, run_dir)}", file=sys.stderr)
+        return None
+    return f"Checkpoint: {checkpoint}\nTo continue: {resume_command(args, run_dir)}"

@@ -16,7 +16,7 @@ from regrasp.config.compose import compose_experiment
 from regrasp.config.describe import dotted, spec_at
 from regrasp.config.legacy import Active, ignored_warning, merge_duplicates, strip_legacy, translate_synonyms
 from regrasp.config.problems import Problem, raise_problems, schema_problems
-from regrasp.config.schema import ExperimentConfig
+from regrasp.config.schema import ExperimentConfig, MappingConfig
 from regrasp.config.search import find_config
 from regrasp.config.sources import COMMAND_LINE, Sources, split_key
 from regrasp.config.task_packages import pythons_in
@@ -83,43 +83,57 @@ def load_config(
     reasons, active = strip_legacy(values)
     if composition.has_idle_hydra_block:
         reasons["hydra"] = "nothing is left to Hydra but composition"
-    _share_simulator(values)
+    shared, idle = _share_simulator(values)
     renamed, problems = _rename_mapping(values)
+    _drop_nulls(values)
     problems += [_active_problem(key) for key in active]
-    sources = dataclasses.replace(composition.sources, renamed=renamed)
+    sources = dataclasses.replace(composition.sources, renamed=renamed | shared)
     try:
         config = _ADAPTER.validate_json(json.dumps(values, default=str))
     except ValidationError as error:
         raise_problems(problems + schema_problems(error, values), sources)
         raise
     raise_problems(problems + cross_check(config, file.parent), sources)
-    warnings += oddities(config)
+    warnings += idle + oddities(config)
     if reasons:
         warnings.insert(0, ignored_warning(reasons, file))
     return LoadedConfig(config, file, tuple(overrides), tuple(reasons), tuple(warnings), sources)
 
 
+_MAPPING_KEYS = {field.name for field in dataclasses.fields(MappingConfig)}
 _SHARED: dict[str, tuple[str, ...]] = {"python": ("python",)} | {
     key: ("init_params", key) for key in ("device", "headless", "camera_size", "presets", "hold_action")
 }
 """Keys of the block `env.isaaclab`, and the keys of `env.train` and `env.eval` that they are the defaults of."""
 
 
-def _share_simulator(values: Mapping[str, Any]) -> None:
-    """Spread the block `env.isaaclab` over training and evaluation, in place; keys that it cannot have stay there."""
+def _share_simulator(values: Mapping[str, Any]) -> tuple[dict[str, str], list[str]]:
+    """Spread the block `env.isaaclab` over the environments of that type, in place; keys that it cannot have stay.
+
+    Returns:
+        Each key that was given a value so, with the key as written; and a warning where there is no such environment.
+    """
     envs = values.get("env")
-    shared = envs.get("isaaclab") if isinstance(envs, dict) else None
-    if not isinstance(envs, dict) or not isinstance(shared, dict):
-        return
+    if not isinstance(envs, dict):
+        return {}, []
+    shared = envs.get("isaaclab")
+    if shared is None:
+        envs.pop("isaaclab", None)
+    if not isinstance(shared, dict):
+        return {}, []
+    blocks = {name: envs.get(name) for name in ("train", "eval")}
+    lab = {name: env for name, env in blocks.items() if isinstance(env, dict) and env.get("env_type") == "isaaclab"}
+    origins: dict[str, str] = {}
     for key in _SHARED.keys() & shared.keys():
-        value, (*block, name) = shared.pop(key), _SHARED[key]
-        for env in (envs.get("train"), envs.get("eval")):
-            if isinstance(env, dict):
-                target = env.setdefault(block[0], {}) if block else env
-                if isinstance(target, dict) and target.get(name) is None:
-                    target[name] = value
+        value, (*block, field) = shared.pop(key), _SHARED[key]
+        for name, env in lab.items():
+            target = env.setdefault(block[0], {}) if block else env
+            if isinstance(target, dict) and target.get(field) is None:
+                target[field] = value
+                origins[dotted(("env", name, *block, field))] = f"env.isaaclab.{key}"
     if not shared:
         del envs["isaaclab"]
+    return origins, [] if lab else ["env.isaaclab has no effect: no environment has env_type isaaclab."]
 
 
 def _rename_mapping(values: Mapping[str, Any]) -> tuple[dict[str, str], list[Problem]]:
@@ -151,6 +165,17 @@ def _rename_mapping(values: Mapping[str, Any]) -> tuple[dict[str, str], list[Pro
             env["mapping"] = block
             renamed[f"env.{name}.mapping"] = key
     return renamed, problems
+
+
+def _drop_nulls(values: Mapping[str, Any]) -> None:
+    """Let null stand for the default of every key of a mapping, in place."""
+    envs = values.get("env")
+    for name in ("train", "eval"):
+        env = envs.get(name) if isinstance(envs, dict) else None
+        mapping = env.get("mapping") if isinstance(env, dict) else None
+        if isinstance(mapping, dict):
+            for key in [key for key in _MAPPING_KEYS & mapping.keys() if mapping[key] is None]:
+                del mapping[key]
 
 
 def _active_problem(active: Active) -> Problem:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from regrasp.errors import UserError
+
 LAB_PACKAGE = "isaaclab_tasks"
 EXPERIMENT_KEY = "regrasp_cfg_entry_point"
 """Key of `gym.register(kwargs=...)` under which a task names its experiment's YAML file, as `module:file.yaml`."""
@@ -33,6 +35,8 @@ class RegisteredTask:
     """The source file that registers it."""
     experiment: Path | None
     """The YAML file that the task names as its Regrasp experiment."""
+    lost_experiment: str | None = None
+    """What it names, where that cannot be found."""
 
 
 def pythons_in(overrides: Sequence[str]) -> tuple[str, ...]:
@@ -76,11 +80,24 @@ def _origins_elsewhere(python: str, names: tuple[str, ...]) -> tuple[Path | None
 
 
 def experiment_of_task(task_id: str, pythons: Sequence[str] = ()) -> Path | None:
-    """The experiment that a task names, `Task-Id` of Isaac Lab or `package:Task-Id`; None if it names none."""
+    """The experiment that a task names, `Task-Id` of Isaac Lab or `package:Task-Id`; None if it names none.
+
+    Raises:
+        UserError: It names one that cannot be found.
+    """
     package, _, name = task_id.rpartition(":")
     for python in (None, *pythons):
         folder = package_folder((package or LAB_PACKAGE).split(".")[0], python)
         for task in registered_tasks(folder) if folder else ():
+            if task.id == name and task.lost_experiment is not None:
+                raise UserError(
+                    "The task names an experiment that cannot be found",
+                    file=task.file,
+                    key=EXPERIMENT_KEY,
+                    value=task.lost_experiment,
+                    expected="a literal `module:file.yaml`, a module of the task's own package, or the path of a file",
+                    mend="correct it where the task is registered, or name an experiment with --config_name",
+                )
             if task.id == name and task.experiment is not None:
                 return task.experiment
     return None
@@ -109,19 +126,22 @@ def _tasks_of(file: Path, text: str, folder: Path) -> Iterator[RegisteredTask]:
             arguments = {keyword.arg: keyword.value for keyword in node.keywords}
             identifier = _text(arguments.get("id") or (node.args[0] if node.args else None), module)
             if identifier is not None:
-                yield RegisteredTask(identifier, file, _experiment(arguments.get("kwargs"), module, folder))
+                entry = _experiment_entry(arguments.get("kwargs"), module)
+                experiment = _file(entry, folder)
+                yield RegisteredTask(identifier, file, experiment, entry if experiment is None else None)
 
 
 def _name_of(function: ast.expr) -> str | None:
     return function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", None)
 
 
-def _experiment(kwargs: ast.expr | None, module: str, folder: Path) -> Path | None:
+def _experiment_entry(kwargs: ast.expr | None, module: str) -> str | None:
+    """What a task names as its experiment; source text where it is no literal."""
     if not isinstance(kwargs, ast.Dict):
         return None
     for key, value in zip(kwargs.keys, kwargs.values, strict=True):
         if isinstance(key, ast.Constant) and key.value == EXPERIMENT_KEY:
-            return _file(_text(value, module), folder)
+            return _text(value, module) or ast.unparse(value)
     return None
 
 

@@ -35,7 +35,7 @@ def policy_to_evaluate(policy: Policy, config: ExperimentConfig, device: torch.d
     apply_precision(policy, model, device)
     for _, parameter in policy.trainable("value_head"):
         parameter.requires_grad_(True)
-    acting = ActingPolicy(policy, model).policy.to(device).eval()
+    acting = ActingPolicy(policy, model, device).policy.eval()
     if model.compile:
         compile_policy(acting, {block_size(config.env.eval.inference_block, device)}, device)
     return acting

@@ -17,7 +17,6 @@ from regrasp.engine.compilation import CapturedBackward, compile_policy
 from regrasp.engine.precision import ActingPolicy, apply_precision
 from regrasp.envs.contract import VecEnv
 from regrasp.envs.mapping import ActionMapping
-from regrasp.envs.registry import create_env
 from regrasp.models.contract import Policy
 from regrasp.workers.actor import ActorWorker
 from regrasp.workers.env import EnvWorker, EpisodeResult
@@ -45,9 +44,18 @@ class LocalEngine:
         env: The training environments.
         seed: Seed of every stream.
         device: Where the policy lives.
+        eval_env: The environments of evaluation; None for a run that never evaluates.
     """
 
-    def __init__(self, config: ExperimentConfig, policy: Policy, env: VecEnv, seed: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        config: ExperimentConfig,
+        policy: Policy,
+        env: VecEnv,
+        seed: int,
+        device: torch.device,
+        eval_env: VecEnv | None = None,
+    ) -> None:
         self.config = config
         model = config.actor.model
         apply_precision(policy, model, device)
@@ -65,7 +73,7 @@ class LocalEngine:
             recompute_features=recompute,
             device=device,
         )
-        self._acting = ActingPolicy(policy, model)
+        self._acting = ActingPolicy(policy, model, device)
         if model.compile:
             self._compile(config)
         acting = self._acting.policy
@@ -73,7 +81,8 @@ class LocalEngine:
         train = config.env.train
         mapping = ActionMapping(train.mapping, model.action_dim, env.spec.action_dim, "env.train.mapping")
         self._env = EnvWorker(env, mapping, seed, stream=train.seed, auto_reset=train.auto_reset)
-        self._eval_env: VecEnv | None = None
+        self._eval_env = eval_env
+        self._choose = eval_env and evaluation_chooser(acting, config, eval_env, seed, device)
 
     @property
     def step_seconds(self) -> float:
@@ -124,27 +133,19 @@ class LocalEngine:
         recorder: Recorder | None = None,
     ) -> list[EpisodeResult]:
         """Evaluate the policy on episodes 0 to `num_episodes` - 1 of the evaluation stream."""
-        config = self.config.env.eval
-        if self._eval_env is None:
-            self._eval_env = create_env(config, "eval", self._num_actions)
+        assert self._eval_env is not None
+        assert self._choose is not None
         self._acting.refresh()
-        choose = evaluation_chooser(self._acting.policy, self.config, self._eval_env, self._seed, self._device)
-        evaluation = Evaluation(self._eval_env, choose, self._seed, config.seed, on_episode)
+        evaluation = Evaluation(self._eval_env, self._choose, self._seed, self.config.env.eval.seed, on_episode)
         return evaluation.run(num_episodes, recorder)
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """Environment counters and states at the boundary between two updates."""
-        return self._env.state_dict()
+    def state_dict(self, *, simulators: bool = True) -> dict[str, Tensor]:
+        """Environment counters and, with `simulators`, states at the boundary between two updates."""
+        return self._env.state_dict(simulators=simulators)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Restore what `state_dict` returned."""
         self._env.load_state_dict(state)
-
-    def close(self) -> None:
-        """Stop every environment process."""
-        self._env.env.close()
-        if self._eval_env is not None:
-            self._eval_env.close()
 
     def _compile(self, config: ExperimentConfig) -> None:
         """Compile for every batch size of this run: rollout, evaluation and training."""

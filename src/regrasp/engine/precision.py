@@ -55,9 +55,10 @@ class ActingPolicy:
     Args:
         policy: What trains; `requires_grad` says which of its weights do.
         model: `precision`.
+        device: Where it acts; weights that it shares are moved there.
     """
 
-    def __init__(self, policy: Policy, model: ModelConfig) -> None:
+    def __init__(self, policy: Policy, model: ModelConfig, device: torch.device) -> None:
         self.policy = policy
         self._pairs: list[tuple[nn.Parameter, nn.Parameter]] = []
         if model.precision == "bf16":
@@ -71,6 +72,8 @@ class ActingPolicy:
             for own, _ in self._pairs:
                 own.requires_grad_(False)
             _halve_layers(self.policy)
+        self.policy.to(device)
+        if self._pairs:
             with torch.no_grad():
                 self.policy.prepare_acting()
 

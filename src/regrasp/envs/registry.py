@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from dataclasses import fields
 from importlib.metadata import entry_points
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from regrasp.config.schema import EnvConfig, ExperimentConfig
 from regrasp.envs.selection import ArraySpec, ObservationSelection, check_action_mapping
+from regrasp.envs.task_choice import lab_settings
 from regrasp.errors import UserError
 
 if TYPE_CHECKING:
@@ -20,27 +20,26 @@ _FACTORIES = {
     "mujoco": "regrasp.envs.mujoco.env:create_env",
     "isaaclab": "regrasp.envs.isaaclab.env:create_env",
 }
-"""`env_type` to `module:callable`, called as (config, name, max_chunk)."""
+"""`env_type` to `module:callable`, called as (config, name, max_chunk, seed)."""
 
 
-_LAB_MAPPING_KEYS = ("reward_source", "success_term", "call_zero_weight_terms", "instruction_key", "instructions")
-_LAB_INIT_KEYS = ("device", "headless", "camera_size", "presets", "hold_action")
-
-
-def create_env(config: EnvConfig, name: str, max_chunk: int) -> VecEnv:
+def create_env(config: EnvConfig, name: Literal["train", "eval"], max_chunk: int, seed: int = 0) -> VecEnv:
     """Start the environments of `env.<name>`.
 
     Args:
         config: The block `env.train` or `env.eval`.
         name: "train" or "eval".
         max_chunk: Longest action chunk that will be stepped.
+        seed: Seed of the run. What a simulator draws while it is built depends on it, on `name` and on `config.seed`.
 
     Raises:
         UserError: The simulator or task is unknown, or its observations do not fit the mapping.
     """
+    from regrasp.streams import construction_seed
+
     module, function = _factory(config, name)
     _check_lab_keys(config, name)
-    return getattr(module, function)(config, name, max_chunk)
+    return getattr(module, function)(config, name, max_chunk, construction_seed(seed, name, config.seed))
 
 
 def check_expert(config: EnvConfig, name: str) -> None:
@@ -102,20 +101,14 @@ def _check_lab_keys(config: EnvConfig, name: str) -> None:
                 mend=f"remove {key}",
             )
         return
-    for block, keys, values in (
-        ("mapping", _LAB_MAPPING_KEYS, config.mapping),
-        ("init_params", _LAB_INIT_KEYS, config.init_params),
-    ):
-        defaults = {field.name: field.default for field in fields(values)}
-        for key in keys:
-            if getattr(values, key) != defaults[key]:
-                raise UserError(
-                    "The key has an effect with Isaac Lab only",
-                    key=f"env.{name}.{block}.{key}",
-                    value=getattr(values, key),
-                    expected=f"{defaults[key]!r} with env_type {config.env_type}",
-                    mend=f"remove it, or set env.{name}.env_type=isaaclab",
-                )
+    for block, key, value, default in lab_settings(config):
+        raise UserError(
+            "The key has an effect with Isaac Lab only",
+            key=f"env.{name}.{block}.{key}",
+            value=value,
+            expected=f"{default!r} with env_type {config.env_type}",
+            mend=f"remove it, or set env.{name}.env_type=isaaclab",
+        )
 
 
 def _factory(config: EnvConfig, name: str) -> tuple[ModuleType, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -72,7 +72,8 @@ class ObservationSelection:
                 key=f"{self._location}.{field}",
                 value=f"{spec.dtype} {spec.shape}",
                 expected="uint8 of shape (height, width, 3)",
-                mend=f"choose one of {sorted(key for key in self.raw if _is_camera(self.raw[key]))}",
+                mend=_choice(key for key in self.raw if _is_camera(self.raw[key]))
+                + "have the task give 8-bit RGB (in Isaac Lab: data type rgb, normalize=False)",
             )
         return key
 
@@ -84,8 +85,9 @@ class ObservationSelection:
             raise UserError(
                 f"'{key}' is an image, not a state",
                 key=f"{self._location}.{field}",
+                value=f"{spec.dtype} {spec.shape}",
                 expected="a vector observation",
-                mend=f"choose one of {sorted(key for key in self.raw if self.raw[key].dtype != 'uint8')}",
+                mend=_choice(key for key in self.raw if self.raw[key].dtype != "uint8") + "name it in main_images",
             )
         width = width_of(spec)
         start, stop = bounds or (0, width)
@@ -100,17 +102,7 @@ class ObservationSelection:
         return StateSource(key, start, stop)
 
     def _find(self, name: str, field: str) -> str:
-        matches = [key for key in self.raw if name in (key, _short(key))]
-        if len(matches) == 1:
-            return matches[0]
-        near = difflib.get_close_matches(name, [key if "/" in name else _short(key) for key in self.raw], 1)
-        raise UserError(
-            f"The simulator offers {'several observations' if matches else 'no observation'} named '{name}'",
-            key=f"{self._location}.{field}",
-            value=name,
-            expected=f"one of {matches or sorted(self.raw)}",
-            mend="write it as group/key" if matches else (f"did you mean '{near[0]}'?" if near else "correct the name"),
-        )
+        return find_observation(name, self.raw, f"{self._location}.{field}")
 
     def _check_equal_sizes(self) -> None:
         sizes = {self.raw[key].shape for key in self.extra_cameras}
@@ -122,6 +114,39 @@ class ObservationSelection:
                 expected="cameras of one size",
                 mend="give the cameras the same width and height in the task",
             )
+
+
+def find_observation(name: str, offered: Iterable[str], location: str) -> str:
+    """The key `group/key` of the observation called `name`, which may leave the group out.
+
+    Raises:
+        UserError: No observation has that name, or several.
+    """
+    offered = list(offered)
+    matches = [key for key in offered if name in (key, _short(key))]
+    if len(matches) == 1:
+        return matches[0]
+    raise UserError(
+        f"The simulator offers {'several observations' if matches else 'no observation'} named '{name}'",
+        key=location,
+        value=name,
+        expected=f"one of {matches or sorted(offered)}",
+        mend="write it as group/key" if matches else _correction(name, offered),
+    )
+
+
+def _correction(name: str, offered: Sequence[str]) -> str:
+    members = [key for key in offered if key.startswith(f"{name}/")]
+    if members:
+        return f"'{name}' is a group of separate observations: name them, such as '{members[0]}'"
+    near = difflib.get_close_matches(name, [key if "/" in name else _short(key) for key in offered], 1)
+    return f"did you mean '{near[0]}'?" if near else "correct the name"
+
+
+def _choice(keys: Iterable[str]) -> str:
+    """The beginning of a piece of advice, which goes on with another way."""
+    fitting = sorted(keys)
+    return f"choose one of {fitting}, or " if fitting else ""
 
 
 def _short(key: str) -> str:

@@ -97,7 +97,7 @@ def policy_memory(policy: Policy, config: ExperimentConfig) -> PolicyMemory:
         device=_CPU,
     )
     trained = [parameter for group in actor.optimizer.param_groups for parameter in group["params"]]
-    acting = ActingPolicy(policy, model).policy
+    acting = ActingPolicy(policy, model, torch.device("meta")).policy
     own = _tensors(policy)
     copied = {key: tensor for key, tensor in _tensors(acting).items() if key not in own}
     return PolicyMemory(

@@ -61,7 +61,7 @@ def play(loaded: LoadedConfig, run_dir: Path, options: PlayOptions) -> PlayResul
     max_chunk = config.actor.model.num_action_chunks if options.kind == "model" else 1
     if options.kind == "expert":
         check_expert(config.env.eval, "eval")
-    env = create_env(config.env.eval, "eval", max_chunk)
+    env = create_env(config.env.eval, "eval", max_chunk, config.seed)
     try:
         choose = _choose(config, env, options)
         videos = EpisodeVideos(run_dir, config.env.eval.video_cfg, env.spec.step_seconds, options.group)

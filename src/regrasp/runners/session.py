@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 
 from regrasp.checkpoint.read import Checkpoint, find_checkpoint, read_checkpoint
@@ -30,19 +32,31 @@ def train(loaded: LoadedConfig, run_dir: Path) -> bool:
     checkpoint = None
     if config.runner.resume_dir is not None:
         checkpoint = read_checkpoint(find_checkpoint(Path(config.runner.resume_dir)))
-    env = create_env(config.env.train, "train", config.actor.model.num_action_chunks)
-    try:
+    with _environments(config) as (env, eval_env):
         for warning in lost_guarantees(env):
             print(f"[WARN] {warning}")
         policy = _policy(config, env.spec, seed, checkpoint)
-        engine = LocalEngine(config, policy, env, seed, choose_device())
-    except BaseException:
-        env.close()
-        raise
-    try:
+        if eval_env is not None:
+            check_fit(policy, config.env.eval.mapping, eval_env.spec, "env.eval.mapping")
+        engine = LocalEngine(config, policy, env, seed, choose_device(), eval_env)
         return _run(loaded, engine, run_dir, checkpoint)
-    finally:
-        engine.close()
+
+
+@contextlib.contextmanager
+def _environments(config: ExperimentConfig) -> Iterator[tuple[VecEnv, VecEnv | None]]:
+    """The environments of training and, if the run evaluates, of evaluation.
+
+    Both start before the first update: some simulators tell what they offer only then, and a mistake in `env.eval`
+    should not show after hours of training.
+    """
+    chunk = config.actor.model.num_action_chunks
+    with contextlib.ExitStack() as started:
+        env = started.enter_context(contextlib.closing(create_env(config.env.train, "train", chunk, config.seed)))
+        eval_env = None
+        if config.runner.val_check_interval > 0:
+            eval_env = create_env(config.env.eval, "eval", chunk, config.seed)
+            started.enter_context(contextlib.closing(eval_env))
+        yield env, eval_env
 
 
 def lost_guarantees(env: VecEnv) -> list[str]:

@@ -42,7 +42,7 @@ def collect_demonstrations(config: ExperimentConfig, output: Path | None = None)
     assert config.collect is not None
     folder = output or Path(config.collect.output_dir)
     check_expert(config.env.train, "train")
-    env = create_env(config.env.train, "train", max_chunk=1)
+    env = create_env(config.env.train, "train", 1, config.seed)
     try:
         mapping = ActionMapping(
             config.env.train.mapping, config.actor.model.action_dim, env.spec.action_dim, "env.train.mapping"

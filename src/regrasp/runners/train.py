@@ -15,7 +15,7 @@ from regrasp.checkpoint.write import CheckpointContent, prune, write_checkpoint
 from regrasp.config.batches import num_updates
 from regrasp.config.schema import ExperimentConfig
 from regrasp.engine.local import Collected, LocalEngine
-from regrasp.errors import RegraspError, TrainingHaltedError
+from regrasp.errors import SimulatorError, TrainingHaltedError
 from regrasp.observe.console import ConsoleTable
 from regrasp.observe.metrics import ENV_STEPS, STEPS_PER_SECOND, MetricsLogger
 from regrasp.observe.progress import progress
@@ -69,11 +69,12 @@ class EmbodiedRunner:
 
     def __post_init__(self) -> None:
         self._guard = SignalGuard(force=self.config.runner.force)
+        self._table = ConsoleTable(num_updates(self.config))
+        self._saved_update: int | None = None
 
     def run(self) -> bool:
         """Train; returns True when the last update was reached and False when a signal ended the run before."""
         runner = self.config.runner
-        table = ConsoleTable(num_updates(self.config))
         with StopRequest() as stop:
             while not (self._finished or stop.requested):
                 try:
@@ -84,9 +85,8 @@ class EmbodiedRunner:
                     print(f"[WARN] {error}")
                     return False
                 if self._due(runner.val_check_interval):
-                    metrics |= self._evaluate(stop)
-                self.logger.log(self.progress.update, metrics)
-                table.row(self.progress.update, metrics)
+                    metrics |= self._evaluate_or_save(metrics, stop)
+                self._log(metrics)
                 if self._due(runner.save_interval) or self._finished or stop.requested:
                     self._save(self._boundary())
         return self._finished
@@ -95,6 +95,7 @@ class EmbodiedRunner:
         """Continue after the update that `checkpoint` was written at, with an engine that was restored from it."""
         self._guard.load_state_dict(checkpoint.state.get("guard", {}))
         self.progress = Progress(checkpoint.step, checkpoint.state["env_steps"])
+        self._saved_update = checkpoint.step
         self.logger.truncate_after(checkpoint.step)
 
     def _update(self, stop: StopRequest) -> dict[str, float]:
@@ -130,10 +131,19 @@ class EmbodiedRunner:
         try:
             collected = self.engine.collect(self.progress.update, lambda: stop.requested)
             self._guard.after_rollout(collected.rollout, collected.episodes)
-        except (InterruptedError, RegraspError):
+        except Exception:
             self._save(boundary)
             raise
         return collected
+
+    def _evaluate_or_save(self, metrics: dict[str, float], stop: StopRequest) -> dict[str, float]:
+        """Evaluation metrics; where the evaluation fails, the update before it is logged and saved."""
+        try:
+            return self._evaluate(stop)
+        except Exception:
+            self._log(metrics)
+            self._save(self._boundary())
+            raise
 
     def _evaluate(self, stop: StopRequest) -> dict[str, float]:
         """Evaluation metrics; none when a signal comes before they are complete."""
@@ -171,10 +181,28 @@ class EmbodiedRunner:
         """Whether what happens every `interval` updates and at the last one happens now; -1 and 0 are never."""
         return interval > 0 and (self._finished or self.progress.update % interval == 0)
 
+    def _log(self, metrics: dict[str, float]) -> None:
+        self.logger.log(self.progress.update, metrics)
+        self._table.row(self.progress.update, metrics)
+
     def _boundary(self) -> Boundary:
-        return Boundary(self.engine.state_dict(), self._guard.state_dict())
+        """What to continue from.
+
+        Raises:
+            SimulatorError: A training simulator died since the last rollout. The run is saved without the simulators'
+                state, so that their episodes begin anew when it is resumed.
+        """
+        guard = self._guard.state_dict()
+        try:
+            return Boundary(self.engine.state_dict(), guard)
+        except SimulatorError:
+            self._save(Boundary(self.engine.state_dict(simulators=False), guard))
+            raise
 
     def _save(self, boundary: Boundary) -> None:
+        """Write the checkpoint of the last finished update, unless there is one."""
+        if self._saved_update == self.progress.update:
+            return
         runner = self.config.runner
         policy = self.engine.policy
         frozen = (name for name, parameter in policy.named_parameters() if not parameter.requires_grad)
@@ -188,6 +216,7 @@ class EmbodiedRunner:
         )
         folder = checkpoints_folder(self.run_dir, self.config)
         write_checkpoint(folder, self.progress.update, content)
+        self._saved_update = self.progress.update
         prune(folder, runner.keep_checkpoints)
 
     def _halted(self, error: NonFiniteError) -> TrainingHaltedError:

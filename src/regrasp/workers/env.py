@@ -92,8 +92,8 @@ class EnvWorker:
         if self._auto_reset and len(rows):
             self._reset(rows)
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """Counters, and the simulator's own state where episodes go on over epochs."""
+    def state_dict(self, *, simulators: bool = True) -> dict[str, Tensor]:
+        """Counters and, with `simulators`, the simulator's own state where episodes go on over epochs."""
         state = {
             "episodes": self._episodes,
             "decisions": self._decisions,
@@ -103,7 +103,7 @@ class EnvWorker:
             "running": self.running,
             "seeds": torch.tensor(self._seeds),
         }
-        if self._auto_reset and self.env.capabilities.saves_state:
+        if simulators and self._auto_reset and self.env.capabilities.saves_state:
             state |= {f"simulator.{name}": value for name, value in self.env.state_dict().items()}
         return {name: value.clone() for name, value in state.items()}
 

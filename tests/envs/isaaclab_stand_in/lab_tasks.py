@@ -51,6 +51,12 @@ def goal(env):
     return env.scene.num_resets[:, None] % 2
 
 
+def construction(env):
+    """The seed of the configuration, in two halves, and what was drawn while the scene was built."""
+    seed = env.cfg.seed
+    return torch.tensor([seed >> 16, seed & 0xFFFF, env.scene.drawn]).expand(env.num_envs, -1)
+
+
 def joints(env):
     return env.scene.position[:, :1] + torch.arange(87.0)
 
@@ -152,6 +158,7 @@ class PolicyCfg(Group):
     last_action = Term(func=mdp.last_action)
     num_resets = Term(func=num_resets)
     goal = Term(func=goal)
+    construction = Term(func=construction)
 
 
 @configclass
@@ -287,6 +294,7 @@ class Scene:
     def __init__(self, num_envs: int) -> None:
         self.sensors = {}
         self.num_envs = num_envs
+        self.drawn = float(torch.rand(1))
         self.env_origins = torch.zeros(num_envs, 3)
         self.position = torch.zeros(num_envs, 2)
         self.stage = torch.zeros(num_envs)
@@ -331,8 +339,7 @@ class PointEnv(ManagerBasedRLEnv):
 
     def __init__(self, cfg, **kwargs) -> None:
         self.cfg, self._is_closed, self.render_mode = cfg, True, None
-        if cfg.seed is not None:
-            self.seed(cfg.seed)
+        self.seed(cfg.seed)
         self.scene, self.sim = Scene(cfg.scene.num_envs), simulation(cfg)
         self.extras, self.obs_buf, self._sim_step_counter, self.common_step_counter = {}, {}, 0, 0
         self.episode_length_buf = torch.zeros(cfg.scene.num_envs, dtype=torch.long)
@@ -352,6 +359,7 @@ class DirectPointEnv(DirectRLEnv):
 
     def __init__(self, cfg, **kwargs) -> None:
         self.cfg, self._is_closed, self.render_mode = cfg, True, None
+        self.seed(cfg.seed)
         self.scene, self.sim = Scene(cfg.scene.num_envs), simulation(cfg)
         self.extras, self.obs_buf, self._sim_step_counter, self.common_step_counter = {}, {}, 0, 0
         count = cfg.scene.num_envs

@@ -164,7 +164,10 @@ class ActionMapping:
 
 @dataclass(frozen=True, config=BLOCK)
 class MappingConfig:
-    """Which observations of the simulator the policy sees and how its actions reach the actuators."""
+    """Which observations of the simulator the policy sees and how its actions reach the actuators.
+
+    In a YAML file null stands for a key's default.
+    """
 
     task_description: Name | None = None
     """Instruction given to the policy; null: the task's own."""
@@ -222,11 +225,16 @@ class InitParams:
     """The reference's second name of `total_num_envs`, which it must equal; null: not given."""
     max_episode_steps: PositiveInt | None = None
     """The reference's second name of the environment's `max_episode_steps`, which it must equal; null: not given."""
-    device: Name = "cuda:0"
+    device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$"), Expect("'cpu', or 'cuda:<n>'")] = "cuda:0"
     """Device of the simulation, `cpu` or `cuda:<n>`; one simulator per GPU. Isaac Lab only."""
     headless: bool = True
     """Run without a window. Isaac Lab only."""
-    camera_size: Annotated[tuple[PositiveInt, PositiveInt], Field(strict=False)] | None = None
+    camera_size: (
+        Annotated[
+            tuple[PositiveInt, PositiveInt], Field(strict=False), Expect("[height, width], two integers of at least 1")
+        ]
+        | None
+    ) = None
     """(height, width) of every camera of the task; null: the task's own. Isaac Lab only."""
     presets: Names = ()
     """Configuration presets of Isaac Lab 3.x, such as `physics=newton_mjwarp`. Isaac Lab only."""

@@ -10,6 +10,23 @@ _SPELLINGS = (
 """Tasks that were renamed between Isaac Lab 2.x and 3.x."""
 
 
+_EVALUATIONS = dict(zip(*_SPELLINGS, strict=True))
+"""Tasks with a variant of their own for evaluation."""
+
+
+def is_lab_task(task_id: str) -> bool:
+    """Whether a task, by its name, is one of Isaac Lab's or of a package for Isaac Lab."""
+    package, name = split_id(task_id)
+    return package is not None or name.startswith(("Isaac-", "IsaacContrib-"))
+
+
+def evaluation_task(task_id: str) -> str:
+    """The task's own variant for evaluation, or itself."""
+    package, name = split_id(task_id)
+    variant = _EVALUATIONS.get(name, name)
+    return variant if package is None else f"{package}:{variant}"
+
+
 def aliases(task_id: str) -> tuple[str, ...]:
     """The id itself, then its other spellings."""
     others = (name for spellings in _SPELLINGS if task_id in spellings for name in spellings if name != task_id)
@@ -19,4 +36,4 @@ def aliases(task_id: str) -> tuple[str, ...]:
 def split_id(task_id: str) -> tuple[str | None, str]:
     """The package that registers the task (None for Isaac Lab itself) and the id, of `package:Task-Id`."""
     package, colon, name = task_id.rpartition(":")
-    return (package, name) if colon else (None, task_id)
+    return (package or None, name) if colon else (None, task_id)

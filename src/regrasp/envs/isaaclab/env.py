@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from regrasp.envs.contract import VecEnv
 
 
-def create_env(config: EnvConfig, name: str, max_chunk: int) -> VecEnv:
-    """Start an Isaac Lab task as `env.<name>` says, in one process of its own.
+def create_env(config: EnvConfig, name: str, max_chunk: int, seed: int) -> VecEnv:
+    """Start an Isaac Lab task as `env.<name>` says, in one process of its own; `seed` becomes its `cfg.seed`.
 
     Raises:
         UserError: The task, a camera, a state, a term or the simulator's Python does not exist.
@@ -26,7 +26,7 @@ def create_env(config: EnvConfig, name: str, max_chunk: int) -> VecEnv:
     env = IsaacLabVecEnv(
         name=name,
         factory="regrasp.envs.isaaclab.child.main:create",
-        settings={"options": task_options(config, name).to_json()},
+        settings={"options": task_options(config, name, seed).to_json()},
         num_envs=config.total_num_envs,
         num_workers=1,
         max_chunk=max_chunk,
@@ -35,19 +35,19 @@ def create_env(config: EnvConfig, name: str, max_chunk: int) -> VecEnv:
         python=config.python,
     )
     for note in env.notes:
-        print(f"[WARN] {env.spec.task_id}: {note}", flush=True)
+        print(f"[WARN] env.{name} ({env.spec.task_id}): {note}", flush=True)
     return env
 
 
-def task_options(config: EnvConfig, name: str) -> TaskOptions:
-    """What the simulator's process is told of `env.<name>`."""
+def task_options(config: EnvConfig, name: str, seed: int) -> TaskOptions:
+    """What the simulator's process is told of `env.<name>`, and the seed under which it is to be built."""
     mapping, init = config.mapping, config.init_params
     return TaskOptions(
         location=f"env.{name}",
         task_id=init.id,
         max_episode_steps=config.max_episode_steps,
         ignore_terminations=config.ignore_terminations,
-        seed=config.seed,
+        seed=seed,
         device=init.device,
         headless=init.headless,
         cameras=mapping.main_images is not None,

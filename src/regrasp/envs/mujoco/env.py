@@ -46,8 +46,8 @@ def check_expert(config: EnvConfig, name: str) -> None:
     create_task(config.init_params.id, _options(config, name)).check_expert()
 
 
-def create_env(config: EnvConfig, name: str, max_chunk: int) -> VecEnv:
-    """Start MuJoCo environments as `env.<name>` says.
+def create_env(config: EnvConfig, name: str, max_chunk: int, seed: int) -> VecEnv:
+    """Start MuJoCo environments as `env.<name>` says; nothing is drawn for that, so `seed` does not matter.
 
     Raises:
         UserError: The task is unknown, an option of it wrong, its observations do not fit the mapping, or images

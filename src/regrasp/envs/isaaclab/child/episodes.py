@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from regrasp.envs.isaaclab.child.observations import as_tensor, flatten
+from regrasp.envs.isaaclab.child.seeds import joint_seed, seed31
 
 
 @dataclass(frozen=True)
@@ -67,9 +68,9 @@ class Deferred:
     def reset(self, rows: Sequence[int], seeds: Sequence[int]) -> dict[str, Any]:
         """Start an episode in each row, whose initial state depends on its own seed only; gives all observations."""
         for row, seed in zip(rows[:-1], seeds[:-1], strict=True):
-            self.env.seed(_seed32(seed))
+            self.env.seed(seed31(seed))
             self._reset_now(_indices(self.env, [row]))
-        last, seed = _indices(self.env, rows[-1:]), _seed32(seeds[-1])
+        last, seed = _indices(self.env, rows[-1:]), seed31(seeds[-1])
         if self._takes_rows:
             return flatten(self.env.reset(seed=seed, env_ids=last)[0])
         return _reset_direct(self.env, last, seed)
@@ -142,13 +143,10 @@ def _transition(result: tuple[Mapping[str, Any], Any, Any, Any, Any]) -> Transit
 
 
 def _reset_together(env: Any, takes_rows: bool, rows: Sequence[int], seeds: Sequence[int]) -> dict[str, Any]:
-    seed = 0
-    for value in seeds:
-        seed = (seed * 1_000_003 + value) & 0x7FFFFFFFFFFFFFFF
-    indices = _indices(env, rows)
+    seed, indices = joint_seed(seeds), _indices(env, rows)
     if takes_rows:
-        return flatten(env.reset(seed=_seed32(seed), env_ids=indices)[0])
-    return _reset_direct(env, indices, _seed32(seed))
+        return flatten(env.reset(seed=seed, env_ids=indices)[0])
+    return _reset_direct(env, indices, seed)
 
 
 def _reset_direct(env: Any, indices: Any, seed: int) -> dict[str, Any]:
@@ -166,8 +164,3 @@ def _reset_direct(env: Any, indices: Any, seed: int) -> dict[str, Any]:
 def _indices(env: Any, rows: Sequence[int]) -> Any:
     torch = importlib.import_module("torch")
     return torch.as_tensor(list(rows), dtype=torch.int64, device=env.device)
-
-
-def _seed32(seed: int) -> int:
-    """The simulator's libraries take 31 bits."""
-    return (seed ^ (seed >> 31) ^ (seed >> 62)) & 0x7FFFFFFF

@@ -8,8 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from regrasp.errors import UserError
-
 
 def flatten(observation: Mapping[str, Any]) -> dict[str, Any]:
     """Tensors (N, ...) by `group/key`; a group whose terms are concatenated keeps the group's name."""
@@ -48,21 +46,3 @@ def copy_rows(tensor: Any, rows: Sequence[int], target: np.ndarray) -> None:
         return
     index = torch.as_tensor(rows, device=tensor.device)
     target[rows] = tensor[index].to("cpu", getattr(torch, target.dtype.name)).numpy()
-
-
-def find(flat: Mapping[str, Any], name: str, location: str) -> str:
-    """The key called `name`, given in full or without its group.
-
-    Raises:
-        UserError: No observation has that name, or several.
-    """
-    matches = [key for key in flat if name in (key, key.split("/", 1)[-1])]
-    if len(matches) == 1:
-        return matches[0]
-    raise UserError(
-        f"The task offers {'several observations' if matches else 'no observation'} named '{name}'",
-        key=location,
-        value=name,
-        expected=f"one of {matches or sorted(flat)}",
-        mend="write it as group/key" if matches else "correct the name",
-    )

@@ -16,6 +16,7 @@ class TaskOptions:
     max_episode_steps: int
     ignore_terminations: bool
     seed: int
+    """Under which the environment is built; its episodes have seeds of their own."""
     device: str
     headless: bool
     cameras: bool

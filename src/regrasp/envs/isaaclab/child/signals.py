@@ -103,8 +103,8 @@ def call_zero_weight_terms(env: Any, options: TaskOptions) -> None:
                 "The task has no such reward term of weight 0",
                 key=f"{options.location}.mapping.call_zero_weight_terms",
                 value=name,
-                expected=f"some of {list(skipped)}",
-                mend="correct the name; a term with another weight is called by Isaac Lab itself",
+                expected=f"some of {list(skipped)}" if skipped else "nothing: the task has no reward term of weight 0",
+                mend="correct or remove the name; a term with another weight is called by Isaac Lab itself",
             )
     if not options.zero_weight_terms:
         return

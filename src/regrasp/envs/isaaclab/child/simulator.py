@@ -14,6 +14,7 @@ from regrasp.envs.isaaclab.child import observations, signals
 from regrasp.envs.isaaclab.child.episodes import Episodes
 from regrasp.envs.isaaclab.child.options import TaskOptions
 from regrasp.envs.remote.simulator import SimulatorSpec
+from regrasp.envs.selection import find_observation
 from regrasp.errors import UserError
 
 
@@ -42,10 +43,11 @@ class IsaacLabSimulator:
         signals.call_zero_weight_terms(env, options)
         self._succeeded = np.zeros(self._num_envs, bool)
         rows = range(self._num_envs)
-        self._observation = episodes.reset(rows, [options.seed + row for row in rows])
+        self._observation = episodes.reset(rows, [options.seed + 2 * row for row in rows])
         self._instruction_key = self._find_instruction_key()
         camera = options.video_camera
-        self._video = observations.find(self._observation, camera, f"{options.location}.mapping") if camera else None
+        location = f"{options.location}.mapping.main_images"
+        self._video = find_observation(camera, self._observation, location) if camera else None
 
     def describe(self) -> SimulatorSpec:
         """What the task offers, as it is and not as its spaces say: Isaac Lab declares images as float."""
@@ -70,12 +72,22 @@ class IsaacLabSimulator:
         if self._instruction_key is None:
             return [0] * len(rows)
         chosen = self._observation[self._instruction_key].reshape(self._num_envs, -1)[:, 0].cpu().numpy()[list(rows)]
-        for index in chosen:
-            if not 0 <= index < len(self._options.instructions):
-                raise ValueError(
-                    f"'{self._instruction_key}' chose instruction {index} of {len(self._options.instructions)}"
-                )
+        for row, index in zip(rows, chosen, strict=True):
+            self._check_instruction(row, int(index))
         return [int(index) for index in chosen]
+
+    def _check_instruction(self, row: int, index: int) -> None:
+        """Check that an instruction has the number that the task chose."""
+        count = len(self._options.instructions)
+        if not 0 <= index < count:
+            raise UserError(
+                f"The task chose an instruction that is not there: '{self._instruction_key}' is {index} in"
+                f" environment {row}",
+                key=f"{self._options.location}.mapping.instructions",
+                value=list(self._options.instructions),
+                expected=f"an instruction for every number that the task gives; these are 0 to {count - 1}",
+                mend="add the missing instructions, in the task's order, or choose another instruction_key",
+            )
 
     def advance(self, actions: np.ndarray) -> BatchOutcome:
         """Execute one action (N, A) in every environment."""
@@ -118,7 +130,7 @@ class IsaacLabSimulator:
         name, location = self._options.instruction_key, f"{self._options.location}.mapping.instruction_key"
         if name is None:
             return None
-        key = observations.find(self._observation, name, location)
+        key = find_observation(name, self._observation, location)
         dtype = observations.dtype_name(self._observation[key])
         if "int" not in dtype:
             raise UserError(

@@ -1,0 +1,112 @@
+"""`--task`: the task's simulator and its variant for evaluation, whichever simulator the YAML file is for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from regrasp.cli.main import main
+from regrasp.config.load import load_config
+
+REFERENCE = Path(__file__).parents[1] / "config" / "reference_experiment.yaml"
+TROCAR = "Regrasp-Assemble-Trocar-G129-Dex3-v0"
+TROCAR_EVAL = "Regrasp-Assemble-Trocar-G129-Dex3-Eval-v0"
+LAB = "Isaac-Stack-Cube-Franka-IK-Rel-Visuomotor-v0"
+
+
+def dry_run(capsys: pytest.CaptureFixture[str], *arguments: str, command: str = "train") -> tuple[dict, str]:
+    """The environments that a command would use, and its warnings."""
+    assert main([command, "--dry_run", *arguments]) == 0
+    printed = capsys.readouterr()
+    return yaml.safe_load(printed.out)["env"], printed.err
+
+
+def tasks(envs: dict) -> list[tuple[str, str]]:
+    return [(envs[name]["env_type"], envs[name]["init_params"]["id"]) for name in ("train", "eval")]
+
+
+@pytest.mark.parametrize("command", ["train", "play"])
+def test_the_references_experiment_runs_on_the_embedded_twin(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    envs, warnings = dry_run(capsys, "--config_name", str(REFERENCE), "--task", TROCAR, command=command)
+    assert tasks(envs) == [("mujoco", TROCAR), ("mujoco", TROCAR_EVAL)]
+    written = yaml.safe_load(REFERENCE.read_text())["env"]["train"]["isaaclab"]
+    for name in ("train", "eval"):
+        mapping = envs[name]["mapping"]
+        for key in ("task_description", "main_images", "extra_view_images", "embodiment_tag_id", "data_config_class"):
+            assert mapping[key] == written[key]
+        assert [entry["slice"] for entry in mapping["states"]] == [[15, 29], None]
+        assert mapping["action_mapping"]["prefix_pad"] == 15
+    # The mapping was compared with what the twin offers: a misfit would be a warning of a dry run.
+    assert warnings.count("[WARN]") == 1
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "complaint"),
+    [
+        ("env.train.isaaclab.main_images=fornt_camera", "train.isaaclab.main_images", "camera_images/front_camera"),
+        ("env.train.isaaclab.action_mapping.prefix_pad=14", "train.isaaclab.action_mapping", "43 in total"),
+        ("env.eval.isaaclab.states=[{key: robot_joint_state, slice: [80, 88]}]", "eval.isaaclab.states", "stop <= 87"),
+    ],
+)
+def test_its_mapping_is_checked_against_the_twin(
+    capsys: pytest.CaptureFixture[str], override: str, key: str, complaint: str
+) -> None:
+    assert main(["train", "--config_name", str(REFERENCE), "--task", TROCAR, override]) == 2
+    error = capsys.readouterr().err
+    assert complaint in error
+    assert f"key:      env.{key}" in error
+
+
+def test_what_only_isaac_lab_has_is_left_out_with_a_warning(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--config_name", str(REFERENCE), "--task", TROCAR]
+    plain, _ = dry_run(capsys, *arguments)
+    lab = ["env.isaaclab.python=/opt/lab/python", "env.isaaclab.device=cuda:1"]
+    terms = "env.train.isaaclab.call_zero_weight_terms=[update_stage]"
+    envs, warnings = dry_run(capsys, *arguments, *lab, terms)
+    assert envs == plain
+    assert "env.isaaclab has no effect" in warnings
+    assert "without effect there: env.train.mapping.call_zero_weight_terms." in warnings
+
+
+def test_an_experiment_of_the_embedded_simulator_can_be_pointed_at_isaac_lab(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    python = "env.isaaclab.python=/opt/lab/python"
+    envs, _ = dry_run(capsys, "--config_name", "pick_cube_ppo_mlp", "--task", LAB, python)
+    assert tasks(envs) == [("isaaclab", LAB)] * 2
+    assert [envs[name]["python"] for name in ("train", "eval")] == ["/opt/lab/python"] * 2
+    envs, _ = dry_run(capsys, "--config_name", "pick_cube_ppo_mlp", "--task", "my_package:My-Task-v0")
+    assert tasks(envs) == [("isaaclab", "my_package:My-Task-v0")] * 2
+
+
+def test_the_users_own_overrides_win(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--config_name", str(REFERENCE), "--task", TROCAR]
+    envs, _ = dry_run(capsys, *arguments, f"env.eval.init_params.id={TROCAR}")
+    assert tasks(envs) == [("mujoco", TROCAR)] * 2
+    envs, _ = dry_run(capsys, *arguments, "env.train.env_type=my_simulator", "env.eval.env_type=my_simulator")
+    assert [env_type for env_type, _ in tasks(envs)] == ["my_simulator"] * 2
+
+
+@pytest.mark.parametrize(
+    ("task", "evaluation"),
+    [
+        (TROCAR_EVAL, TROCAR_EVAL),
+        ("Isaac-Assemble-Trocar-G129-Dex3-v0", "Isaac-Assemble-Trocar-G129-Dex3-Eval-v0"),
+        ("IsaacContrib-Assemble-Trocar-G129-Dex3", "IsaacContrib-Assemble-Trocar-G129-Dex3-Eval"),
+        ("mine:Isaac-Assemble-Trocar-G129-Dex3-v0", "mine:Isaac-Assemble-Trocar-G129-Dex3-Eval-v0"),
+        (LAB, LAB),
+    ],
+)
+def test_an_evaluation_uses_the_tasks_own_variant(
+    capsys: pytest.CaptureFixture[str], task: str, evaluation: str
+) -> None:
+    envs, _ = dry_run(capsys, "--config_name", str(REFERENCE), "--task", task)
+    assert [task_id for _, task_id in tasks(envs)] == [task, evaluation]
+
+
+def test_a_block_for_isaac_lab_does_not_reach_the_embedded_simulator() -> None:
+    loaded = load_config("pick_cube_ppo_mlp", ["+env.isaaclab.python=/opt/lab/python"])
+    assert loaded.config == load_config("pick_cube_ppo_mlp").config
+    assert any("env.isaaclab has no effect" in warning for warning in loaded.warnings)

@@ -1,0 +1,100 @@
+"""Whole runs on the real Isaac Lab wheel: mistakes are told before training, and no finished update is lost."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from lab_envs import HERE, LAB_PYTHON, STAND_IN, needs_lab
+
+from regrasp.cli.main import main
+from regrasp.engine.local import LocalEngine
+from regrasp.envs.contract import Step
+from regrasp.envs.isaaclab.vector import IsaacLabVecEnv
+
+pytestmark = needs_lab
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A run of three updates with an evaluation after the second, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(STAND_IN))
+    experiment = ["--config_name", str(HERE / "point_experiment.yaml"), f"env.isaaclab.python={LAB_PYTHON}"]
+    timeouts = [f"env.{name}.timeouts.step_s=2.0" for name in ("train", "eval")]
+    return ["train", *experiment, *timeouts]
+
+
+def strike_at_step(monkeypatch: pytest.MonkeyPatch, name: str, call: int, number: signal.Signals) -> None:
+    """Signal the simulator of `env.<name>` just before its `call`th chunk (from 1)."""
+    original, count = IsaacLabVecEnv.step, 0
+
+    def counted(self: IsaacLabVecEnv, actions: torch.Tensor) -> Step:
+        nonlocal count
+        (worker,) = self._workers
+        count += worker.name.startswith(name)
+        if count == call and worker.name.startswith(name):
+            os.kill(worker.pid, number)
+        return original(self, actions)
+
+    monkeypatch.setattr(IsaacLabVecEnv, "step", counted)
+
+
+def saved_steps(folder: Path) -> list[int]:
+    return sorted(int(path.name.removeprefix("global_step_")) for path in folder.rglob("global_step_*"))
+
+
+@pytest.mark.parametrize(
+    ("name", "call", "number", "how"),
+    [
+        ("eval", 2, signal.SIGKILL, "killed by signal 9"),
+        ("train", 2 * 2 + 2, signal.SIGSTOP, "did not answer 'step'"),
+    ],
+)
+def test_a_simulator_that_dies_or_falls_silent_costs_no_finished_update(
+    command: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    call: int,
+    number: signal.Signals,
+    how: str,
+) -> None:
+    with pytest.MonkeyPatch.context() as patched:
+        strike_at_step(patched, name, call, number)
+        assert main(command) == 3
+    error = capsys.readouterr().err
+    assert f"error: {name} environments 0-" in error
+    assert how in error
+    assert saved_steps(tmp_path) == [2]
+    resume = shlex.split(error.partition("To continue: ")[2].splitlines()[0])[1:]
+    assert main(resume) == 0
+    assert saved_steps(tmp_path) == [2, 3]
+
+
+@pytest.mark.parametrize(
+    ("change", "key", "named"),
+    [
+        ("env.eval.init_params.id='lab_tasks:Pont-v0'", "env.eval.init_params.id", "Point-v0"),
+        ("env.eval.mapping.states=[position]", "env.eval.mapping.states", "3 values"),
+    ],
+)
+def test_a_mistake_in_the_evaluation_is_told_before_training(
+    command: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    change: str,
+    key: str,
+    named: str,
+) -> None:
+    monkeypatch.setattr(LocalEngine, "collect", None)
+    assert main([*command, change]) == 2
+    error = capsys.readouterr().err
+    assert f"key:      {key}\n" in error
+    assert named in error
+    assert not list((tmp_path / "logs" / "regrasp").iterdir())
