@@ -101,7 +101,7 @@ def test_what_is_there_is_replaced_only_when_asked(
     command: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(stages, "collect_demonstrations", lambda _config, output: (output, 1))
+    monkeypatch.setattr(stages, "collect_demonstrations", lambda _config, output, _policy: (output, 1))
     monkeypatch.setattr(stages, "train_base", lambda _config, output: (output, SftResult(1, 1, 0.0, None)))
     precious = tmp_path / "out" / "precious"
     precious.parent.mkdir()

@@ -38,14 +38,18 @@ class ObservationSelection:
         config: The mapping block.
         raw: What the simulator offers, by `group/key`.
         location: Dotted path of the block, for errors.
+        source: What offers them, for errors.
 
     Raises:
         UserError: A key is missing or ambiguous, a slice out of range, an image no image or a state no vector.
     """
 
-    def __init__(self, config: MappingConfig, raw: Mapping[str, ArraySpec], location: str) -> None:
+    def __init__(
+        self, config: MappingConfig, raw: Mapping[str, ArraySpec], location: str, source: str = "The simulator"
+    ) -> None:
         self.raw = raw
         self._location = location
+        self._source = source
         self.instruction = config.task_description
         self.main_camera = self._camera(config.main_images, "main_images") if config.main_images else None
         self.extra_cameras = tuple(self._camera(name, "extra_view_images") for name in config.extra_view_images)
@@ -64,21 +68,21 @@ class ObservationSelection:
         return sum(source.stop - source.start for source in self.states)
 
     def _camera(self, name: str, field: str) -> str:
-        key = self._find(name, field)
+        key = self.find(name, field)
         spec = self.raw[key]
-        if not _is_camera(spec):
+        if not is_camera(spec):
             raise UserError(
                 f"'{key}' is not a camera image",
                 key=f"{self._location}.{field}",
                 value=f"{spec.dtype} {spec.shape}",
                 expected="uint8 of shape (height, width, 3)",
-                mend=f"choose one of {sorted(key for key in self.raw if _is_camera(self.raw[key]))}",
+                mend=f"choose one of {sorted(key for key in self.raw if is_camera(self.raw[key]))}",
             )
         return key
 
     def _state(self, index: int, name: str, bounds: tuple[int, int] | None) -> StateSource:
         field = f"states[{index}]"
-        key = self._find(name, field)
+        key = self.find(name, field)
         spec = self.raw[key]
         if spec.dtype == "uint8":
             raise UserError(
@@ -94,18 +98,23 @@ class ObservationSelection:
                 f"The slice reaches past the end of '{key}'",
                 key=f"{self._location}.{field}.slice",
                 value=[start, stop],
-                expected=f"0 <= start < stop <= {width}, the width that the simulator reports",
+                expected=f"0 <= start < stop <= {width}, the width of the observation",
                 mend="shorten the slice or choose another key",
             )
         return StateSource(key, start, stop)
 
-    def _find(self, name: str, field: str) -> str:
+    def find(self, name: str, field: str) -> str:
+        """The `group/key` of an observation that `field` of the mapping names, with or without its group.
+
+        Raises:
+            UserError: There is none, or there are several.
+        """
         matches = [key for key in self.raw if name in (key, _short(key))]
         if len(matches) == 1:
             return matches[0]
         near = difflib.get_close_matches(name, [key if "/" in name else _short(key) for key in self.raw], 1)
         raise UserError(
-            f"The simulator offers {'several observations' if matches else 'no observation'} named '{name}'",
+            f"{self._source} offers {'several observations' if matches else 'no observation'} named '{name}'",
             key=f"{self._location}.{field}",
             value=name,
             expected=f"one of {matches or sorted(self.raw)}",
@@ -128,7 +137,8 @@ def _short(key: str) -> str:
     return key.split("/", 1)[-1]
 
 
-def _is_camera(spec: ArraySpec) -> bool:
+def is_camera(spec: ArraySpec) -> bool:
+    """Whether this is a camera's image."""
     return spec.dtype == "uint8" and len(spec.shape) == 3 and spec.shape[2] == 3
 
 

@@ -22,7 +22,7 @@ from regrasp.models.mlp.policy import MlpPolicy
 from regrasp.models.normalization import Statistics
 from regrasp.models.settings import RlHeadSettings
 from regrasp.observe.progress import progress
-from regrasp.runners.collect import ACTION, EXTRA_CAMERA, MAIN_CAMERA, STATE
+from regrasp.runners.demonstrations import ACTION, EXTRA_CAMERA, MAIN_CAMERA, STATE
 from regrasp.runners.policies import choose_device, input_names
 from regrasp.streams import KeyedNoise, torch_generator
 

@@ -1,0 +1,343 @@
+"""Isaac Lab's recordings as a LeRobotDataset v3, by the mapping through which the policy will see the task."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from regrasp.config.schema import EnvConfig, ExperimentConfig
+from regrasp.data.isaaclab_hdf5 import EpisodeError, RecordedEpisode, RecorderFile
+from regrasp.data.lerobot import DatasetWriter
+from regrasp.envs.isaaclab.catalog import is_recording_of
+from regrasp.envs.mapping import ActionMapping, ObservationMapping
+from regrasp.envs.registry import step_seconds
+from regrasp.envs.selection import ArraySpec
+from regrasp.errors import UserError
+from regrasp.observe.progress import progress
+from regrasp.runners.demonstrations import demonstration_columns, demonstration_features, modality
+
+MIN_STEPS = 2
+"""A shorter episode is a reset that was recorded."""
+_LOCATION = "env.train.mapping"
+_NAMES = 5
+"""Episodes that a line of the report names."""
+
+
+@dataclass(frozen=True)
+class Omission:
+    """A recorded episode, or a whole file, that is not in the dataset."""
+
+    file: Path
+    episode: str | None
+    """None for the file."""
+    reason: str
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An episode that fits by its shapes."""
+
+    file: Path
+    episode: RecordedEpisode
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What a conversion will do; no array has been read."""
+
+    candidates: tuple[Candidate, ...]
+    omissions: tuple[Omission, ...]
+    warnings: tuple[str, ...]
+    fps: int
+
+
+@dataclass(frozen=True)
+class ConvertReport:
+    """What a conversion did."""
+
+    folder: Path
+    num_episodes: int
+    num_frames: int
+    fps: int
+    omissions: tuple[Omission, ...]
+    warnings: tuple[str, ...]
+    """What was found while reading; those of the survey are not repeated."""
+
+    def omission_lines(self) -> list[str]:
+        """A line for each file and reason."""
+        grouped: dict[tuple[Path, str], list[str]] = {}
+        for omission in self.omissions:
+            grouped.setdefault((omission.file, omission.reason), []).append(omission.episode or "the file")
+        return [f"{file}: {_names(episodes)}: {reason}" for (file, reason), episodes in grouped.items()]
+
+
+def survey(
+    config: ExperimentConfig, files: Sequence[Path], *, fps: int | None = None, keep_failed: bool = False
+) -> Survey:
+    """Look through recordings and choose the episodes to convert.
+
+    Args:
+        config: The experiment; `env.train` names the task and has the mapping.
+        files: Recorder files.
+        fps: Environment steps per second; None: as the files say, or the simulator.
+        keep_failed: Choose episodes without success too.
+
+    Raises:
+        UserError: A file is unreadable, no episode can be converted, there is no instruction, or the step rate is
+            unknown or differs.
+    """
+    env = config.env.train
+    _check_instruction(env)
+    found = _Findings(config, keep_failed)
+    rates: dict[Path, float | None] = {}
+    with progress("Looking through recordings", len(files)) as bar:
+        for path in dict.fromkeys(files):
+            with RecorderFile(path) as recording:
+                rates[path] = recording.steps_per_second
+                found.look_through(recording)
+            bar.advance()
+    if not found.candidates:
+        raise found.nothing_left()
+    rate, warnings = _step_rate(rates, fps, env)
+    return Survey(tuple(found.candidates), tuple(found.omissions), (*found.warnings, *warnings), rate)
+
+
+def convert(config: ExperimentConfig, chosen: Survey, output: Path, *, overwrite: bool = False) -> ConvertReport:
+    """Write the surveyed episodes into the dataset folder `output`, one in memory at a time.
+
+    An episode that turns out to be damaged is left out and reported. An interrupted conversion leaves nothing.
+
+    Raises:
+        UserError: The folder is taken, a file cannot be read any more, no episode was sound, or an image has an odd
+            size.
+    """
+    env, model = config.env.train, config.actor.model
+    first = _Converter(config, chosen.candidates[0].episode)
+    omissions, num_frames, largest = list(chosen.omissions), 0, 0.0
+    writer = DatasetWriter(
+        output,
+        fps=chosen.fps,
+        robot_type=env.init_params.id,
+        features=demonstration_features(first.observations.state_dim, model.action_dim, first.camera_shapes),
+        overwrite=overwrite,
+        modality=modality(
+            model, env.mapping, first.observations.states, model.action_dim, num_cameras=len(first.camera_shapes)
+        ),
+    )
+    with progress("Converting demonstrations", len(chosen.candidates)) as bar, writer:
+        for path, group in itertools.groupby(chosen.candidates, key=lambda candidate: candidate.file):
+            with RecorderFile(path) as recording:
+                for candidate in group:
+                    try:
+                        episode = _Converter(config, candidate.episode).read(recording)
+                    except EpisodeError as error:
+                        omissions.append(Omission(path, candidate.episode.name, str(error)))
+                    else:
+                        writer.add_episode(episode.columns, episode.instruction, candidate.episode.success is True)
+                        num_frames += candidate.episode.num_steps
+                        largest = max(largest, episode.lost_action)
+                    bar.advance(frames=str(num_frames), left_out=str(len(omissions)))
+        if writer.num_episodes == 0:
+            raise _nothing_left(omissions)
+    warnings = (_lost_action_warning(largest),) if largest > 1e-4 else ()
+    return ConvertReport(output, writer.num_episodes, num_frames, chosen.fps, tuple(omissions), warnings)
+
+
+class _Findings:
+    """Candidates, omissions and warnings of the files looked through so far."""
+
+    def __init__(self, config: ExperimentConfig, keep_failed: bool) -> None:
+        self.candidates: list[Candidate] = []
+        self.omissions: list[Omission] = []
+        self.warnings: list[str] = []
+        self._config = config
+        self._keep_failed = keep_failed
+        self._layout: _Layout | None = None
+        self._mistake: UserError | None = None
+
+    def look_through(self, recording: RecorderFile) -> None:
+        task, name = self._config.env.train.init_params.id, recording.env_name
+        if name is not None and not is_recording_of(name, task):
+            self.warnings.append(f"{recording.path} was recorded in {name}, and the experiment's task is {task}.")
+        if not recording.episode_names:
+            self.omissions.append(Omission(recording.path, None, "it holds no episode"))
+        for episode in recording.episode_names:
+            try:
+                self.candidates.append(Candidate(recording.path, self._fitting(recording.describe(episode))))
+            except EpisodeError as error:
+                self.omissions.append(Omission(recording.path, episode, str(error)))
+            except UserError as error:
+                self._mistake = self._mistake or _named(error, recording.path, episode)
+                self.omissions.append(Omission(recording.path, episode, error.problem))
+
+    def _fitting(self, episode: RecordedEpisode) -> RecordedEpisode:
+        """The episode itself, if it can be converted beside those before it."""
+        if episode.num_steps < MIN_STEPS:
+            raise EpisodeError(f"too short: {episode.num_steps} actions")
+        if not episode.success and not self._keep_failed:
+            raise EpisodeError("not recorded as successful" if episode.success is None else "not successful")
+        layout = _Converter(self._config, episode).layout
+        self._layout = self._layout or layout
+        if layout != self._layout:
+            raise EpisodeError(f"it has {layout}, and the first episode {self._layout}")
+        return episode
+
+    def nothing_left(self) -> UserError:
+        return self._mistake or _nothing_left(self.omissions)
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """What all episodes of a dataset have in common."""
+
+    state_dim: int
+    camera_shapes: tuple[tuple[int, ...], ...]
+
+    def __str__(self) -> str:
+        cameras = ", ".join(f"{height} x {width}" for height, width, _ in self.camera_shapes)
+        return f"a state of {self.state_dim} and cameras of {cameras or 'no size'}"
+
+
+@dataclass(frozen=True)
+class _Converted:
+    columns: dict[str, np.ndarray]
+    instruction: str
+    lost_action: float
+    """Largest difference of an entry of the action that the policy does not drive from the mapping's constant."""
+
+
+class _Converter:
+    """The mapping, checked against what an episode holds.
+
+    Raises:
+        EpisodeError: An observation does not have a row per action.
+        UserError: The mapping asks for what the recording does not hold, or the action has another width.
+    """
+
+    def __init__(self, config: ExperimentConfig, episode: RecordedEpisode) -> None:
+        mapping = config.env.train.mapping
+        raw = {key: ArraySpec(array.shape, array.dtype) for key, array in episode.observations.items()}
+        self.observations = ObservationMapping(mapping, raw, _LOCATION, source="The recording")
+        self._actions = ActionMapping(mapping, config.actor.model.action_dim, episode.action_dim, _LOCATION)
+        self._episode = episode
+        self._mapping = mapping
+        self._instruction_key = None
+        if mapping.instruction_key is not None:
+            self._instruction_key = self.observations.find(mapping.instruction_key, "instruction_key")
+            if "int" not in raw[self._instruction_key].dtype:
+                raise EpisodeError(f"{mapping.instruction_key}, which chooses the instruction, is no whole number")
+        for key in (*self.observations.keys, self._instruction_key):
+            if key is not None:
+                episode.check_rows(key)
+
+    @property
+    def camera_shapes(self) -> tuple[tuple[int, ...], ...]:
+        main = self.observations.main_camera
+        cameras = () if main is None else (main, *self.observations.extra_cameras)
+        return tuple(self._episode.observations[key].shape for key in cameras)
+
+    @property
+    def layout(self) -> _Layout:
+        return _Layout(self.observations.state_dim, self.camera_shapes)
+
+    def read(self, recording: RecorderFile) -> _Converted:
+        """Read the episode and arrange it as the environment would.
+
+        Raises:
+            EpisodeError: An array is damaged, or the instruction's index is none.
+        """
+        instruction = self._instruction(recording)
+        simulator_actions = torch.from_numpy(recording.read_actions(self._episode))
+        actions = self._actions.inverse(simulator_actions)
+        raw = {key: recording.read_observation(self._episode, key) for key in self.observations.keys}
+        observation = self.observations(raw, [instruction] * self._episode.num_steps)
+        extra = observation.extra_view_images
+        columns = demonstration_columns(
+            observation.states.numpy(),
+            actions.numpy(),
+            observation.main_images.numpy(),
+            None if extra is None else extra.numpy(),
+        )
+        return _Converted(columns, instruction, float((self._actions(actions) - simulator_actions).abs().max()))
+
+    def _instruction(self, recording: RecorderFile) -> str:
+        if self._instruction_key is None:
+            assert self._mapping.task_description is not None
+            return self._mapping.task_description
+        index = int(recording.read_observation(self._episode, self._instruction_key).reshape(-1)[0])
+        if not 0 <= index < len(self._mapping.instructions):
+            raise EpisodeError(
+                f"{self._instruction_key} chose instruction {index} of {len(self._mapping.instructions)}"
+            )
+        return self._mapping.instructions[index]
+
+
+def _check_instruction(env: EnvConfig) -> None:
+    if env.mapping.task_description is None and env.mapping.instruction_key is None:
+        raise UserError(
+            "The demonstrations have no instruction: recordings of Isaac Lab carry none",
+            key=f"{_LOCATION}.task_description",
+            value=None,
+            expected="a sentence, as the policy will be given in the task",
+            mend="write it, or choose among several by instruction_key and instructions",
+        )
+
+
+def _step_rate(rates: dict[Path, float | None], given: int | None, env: EnvConfig) -> tuple[int, list[str]]:
+    """Environment steps per second, and what is odd about it."""
+    known = {path: max(1, round(rate)) for path, rate in rates.items() if rate is not None}
+    if given is not None:
+        return given, [f"{path} says {rate} steps per second, not {given}." for path, rate in known.items() if rate != given]
+    told = {rate: path for path, rate in known.items()}
+    if len(told) > 1:
+        raise UserError(
+            "The recordings have different step rates, and a dataset has one",
+            value=", ".join(f"{path}: {rate} Hz" for rate, path in told.items()),
+            expected="one rate",
+            mend="convert them one by one with --output, or give the rate that holds with --fps",
+        )
+    seconds = None if told else step_seconds(env, "train")
+    if not told and seconds is None:
+        raise UserError(
+            "The step rate of the recordings is not known: they do not tell it",
+            key="--fps",
+            value=None,
+            expected="environment steps per second of simulated time, 1 / (sim.dt * decimation)",
+            mend="pass --fps",
+        )
+    rate = next(iter(told)) if seconds is None else round(1 / seconds)
+    silent = [path for path in rates if path not in known] if told else []
+    return rate, [f"{path} does not tell its step rate; it is taken for {rate} Hz like the others." for path in silent]
+
+
+def _named(error: UserError, path: Path, episode: str) -> UserError:
+    """The same error, naming the recording in which the mistake showed."""
+    return UserError(**{**error.fields(), "problem": f"{error.problem} ({path}, {episode})"})
+
+
+def _nothing_left(omissions: Sequence[Omission]) -> UserError:
+    report = ConvertReport(Path(), 0, 0, 1, tuple(omissions), ())
+    failed = any("success" in omission.reason for omission in omissions)
+    return UserError(
+        "None of the recorded episodes can be converted",
+        value="; ".join(report.omission_lines()[:_NAMES]),
+        expected="at least one episode that fits the experiment",
+        mend="pass --keep_failed to convert episodes without success too" if failed else "record demonstrations again",
+    )
+
+
+def _names(episodes: Sequence[str]) -> str:
+    more = f" and {len(episodes) - _NAMES} more" if len(episodes) > _NAMES else ""
+    return ", ".join(episodes[:_NAMES]) + more
+
+
+def _lost_action_warning(largest: float) -> str:
+    return (
+        "The recorded actions differ from what the mapping makes of the policy's: entries that the policy does not drive"
+        f" are up to {largest:g} away from the constants of action_mapping. A policy trained on this cannot repeat them."
+    )
