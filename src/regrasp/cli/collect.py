@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from regrasp.cli.common import STAGE_INTERRUPTED, add_config_arguments, load_to_run, prepare_torch
-from regrasp.config.load import LoadedConfig
 from regrasp.errors import UserError
 from regrasp.folders import require_new, require_writable
+
+if TYPE_CHECKING:
+    from regrasp.config.load import LoadedConfig
 
 INTERRUPTED = STAGE_INTERRUPTED
 

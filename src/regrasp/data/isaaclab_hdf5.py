@@ -127,10 +127,12 @@ class RecorderFile:
     def steps_per_second(self) -> float | None:
         """Environment steps per second of simulated time, None where the file does not say."""
         sim = self._env_args.get("sim_args")
-        values = [sim.get(key) for key in ("dt", "decimation")] if isinstance(sim, Mapping) else [None]
-        if not all(isinstance(value, int | float) and math.isfinite(value) and value > 0 for value in values):
+        if not isinstance(sim, Mapping):
             return None
-        return 1 / math.prod(values)
+        dt, decimation = sim.get("dt"), sim.get("decimation")
+        if not (isinstance(dt, int | float) and isinstance(decimation, int | float) and 0 < dt * decimation < math.inf):
+            return None
+        return 1 / (dt * decimation)
 
     def describe(self, name: str) -> RecordedEpisode:
         """What an episode holds.
@@ -162,9 +164,9 @@ class RecorderFile:
             EpisodeError: They are damaged or not finite.
         """
         with _damage_in("actions"):
-            actions = np.asarray(self._data[episode.name]["actions"][()], np.float32)
+            actions = self._read(f"{episode.name}/actions", episode.num_steps)
         _check_finite(actions, "actions")
-        return actions
+        return actions.astype(np.float32)
 
     def read_observation(self, episode: RecordedEpisode, key: str) -> np.ndarray:
         """The rows (T, ...) of an observation, those before an action; a camera's as (T, H, W, 3) uint8.
@@ -174,11 +176,17 @@ class RecorderFile:
         """
         array = episode.observations[key]
         with _damage_in(array.path):
-            values = self._data[episode.name][array.path][: episode.num_steps]
+            values = self._read(f"{episode.name}/{array.path}", episode.num_steps)
         if array.is_camera:
             return _as_images(values, array.path)
         _check_finite(values, array.path)
         return values
+
+    def _read(self, path: str, num_rows: int) -> np.ndarray:
+        array = self._data[path]
+        if not isinstance(array, h5py.Dataset):
+            raise ValueError("no array")
+        return array[:num_rows]
 
     def _data_group(self) -> h5py.Group:
         data = self._file.get("data")
@@ -289,5 +297,7 @@ def _as_images(values: np.ndarray, path: str) -> np.ndarray:
 
 
 def _check_finite(values: np.ndarray, path: str) -> None:
-    if values.dtype.kind == "f" and not np.isfinite(values.astype(np.float32)).all():
+    with np.errstate(over="ignore"):
+        as_stored = values.astype(np.float32)
+    if not np.isfinite(as_stored).all():
         raise EpisodeError(f"{path} holds a number that is not finite")

@@ -152,8 +152,10 @@ class VecEnv(ABC):
 
     @abstractmethod
     def raw_observation(self) -> dict[str, Tensor]:
-        """The present observations by `group/key`, (N, ...) each: those of the mapping, and after `share_vectors` also
-        the others that are no images."""
+        """The present observations by `group/key`, (N, ...) each.
+
+        Those that the mapping names; after `share_vectors` also all others that are no images.
+        """
 
     @abstractmethod
     def record(self, env_ids: Sequence[int], height: int = 256, width: int = 256) -> None:

@@ -7,23 +7,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import torch
-
 from regrasp.config.schema import EnvConfig, ExperimentConfig
 from regrasp.data.isaaclab_hdf5 import EpisodeError, RecordedEpisode, RecorderFile
 from regrasp.data.lerobot import DatasetWriter
 from regrasp.envs.isaaclab.catalog import is_recording_of
-from regrasp.envs.mapping import ActionMapping, ObservationMapping
 from regrasp.envs.registry import step_seconds
-from regrasp.envs.selection import ArraySpec
 from regrasp.errors import UserError
 from regrasp.observe.progress import progress
-from regrasp.runners.demonstrations import demonstration_columns, demonstration_features, modality
+from regrasp.runners.demonstrations import demonstration_features, modality
+from regrasp.runners.recordings import LOCATION, EpisodeConverter, Layout
 
 MIN_STEPS = 2
 """A shorter episode is a reset that was recorded."""
-_LOCATION = "env.train.mapping"
 _NAMES = 5
 """Episodes that a line of the report names."""
 
@@ -117,24 +112,23 @@ def convert(config: ExperimentConfig, chosen: Survey, output: Path, *, overwrite
             size.
     """
     env, model = config.env.train, config.actor.model
-    first = _Converter(config, chosen.candidates[0].episode)
+    first = EpisodeConverter(config, chosen.candidates[0].episode)
+    cameras = first.layout.camera_shapes
     omissions, num_frames, largest = list(chosen.omissions), 0, 0.0
     writer = DatasetWriter(
         output,
         fps=chosen.fps,
         robot_type=env.init_params.id,
-        features=demonstration_features(first.observations.state_dim, model.action_dim, first.camera_shapes),
+        features=demonstration_features(first.layout.state_dim, model.action_dim, cameras),
         overwrite=overwrite,
-        modality=modality(
-            model, env.mapping, first.observations.states, model.action_dim, num_cameras=len(first.camera_shapes)
-        ),
+        modality=modality(model, env.mapping, first.observations.states, model.action_dim, len(cameras)),
     )
     with progress("Converting demonstrations", len(chosen.candidates)) as bar, writer:
         for path, group in itertools.groupby(chosen.candidates, key=lambda candidate: candidate.file):
             with RecorderFile(path) as recording:
                 for candidate in group:
                     try:
-                        episode = _Converter(config, candidate.episode).read(recording)
+                        episode = EpisodeConverter(config, candidate.episode).read(recording)
                     except EpisodeError as error:
                         omissions.append(Omission(path, candidate.episode.name, str(error)))
                     else:
@@ -157,7 +151,7 @@ class _Findings:
         self.warnings: list[str] = []
         self._config = config
         self._keep_failed = keep_failed
-        self._layout: _Layout | None = None
+        self._layout: Layout | None = None
         self._mistake: UserError | None = None
 
     def look_through(self, recording: RecorderFile) -> None:
@@ -181,7 +175,7 @@ class _Findings:
             raise EpisodeError(f"too short: {episode.num_steps} actions")
         if not episode.success and not self._keep_failed:
             raise EpisodeError("not recorded as successful" if episode.success is None else "not successful")
-        layout = _Converter(self._config, episode).layout
+        layout = EpisodeConverter(self._config, episode).layout
         self._layout = self._layout or layout
         if layout != self._layout:
             raise EpisodeError(f"it has {layout}, and the first episode {self._layout}")
@@ -191,97 +185,11 @@ class _Findings:
         return self._mistake or _nothing_left(self.omissions)
 
 
-@dataclass(frozen=True)
-class _Layout:
-    """What all episodes of a dataset have in common."""
-
-    state_dim: int
-    camera_shapes: tuple[tuple[int, ...], ...]
-
-    def __str__(self) -> str:
-        cameras = ", ".join(f"{height} x {width}" for height, width, _ in self.camera_shapes)
-        return f"a state of {self.state_dim} and cameras of {cameras or 'no size'}"
-
-
-@dataclass(frozen=True)
-class _Converted:
-    columns: dict[str, np.ndarray]
-    instruction: str
-    lost_action: float
-    """Largest difference of an entry of the action that the policy does not drive from the mapping's constant."""
-
-
-class _Converter:
-    """The mapping, checked against what an episode holds.
-
-    Raises:
-        EpisodeError: An observation does not have a row per action.
-        UserError: The mapping asks for what the recording does not hold, or the action has another width.
-    """
-
-    def __init__(self, config: ExperimentConfig, episode: RecordedEpisode) -> None:
-        mapping = config.env.train.mapping
-        raw = {key: ArraySpec(array.shape, array.dtype) for key, array in episode.observations.items()}
-        self.observations = ObservationMapping(mapping, raw, _LOCATION, source="The recording")
-        self._actions = ActionMapping(mapping, config.actor.model.action_dim, episode.action_dim, _LOCATION)
-        self._episode = episode
-        self._mapping = mapping
-        self._instruction_key = None
-        if mapping.instruction_key is not None:
-            self._instruction_key = self.observations.find(mapping.instruction_key, "instruction_key")
-            if "int" not in raw[self._instruction_key].dtype:
-                raise EpisodeError(f"{mapping.instruction_key}, which chooses the instruction, is no whole number")
-        for key in (*self.observations.keys, self._instruction_key):
-            if key is not None:
-                episode.check_rows(key)
-
-    @property
-    def camera_shapes(self) -> tuple[tuple[int, ...], ...]:
-        main = self.observations.main_camera
-        cameras = () if main is None else (main, *self.observations.extra_cameras)
-        return tuple(self._episode.observations[key].shape for key in cameras)
-
-    @property
-    def layout(self) -> _Layout:
-        return _Layout(self.observations.state_dim, self.camera_shapes)
-
-    def read(self, recording: RecorderFile) -> _Converted:
-        """Read the episode and arrange it as the environment would.
-
-        Raises:
-            EpisodeError: An array is damaged, or the instruction's index is none.
-        """
-        instruction = self._instruction(recording)
-        simulator_actions = torch.from_numpy(recording.read_actions(self._episode))
-        actions = self._actions.inverse(simulator_actions)
-        raw = {key: recording.read_observation(self._episode, key) for key in self.observations.keys}
-        observation = self.observations(raw, [instruction] * self._episode.num_steps)
-        extra = observation.extra_view_images
-        columns = demonstration_columns(
-            observation.states.numpy(),
-            actions.numpy(),
-            observation.main_images.numpy(),
-            None if extra is None else extra.numpy(),
-        )
-        return _Converted(columns, instruction, float((self._actions(actions) - simulator_actions).abs().max()))
-
-    def _instruction(self, recording: RecorderFile) -> str:
-        if self._instruction_key is None:
-            assert self._mapping.task_description is not None
-            return self._mapping.task_description
-        index = int(recording.read_observation(self._episode, self._instruction_key).reshape(-1)[0])
-        if not 0 <= index < len(self._mapping.instructions):
-            raise EpisodeError(
-                f"{self._instruction_key} chose instruction {index} of {len(self._mapping.instructions)}"
-            )
-        return self._mapping.instructions[index]
-
-
 def _check_instruction(env: EnvConfig) -> None:
     if env.mapping.task_description is None and env.mapping.instruction_key is None:
         raise UserError(
             "The demonstrations have no instruction: recordings of Isaac Lab carry none",
-            key=f"{_LOCATION}.task_description",
+            key=f"{LOCATION}.task_description",
             value=None,
             expected="a sentence, as the policy will be given in the task",
             mend="write it, or choose among several by instruction_key and instructions",
@@ -292,7 +200,8 @@ def _step_rate(rates: dict[Path, float | None], given: int | None, env: EnvConfi
     """Environment steps per second, and what is odd about it."""
     known = {path: max(1, round(rate)) for path, rate in rates.items() if rate is not None}
     if given is not None:
-        return given, [f"{path} says {rate} steps per second, not {given}." for path, rate in known.items() if rate != given]
+        others = {path: rate for path, rate in known.items() if rate != given}
+        return given, [f"{path} says {rate} steps per second, not {given}." for path, rate in others.items()]
     told = {rate: path for path, rate in known.items()}
     if len(told) > 1:
         raise UserError(
@@ -338,6 +247,6 @@ def _names(episodes: Sequence[str]) -> str:
 
 def _lost_action_warning(largest: float) -> str:
     return (
-        "The recorded actions differ from what the mapping makes of the policy's: entries that the policy does not drive"
-        f" are up to {largest:g} away from the constants of action_mapping. A policy trained on this cannot repeat them."
+        "The recordings move entries of the action that the policy does not drive: they are up to"
+        f" {largest:g} away from the constants of action_mapping. A policy trained on this cannot repeat them."
     )

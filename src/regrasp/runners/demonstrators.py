@@ -122,7 +122,9 @@ def load_script(name: str) -> Script:
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise
-        raise _no_script(name, f"There is no module '{error.name}'", "correct the name, or call from its folder") from None
+        raise _no_script(
+            name, f"There is no module '{error.name}'", "correct the name, or call from its folder"
+        ) from None
     function = getattr(module, attribute, None)
     if not callable(function):
         found = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
