@@ -7,10 +7,14 @@ from typing import Any
 
 import pytest
 
-from lab_python import LAB_PYTHON, STAND_IN
+from lab_python import LAB_PYTHON, STAND_IN, needs_lab
 from regrasp.config.schema import EnvConfig, InitParams, MappingConfig, StateEntry
 from regrasp.envs.contract import VecEnv
 from regrasp.envs.registry import create_env
+
+__all__ = ["HERE", "LAB_PYTHON", "STAND_IN", "lab_config", "lab_env", "needs_lab", "start", "states"]
+
+HERE = Path(__file__).parent
 
 
 def states(*keys: str) -> tuple[StateEntry, ...]:

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from lab_envs import lab_env, start, states
+from lab_envs import LAB_PYTHON, lab_env, needs_lab, start, states
 from torch import Tensor
 
-from lab_python import LAB_PYTHON, needs_lab
 from regrasp.config.load import load_config
 from regrasp.config.schema import MappingConfig, TimeoutsConfig
 from regrasp.envs.contract import VecEnv

@@ -8,14 +8,12 @@ import sys
 
 import pytest
 import torch
-from lab_envs import lab_env, states
+from lab_envs import HERE, LAB_PYTHON, lab_env, needs_lab, states
 
-from lab_python import LAB_PYTHON, needs_lab
 from regrasp.config.schema import MappingConfig
 from regrasp.errors import UserError
 
 pytestmark = needs_lab
-HERE = Path(__file__).parent
 STAND_IN = HERE / "isaaclab3_stand_in"
 MAPPING = MappingConfig(task_description="push", states=states("x", "resets"))
 
