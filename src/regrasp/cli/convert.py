@@ -49,8 +49,8 @@ def run(args: argparse.Namespace) -> int:
     for line in report.omission_lines():
         print(f"Left out: {line}")
     print(
-        f"Demonstrations: {report.folder} ({report.num_episodes} episodes, {report.num_frames} frames at"
-        f" {report.fps} Hz; {len(report.omissions)} left out)"
+        f"Demonstrations: {report.folder} ({report.num_episodes} of {report.num_recorded} recorded episodes,"
+        f" {report.num_frames} frames at {report.fps} Hz)"
     )
     return 0
 

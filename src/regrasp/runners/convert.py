@@ -63,6 +63,11 @@ class ConvertReport:
     warnings: tuple[str, ...]
     """What was found while reading; those of the survey are not repeated."""
 
+    @property
+    def num_recorded(self) -> int:
+        """Episodes of the recordings."""
+        return self.num_episodes + sum(omission.episode is not None for omission in self.omissions)
+
     def omission_lines(self) -> list[str]:
         """A line for each file and reason."""
         grouped: dict[tuple[Path, str], list[str]] = {}
@@ -98,7 +103,8 @@ def survey(
             bar.advance()
     if not found.candidates:
         raise found.nothing_left()
-    rate, warnings = _step_rate(rates, fps, env)
+    used = {candidate.file: rates[candidate.file] for candidate in found.candidates}
+    rate, warnings = _step_rate(used, fps, env)
     return Survey(tuple(found.candidates), tuple(found.omissions), (*found.warnings, *warnings), rate)
 
 
@@ -155,11 +161,12 @@ class _Findings:
         self._mistake: UserError | None = None
 
     def look_through(self, recording: RecorderFile) -> None:
+        """Sort the episodes of a file."""
         task, name = self._config.env.train.init_params.id, recording.env_name
-        if name is not None and not is_recording_of(name, task):
-            self.warnings.append(f"{recording.path} was recorded in {name}, and the experiment's task is {task}.")
         if not recording.episode_names:
             self.omissions.append(Omission(recording.path, None, "it holds no episode"))
+        elif name is not None and not is_recording_of(name, task):
+            self.warnings.append(f"{recording.path} was recorded in {name}, and the experiment's task is {task}.")
         for episode in recording.episode_names:
             try:
                 self.candidates.append(Candidate(recording.path, self._fitting(recording.describe(episode))))
@@ -182,6 +189,7 @@ class _Findings:
         return episode
 
     def nothing_left(self) -> UserError:
+        """The error where there is no candidate: the experiment's mistake, if there is one."""
         return self._mistake or _nothing_left(self.omissions)
 
 
