@@ -34,7 +34,7 @@ def test_version(capsys: pytest.CaptureFixture[str]):
 
 
 def test_help_is_fast_and_imports_nothing_heavy():
-    heavy = {"torch", "transformers", "tensordict", "matplotlib", "mujoco", "av", "pyarrow", "tensorboard"}
+    heavy = {"torch", "transformers", "tensordict", "matplotlib", "mujoco", "av", "pyarrow", "tensorboard", "h5py"}
     code = f"""
 import sys, time
 from regrasp.cli.main import main
@@ -56,7 +56,7 @@ print(time.process_time(), *({heavy} & set(sys.modules)), file=sys.stderr)
     ("command", "name"),
     [
         *(("train", name) for name in EXPERIMENTS),
-        *((command, DEFAULT_CONFIG) for command in ("play", "collect", "sft", "pretrain", "quickstart")),
+        *((command, DEFAULT_CONFIG) for command in ("play", "collect", "convert", "sft", "pretrain", "quickstart")),
     ],
 )
 def test_dry_run_prints_the_experiment_that_would_run(
@@ -145,7 +145,7 @@ def test_doctor_on_a_machine_that_renders(capsys: pytest.CaptureFixture[str], mo
     assert rows["rendering"] == "egl works"
     assert rows["Python"].startswith(".".join(map(str, sys.version_info[:3])))
     assert {"system", "memory", "disk", "torch", "GPU", "transformers", "mujoco-core"} <= rows.keys()
-    extras = {"wandb", "swanlab", "peft", "mink"}
+    extras = {"wandb", "swanlab", "peft", "mink", "h5py"}
     assert extras <= rows.keys()
     missing = [rows[name] for name in extras if "not installed" in rows[name]]
     assert all("pip install" in row and "regrasp[" not in row for row in missing)

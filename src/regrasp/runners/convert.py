@@ -198,7 +198,6 @@ def _check_instruction(env: EnvConfig) -> None:
         raise UserError(
             "The demonstrations have no instruction: recordings of Isaac Lab carry none",
             key=f"{LOCATION}.task_description",
-            value=None,
             expected="a sentence, as the policy will be given in the task",
             mend="write it, or choose among several by instruction_key and instructions",
         )
@@ -223,7 +222,6 @@ def _step_rate(rates: dict[Path, float | None], given: int | None, env: EnvConfi
         raise UserError(
             "The step rate of the recordings is not known: they do not tell it",
             key="--fps",
-            value=None,
             expected="environment steps per second of simulated time, 1 / (sim.dt * decimation)",
             mend="pass --fps",
         )
