@@ -18,7 +18,7 @@ from regrasp.errors import UserError
 from regrasp.models.groot.checkpoint import load_groot
 from regrasp.models.groot.data_config import KeyConfig
 from regrasp.models.inputs import InputNames
-from regrasp.runners.collect import ACTION, MAIN_CAMERA, STATE
+from regrasp.runners.demonstrations import ACTION, MAIN_CAMERA, STATE
 from regrasp.runners.policies import create_policy
 from regrasp.runners.stages import train_base
 
