@@ -107,7 +107,7 @@ def write_recording(
         data = file.create_group("data")
         env_args = {"env_name": env_name, "type": 2} | ({} if sim_args is None or not demos else {"sim_args": sim_args})
         data.attrs["env_args"] = json.dumps(env_args)
-        data.attrs["total"] = 0
+        data.attrs["total"] = sum(len(episode.arrays.get("actions", ())) for episode in demos)
         for index, episode in enumerate(demos):
             group = data.create_group(f"demo_{index}")
             attrs = {"num_samples": len(episode.arrays.get("actions", ()))}
@@ -117,7 +117,6 @@ def write_recording(
                 group.attrs[name] = value
             for name, array in episode.arrays.items():
                 group.create_dataset(name, data=array, compression="gzip")
-            data.attrs["total"] += attrs["num_samples"]
     return path
 
 

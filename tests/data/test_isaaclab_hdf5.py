@@ -211,6 +211,7 @@ def test_links_to_other_files_are_not_followed(path: Path, tmp_path: Path) -> No
     other = write_recording(tmp_path / "secret.hdf5", [demo(99)])
     with h5py.File(path, "a") as file:
         group = file["data/demo_0/obs"]
+        assert isinstance(group, h5py.Group)
         group["elsewhere"] = h5py.ExternalLink(str(other), "/data/demo_0/obs/eef_pos")
         group["circle"] = h5py.SoftLink("/data/demo_0/obs")
         group["round"] = group
