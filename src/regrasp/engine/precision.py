@@ -49,7 +49,8 @@ class ActingPolicy:
 
     In float32 it is the policy that trains. In bf16 it is a copy that shares the frozen weights and holds the trained
     layers' weights in bfloat16, as autocast would cast them, so that they are cast once per update and not in every
-    pass; its results are those of the policy under autocast, bit for bit.
+    pass; what depends on weights alone is computed once per update too. Its results are those of the policy under
+    autocast, but for the order of sums where several products are made one.
 
     Args:
         policy: What trains; `requires_grad` says which of its weights do.
@@ -70,18 +71,22 @@ class ActingPolicy:
             for own, _ in self._pairs:
                 own.requires_grad_(False)
             _halve_layers(self.policy)
+            with torch.no_grad():
+                self.policy.prepare_acting()
 
     @torch.no_grad()
     def refresh(self) -> None:
         """Take over the trained weights."""
         for own, trained in self._pairs:
             own.copy_(trained)
+        if self._pairs:
+            self.policy.prepare_acting()
         self.policy.eval()
 
 
 def _halve_layers(policy: Policy) -> None:
     """Cast the weights that autocast casts; norms and embeddings keep their format."""
     for layer in policy.modules():
-        if isinstance(layer, (nn.Linear, nn.Conv2d)):
+        if isinstance(layer, policy.product_layers):
             for parameter in layer.parameters(recurse=False):
                 parameter.data = parameter.data.to(torch.bfloat16)

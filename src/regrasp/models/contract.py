@@ -91,6 +91,8 @@ class Policy(nn.Module, ABC):
     spec: PolicySpec
     capturable: tuple[str, ...] = ()
     """Methods, from tensors and numbers to tensors, that a GPU may replay as CUDA graphs where nothing is trained."""
+    product_layers: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv2d)
+    """Layers whose weights are used in matrix products alone, so that autocast casts them."""
 
     @abstractmethod
     def prepare(self, observation: Observation) -> TensorDict:
@@ -118,6 +120,12 @@ class Policy(nn.Module, ABC):
 
     def begin_update(self, update: int) -> None:
         """Hear how many updates the run has made, for schedules such as noise annealing; by default nothing follows."""
+
+    def prepare_acting(self) -> None:
+        """Compute ahead what acting needs of the weights alone; by default nothing.
+
+        Called on a copy that only acts, without gradients, whenever its trained weights have changed.
+        """
 
     @torch.no_grad()
     def predict(self, observation: Observation, seed: int = 0) -> Tensor:

@@ -17,9 +17,10 @@ from regrasp.data.rollout import Rollout
 from regrasp.errors import RegraspError, TrainingHaltedError, UserError
 from regrasp.models.contract import Evaluation, Policy
 from regrasp.streams import torch_generator
+from regrasp.workers.optimizer import adamw, reader, step_unless
 
 if TYPE_CHECKING:
-    from regrasp.config.schema import ActorConfig, AlgorithmConfig, OptimConfig
+    from regrasp.config.schema import ActorConfig, AlgorithmConfig
 
 
 Backward = Callable[[Rollout, Tensor], dict[str, Tensor]]
@@ -72,7 +73,7 @@ class ActorWorker:
         self._trains_backbone = actor.model.trains_backbone
         self._device = device
         self._policy_parameters, self._value_parameters = _split(policy, actor.model.trainable)
-        self.optimizer = _adamw(self._policy_parameters, self._value_parameters, actor.optim, device)
+        self.optimizer = adamw(self._policy_parameters, self._value_parameters, actor.optim, device)
         self.num_steps = 0
         self.backward: Backward = self._backward
         """Adds a micro-batch's gradients and returns its metrics; an engine may put a captured one in its place."""
@@ -163,22 +164,26 @@ class ActorWorker:
         if self._warms_up:
             _drop_gradients(self._policy_parameters)
         norms = torch.stack([self._clip(self._policy_parameters), self._clip(self._value_parameters)])
-        # All numbers are read at once: each reading waits until the GPU has done everything asked of it.
-        *numbers, policy_norm, value_norm = torch.cat([*map(torch.stack, parts.values()), norms]).tolist()
-        size = len(parts["actor/total_loss"])
-        totals = {name: numbers[i * size : (i + 1) * size] for i, name in enumerate(parts)}
-        if not all(map(math.isfinite, totals["actor/total_loss"])):
-            raise NonFiniteError("loss", batch)
-        for name, values in totals.items():
-            metrics[name].append(max(values) if name == "actor/max_ratio_error" else sum(values))
+        totals = {name: torch.stack(values) for name, values in parts.items()}
         target = self._algorithm.target_kl
-        if target is not None and metrics["actor/approx_kl"][-1] > target:
+        moved_too_far = norms.new_zeros(()) if target is None else (totals["actor/approx_kl"].sum() > target).float()
+        is_finite = totals["actor/total_loss"].isfinite().all() & norms.isfinite().all()
+        # The host prepares the next minibatch while a GPU makes this step: it waits for the numbers alone.
+        read = reader(torch.cat([*totals.values(), norms, moved_too_far[None]]))
+        step_unless(self.optimizer, ~is_finite | (moved_too_far > 0))
+        *numbers, policy_norm, value_norm, stops = read()
+        size = len(parts["actor/total_loss"])
+        found = {name: numbers[i * size : (i + 1) * size] for i, name in enumerate(totals)}
+        if not all(map(math.isfinite, found["actor/total_loss"])):
+            raise NonFiniteError("loss", batch)
+        for name, values in found.items():
+            metrics[name].append(max(values) if name == "actor/max_ratio_error" else sum(values))
+        if stops:
             return True
         if not (math.isfinite(policy_norm) and math.isfinite(value_norm)):
             raise NonFiniteError("gradient", batch)
         metrics["actor/grad_norm"].append(policy_norm)
         metrics["critic/grad_norm"].append(value_norm)
-        self.optimizer.step()
         self.num_steps += 1
         return False
 
@@ -303,22 +308,6 @@ def _split(policy: Policy, trainable: str) -> tuple[list[nn.Parameter], list[nn.
         parameter.requires_grad_(True)
     values = {id(parameter) for parameter in value_parameters}
     return [p for p in policy_parameters if id(p) not in values], value_parameters
-
-
-def _adamw(
-    policy: Iterable[nn.Parameter], value: Iterable[nn.Parameter], optim: OptimConfig, device: torch.device
-) -> torch.optim.AdamW:
-    groups = [
-        {"params": list(policy), "lr": optim.lr, "base_lr": optim.lr},
-        {"params": list(value), "lr": optim.value_lr, "base_lr": optim.value_lr},
-    ]
-    return torch.optim.AdamW(
-        groups,
-        betas=(optim.adam_beta1, optim.adam_beta2),
-        eps=optim.adam_eps,
-        weight_decay=optim.weight_decay,
-        fused=device.type == "cuda" or None,
-    )
 
 
 def _largest_ratio_error(new: Tensor, old: Tensor, mask: Tensor) -> Tensor:

@@ -187,7 +187,14 @@ class ActionHead(nn.Module):
         prefix = torch.cat([state_feature.unsqueeze(1), future], dim=1)
         return ContextCache(prefix, self.model.context_keys_values(context))
 
-    def velocity(self, x: Tensor, bucket: Tensor, cache: ContextCache, slot: int) -> Tensor:
+    def velocity(
+        self,
+        x: Tensor,
+        bucket: Tensor,
+        cache: ContextCache,
+        slot: int,
+        modulations: tuple[Tensor, ...] | None = None,
+    ) -> Tensor:
         """Velocity (B, H, max_action_dim) float32 at noisy actions x of that shape.
 
         Args:
@@ -195,10 +202,13 @@ class ActionHead(nn.Module):
             bucket: (B,) int64, discrete time in [0, num_timestep_buckets).
             cache: From `cache`, with B rows.
             slot: Embodiment slot, the same for all rows.
+            modulations: Of the DiT at `bucket`, where they are known.
         """
         actions = self.action_encoder(x.to(self.dtype), bucket, slot) + self.position_embedding.weight[: self.horizon]
         tokens = torch.cat([cache.prefix, actions], dim=1)
-        outputs = self.model(tokens, bucket, cache.keys_values, self.horizon)
+        if modulations is None:
+            modulations = self.model.modulations(bucket)
+        outputs = self.model(tokens, modulations, cache.keys_values, self.horizon)
         return self.action_decoder(outputs, slot).float()
 
 

@@ -56,6 +56,7 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.model = qwen3(config, attention)
         self._attention = attention
+        self._padding_feature: Tensor | None = None
 
     def forward(self, embeddings: Tensor, is_token: Tensor, padding: Tensor) -> Tensor:
         """Features (B, S, D) after the final norm; positions count from the first one, padded or not.
@@ -71,7 +72,12 @@ class LanguageModel(nn.Module):
         """
         mask = is_token if self._attention == "flash_attention_2" else _causal_mask(is_token)
         output = self.model(inputs_embeds=embeddings, attention_mask={"full_attention": mask}, use_cache=False)
-        return torch.where(is_token.unsqueeze(-1), output.last_hidden_state, self._without_attention(padding))
+        feature = self._without_attention(padding) if self._padding_feature is None else self._padding_feature
+        return torch.where(is_token.unsqueeze(-1), output.last_hidden_state, feature)
+
+    def keep_padding_feature(self, padding: Tensor) -> None:
+        """Compute the feature of a padded position (D,) once, for weights that do not change any more."""
+        self._padding_feature = self._without_attention(padding)
 
     def _without_attention(self, x: Tensor) -> Tensor:
         for layer in self.model.layers:
@@ -112,13 +118,20 @@ class EagleModel(nn.Module):
             images: (B, V, H, W, 3) uint8.
             input_ids: (B, S), with one image placeholder for each of the V views' tokens, in order.
         """
-        embed = self.language_model.model.embed_tokens
-        words = embed(input_ids)
+        words = self.language_model.model.embed_tokens(input_ids)
         views = self.mlp1(self.vision_model(_pixels(images, words.dtype)))
         embeddings = _fill_placeholders(
             words, input_ids == self.image_token, views.reshape(len(images), -1, words.shape[-1])
         )
-        return self.language_model(embeddings, input_ids != self.pad_token, embed.weight[PADDING_WORD])
+        return self.language_model(embeddings, input_ids != self.pad_token, self._padding_embedding)
+
+    def keep_padding_feature(self) -> None:
+        """Compute the feature of padded positions once, for weights that do not change any more."""
+        self.language_model.keep_padding_feature(self._padding_embedding)
+
+    @property
+    def _padding_embedding(self) -> Tensor:
+        return self.language_model.model.embed_tokens.weight[PADDING_WORD]
 
 
 class Backbone(nn.Module):

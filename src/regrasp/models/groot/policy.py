@@ -15,7 +15,7 @@ from regrasp.algorithms import flow
 from regrasp.envs.contract import Observation
 from regrasp.errors import UserError
 from regrasp.models.contract import Action, Evaluation, Noise, Policy, PolicySpec
-from regrasp.models.groot.action_head import ActionHead, ContextCache
+from regrasp.models.groot.action_head import ActionHead, CategoryLinear, ContextCache
 from regrasp.models.groot.backbone import Backbone
 from regrasp.models.groot.config import GrootConfig
 from regrasp.models.groot.lora import adapters, add_adapters, merge_adapters
@@ -48,6 +48,7 @@ class GrootPolicy(Policy):
     """
 
     capturable = ("_context", "_sample")
+    product_layers = (*Policy.product_layers, CategoryLinear)
 
     def __init__(
         self, config: GrootConfig, processor: GrootProcessor, settings: RlHeadSettings, *, seed: int = 0
@@ -59,6 +60,7 @@ class GrootPolicy(Policy):
         self.processor = processor
         self.settings = settings
         self.noise_level = settings.noise_level
+        self._modulations: Tensor | None = None
         self.begin_update(0)
         widths = (head.backbone_embedding_dim, head.input_embedding_dim)
         with seeded(seed):
@@ -99,6 +101,19 @@ class GrootPolicy(Policy):
         """Set the noise level of the coming update, if it is annealed."""
         if self.settings.noise_anneal is not None:
             self.noise_level = flow.noise_anneal(*self.settings.noise_anneal, update)
+
+    def prepare_acting(self) -> None:
+        """Compute what decisions need of the weights alone: the time's effect, and the feature of padded positions."""
+        transformer = self.action_head.model
+        steps = torch.arange(self.settings.denoising_steps, device=transformer.proj_out_1.weight.device)
+        table = torch.stack(transformer.modulations(self._bucket(steps)), dim=1)
+        if self._modulations is not None:
+            self._modulations.copy_(table)  # a recorded CUDA graph reads it where it is
+            return
+        self._modulations = table
+        transformer.pack()
+        if self.settings.trainable != "all" and self.settings.lora is None:
+            self.backbone.eagle_model.keep_padding_feature()
 
     def trainable(self, part: str) -> Sequence[tuple[str, nn.Parameter]]:
         """Named parameters of a part.
@@ -265,7 +280,8 @@ class GrootPolicy(Policy):
     def _velocity_fn(self, cache: ContextCache) -> flow.RowFn:
         def velocity(x: Tensor, step_index: Tensor, rows: Tensor | None) -> Tensor:
             own = cache if rows is None else cache.rows(rows)
-            return self.action_head.velocity(x, self._bucket(step_index), own, self._slot)
+            known = None if self._modulations is None else self._modulations[step_index].unbind(dim=1)
+            return self.action_head.velocity(x, self._bucket(step_index), own, self._slot, known)
 
         return velocity
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +31,18 @@ def compute_dtype(weight: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
 
 
+def pack(layers: Sequence[nn.Module]) -> tuple[Tensor, Tensor]:
+    """Weight and bias of several linear layers as one layer's; the layers' own become parts of them."""
+    packed = []
+    for name in ("weight", "bias"):
+        own = [layer.get_parameter(name) for layer in layers]
+        whole = torch.cat([parameter.detach() for parameter in own])
+        for parameter, part in zip(own, whole.split([len(parameter) for parameter in own]), strict=True):
+            parameter.data = part
+        packed.append(whole)
+    return packed[0], packed[1]
+
+
 def dropout(p: float) -> nn.Module:
     """Dropout, or nothing at p = 0."""
     return nn.Dropout(p) if p > 0 else nn.Identity()
@@ -45,6 +58,11 @@ class Attention(nn.Module):
         self.to_k = nn.Linear(context_width, width)
         self.to_v = nn.Linear(context_width, width)
         self.to_out = nn.ModuleList([nn.Linear(width, width), dropout(p)])
+        self._packed: tuple[Tensor, Tensor] | None = None
+
+    def pack(self) -> None:
+        """Make one product of the three of self-attention, for weights that are not trained where they are."""
+        self._packed = pack([self.to_q, self.to_k, self.to_v])
 
     def keys_values(self, context: Tensor) -> KeysValues:
         """Keys and values of context tokens (B, S, context_width)."""
@@ -52,8 +70,12 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, keys_values: KeysValues | None = None) -> Tensor:
         """Attend from x (B, N, width) to the given keys and values, or to x itself."""
-        keys, values = self.keys_values(x) if keys_values is None else keys_values
-        attended = F.scaled_dot_product_attention(self._split(self.to_q(x)), keys, values)
+        if keys_values is None and self._packed is not None:
+            queries, keys, values = map(self._split, F.linear(x, *self._packed).chunk(3, dim=-1))
+        else:
+            keys, values = self.keys_values(x) if keys_values is None else keys_values
+            queries = self._split(self.to_q(x))
+        attended = F.scaled_dot_product_attention(queries, keys, values)
         projection, drop = self.to_out
         return drop(projection(attended.transpose(1, 2).flatten(2)))
 
@@ -120,15 +142,15 @@ class ContextTransformer(nn.Module):
 
 
 class AdaptiveNorm(nn.Module):
-    """Layer norm whose scale and shift, in this order, come from the time embedding."""
+    """Layer norm whose scale and shift, in this order, are `linear` of the time embedding."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.linear = nn.Linear(width, 2 * width)
 
-    def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        """Normalise x (B, N, width); `time` (B, width) has been through SiLU."""
-        scale, shift = self.linear(time).unsqueeze(1).chunk(2, dim=-1)
+    def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
+        """Normalise x (B, N, width) and apply `modulation` (B, 2 width)."""
+        scale, shift = modulation.unsqueeze(1).chunk(2, dim=-1)
         return F.layer_norm(x, x.shape[-1:], eps=NORM_EPS) * (1 + scale) + shift
 
 
@@ -145,9 +167,9 @@ class DiffusionBlock(nn.Module):
         self.ff = FeedForward(width, p)
         self.final_dropout = dropout(p if config.final_dropout else 0.0)
 
-    def forward(self, x: Tensor, time: Tensor, keys_values: KeysValues | None) -> Tensor:
+    def forward(self, x: Tensor, modulation: Tensor, keys_values: KeysValues | None) -> Tensor:
         """(B, N, width) to the same; `keys_values` None is self-attention."""
-        x = x + self.final_dropout(self.attn1(self.norm1(x, time), keys_values))
+        x = x + self.final_dropout(self.attn1(self.norm1(x, modulation), keys_values))
         return x + self.final_dropout(self.ff(F.layer_norm(x, x.shape[-1:], eps=NORM_EPS)))
 
 
@@ -192,31 +214,57 @@ class DiffusionTransformer(nn.Module):
         )
         self.proj_out_1 = nn.Linear(width, 2 * width)
         self.proj_out_2 = nn.Linear(width, config.output_dim)
+        self._packed_keys_values: tuple[Tensor, Tensor] | None = None
+
+    def pack(self) -> None:
+        """Make one layer each of products with the same input, for weights that are not trained where they are."""
+        self._packed_keys_values = pack(self._keys_values_layers)
+        for block in self.transformer_blocks:
+            assert isinstance(block, DiffusionBlock)
+            if not block.attends_to_context:
+                block.attn1.pack()
+
+    @property
+    def _keys_values_layers(self) -> list[nn.Module]:
+        names = [f"{index}.attn1.to_{part}" for index in range(0, len(self.transformer_blocks), 2) for part in "kv"]
+        return [self.transformer_blocks.get_submodule(name) for name in names]
 
     def context_keys_values(self, context: Tensor) -> tuple[KeysValues, ...]:
         """Keys and values of the context for every even block, from context tokens (B, S, cross_attention_dim).
 
         All are one product: its gradient for the context is one product too, and not a sum of one for each layer.
         """
-        names = [f"{index}.attn1.to_{part}" for index in range(0, len(self.transformer_blocks), 2) for part in "kv"]
-        layers = [self.transformer_blocks.get_submodule(name) for name in names]
-        weight, bias = (torch.cat([layer.get_parameter(name) for layer in layers]) for name in ("weight", "bias"))
+        layers = self._keys_values_layers
+        if self._packed_keys_values is None:
+            weight, bias = (torch.cat([layer.get_parameter(name) for layer in layers]) for name in ("weight", "bias"))
+        else:
+            weight, bias = self._packed_keys_values
         parts = F.linear(context, weight, bias).chunk(len(layers), dim=-1)
         heads = [part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in parts]
         return tuple(zip(heads[::2], heads[1::2], strict=True))
 
-    def forward(self, x: Tensor, bucket: Tensor, context: tuple[KeysValues, ...], num_outputs: int) -> Tensor:
+    def modulations(self, bucket: Tensor) -> tuple[Tensor, ...]:
+        """Scales and shifts (B, 2 width) of every block's first norm and of the last one, at discrete times (B,)."""
+        time = F.silu(self.timestep_encoder(bucket))
+        layers = [
+            self.transformer_blocks.get_submodule(f"{i}.norm1.linear") for i in range(len(self.transformer_blocks))
+        ]
+        return tuple(layer(time) for layer in (*layers, self.proj_out_1))
+
+    def forward(
+        self, x: Tensor, modulations: tuple[Tensor, ...], context: tuple[KeysValues, ...], num_outputs: int
+    ) -> Tensor:
         """Outputs (B, num_outputs, output_dim) of the last tokens.
 
         Args:
             x: Tokens (B, N, width).
-            bucket: (B,) int64, discrete time.
+            modulations: As `modulations` gives them.
             context: As `context_keys_values` gives it.
             num_outputs: Trailing tokens whose output is wanted.
         """
-        time = F.silu(self.timestep_encoder(bucket))
-        for index, block in enumerate(self.transformer_blocks):
-            x = block(x, time, context[index // 2] if block.attends_to_context else None)
+        *of_blocks, of_output = modulations
+        for index, (block, modulation) in enumerate(zip(self.transformer_blocks, of_blocks, strict=True)):
+            x = block(x, modulation, context[index // 2] if block.attends_to_context else None)
         x = x[:, -num_outputs:]
-        shift, scale = self.proj_out_1(time).unsqueeze(1).chunk(2, dim=-1)
+        shift, scale = of_output.unsqueeze(1).chunk(2, dim=-1)
         return self.proj_out_2(F.layer_norm(x, x.shape[-1:], eps=OUTPUT_NORM_EPS) * (1 + scale) + shift)
