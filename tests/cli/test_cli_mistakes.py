@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from regrasp.cli.main import main
-from regrasp.runners import stages
+from regrasp.runners import convert, stages
+from regrasp.runners.convert import ConvertReport, Survey
 from regrasp.runners.sft import SftResult
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -111,12 +112,16 @@ def test_a_folder_that_cannot_be_written_is_refused_first(
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-@pytest.mark.parametrize("command", ["collect", "sft --data ."])
+@pytest.mark.parametrize("command", ["collect", f"convert a.hdf5 --config_name {LAB}", "sft --data ."])
 def test_what_is_there_is_replaced_only_when_asked(
     command: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(stages, "collect_demonstrations", lambda _config, output, _policy: (output, 1))
+    monkeypatch.setattr(convert, "survey", lambda *_, **__: Survey((), (), (), 20))
+    monkeypatch.setattr(
+        convert, "convert", lambda _config, _survey, output, **_: ConvertReport(output, 1, 1, 20, (), ())
+    )
     monkeypatch.setattr(stages, "train_base", lambda _config, output: (output, SftResult(1, 1, 0.0, None)))
     precious = tmp_path / "out" / "precious"
     precious.parent.mkdir()

@@ -18,9 +18,10 @@ from regrasp.cli.main import COMMANDS, main
 from regrasp.config.load import load_config
 from regrasp.config.search import SHIPPED
 from regrasp.envs.mujoco import backend
-from regrasp.runners import play, quickstart, stages
+from regrasp.runners import convert, play, quickstart, stages
 
 ROOT = Path(__file__).resolve().parents[2]
+LAB = "isaaclab_stack_cube_ppo_groot"
 EXPERIMENTS = sorted(file.stem for file in SHIPPED.glob("*.yaml"))
 
 
@@ -180,6 +181,7 @@ def test_interrupt_is_no_traceback(capsys: pytest.CaptureFixture[str], monkeypat
     [
         ("pretrain", "Nothing of this stage is kept"),
         ("collect --output new", "Nothing of this stage is kept"),
+        (f"convert a.hdf5 --output new --config_name {LAB}", "Nothing of this stage is kept"),
         ("sft --data . --output new", "Nothing of this stage is kept"),
         ("quickstart --output new", "training goes on from its newest checkpoint"),
         ("play --policy zero", "Run the same command again"),
@@ -196,6 +198,7 @@ def test_interrupt_says_what_is_kept(
         (stages, "pretrain_backbone"),
         (stages, "collect_demonstrations"),
         (stages, "train_base"),
+        (convert, "survey"),
         (quickstart, "quickstart"),
         (play, "play"),
     ):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -15,11 +16,12 @@ from lab_recordings import IMAGE, Demo, demo, record_with_handler, write_recordi
 from regrasp.cli.main import main
 from regrasp.config.load import load_config
 from regrasp.config.schema import ExperimentConfig
+from regrasp.data.isaaclab_hdf5 import RecordedEpisode, RecorderFile
 from regrasp.data.lerobot import DatasetWriter, DemonstrationDataset
 from regrasp.envs.contract import Observation
 from regrasp.errors import UserError
 from regrasp.models.registry import load_policy
-from regrasp.runners.convert import ConvertReport, convert, survey
+from regrasp.runners.convert import ConvertReport, convert, omission_lines, survey
 from regrasp.runners.demonstrations import ACTION, STATE
 from regrasp.runners.stages import train_base
 
@@ -140,12 +142,12 @@ def test_several_recordings_are_one_dataset(tmp_path: Path) -> None:
     report = convert(experiment(), survey(experiment(), files), tmp_path / "dataset")
     columns = DemonstrationDataset.open(tmp_path / "dataset").load_columns([ACTION])
     assert np.array_equal(columns[ACTION], np.concatenate([demo(i)["actions"] for i in range(4)]))
-    assert report.omission_lines() == [f"{tmp_path / 'none.hdf5'}: the file: it holds no episode"]
+    assert omission_lines(report.omissions) == [f"{tmp_path / 'none.hdf5'}: the file: it holds no episode"]
 
 
 def test_the_report_groups_by_reason(tmp_path: Path) -> None:
     _, report = run(tmp_path, demo(0), *(demo(i, success=False) for i in range(1, 9)))
-    (line,) = report.omission_lines()
+    (line,) = omission_lines(report.omissions)
     assert line == f"{tmp_path / 'demos.hdf5'}: demo_1, demo_2, demo_3, demo_4, demo_5 and 3 more: not successful"
 
 
@@ -195,6 +197,24 @@ def test_an_interrupted_conversion_leaves_what_was_there(tmp_path: Path, monkeyp
     assert sorted(file.name for file in tmp_path.iterdir()) == ["dataset", "demos.hdf5"]
     again = DemonstrationDataset.open(tmp_path / "dataset").load_columns([ACTION])[ACTION]
     assert np.array_equal(again, dataset.load_columns([ACTION])[ACTION])
+
+
+def test_one_episode_is_in_memory_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+    add, read = DatasetWriter.add_episode, RecorderFile.read_observation
+
+    def noted_add(*arguments) -> None:
+        events.append("written")
+        add(*arguments)
+
+    def noted_read(file: RecorderFile, episode: RecordedEpisode, key: str) -> np.ndarray:
+        events.append(episode.name)
+        return read(file, episode, key)
+
+    monkeypatch.setattr(DatasetWriter, "add_episode", noted_add)
+    monkeypatch.setattr(RecorderFile, "read_observation", noted_read)
+    run(tmp_path, demo(0), demo(1))
+    assert [event for event, _ in itertools.groupby(events)] == ["demo_0", "written", "demo_1", "written"]
 
 
 def test_a_dataset_is_replaced_only_when_asked(tmp_path: Path) -> None:
@@ -434,6 +454,10 @@ def test_recording_to_base_model_to_isaac_lab(
     assert main(["convert", "demos.hdf5", *shared]) == 0, capsys.readouterr().err
     assert main(["sft", *shared, "--backbone", str(backbone)]) == 0, capsys.readouterr().err
     assert main(["play", *shared, "--model_path", "base"]) == 0, capsys.readouterr().err
+    again = ["--model_path", "base", "--num_demos", "2", "--output", "more", "collect.only_successful=false"]
+    assert main(["collect", *shared, *again]) == 0, capsys.readouterr().err
+    more = DemonstrationDataset.open(tmp_path / "more")
+    assert (more.num_episodes, more.features[ACTION].shape, more.features[STATE].shape) == (2, (3,), (2,))
     printed = capsys.readouterr().out
     assert "Demonstrations: demos (4 of 4 recorded episodes, 20 frames at 20 Hz)" in printed
     assert "push" in printed.split("instruction")[1]

@@ -40,13 +40,13 @@ def run(args: argparse.Namespace) -> int:
         output, key = Path(collect.output_dir if collect else "demos"), "collect.output_dir"
     require_new(output, overwrite=args.overwrite, key=key)
     require_writable(output, key=key)
-    from regrasp.runners.convert import convert, survey
+    from regrasp.runners.convert import convert, omission_lines, survey
 
     chosen = survey(loaded.config, files, fps=args.fps, keep_failed=args.keep_failed)
     _warn(chosen.warnings)
     report = convert(loaded.config, chosen, output, overwrite=args.overwrite)
     _warn(report.warnings)
-    for line in report.omission_lines():
+    for line in omission_lines(report.omissions):
         print(f"Left out: {line}")
     print(
         f"Demonstrations: {report.folder} ({report.num_episodes} of {report.num_recorded} recorded episodes,"

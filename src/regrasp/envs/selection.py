@@ -70,13 +70,13 @@ class ObservationSelection:
     def _camera(self, name: str, field: str) -> str:
         key = self.find(name, field)
         spec = self.raw[key]
-        if not is_camera(spec):
+        if not _is_camera(spec):
             raise UserError(
                 f"'{key}' is not a camera image",
                 key=f"{self._location}.{field}",
                 value=f"{spec.dtype} {spec.shape}",
                 expected="uint8 of shape (height, width, 3)",
-                mend=f"choose one of {sorted(key for key in self.raw if is_camera(self.raw[key]))}",
+                mend=f"choose one of {sorted(key for key in self.raw if _is_camera(self.raw[key]))}",
             )
         return key
 
@@ -137,8 +137,7 @@ def _short(key: str) -> str:
     return key.split("/", 1)[-1]
 
 
-def is_camera(spec: ArraySpec) -> bool:
-    """Whether this is a camera's image."""
+def _is_camera(spec: ArraySpec) -> bool:
     return spec.dtype == "uint8" and len(spec.shape) == 3 and spec.shape[2] == 3
 
 

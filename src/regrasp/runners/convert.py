@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,10 +15,12 @@ from regrasp.envs.registry import step_seconds
 from regrasp.errors import UserError
 from regrasp.observe.progress import progress
 from regrasp.runners.demonstrations import demonstration_features, modality
-from regrasp.runners.recordings import LOCATION, EpisodeConverter, Layout
+from regrasp.runners.recordings import LOCATION, ConvertedEpisode, EpisodeConverter, Layout
 
 MIN_STEPS = 2
 """A shorter episode is a reset that was recorded."""
+_LOST_ACTION = 1e-4
+"""A difference above rounding, of an entry of the action that the policy does not drive."""
 _NAMES = 5
 """Episodes that a line of the report names."""
 
@@ -68,13 +70,6 @@ class ConvertReport:
         """Episodes of the recordings."""
         return self.num_episodes + sum(omission.episode is not None for omission in self.omissions)
 
-    def omission_lines(self) -> list[str]:
-        """A line for each file and reason."""
-        grouped: dict[tuple[Path, str], list[str]] = {}
-        for omission in self.omissions:
-            grouped.setdefault((omission.file, omission.reason), []).append(omission.episode or "the file")
-        return [f"{file}: {_names(episodes)}: {reason}" for (file, reason), episodes in grouped.items()]
-
 
 def survey(
     config: ExperimentConfig, files: Sequence[Path], *, fps: int | None = None, keep_failed: bool = False
@@ -117,11 +112,30 @@ def convert(config: ExperimentConfig, chosen: Survey, output: Path, *, overwrite
         UserError: The folder is taken, a file cannot be read any more, no episode was sound, or an image has an odd
             size.
     """
+    omissions, num_frames, largest = list(chosen.omissions), 0, 0.0
+    with (
+        progress("Converting demonstrations", len(chosen.candidates)) as bar,
+        _writer(config, chosen, output, overwrite) as writer,
+    ):
+        for candidate, result in _episodes(config, chosen.candidates):
+            if isinstance(result, EpisodeError):
+                omissions.append(Omission(candidate.file, candidate.episode.name, str(result)))
+            else:
+                writer.add_episode(result.columns, result.instruction, candidate.episode.success is True)
+                num_frames += candidate.episode.num_steps
+                largest = max(largest, result.lost_action)
+            bar.advance(frames=str(num_frames), left_out=str(len(omissions)))
+        if writer.num_episodes == 0:
+            raise _nothing_left(omissions)
+    warnings = (_lost_action_warning(largest),) if largest > _LOST_ACTION else ()
+    return ConvertReport(output, writer.num_episodes, num_frames, chosen.fps, tuple(omissions), warnings)
+
+
+def _writer(config: ExperimentConfig, chosen: Survey, output: Path, overwrite: bool) -> DatasetWriter:
     env, model = config.env.train, config.actor.model
     first = EpisodeConverter(config, chosen.candidates[0].episode)
     cameras = first.layout.camera_shapes
-    omissions, num_frames, largest = list(chosen.omissions), 0, 0.0
-    writer = DatasetWriter(
+    return DatasetWriter(
         output,
         fps=chosen.fps,
         robot_type=env.init_params.id,
@@ -129,23 +143,19 @@ def convert(config: ExperimentConfig, chosen: Survey, output: Path, *, overwrite
         overwrite=overwrite,
         modality=modality(model, env.mapping, first.observations.states, model.action_dim, len(cameras)),
     )
-    with progress("Converting demonstrations", len(chosen.candidates)) as bar, writer:
-        for path, group in itertools.groupby(chosen.candidates, key=lambda candidate: candidate.file):
-            with RecorderFile(path) as recording:
-                for candidate in group:
-                    try:
-                        episode = EpisodeConverter(config, candidate.episode).read(recording)
-                    except EpisodeError as error:
-                        omissions.append(Omission(path, candidate.episode.name, str(error)))
-                    else:
-                        writer.add_episode(episode.columns, episode.instruction, candidate.episode.success is True)
-                        num_frames += candidate.episode.num_steps
-                        largest = max(largest, episode.lost_action)
-                    bar.advance(frames=str(num_frames), left_out=str(len(omissions)))
-        if writer.num_episodes == 0:
-            raise _nothing_left(omissions)
-    warnings = (_lost_action_warning(largest),) if largest > 1e-4 else ()
-    return ConvertReport(output, writer.num_episodes, num_frames, chosen.fps, tuple(omissions), warnings)
+
+
+def _episodes(
+    config: ExperimentConfig, candidates: Sequence[Candidate]
+) -> Iterator[tuple[Candidate, ConvertedEpisode | EpisodeError]]:
+    """Each episode, or why it cannot be read; a file is open while its episodes are read."""
+    for path, group in itertools.groupby(candidates, key=lambda candidate: candidate.file):
+        with RecorderFile(path) as recording:
+            for candidate in group:
+                try:
+                    yield candidate, EpisodeConverter(config, candidate.episode).read(recording)
+                except EpisodeError as error:
+                    yield candidate, error
 
 
 class _Findings:
@@ -230,17 +240,24 @@ def _step_rate(rates: dict[Path, float | None], given: int | None, env: EnvConfi
     return rate, [f"{path} does not tell its step rate; it is taken for {rate} Hz like the others." for path in silent]
 
 
+def omission_lines(omissions: Sequence[Omission]) -> list[str]:
+    """What was left out, a line for each file and reason."""
+    grouped: dict[tuple[Path, str], list[str]] = {}
+    for omission in omissions:
+        grouped.setdefault((omission.file, omission.reason), []).append(omission.episode or "the file")
+    return [f"{file}: {_names(episodes)}: {reason}" for (file, reason), episodes in grouped.items()]
+
+
 def _named(error: UserError, path: Path, episode: str) -> UserError:
     """The same error, naming the recording in which the mistake showed."""
     return UserError(**{**error.fields(), "problem": f"{error.problem} ({path}, {episode})"})
 
 
 def _nothing_left(omissions: Sequence[Omission]) -> UserError:
-    report = ConvertReport(Path(), 0, 0, 1, tuple(omissions), ())
     failed = any("success" in omission.reason for omission in omissions)
     return UserError(
         "None of the recorded episodes can be converted",
-        value="; ".join(report.omission_lines()[:_NAMES]),
+        value="; ".join(omission_lines(omissions)[:_NAMES]),
         expected="at least one episode that fits the experiment",
         mend="pass --keep_failed to convert episodes without success too" if failed else "record demonstrations again",
     )

@@ -17,11 +17,12 @@ from regrasp.envs.contract import ArraySpec, Capabilities, EnvSpec, Observation,
 from regrasp.envs.mapping import ObservationMapping
 from regrasp.envs.remote.process import Deadlines, SimulatorProcess
 from regrasp.envs.remote.simulator import INFO, OBSERVATION, SimulatorSpec
-from regrasp.envs.selection import is_camera
 from regrasp.errors import TrainingHaltedError
 from regrasp.hardware import available_cores
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "LP_NUM_THREADS")
+_IMAGE_AXES = 3
+"""Axes of an image of whatever kind: height, width, channels."""
 
 
 class RemoteVecEnv(VecEnv):
@@ -131,7 +132,7 @@ class RemoteVecEnv(VecEnv):
     def share_vectors(self) -> None:
         """Share new arrays, with every observation that is no image among them; see `VecEnv.share_vectors`."""
         for key, spec in self.spec.raw_observations.items():
-            if not is_camera(spec):
+            if len(spec.shape) < _IMAGE_AXES:
                 self._shapes[OBSERVATION + key] = (spec.shape, spec.dtype)
         self._arrays = self._attach()
 
