@@ -107,13 +107,14 @@ def test_it_is_trained_on_demonstrations_of_another_robot(published: Path, tmp_p
 
 def test_it_is_trained_on_a_recording_of_isaac_lab(published: Path, tmp_path: Path) -> None:
     recording = write_recording(tmp_path / "demos.hdf5", [demo(0), demo(1)])
-    small = (
+    small = [
         "actor.model.num_action_chunks=4",
         "actor.model.precision=fp32",
+        "env.train.isaaclab.task_description=pick up the red cube",
         "sft.steps=2",
         "sft.batch_size=4",
         "sft.validation_fraction=0",
-    )
+    ]
     config = load_config("isaaclab_stack_cube_ppo_groot", small).config
     convert(config, survey(config, [recording]), tmp_path / "demos")
     folder, result = train_base(config, tmp_path / "demos", published, tmp_path / "base")

@@ -49,8 +49,8 @@ def check_expert(config: EnvConfig, name: str) -> None:
         "Tasks of Isaac Lab have no scripted expert",
         key=f"env.{name}.init_params.id",
         value=config.init_params.id,
-        mend="to record demonstrations, pass --policy module:function with a script of your own, or --model_path"
-        " <folder>; `regrasp convert` takes recordings that Isaac Lab made",
+        mend="`regrasp collect` also records a script of your own, with --policy module:function, or a policy, with"
+        " --model_path; `regrasp convert` takes recordings that Isaac Lab made",
     )
 
 
