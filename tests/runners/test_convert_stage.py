@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import subprocess
 from pathlib import Path
 
 import h5py
@@ -429,29 +430,17 @@ POINT = (
 )
 
 
-def point_demo(seed: int) -> Demo:
-    """What a recorder of camera_images besides the stock one would record of a push to the right."""
-    x, y = np.arange(5) * 0.1, np.full(5, seed / 10)
-    images = np.broadcast_to((x * 100 + 100).astype(np.uint8)[:, None, None, None], (5, 8, 8, 3))
-    return Demo(
-        {
-            "actions": np.tile(np.array([0.1, 0, 0], np.float32), (5, 1)),
-            "obs/position": np.stack([x, y], 1).astype(np.float32),
-            "obs/camera_images/front": images,
-        }
-    )
-
-
 @needs_lab
 def test_recording_to_base_model_to_isaac_lab(
     backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(STAND_IN))
-    plain = write_recording(tmp_path / "plain.hdf5", [point_demo(i) for i in range(4)], env_name="Point-v0")
-    record_with_handler({plain: tmp_path / "demos.hdf5"})
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    subprocess.run([LAB_PYTHON, STAND_IN / "record_points.py", "demos.hdf5"], check=True, timeout=120)
     shared = ["--config_name", EXPERIMENT, *POINT]
     assert main(["convert", "demos.hdf5", *shared]) == 0, capsys.readouterr().err
+    _check_pushes(DemonstrationDataset.open(tmp_path / "demos"))
     assert main(["sft", *shared, "--backbone", str(backbone)]) == 0, capsys.readouterr().err
     assert main(["play", *shared, "--model_path", "base"]) == 0, capsys.readouterr().err
     again = ["--model_path", "base", "--num_demos", "2", "--output", "more", "collect.only_successful=false"]
@@ -459,5 +448,16 @@ def test_recording_to_base_model_to_isaac_lab(
     more = DemonstrationDataset.open(tmp_path / "more")
     assert (more.num_episodes, more.features[ACTION].shape, more.features[STATE].shape) == (2, (3,), (2,))
     printed = capsys.readouterr().out
-    assert "Demonstrations: demos (4 of 4 recorded episodes, 20 frames at 20 Hz)" in printed
+    assert "Left out: demos.hdf5: demo_2: not successful" in printed
+    assert "Demonstrations: demos (3 of 4 recorded episodes, 12 frames at 50 Hz)" in printed
     assert "push" in printed.split("instruction")[1]
+
+
+def _check_pushes(dataset: DemonstrationDataset) -> None:
+    """Three pushes of 0.1 per step until x is above 0.35; each row is the observation before its action."""
+    columns = dataset.load_columns([STATE, ACTION, "episode_index"])
+    assert np.array_equal(columns["episode_index"], np.repeat([0, 1, 2], 4))
+    assert np.allclose(columns[STATE][:, 0], np.tile([0.0, 0.1, 0.2, 0.3], 3), atol=1e-6)
+    assert np.allclose(columns[ACTION], [0.1, 0.0, 0.0])
+    levels = dataset.load_images("observation.images.main").mean((1, 2, 3))
+    assert np.abs(levels - np.tile([100, 110, 120, 130], 3)).max() <= 2
