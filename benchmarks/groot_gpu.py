@@ -46,6 +46,8 @@ NUM_VIEWS = 3
 SEQUENCE_LENGTH = 850
 NUM_PADDED = 40
 """Padding on the left of every sequence."""
+MINIBATCHES = 16
+"""Of the updates that are timed."""
 TINY_ARCHITECTURE = {
     "image_size": 28,
     "patch_size": 14,
@@ -284,7 +286,7 @@ def measure_update(
     compiled: bool = True,
     whole_rollout: bool = False,
 ) -> None:
-    """One optimizer step of the actor on a minibatch: forward, backward, clipping, AdamW, metrics.
+    """A minibatch's share of an update: forward, backward, clipping, AdamW, metrics.
 
     With `whole_rollout` the rollout that a run of `Sizes` trains on is taken before and kept on the device meanwhile.
     """
@@ -308,9 +310,9 @@ def measure_update(
             actor.backward = CapturedBackward(actor.backward, policy, sizes.minibatch)
     if whole_rollout:
         compile_policy(acting, {sizes.num_envs[1]}, sizes.device, backend=sizes.backend)
-    num_chunks = sizes.num_chunks if whole_rollout else 2
+    num_chunks = sizes.num_chunks if whole_rollout else sizes.num_chunks // 2
     rollout = collected(sizes, acting, keep_features=not recompute, num_chunks=num_chunks)
-    num_minibatches = min(4, len(rollout) // sizes.minibatch)
+    num_minibatches = min(MINIBATCHES, len(rollout) // sizes.minibatch)
     part = rollout.rows(torch.arange(num_minibatches * sizes.minibatch))
     policy.train()
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,7 @@ from regrasp.errors import TrainingHaltedError
 from regrasp.models.groot.checkpoint import save_groot
 from regrasp.models.groot.config import GrootConfig
 from regrasp.models.groot.grounding import GroundingReadout, pointing_target
+from regrasp.models.groot.images import prepare_images
 from regrasp.models.groot.policy import GrootPolicy
 from regrasp.models.groot.processor import GrootProcessor
 from regrasp.models.settings import RlHeadSettings
@@ -106,9 +107,15 @@ def _render(config: PretrainConfig) -> list[Scenes]:
     shares[0] += total - sum(shares)
     with progress("Rendering scenes", total) as bar:
         return [
-            render_scenes(task, share, config.seed, on_progress=bar.advance)
+            _resized(render_scenes(task, share, config.seed, on_progress=bar.advance), config.architecture.image_size)
             for task, share in zip(config.tasks, shares, strict=True)
         ]
+
+
+def _resized(scenes: Scenes, size: int) -> Scenes:
+    """The scenes with images as the policy's processor resizes them."""
+    images = prepare_images(torch.from_numpy(scenes.images)[:, None], size=size, crop_scale=1.0)
+    return replace(scenes, images=images[:, 0].numpy())
 
 
 def _fresh_policy(config: PretrainConfig, sentences: list[str]) -> GrootPolicy:

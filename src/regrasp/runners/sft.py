@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from regrasp.algorithms.schedule import cosine
 from regrasp.config.schema import ExperimentConfig, SftConfig
-from regrasp.data.lerobot import DemonstrationDataset, action_chunks
-from regrasp.envs.contract import Observation
-from regrasp.errors import TrainingHaltedError, UserError
+from regrasp.data.lerobot import DemonstrationDataset
+from regrasp.errors import TrainingHaltedError
 from regrasp.models.contract import Policy
 from regrasp.models.groot.checkpoint import load_config, load_groot
 from regrasp.models.groot.policy import GrootPolicy
@@ -22,32 +21,13 @@ from regrasp.models.mlp.policy import MlpPolicy
 from regrasp.models.normalization import Statistics
 from regrasp.models.settings import RlHeadSettings
 from regrasp.observe.progress import progress
-from regrasp.runners.demonstrations import ACTION, EXTRA_CAMERA, MAIN_CAMERA, STATE
+from regrasp.runners.demonstrations import ACTION, STATE
 from regrasp.runners.policies import choose_device, input_names
+from regrasp.runners.training_frames import Frames, load_frames
 from regrasp.streams import KeyedNoise, torch_generator
 
 _PART = {"cpu": 256, "cuda": 16}
 """Frames prepared and encoded at once: on a GPU the model may be large."""
-
-
-@dataclass
-class Frames:
-    """Training pairs of N frames."""
-
-    inputs: TensorDict
-    """Prepared observations, or features where the backbone is frozen."""
-    actions: Tensor
-    """(N, H, A) physical units."""
-    valid: Tensor
-    """(N, H) bool."""
-
-    def rows(self, index: Tensor) -> Frames:
-        """The frames in `index`."""
-        return Frames(self.inputs[index], self.actions[index], self.valid[index])
-
-    def to(self, device: torch.device) -> Frames:
-        """The frames on `device`."""
-        return Frames(self.inputs.to(device), self.actions.to(device), self.valid.to(device))
 
 
 @dataclass(frozen=True)
@@ -70,7 +50,7 @@ def train_base_model(config: ExperimentConfig, data: Path, backbone: Path | None
     dataset = DemonstrationDataset.open(data)
     device = choose_device()
     policy = _base_policy(config, dataset, backbone, seed).to(device)
-    train, validation = _load_frames(policy, dataset, sft)
+    train, validation = load_frames(policy, dataset, sft)
     with torch.autocast(device.type, torch.bfloat16, enabled=config.actor.model.precision == "bf16"):
         if sft.train == "head":
             train.inputs = _encode(policy, train.inputs, device)
@@ -128,50 +108,6 @@ def _groot(
         padding_value=model.rl_head_config.padding_value,
     )
     return load_groot(backbone, settings, processor=processor)
-
-
-def _load_frames(policy: Policy, dataset: DemonstrationDataset, sft: SftConfig) -> tuple[Frames, Frames | None]:
-    """Training and validation frames, split by episode: the last episodes are held out."""
-    columns = dataset.load_columns([STATE, ACTION, "episode_index", "task_index"])
-    episode = columns["episode_index"]
-    actions, valid = action_chunks(columns[ACTION], episode, policy.spec.action_horizon)
-    observation = Observation(
-        main_images=_main_camera(policy, dataset),
-        extra_view_images=_extra_views(dataset),
-        states=torch.from_numpy(columns[STATE]),
-        task_descriptions=[dataset.tasks[i] for i in columns["task_index"]],
-    )
-    parts = torch.arange(len(observation)).split(_PART["cpu"])
-    inputs = TensorDict.cat([policy.prepare(observation.rows(part)) for part in parts])
-    frames = Frames(inputs, torch.from_numpy(actions), torch.from_numpy(valid))
-    num_held_out = int(dataset.num_episodes * sft.validation_fraction)
-    held_out = torch.from_numpy(episode >= dataset.num_episodes - num_held_out)
-    train = frames.rows(torch.nonzero(~held_out).flatten())
-    return train, frames.rows(torch.nonzero(held_out).flatten()) if num_held_out else None
-
-
-def _main_camera(policy: Policy, dataset: DemonstrationDataset) -> Tensor:
-    if policy.spec.num_views == 0:
-        return torch.zeros(dataset.num_frames, 0, 0, 3, dtype=torch.uint8)
-    return _camera(dataset, MAIN_CAMERA)
-
-
-def _camera(dataset: DemonstrationDataset, name: str) -> Tensor:
-    if name not in dataset.cameras:
-        raise UserError(
-            "The dataset has no such camera",
-            file=dataset.root,
-            value=name,
-            expected=f"one of {list(dataset.cameras)}",
-            mend="record the demonstrations with `regrasp collect`, or rename the camera",
-        )
-    return torch.from_numpy(dataset.load_images(name))
-
-
-def _extra_views(dataset: DemonstrationDataset) -> Tensor | None:
-    names = [EXTRA_CAMERA.format(i) for i in range(len(dataset.cameras))]
-    views = [_camera(dataset, name) for name in names if name in dataset.cameras]
-    return torch.stack(views, 1) if views else None
 
 
 @torch.no_grad()

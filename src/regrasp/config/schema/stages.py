@@ -121,6 +121,8 @@ class SftConfig:
     """Folder of the trained model."""
     backbone: Name | None = None
     """Folder of the pretrained backbone; null: the user's cache, where `pretrain` puts it."""
+    frame_stride: PositiveInt = 1
+    """Train on every n-th frame of an episode."""
     train: Literal["head", "all"] = "head"
     """Train the action head on cached features, or the whole model."""
     batch_size: PositiveInt = 256

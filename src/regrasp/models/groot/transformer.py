@@ -236,7 +236,10 @@ class DiffusionTransformer(nn.Module):
         """
         layers = self._keys_values_layers
         if self._packed_keys_values is None:
-            weight, bias = (torch.cat([layer.get_parameter(name) for layer in layers]) for name in ("weight", "bias"))
+            dtype = compute_dtype(layers[0].get_parameter("weight"))
+            weight, bias = (
+                torch.cat([layer.get_parameter(name).to(dtype) for layer in layers]) for name in ("weight", "bias")
+            )
         else:
             weight, bias = self._packed_keys_values
         parts = F.linear(context, weight, bias).chunk(len(layers), dim=-1)
