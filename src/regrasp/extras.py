@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 
-PACKAGES = {"wandb": "wandb", "swanlab": "swanlab", "lora": "peft", "trocar": "mink"}
+PACKAGES = {"wandb": "wandb", "swanlab": "swanlab", "lora": "peft", "trocar": "mink", "isaaclab": "h5py"}
 """What an extra adds."""
 
 

@@ -15,7 +15,8 @@ LOGGER = ["--logger", "--experiment_name", "--run_name"]
 FLAGS = {
     "quickstart": [*CONFIG, "--output"],
     "pretrain": [*CONFIG, "--output", "--again"],
-    "collect": [*CONFIG, "--num_demos", "--output", "--overwrite"],
+    "collect": [*CONFIG, "--policy", "--model_path", "--num_demos", "--output", "--overwrite"],
+    "convert": [*CONFIG, "files", "--output", "--overwrite", "--keep_failed", "--fps"],
     "sft": [*CONFIG, "--data", "--backbone", "--output", "--overwrite"],
     "train": [
         *CONFIG,
@@ -121,6 +122,7 @@ def test_overrides_may_stand_anywhere(arguments: str, capsys: pytest.CaptureFixt
         ("train --episodes=3 runner.seed=1", "unrecognized arguments: --episodes=3"),
         ("train --num_envs four", "invalid int value: 'four'"),
         ("play --policy human", "invalid choice: 'human'"),
+        ("convert --fps fast", "invalid int value: 'fast'"),
         ("doctor runner.seed=1", "unrecognized arguments: runner.seed=1"),
         ("report", "RUN"),
         ("export --model_path base --output out --max_shard_size 5", "invalid size value: '5'"),

@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 
 from regrasp.cli.main import main
-from regrasp.runners import stages
+from regrasp.runners import convert, stages
+from regrasp.runners.convert import ConvertReport, Survey
 from regrasp.runners.sft import SftResult
 
 ROOT = Path(__file__).resolve().parents[2]
+LAB = "isaaclab_stack_cube_ppo_groot"
 
 
 def flag(name: str) -> list[str]:
@@ -42,6 +44,18 @@ def flag(name: str) -> list[str]:
         ("train nonsense", ["'nonsense'", "key=value"]),
         ("sft --config_name pick_cube_ppo_mlp sft=null", ["'sft'"]),
         ("collect --num_demos 0", flag("--num_demos")),
+        ("collect --policy human", ["'human'", "module:function", "key:      --policy\n"]),
+        ("collect --policy no_such_module:act", ["no module 'no_such_module'", "key:      --policy\n"]),
+        ("collect --policy json:act", ["json has no function 'act'", "key:      --policy\n"]),
+        ("collect --policy model", ["No model is given", "--model_path"]),
+        ("collect --model_path no/such", ["no/such", *flag("--model_path")]),
+        ("collect --policy expert --model_path base", ["would not act", "--model_path"]),
+        (f"collect --config_name {LAB}", ["no scripted expert", "--policy", "env.train.init_params.id"]),
+        (f"convert --config_name {LAB}", ["No recording is given", "regrasp convert demos.hdf5"]),
+        (f"convert no/such.hdf5 --config_name {LAB}", ["no such recording", "'no/such.hdf5'"]),
+        (f"convert a.hdf5 --fps 0 --config_name {LAB}", ["key:      --fps\n"]),
+        (f"convert a.hdf5 --config_name {LAB} env.train.isaaclab.sates=[x]", ["Unknown key", "states"]),
+        ("convert a.hdf5", ["no instruction", "env.train.mapping.task_description"]),
         ("report no/such/folder", ["no/such/folder"]),
         ("export --model_path no/such/folder --output out", ["no/such/folder", "--model_path"]),
     ],
@@ -70,6 +84,8 @@ def test_mistakes_are_named(
         ("play --policy zero runner.logger.log_path={}", "runner.logger.log_path"),
         ("collect --output {}", "--output"),
         ("collect collect.output_dir={}", "collect.output_dir"),
+        (f"convert a.hdf5 --config_name {LAB} --output {{}}", "--output"),
+        (f"convert a.hdf5 --config_name {LAB} collect.output_dir={{}}", "collect.output_dir"),
         ("sft --data . --output {}", "--output"),
         ("pretrain --output {}", "--output"),
         ("quickstart --output {}", "--output"),
@@ -96,12 +112,16 @@ def test_a_folder_that_cannot_be_written_is_refused_first(
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-@pytest.mark.parametrize("command", ["collect", "sft --data ."])
+@pytest.mark.parametrize("command", ["collect", f"convert a.hdf5 --config_name {LAB}", "sft --data ."])
 def test_what_is_there_is_replaced_only_when_asked(
     command: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(stages, "collect_demonstrations", lambda _config, output: (output, 1))
+    monkeypatch.setattr(stages, "collect_demonstrations", lambda _config, output, _policy: (output, 1))
+    monkeypatch.setattr(convert, "survey", lambda *_, **__: Survey((), (), (), 20))
+    monkeypatch.setattr(
+        convert, "convert", lambda _config, _survey, output, **_: ConvertReport(output, 1, 1, 20, (), ())
+    )
     monkeypatch.setattr(stages, "train_base", lambda _config, output: (output, SftResult(1, 1, 0.0, None)))
     precious = tmp_path / "out" / "precious"
     precious.parent.mkdir()

@@ -18,9 +18,10 @@ from regrasp.cli.main import COMMANDS, main
 from regrasp.config.load import load_config
 from regrasp.config.search import SHIPPED
 from regrasp.envs.mujoco import backend
-from regrasp.runners import play, quickstart, stages
+from regrasp.runners import convert, play, quickstart, stages
 
 ROOT = Path(__file__).resolve().parents[2]
+LAB = "isaaclab_stack_cube_ppo_groot"
 EXPERIMENTS = sorted(file.stem for file in SHIPPED.glob("*.yaml"))
 
 
@@ -34,7 +35,7 @@ def test_version(capsys: pytest.CaptureFixture[str]):
 
 
 def test_help_is_fast_and_imports_nothing_heavy():
-    heavy = {"torch", "transformers", "tensordict", "matplotlib", "mujoco", "av", "pyarrow", "tensorboard"}
+    heavy = {"torch", "transformers", "tensordict", "matplotlib", "mujoco", "av", "pyarrow", "tensorboard", "h5py"}
     code = f"""
 import sys, time
 from regrasp.cli.main import main
@@ -56,7 +57,7 @@ print(time.process_time(), *({heavy} & set(sys.modules)), file=sys.stderr)
     ("command", "name"),
     [
         *(("train", name) for name in EXPERIMENTS),
-        *((command, DEFAULT_CONFIG) for command in ("play", "collect", "sft", "pretrain", "quickstart")),
+        *((command, DEFAULT_CONFIG) for command in ("play", "collect", "convert", "sft", "pretrain", "quickstart")),
     ],
 )
 def test_dry_run_prints_the_experiment_that_would_run(
@@ -145,7 +146,7 @@ def test_doctor_on_a_machine_that_renders(capsys: pytest.CaptureFixture[str], mo
     assert rows["rendering"] == "egl works"
     assert rows["Python"].startswith(".".join(map(str, sys.version_info[:3])))
     assert {"system", "memory", "disk", "torch", "GPU", "transformers", "mujoco-core"} <= rows.keys()
-    extras = {"wandb", "swanlab", "peft", "mink"}
+    extras = {"wandb", "swanlab", "peft", "mink", "h5py"}
     assert extras <= rows.keys()
     missing = [rows[name] for name in extras if "not installed" in rows[name]]
     assert all("pip install" in row and "regrasp[" not in row for row in missing)
@@ -180,6 +181,7 @@ def test_interrupt_is_no_traceback(capsys: pytest.CaptureFixture[str], monkeypat
     [
         ("pretrain", "Nothing of this stage is kept"),
         ("collect --output new", "Nothing of this stage is kept"),
+        (f"convert a.hdf5 --output new --config_name {LAB}", "Nothing of this stage is kept"),
         ("sft --data . --output new", "Nothing of this stage is kept"),
         ("quickstart --output new", "training goes on from its newest checkpoint"),
         ("play --policy zero", "Run the same command again"),
@@ -196,6 +198,7 @@ def test_interrupt_says_what_is_kept(
         (stages, "pretrain_backbone"),
         (stages, "collect_demonstrations"),
         (stages, "train_base"),
+        (convert, "survey"),
         (quickstart, "quickstart"),
         (play, "play"),
     ):

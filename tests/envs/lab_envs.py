@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 
+from lab_python import LAB_PYTHON, STAND_IN, needs_lab
 from regrasp.config.schema import EnvConfig, InitParams, MappingConfig, StateEntry
 from regrasp.envs.contract import VecEnv
 from regrasp.envs.registry import create_env
 
-HERE = Path(__file__).parent
-STAND_IN = HERE / "isaaclab_stand_in"
-_CHOSEN = os.environ.get("REGRASP_TEST_ISAACLAB_PYTHON")
-LAB_PYTHON = Path(_CHOSEN) if _CHOSEN else Path(sys.prefix) / "isaaclab" / "bin" / "python"
-"""The interpreter that has Isaac Lab; the variable names one with a real Isaac Sim."""
+__all__ = ["HERE", "LAB_PYTHON", "STAND_IN", "lab_config", "lab_env", "needs_lab", "start", "states"]
 
-needs_lab = pytest.mark.skipif(
-    not LAB_PYTHON.exists(),
-    reason="ISAAC LAB IS NOT TESTED: no isaaclab wheel, run scripts/install_isaaclab_tests.sh with a network",
-)
+HERE = Path(__file__).parent
 
 
 def states(*keys: str) -> tuple[StateEntry, ...]:

@@ -10,6 +10,7 @@ import torch
 from official_layout import write_official
 
 import regrasp
+from lab_recordings import demo, write_recording
 from regrasp.config.load import load_config
 from regrasp.config.schema import ExperimentConfig
 from regrasp.data.lerobot import DatasetWriter, FeatureSpec
@@ -18,7 +19,8 @@ from regrasp.errors import UserError
 from regrasp.models.groot.checkpoint import load_groot
 from regrasp.models.groot.data_config import KeyConfig
 from regrasp.models.inputs import InputNames
-from regrasp.runners.collect import ACTION, MAIN_CAMERA, STATE
+from regrasp.runners.convert import convert, survey
+from regrasp.runners.demonstrations import ACTION, MAIN_CAMERA, STATE
 from regrasp.runners.policies import create_policy
 from regrasp.runners.stages import train_base
 
@@ -101,6 +103,25 @@ def test_it_is_trained_on_demonstrations_of_another_robot(published: Path, tmp_p
     bounds = processor.unnormalize_actions(torch.tensor([[-1.0] * 4, [1.0] * 4]))
     np.testing.assert_allclose(bounds.numpy(), [low, high], rtol=1e-5)
     assert regrasp.load_policy(folder).spec.embodiment_id == 3
+
+
+def test_it_is_trained_on_a_recording_of_isaac_lab(published: Path, tmp_path: Path) -> None:
+    recording = write_recording(tmp_path / "demos.hdf5", [demo(0), demo(1)])
+    small = [
+        "actor.model.num_action_chunks=4",
+        "actor.model.precision=fp32",
+        "env.train.isaaclab.task_description=pick up the red cube",
+        "sft.steps=2",
+        "sft.batch_size=4",
+        "sft.validation_fraction=0",
+    ]
+    config = load_config("isaaclab_stack_cube_ppo_groot", small).config
+    convert(config, survey(config, [recording]), tmp_path / "demos")
+    folder, result = train_base(config, tmp_path / "demos", published, tmp_path / "base")
+    assert result.num_frames == 12
+    config = load_config("isaaclab_stack_cube_ppo_groot", [*small, f"actor.model.model_path={folder}"]).config
+    spec = create_policy(config.actor.model, config.env.train.mapping, environments(state_dim=9), 0).spec
+    assert (spec.embodiment_id, spec.num_views, spec.state_dim, spec.action_dim) == (31, 2, 9, 7)
 
 
 def test_it_is_loaded_in_python_by_its_embodiment(published: Path) -> None:

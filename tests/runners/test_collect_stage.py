@@ -18,7 +18,8 @@ from regrasp.envs.contract import Observation, Step, VecEnv
 from regrasp.envs.mapping import ActionMapping
 from regrasp.envs.registry import create_env
 from regrasp.errors import SimulatorError, UserError
-from regrasp.runners.collect import ACTION, MAIN_CAMERA, STATE, collect
+from regrasp.runners.collect import collect
+from regrasp.runners.demonstrations import ACTION, MAIN_CAMERA, STATE
 from regrasp.streams import episode_seed
 
 SEED = 5

@@ -77,7 +77,7 @@ def preview(config: ExperimentConfig) -> GrootPolicy:
 )
 def test_the_estimate_is_what_an_update_holds(groot_start: Path, overrides: tuple[str, ...]) -> None:
     config = groot_experiment(f"actor.model.model_path={groot_start}", *overrides).config
-    env = create_env(config.env.train, "train", 4)
+    env = create_env(config.env.train, "train", 4, 0)
     engine = LocalEngine(
         config, create_policy(config.actor.model, config.env.train.mapping, env.spec, 0), env, 0, torch.device("cpu")
     )
@@ -86,7 +86,7 @@ def test_the_estimate_is_what_an_update_holds(groot_start: Path, overrides: tupl
         engine.update(rollout, 0, lambda: False)
         found = measured(engine)
     finally:
-        engine.close()
+        env.close()
     policy = preview(config)
     assert {parameter.device.type for parameter in policy.parameters()} == {"meta"}
     stored = sum(value.nbytes for value in rollout.inputs.to_dict().values())

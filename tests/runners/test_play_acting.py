@@ -64,14 +64,16 @@ def test_play_gives_the_numbers_of_trainings_evaluation(
         f"actor.model.trainable={trainable}",
     )
     config = groot_experiment(f"actor.model.model_path={groot_start}", *settings).config
-    env = create_env(config.env.train, "train", 4)
+    env = create_env(config.env.train, "train", 4, config.seed)
+    eval_env = create_env(config.env.eval, "eval", 4, config.seed)
     policy = create_policy(config.actor.model, config.env.train.mapping, env.spec, config.seed)
-    engine = LocalEngine(config, policy, env, config.seed, CPU)
+    engine = LocalEngine(config, policy, env, config.seed, CPU, eval_env)
     try:
         engine.update(engine.collect(0, lambda: False).rollout, 0, lambda: False)
         in_training = engine.evaluate(config.env.eval.num_episodes)
     finally:
-        engine.close()
+        env.close()
+        eval_env.close()
     engine.policy.save(tmp_path / "model")
     of_training = chosen.copy()
     chosen.clear()

@@ -17,7 +17,7 @@ from regrasp.errors import UserError
 from regrasp.models.groot.checkpoint import load_groot
 from regrasp.models.mlp.policy import MlpPolicy
 from regrasp.models.registry import load_policy
-from regrasp.runners.collect import ACTION, STATE
+from regrasp.runners.demonstrations import ACTION, STATE
 from regrasp.runners.pretrain import cached_backbone
 from regrasp.runners.sft import train_base_model
 from regrasp.runners.stages import train_base

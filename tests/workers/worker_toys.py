@@ -110,6 +110,12 @@ class ScriptedEnv(VecEnv):
         states = torch.stack([torch.arange(count), self.episode, self.steps], 1).float()
         return Observation(torch.zeros(count, 0, 0, 3, dtype=torch.uint8), states, ["do it"] * count)
 
+    def share_vectors(self) -> None:
+        pass
+
+    def raw_observation(self) -> dict[str, Tensor]:
+        return {}
+
     def expert_actions(self) -> Tensor:
         raise AssertionError("no expert")
 

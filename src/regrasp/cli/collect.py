@@ -1,12 +1,17 @@
-"""`regrasp collect`: stage 1, demonstrations by a scripted expert."""
+"""`regrasp collect`: stage 1, demonstrations by a scripted expert, a policy, or a function of the user's."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from regrasp.cli.common import STAGE_INTERRUPTED, add_config_arguments, load_to_run
+from regrasp.cli.common import STAGE_INTERRUPTED, add_config_arguments, load_to_run, prepare_torch
+from regrasp.errors import UserError
 from regrasp.folders import require_new, require_writable
+
+if TYPE_CHECKING:
+    from regrasp.config.load import LoadedConfig
 
 INTERRUPTED = STAGE_INTERRUPTED
 
@@ -14,6 +19,13 @@ INTERRUPTED = STAGE_INTERRUPTED
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of this command."""
     add_config_arguments(parser)
+    parser.add_argument(
+        "--policy",
+        metavar="NAME",
+        help="what acts: expert, the task's own; model; or your module:function; default: expert, and model with"
+        " --model_path",
+    )
+    parser.add_argument("--model_path", metavar="FOLDER", help="policy to record, a Hugging Face style folder")
     parser.add_argument("--num_demos", metavar="N", type=int, help="demonstrations to keep")
     parser.add_argument("--output", metavar="FOLDER", type=Path, help="dataset folder; default: collect.output_dir")
     parser.add_argument("--overwrite", action="store_true", help="replace the dataset that is there")
@@ -21,16 +33,60 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Record a dataset."""
+    policy = _policy(args)
     loaded = load_to_run(args, block="collect")
     if loaded is None:
         return 0
     assert loaded.config.collect is not None
+    if policy == "model":
+        _require_model(loaded)
     key = "collect.output_dir" if args.output is None else "--output"
     output = args.output or Path(loaded.config.collect.output_dir)
     require_new(output, overwrite=args.overwrite, key=key)
     require_writable(output, key=key)
+    prepare_torch(loaded)
     from regrasp.runners.stages import collect_demonstrations
 
-    folder, attempts = collect_demonstrations(loaded.config, output)
+    folder, attempts = collect_demonstrations(loaded.config, output, policy)
     print(f"Demonstrations: {folder} ({attempts} attempts)")
     return 0
+
+
+def _policy(args: argparse.Namespace) -> str:
+    """What acts.
+
+    Raises:
+        UserError: It has no such form, or a model is given that would not act.
+    """
+    policy = args.policy or ("expert" if args.model_path is None else "model")
+    if policy not in ("expert", "model") and not all(policy.partition(":")):
+        raise UserError(
+            "Not something that can act",
+            key="--policy",
+            value=policy,
+            expected="expert, model, or module:function",
+            mend="correct it",
+        )
+    if args.model_path is not None and policy != "model":
+        raise UserError(
+            "The model would not act",
+            key="--model_path",
+            value=args.model_path,
+            expected=f"no model with --policy {policy}",
+            mend="leave one of the two out",
+        )
+    return policy
+
+
+def _require_model(loaded: LoadedConfig) -> None:
+    from regrasp.config.paths import require_paths
+
+    if loaded.config.actor.model.model_path is None:
+        raise UserError(
+            "No model is given",
+            file=loaded.file,
+            key="actor.model.model_path",
+            expected="the folder of a trained model",
+            mend="pass --model_path",
+        )
+    require_paths(loaded.config, "play", loaded.file)

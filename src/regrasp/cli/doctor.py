@@ -15,6 +15,7 @@ EXTRAS = {
     "swanlab": "metrics on SwanLab",
     "lora": "low-rank adapters on the language model",
     "trocar": "the scripted expert of the trocar task",
+    "isaaclab": "reading Isaac Lab's recordings (regrasp convert)",
 }
 _MIN_MEMORY_GB = 4
 

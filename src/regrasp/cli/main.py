@@ -17,6 +17,7 @@ COMMANDS = {
     "quickstart": "all stages on the embedded simulator, with a report at the end",
     "pretrain": "stage 0: pretrain the tiny vision-language backbone",
     "collect": "stage 1: record demonstrations with a scripted expert",
+    "convert": "stage 1 from recordings: make a dataset of Isaac Lab's HDF5 files",
     "sft": "stage 2: train a base model on demonstrations",
     "train": "stage 3: fine-tune a model with reinforcement learning",
     "play": "evaluate a model, with intervals and video",

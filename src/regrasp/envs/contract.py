@@ -147,6 +147,17 @@ class VecEnv(ABC):
         """The scripted expert's action for each environment's present state, (N, A); only where `has_expert`."""
 
     @abstractmethod
+    def share_vectors(self) -> None:
+        """Have the simulator deliver every observation that is no image, from the next `reset` on."""
+
+    @abstractmethod
+    def raw_observation(self) -> dict[str, Tensor]:
+        """The present observations by `group/key`, (N, ...) each.
+
+        Those that the mapping names; after `share_vectors` also all others that are no images.
+        """
+
+    @abstractmethod
     def record(self, env_ids: Sequence[int], height: int = 256, width: int = 256) -> None:
         """Ask for a video frame per step of these environments from now on; an empty list stops it."""
 

@@ -55,6 +55,16 @@ def check_expert(config: EnvConfig, name: str) -> None:
         module.check_expert(config, name)
 
 
+def step_seconds(config: EnvConfig, name: str) -> float | None:
+    """Simulated seconds per step of `env.<name>`, None where that is only known once the simulator has started.
+
+    Raises:
+        UserError: The simulator or task is unknown.
+    """
+    module, _ = _factory(config, name)
+    return module.describe(config, name).step_seconds if hasattr(module, "describe") else None
+
+
 def preflight(config: ExperimentConfig, file_of: Callable[[str], str]) -> None:
     """Check task, mapping and action width of training and evaluation without starting an environment.
 

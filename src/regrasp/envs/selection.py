@@ -38,14 +38,18 @@ class ObservationSelection:
         config: The mapping block.
         raw: What the simulator offers, by `group/key`.
         location: Dotted path of the block, for errors.
+        source: What offers them, for errors.
 
     Raises:
         UserError: A key is missing or ambiguous, a slice out of range, an image no image or a state no vector.
     """
 
-    def __init__(self, config: MappingConfig, raw: Mapping[str, ArraySpec], location: str) -> None:
+    def __init__(
+        self, config: MappingConfig, raw: Mapping[str, ArraySpec], location: str, source: str = "The simulator"
+    ) -> None:
         self.raw = raw
         self._location = location
+        self._source = source
         self.instruction = config.task_description
         self.main_camera = self._camera(config.main_images, "main_images") if config.main_images else None
         self.extra_cameras = tuple(self._camera(name, "extra_view_images") for name in config.extra_view_images)
@@ -64,7 +68,7 @@ class ObservationSelection:
         return sum(source.stop - source.start for source in self.states)
 
     def _camera(self, name: str, field: str) -> str:
-        key = self._find(name, field)
+        key = self.find(name, field)
         spec = self.raw[key]
         if not _is_camera(spec):
             raise UserError(
@@ -79,7 +83,7 @@ class ObservationSelection:
 
     def _state(self, index: int, name: str, bounds: tuple[int, int] | None) -> StateSource:
         field = f"states[{index}]"
-        key = self._find(name, field)
+        key = self.find(name, field)
         spec = self.raw[key]
         if spec.dtype == "uint8":
             raise UserError(
@@ -96,13 +100,18 @@ class ObservationSelection:
                 f"The slice reaches past the end of '{key}'",
                 key=f"{self._location}.{field}.slice",
                 value=[start, stop],
-                expected=f"0 <= start < stop <= {width}, the width that the simulator reports",
+                expected=f"0 <= start < stop <= {width}, the width of the observation",
                 mend="shorten the slice or choose another key",
             )
         return StateSource(key, start, stop)
 
-    def _find(self, name: str, field: str) -> str:
-        return find_observation(name, self.raw, f"{self._location}.{field}")
+    def find(self, name: str, field: str) -> str:
+        """The `group/key` of an observation that `field` of the mapping names, with or without its group.
+
+        Raises:
+            UserError: There is none, or there are several.
+        """
+        return find_observation(name, self.raw, f"{self._location}.{field}", self._source)
 
     def _check_equal_sizes(self) -> None:
         sizes = {self.raw[key].shape for key in self.extra_cameras}
@@ -116,8 +125,14 @@ class ObservationSelection:
             )
 
 
-def find_observation(name: str, offered: Iterable[str], location: str) -> str:
+def find_observation(name: str, offered: Iterable[str], location: str, source: str = "The simulator") -> str:
     """The key `group/key` of the observation called `name`, which may leave the group out.
+
+    Args:
+        name: As the user wrote it.
+        offered: All keys.
+        location: Dotted path of the configuration key that names it, for errors.
+        source: What offers them, for errors.
 
     Raises:
         UserError: No observation has that name, or several.
@@ -127,7 +142,7 @@ def find_observation(name: str, offered: Iterable[str], location: str) -> str:
     if len(matches) == 1:
         return matches[0]
     raise UserError(
-        f"The simulator offers {'several observations' if matches else 'no observation'} named '{name}'",
+        f"{source} offers {'several observations' if matches else 'no observation'} named '{name}'",
         key=location,
         value=name,
         expected=f"one of {matches or sorted(offered)}",

@@ -22,7 +22,7 @@ from regrasp.models.mlp.policy import MlpPolicy
 from regrasp.models.normalization import Statistics
 from regrasp.models.settings import RlHeadSettings
 from regrasp.observe.progress import progress
-from regrasp.runners.collect import ACTION, STATE
+from regrasp.runners.demonstrations import ACTION, STATE
 from regrasp.runners.policies import choose_device, input_names
 from regrasp.runners.training_frames import Frames, load_frames
 from regrasp.streams import KeyedNoise, torch_generator

@@ -5,11 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 from regrasp.config.schema import ExperimentConfig
+from regrasp.envs.contract import VecEnv
 from regrasp.envs.mapping import ActionMapping
 from regrasp.envs.registry import check_expert, create_env
 from regrasp.errors import UserError
 from regrasp.folders import require_writable
 from regrasp.runners.collect import collect
+from regrasp.runners.demonstrators import (
+    Demonstrator,
+    expert_demonstrator,
+    load_script,
+    policy_demonstrator,
+    script_demonstrator,
+)
 from regrasp.runners.pretrain import cached_backbone, pretrain
 from regrasp.runners.sft import SftResult, train_base_model
 
@@ -33,24 +41,44 @@ def pretrain_backbone(
     return folder, pretrain(config.pretrain, folder)
 
 
-def collect_demonstrations(config: ExperimentConfig, output: Path | None = None) -> tuple[Path, int]:
+def collect_demonstrations(
+    config: ExperimentConfig, output: Path | None = None, policy: str = "expert"
+) -> tuple[Path, int]:
     """Record a dataset into `output` (default: `collect.output_dir`).
+
+    Args:
+        config: The experiment.
+        output: The folder.
+        policy: What acts: `expert`, the task's own; `model`, the policy of `actor.model.model_path`; or
+            `module:function`, see `script_demonstrator`.
 
     Returns:
         The folder and the number of attempts.
     """
     assert config.collect is not None
     folder = output or Path(config.collect.output_dir)
-    check_expert(config.env.train, "train")
+    if policy == "expert":
+        check_expert(config.env.train, "train")
+    elif policy != "model":
+        load_script(policy)
+    seed = config.seed if config.collect.seed is None else config.collect.seed
     env = create_env(config.env.train, "train", 1, config.seed)
     try:
         mapping = ActionMapping(
             config.env.train.mapping, config.actor.model.action_dim, env.spec.action_dim, "env.train.mapping"
         )
-        seed = config.seed if config.collect.seed is None else config.collect.seed
-        return folder, collect(config.collect, config.env.train, env, mapping, seed, folder)
+        demonstrator = _demonstrator(config, env, policy, seed)
+        return folder, collect(config.collect, config.env.train, env, mapping, seed, folder, demonstrator)
     finally:
         env.close()
+
+
+def _demonstrator(config: ExperimentConfig, env: VecEnv, policy: str, seed: int) -> Demonstrator:
+    if policy == "expert":
+        return expert_demonstrator(env)
+    if policy == "model":
+        return policy_demonstrator(config, env, seed)
+    return script_demonstrator(policy, env)
 
 
 def train_base(

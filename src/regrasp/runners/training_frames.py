@@ -16,7 +16,7 @@ from regrasp.envs.contract import Observation
 from regrasp.errors import UserError
 from regrasp.models.contract import Policy
 from regrasp.observe.progress import progress
-from regrasp.runners.collect import ACTION, EXTRA_CAMERA, MAIN_CAMERA, STATE
+from regrasp.runners.demonstrations import ACTION, EXTRA_CAMERA, MAIN_CAMERA, STATE
 
 _PART = 256
 """Frames prepared at once."""

@@ -36,7 +36,7 @@ class RolloutWorker:
     Args:
         policy: The policy; its weights are shared with the actor when both live in one process.
         seed: Noise is drawn from (seed, role, key).
-        role: "train" or "eval".
+        role: "train", "eval" or "data".
         device: Where the policy lives.
         keep_features: Keep backbone features for the update, rather than prepared observations.
     """

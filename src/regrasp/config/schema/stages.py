@@ -95,14 +95,14 @@ class PretrainConfig:
 
 @dataclass(frozen=True, config=BLOCK)
 class CollectConfig:
-    """Demonstrations by the task's scripted expert."""
+    """Demonstrations by the task's scripted expert, a policy, or a function of one's own."""
 
     num_demos: PositiveInt
     """Demonstrations to keep."""
     output_dir: Name = "demos"
     """Folder of the dataset."""
     action_noise: NonNegativeFloat = 0.15
-    """Standard deviation of the noise on executed (not on recorded) actions, as a fraction of the action range."""
+    """Standard deviation of the noise on the expert's executed (not recorded) actions, as a fraction of their range."""
     seed: NonNegativeInt | None = None
     """Seed of the episodes; null: the run's seed."""
     max_attempts_factor: Annotated[float, Field(ge=1)] = 3.0

@@ -37,3 +37,12 @@ def split_id(task_id: str) -> tuple[str | None, str]:
     """The package that registers the task (None for Isaac Lab itself) and the id, of `package:Task-Id`."""
     package, colon, name = task_id.rpartition(":")
     return (package or None, name) if colon else (None, task_id)
+
+
+def is_recording_of(env_name: str, task_id: str) -> bool:
+    """Whether a recording of task `env_name` has the observations and actions of `task_id`.
+
+    Isaac Lab Mimic generates demonstrations of a task in a variant of it, `...-Mimic-v0`.
+    """
+    _, recorded = split_id(env_name)
+    return recorded.replace("-Mimic", "") in aliases(split_id(task_id)[1])

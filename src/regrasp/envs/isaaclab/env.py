@@ -39,6 +39,21 @@ def create_env(config: EnvConfig, name: str, max_chunk: int, seed: int) -> VecEn
     return env
 
 
+def check_expert(config: EnvConfig, name: str) -> None:
+    """Say, before a simulator starts, that no task of Isaac Lab has a scripted expert.
+
+    Raises:
+        UserError: Always.
+    """
+    raise UserError(
+        "Tasks of Isaac Lab have no scripted expert",
+        key=f"env.{name}.init_params.id",
+        value=config.init_params.id,
+        mend="`regrasp collect` also records a script of your own, with --policy module:function, or a policy, with"
+        " --model_path; `regrasp convert` takes recordings that Isaac Lab made",
+    )
+
+
 def task_options(config: EnvConfig, name: str, seed: int) -> TaskOptions:
     """What the simulator's process is told of `env.<name>`, and the seed under which it is to be built."""
     mapping, init = config.mapping, config.init_params

@@ -21,6 +21,8 @@ from regrasp.errors import TrainingHaltedError
 from regrasp.hardware import available_cores
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "LP_NUM_THREADS")
+_IMAGE_AXES = 3
+"""Axes of an image of whatever kind: height, width, channels."""
 
 
 class RemoteVecEnv(VecEnv):
@@ -77,13 +79,8 @@ class RemoteVecEnv(VecEnv):
                 **simulator.capabilities, saves_state=simulator.state_size > 0, has_expert=simulator.has_expert
             )
             self._mapping = self._create_mapping(mapping, simulator, f"env.{name}.mapping")
-            shapes = self._array_shapes(simulator)
-            self._arrays = [
-                worker.attach(
-                    {key: ((part.stop - part.start, *shape), dtype) for key, (shape, dtype) in shapes.items()}
-                )
-                for worker, part in zip(self._workers, self._slices, strict=True)
-            ]
+            self._shapes = self._array_shapes(simulator)
+            self._arrays = self._attach()
         except BaseException:
             self.close(deadline=1.0)
             raise
@@ -122,6 +119,27 @@ class RemoteVecEnv(VecEnv):
         shapes |= {INFO + name: ((), "float32") for name in simulator.info}
         shapes |= {OBSERVATION + key: simulator.raw_observations[key] for key in self._mapping.keys}
         return shapes
+
+    def _attach(self) -> list[dict[str, Any]]:
+        """The arrays that each worker shares with us."""
+        return [
+            worker.attach(
+                {key: ((part.stop - part.start, *shape), dtype) for key, (shape, dtype) in self._shapes.items()}
+            )
+            for worker, part in zip(self._workers, self._slices, strict=True)
+        ]
+
+    def share_vectors(self) -> None:
+        """Share new arrays, with every observation that is no image among them; see `VecEnv.share_vectors`."""
+        for key, spec in self.spec.raw_observations.items():
+            if len(spec.shape) < _IMAGE_AXES:
+                self._shapes[OBSERVATION + key] = (spec.shape, spec.dtype)
+        self._arrays = self._attach()
+
+    def raw_observation(self) -> dict[str, Tensor]:
+        """Copies of all shared observations, see `VecEnv.raw_observation`."""
+        names = [name for name in self._shapes if name.startswith(OBSERVATION)]
+        return {name.removeprefix(OBSERVATION): self._gather(name) for name in names}
 
     def reset(self, env_ids: Sequence[int], seeds: Sequence[int]) -> Observation:
         """Start one episode per given environment, see `VecEnv.reset`."""

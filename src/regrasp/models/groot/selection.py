@@ -13,6 +13,9 @@ from regrasp.models.groot.metadata import Metadata
 from regrasp.models.inputs import InputNames
 from regrasp.models.normalization import Statistics
 
+Range = tuple[int, int]
+"""(start, stop) in a vector."""
+
 
 class Selection:
     """Which cameras and which columns of the state vector a model sees, in its order.
@@ -52,14 +55,28 @@ class Selection:
 def split_statistics(
     data: DataConfig, inputs: InputNames, state: Statistics, action: Statistics
 ) -> tuple[dict[str, Statistics], dict[str, Statistics]]:
-    """Statistics of whole vectors, by the keys of a data configuration.
+    """Statistics of whole vectors, by the keys of a data configuration; see `key_ranges`.
+
+    Raises:
+        UserError: A width is not known, or the widths do not add up.
+    """
+    states, actions = key_ranges(data, inputs, state.width, action.width)
+    return (
+        {key: state.columns(*bounds) for key, bounds in states.items()},
+        {key: action.columns(*bounds) for key, bounds in actions.items()},
+    )
+
+
+def key_ranges(
+    data: DataConfig, inputs: InputNames, state_width: int, action_width: int
+) -> tuple[dict[str, Range], dict[str, Range]]:
+    """Where in the state and in the action vector the keys of a data configuration are.
 
     State keys are where `inputs.state` says. Action keys follow one another, each as wide as the state key of its name.
 
     Raises:
         UserError: A width is not known, or the widths do not add up.
     """
-    slices = {key: (start, stop) for key, start, stop in inputs.state or ()}
     first, *further = [item.key for item in data.state]
     if inputs.state is None and further:
         raise UserError(
@@ -69,20 +86,22 @@ def split_statistics(
             expected=f"the ranges of {', '.join([first, *further])}",
             mend="add gr00t_mapping to the mapping",
         )
-    states = {first: state} if inputs.state is None else {}
-    states |= {key: state.columns(*bounds) for key, bounds in slices.items()}
+    states = {first: (0, state_width)} if inputs.state is None else {}
+    states |= {key: (start, stop) for key, start, stop in inputs.state or ()}
     names = [item.key for item in data.action]
-    widths = {names[0]: action.width} if len(names) == 1 else {key: states[key].width for key in names if key in states}
-    if len(widths) < len(names) or sum(widths.values()) != action.width:
+    widths = {key: states[key][1] - states[key][0] for key in names if key in states}
+    if len(names) == 1:
+        widths = {names[0]: action_width}
+    if len(widths) < len(names) or sum(widths.values()) != action_width:
         raise UserError(
             "How wide the parts of the action are cannot be told",
             key="mapping.data_config.action",
             value=", ".join(f"{key}: {widths.get(key, '?')}" for key in names),
-            expected=f"one key, or keys of the state (mapping.gr00t_mapping.state) of {action.width} values together",
+            expected=f"one key, or keys of the state (mapping.gr00t_mapping.state) of {action_width} values together",
         )
     actions, start = {}, 0
     for key in names:
-        actions[key] = action.columns(start, start + widths[key])
+        actions[key] = (start, start + widths[key])
         start += widths[key]
     return states, actions
 

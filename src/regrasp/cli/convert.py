@@ -1,0 +1,78 @@
+"""`regrasp convert`: Isaac Lab's recordings as a dataset that `regrasp sft` trains on."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from regrasp.cli.common import STAGE_INTERRUPTED, add_config_arguments, load_to_run
+from regrasp.errors import UserError
+from regrasp.folders import require_new, require_writable
+
+INTERRUPTED = STAGE_INTERRUPTED
+
+_OVERRIDE = re.compile(r"[+~]{0,2}[\w.@/-]+=.*|~[\w.]+", re.DOTALL)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of this command."""
+    parser.add_argument("files", nargs="*", metavar="FILE", help="recordings (.hdf5) of Isaac Lab")
+    add_config_arguments(parser)
+    parser.add_argument("--output", metavar="FOLDER", type=Path, help="dataset folder; default: collect.output_dir")
+    parser.add_argument("--overwrite", action="store_true", help="replace the dataset that is there")
+    parser.add_argument("--keep_failed", action="store_true", help="convert episodes without success too")
+    parser.add_argument("--fps", metavar="N", type=int, help="steps per second; default: as the recordings say")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write a dataset."""
+    files, args.overrides = split_positionals([*args.files, *args.overrides])
+    loaded = load_to_run(args)
+    if loaded is None:
+        return 0
+    _check(files, args.fps)
+    output, key = args.output, "--output"
+    if output is None:
+        collect = loaded.config.collect
+        output, key = Path(collect.output_dir if collect else "demos"), "collect.output_dir"
+    require_new(output, overwrite=args.overwrite, key=key)
+    require_writable(output, key=key)
+    from regrasp.runners.convert import convert, omission_lines, survey
+
+    chosen = survey(loaded.config, files, fps=args.fps, keep_failed=args.keep_failed)
+    _warn(chosen.warnings)
+    report = convert(loaded.config, chosen, output, overwrite=args.overwrite)
+    _warn(report.warnings)
+    for line in omission_lines(report.omissions):
+        print(f"Left out: {line}")
+    print(
+        f"Demonstrations: {report.folder} ({report.num_episodes} of {report.num_recorded} recorded episodes,"
+        f" {report.num_frames} frames at {report.fps} Hz)"
+    )
+    return 0
+
+
+def split_positionals(given: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """Recordings and Hydra overrides, which argparse cannot tell apart."""
+    overrides = [text for text in given if _OVERRIDE.fullmatch(text) and not Path(text).is_file()]
+    return [Path(text) for text in given if text not in overrides], overrides
+
+
+def _check(files: Sequence[Path], fps: int | None) -> None:
+    if not files:
+        raise UserError(
+            "No recording is given",
+            key="FILE",
+            expected="one or more .hdf5 files that Isaac Lab's recorder wrote",
+            mend="name them: regrasp convert demos.hdf5 --config_name ...",
+        )
+    if fps is not None and fps < 1:
+        raise UserError("No step rate", key="--fps", value=fps, expected="at least 1", mend="correct it")
+
+
+def _warn(warnings: Sequence[str]) -> None:
+    for warning in warnings:
+        print(f"[WARN] {warning}", file=sys.stderr)
