@@ -20,27 +20,26 @@ from regrasp.engine.local import LocalEngine
 from regrasp.envs.contract import Step
 from regrasp.envs.remote.vector import RemoteVecEnv
 
-TIMEOUT = 2.0
-EXPERIMENT = (
-    "--config_name",
-    "pick_cube_ppo_mlp",
-    *SMALL,
-    "runner.save_interval=-1",
-    f"env.train.timeouts.step_s={TIMEOUT}",
-    f"env.eval.timeouts.step_s={TIMEOUT}",
-)
+SHORT, USUAL = 5.0, 120.0
+"""Seconds a simulator may be silent: where one falls silent, and by default."""
+SECONDS_TO_END = 60.0
+"""From a simulator's end to the command's, on a busy machine; less than the usual silence."""
+strikes: list[float] = []
+"""When simulators were struck."""
 
 
 @pytest.fixture
 def command(start_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A small run in an empty folder."""
     monkeypatch.chdir(tmp_path)
-    return ["train", "--model_path", str(start_model), *EXPERIMENT]
+    experiment = ["--config_name", "pick_cube_ppo_mlp", *SMALL, "runner.save_interval=-1"]
+    return ["train", "--model_path", str(start_model), *experiment]
 
 
 def strike(env: RemoteVecEnv, number: signal.Signals) -> None:
     for worker in env._workers:
         os.kill(worker.pid, number)
+    strikes.append(time.monotonic())
 
 
 def strike_at_step(monkeypatch: pytest.MonkeyPatch, name: str, call: int, number: signal.Signals) -> None:
@@ -59,9 +58,8 @@ def strike_at_step(monkeypatch: pytest.MonkeyPatch, name: str, call: int, number
 
 def fails(command: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[str, list[str]]:
     """Run a command that a simulator ends; returns what it said, and the command that it says to continue with."""
-    started = time.monotonic()
     assert main(command) == 3
-    assert time.monotonic() - started < TIMEOUT + 20
+    assert time.monotonic() - strikes[-1] < SECONDS_TO_END
     error = capsys.readouterr().err
     return error, shlex.split(error.partition("To continue: ")[2].splitlines()[0])[1:]
 
@@ -93,7 +91,8 @@ def test_the_last_finished_update_is_saved_and_resumed(
 ) -> None:
     with pytest.MonkeyPatch.context() as patched:
         strike_at_step(patched, name, call, number)
-        error, resume = fails(command, capsys)
+        seconds = SHORT if number == signal.SIGSTOP else USUAL
+        error, resume = fails([*command, f"env.{name}.timeouts.step_s={seconds}"], capsys)
     assert f"error: {name} environments 0-" in error
     assert how in error
     run = only_run(tmp_path)
@@ -102,7 +101,7 @@ def test_the_last_finished_update_is_saved_and_resumed(
     assert same_weights(checkpoint(run, 2), checkpoint(finished_run, 2))
     assert [line["step"] for line in metrics(run)] == [1, 2]
 
-    assert main(resume) == 0
+    assert main([*resume, f"env.{name}.timeouts.step_s={USUAL}"]) == 0
     assert same_weights(checkpoint(run, 4), checkpoint(finished_run, 4))
     assert metrics(run)[2:] == metrics(finished_run)[2:]
 
