@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from regrasp.config.schema import ExperimentConfig
@@ -62,13 +63,13 @@ def collect_demonstrations(
     elif policy != "model":
         load_script(policy)
     seed = config.seed if config.collect.seed is None else config.collect.seed
-    env = create_env(config.env.train, "train", 1, config.seed)
+    num_envs = min(config.env.train.total_num_envs, config.collect.num_demos)
+    train = dataclasses.replace(config.env.train, total_num_envs=num_envs)
+    env = create_env(train, "train", 1, config.seed)
     try:
-        mapping = ActionMapping(
-            config.env.train.mapping, config.actor.model.action_dim, env.spec.action_dim, "env.train.mapping"
-        )
+        mapping = ActionMapping(train.mapping, config.actor.model.action_dim, env.spec.action_dim, "env.train.mapping")
         demonstrator = _demonstrator(config, env, policy, seed)
-        return folder, collect(config.collect, config.env.train, env, mapping, seed, folder, demonstrator)
+        return folder, collect(config.collect, train, env, mapping, seed, folder, demonstrator)
     finally:
         env.close()
 
