@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from regrasp.config.schema import ExperimentConfig
-from regrasp.engine.precision import apply_precision
+from regrasp.engine.acting import policy_to_evaluate
 from regrasp.envs.contract import Observation, VecEnv
 from regrasp.envs.mapping import ActionMapping
 from regrasp.errors import UserError
@@ -61,10 +61,9 @@ def policy_demonstrator(config: ExperimentConfig, env: VecEnv, seed: int) -> Dem
         UserError: There is no such folder, or the policy does not fit the environments.
     """
     model, mapping = config.actor.model, config.env.train.mapping
-    policy = create_policy(model, mapping, env.spec, seed)
     device = choose_device()
-    apply_precision(policy, model, device)
-    rollout = RolloutWorker(policy.to(device).eval(), seed, "data", device=device, keep_features=True)
+    policy = policy_to_evaluate(create_policy(model, mapping, env.spec, seed), config, device)
+    rollout = RolloutWorker(policy, seed, "data", device=device, keep_features=True)
     place = ActionMapping(mapping, model.action_dim, env.spec.action_dim, "env.train.mapping")
     return Demonstrator("policy", _ChunkPlayer(rollout, place, config.env.eval.inference_block))
 
