@@ -28,7 +28,7 @@ def perturb(module: torch.nn.Module, scale: float) -> None:
             parameter += scale * torch.randn(parameter.shape, generator=generator)
 
 
-def act(method: NoiseMethod, **settings: bool) -> tuple[GrootPolicy, TensorDict, Action]:
+def act(method: NoiseMethod, **settings: float) -> tuple[GrootPolicy, TensorDict, Action]:
     policy = toy_policy(noise_method=method, noise_level=LEVEL, **settings)
     if policy.noise_net is not None:
         perturb(policy.noise_net, 0.5)
@@ -69,6 +69,14 @@ def test_an_update_starts_from_the_log_probs_of_acting(method: NoiseMethod, igno
         torch.testing.assert_close(again, action.log_probs, rtol=1e-5, atol=1e-4)
     else:
         assert torch.equal(again, action.log_probs)
+
+
+@pytest.mark.parametrize("joint", [False, True])
+@torch.no_grad()
+def test_so_it_does_with_colored_noise(joint: bool) -> None:
+    policy, features, action = act("flow_sde", noise_color=1.0, joint_logprob=joint)
+    again = policy("evaluate", features=features, trace=action.trace).log_probs
+    torch.testing.assert_close(again, action.log_probs, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("method", METHODS)

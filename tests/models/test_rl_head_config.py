@@ -23,6 +23,7 @@ from regrasp.runners.policies import head_settings
 REFERENCE = Path(__file__).parents[1] / "config" / "reference_experiment.yaml"
 BLOCK = "actor.model.rl_head_config"
 KEYS = tuple(yaml.safe_load(REFERENCE.read_text(encoding="utf-8"))["actor"]["model"]["rl_head_config"])
+OURS = ("noise_color",)
 BATCH = 32
 
 
@@ -112,6 +113,7 @@ EFFECTS: dict[str, Effect] = {
         ("[0.7,0.3,400]", "[0.6,0.3,400]", "[0.7,0.3,200]"), log_prob, beside=("noise_anneal=true",)
     ),
     "noise_level": Effect(("0.3", "0.5"), log_prob),
+    "noise_color": Effect(("0.0", "1.0"), log_prob),
     "detach_critic_input": Effect(("true", "false"), value_trains_the_head, (False, True)),
     "disable_dropout": Effect(("true", "false"), training_is_noisy, (False, True)),
     "use_vlm_value": Effect(("false", "true"), value),
@@ -125,7 +127,7 @@ WITHOUT_EFFECT = {
 
 
 def test_no_key_is_forgotten() -> None:
-    assert sorted(KEYS) == sorted([*EFFECTS, *WITHOUT_EFFECT, "padding_value"])
+    assert sorted([*KEYS, *OURS]) == sorted([*EFFECTS, *WITHOUT_EFFECT, "padding_value"])
 
 
 @pytest.mark.parametrize("key", EFFECTS)
@@ -159,6 +161,7 @@ def test_a_key_without_effect_is_reported(key: str) -> None:
     [
         (str(REFERENCE), ["joint_logprob=true", "ignore_last=true"], "ignore_last"),
         (str(REFERENCE), ["noise_method=flow_noise", "noise_anneal=true"], "noise_anneal"),
+        (str(REFERENCE), ["noise_color=1.0"], "noise_color"),  # its chunks have one action
         *(("pick_cube_ppo_mlp", [f"{key}={effect.values[-1]}"], key) for key, effect in EFFECTS.items()),
         ("pick_cube_ppo_mlp", ["padding_value=99"], "padding_value"),
         ("pick_cube_ppo_mlp", ["safe_get_logprob=true"], "safe_get_logprob"),
@@ -188,6 +191,7 @@ def test_the_references_name_of_learned_noise() -> None:
         ({"noise_method": "flow_cps", "noise_level": 1.1}, "noise_level"),
         ({"noise_method": "flow_cps", "noise_anneal": (1.5, 0.3, 10)}, "noise_params"),
         ({"noise_method": "flow_cps", "denoising_steps": 1}, "denoising_steps"),
+        ({"noise_method": "flow_cps", "noise_color": 1.0}, "noise_color"),
         ({"ignore_last": True, "denoising_steps": 1}, "denoising_steps"),
     ],
 )

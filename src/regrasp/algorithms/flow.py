@@ -15,6 +15,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from regrasp.algorithms.noise_color import NoiseColor
+
 NoiseMethod = Literal["flow_sde", "flow_cps", "flow_noise"]
 
 RowFn = Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -62,12 +64,19 @@ def ode_step(x: Tensor, velocity: Tensor, dt: float) -> Tensor:
 
 
 def flow_sde_step(
-    x: Tensor, velocity: Tensor, step_index: Tensor | int, num_steps: int, noise_level: float
+    x: Tensor,
+    velocity: Tensor,
+    step_index: Tensor | int,
+    num_steps: int,
+    noise_level: float,
+    color: NoiseColor | None = None,
 ) -> StepDistribution:
     """One Euler-Maruyama step of the SDE that has the marginals of the ODE (Flow-SDE, pi_RL arXiv:2510.25889).
 
-    Drift v + s_t^2/2 * score with score = -x0 / (1 - t) and s_t = a sqrt((1 - t) / t):
-    x' ~ N(x + v d - s_t^2 d / (2 (1 - t)) x0, d s_t^2). At t = 0 the denominator t of s_t^2 is t_1 = d.
+    Drift v + s_t^2/2 * C score with score = -x0 / (1 - t) and s_t = a sqrt((1 - t) / t):
+    x' ~ N(x + v d - s_t^2 d / (2 (1 - t)) C x0, d s_t^2 C). At t = 0 the denominator t of s_t^2 is t_1 = d. C is the
+    covariance of the noise over action steps, without `color` the identity: marginals are kept with any C that does
+    not depend on x.
 
     Args:
         x: (B, H, A), state at t_k.
@@ -75,14 +84,17 @@ def flow_sde_step(
         step_index: (B,) int64 or int, k in [0, K).
         num_steps: K.
         noise_level: a, without unit.
+        color: C.
 
     Returns:
-        Mean (B, H, A) and standard deviation, broadcastable to it.
+        Mean (B, H, A) and standard deviation, broadcastable to it, of the noise before it is colored.
     """
     t, dt = _time(x, step_index, num_steps)
     # s_t^2 / (1 - t), finite everywhere on the grid.
     diffusion = noise_level**2 / t.clamp(min=dt)
     noise_estimate = x - t * velocity
+    if color is not None:
+        noise_estimate = color.covariance.to(x.dtype) @ noise_estimate
     mean = ode_step(x, velocity, dt) - 0.5 * dt * diffusion * noise_estimate
     return StepDistribution(mean, (dt * diffusion * (1 - t)).sqrt())
 
@@ -122,18 +134,27 @@ def bounded_std(raw: Tensor, low: float, high: float) -> Tensor:
     return torch.exp(log_low + (log_high - log_low) * 0.5 * (torch.tanh(raw) + 1))
 
 
-def gaussian_log_prob(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Logarithm of N(x; mean, std^2) element by element; 0, with zero gradient, where `std` is 0."""
+def gaussian_log_prob(x: Tensor, mean: Tensor, std: Tensor, color: NoiseColor | None = None) -> Tensor:
+    """Logarithm of N(x; mean, std^2) element by element; 0, with zero gradient, where `std` is 0.
+
+    With `color`, of mean + std * (colored noise): an action's density given the actions before it.
+    """
     stochastic = std > 0
     safe_std = torch.where(stochastic, std, 1.0)
-    log_prob = -0.5 * ((x - mean) / safe_std).square() - safe_std.log() - 0.5 * LOG_TWO_PI
+    noise, log_scale = (x - mean) / safe_std, safe_std.log()
+    if color is not None:
+        noise, log_scale = color.whitened(noise), log_scale + color.log_scale
+    log_prob = -0.5 * noise.square() - log_scale - 0.5 * LOG_TWO_PI
     return torch.where(stochastic, log_prob, 0.0)
 
 
-def gaussian_entropy(std: Tensor) -> Tensor:
+def gaussian_entropy(std: Tensor, color: NoiseColor | None = None) -> Tensor:
     """Differential entropy 1/2 log(2 pi e std^2) in nats, element by element; 0 where `std` is 0."""
     stochastic = std > 0
-    return torch.where(stochastic, torch.where(stochastic, std, 1.0).log() + 0.5 * (1 + LOG_TWO_PI), 0.0)
+    log_scale = torch.where(stochastic, std, 1.0).log()
+    if color is not None:
+        log_scale = log_scale + color.log_scale
+    return torch.where(stochastic, log_scale + 0.5 * (1 + LOG_TWO_PI), 0.0)
 
 
 def num_stochastic_steps(num_steps: int, noise_method: NoiseMethod, *, ignore_last: bool = False) -> int:
@@ -159,6 +180,7 @@ def denoise(
     noise_level: float = 0.5,
     step_noise: Tensor | None = None,
     stochastic_step: Tensor | None = None,
+    color: NoiseColor | None = None,
     learned_std_fn: RowFn | None = None,
     deterministic: bool = False,
 ) -> Denoised:
@@ -170,6 +192,7 @@ def denoise(
         num_steps: K.
         noise_method: How a stochastic step is distributed.
         noise_level: a of `flow_sde_step` and `flow_cps_step`; `flow_noise` ignores it.
+        color: Correlation of the noise over action steps, for `flow_sde` and `flow_noise`; None: white noise.
         step_noise: Standard normal numbers: (B, H, A) with `stochastic_step`, (B, K, H, A) without.
         stochastic_step: (B,) int64, the one step of each row that is stochastic, the others being ODE steps
             (two-layer MDP of pi_RL); None makes all steps stochastic. Then the log-probability is joint: summed over
@@ -182,21 +205,21 @@ def denoise(
     """
     if deterministic:
         return _denoise_ode(velocity_fn, initial_noise, num_steps)
-    noise = _noise_per_step(step_noise, initial_noise, num_steps, joint=stochastic_step is None)
+    noise = _noise_per_step(step_noise, initial_noise, num_steps, color, joint=stochastic_step is None)
     x = initial_noise
     chain, log_probs = [x], []
     for k in range(num_steps):
         index = torch.full((len(x),), k, dtype=torch.long, device=x.device)
         velocity = velocity_fn(x, index, None).to(x.dtype)
         std = _learned_std(learned_std_fn, noise_method, x, index, None)
-        step = _step_distribution(x, velocity, index, num_steps, noise_method, noise_level, std)
+        step = _step_distribution(x, velocity, index, num_steps, noise_method, noise_level, std, color)
         if stochastic_step is not None:
             chosen = _rows(x, stochastic_step) == k
             mean = torch.where(chosen, step.mean, ode_step(x, velocity, 1 / num_steps))
             step = StepDistribution(mean, torch.where(chosen, step.std, 0.0))
         x = step.mean + step.std * noise[k]
         chain.append(x)
-        log_probs.append(gaussian_log_prob(x, *step))
+        log_probs.append(gaussian_log_prob(x, *step, color))
     total = torch.stack(log_probs, dim=1).sum(dim=1)
     if stochastic_step is None:
         total = total + _standard_normal_log_prob(initial_noise)
@@ -210,6 +233,7 @@ def evaluate_chain(
     *,
     noise_method: NoiseMethod = "flow_sde",
     noise_level: float = 0.5,
+    color: NoiseColor | None = None,
     learned_std_fn: RowFn | None = None,
 ) -> ChainEvaluation:
     """Recompute the log-probabilities of a stored chain, and its entropy, in one call of `velocity_fn`.
@@ -226,6 +250,7 @@ def evaluate_chain(
         stochastic_step: As it was in `denoise`, like the keyword arguments.
         noise_method: See `denoise`.
         noise_level: See `denoise`.
+        color: See `denoise`.
         learned_std_fn: See `denoise`.
     """
     batch, num_steps = len(chain), chain.shape[1] - 1
@@ -239,9 +264,9 @@ def evaluate_chain(
         x, x_next = chain[every, index], chain[every, index + 1]
     velocity = velocity_fn(x, index, rows).to(x.dtype)
     std = _learned_std(learned_std_fn, noise_method, x, index, rows)
-    step = _step_distribution(x, velocity, index, num_steps, noise_method, noise_level, std)
-    log_probs = gaussian_log_prob(x_next, *step)
-    entropy = gaussian_entropy(step.std).expand_as(x)
+    step = _step_distribution(x, velocity, index, num_steps, noise_method, noise_level, std, color)
+    log_probs = gaussian_log_prob(x_next, *step, color)
+    entropy = gaussian_entropy(step.std, color).expand_as(x)
     if stochastic_step is not None:
         return ChainEvaluation(log_probs, entropy)
     joint_log_probs = log_probs.unflatten(0, (batch, num_steps)).sum(dim=1) + _standard_normal_log_prob(chain[:, 0])
@@ -305,12 +330,14 @@ def _step_distribution(
     noise_method: NoiseMethod,
     noise_level: float,
     learned_std: Tensor | None,
+    color: NoiseColor | None,
 ) -> StepDistribution:
     if learned_std is not None:
         return flow_noise_step(x, velocity, num_steps, learned_std)
     if noise_method == "flow_cps":
+        assert color is None, "the noise of flow_cps is white"
         return flow_cps_step(x, velocity, step_index, num_steps, noise_level)
-    return flow_sde_step(x, velocity, step_index, num_steps, noise_level)
+    return flow_sde_step(x, velocity, step_index, num_steps, noise_level, color)
 
 
 def _learned_std(
@@ -323,11 +350,15 @@ def _learned_std(
     return learned_std_fn(x, step_index, rows).to(x.dtype)
 
 
-def _noise_per_step(step_noise: Tensor | None, like: Tensor, num_steps: int, *, joint: bool) -> tuple[Tensor, ...]:
+def _noise_per_step(
+    step_noise: Tensor | None, like: Tensor, num_steps: int, color: NoiseColor | None, *, joint: bool
+) -> tuple[Tensor, ...]:
     shape = (len(like), num_steps, *like.shape[1:]) if joint else like.shape
     if step_noise is None or step_noise.shape != torch.Size(shape):
         found = None if step_noise is None else tuple(step_noise.shape)
         raise ValueError(f"step_noise must have shape {tuple(shape)}, found {found}")
+    if color is not None:
+        step_noise = color.of(step_noise)
     return step_noise.unbind(dim=1) if joint else (step_noise,) * num_steps
 
 

@@ -79,6 +79,11 @@ def _idle_keys(model: ModelConfig) -> Iterator[str]:
         yield (
             "actor.model.rl_head_config.ignore_last says nothing with joint_logprob, which makes every step stochastic."
         )
+    if head.noise_color and model.num_action_chunks == 1:
+        yield (
+            "actor.model.rl_head_config.noise_color says little with num_action_chunks 1: it correlates the actions of"
+            " a chunk, of which one is executed."
+        )
     if head.noise_anneal and head.noise_method == "flow_noise":
         yield "actor.model.rl_head_config.noise_anneal says nothing with flow_noise, which learns its noise."
 

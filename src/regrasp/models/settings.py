@@ -50,6 +50,8 @@ class RlHeadSettings:
     """Make all denoising steps stochastic, instead of one drawn for each decision; `ignore_last` then says nothing."""
     ignore_last: bool = False
     """Never draw the last denoising step as the stochastic one."""
+    noise_color: float = 0.0
+    """Exponent of the noise's spectrum over the actions of a chunk: 0 white, 1 pink, 2 red."""
     disable_dropout: bool = True
     """Build the action head without dropout: a sampled and a recomputed log-probability must agree."""
     trainable: TrainablePart = "head"
@@ -83,6 +85,14 @@ class RlHeadSettings:
                 value=highest,
                 expected="at most 1",
                 mend="lower it, or use noise_method flow_sde",
+            )
+        if self.noise_method == "flow_cps" and self.noise_color:
+            raise UserError(
+                "Colored noise with flow_cps, which replaces a step's white noise by as much fresh noise",
+                key="actor.model.rl_head_config.noise_color",
+                value=self.noise_color,
+                expected="0",
+                mend="use noise_method flow_sde, or set noise_color=0",
             )
         skips_last = self.noise_method == "flow_cps" or (self.ignore_last and not self.joint_logprob)
         if self.denoising_steps - skips_last < 1:

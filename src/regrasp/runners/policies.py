@@ -32,6 +32,7 @@ def head_settings(model: ModelConfig) -> RlHeadSettings:
         noise_anneal=head.noise_params if head.noise_anneal else None,
         joint_logprob=head.joint_logprob,
         ignore_last=head.ignore_last,
+        noise_color=head.noise_color,
         disable_dropout=head.disable_dropout,
         trainable=model.trainable,
         precision=model.precision,

@@ -42,6 +42,9 @@ class RlHeadConfig:
     """Make every denoising step stochastic and use the chain's joint log-probability, instead of one random step."""
     ignore_last: bool = False
     """Never choose the last denoising step as the stochastic one."""
+    noise_color: NonNegativeFloat = 0.0
+    """Correlation of the noise over the actions of a chunk: power at frequency k falls as (1 + k)^-noise_color; 0 is
+    white, 1 pink, 2 red."""
     detach_critic_input: bool = True
     """Keep the value loss from training the layers below the value head."""
     use_vlm_value: bool = False

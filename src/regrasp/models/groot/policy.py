@@ -12,6 +12,7 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 
 from regrasp.algorithms import flow
+from regrasp.algorithms.noise_color import NoiseColor, noise_color
 from regrasp.envs.contract import Observation
 from regrasp.errors import UserError
 from regrasp.models.contract import Action, Evaluation, Noise, Policy, PolicySpec
@@ -60,6 +61,9 @@ class GrootPolicy(Policy):
         self.processor = processor
         self.settings = settings
         self.noise_level = settings.noise_level
+        self._color: NoiseColor | None = None
+        if settings.noise_color:
+            self._color = noise_color(settings.noise_color, head.action_horizon)
         self._modulations: Tensor | None = None
         self.begin_update(0)
         widths = (head.backbone_embedding_dim, head.input_embedding_dim)
@@ -207,6 +211,7 @@ class GrootPolicy(Policy):
             joint = self.settings.joint_logprob
             step_noise = noise.normal("step", *((num_steps, *shape) if joint else shape)).to(device)
             step = None if joint else noise.integers("index", self._num_stochastic_steps).to(device)
+        self._move_color(device)
         initial = noise.normal("initial", *shape).to(device)
         chunk, log_probs, chain, values = self._sample(
             features["context"], features["state"], initial, step_noise, step, self.noise_level
@@ -237,6 +242,7 @@ class GrootPolicy(Policy):
             self.settings.denoising_steps,
             noise_method=self.settings.noise_method,
             noise_level=noise_level,
+            color=self._color,
             step_noise=step_noise,
             stochastic_step=step,
             learned_std_fn=self._std_fn(decision),
@@ -246,12 +252,14 @@ class GrootPolicy(Policy):
 
     def _evaluate(self, features: TensorDict, trace: TensorDict) -> Evaluation:
         decision = self._read(features["context"], features["state"])
+        self._move_color(features["state"].device)
         evaluated = flow.evaluate_chain(
             self._velocity_fn(decision.cache),
             trace["chain"],
             None if self.settings.joint_logprob else trace["step"],
             noise_method=self.settings.noise_method,
             noise_level=self.noise_level,
+            color=self._color,
             learned_std_fn=self._std_fn(decision),
         )
         learns_entropy = self.settings.noise_method == "flow_noise"
@@ -296,6 +304,10 @@ class GrootPolicy(Policy):
             return net(pooled[own], decision.state[own], self._bucket(step_index))
 
         return std
+
+    def _move_color(self, device: torch.device) -> None:
+        if self._color is not None and self._color.factor.device != device:
+            self._color = self._color.to(device)
 
     def _bucket(self, step_index: Tensor) -> Tensor:
         # In float64, as int(1000 * (k / K)) is computed by the published sampler.
