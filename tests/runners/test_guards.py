@@ -181,8 +181,9 @@ def test_a_number_that_is_not_finite_is_never_learned_from(
     assert not learned
 
 
+@pytest.mark.parametrize("save_interval", [2, -1])
 def test_the_batch_of_a_loss_that_is_not_finite_can_be_looked_at(
-    tmp_path: Path, start_model: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, start_model: Path, monkeypatch: pytest.MonkeyPatch, save_interval: int
 ) -> None:
     collect = LocalEngine.collect
 
@@ -194,7 +195,9 @@ def test_the_batch_of_a_loss_that_is_not_finite_can_be_looked_at(
 
     monkeypatch.setattr(LocalEngine, "collect", poisoned)
     with pytest.raises(TrainingHaltedError, match="loss is not finite") as caught:
-        train(mlp_experiment(f"actor.model.model_path={start_model}", "runner.save_interval=2"), tmp_path)
+        train(
+            mlp_experiment(f"actor.model.model_path={start_model}", f"runner.save_interval={save_interval}"), tmp_path
+        )
     file = tmp_path / "halted" / "batch_update_2.pt"
     assert str(file) in str(caught.value)
     batch = torch.load(file, weights_only=True)

@@ -85,6 +85,20 @@ def test_an_update_that_takes_too_long_is_abandoned(
     assert same_weights(checkpoint(tmp_path, 4), checkpoint(finished_run, 4))
 
 
+def test_an_abandoned_update_costs_none_of_those_before_it(
+    finished_run: Path, start_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = f"actor.model.model_path={start_model}"
+    with monkeypatch.context() as patched:
+        patched.setattr(train_module, "_FINISH_SECONDS", 0.0)
+        signal_at(patched, ActorWorker, "_policy_step", 2 * 6 + 3)
+        assert not train(mlp_experiment(model, "runner.save_interval=-1"), tmp_path)
+    assert saved_steps(tmp_path) == [2]
+    assert not same_weights(checkpoint(tmp_path, 2), checkpoint(finished_run, 2)), "steps of the third update are in it"
+    assert train(mlp_experiment(model, f"runner.resume_dir={tmp_path}"), tmp_path)
+    assert saved_steps(tmp_path)[-1] == 4
+
+
 def test_the_second_signal_ends_the_run_at_once(start_model: Path, tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patched:
         signal_at(patched, ActorWorker, "_policy_step", 6 + 2)

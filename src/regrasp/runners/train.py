@@ -100,12 +100,16 @@ class EmbodiedRunner:
 
     def _update(self, stop: StopRequest) -> dict[str, float]:
         started = time.monotonic()
-        update = self.progress.update
-        collected = self._collect(stop)
+        update, boundary = self.progress.update, self._boundary()
+        collected = self._collect(stop, boundary)
         trained = time.monotonic()
         try:
             metrics = self.engine.update(collected.rollout, update, lambda: stop.overdue(_FINISH_SECONDS))
+        except AbandonedError:
+            self._save(boundary)
+            raise
         except NonFiniteError as error:
+            self._save(boundary)
             raise self._halted(error) from error
         self.progress.update += 1
         self.progress.env_steps += collected.num_steps
@@ -125,9 +129,8 @@ class EmbodiedRunner:
             STEPS_PER_SECOND: collected.num_steps / (finished - started),
         }
 
-    def _collect(self, stop: StopRequest) -> Collected:
+    def _collect(self, stop: StopRequest, boundary: Boundary) -> Collected:
         """The rollout of one update; where it ends the run, the state before it is saved."""
-        boundary = self._boundary()
         try:
             collected = self.engine.collect(self.progress.update, lambda: stop.requested)
             self._guard.after_rollout(collected.rollout, collected.episodes)
@@ -200,7 +203,10 @@ class EmbodiedRunner:
             raise
 
     def _save(self, boundary: Boundary) -> None:
-        """Write the checkpoint of the last finished update, unless there is one."""
+        """Write the checkpoint of the last finished update, unless there is one.
+
+        Where the update after it broke off, its weights are those of the last good step.
+        """
         if self._saved_update == self.progress.update:
             return
         runner = self.config.runner

@@ -84,7 +84,7 @@ class ActorWorker:
 
         Raises:
             NonFiniteError: A loss or gradient is not finite; the weights are those of the last good step.
-            AbandonedError: `should_abandon` said so between two minibatches; the weights are of no use.
+            AbandonedError: `should_abandon` said so between two minibatches; the weights are those of the last step.
         """
         if self._reference is not None:
             self._reference.begin_update(update)
@@ -151,7 +151,10 @@ class ActorWorker:
     ) -> Iterator[Rollout]:
         for batch in rollout.minibatches(self._batch_size, generator):
             if should_abandon():
-                raise AbandonedError("The update was abandoned; the last checkpoint is the state to continue from.")
+                raise AbandonedError(
+                    "The update was abandoned. To continue, there is the checkpoint before it; if that was not yet"
+                    " written, it has the weights of the steps made since, and its run is not repeated bit for bit."
+                )
             yield batch
 
     def _policy_step(self, batch: Rollout, metrics: dict[str, list[float]]) -> bool:
