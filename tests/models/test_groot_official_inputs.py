@@ -182,7 +182,8 @@ def test_a_policy_takes_its_sizes_from_the_names(groot: GrootConfig, folder: Pat
     assert (spec.state_dim, spec.action_dim, spec.num_views, spec.embodiment_id) == (30, 28, 3, 31)
     with pytest.raises(UserError) as error:
         GrootPolicy(groot, processor, toy_settings(action_dim=27))
-    assert (error.value.key, error.value.expected) == ("actor.model.action_dim", "28")
+    assert error.value.key == "actor.model.action_dim"
+    assert str(error.value.expected).startswith("28: ")
 
 
 def test_saved_and_loaded_it_is_the_same(groot: GrootConfig, folder: Path, tmp_path: Path) -> None:

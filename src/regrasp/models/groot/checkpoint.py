@@ -168,8 +168,6 @@ def _skeleton(rl: RlHeadSettings | None, processor: GrootProcessor) -> GrootPoli
     if rl is not None and rl.padding_value is not None:
         processor = processor.padded_to(rl.padding_value)
     config = processor.groot
-    if rl is not None:
-        processor.check_action_dim(rl.action_dim)
     settings = rl or RlHeadSettings(config.action_horizon, processor.action.width, add_value_head=False)
     with torch.device("meta"):
         return GrootPolicy(config, processor, settings)

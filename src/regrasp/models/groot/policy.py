@@ -377,10 +377,4 @@ def _check_settings(settings: RlHeadSettings, processor: GrootProcessor) -> None
             value=settings.num_action_chunks,
             expected=f"1 to {horizon}",
         )
-    if settings.action_dim != processor.action.width:
-        raise UserError(
-            "Another action width than the model was trained with",
-            key="actor.model.action_dim",
-            value=settings.action_dim,
-            expected=str(processor.action.width),
-        )
+    processor.check_action_dim(settings.action_dim)
