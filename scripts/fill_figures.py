@@ -1,4 +1,4 @@
-"""Writes the figures of `benchmarks/results/` into README and docs/models.md, between `figures:` markers.
+"""Writes the figures of `benchmarks/results/` into README and docs, between `figures:` markers.
 
 python scripts/fill_figures.py
 """
@@ -76,7 +76,7 @@ def replace_between(text: str, name: str, content: str) -> str:
 
 
 def main() -> None:
-    """Fill the tables of README and docs/models.md."""
+    """Fill the tables."""
     readme = ROOT / "README.md"
     text = readme.read_text()
     document = json.loads((RESULTS / "quickstart_seeds.json").read_text())
@@ -86,6 +86,9 @@ def main() -> None:
     for stage, seconds in quickstart_stages(document).items():
         text = re.sub(rf"(?m)^(\| {stage} \| .* \|)[^|]*\|$", lambda match, s=seconds: f"{match[1]} {s} |", text)
     readme.write_text(text)
+    algorithms = ROOT / "docs" / "algorithms.md"
+    gain = markdown(table(json.loads((RESULTS / "noise_gain.json").read_text())))
+    algorithms.write_text(replace_between(algorithms.read_text(), "noise_gain", gain))
     models = ROOT / "docs" / "models.md"
     gpu = json.loads((RESULTS / "groot_gpu.json").read_text())
     models.write_text(replace_between(models.read_text(), "groot_gpu", markdown(groot_gpu(gpu))))
