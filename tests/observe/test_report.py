@@ -220,6 +220,16 @@ def test_task_measures_have_means_and_intervals(tmp_path):
     assert "truly inserted 0.25" in words
 
 
+def test_task_measures_have_curves_of_their_own(render):
+    rows = [row | {"env/stage": 0.2 * row["step"], "env/truly_inserted": 0.0} for row in training()]
+    rows[2]["eval/stage"] = 1.0
+    html = render(ReportData("run", 0, metrics=rows))
+    assert "measure-curves" in Page(html).sections
+    titles = re.findall(r"<h3>([^<]*)</h3>", html)
+    assert titles[-2:] == ["stage", "truly inserted"], "and none of the metrics that every task has"
+    assert "measure-curves" not in Page(render(ReportData("run", 0, metrics=training()))).sections
+
+
 def test_summaries_written_before_there_were_measures_are_read():
     summary = EvaluationSummary.from_counts({"pick": (1, 2)})
     text = summary.to_json().replace(',\n  "measures": {}', "")

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 
 from regrasp.observe.intervals import wilson_interval
-from regrasp.observe.metrics import ENV_STEPS
+from regrasp.observe.metrics import ENV_STEPS, EPISODE_METRICS
 
 _INK, _MUTED, _GRID, _BASE, _TUNED = (f"#0{index}0{index}0{index}" for index in range(1, 6))
 _VARIABLES = {_INK: "--ink", _MUTED: "--muted", _GRID: "--grid", _BASE: "--base", _TUNED: "--tuned"}
@@ -114,13 +114,29 @@ def secondary_panels(metrics: Sequence[dict[str, Any]]) -> list[Chart]:
     return [_panel(metrics, curve, title, line) for curve, title, line in curves if curve.x]
 
 
-def _panel(metrics: Sequence[dict[str, Any]], curve: Series, title: str, line: float | None) -> Chart:
+def measure_panels(metrics: Sequence[dict[str, Any]]) -> list[Chart]:
+    """The task's own measures over the run: means of training rollouts, and of evaluations."""
+    known = {ENV_STEPS, *(f"env/{name}" for name in EPISODE_METRICS)}
+    tags = dict.fromkeys(tag for row in metrics for tag in row if tag.startswith("env/") and tag not in known)
+    names = [tag.removeprefix("env/") for tag in tags]
+    return [
+        _panel(metrics, series(metrics, f"env/{name}"), name.replace("_", " "), None, series(metrics, f"eval/{name}"))
+        for name in names
+    ]
+
+
+def _panel(
+    metrics: Sequence[dict[str, Any]], curve: Series, title: str, line: float | None, evaluation: Series | None = None
+) -> Chart:
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(3.3, 2.1), layout="constrained")
         axes = figure.subplots()
         if line is not None:
             axes.axhline(line, color=_MUTED, linewidth=0.8, linestyle=(0, (4, 3)))
-        axes.plot(curve.x, curve.y, color=_TUNED, marker=_marker(curve), markersize=2.5)
+        color = _TUNED if evaluation is None else _BASE
+        axes.plot(curve.x, curve.y, color=color, marker=_marker(curve), markersize=2.5)
+        if evaluation is not None:
+            axes.plot(evaluation.x, evaluation.y, color=_TUNED, marker="o", markersize=4)
         axes.yaxis.set_major_locator(MaxNLocator(5))
         axes.ticklabel_format(axis="y", useOffset=False)
         _horizontal_axis(axes, metrics)

@@ -16,6 +16,8 @@ from regrasp.observe.backends import open_backends
 METRICS_FILE = "metrics.jsonl"
 ENV_STEPS = "env/total_steps"
 """Tag of the environment steps taken since the run began: the horizontal axis of learning curves."""
+EPISODE_METRICS = ("success_once", "return", "episode_len", "reward", "num_trajectories")
+"""Names, after `env/` or `eval/`, that every task has; others there are the task's own measures."""
 STEPS_PER_SECOND = "time/env_steps_per_second"
 """Tag of an update's environment steps divided by its wall time."""
 

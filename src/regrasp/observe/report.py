@@ -13,7 +13,7 @@ from typing import Any, Literal
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from regrasp.errors import UserError
-from regrasp.observe.charts import learning_curve, secondary_panels
+from regrasp.observe.charts import learning_curve, measure_panels, secondary_panels
 from regrasp.observe.intervals import mean_interval, wilson_interval
 from regrasp.observe.text import duration
 
@@ -146,6 +146,7 @@ def write_report(run: ReportData, path: Path) -> None:
         instructions=_instructions(run),
         measures=_measures(run),
         curve=learning_curve(run.metrics),
+        measure_curves=measure_panels(run.metrics),
         panels=secondary_panels(run.metrics),
         longest_stage=max(run.stage_seconds.values(), default=0.0),
         episodes=_episodes(run.videos),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
+from regrasp.observe.metrics import EPISODE_METRICS
 from regrasp.observe.report import EvaluationSummary
 from regrasp.workers.env import EpisodeResult
 
@@ -15,13 +16,14 @@ def episode_metrics(episodes: Sequence[EpisodeResult], prefix: str) -> dict[str,
         return {f"{prefix}/num_trajectories": 0.0}
     count = len(episodes)
     total_length = sum(e.length for e in episodes)
-    metrics = {
-        "success_once": sum(e.success for e in episodes) / count,
-        "return": sum(e.total_reward for e in episodes) / count,
-        "episode_len": total_length / count,
-        "reward": sum(e.total_reward for e in episodes) / max(1, total_length),
-        "num_trajectories": float(count),
-    }
+    values = (
+        sum(e.success for e in episodes) / count,
+        sum(e.total_reward for e in episodes) / count,
+        total_length / count,
+        sum(e.total_reward for e in episodes) / max(1, total_length),
+        float(count),
+    )
+    metrics = dict(zip(EPISODE_METRICS, values, strict=True))
     metrics |= {name: sum(e.info[name] for e in episodes) / count for name in episodes[0].info}
     return {f"{prefix}/{name}": value for name, value in metrics.items()}
 
