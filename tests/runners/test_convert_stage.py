@@ -348,8 +348,8 @@ def test_modality_without_names_is_that_of_the_observations(tmp_path: Path) -> N
         },
         "action": {"action": {"start": 0, "end": 7}},
         "video": {
-            "main": {"original_key": "observation.images.main"},
-            "extra_0": {"original_key": "observation.images.extra_0"},
+            "table_cam": {"original_key": "observation.images.main"},
+            "wrist_cam": {"original_key": "observation.images.extra_0"},
         },
         "annotation": {"human.task_description": {"original_key": "task_index"}},
     }

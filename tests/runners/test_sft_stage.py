@@ -11,7 +11,6 @@ import torch
 from run_toys import groot_experiment
 
 from regrasp.checkpoint.hub_folder import load_safetensors
-from regrasp.config.load import load_config
 from regrasp.data.lerobot import DatasetWriter, DemonstrationDataset, FeatureSpec
 from regrasp.errors import UserError
 from regrasp.models.groot.checkpoint import load_groot
@@ -85,7 +84,7 @@ def test_every_nth_frame_of_each_episode_is_trained_on_with_its_own_chunk(base_m
 
 
 def test_a_state_policy_needs_no_backbone(demos: Path, tmp_path: Path) -> None:
-    config = load_config("pick_cube_ppo_mlp", ["sft.steps=20", "sft.batch_size=16"]).config
+    config = groot_experiment("actor.model.model_type=mlp", "sft.steps=20", "sft.batch_size=16").config
     folder, result = train_base(config, demos, None, tmp_path)
     policy = load_policy(folder)
     assert isinstance(policy, MlpPolicy)
@@ -98,16 +97,68 @@ def test_a_missing_camera_is_named(backbone: Path, tmp_path: Path) -> None:
     with DatasetWriter(tmp_path / "blind", fps=10, robot_type="none", features=features) as writer:
         columns = {name: np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32) for name in features}
         writer.add_episode(columns, "pick up the red cube", True)
-    with pytest.raises(UserError, match="no such camera") as caught:
+    with pytest.raises(UserError, match="Another mapping than the demonstrations") as caught:
         train_base_model(groot_experiment().config, tmp_path / "blind", backbone, 0, tmp_path / "model")
-    assert caught.value.value == "observation.images.main"
+    assert (caught.value.key, caught.value.expected) == (
+        "env.train.mapping.extra_view_images",
+        "0 camera(s) in all",
+    )
 
 
-def test_a_missing_extra_camera_is_an_error(backbone: Path, demos: Path, tmp_path: Path) -> None:
-    two = "env.train.mapping.extra_view_images=[camera_images/wrist_camera]"
-    with pytest.raises(UserError):
-        train_base_model(groot_experiment(two).config, demos, backbone, 0, tmp_path / "model")
+@pytest.mark.parametrize(
+    ("override", "key", "expected"),
+    [
+        ("env.train.mapping.extra_view_images=[camera_images/wrist_camera]", "extra_view_images", "1 camera(s) in all"),
+        ("env.train.mapping.main_images=camera_images/wrist_camera", "main_images", "camera_images/front_camera"),
+        (
+            "env.train.mapping.states=[policy/gripper_opening,policy/gripper_position]",
+            "states",
+            "policy/gripper_position[0:3], policy/gripper_opening[0:1]",
+        ),
+        (
+            "env.train.mapping.states=[{key: policy/gripper_position, slice: [1, 3]},policy/gripper_opening]",
+            "states",
+            "policy/gripper_position[0:3], policy/gripper_opening[0:1]",
+        ),
+        ("actor.model.action_dim=3", "actor.model.action_dim", "4"),
+    ],
+)
+def test_the_experiment_maps_what_the_demonstrations_were_made_of(
+    backbone: Path, demos: Path, tmp_path: Path, override: str, key: str, expected: str
+) -> None:
+    with pytest.raises(UserError, match="Another mapping than the demonstrations") as caught:
+        train_base_model(groot_experiment(override).config, demos, backbone, 0, tmp_path / "model")
+    assert str(caught.value.key).endswith(key)
+    assert caught.value.expected == expected
     assert not (tmp_path / "model").exists()
+
+
+def test_slices_may_be_written_out_and_groups_left_out(backbone: Path, demos: Path, tmp_path: Path) -> None:
+    states = "env.train.mapping.states=[{key: gripper_position, slice: [0, 3]},gripper_opening]"
+    config = groot_experiment(states, "env.train.mapping.main_images=front_camera", "sft.steps=1").config
+    train_base_model(config, demos, backbone, 0, tmp_path / "model")
+
+
+def test_another_instruction_than_the_demonstrations_have_is_a_warning(
+    backbone: Path, demos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = groot_experiment("env.train.mapping.task_description=pick up the red", "sft.steps=1").config
+    train_base_model(config, demos, backbone, 0, tmp_path / "model")
+    (line,) = [text for text in capsys.readouterr().out.splitlines() if text.startswith("[WARN]")]
+    assert "'pick up the red'" in line
+    assert "'pick up the" in line.partition("say")[2]
+
+
+def test_a_dataset_that_does_not_say_what_it_is_made_of(backbone: Path, demos: Path, tmp_path: Path) -> None:
+    other = tmp_path / "demos"
+    shutil.copytree(demos, other)
+    (other / "meta/sources.json").write_text('{"cameras": 3}')
+    config = groot_experiment("sft.steps=1").config
+    with pytest.raises(UserError, match="cameras and states") as caught:
+        train_base_model(config, other, backbone, 0, tmp_path / "model")
+    assert str(caught.value.file) == str(other / "meta/sources.json")
+    (other / "meta/sources.json").unlink()
+    train_base_model(config, other, backbone, 0, tmp_path / "model")
 
 
 def test_a_missing_backbone_says_how_to_get_one(demos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

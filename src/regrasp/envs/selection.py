@@ -57,10 +57,14 @@ class ObservationSelection:
         self._check_equal_sizes()
 
     @property
+    def cameras(self) -> tuple[str, ...]:
+        """The main camera and then the extra ones; empty without images."""
+        return () if self.main_camera is None else (self.main_camera, *self.extra_cameras)
+
+    @property
     def keys(self) -> tuple[str, ...]:
         """The raw observations needed; the simulator computes no others."""
-        cameras = () if self.main_camera is None else (self.main_camera, *self.extra_cameras)
-        return tuple(dict.fromkeys((*cameras, *(source.key for source in self.states))))
+        return tuple(dict.fromkeys((*self.cameras, *(source.key for source in self.states))))
 
     @property
     def state_dim(self) -> int:

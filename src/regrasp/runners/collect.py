@@ -15,9 +15,10 @@ from regrasp.config.schema import CollectConfig, EnvConfig
 from regrasp.data.lerobot import DatasetWriter
 from regrasp.envs.contract import Observation, VecEnv
 from regrasp.envs.mapping import ActionMapping
+from regrasp.envs.selection import ObservationSelection
 from regrasp.errors import SimulatorError
 from regrasp.observe.progress import progress
-from regrasp.runners.demonstrations import demonstration_columns, demonstration_features
+from regrasp.runners.demonstrations import demonstration_columns, demonstration_features, sources
 from regrasp.runners.demonstrators import Demonstrator, expert_demonstrator
 from regrasp.streams import episode_seed, numpy_generator
 
@@ -67,12 +68,19 @@ def collect(
     demonstrator = demonstrator or expert_demonstrator(env)
     limit = int(config.num_demos * config.max_attempts_factor)
     fps = round(1 / env.spec.step_seconds)
-    features = demonstration_features(env.spec.state_dim, mapping.policy_dim, _camera_shapes(env, env_config))
+    observations = ObservationSelection(env_config.mapping, env.spec.raw_observations, "env.train.mapping")
+    shapes = [observations.raw[key].shape for key in observations.cameras]
+    features = demonstration_features(env.spec.state_dim, mapping.policy_dim, shapes)
+    writer = DatasetWriter(
+        output,
+        fps=fps,
+        robot_type=env.spec.task_id,
+        features=features,
+        overwrite=True,
+        sources=sources(observations),
+    )
     attempts = 0
-    with (
-        progress("Collecting demonstrations", config.num_demos) as bar,
-        DatasetWriter(output, fps=fps, robot_type=env.spec.task_id, features=features, overwrite=True) as writer,
-    ):
+    with progress("Collecting demonstrations", config.num_demos) as bar, writer:
         for demonstration in _demonstrations(env, mapping, demonstrator, config.action_noise, seed):
             attempts += 1
             if demonstration.success or not config.only_successful:
@@ -131,16 +139,6 @@ def _append(demonstration: Demonstration, observation: Observation, row: int, ac
         demonstration.extra_images.append(observation.extra_view_images[row].numpy())
     demonstration.states.append(observation.states[row].numpy())
     demonstration.actions.append(action.numpy())
-
-
-def _camera_shapes(env: VecEnv, config: EnvConfig) -> list[tuple[int, ...]]:
-    cameras = (config.mapping.main_images, *config.mapping.extra_view_images)
-    raw = env.spec.raw_observations
-    return [
-        next(spec.shape for key, spec in raw.items() if camera in (key, key.split("/", 1)[-1]))
-        for camera in cameras
-        if camera is not None
-    ]
 
 
 def _columns(demonstration: Demonstration) -> dict[str, np.ndarray]:

@@ -14,7 +14,7 @@ from regrasp.envs.isaaclab.catalog import is_recording_of
 from regrasp.envs.registry import step_seconds
 from regrasp.errors import UserError
 from regrasp.observe.progress import progress
-from regrasp.runners.demonstrations import demonstration_features, modality
+from regrasp.runners.demonstrations import demonstration_features, modality, sources
 from regrasp.runners.recordings import LOCATION, ConvertedEpisode, EpisodeConverter, Layout
 
 MIN_STEPS = 2
@@ -141,7 +141,8 @@ def _writer(config: ExperimentConfig, chosen: Survey, output: Path, overwrite: b
         robot_type=env.init_params.id,
         features=demonstration_features(first.layout.state_dim, model.action_dim, cameras),
         overwrite=overwrite,
-        modality=modality(model, env.mapping, first.observations.states, model.action_dim, len(cameras)),
+        modality=modality(model, env.mapping, first.observations, model.action_dim),
+        sources=sources(first.observations),
     )
 
 

@@ -22,7 +22,7 @@ from regrasp.models.mlp.policy import MlpPolicy
 from regrasp.models.normalization import Statistics
 from regrasp.models.settings import RlHeadSettings
 from regrasp.observe.progress import progress
-from regrasp.runners.demonstrations import ACTION, STATE
+from regrasp.runners.demonstrations import ACTION, STATE, check_sources
 from regrasp.runners.policies import choose_device, input_names
 from regrasp.runners.training_frames import Frames, load_frames
 from regrasp.streams import KeyedNoise, torch_generator
@@ -45,10 +45,16 @@ def train_base_model(config: ExperimentConfig, data: Path, backbone: Path | None
     """Train on the dataset `data` and write the policy folder `output`.
 
     With `backbone`, a folder that `regrasp pretrain` wrote, the policy is a GR00T on it; without, a state policy.
+
+    Raises:
+        UserError: The dataset is damaged, or was made with another mapping than the experiment's.
+        TrainingHaltedError: The loss is not finite.
     """
     sft = config.sft
     assert sft is not None
     dataset = DemonstrationDataset.open(data)
+    for warning in check_sources(dataset, config, uses_images=backbone is not None):
+        print(f"[WARN] {warning}")
     device = choose_device()
     policy = _base_policy(config, dataset, backbone, seed).to(device)
     train, validation = load_frames(policy, dataset, sft)

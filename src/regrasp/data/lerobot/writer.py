@@ -20,6 +20,7 @@ from regrasp.data.lerobot.schema import (
     EPISODES_PATH,
     INFO_PATH,
     MODALITY_PATH,
+    SOURCES_PATH,
     STATS_PATH,
     SUCCESS,
     TASKS_PATH,
@@ -58,6 +59,7 @@ class DatasetWriter:
         features: What `add_episode` gets, by name.
         overwrite: Replace a dataset that exists at `root`.
         modality: Content of GR00T's meta/modality.json, which slices state and action by name.
+        sources: Content of meta/sources.json: the observations that cameras and state were made of.
         crf: Constant rate factor of the videos, lower is closer to the images; see `VideoEncoder`.
         data_file_mb: Start a new data file before this many MiB.
         video_file_mb: Start a new video file before this many MiB.
@@ -76,6 +78,7 @@ class DatasetWriter:
         features: Mapping[str, FeatureSpec],
         overwrite: bool = False,
         modality: Mapping[str, Any] | None = None,
+        sources: Mapping[str, Any] | None = None,
         crf: int = 15,
         data_file_mb: float = 100,
         video_file_mb: float = 200,
@@ -83,7 +86,10 @@ class DatasetWriter:
     ) -> None:
         self.root = root.absolute()
         self.features = _all_features(features)
-        self._fps, self._crf, self._robot_type, self._modality = fps, crf, robot_type, modality
+        self._fps, self._crf, self._robot_type = fps, crf, robot_type
+        self._given = {
+            path: content for path, content in ((MODALITY_PATH, modality), (SOURCES_PATH, sources)) if content
+        }
         self._limits = {
             "chunks_size": chunks_size,
             "data_files_size_in_mb": data_file_mb,
@@ -205,8 +211,8 @@ class DatasetWriter:
         episodes.parent.mkdir(parents=True)
         pq.write_table(pa.Table.from_pylist(self._rows), episodes)
         _write_json(self._folder / STATS_PATH, self._statistics())
-        if self._modality is not None:
-            _write_json(self._folder / MODALITY_PATH, self._modality)
+        for path, content in self._given.items():
+            _write_json(self._folder / path, content)
         _write_json(self._folder / INFO_PATH, self._info())
 
     def _statistics(self) -> dict[str, Statistics]:
