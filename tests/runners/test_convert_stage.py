@@ -157,8 +157,30 @@ def test_a_mapping_that_never_fits_is_the_experiments_mistake(tmp_path: Path) ->
     with pytest.raises(UserError, match=r"no observation named 'tabel_cam' \(.*demos.hdf5, demo_1\)") as caught:
         run(tmp_path, demo(0, success=False), demo(1), config=config)
     assert caught.value.key == "env.train.mapping.main_images"
-    assert caught.value.mend == "did you mean 'table_cam'?"
+    assert str(caught.value.mend).startswith("did you mean 'table_cam'? Otherwise record with a task that has it")
     assert not (tmp_path / "dataset").exists()
+
+
+BLIND = {"obs/table_cam": None, "obs/wrist_cam": None}
+TERMS = {name: None for name in demo().arrays if name.startswith("obs/")}
+
+
+@pytest.mark.parametrize(
+    ("changes", "mend"),
+    [
+        (BLIND, "a camera: the Visuomotor task, with --enable_cameras"),
+        (TERMS, "this recording has none"),
+        (TERMS | {"obs": np.zeros((6, 9), np.float32)}, "concatenate_terms=False in the group 'policy'"),
+    ],
+    ids=["no camera", "no observation", "one vector"],
+)
+def test_what_the_recorder_left_out_is_mended_by_recording_again(
+    tmp_path: Path, changes: dict[str, np.ndarray | None], mend: str
+) -> None:
+    with pytest.raises(UserError, match="no observation named 'table_cam'") as caught:
+        run(tmp_path, demo(0).but(changes))
+    assert mend in str(caught.value.mend)
+    assert "correct the name" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

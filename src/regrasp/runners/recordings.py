@@ -51,7 +51,7 @@ class EpisodeConverter:
     def __init__(self, config: ExperimentConfig, episode: RecordedEpisode) -> None:
         mapping = config.env.train.mapping
         raw = {key: ArraySpec(array.shape, array.dtype) for key, array in episode.observations.items()}
-        self.observations = ObservationMapping(mapping, raw, LOCATION, source="The recording")
+        self.observations = ObservationMapping(mapping, raw, LOCATION, "The recording", _advice(episode))
         self._actions = ActionMapping(mapping, config.actor.model.action_dim, episode.action_dim, LOCATION)
         self._episode = episode
         self._mapping = mapping
@@ -105,3 +105,18 @@ class EpisodeConverter:
                 f"{self._instruction_key} chose instruction {index} of {len(self._mapping.instructions)}"
             )
         return self._mapping.instructions[index]
+
+
+def _advice(episode: RecordedEpisode) -> str:
+    """What to do about an observation that the episode does not hold."""
+    if not episode.observations:
+        return (
+            "record with a recorder that stores the observations, as Isaac Lab's ActionStateRecorderManagerCfg does:"
+            " this recording has none"
+        )
+    if whole := next((key for key in episode.observations if "/" not in key), None):
+        return f"record with concatenate_terms=False in the group '{whole}', which is stored as one vector"
+    return (
+        "record with a task that has it (a camera: the Visuomotor task, with --enable_cameras), or leave it out of the"
+        " mapping"
+    )
