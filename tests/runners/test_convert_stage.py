@@ -285,10 +285,17 @@ def test_an_instruction_can_be_chosen_by_an_observation(tmp_path: Path) -> None:
 
 
 def test_recordings_need_an_instruction() -> None:
-    config = load_config("pick_cube_ppo_groot").config
+    config = experiment("env.train.isaaclab.task_description=null")
     with pytest.raises(UserError, match="no instruction") as caught:
         survey(config, [])
     assert caught.value.key == "env.train.mapping.task_description"
+
+
+def test_an_experiment_of_another_simulator_asks_for_the_recordings_own() -> None:
+    with pytest.raises(UserError, match="this experiment's task is not") as caught:
+        survey(load_config("pick_cube_ppo_groot").config, [])
+    assert caught.value.key == "env.train.env_type"
+    assert "--config_name" in str(caught.value.mend)
 
 
 @pytest.mark.parametrize(

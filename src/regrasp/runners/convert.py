@@ -205,6 +205,14 @@ class _Findings:
 
 def _check_instruction(env: EnvConfig) -> None:
     if env.mapping.task_description is None and env.mapping.instruction_key is None:
+        if env.env_type != "isaaclab":
+            raise UserError(
+                "The recordings are of Isaac Lab, and this experiment's task is not",
+                key="env.train.env_type",
+                value=env.env_type,
+                expected="isaaclab, or a mapping with an instruction (task_description)",
+                mend="name the experiment of the recordings with --config_name",
+            )
         raise UserError(
             "The demonstrations have no instruction: recordings of Isaac Lab carry none",
             key=f"{LOCATION}.task_description",
