@@ -108,16 +108,21 @@ def test_what_does_not_fit_is_left_out_and_said(tmp_path: Path) -> None:
         demo(6).but({"obs/eef_pos": spoilt}),
         demo(7).but({"obs/eef_pos": np.zeros((6, 5), np.float32)}),
         demo(8),
+        demo(9).but({"obs/table_cam": np.zeros((6, 47, 46, 3), np.uint8)}),
     )
     found = reasons(report)
     assert report.num_episodes == 2
     assert found.pop("demo_1") == "too short: 1 actions"
-    assert found.pop("demo_2") == "The recording offers no observation named 'eef_quat'"
+    assert found.pop("demo_2").startswith("The recording offers no observation named 'eef_quat', expected one of ['")
     assert "cameras of 8 x 8, 16 x 20, and the first episode a state of 9" in found.pop("demo_3")
-    assert found.pop("demo_4") == "The mapped action does not have the simulator's width"
+    assert found.pop("demo_4") == (
+        "The mapped action does not have the simulator's width: prefix_pad 0 + action_dim 7 + suffix_pad 0 = 7,"
+        " expected 8 in total"
+    )
     assert found.pop("demo_5") == "obs/gripper_pos has 4 rows for 6 actions"
     assert "not finite" in found.pop("demo_6")
     assert "a state of 11" in found.pop("demo_7")
+    assert found.pop("demo_9") == "obs/table_cam is 47 x 46, and H.264 stores only an even height and width"
     assert not found
 
 
@@ -144,6 +149,20 @@ def test_several_recordings_are_one_dataset(tmp_path: Path) -> None:
     columns = DemonstrationDataset.open(tmp_path / "dataset").load_columns([ACTION])
     assert np.array_equal(columns[ACTION], np.concatenate([demo(i)["actions"] for i in range(4)]))
     assert omission_lines(report.omissions) == [f"{tmp_path / 'none.hdf5'}: the file: it holds no episode"]
+
+
+def test_a_recording_under_two_names_is_taken_once(tmp_path: Path) -> None:
+    path = write_recording(tmp_path / "demos.hdf5", [demo(0)])
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link.hdf5").symlink_to(path)
+    other = tmp_path / "folder/../demos.hdf5"
+    chosen = survey(experiment(), [path, other, path, tmp_path / "link.hdf5"])
+    assert [candidate.file for candidate in chosen.candidates] == [path]
+    assert [warning.split(" is given twice")[0] for warning in chosen.warnings] == [
+        str(other),
+        str(path),
+        str(tmp_path / "link.hdf5"),
+    ]
 
 
 def test_the_report_groups_by_reason(tmp_path: Path) -> None:
@@ -185,7 +204,13 @@ def test_what_the_recorder_left_out_is_mended_by_recording_again(
 
 @pytest.mark.parametrize(
     ("demos", "mend"),
-    [([demo(0, success=False)], "--keep_failed"), ([], "record"), ([demo(0, length=1)], "record")],
+    [
+        ([demo(0, success=False)], "--keep_failed"),
+        ([], "record"),
+        ([demo(0, length=1)], "record"),
+        ([demo().but({"obs/table_cam": np.full((6, *IMAGE, 3), -0.5, np.float32)})], "normalize: False"),
+        ([demo().but({"obs/table_cam": np.zeros((6, 47, 47, 3), np.uint8)})], "even height and width"),
+    ],
 )
 def test_nothing_to_convert_is_one_error(tmp_path: Path, demos: list[Demo], mend: str) -> None:
     with pytest.raises(UserError, match="None of the recorded episodes") as caught:
@@ -345,6 +370,18 @@ def test_an_unclear_step_rate_is_one_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not known") as caught:
         survey(experiment(), rated(tmp_path, None))
     assert caught.value.key == "--fps"
+    assert caught.value.value == str(tmp_path / "0.hdf5")
+
+
+def test_a_rate_replaces_arguments_that_cannot_be_read(tmp_path: Path) -> None:
+    path = write_recording(tmp_path / "demos.hdf5", [demo()])
+    with h5py.File(path, "a") as file:
+        file["data"].attrs["env_args"] = "{not json"
+    with pytest.raises(UserError, match="step rate"):
+        survey(experiment(), [path])
+    chosen = survey(experiment(), [path], fps=20)
+    assert len(chosen.candidates) == 1
+    assert "env_args" in chosen.warnings[0]
 
 
 def test_the_embedded_simulator_knows_the_step_rate(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ MIN_STEPS = 2
 """A shorter episode is a reset that was recorded."""
 _LOST_ACTION = 1e-4
 """A difference above rounding, of an entry of the action that the policy does not drive."""
+_KEEP = "pass --keep_failed to convert episodes without success too"
 _NAMES = 5
 """Episodes that a line of the report names."""
 
@@ -33,6 +34,8 @@ class Omission:
     episode: str | None
     """None for the file."""
     reason: str
+    mend: str | None = None
+    """What can be done about it, if there is anything but to record it again."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,7 @@ def survey(
     found = _Findings(config, keep_failed)
     rates: dict[Path, float | None] = {}
     with progress("Looking through recordings", len(files)) as bar:
-        for path in dict.fromkeys(files):
+        for path in found.each_once(files):
             with RecorderFile(path) as recording:
                 rates[path] = recording.steps_per_second
                 found.look_through(recording)
@@ -109,8 +112,7 @@ def convert(config: ExperimentConfig, chosen: Survey, output: Path, *, overwrite
     An episode that turns out to be damaged is left out and reported. An interrupted conversion leaves nothing.
 
     Raises:
-        UserError: The folder is taken, a file cannot be read any more, no episode was sound, or an image has an odd
-            size.
+        UserError: The folder is taken, a file cannot be read any more, or no episode was sound.
     """
     omissions, num_frames, largest = list(chosen.omissions), 0, 0.0
     with (
@@ -119,7 +121,7 @@ def convert(config: ExperimentConfig, chosen: Survey, output: Path, *, overwrite
     ):
         for candidate, result in _episodes(config, chosen.candidates):
             if isinstance(result, EpisodeError):
-                omissions.append(Omission(candidate.file, candidate.episode.name, str(result)))
+                omissions.append(Omission(candidate.file, candidate.episode.name, str(result), result.mend))
             else:
                 writer.add_episode(result.columns, result.instruction, candidate.episode.success is True)
                 num_frames += candidate.episode.num_steps
@@ -170,6 +172,16 @@ class _Findings:
         self._layout: Layout | None = None
         self._mistake: UserError | None = None
 
+    def each_once(self, files: Sequence[Path]) -> list[Path]:
+        """The files, without those that are another spelling of one before."""
+        known: dict[Path, Path] = {}
+        for path in files:
+            place = path.resolve()
+            if place in known:
+                self.warnings.append(f"{path} is given twice (as {known[place]}); its episodes are taken once.")
+            known.setdefault(place, path)
+        return list(known.values())
+
     def look_through(self, recording: RecorderFile) -> None:
         """Sort the episodes of a file."""
         task, name = self._config.env.train.init_params.id, recording.env_name
@@ -177,21 +189,25 @@ class _Findings:
             self.omissions.append(Omission(recording.path, None, "it holds no episode"))
         elif name is not None and not is_recording_of(name, task):
             self.warnings.append(f"{recording.path} was recorded in {name}, and the experiment's task is {task}.")
+        if recording.env_args_problem is not None:
+            self.warnings.append(
+                f"{recording.path} does not tell its task and step rate: {recording.env_args_problem}."
+            )
         for episode in recording.episode_names:
             try:
                 self.candidates.append(Candidate(recording.path, self._fitting(recording.describe(episode))))
             except EpisodeError as error:
-                self.omissions.append(Omission(recording.path, episode, str(error)))
+                self.omissions.append(Omission(recording.path, episode, str(error), error.mend))
             except UserError as error:
                 self._mistake = self._mistake or _named(error, recording.path, episode)
-                self.omissions.append(Omission(recording.path, episode, error.problem))
+                self.omissions.append(Omission(recording.path, episode, _reason(error)))
 
     def _fitting(self, episode: RecordedEpisode) -> RecordedEpisode:
         """The episode itself, if it can be converted beside those before it."""
         if episode.num_steps < MIN_STEPS:
             raise EpisodeError(f"too short: {episode.num_steps} actions")
         if not episode.success and not self._keep_failed:
-            raise EpisodeError("not recorded as successful" if episode.success is None else "not successful")
+            raise EpisodeError("not recorded as successful" if episode.success is None else "not successful", _KEEP)
         layout = EpisodeConverter(self._config, episode).layout
         self._layout = self._layout or layout
         if layout != self._layout:
@@ -240,6 +256,7 @@ def _step_rate(rates: dict[Path, float | None], given: int | None, env: EnvConfi
         raise UserError(
             "The step rate of the recordings is not known: they do not tell it",
             key="--fps",
+            value=", ".join(map(str, rates)),
             expected="environment steps per second of simulated time, 1 / (sim.dt * decimation)",
             mend="pass --fps",
         )
@@ -261,13 +278,19 @@ def _named(error: UserError, path: Path, episode: str) -> UserError:
     return UserError(**{**error.fields(), "problem": f"{error.problem} ({path}, {episode})"})
 
 
+def _reason(error: UserError) -> str:
+    """A misfit of one episode in a line, with what was found and expected."""
+    found = "" if error.value is None or str(error.value) in error.problem else f": {error.value}"
+    return f"{error.problem}{found}, expected {error.expected}"
+
+
 def _nothing_left(omissions: Sequence[Omission]) -> UserError:
-    failed = any("success" in omission.reason for omission in omissions)
+    mends = dict.fromkeys(omission.mend for omission in omissions if omission.mend is not None)
     return UserError(
         "None of the recorded episodes can be converted",
         value="; ".join(omission_lines(omissions)[:_NAMES]),
         expected="at least one episode that fits the experiment",
-        mend="pass --keep_failed to convert episodes without success too" if failed else "record demonstrations again",
+        mend="; or ".join(mends) or "record demonstrations again",
     )
 
 
