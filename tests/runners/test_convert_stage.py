@@ -346,9 +346,9 @@ def test_the_trocar_task_is_known_by_both_names(tmp_path: Path) -> None:
     assert survey(config, [path]).warnings == ()
 
 
-def rated(folder: Path, *decimations: int | None) -> list[Path]:
+def rated(folder: Path, *decimations: int | None, dt: float = 0.01) -> list[Path]:
     return [
-        write_recording(folder / f"{i}.hdf5", [demo(i)], sim_args=None if n is None else {"dt": 0.01, "decimation": n})
+        write_recording(folder / f"{i}.hdf5", [demo(i)], sim_args=None if n is None else {"dt": dt, "decimation": n})
         for i, n in enumerate(decimations)
     ]
 
@@ -362,6 +362,23 @@ def test_the_step_rate_is_the_recordings(tmp_path: Path) -> None:
     chosen = survey(experiment(), rated(tmp_path, 2, None), fps=30)
     assert chosen.fps == 30
     assert [warning.split(" says ")[1] for warning in chosen.warnings] == ["50 steps per second, not 30."]
+
+
+def test_a_rate_that_is_no_whole_number_is_said(tmp_path: Path) -> None:
+    chosen = survey(experiment(), rated(tmp_path, 7, dt=0.005))
+    assert (chosen.fps, chosen.warnings) == (
+        29,
+        ("28.5714 steps per second are written as 29: a dataset has a whole number.",),
+    )
+    assert survey(experiment(), rated(tmp_path, 4, dt=0.008333)).warnings == (), "30 Hz but for rounding"
+
+
+def test_rates_that_round_to_one_are_still_two(tmp_path: Path) -> None:
+    slow = write_recording(tmp_path / "slow.hdf5", [demo()], sim_args={"dt": 1 / 28.6, "decimation": 1})
+    fast = write_recording(tmp_path / "fast.hdf5", [demo()], sim_args={"dt": 1 / 29.4, "decimation": 1})
+    with pytest.raises(UserError, match="different step rates") as caught:
+        survey(experiment(), [slow, fast])
+    assert caught.value.value == f"{slow}: 28.6 Hz, {fast}: 29.4 Hz"
 
 
 def test_an_unclear_step_rate_is_one_error(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ from regrasp.runners.recordings import LOCATION, ConvertedEpisode, EpisodeConver
 
 MIN_STEPS = 2
 """A shorter episode is a reset that was recorded."""
+_RATE_TOLERANCE = 0.01
+"""Relative difference up to which step rates are one; a dataset has a whole number of frames per second."""
 _LOST_ACTION = 1e-4
 """A difference above rounding, of an entry of the action that the policy does not drive."""
 _KEEP = "pass --keep_failed to convert episodes without success too"
@@ -239,20 +242,21 @@ def _check_instruction(env: EnvConfig) -> None:
 
 def _step_rate(rates: dict[Path, float | None], given: int | None, env: EnvConfig) -> tuple[int, list[str]]:
     """Environment steps per second, and what is odd about it."""
-    known = {path: max(1, round(rate)) for path, rate in rates.items() if rate is not None}
+    known = {path: rate for path, rate in rates.items() if rate is not None}
     if given is not None:
-        others = {path: rate for path, rate in known.items() if rate != given}
-        return given, [f"{path} says {rate} steps per second, not {given}." for path, rate in others.items()]
-    told = {rate: path for path, rate in known.items()}
-    if len(told) > 1:
+        others = {path: rate for path, rate in known.items() if not _one_rate(rate, given)}
+        return given, [f"{path} says {rate:g} steps per second, not {given}." for path, rate in others.items()]
+    told = next(iter(known.values()), None)
+    if told is not None and not all(_one_rate(rate, told) for rate in known.values()):
         raise UserError(
             "The recordings have different step rates, and a dataset has one",
-            value=", ".join(f"{path}: {rate} Hz" for rate, path in told.items()),
+            value=", ".join(f"{path}: {rate}" for rate, path in {f"{r:g} Hz": p for p, r in known.items()}.items()),
             expected="one rate",
             mend="convert them one by one with --output, or give the rate that holds with --fps",
         )
-    seconds = None if told else step_seconds(env, "train")
-    if not told and seconds is None:
+    seconds = step_seconds(env, "train") if told is None else None
+    exact = told if seconds is None else 1 / seconds
+    if exact is None:
         raise UserError(
             "The step rate of the recordings is not known: they do not tell it",
             key="--fps",
@@ -260,9 +264,16 @@ def _step_rate(rates: dict[Path, float | None], given: int | None, env: EnvConfi
             expected="environment steps per second of simulated time, 1 / (sim.dt * decimation)",
             mend="pass --fps",
         )
-    rate = next(iter(told)) if seconds is None else round(1 / seconds)
-    silent = [path for path in rates if path not in known] if told else []
-    return rate, [f"{path} does not tell its step rate; it is taken for {rate} Hz like the others." for path in silent]
+    rate = max(1, round(exact))
+    silent = [path for path in rates if path not in known] if known else []
+    warnings = [f"{path} does not tell its step rate; it is taken for {rate} Hz like the others." for path in silent]
+    if not _one_rate(exact, rate):
+        warnings.append(f"{exact:g} steps per second are written as {rate}: a dataset has a whole number.")
+    return rate, warnings
+
+
+def _one_rate(first: float, second: float) -> bool:
+    return math.isclose(first, second, rel_tol=_RATE_TOLERANCE)
 
 
 def omission_lines(omissions: Sequence[Omission]) -> list[str]:
