@@ -20,7 +20,7 @@ from regrasp.runners.demonstrators import (
     policy_demonstrator,
     script_demonstrator,
 )
-from regrasp.runners.pretrain import cached_backbone, pretrain
+from regrasp.runners.pretrain import cached_backbone, check_instructions, pretrain
 from regrasp.runners.sft import SftResult, train_base_model
 
 
@@ -33,9 +33,10 @@ def pretrain_backbone(
         The folder, and the median grounding error in centimetres, None where nothing had to be done.
 
     Raises:
-        UserError: The folder cannot be written.
+        UserError: The folder cannot be written, or an instruction is too long for the network.
     """
     assert config.pretrain is not None
+    check_instructions(config)
     folder = output or cached_backbone(config.pretrain)
     if (folder / "config.json").is_file() and not again:
         return folder, None
