@@ -58,6 +58,16 @@ class Survey:
     warnings: tuple[str, ...]
     fps: int
 
+    @property
+    def num_recorded(self) -> int:
+        """Episodes of the recordings."""
+        return len(self.candidates) + sum(omission.episode is not None for omission in self.omissions)
+
+    @property
+    def num_frames(self) -> int:
+        """Frames of the chosen episodes."""
+        return sum(candidate.episode.num_steps for candidate in self.candidates)
+
 
 @dataclass(frozen=True)
 class ConvertReport:
