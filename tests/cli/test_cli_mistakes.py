@@ -55,7 +55,7 @@ def flag(name: str) -> list[str]:
         (f"convert no/such.hdf5 --config_name {LAB}", ["no such recording", "'no/such.hdf5'"]),
         (f"convert a.hdf5 --fps 0 --config_name {LAB}", ["key:      --fps\n"]),
         (f"convert a.hdf5 --config_name {LAB} env.train.isaaclab.sates=[x]", ["Unknown key", "states"]),
-        ("convert a.hdf5", ["no instruction", "env.train.mapping.task_description"]),
+        ("convert a.hdf5", ["key:      env.train.env_type\n", "--config_name"]),
         ("report no/such/folder", ["no/such/folder"]),
         ("export --model_path no/such/folder --output out", ["no/such/folder", "--model_path"]),
     ],

@@ -286,8 +286,23 @@ def test_required_demonstrations(tmp_path: Path) -> None:
         require_paths(load_config(str(SMALL), ["sft={}"]).config, "sft")
     collected = load_config(str(SMALL), ["sft={}", "collect.num_demos=3", f"collect.output_dir={tmp_path}"]).config
     require_paths(collected, "sft")
-    with pytest.raises(UserError, match="regrasp collect"):
+    with pytest.raises(UserError, match=r"does not exist[\s\S]*regrasp collect[\s\S]*regrasp convert"):
         require_paths(load_config(str(SMALL), ["sft.data=/no/such"]).config, "sft")
+    (tmp_path / "main.hdf5").touch()
+    with pytest.raises(UserError, match=r"a file, not a folder[\s\S]*regrasp convert"):
+        require_paths(load_config(str(SMALL), [f"sft.data={tmp_path / 'main.hdf5'}"]).config, "sft")
+
+
+@pytest.mark.parametrize(("pretrain", "cache"), [(["~pretrain"], False), ([], True)])
+def test_the_cache_is_offered_only_where_it_can_hold_a_backbone(
+    pretrain: list[str], cache: bool, tmp_path: Path
+) -> None:
+    overrides = [f"sft.data={tmp_path}", "sft.backbone=/no/such", *pretrain]
+    with pytest.raises(UserError, match="does not exist") as caught:
+        require_paths(load_config(str(SMALL), overrides).config, "sft")
+    assert caught.value.key == "sft.backbone"
+    assert ("user's cache" in str(caught.value.mend)) == cache
+    assert ("hf download nvidia/GR00T-N1.5-3B" in str(caught.value.mend)) != cache
 
 
 def test_a_bad_configuration_is_rejected_within_three_seconds() -> None:

@@ -239,11 +239,15 @@ def test_a_file_of_another_kind_is_one_error(tmp_path: Path, content: bytes) -> 
     assert caught.value.file == str(tmp_path / "demos.hdf5")
 
 
-@pytest.mark.parametrize("place", ["nowhere.hdf5", "."])
-def test_a_missing_file_is_one_error(tmp_path: Path, place: str) -> None:
-    with pytest.raises(UserError, match="no such recording") as caught:
+@pytest.mark.parametrize(
+    ("place", "problem", "mend"),
+    [("nowhere.hdf5", "no such recording", "correct the path"), (".", "folder is no recording", "files in it")],
+)
+def test_a_missing_file_is_one_error(tmp_path: Path, place: str, problem: str, mend: str) -> None:
+    with pytest.raises(UserError, match=problem) as caught:
         RecorderFile(tmp_path / place)
     assert caught.value.value == str(tmp_path / place)
+    assert mend in str(caught.value.mend)
 
 
 def test_hdf5_of_something_else_is_one_error(tmp_path: Path) -> None:
@@ -255,10 +259,15 @@ def test_hdf5_of_something_else_is_one_error(tmp_path: Path) -> None:
         file["data"] = np.zeros(3)
     with pytest.raises(UserError, match="no group 'data'"):
         RecorderFile(tmp_path / "other.hdf5")
-    with h5py.File(tmp_path / "other.hdf5", "w") as file:
-        file.create_group("data").attrs["env_args"] = "{not json"
-    with pytest.raises(UserError, match="no readable recording"):
-        RecorderFile(tmp_path / "other.hdf5")
+
+
+def test_arguments_that_cannot_be_read_leave_the_episodes(path: Path) -> None:
+    with h5py.File(path, "a") as file:
+        file["data"].attrs["env_args"] = "{not json"
+    with RecorderFile(path) as file:
+        assert "env_args of the group 'data' is no JSON" in str(file.env_args_problem)
+        assert (file.env_name, file.steps_per_second) == (None, None)
+        assert len(file.episode_names) == len(DEMOS)
 
 
 @pytest.mark.parametrize("part", [0.02, 0.5, 0.99])

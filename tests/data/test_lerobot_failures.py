@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from regrasp.data.lerobot import DatasetWriter, DemonstrationDataset, FeatureSpec
+from regrasp.data.lerobot.video import VideoEncoder
 from regrasp.errors import UserError
 
 CAMERA = "observation.images.front"
@@ -68,6 +69,85 @@ def test_a_killed_writer_leaves_no_dataset_at_its_path(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"info\.json"):
         DemonstrationDataset.open(partial / "d")
     writer.discard()
+
+
+CLOSING = {
+    "finishing the table": (pq.ParquetWriter, "close"),
+    "finishing the video": (VideoEncoder, "close"),
+    "writing the statistics": (DatasetWriter, "_statistics"),
+    "writing the description": (DatasetWriter, "_info"),
+}
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+@pytest.mark.parametrize(("owner", "method"), CLOSING.values(), ids=CLOSING)
+@pytest.mark.parametrize("existed", [True, False])
+def test_a_writer_stopped_while_it_closes_leaves_what_was_there(
+    tmp_path: Path,
+    original: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    owner: type,
+    method: str,
+    error: type[BaseException],
+    existed: bool,
+) -> None:
+    root = tmp_path / "d"
+    if existed:
+        shutil.copytree(original, root)
+    writer = make_writer(root, overwrite=True)
+    writer.add_episode(make_episode(), "drop", True)
+
+    complete = getattr(owner, method)
+
+    def stopped(*arguments: object) -> None:
+        complete(*arguments)
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, method, stopped)
+        with pytest.raises(error), writer:
+            pass
+    assert list(tmp_path.iterdir()) == ([root] if existed else [])
+    if existed:
+        assert DemonstrationDataset.open(root).tasks == ("lift",)
+
+
+@pytest.mark.parametrize(("num_renames", "kept"), [(1, "lift"), (2, "drop")])
+def test_replacing_a_dataset_leaves_one_of_the_two(
+    root: Path, monkeypatch: pytest.MonkeyPatch, num_renames: int, kept: str
+) -> None:
+    """A signal that arrives in a rename is raised after it."""
+    rename, calls = Path.rename, []
+
+    def renamed(source: Path, target: Path) -> None:
+        rename(source, target)
+        calls.append(target)
+        if len(calls) == num_renames:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "rename", renamed)
+    with pytest.raises(KeyboardInterrupt), make_writer(root, overwrite=True) as writer:
+        writer.add_episode(make_episode(), "drop", True)
+    assert DemonstrationDataset.open(root).tasks == (kept,)
+    assert list(root.parent.iterdir()) == [root]
+
+
+def test_a_disk_that_fills_up_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    finish = pq.ParquetWriter.close
+
+    def full(writer: pq.ParquetWriter) -> None:
+        finish(writer)
+        raise OSError(28, "No space left on device")
+
+    def collect() -> None:
+        with make_writer(tmp_path / "d") as writer:
+            writer.add_episode(make_episode(), "lift", True)
+            monkeypatch.setattr(pq.ParquetWriter, "close", full)
+            writer.add_episode(make_episode() | {"action": np.ones(1)}, "lift", True)
+
+    with pytest.raises(OSError, match="No space"):
+        collect()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_no_episode_is_no_dataset(tmp_path: Path) -> None:

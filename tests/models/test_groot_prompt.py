@@ -150,6 +150,7 @@ def test_too_long_an_instruction_names_itself_and_the_room(tmp_path):
         encoder.encode(["a rather long instruction " * 4])
     assert "a rather long instruction" in str(error.value)
     assert "padding_value" in str(error.value)
+    assert "text_length" not in str(error.value), "a published model is not pretrained here"
 
 
 def test_a_sequence_without_room_for_words_is_named(tmp_path):

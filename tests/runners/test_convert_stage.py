@@ -108,16 +108,21 @@ def test_what_does_not_fit_is_left_out_and_said(tmp_path: Path) -> None:
         demo(6).but({"obs/eef_pos": spoilt}),
         demo(7).but({"obs/eef_pos": np.zeros((6, 5), np.float32)}),
         demo(8),
+        demo(9).but({"obs/table_cam": np.zeros((6, 47, 46, 3), np.uint8)}),
     )
     found = reasons(report)
     assert report.num_episodes == 2
     assert found.pop("demo_1") == "too short: 1 actions"
-    assert found.pop("demo_2") == "The recording offers no observation named 'eef_quat'"
+    assert found.pop("demo_2").startswith("The recording offers no observation named 'eef_quat', expected one of ['")
     assert "cameras of 8 x 8, 16 x 20, and the first episode a state of 9" in found.pop("demo_3")
-    assert found.pop("demo_4") == "The mapped action does not have the simulator's width"
+    assert found.pop("demo_4") == (
+        "The mapped action does not have the simulator's width: prefix_pad 0 + action_dim 7 + suffix_pad 0 = 7,"
+        " expected 8 in total"
+    )
     assert found.pop("demo_5") == "obs/gripper_pos has 4 rows for 6 actions"
     assert "not finite" in found.pop("demo_6")
     assert "a state of 11" in found.pop("demo_7")
+    assert found.pop("demo_9") == "obs/table_cam is 47 x 46, and H.264 stores only an even height and width"
     assert not found
 
 
@@ -146,6 +151,20 @@ def test_several_recordings_are_one_dataset(tmp_path: Path) -> None:
     assert omission_lines(report.omissions) == [f"{tmp_path / 'none.hdf5'}: the file: it holds no episode"]
 
 
+def test_a_recording_under_two_names_is_taken_once(tmp_path: Path) -> None:
+    path = write_recording(tmp_path / "demos.hdf5", [demo(0)])
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link.hdf5").symlink_to(path)
+    other = tmp_path / "folder/../demos.hdf5"
+    chosen = survey(experiment(), [path, other, path, tmp_path / "link.hdf5"])
+    assert [candidate.file for candidate in chosen.candidates] == [path]
+    assert [warning.split(" is given twice")[0] for warning in chosen.warnings] == [
+        str(other),
+        str(path),
+        str(tmp_path / "link.hdf5"),
+    ]
+
+
 def test_the_report_groups_by_reason(tmp_path: Path) -> None:
     _, report = run(tmp_path, demo(0), *(demo(i, success=False) for i in range(1, 9)))
     (line,) = omission_lines(report.omissions)
@@ -157,13 +176,41 @@ def test_a_mapping_that_never_fits_is_the_experiments_mistake(tmp_path: Path) ->
     with pytest.raises(UserError, match=r"no observation named 'tabel_cam' \(.*demos.hdf5, demo_1\)") as caught:
         run(tmp_path, demo(0, success=False), demo(1), config=config)
     assert caught.value.key == "env.train.mapping.main_images"
-    assert caught.value.mend == "did you mean 'table_cam'?"
+    assert str(caught.value.mend).startswith("did you mean 'table_cam'? Otherwise record with a task that has it")
     assert not (tmp_path / "dataset").exists()
+
+
+BLIND = {"obs/table_cam": None, "obs/wrist_cam": None}
+TERMS = {name: None for name in demo().arrays if name.startswith("obs/")}
+
+
+@pytest.mark.parametrize(
+    ("changes", "mend"),
+    [
+        (BLIND, "a camera: the Visuomotor task, with --enable_cameras"),
+        (TERMS, "this recording has none"),
+        (TERMS | {"obs": np.zeros((6, 9), np.float32)}, "concatenate_terms=False in the group 'policy'"),
+    ],
+    ids=["no camera", "no observation", "one vector"],
+)
+def test_what_the_recorder_left_out_is_mended_by_recording_again(
+    tmp_path: Path, changes: dict[str, np.ndarray | None], mend: str
+) -> None:
+    with pytest.raises(UserError, match="no observation named 'table_cam'") as caught:
+        run(tmp_path, demo(0).but(changes))
+    assert mend in str(caught.value.mend)
+    assert "correct the name" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
     ("demos", "mend"),
-    [([demo(0, success=False)], "--keep_failed"), ([], "record"), ([demo(0, length=1)], "record")],
+    [
+        ([demo(0, success=False)], "--keep_failed"),
+        ([], "record"),
+        ([demo(0, length=1)], "record"),
+        ([demo().but({"obs/table_cam": np.full((6, *IMAGE, 3), -0.5, np.float32)})], "normalize: False"),
+        ([demo().but({"obs/table_cam": np.zeros((6, 47, 47, 3), np.uint8)})], "even height and width"),
+    ],
 )
 def test_nothing_to_convert_is_one_error(tmp_path: Path, demos: list[Demo], mend: str) -> None:
     with pytest.raises(UserError, match="None of the recorded episodes") as caught:
@@ -263,10 +310,17 @@ def test_an_instruction_can_be_chosen_by_an_observation(tmp_path: Path) -> None:
 
 
 def test_recordings_need_an_instruction() -> None:
-    config = load_config("pick_cube_ppo_groot").config
+    config = experiment("env.train.isaaclab.task_description=null")
     with pytest.raises(UserError, match="no instruction") as caught:
         survey(config, [])
     assert caught.value.key == "env.train.mapping.task_description"
+
+
+def test_an_experiment_of_another_simulator_asks_for_the_recordings_own() -> None:
+    with pytest.raises(UserError, match="this experiment's task is not") as caught:
+        survey(load_config("pick_cube_ppo_groot").config, [])
+    assert caught.value.key == "env.train.env_type"
+    assert "--config_name" in str(caught.value.mend)
 
 
 @pytest.mark.parametrize(
@@ -290,48 +344,6 @@ def test_the_trocar_task_is_known_by_both_names(tmp_path: Path) -> None:
     path = write_recording(tmp_path / "demos.hdf5", [demo()], env_name="IsaacContrib-Assemble-Trocar-G129-Dex3")
     config = experiment("env.train.init_params.id=Isaac-Assemble-Trocar-G129-Dex3-v0")
     assert survey(config, [path]).warnings == ()
-
-
-def rated(folder: Path, *decimations: int | None) -> list[Path]:
-    return [
-        write_recording(folder / f"{i}.hdf5", [demo(i)], sim_args=None if n is None else {"dt": 0.01, "decimation": n})
-        for i, n in enumerate(decimations)
-    ]
-
-
-def test_the_step_rate_is_the_recordings(tmp_path: Path) -> None:
-    assert survey(experiment(), rated(tmp_path, 2, 2)).fps == 50
-    chosen = survey(experiment(), rated(tmp_path, 4, None))
-    assert chosen.fps == 25
-    assert len(chosen.warnings) == 1
-    assert "taken for 25 Hz" in chosen.warnings[0]
-    chosen = survey(experiment(), rated(tmp_path, 2, None), fps=30)
-    assert chosen.fps == 30
-    assert [warning.split(" says ")[1] for warning in chosen.warnings] == ["50 steps per second, not 30."]
-
-
-def test_an_unclear_step_rate_is_one_error(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="different step rates"):
-        survey(experiment(), rated(tmp_path, 2, 5))
-    with pytest.raises(UserError, match="not known") as caught:
-        survey(experiment(), rated(tmp_path, None))
-    assert caught.value.key == "--fps"
-
-
-def test_the_embedded_simulator_knows_the_step_rate(tmp_path: Path) -> None:
-    overrides = [
-        "env.train.mapping.main_images=table_cam",
-        "env.train.mapping.states=[eef_pos]",
-        "+env.train.mapping.task_description=lift",
-    ]
-    config = load_config("pick_cube_ppo_groot", overrides).config
-    path = write_recording(
-        tmp_path / "demos.hdf5",
-        [demo().but({"actions": np.zeros((6, 4), np.float32)})],
-        env_name="Regrasp-Pick-Cube-v0",
-        sim_args=None,
-    )
-    assert survey(config, [path]).fps == 10
 
 
 def modality_of(folder: Path, *overrides: str) -> dict:

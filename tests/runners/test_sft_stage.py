@@ -172,6 +172,20 @@ def test_a_missing_backbone_says_how_to_get_one(demos: Path, tmp_path: Path, mon
     assert "sft.backbone=<folder>" in str(caught.value.mend)
 
 
+@pytest.mark.parametrize("given", [None, "empty"])
+def test_an_experiment_that_pretrains_nothing_asks_for_a_published_model(
+    demos: Path, tmp_path: Path, given: str | None
+) -> None:
+    backbone = tmp_path / given if given else "null"
+    config = groot_experiment("~pretrain", f"sft.backbone={backbone}").config
+    with pytest.raises(UserError, match="backbone") as caught:
+        train_base(config, demos, None, tmp_path / "model")
+    assert caught.value.key == "sft.backbone"
+    assert "GR00T N1.5" in str(caught.value.expected)
+    assert "hf download" in str(caught.value.mend)
+    assert "regrasp pretrain" not in str(caught.value)
+
+
 def test_the_backbone_of_the_cache_is_found(
     backbone: Path, demos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

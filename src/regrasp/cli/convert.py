@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from regrasp.cli.common import STAGE_INTERRUPTED, add_config_arguments, load_to_run
+from regrasp.cli.common import STAGE_INTERRUPTED, add_config_arguments, load
 from regrasp.errors import UserError
 from regrasp.folders import require_new, require_writable
+
+if TYPE_CHECKING:
+    from regrasp.config.load import LoadedConfig
 
 INTERRUPTED = STAGE_INTERRUPTED
 
@@ -30,10 +35,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write a dataset."""
     files, args.overrides = split_positionals([*args.files, *args.overrides])
-    loaded = load_to_run(args)
-    if loaded is None:
+    loaded = load(args)
+    if files or not args.dry_run:
+        _check(files, args.fps)
+    if args.dry_run:
+        _rehearse(args, loaded, files)
         return 0
-    _check(files, args.fps)
     output, key = args.output, "--output"
     if output is None:
         collect = loaded.config.collect
@@ -53,6 +60,24 @@ def run(args: argparse.Namespace) -> int:
         f" {report.num_frames} frames at {report.fps} Hz)"
     )
     return 0
+
+
+def _rehearse(args: argparse.Namespace, loaded: LoadedConfig, files: Sequence[Path]) -> None:
+    """What `--dry_run` shows: every value, and which episodes of the recordings would be taken."""
+    lines = [str(loaded.file)]
+    if files:
+        from regrasp.runners.convert import omission_lines, survey
+
+        with contextlib.redirect_stdout(sys.stderr):  # what is printed can be read as YAML
+            chosen = survey(loaded.config, files, fps=args.fps, keep_failed=args.keep_failed)
+        _warn(chosen.warnings)
+        lines += [f"Left out: {line}" for line in omission_lines(chosen.omissions)]
+        lines.append(
+            f"Would take {len(chosen.candidates)} of {chosen.num_recorded} recorded episodes"
+            f" ({chosen.num_frames} frames at {chosen.fps} Hz); their arrays are read while converting."
+        )
+    print(loaded.to_yaml())
+    print("\n# Summary", *lines, sep="\n# ")
 
 
 def split_positionals(given: Sequence[str]) -> tuple[list[Path], list[str]]:

@@ -21,6 +21,10 @@ def run(args: argparse.Namespace) -> int:
     """Pretrain, unless the same was done before."""
     loaded = load_to_run(args, block="pretrain")
     if loaded is None:
+        if args.loaded.config.pretrain is not None:
+            from regrasp.runners.pretrain import check_instructions
+
+            check_instructions(args.loaded.config)
         return 0
     prepare_torch(loaded)
     from regrasp.runners.stages import pretrain_backbone

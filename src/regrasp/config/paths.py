@@ -10,6 +10,10 @@ from regrasp.errors import UserError
 
 Stage = Literal["train", "play", "sft"]
 _NEEDS_PRETRAINED = frozenset({"gr00t"})
+PUBLISHED_BACKBONE = "the folder of a published GR00T N1.5 (docs/models.md)"
+"""What `sft.backbone` has to be where the experiment does not pretrain one."""
+DOWNLOAD_BACKBONE = "`hf download nvidia/GR00T-N1.5-3B --local-dir GR00T-N1.5-3B`, then --backbone GR00T-N1.5-3B"
+"""How to get it."""
 
 
 def require_paths(config: ExperimentConfig, stage: Stage, file: Path | None = None) -> None:
@@ -67,25 +71,29 @@ def _require_demonstrations(config: ExperimentConfig, file: Path | None) -> None
             mend="add `sft: {}` for the defaults",
         )
     data = config.sft.data or (config.collect.output_dir if config.collect else None)
-    mend = "run `regrasp collect` first, or give the folder of a dataset"
+    mend = "run `regrasp collect` first, or `regrasp convert` on recordings (.hdf5), or give the folder of a dataset"
     expected = "the folder of a dataset of demonstrations"
     if data is None:
         raise UserError("No demonstrations are given.", file=file, key="sft.data", expected=expected, mend=mend)
     _require_folder("sft.data" if config.sft.data else "collect.output_dir", data, expected, mend, file)
     if config.sft.backbone is not None:
-        _require_folder(
-            "sft.backbone",
-            config.sft.backbone,
-            "the folder of a pretrained backbone",
-            "correct the path, or set sft.backbone=null to use the user's cache",
-            file,
-        )
+        _require_backbone(config, config.sft.backbone, file)
+
+
+def _require_backbone(config: ExperimentConfig, folder: str, file: Path | None) -> None:
+    if config.pretrain is None:
+        expected, mend = PUBLISHED_BACKBONE, f"correct the path, or get one: {DOWNLOAD_BACKBONE}"
+    else:
+        expected = "the folder of a pretrained backbone"
+        mend = "correct the path, or set sft.backbone=null to use the user's cache"
+    _require_folder("sft.backbone", folder, expected, mend, file)
 
 
 def _require_folder(key: str, value: str, expected: str, mend: str, file: Path | None) -> Path:
     folder = Path(value).expanduser()
     if not folder.is_dir():
-        raise UserError("The folder does not exist.", file=file, key=key, value=value, expected=expected, mend=mend)
+        problem = "This is a file, not a folder." if folder.exists() else "The folder does not exist."
+        raise UserError(problem, file=file, key=key, value=value, expected=expected, mend=mend)
     return folder
 
 

@@ -43,7 +43,16 @@ _DAMAGE = (OSError, RuntimeError, KeyError, ValueError, TypeError, UnicodeError)
 
 
 class EpisodeError(Exception):
-    """One episode cannot be used; the text says why."""
+    """One episode cannot be used; the text says why.
+
+    Args:
+        reason: Why.
+        mend: What the user can do about it, if there is anything but to record it again.
+    """
+
+    def __init__(self, reason: str, mend: str | None = None) -> None:
+        super().__init__(reason)
+        self.mend = mend
 
 
 @dataclass(frozen=True)
@@ -103,6 +112,8 @@ class RecorderFile:
             self._data = self._data_group()
             self.episode_names = sorted(self._data, key=_natural)
             """Names of the episodes, `demo_2` before `demo_10`."""
+            self.env_args_problem: str | None = None
+            """Why the attribute `env_args` cannot be read, None where it can; task and step rate are not known then."""
             self._env_args = self._read_env_args()
         except _DAMAGE as error:
             self._file.close()
@@ -197,11 +208,22 @@ class RecorderFile:
 
     def _read_env_args(self) -> dict[str, Any]:
         text = self._data.attrs.get("env_args", "{}")
-        content = json.loads(text)
+        try:
+            content = json.loads(text)
+        except json.JSONDecodeError as error:
+            self.env_args_problem = f"the attribute env_args of the group 'data' is no JSON ({error})"
+            return {}
         return content if isinstance(content, dict) else {}
 
 
 def _open(path: Path) -> h5py.File:
+    if path.is_dir():
+        raise UserError(
+            "A folder is no recording",
+            value=str(path),
+            expected="an HDF5 file that Isaac Lab's recorder wrote",
+            mend="name the .hdf5 files in it",
+        )
     if not path.is_file():
         raise UserError(
             "There is no such recording",
@@ -291,7 +313,8 @@ def _as_images(values: np.ndarray, path: str) -> np.ndarray:
     if not whole:
         raise EpisodeError(
             f"{path} is a float image from {lowest:g} to {highest:g}, which cannot be turned back into colours:"
-            " record it with normalize: False"
+            " record it with normalize: False",
+            "set normalize: False in the parameters of the task's image term (mdp.image) and record again",
         )
     return values.astype(np.uint8)
 

@@ -39,17 +39,24 @@ class ObservationSelection:
         raw: What the simulator offers, by `group/key`.
         location: Dotted path of the block, for errors.
         source: What offers them, for errors.
+        advice: What to do about an observation that is not offered, for errors; None: correct the name.
 
     Raises:
         UserError: A key is missing or ambiguous, a slice out of range, an image no image or a state no vector.
     """
 
     def __init__(
-        self, config: MappingConfig, raw: Mapping[str, ArraySpec], location: str, source: str = "The simulator"
+        self,
+        config: MappingConfig,
+        raw: Mapping[str, ArraySpec],
+        location: str,
+        source: str = "The simulator",
+        advice: str | None = None,
     ) -> None:
         self.raw = raw
         self._location = location
         self._source = source
+        self._advice = advice
         self.instruction = config.task_description
         self.main_camera = self._camera(config.main_images, "main_images") if config.main_images else None
         self.extra_cameras = tuple(self._camera(name, "extra_view_images") for name in config.extra_view_images)
@@ -115,7 +122,7 @@ class ObservationSelection:
         Raises:
             UserError: There is none, or there are several.
         """
-        return find_observation(name, self.raw, f"{self._location}.{field}", self._source)
+        return find_observation(name, self.raw, f"{self._location}.{field}", self._source, self._advice)
 
     def _check_equal_sizes(self) -> None:
         sizes = {self.raw[key].shape for key in self.extra_cameras}
@@ -129,7 +136,9 @@ class ObservationSelection:
             )
 
 
-def find_observation(name: str, offered: Iterable[str], location: str, source: str = "The simulator") -> str:
+def find_observation(
+    name: str, offered: Iterable[str], location: str, source: str = "The simulator", advice: str | None = None
+) -> str:
     """The key `group/key` of the observation called `name`, which may leave the group out.
 
     Args:
@@ -137,6 +146,7 @@ def find_observation(name: str, offered: Iterable[str], location: str, source: s
         offered: All keys.
         location: Dotted path of the configuration key that names it, for errors.
         source: What offers them, for errors.
+        advice: What to do about an observation that is not offered, for errors; None: correct the name.
 
     Raises:
         UserError: No observation has that name, or several.
@@ -150,16 +160,18 @@ def find_observation(name: str, offered: Iterable[str], location: str, source: s
         key=location,
         value=name,
         expected=f"one of {matches or sorted(offered)}",
-        mend="write it as group/key" if matches else _correction(name, offered),
+        mend="write it as group/key" if matches else _correction(name, offered, advice),
     )
 
 
-def _correction(name: str, offered: Sequence[str]) -> str:
+def _correction(name: str, offered: Sequence[str], advice: str | None) -> str:
     members = [key for key in offered if key.startswith(f"{name}/")]
     if members:
         return f"'{name}' is a group of separate observations: name them, such as '{members[0]}'"
     near = difflib.get_close_matches(name, [key if "/" in name else _short(key) for key in offered], 1)
-    return f"did you mean '{near[0]}'?" if near else "correct the name"
+    if not near:
+        return advice or "correct the name"
+    return f"did you mean '{near[0]}'?" + (f" Otherwise {advice}" if advice else "")
 
 
 def _choice(keys: Iterable[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +20,11 @@ from regrasp.runners.recordings import LOCATION, ConvertedEpisode, EpisodeConver
 
 MIN_STEPS = 2
 """A shorter episode is a reset that was recorded."""
+_RATE_TOLERANCE = 0.01
+"""Relative difference up to which step rates are one; a dataset has a whole number of frames per second."""
 _LOST_ACTION = 1e-4
 """A difference above rounding, of an entry of the action that the policy does not drive."""
+_KEEP = "pass --keep_failed to convert episodes without success too"
 _NAMES = 5
 """Episodes that a line of the report names."""
 
@@ -33,6 +37,8 @@ class Omission:
     episode: str | None
     """None for the file."""
     reason: str
+    mend: str | None = None
+    """What can be done about it, if there is anything but to record it again."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,16 @@ class Survey:
     omissions: tuple[Omission, ...]
     warnings: tuple[str, ...]
     fps: int
+
+    @property
+    def num_recorded(self) -> int:
+        """Episodes of the recordings."""
+        return len(self.candidates) + sum(omission.episode is not None for omission in self.omissions)
+
+    @property
+    def num_frames(self) -> int:
+        """Frames of the chosen episodes."""
+        return sum(candidate.episode.num_steps for candidate in self.candidates)
 
 
 @dataclass(frozen=True)
@@ -91,7 +107,7 @@ def survey(
     found = _Findings(config, keep_failed)
     rates: dict[Path, float | None] = {}
     with progress("Looking through recordings", len(files)) as bar:
-        for path in dict.fromkeys(files):
+        for path in found.each_once(files):
             with RecorderFile(path) as recording:
                 rates[path] = recording.steps_per_second
                 found.look_through(recording)
@@ -109,8 +125,7 @@ def convert(config: ExperimentConfig, chosen: Survey, output: Path, *, overwrite
     An episode that turns out to be damaged is left out and reported. An interrupted conversion leaves nothing.
 
     Raises:
-        UserError: The folder is taken, a file cannot be read any more, no episode was sound, or an image has an odd
-            size.
+        UserError: The folder is taken, a file cannot be read any more, or no episode was sound.
     """
     omissions, num_frames, largest = list(chosen.omissions), 0, 0.0
     with (
@@ -119,7 +134,7 @@ def convert(config: ExperimentConfig, chosen: Survey, output: Path, *, overwrite
     ):
         for candidate, result in _episodes(config, chosen.candidates):
             if isinstance(result, EpisodeError):
-                omissions.append(Omission(candidate.file, candidate.episode.name, str(result)))
+                omissions.append(Omission(candidate.file, candidate.episode.name, str(result), result.mend))
             else:
                 writer.add_episode(result.columns, result.instruction, candidate.episode.success is True)
                 num_frames += candidate.episode.num_steps
@@ -171,6 +186,16 @@ class _Findings:
         self._layout: Layout | None = None
         self._mistake: UserError | None = None
 
+    def each_once(self, files: Sequence[Path]) -> list[Path]:
+        """The files, without those that are another spelling of one before."""
+        known: dict[Path, Path] = {}
+        for path in files:
+            place = path.resolve()
+            if place in known:
+                self.warnings.append(f"{path} is given twice (as {known[place]}); its episodes are taken once.")
+            known.setdefault(place, path)
+        return list(known.values())
+
     def look_through(self, recording: RecorderFile) -> None:
         """Sort the episodes of a file."""
         task, name = self._config.env.train.init_params.id, recording.env_name
@@ -178,21 +203,25 @@ class _Findings:
             self.omissions.append(Omission(recording.path, None, "it holds no episode"))
         elif name is not None and not is_recording_of(name, task):
             self.warnings.append(f"{recording.path} was recorded in {name}, and the experiment's task is {task}.")
+        if recording.env_args_problem is not None:
+            self.warnings.append(
+                f"{recording.path} does not tell its task and step rate: {recording.env_args_problem}."
+            )
         for episode in recording.episode_names:
             try:
                 self.candidates.append(Candidate(recording.path, self._fitting(recording.describe(episode))))
             except EpisodeError as error:
-                self.omissions.append(Omission(recording.path, episode, str(error)))
+                self.omissions.append(Omission(recording.path, episode, str(error), error.mend))
             except UserError as error:
                 self._mistake = self._mistake or _named(error, recording.path, episode)
-                self.omissions.append(Omission(recording.path, episode, error.problem))
+                self.omissions.append(Omission(recording.path, episode, _reason(error)))
 
     def _fitting(self, episode: RecordedEpisode) -> RecordedEpisode:
         """The episode itself, if it can be converted beside those before it."""
         if episode.num_steps < MIN_STEPS:
             raise EpisodeError(f"too short: {episode.num_steps} actions")
         if not episode.success and not self._keep_failed:
-            raise EpisodeError("not recorded as successful" if episode.success is None else "not successful")
+            raise EpisodeError("not recorded as successful" if episode.success is None else "not successful", _KEEP)
         layout = EpisodeConverter(self._config, episode).layout
         self._layout = self._layout or layout
         if layout != self._layout:
@@ -206,6 +235,14 @@ class _Findings:
 
 def _check_instruction(env: EnvConfig) -> None:
     if env.mapping.task_description is None and env.mapping.instruction_key is None:
+        if env.env_type != "isaaclab":
+            raise UserError(
+                "The recordings are of Isaac Lab, and this experiment's task is not",
+                key="env.train.env_type",
+                value=env.env_type,
+                expected="isaaclab, or a mapping with an instruction (task_description)",
+                mend="name the experiment of the recordings with --config_name",
+            )
         raise UserError(
             "The demonstrations have no instruction: recordings of Isaac Lab carry none",
             key=f"{LOCATION}.task_description",
@@ -216,29 +253,38 @@ def _check_instruction(env: EnvConfig) -> None:
 
 def _step_rate(rates: dict[Path, float | None], given: int | None, env: EnvConfig) -> tuple[int, list[str]]:
     """Environment steps per second, and what is odd about it."""
-    known = {path: max(1, round(rate)) for path, rate in rates.items() if rate is not None}
+    known = {path: rate for path, rate in rates.items() if rate is not None}
     if given is not None:
-        others = {path: rate for path, rate in known.items() if rate != given}
-        return given, [f"{path} says {rate} steps per second, not {given}." for path, rate in others.items()]
-    told = {rate: path for path, rate in known.items()}
-    if len(told) > 1:
+        others = {path: rate for path, rate in known.items() if not _one_rate(rate, given)}
+        return given, [f"{path} says {rate:g} steps per second, not {given}." for path, rate in others.items()]
+    told = next(iter(known.values()), None)
+    if told is not None and not all(_one_rate(rate, told) for rate in known.values()):
         raise UserError(
             "The recordings have different step rates, and a dataset has one",
-            value=", ".join(f"{path}: {rate} Hz" for rate, path in told.items()),
+            value=", ".join(f"{path}: {rate}" for rate, path in {f"{r:g} Hz": p for p, r in known.items()}.items()),
             expected="one rate",
             mend="convert them one by one with --output, or give the rate that holds with --fps",
         )
-    seconds = None if told else step_seconds(env, "train")
-    if not told and seconds is None:
+    seconds = step_seconds(env, "train") if told is None else None
+    exact = told if seconds is None else 1 / seconds
+    if exact is None:
         raise UserError(
             "The step rate of the recordings is not known: they do not tell it",
             key="--fps",
+            value=", ".join(map(str, rates)),
             expected="environment steps per second of simulated time, 1 / (sim.dt * decimation)",
             mend="pass --fps",
         )
-    rate = next(iter(told)) if seconds is None else round(1 / seconds)
-    silent = [path for path in rates if path not in known] if told else []
-    return rate, [f"{path} does not tell its step rate; it is taken for {rate} Hz like the others." for path in silent]
+    rate = max(1, round(exact))
+    silent = [path for path in rates if path not in known] if known else []
+    warnings = [f"{path} does not tell its step rate; it is taken for {rate} Hz like the others." for path in silent]
+    if not _one_rate(exact, rate):
+        warnings.append(f"{exact:g} steps per second are written as {rate}: a dataset has a whole number.")
+    return rate, warnings
+
+
+def _one_rate(first: float, second: float) -> bool:
+    return math.isclose(first, second, rel_tol=_RATE_TOLERANCE)
 
 
 def omission_lines(omissions: Sequence[Omission]) -> list[str]:
@@ -254,13 +300,19 @@ def _named(error: UserError, path: Path, episode: str) -> UserError:
     return UserError(**{**error.fields(), "problem": f"{error.problem} ({path}, {episode})"})
 
 
+def _reason(error: UserError) -> str:
+    """A misfit of one episode in a line, with what was found and expected."""
+    found = "" if error.value is None or str(error.value) in error.problem else f": {error.value}"
+    return f"{error.problem}{found}, expected {error.expected}"
+
+
 def _nothing_left(omissions: Sequence[Omission]) -> UserError:
-    failed = any("success" in omission.reason for omission in omissions)
+    mends = dict.fromkeys(omission.mend for omission in omissions if omission.mend is not None)
     return UserError(
         "None of the recorded episodes can be converted",
         value="; ".join(omission_lines(omissions)[:_NAMES]),
         expected="at least one episode that fits the experiment",
-        mend="pass --keep_failed to convert episodes without success too" if failed else "record demonstrations again",
+        mend="; or ".join(mends) or "record demonstrations again",
     )
 
 

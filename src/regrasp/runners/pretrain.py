@@ -21,15 +21,18 @@ from torch import Tensor, nn
 
 import regrasp
 from regrasp.algorithms.schedule import cosine
-from regrasp.config.schema import PretrainConfig
+from regrasp.config.schema import ExperimentConfig, PretrainConfig
+from regrasp.envs.mujoco.backend import require_chosen_backend
+from regrasp.envs.mujoco.catalog import TASK_IDS, load_class
 from regrasp.envs.mujoco.scenes import Scenes, render_scenes
-from regrasp.errors import TrainingHaltedError
+from regrasp.errors import TrainingHaltedError, UserError
 from regrasp.models.groot.checkpoint import save_groot
 from regrasp.models.groot.config import GrootConfig
 from regrasp.models.groot.grounding import GroundingReadout, pointing_target
 from regrasp.models.groot.images import prepare_images
 from regrasp.models.groot.policy import GrootPolicy
 from regrasp.models.groot.processor import GrootProcessor
+from regrasp.models.groot.tokenizer import train_tokenizer
 from regrasp.models.settings import RlHeadSettings
 from regrasp.observe.progress import progress
 from regrasp.streams import torch_generator
@@ -57,6 +60,52 @@ class _Examples:
     """(I, L)."""
     allowed: Tensor
     """(N, I) bool: instructions of the scene's own task."""
+
+
+def check_instructions(config: ExperimentConfig) -> None:
+    """Check, before anything is rendered, that the network will have room for the instructions of the mappings.
+
+    Raises:
+        UserError: An instruction is too long, or a task whose scenes are to be rendered is unknown.
+    """
+    assert config.pretrain is not None
+    sizes, padding = config.pretrain.architecture, config.actor.model.rl_head_config.padding_value
+    tokenizer = train_tokenizer(_sentences(config.pretrain), sizes.vocab_size)
+    for name, env in (("train", config.env.train), ("eval", config.env.eval)):
+        mapping = env.mapping
+        num_image_tokens = (1 + len(mapping.extra_view_images)) * (sizes.image_size // sizes.patch_size) ** 2
+        room = sizes.text_length if padding is None else padding - num_image_tokens
+        described = [] if mapping.task_description is None else [("task_description", mapping.task_description)]
+        for key, text in (*described, *(("instructions", text) for text in mapping.instructions)):
+            needed = len(tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True))
+            if needed > room:
+                raise UserError(
+                    f"An instruction of {needed} tokens, with room for {room}",
+                    key=f"env.{name}.mapping.{key}",
+                    value=text,
+                    expected=f"at most {room} tokens",
+                    mend="shorten it, or set "
+                    + (
+                        f"pretrain.architecture.text_length={needed}"
+                        if padding is None
+                        else f"actor.model.rl_head_config.padding_value={needed + num_image_tokens}"
+                    ),
+                )
+
+
+def _sentences(config: PretrainConfig) -> list[str]:
+    """The instructions of all tasks, with which the tokenizer is trained."""
+    unknown = sorted(set(config.tasks) - TASK_IDS.keys())
+    if unknown:
+        raise UserError(
+            "No such embedded task",
+            key="pretrain.tasks",
+            value=unknown,
+            expected=f"some of {sorted(TASK_IDS)}",
+            mend="correct the names; `regrasp tasks` lists them",
+        )
+    require_chosen_backend()
+    return [text for task in config.tasks for text in load_class(TASK_IDS[task]).instructions]
 
 
 def default_cache() -> Path:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from regrasp.config.schema import ExperimentConfig
-from regrasp.data.isaaclab_hdf5 import EpisodeError, RecordedEpisode, RecorderFile
+from regrasp.data.isaaclab_hdf5 import EpisodeError, RecordedArray, RecordedEpisode, RecorderFile
 from regrasp.envs.mapping import ActionMapping, ObservationMapping
 from regrasp.envs.selection import ArraySpec
 from regrasp.runners.demonstrations import demonstration_columns
@@ -44,14 +44,14 @@ class EpisodeConverter:
     """The mapping, checked against what an episode holds.
 
     Raises:
-        EpisodeError: An observation does not have a row per action.
+        EpisodeError: An observation does not have a row per action, or a camera has an odd size.
         UserError: The mapping asks for what the recording does not hold, or the action has another width.
     """
 
     def __init__(self, config: ExperimentConfig, episode: RecordedEpisode) -> None:
         mapping = config.env.train.mapping
         raw = {key: ArraySpec(array.shape, array.dtype) for key, array in episode.observations.items()}
-        self.observations = ObservationMapping(mapping, raw, LOCATION, source="The recording")
+        self.observations = ObservationMapping(mapping, raw, LOCATION, "The recording", _advice(episode))
         self._actions = ActionMapping(mapping, config.actor.model.action_dim, episode.action_dim, LOCATION)
         self._episode = episode
         self._mapping = mapping
@@ -63,17 +63,19 @@ class EpisodeConverter:
         for key in (*self.observations.keys, self._instruction_key):
             if key is not None:
                 episode.check_rows(key)
+        for key in self._cameras:
+            _check_even(episode.observations[key])
 
     @property
-    def _camera_shapes(self) -> tuple[tuple[int, ...], ...]:
+    def _cameras(self) -> tuple[str, ...]:
         main = self.observations.main_camera
-        cameras = () if main is None else (main, *self.observations.extra_cameras)
-        return tuple(self._episode.observations[key].shape for key in cameras)
+        return () if main is None else (main, *self.observations.extra_cameras)
 
     @property
     def layout(self) -> Layout:
         """Sizes that have to be those of the other episodes."""
-        return Layout(self.observations.state_dim, self._camera_shapes)
+        shapes = tuple(self._episode.observations[key].shape for key in self._cameras)
+        return Layout(self.observations.state_dim, shapes)
 
     def read(self, recording: RecorderFile) -> ConvertedEpisode:
         """Read the episode and arrange it as the environment would.
@@ -105,3 +107,27 @@ class EpisodeConverter:
                 f"{self._instruction_key} chose instruction {index} of {len(self._mapping.instructions)}"
             )
         return self._mapping.instructions[index]
+
+
+def _check_even(camera: RecordedArray) -> None:
+    height, width, _ = camera.shape
+    if height % 2 or width % 2:
+        raise EpisodeError(
+            f"{camera.path} is {height} x {width}, and H.264 stores only an even height and width",
+            "give the task's camera an even height and width and record again",
+        )
+
+
+def _advice(episode: RecordedEpisode) -> str:
+    """What to do about an observation that the episode does not hold."""
+    if not episode.observations:
+        return (
+            "record with a recorder that stores the observations, as Isaac Lab's ActionStateRecorderManagerCfg does:"
+            " this recording has none"
+        )
+    if whole := next((key for key in episode.observations if "/" not in key), None):
+        return f"record with concatenate_terms=False in the group '{whole}', which is stored as one vector"
+    return (
+        "record with a task that has it (a camera: the Visuomotor task, with --enable_cameras), or leave it out of the"
+        " mapping"
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+from regrasp.config.paths import DOWNLOAD_BACKBONE, PUBLISHED_BACKBONE
 from regrasp.config.schema import ExperimentConfig
 from regrasp.envs.contract import VecEnv
 from regrasp.envs.mapping import ActionMapping
@@ -19,7 +20,7 @@ from regrasp.runners.demonstrators import (
     policy_demonstrator,
     script_demonstrator,
 )
-from regrasp.runners.pretrain import cached_backbone, pretrain
+from regrasp.runners.pretrain import cached_backbone, check_instructions, pretrain
 from regrasp.runners.sft import SftResult, train_base_model
 
 
@@ -32,9 +33,10 @@ def pretrain_backbone(
         The folder, and the median grounding error in centimetres, None where nothing had to be done.
 
     Raises:
-        UserError: The folder cannot be written.
+        UserError: The folder cannot be written, or an instruction is too long for the network.
     """
     assert config.pretrain is not None
+    check_instructions(config)
     folder = output or cached_backbone(config.pretrain)
     if (folder / "config.json").is_file() and not again:
         return folder, None
@@ -109,6 +111,13 @@ def _backbone(config: ExperimentConfig) -> Path:
         UserError: It is not there.
     """
     assert config.sft is not None
+    expected = "a folder written by `regrasp pretrain`"
+    mend = (
+        "run `regrasp pretrain` with the same --config_name and the same pretrain.* overrides first (minutes),"
+        " or use another backbone with sft.backbone=<folder>"
+    )
+    if config.pretrain is None:
+        expected, mend = PUBLISHED_BACKBONE, DOWNLOAD_BACKBONE
     if config.sft.backbone:
         folder = Path(config.sft.backbone)
         problem = "The pretrained backbone that sft.backbone names is not there"
@@ -116,19 +125,7 @@ def _backbone(config: ExperimentConfig) -> Path:
         folder = cached_backbone(config.pretrain)
         problem = f"No backbone was pretrained with these values of pretrain.*; it would be {folder}"
     else:
-        raise UserError(
-            "No pretrained backbone is given",
-            key="sft.backbone",
-            expected="a folder written by `regrasp pretrain`",
-            mend="set sft.backbone=<folder>",
-        )
+        raise UserError("No pretrained backbone is given", key="sft.backbone", expected=expected, mend=mend)
     if not (folder / "config.json").is_file():
-        raise UserError(
-            problem,
-            key="sft.backbone",
-            value=str(folder),
-            expected="a folder written by `regrasp pretrain`",
-            mend="run `regrasp pretrain` with the same --config_name and the same pretrain.* overrides first (minutes),"
-            " or use another backbone with sft.backbone=<folder>",
-        )
+        raise UserError(problem, key="sft.backbone", value=str(folder), expected=expected, mend=mend)
     return folder

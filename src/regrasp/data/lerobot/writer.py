@@ -168,6 +168,8 @@ class DatasetWriter:
     def close(self) -> None:
         """Write statistics and metadata, then put the dataset in its place.
 
+        If that fails or is interrupted, nothing is left of it and what was at `root` is there again.
+
         Raises:
             UserError: If there is no episode, or another dataset has appeared at `root`.
         """
@@ -176,11 +178,15 @@ class DatasetWriter:
         if not self._rows:
             self.discard()
             raise UserError("No episode was recorded, so there is no dataset to write.", file=self.root)
-        self._data.close()
-        for video in self._videos.values():
-            video.close()
-        self._write_metadata()
-        self._publish()
+        try:
+            self._data.close()
+            for video in self._videos.values():
+                video.close()
+            self._write_metadata()
+            self._publish()
+        except BaseException:
+            self.discard()
+            raise
         self._closed = True
 
     def discard(self) -> None:
@@ -188,10 +194,12 @@ class DatasetWriter:
         if self._closed:
             return
         self._closed = True
-        self._data.close()
-        for video in self._videos.values():
-            video.abort()
-        shutil.rmtree(self._scratch)
+        try:
+            self._data.close()
+            for video in self._videos.values():
+                video.abort()
+        finally:
+            shutil.rmtree(self._scratch)
 
     def _default_columns(self, length: int, task_index: int, success: bool) -> dict[str, np.ndarray]:
         frame = np.arange(length, dtype=np.int64)
@@ -246,9 +254,15 @@ class DatasetWriter:
 
     def _publish(self) -> None:
         _check_target(self.root, self._overwrite)
-        if self.root.exists():
-            self.root.rename(self._scratch / "replaced")
-        self._folder.rename(self.root)
+        replaced = self._scratch / "replaced"
+        try:
+            if self.root.exists():
+                self.root.rename(replaced)
+            self._folder.rename(self.root)
+        except BaseException:
+            if replaced.exists() and not self.root.exists():
+                replaced.rename(self.root)
+            raise
         shutil.rmtree(self._scratch)
 
 
@@ -275,10 +289,11 @@ class _DataFiles:
         return self._index
 
     def close(self) -> None:
-        if self._writer is not None and self._sink is not None:
-            self._writer.close()
-            self._sink.close()
+        writer, sink = self._writer, self._sink
         self._writer = self._sink = None
+        if writer is not None and sink is not None:
+            with sink:
+                writer.close()
 
     def _open(self) -> pq.ParquetWriter:
         path = self._folder / self._index.path(DATA_PATH)

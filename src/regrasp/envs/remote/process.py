@@ -52,6 +52,7 @@ class SimulatorProcess:
         deadlines: How long start, reset and step may take.
         python: The child's interpreter; None for ours.
         environment: Environment variables set for the child.
+        python_key: Dotted path of the configuration key that names `python`, for errors.
     """
 
     def __init__(
@@ -62,8 +63,10 @@ class SimulatorProcess:
         deadlines: Deadlines,
         python: str | None = None,
         environment: Mapping[str, str] | None = None,
+        python_key: str | None = None,
     ) -> None:
         self.name = name
+        self._python_key = python_key
         self.deadlines = deadlines
         self._output = OutputTail()
         self._arrays: dict[str, protocol.SharedArrays] = {}
@@ -97,9 +100,11 @@ class SimulatorProcess:
         except OSError as error:
             raise UserError(
                 f"The simulator's Python cannot be started: {error.strerror}",
+                key=self._python_key,
                 value=python,
                 expected="the path of a Python interpreter",
-                mend="set env.<train|eval>.python to the interpreter that has the simulator installed",
+                mend="name the interpreter that has the simulator installed: for Isaac Lab env.isaaclab.python, which"
+                " holds for training and evaluation, otherwise env.<train|eval>.python",
             ) from error
 
     def fileno(self) -> int:

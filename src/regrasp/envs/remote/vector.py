@@ -72,6 +72,7 @@ class RemoteVecEnv(VecEnv):
                     deadlines,
                     python,
                     {**threads, **(environment or {})},
+                    f"env.{name}.python",
                 )
                 self._workers.append(worker)
             simulator = [worker.wait_until_ready() for worker in _as_they_reply(self._workers)][0]  # noqa: RUF015

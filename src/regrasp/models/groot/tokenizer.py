@@ -187,17 +187,27 @@ class TextEncoder:
     def _encode_one(self, instruction: str) -> Tensor:
         words = self._tokenize(str([instruction]) if self.prompt == "eagle_quoted" else instruction)
         if len(words) > self._room:
-            raise UserError(
-                f"An instruction of {len(words)} tokens, with room for {self._room}",
-                key="task_description",
-                value=instruction,
-                expected=f"at most {self._room} tokens",
-                mend="shorten the instruction, or raise actor.model.rl_head_config.padding_value",
-            )
+            raise self._too_long(instruction, len(words))
         if self._image_token in words or self._pad_token in words:
             raise UserError("An instruction with the model's own tokens", key="task_description", value=instruction)
         content = [*self._around.before, *words, *self._around.after]
         return torch.tensor([self._pad_token] * (self.sequence_length - len(content)) + content)
+
+    def _too_long(self, instruction: str, num_tokens: int) -> UserError:
+        around = self.sequence_length - self._room
+        mend = (
+            f"shorten the instruction, or set actor.model.rl_head_config.padding_value={around + num_tokens}, of which"
+            f" images and prompt take {around}"
+        )
+        if self.prompt.startswith("plain"):
+            mend += f"; `regrasp pretrain` makes room by pretrain.architecture.text_length={num_tokens}"
+        return UserError(
+            f"An instruction of {num_tokens} tokens, with room for {self._room}",
+            key="env.<train|eval>.mapping.task_description",
+            value=instruction,
+            expected=f"at most {self._room} tokens",
+            mend=mend,
+        )
 
     def _tokenize(self, words: str) -> list[int]:
         text = self._around.lead + words + self._around.tail
