@@ -63,18 +63,13 @@ class EpisodeConverter:
         for key in (*self.observations.keys, self._instruction_key):
             if key is not None:
                 episode.check_rows(key)
-        for key in self._cameras:
+        for key in self.observations.cameras:
             _check_even(episode.observations[key])
-
-    @property
-    def _cameras(self) -> tuple[str, ...]:
-        main = self.observations.main_camera
-        return () if main is None else (main, *self.observations.extra_cameras)
 
     @property
     def layout(self) -> Layout:
         """Sizes that have to be those of the other episodes."""
-        shapes = tuple(self._episode.observations[key].shape for key in self._cameras)
+        shapes = tuple(self._episode.observations[key].shape for key in self.observations.cameras)
         return Layout(self.observations.state_dim, shapes)
 
     def read(self, recording: RecorderFile) -> ConvertedEpisode:
