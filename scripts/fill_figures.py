@@ -86,9 +86,9 @@ def main() -> None:
     for stage, seconds in quickstart_stages(document).items():
         text = re.sub(rf"(?m)^(\| {stage} \| .* \|)[^|]*\|$", lambda match, s=seconds: f"{match[1]} {s} |", text)
     readme.write_text(text)
-    algorithms = ROOT / "docs" / "algorithms.md"
-    gain = markdown(table(json.loads((RESULTS / "noise_gain.json").read_text())))
-    algorithms.write_text(replace_between(algorithms.read_text(), "noise_gain", gain))
+    for page, name in (("algorithms", "noise_gain"), ("trocar", "trocar_steps")):
+        file, rows = ROOT / "docs" / f"{page}.md", table(json.loads((RESULTS / f"{name}.json").read_text()))
+        file.write_text(replace_between(file.read_text(), name, markdown(rows)))
     models = ROOT / "docs" / "models.md"
     gpu = json.loads((RESULTS / "groot_gpu.json").read_text())
     models.write_text(replace_between(models.read_text(), "groot_gpu", markdown(groot_gpu(gpu))))
