@@ -109,6 +109,14 @@ def test_extra_text_takes_one_more_line():
     assert strips[1] > strips[0] + 8
 
 
+def test_long_extra_text_is_wrapped_between_its_parts():
+    parts = "stage 2  lifted 1  tips met 1  inserted 0  placed 0  truly inserted 0"
+    one, more = (annotate(grey(256, 256), instruction="x", step=1, reward=0.0, extra=e) for e in ("stage 2", parts))
+    heights = [int((image[128:, 4] != 128).any(-1).sum()) for image in (one, more)]
+    line = heights[0] // 2
+    assert heights[1] - heights[0] in range(line, 2 * line + 2), "one or two lines more"
+
+
 def test_long_instructions_are_wrapped_then_cut():
     def strip(instruction):
         drawn = annotate(grey(256, 256), instruction=instruction, step=1, reward=0.0)

@@ -18,7 +18,7 @@ _STRIP = (12, 14, 18, 176)
 _INK = (255, 255, 255, 255)
 _SUCCESS = (34, 160, 84, 255)
 _FAILURE = (206, 58, 54, 255)
-_MAX_INSTRUCTION_LINES = 3
+_MAX_LINES = 3
 
 
 def annotate(
@@ -34,7 +34,7 @@ def annotate(
         step: Environment step that led to this frame.
         reward: Reward of that step.
         outcome: `success` (green) or how else the episode ended (red); None while it goes on.
-        extra: A short further remark, on a line of its own above the bottom line.
+        extra: Further remarks, separated by two spaces, on lines of their own above the bottom line.
 
     Returns:
         (H, W, 3) uint8, a new array.
@@ -44,9 +44,9 @@ def annotate(
     layer = Image.new("RGBA", image.size)
     draw = ImageDraw.Draw(layer)
     font = _font(max(9, round(min(image.size) * 0.056)))
-    _draw_lines(draw, _wrap(instruction, font, image.width), font, image.size, top=True)
+    _draw_lines(draw, _wrap(tuple(instruction.split()), " ", font, image.width), font, image.size, top=True)
     state = f"step {step}  reward {reward:.2f}"
-    below = [_cut(extra, font, image.width)] if extra else []
+    below = _wrap(tuple(extra.split("  ")), "  ", font, image.width) if extra else []
     _draw_lines(draw, [*below, state], font, image.size, top=False)
     if outcome is not None:
         _draw_outcome(draw, outcome, font, image.size)
@@ -96,17 +96,18 @@ def _line_height(font: ImageFont.FreeTypeFont) -> int:
 
 
 @lru_cache(maxsize=64)
-def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
+def _wrap(parts: tuple[str, ...], gap: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
+    """Lines of parts, which are broken only between two of them."""
     room = width - 2 * _margin(font)
     lines = [""]
-    for word in text.split():
-        longer = f"{lines[-1]} {word}".strip()
+    for part in parts:
+        longer = f"{lines[-1]}{gap}{part}".strip()
         if not lines[-1] or font.getlength(longer) <= room:
             lines[-1] = longer
         else:
-            lines.append(word)
-    if len(lines) > _MAX_INSTRUCTION_LINES:
-        lines = [*lines[: _MAX_INSTRUCTION_LINES - 1], " ".join(lines[_MAX_INSTRUCTION_LINES - 1 :])]
+            lines.append(part)
+    if len(lines) > _MAX_LINES:
+        lines = [*lines[: _MAX_LINES - 1], gap.join(lines[_MAX_LINES - 1 :])]
     return [_cut(line, font, width) for line in lines]
 
 
