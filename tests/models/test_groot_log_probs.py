@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from groot_toys import ACTION_DIM, keyed_noise, toy_observation, toy_policy
@@ -28,7 +30,7 @@ def perturb(module: torch.nn.Module, scale: float) -> None:
             parameter += scale * torch.randn(parameter.shape, generator=generator)
 
 
-def act(method: NoiseMethod, **settings: float) -> tuple[GrootPolicy, TensorDict, Action]:
+def act(method: NoiseMethod, **settings: Any) -> tuple[GrootPolicy, TensorDict, Action]:
     policy = toy_policy(noise_method=method, noise_level=LEVEL, **settings)
     if policy.noise_net is not None:
         perturb(policy.noise_net, 0.5)
