@@ -136,8 +136,9 @@ def check_sources(dataset: DemonstrationDataset, config: ExperimentConfig, *, us
     if found is None:
         return warnings
     cameras, states = found
-    if uses_images and [_short(name) for name in asked] != [_short(name) for name in cameras]:
-        key = "main_images" if _short(asked[0]) != _short(cameras[0]) else "extra_view_images"
+    names, recorded = ([_short(name) for name in cameras_] for cameras_ in (asked, cameras))
+    if uses_images and names != recorded:
+        key = "main_images" if names[:1] != recorded[:1] else "extra_view_images"
         raise _other_mapping(dataset, f"env.train.mapping.{key}", asked, ", ".join(cameras))
     wanted = [(_short(entry.key), entry.slice) for entry in mapping.states]
     same = len(wanted) == len(states) and all(
