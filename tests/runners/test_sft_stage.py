@@ -110,6 +110,7 @@ def test_a_missing_camera_is_named(backbone: Path, tmp_path: Path) -> None:
     [
         ("env.train.mapping.extra_view_images=[camera_images/wrist_camera]", "extra_view_images", "1 camera(s) in all"),
         ("env.train.mapping.main_images=camera_images/wrist_camera", "main_images", "camera_images/front_camera"),
+        ("env.train.mapping.main_images=other/front_camera", "main_images", "camera_images/front_camera"),
         (
             "env.train.mapping.states=[policy/gripper_opening,policy/gripper_position]",
             "states",

@@ -67,18 +67,22 @@ def test_a_signal_ends_the_run_and_loses_nothing(
     assert [line for line in metrics(tmp_path) if line["step"] > saved] == untouched
 
 
+def abandon_the_third_update(run: Path, *overrides: str) -> None:
+    """Send SIGTERM in the middle of it, and leave it no time to finish."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(train_module, "_FINISH_SECONDS", 0.0)
+        signal_at(patched, ActorWorker, "_policy_step", 2 * 6 + 3)
+        assert not train(mlp_experiment(*overrides), run)
+
+
 def test_an_update_that_takes_too_long_is_abandoned(
     finished_run: Path,
     start_model: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     model = f"actor.model.model_path={start_model}"
-    with monkeypatch.context() as patched:
-        patched.setattr(train_module, "_FINISH_SECONDS", 0.0)
-        signal_at(patched, ActorWorker, "_policy_step", 2 * 6 + 3)
-        assert not train(mlp_experiment(model, "runner.save_interval=1"), tmp_path)
+    abandon_the_third_update(tmp_path, model, "runner.save_interval=1")
     assert "abandoned" in capsys.readouterr().out
     assert saved_steps(tmp_path) == [1, 2]
     assert train(mlp_experiment(model, f"runner.resume_dir={tmp_path}"), tmp_path)
@@ -86,13 +90,10 @@ def test_an_update_that_takes_too_long_is_abandoned(
 
 
 def test_an_abandoned_update_costs_none_of_those_before_it(
-    finished_run: Path, start_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished_run: Path, start_model: Path, tmp_path: Path
 ) -> None:
     model = f"actor.model.model_path={start_model}"
-    with monkeypatch.context() as patched:
-        patched.setattr(train_module, "_FINISH_SECONDS", 0.0)
-        signal_at(patched, ActorWorker, "_policy_step", 2 * 6 + 3)
-        assert not train(mlp_experiment(model, "runner.save_interval=-1"), tmp_path)
+    abandon_the_third_update(tmp_path, model, "runner.save_interval=-1")
     assert saved_steps(tmp_path) == [2]
     assert not same_weights(checkpoint(tmp_path, 2), checkpoint(finished_run, 2)), "steps of the third update are in it"
     assert train(mlp_experiment(model, f"runner.resume_dir={tmp_path}"), tmp_path)

@@ -152,7 +152,7 @@ def find_observation(
         UserError: No observation has that name, or several.
     """
     offered = list(offered)
-    matches = [key for key in offered if name in (key, _short(key))]
+    matches = [key for key in offered if is_name_of(name, key)]
     if len(matches) == 1:
         return matches[0]
     raise UserError(
@@ -162,6 +162,11 @@ def find_observation(
         expected=f"one of {matches or sorted(offered)}",
         mend="write it as group/key" if matches else _correction(name, offered, advice),
     )
+
+
+def is_name_of(name: str, key: str) -> bool:
+    """Whether `name`, which may leave the group out, is that of the observation `group/key`."""
+    return name in (key, _short(key))
 
 
 def _correction(name: str, offered: Sequence[str], advice: str | None) -> str:

@@ -13,7 +13,7 @@ from regrasp.config.schema import ExperimentConfig, MappingConfig, ModelConfig
 from regrasp.data.lerobot import DemonstrationDataset, FeatureSpec
 from regrasp.data.lerobot.metadata import damaged
 from regrasp.data.lerobot.schema import SOURCES_PATH
-from regrasp.envs.selection import ObservationSelection, StateSource
+from regrasp.envs.selection import ObservationSelection, StateSource, is_name_of
 from regrasp.errors import UserError
 from regrasp.models.groot.data_config import HUMAN_TASK
 from regrasp.models.groot.processor_config import given_data_config
@@ -136,14 +136,14 @@ def check_sources(dataset: DemonstrationDataset, config: ExperimentConfig, *, us
     if found is None:
         return warnings
     cameras, states = found
-    names, recorded = ([_short(name) for name in cameras_] for cameras_ in (asked, cameras))
-    if uses_images and names != recorded:
-        key = "main_images" if names[:1] != recorded[:1] else "extra_view_images"
+    named = [is_name_of(*pair) for pair in zip(asked, cameras, strict=False)]
+    if uses_images and not (all(named) and len(asked) == len(cameras)):
+        key = "extra_view_images" if named[:1] == [True] else "main_images"
         raise _other_mapping(dataset, f"env.train.mapping.{key}", asked, ", ".join(cameras))
-    wanted = [(_short(entry.key), entry.slice) for entry in mapping.states]
-    same = len(wanted) == len(states) and all(
-        key == _short(part.key) and (part.start == 0 if slice_ is None else slice_ == (part.start, part.stop))
-        for (key, slice_), part in zip(wanted, states, strict=True)
+    same = len(mapping.states) == len(states) and all(
+        is_name_of(entry.key, part.key)
+        and (part.start == 0 if entry.slice is None else entry.slice == (part.start, part.stop))
+        for entry, part in zip(mapping.states, states, strict=True)
     )
     if not same:
         expected = ", ".join(f"{part.key}[{part.start}:{part.stop}]" for part in states)
@@ -177,7 +177,7 @@ def _other_mapping(dataset: DemonstrationDataset, key: str, value: Any, expected
 
 def _observation_ranges(states: Sequence[StateSource]) -> dict[str, Range]:
     """Parts of the state by the last name of their observation, in full where that is not unique."""
-    short = [_short(source.key) for source in states]
+    short = [_last_name(source.key) for source in states]
     ranges: dict[str, Range] = {}
     start = 0
     for name, source in zip(short, states, strict=True):
@@ -188,14 +188,14 @@ def _observation_ranges(states: Sequence[StateSource]) -> dict[str, Range]:
     return ranges
 
 
-def _short(key: str) -> str:
+def _last_name(key: str) -> str:
     """`eef_pos` of `policy/eef_pos`."""
     return key.rpartition("/")[2]
 
 
 def _short_names(keys: Sequence[str]) -> tuple[str, ...]:
     """Last names of observations, in full where they are not unique."""
-    short = [_short(key) for key in keys]
+    short = [_last_name(key) for key in keys]
     return tuple(name if short.count(name) == 1 else key for name, key in zip(short, keys, strict=True))
 
 
