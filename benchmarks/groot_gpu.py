@@ -307,19 +307,19 @@ def measure_update(
         recompute_features=recompute,
         device=sizes.device,
     )
-    acting = ActingPolicy(policy, model_config(trainable), sizes.device).policy
+    acting = ActingPolicy(policy, model_config(trainable), sizes.device, actor.halved).policy
     release(sizes.device)  # the float32 weights that precision has replaced
     if compiled:
-        compile_policy(policy, {sizes.minibatch}, sizes.device, backend=sizes.backend)
+        compile_policy(actor.computing, {sizes.minibatch}, sizes.device, backend=sizes.backend)
         if sizes.device.type == "cuda":
-            actor.backward = CapturedBackward(actor.backward, policy, sizes.minibatch)
+            actor.backward = CapturedBackward(actor.backward, actor.computing, sizes.minibatch)
     if whole_rollout:
         compile_policy(acting, {sizes.num_envs[1]}, sizes.device, backend=sizes.backend)
     num_chunks = sizes.num_chunks if whole_rollout else sizes.num_chunks // 2
     rollout = collected(sizes, acting, keep_features=not recompute, num_chunks=num_chunks)
     num_minibatches = min(MINIBATCHES, len(rollout) // sizes.minibatch)
     part = rollout.rows(torch.arange(num_minibatches * sizes.minibatch))
-    policy.train()
+    actor.computing.train()
 
     def update() -> None:
         actor.update(part, 0, lambda: False)

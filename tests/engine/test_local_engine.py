@@ -201,6 +201,37 @@ def test_rollouts_in_half_precision_see_what_training_sees_bit_for_bit(overrides
     assert trained["context"].dtype == (torch.float32 if model.trainable == "all" else torch.bfloat16)
 
 
+def test_all_passes_in_half_precision_read_the_same_weights(env: VecEnv) -> None:
+    one = engine(env, "actor.model.precision=bf16")
+    acting, computing = one._acting.policy, one.actor.computing
+    assert acting is not computing
+    for of_acting, of_computing in zip(acting.parameters(), computing.parameters(), strict=True):
+        assert of_acting is of_computing
+    stale = decisions(acting)
+    one.update(one.collect(0, never).rollout, 0, never)
+    one._acting.refresh()
+    assert not torch.equal(decisions(acting)["actions"], stale["actions"])
+    assert computing.training
+    assert not acting.training
+
+
+def test_weights_put_into_an_engine_reach_every_pass(env: VecEnv) -> None:
+    first, second = (engine(env, "actor.model.precision=bf16") for _ in range(2))
+    state = first.state_dict()
+    first.update(first.collect(0, never).rollout, 0, never)
+    second.policy.load_state_dict(first.policy.state_dict())
+    second.actor.load_state_dict(copy.deepcopy(first.actor.state_dict()))
+    rollouts = []
+    for one in (first, second):
+        one.load_state_dict(state)
+        rollouts.append(one.collect(1, never).rollout)
+    assert torch.equal(rollouts[0].log_probs, rollouts[1].log_probs)
+    metrics = [one.update(rollout, 1, never) for one, rollout in zip((first, second), rollouts, strict=True)]
+    assert metrics[0] == metrics[1]
+    for name, value in first.policy.state_dict().items():
+        assert torch.equal(second.policy.state_dict()[name], value)
+
+
 def decisions(policy: Policy, batch: int = 8) -> dict[str, torch.Tensor]:
     noise = KeyedNoise(0, "train", [(row, 0, 0) for row in range(batch)])
     with torch.no_grad():

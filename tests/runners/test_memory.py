@@ -12,12 +12,14 @@ from torch import Tensor
 
 from regrasp.cli.main import main
 from regrasp.config.schema import ExperimentConfig
+from regrasp.data.rollout import Rollout
 from regrasp.engine.local import LocalEngine
 from regrasp.envs.registry import create_env
 from regrasp.models.groot.policy import GrootPolicy
 from regrasp.models.registry import preview_policy
 from regrasp.runners.memory import PolicyMemory, decision_bytes, memory_estimate, policy_memory
 from regrasp.runners.policies import create_policy, head_settings, input_names
+from regrasp.workers.actor import ActorWorker
 
 BF16 = "actor.model.precision=bf16"
 LORA = ("actor.model.is_lora=true", "actor.model.lora.rank=2")
@@ -32,24 +34,37 @@ def storages(tensors: Iterable[Tensor]) -> dict[int, int]:
     return {tensor.data_ptr(): tensor.nbytes for tensor in tensors}
 
 
-def measured(engine: LocalEngine) -> PolicyMemory:
-    """Of an engine that has made a step, from nothing but its tensors."""
-    policy = engine.policy
+def measured(engine: LocalEngine, gradients: int) -> PolicyMemory:
+    """Of an engine that has made a step, from nothing but its tensors and the bytes of its gradients."""
+    policy, reference = engine.policy, engine.actor._reference
     trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
-    gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
     moments = [value for state in engine.actor.optimizer.state.values() for value in state.values() if value.ndim]
     own = storages((*policy.parameters(), *policy.buffers()))
-    acting = storages((*engine._acting.policy.parameters(), *engine._acting.policy.buffers()))
-    reference = engine.actor._reference
+    copies = (engine._acting.policy, engine.actor.computing)
+    copied = storages(parameter for one in copies for parameter in one.parameters())
     start = storages(reference.parameters()) if reference is not None else {}
     return PolicyMemory(
         num_parameters=sum(value.numel() for value in policy.published_state().values()),
         num_trained=sum(parameter.numel() for parameter in trained),
         weights=sum(own.values()),
-        training=sum(storages((*gradients, *moments)).values()),
-        acting_copy=sum(size for address, size in acting.items() if address not in own),
+        training=sum(storages(moments).values()) + gradients,
+        half_copy=sum(size for address, size in copied.items() if address not in own),
         start=sum(size for address, size in start.items() if address not in own),
     )
+
+
+def watch_gradients(actor: ActorWorker) -> list[int]:
+    """A list that every backward pass adds to: the bytes that gradients take after it."""
+    found, backward = [], actor.backward
+
+    def watched(micro: Rollout, shares: Tensor) -> dict[str, Tensor]:
+        metrics = backward(micro, shares)
+        weights = (*actor.policy.parameters(), *actor.computing.parameters())
+        found.append(sum(storages(weight.grad for weight in weights if weight.grad is not None).values()))
+        return metrics
+
+    actor.backward = watched
+    return found
 
 
 def preview(config: ExperimentConfig) -> GrootPolicy:
@@ -65,6 +80,7 @@ def preview(config: ExperimentConfig) -> GrootPolicy:
     [
         (trainable("head"),),
         (trainable("head"), BF16),
+        (trainable("head"), BF16, "actor.micro_batch_size=8"),
         (trainable("head_without_context"), BF16, "algorithm.kl_beta=0.1"),
         (trainable("head_without_context"), "runner.feature_storage=host"),
         (trainable("head"), BF16, "runner.recompute_features=true"),
@@ -83,8 +99,9 @@ def test_the_estimate_is_what_an_update_holds(groot_start: Path, overrides: tupl
     )
     try:
         rollout = engine.collect(0, lambda: False).rollout
+        gradients = watch_gradients(engine.actor)
         engine.update(rollout, 0, lambda: False)
-        found = measured(engine)
+        found = measured(engine, max(gradients))
     finally:
         env.close()
     policy = preview(config)
@@ -97,12 +114,12 @@ def test_the_estimate_is_what_an_update_holds(groot_start: Path, overrides: tupl
 def test_the_lines_name_what_takes_memory(groot_start: Path) -> None:
     model = f"actor.model.model_path={groot_start}"
     plain = "\n".join(memory_estimate(groot_experiment(model).config))
-    assert "acting copy" not in plain
+    assert "copy of them" not in plain
     assert "cached features: 18 decisions" in plain
     assert "on the device" in plain
     half = memory_estimate(groot_experiment(model, BF16, "runner.feature_storage=host", "algorithm.kl_beta=1").config)
     lines = "\n".join(half)
-    assert all(part in lines for part in ("acting copy in bfloat16", "algorithm.kl_beta", "in host memory"))
+    assert all(part in lines for part in ("copy of them in bfloat16", "algorithm.kl_beta", "in host memory"))
     together = "\n".join(memory_estimate(groot_experiment(model, BF16, "algorithm.kl_beta=1").config))
     assert lines.splitlines()[-1] != together.splitlines()[-1], "features on the host are not on the device"
 

@@ -10,62 +10,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from worker_toys import ACTION_DIM, CHUNK, groot_policy, mlp_policy, rollout_of
+from worker_toys import CHUNK, SEED, SIZE, groot_policy, mlp_policy, never, rollout_of, weights, worker
 
-from regrasp.config.schema import ActorConfig, AlgorithmConfig, ModelConfig, OptimConfig
 from regrasp.data.rollout import Rollout
 from regrasp.errors import UserError
 from regrasp.models.contract import Policy
 from regrasp.models.settings import LoraSettings
 from regrasp.streams import torch_generator
-from regrasp.workers.actor import AbandonedError, ActorWorker, NonFiniteError
-
-SIZE = 32
-SEED = 5
-
-
-def worker(
-    policy: Policy,
-    *,
-    batch: int = SIZE,
-    micro: int | None = None,
-    optim: Mapping[str, Any] | None = None,
-    trainable: str = "head",
-    is_lora: bool = False,
-    num_updates: int = 10,
-    recompute: bool = False,
-    **algorithm: Any,
-) -> ActorWorker:
-    model = ModelConfig(
-        model_type="any",
-        action_dim=ACTION_DIM,
-        num_action_chunks=CHUNK,
-        trainable=trainable,  # pyright: ignore[reportArgumentType]
-        is_lora=is_lora,
-    )
-    actor = ActorConfig(
-        model=model,
-        micro_batch_size=micro or batch,
-        global_batch_size=batch,
-        optim=OptimConfig(**{"lr": 1e-3, "value_lr": 1e-3, **(optim or {})}),
-    )
-    return ActorWorker(
-        policy,
-        actor,
-        AlgorithmConfig(**algorithm),
-        num_updates=num_updates,
-        seed=SEED,
-        recompute_features=recompute,
-        device=torch.device("cpu"),
-    )
-
-
-def never() -> bool:
-    return False
-
-
-def weights(policy: Policy) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in policy.state_dict().items()}
+from regrasp.workers.actor import AbandonedError, NonFiniteError
 
 
 def changed(policy: Policy, before: Mapping[str, Tensor]) -> set[str]:

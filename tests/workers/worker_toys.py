@@ -11,7 +11,14 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 
 from regrasp.config.schema import ActionMapping as ActionMappingConfig
-from regrasp.config.schema import ArchitectureConfig, MappingConfig
+from regrasp.config.schema import (
+    ActorConfig,
+    AlgorithmConfig,
+    ArchitectureConfig,
+    MappingConfig,
+    ModelConfig,
+    OptimConfig,
+)
 from regrasp.data.rollout import Rollout, RolloutBuilder
 from regrasp.envs.contract import Capabilities, EnvSpec, Observation, Step, VecEnv
 from regrasp.envs.mapping import ActionMapping
@@ -22,12 +29,16 @@ from regrasp.models.groot.processor import GrootProcessor
 from regrasp.models.mlp.policy import MlpPolicy
 from regrasp.models.settings import RlHeadSettings
 from regrasp.streams import KeyedNoise
+from regrasp.workers.actor import ActorWorker
 from regrasp.workers.rollout import RolloutWorker
 
 PolicyT = TypeVar("PolicyT", bound=Policy)
 ACTION_DIM = 3
 CHUNK = 3
 LIMIT = 7
+SIZE = 32
+"""Decisions of a rollout."""
+SEED = 5
 
 
 @dataclass(frozen=True)
@@ -266,3 +277,52 @@ def rollout_of(policy: Policy, size: int, *, keep_features: bool = True, uneven:
         version=0,
     )
     return builder.build(reward_type="chunk_level", gamma=0.9, lam=0.9, normalize_advantages=True)
+
+
+def worker(
+    policy: Policy,
+    *,
+    batch: int = SIZE,
+    micro: int | None = None,
+    optim: Mapping[str, Any] | None = None,
+    trainable: str = "head",
+    is_lora: bool = False,
+    num_updates: int = 10,
+    recompute: bool = False,
+    precision: str = "fp32",
+    **algorithm: Any,
+) -> ActorWorker:
+    """An actor of the policy, with minibatches of `batch` decisions."""
+    model = ModelConfig(
+        model_type="any",
+        action_dim=ACTION_DIM,
+        num_action_chunks=CHUNK,
+        trainable=trainable,  # pyright: ignore[reportArgumentType]
+        is_lora=is_lora,
+        precision=precision,  # pyright: ignore[reportArgumentType]
+    )
+    actor = ActorConfig(
+        model=model,
+        micro_batch_size=micro or batch,
+        global_batch_size=batch,
+        optim=OptimConfig(**{"lr": 1e-3, "value_lr": 1e-3, **(optim or {})}),
+    )
+    return ActorWorker(
+        policy,
+        actor,
+        AlgorithmConfig(**algorithm),
+        num_updates=num_updates,
+        seed=SEED,
+        recompute_features=recompute,
+        device=torch.device("cpu"),
+    )
+
+
+def never() -> bool:
+    """Nothing is to be stopped."""
+    return False
+
+
+def weights(policy: Policy) -> dict[str, Tensor]:
+    """A copy of the stored weights."""
+    return {name: value.clone() for name, value in policy.state_dict().items()}

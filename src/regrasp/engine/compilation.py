@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from tensordict import TensorDict
-from torch import Tensor, nn
+from torch import Tensor
 from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 from torch._dynamo.utils import counters
 
@@ -202,27 +202,27 @@ class CapturedBackward:
         self._backward = backward
         self._policy = policy
         self._size = size
+        self._parameters = [parameter for parameter in policy.parameters() if parameter.requires_grad]
         self._capture: _CapturedBackward | None = None
 
     def __call__(self, micro: Rollout, shares: Tensor) -> dict[str, Tensor]:
         """Replay; metrics are copies that the next call leaves alone."""
         if len(micro) != self._size:
             return self._backward(micro, shares)
-        parameters = [parameter for parameter in self._policy.parameters() if parameter.requires_grad]
-        earlier = [parameter.grad for parameter in parameters]
+        earlier = [parameter.grad for parameter in self._parameters]
         if self._capture is None or self._capture.schedule != self._policy.schedule:
             self._capture = None  # its memory is free before the new one is recorded
-            self._capture = self._record(micro, shares, parameters)
+            self._capture = self._record(micro, shares)
         capture = self._capture
         kept = [None if gradient is None else gradient.clone() for gradient in earlier]
         _copy(micro, capture.micro)
         capture.shares.copy_(shares)
         capture.graph.replay()
-        for parameter, gradient, before in zip(parameters, capture.gradients, kept, strict=True):
+        for parameter, gradient, before in zip(self._parameters, capture.gradients, kept, strict=True):
             parameter.grad = gradient if before is None else gradient.add_(before)
         return {name: value.clone() for name, value in capture.metrics.items()}
 
-    def _record(self, micro: Rollout, shares: Tensor, parameters: list[nn.Parameter]) -> _CapturedBackward:
+    def _record(self, micro: Rollout, shares: Tensor) -> _CapturedBackward:
         own = Rollout(**{name: value.clone() for name, value in vars(micro).items()})
         own_shares = shares.clone()
 
@@ -236,7 +236,7 @@ class CapturedBackward:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             metrics = self._backward(own, own_shares)
-        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._parameters]
         return _CapturedBackward(graph, self._policy.schedule, own, own_shares, metrics, gradients)
 
 

@@ -73,7 +73,7 @@ class LocalEngine:
             recompute_features=recompute,
             device=device,
         )
-        self._acting = ActingPolicy(policy, model, device)
+        self._acting = ActingPolicy(policy, model, device, self.actor.halved)
         if model.compile:
             self._compile(config)
         acting = self._acting.policy
@@ -123,7 +123,7 @@ class LocalEngine:
 
     def update(self, rollout: Rollout, update: int, should_abandon: Callable[[], bool]) -> dict[str, float]:
         """Train on a rollout, see `ActorWorker.update`."""
-        self.policy.train()
+        self.actor.computing.train()
         return self.actor.update(rollout, update, should_abandon)
 
     def evaluate(
@@ -149,13 +149,14 @@ class LocalEngine:
 
     def _compile(self, config: ExperimentConfig) -> None:
         """Compile for every batch size of this run: rollout, evaluation and training."""
+        computing = self.actor.computing
         acting_sizes = {config.env.train.total_num_envs, block_size(config.env.eval.inference_block, self._device)}
         training_sizes = {config.actor.micro_batch_size}
-        if self._acting.policy is self.policy:
+        if self._acting.policy is computing:
             acting_sizes = training_sizes = acting_sizes | training_sizes
         else:
             compile_policy(self._acting.policy, acting_sizes, self._device)
-        compile_policy(self.policy, training_sizes, self._device)
+        compile_policy(computing, training_sizes, self._device)
         if self._device.type == "cuda":
             size = config.actor.micro_batch_size
-            self.actor.backward = CapturedBackward(self.actor.backward, self.policy, size)
+            self.actor.backward = CapturedBackward(self.actor.backward, computing, size)

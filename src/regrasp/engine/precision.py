@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from regrasp.models.contract import Mode, Policy
+from regrasp.workers.halves import HalvedPolicy, shared_copy
 
 if TYPE_CHECKING:
     from regrasp.config.schema import ModelConfig
@@ -47,49 +46,31 @@ def apply_precision(policy: Policy, model: ModelConfig, device: torch.device) ->
 class ActingPolicy:
     """The policy that rollouts and evaluations run.
 
-    In float32 it is the policy that trains. In bf16 it is a copy that shares the frozen weights and holds the trained
-    layers' weights in bfloat16, as autocast would cast them, so that they are cast once per update and not in every
-    pass; what depends on weights alone is computed once per update too. Its results are those of the policy under
-    autocast, but for the order of sums where several products are made one.
+    In float32 it is the policy that trains. In bf16 it is a copy that shares all weights with the one that computes
+    losses (see `HalvedPolicy`), and computes once per update what depends on weights alone. Its results are those of
+    the policy under autocast, but for the order of sums where several products are made one.
 
     Args:
         policy: What trains; `requires_grad` says which of its weights do.
         model: `precision`.
         device: Where it acts; weights that it shares are moved there.
+        halved: What losses are computed with; None for a policy that is not going to train.
     """
 
-    def __init__(self, policy: Policy, model: ModelConfig, device: torch.device) -> None:
-        self.policy = policy
-        self._pairs: list[tuple[nn.Parameter, nn.Parameter]] = []
-        if model.precision == "bf16":
-            constants = (*(p for p in policy.parameters() if not p.requires_grad), *policy.buffers())
-            self.policy = copy.deepcopy(policy, {id(tensor): tensor for tensor in constants}).eval()
-            self._pairs = [
-                (own, trained)
-                for own, trained in zip(self.policy.parameters(), policy.parameters(), strict=True)
-                if trained.requires_grad
-            ]
-            for own, _ in self._pairs:
-                own.requires_grad_(False)
-            _halve_layers(self.policy)
+    def __init__(
+        self, policy: Policy, model: ModelConfig, device: torch.device, halved: HalvedPolicy | None = None
+    ) -> None:
+        self._halved = (halved or HalvedPolicy(policy)) if model.precision == "bf16" else None
+        self.policy = policy if self._halved is None else shared_copy(self._halved.policy).eval()
         self.policy.to(device)
-        if self._pairs:
+        if self._halved is not None:
             with torch.no_grad():
                 self.policy.prepare_acting()
 
     @torch.no_grad()
     def refresh(self) -> None:
         """Take over the trained weights."""
-        for own, trained in self._pairs:
-            own.copy_(trained)
-        if self._pairs:
+        if self._halved is not None:
+            self._halved.refresh()
             self.policy.prepare_acting()
         self.policy.eval()
-
-
-def _halve_layers(policy: Policy) -> None:
-    """Cast the weights that autocast casts; norms and embeddings keep their format."""
-    for layer in policy.modules():
-        if isinstance(layer, policy.product_layers):
-            for parameter in layer.parameters(recurse=False):
-                parameter.data = parameter.data.to(torch.bfloat16)

@@ -6,11 +6,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from regrasp.config.batches import num_samples, num_updates
 from regrasp.config.schema import ExperimentConfig
-from regrasp.engine.precision import ActingPolicy, apply_precision
+from regrasp.engine.precision import apply_precision
 from regrasp.models.contract import Policy
 from regrasp.models.groot.policy import GrootPolicy
 from regrasp.models.registry import preview_policy
@@ -19,8 +19,8 @@ from regrasp.runners.policies import check_embodiment, head_settings, input_name
 from regrasp.workers.actor import ActorWorker
 
 _CPU = torch.device("cpu")
-_TRAINING_COPIES = 3
-"""A gradient and AdamW's two moments, each like the weight."""
+_MOMENTS = 2
+"""Of AdamW, each like the weight."""
 
 
 @dataclass(frozen=True)
@@ -31,18 +31,18 @@ class PolicyMemory:
     """Stored weights, the embodiment's slot counted once."""
     num_trained: int
     weights: int
-    """What the passes of training read, constants included."""
+    """What is stored, constants included."""
     training: int
     """Gradients and AdamW's moments."""
-    acting_copy: int
-    """What rollouts and evaluations read instead, where it is not shared."""
+    half_copy: int
+    """Trained weights in bfloat16, which all passes read instead."""
     start: int
     """Copy of the weights that the run starts from, for `algorithm.kl_beta`."""
 
     @property
     def total(self) -> int:
         """All of it."""
-        return self.weights + self.training + self.acting_copy + self.start
+        return self.weights + self.training + self.half_copy + self.start
 
 
 def memory_estimate(config: ExperimentConfig) -> list[str]:
@@ -62,8 +62,8 @@ def memory_estimate(config: ExperimentConfig) -> list[str]:
         f"weights: {memory.num_parameters / 1e6:.1f} M parameters, {byte_size(memory.weights)}",
         f"training {memory.num_trained / 1e6:.1f} M of them: {byte_size(memory.training)} (gradients, AdamW's moments)",
     ]
-    if memory.acting_copy:
-        lines.append(f"acting copy in bfloat16: {byte_size(memory.acting_copy)}")
+    if memory.half_copy:
+        lines.append(f"copy of them in bfloat16, for all passes: {byte_size(memory.half_copy)}")
     if memory.start:
         lines.append(f"copy of the start, for algorithm.kl_beta: {byte_size(memory.start)}")
     on_device = memory.total
@@ -96,17 +96,17 @@ def policy_memory(policy: Policy, config: ExperimentConfig) -> PolicyMemory:
         recompute_features=_recomputes(config),
         device=_CPU,
     )
-    trained = [parameter for group in actor.optimizer.param_groups for parameter in group["params"]]
-    acting = ActingPolicy(policy, model, torch.device("meta")).policy
-    own = _tensors(policy)
-    copied = {key: tensor for key, tensor in _tensors(acting).items() if key not in own}
+    trained: list[nn.Parameter] = [weight for group in actor.optimizer.param_groups for weight in group["params"]]
+    halves = {} if actor.halved is None else actor.halved.halves
+    computing = [halves.get(parameter, parameter) for parameter in trained]
+    summed = halves if config.actor.global_batch_size > config.actor.micro_batch_size else {}
     return PolicyMemory(
         num_parameters=num_parameters,
         num_trained=sum(parameter.numel() for parameter in trained),
-        weights=_bytes(own.values()),
-        training=_TRAINING_COPIES * _bytes(trained),
-        acting_copy=_bytes(copied.values()),
-        start=_bytes(trained) if config.algorithm.kl_beta else 0,
+        weights=_bytes((*policy.parameters(), *policy.buffers())),
+        training=_MOMENTS * _bytes(trained) + _bytes(computing) + _bytes(summed),
+        half_copy=_bytes(halves.values()),
+        start=_bytes(computing) if config.algorithm.kl_beta else 0,
     )
 
 
@@ -124,11 +124,6 @@ def decision_bytes(policy: GrootPolicy, config: ExperimentConfig) -> int:
 
 def _recomputes(config: ExperimentConfig) -> bool:
     return config.runner.recompute_features or config.actor.model.trains_backbone
-
-
-def _tensors(policy: Policy) -> dict[int, Tensor]:
-    """Parameters and buffers by identity."""
-    return {id(tensor): tensor for tensor in (*policy.parameters(), *policy.buffers())}
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,7 +17,8 @@ from regrasp.data.rollout import Rollout
 from regrasp.errors import RegraspError, TrainingHaltedError, UserError
 from regrasp.models.contract import Evaluation, Policy
 from regrasp.streams import torch_generator
-from regrasp.workers.optimizer import adamw, reader, step_unless
+from regrasp.workers.halves import HalvedPolicy
+from regrasp.workers.optimizer import Steps, adamw, reader
 
 if TYPE_CHECKING:
     from regrasp.config.schema import ActorConfig, AlgorithmConfig
@@ -39,8 +40,12 @@ class AbandonedError(RegraspError):
     """An update was stopped half-way, on request."""
 
 
+_POLICY, _VALUE = 0, 1
+"""Groups of the optimizer."""
+
+
 class ActorWorker:
-    """Owns the optimizer.
+    """Owns the optimizer, and in bf16 the copy of the policy that computes losses, see `HalvedPolicy`.
 
     Args:
         policy: The policy to train.
@@ -74,10 +79,14 @@ class ActorWorker:
         self._device = device
         self._policy_parameters, self._value_parameters = _split(policy, actor.model.trainable)
         self.optimizer = adamw(self._policy_parameters, self._value_parameters, actor.optim, device)
+        self.halved = HalvedPolicy(policy) if actor.model.precision == "bf16" else None
+        self.computing = policy if self.halved is None else self.halved.policy
+        """What losses are computed with."""
+        self._steps = Steps(self.optimizer, self.halved.halves if self.halved else {}, actor.optim.clip_grad)
         self.num_steps = 0
         self.backward: Backward = self._backward
         """Adds a micro-batch's gradients and returns its metrics; an engine may put a captured one in its place."""
-        self._reference = _frozen_copy(policy) if algorithm.kl_beta else None
+        self._reference = _frozen_copy(self.computing) if algorithm.kl_beta else None
 
     def update(self, rollout: Rollout, update: int, should_abandon: Callable[[], bool]) -> dict[str, float]:
         """Train on one rollout and return the mean of every metric over its minibatches.
@@ -88,6 +97,9 @@ class ActorWorker:
         """
         if self._reference is not None:
             self._reference.begin_update(update)
+        if self.halved is not None:
+            self.halved.refresh()
+            self.halved.policy.begin_update(update)
         factor = self._learning_rate_factor(update)
         for group in self.optimizer.param_groups:
             group["lr"] = group["base_lr"] * factor
@@ -159,21 +171,22 @@ class ActorWorker:
 
     def _policy_step(self, batch: Rollout, metrics: dict[str, list[float]]) -> bool:
         """One optimizer step; returns True, without stepping, when the policy has moved past the target KL."""
-        self.optimizer.zero_grad(set_to_none=True)
+        self._steps.zero_grad()
         parts: dict[str, list[Tensor]] = defaultdict(list)
         for micro in batch.split(self._micro_size):
             for name, value in self.backward(micro.to(self._device), self._shares(micro, batch)).items():
                 parts[name].append(value)
+            self._gather(batch)
         if self._warms_up:
-            _drop_gradients(self._policy_parameters)
-        norms = torch.stack([self._clip(self._policy_parameters), self._clip(self._value_parameters)])
+            self._steps.drop(_POLICY)
+        norms = torch.stack([self._clip(_POLICY), self._clip(_VALUE)])
         totals = {name: torch.stack(values) for name, values in parts.items()}
         target = self._algorithm.target_kl
         moved_too_far = norms.new_zeros(()) if target is None else (totals["actor/approx_kl"].sum() > target).float()
         is_finite = totals["actor/total_loss"].isfinite().all() & norms.isfinite().all()
         # The host prepares the next minibatch while a GPU makes this step: it waits for the numbers alone.
         read = reader(torch.cat([*totals.values(), norms, moved_too_far[None]]))
-        step_unless(self.optimizer, ~is_finite | (moved_too_far > 0))
+        self._steps.step_unless(~is_finite | (moved_too_far > 0))
         *numbers, policy_norm, value_norm, stops = read()
         size = len(parts["actor/total_loss"])
         found = {name: numbers[i * size : (i + 1) * size] for i, name in enumerate(totals)}
@@ -214,8 +227,8 @@ class ActorWorker:
         """
         config = self._algorithm
         policy_share, critic_share, entropy_share = shares.unbind()
-        features = self.policy("encode", inputs=micro.inputs) if self._recompute else micro.inputs
-        evaluation: Evaluation = self.policy("evaluate", features=features, trace=micro.trace)
+        features = self.computing("encode", inputs=micro.inputs) if self._recompute else micro.inputs
+        evaluation: Evaluation = self.computing("evaluate", features=features, trace=micro.trace)
         new, mask = reduce_log_probs(evaluation.log_probs, micro.num_executed, config.logprob_type)
         old, _ = reduce_log_probs(micro.log_probs, micro.num_executed, config.logprob_type)
         actor_loss, actor_metrics = ppo.policy_loss(
@@ -273,22 +286,29 @@ class ActorWorker:
         return ppo.kl_penalty(new, reference, mask, self._algorithm.kl_penalty)
 
     def _value_step(self, batch: Rollout) -> None:
-        self.optimizer.zero_grad(set_to_none=True)
+        self._steps.zero_grad()
         for part in batch.split(self._micro_size):
             micro = part.to(self._device)
-            features = self.policy("encode", inputs=micro.inputs) if self._recompute else micro.inputs
-            loss, _ = self._value_loss(self.policy("value", features=features), micro)
+            features = self.computing("encode", inputs=micro.inputs) if self._recompute else micro.inputs
+            loss, _ = self._value_loss(self.computing("value", features=features), micro)
             if not torch.isfinite(loss):
                 raise NonFiniteError("value loss", batch)
             (loss * (len(micro) / len(batch))).backward()
-        _drop_gradients(self._policy_parameters)
-        if not torch.isfinite(self._clip(self._value_parameters)):
+            self._gather(batch)
+        self._steps.drop(_POLICY)
+        is_finite = self._clip(_VALUE).isfinite()
+        if not is_finite:
             raise NonFiniteError("gradient", batch)
-        self.optimizer.step()
+        self._steps.step_unless(~is_finite)
 
-    def _clip(self, parameters: list[nn.Parameter]) -> Tensor:
-        """Clip the gradients of one parameter group and return their norm before clipping."""
-        return nn.utils.clip_grad_norm_(parameters, self._optim.clip_grad).to(self._device)
+    def _gather(self, batch: Rollout) -> None:
+        """Let gradients of several micro-batches add up in float32; a single one's need no sum."""
+        if len(batch) > self._micro_size:
+            self._steps.gather()
+
+    def _clip(self, group: int) -> Tensor:
+        """Clip the gradients of an optimizer group and return their norm before clipping."""
+        return self._steps.clip(group).to(self._device)
 
     def _learning_rate_factor(self, update: int) -> float:
         optim = self._optim
@@ -323,12 +343,6 @@ def _frozen_copy(policy: Policy) -> Policy:
     constants = (*(p for p in policy.parameters() if not p.requires_grad), *policy.buffers())
     shared = {id(tensor): tensor for tensor in constants}
     return copy.deepcopy(policy, shared).requires_grad_(False).eval()
-
-
-def _drop_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Make the next optimizer step leave `parameters` and their moments alone."""
-    for parameter in parameters:
-        parameter.grad = None
 
 
 def _share(part: Rollout, whole: Rollout, level: Level, of_chunks: Tensor) -> Tensor:

@@ -61,7 +61,7 @@ class Attention(nn.Module):
         self._packed: tuple[Tensor, Tensor] | None = None
 
     def pack(self) -> None:
-        """Make one product of the three of self-attention, for weights that are not trained where they are."""
+        """Make one product of the three of self-attention, for a copy that only acts."""
         self._packed = pack([self.to_q, self.to_k, self.to_v])
 
     def keys_values(self, context: Tensor) -> KeysValues:
@@ -217,7 +217,7 @@ class DiffusionTransformer(nn.Module):
         self._packed_keys_values: tuple[Tensor, Tensor] | None = None
 
     def pack(self) -> None:
-        """Make one layer each of products with the same input, for weights that are not trained where they are."""
+        """Make one layer each of products with the same input, for a copy that only acts."""
         self._packed_keys_values = pack(self._keys_values_layers)
         for block in self.transformer_blocks:
             assert isinstance(block, DiffusionBlock)
