@@ -32,7 +32,7 @@ from torch import Tensor
 
 from groot_flops import Flops, count_flops
 from regrasp.data.rollout import Rollout, RolloutBuilder
-from regrasp.engine.compilation import CapturedBackward, compile_policy, num_compilations
+from regrasp.engine.compilation import capture_updates, compile_policy, num_compilations
 from regrasp.engine.precision import ActingPolicy, apply_precision
 from regrasp.models.groot.config import GrootConfig
 from regrasp.models.groot.policy import GrootPolicy
@@ -312,7 +312,7 @@ def measure_update(
     if compiled:
         compile_policy(actor.computing, {sizes.minibatch}, sizes.device, backend=sizes.backend)
         if sizes.device.type == "cuda":
-            actor.backward = CapturedBackward(actor.backward, actor.computing, sizes.minibatch)
+            capture_updates(actor, sizes.minibatch, backend=sizes.backend)
     if whole_rollout:
         compile_policy(acting, {sizes.num_envs[1]}, sizes.device, backend=sizes.backend)
     num_chunks = sizes.num_chunks if whole_rollout else sizes.num_chunks // 2

@@ -65,6 +65,7 @@ def test_log_probs_are_those_of_the_library_for_any_number_of_first_actions(meth
     )
     again = evaluate_chain(velocity_fn, result.chain, steps, noise_method=method, color=color, learned_std_fn=std_fn)
     assert torch.equal(again.log_probs, result.log_probs)
+    assert again.entropy is not None
     for row, k in enumerate(steps.tolist()):
         x, after = result.chain[row : row + 1, k], result.chain[row, k + 1]
         velocity = velocity_fn(x, torch.tensor([k]), None)

@@ -44,3 +44,9 @@ def test_masked_mean_ignores_the_rest_and_is_zero_when_empty():
     x = torch.tensor([1.0, float("nan"), 5.0])
     assert masked_mean(x, torch.tensor([True, False, True])) == 3
     assert masked_mean(x, torch.tensor([False] * 3)) == 0
+
+
+def test_masked_mean_keeps_dimensions_before_those_of_the_mask():
+    x = torch.arange(12.0).view(2, 3, 2)
+    mask = torch.tensor([[True, False], [True, False], [False, False]])
+    assert masked_mean(x, mask).tolist() == [(0 + 2) / 2, (6 + 8) / 2]

@@ -290,6 +290,7 @@ def worker(
     num_updates: int = 10,
     recompute: bool = False,
     precision: str = "fp32",
+    device: str = "cpu",
     **algorithm: Any,
 ) -> ActorWorker:
     """An actor of the policy, with minibatches of `batch` decisions."""
@@ -314,7 +315,7 @@ def worker(
         num_updates=num_updates,
         seed=SEED,
         recompute_features=recompute,
-        device=torch.device("cpu"),
+        device=torch.device(device),
     )
 
 

@@ -54,7 +54,7 @@ class ChainEvaluation(NamedTuple):
 
     log_probs: Tensor
     """(B, H, A)."""
-    entropy: Tensor
+    entropy: Tensor | None
     """(B, H, A): of the chosen step, or summed over all Gaussians of the chain."""
 
 
@@ -235,6 +235,7 @@ def evaluate_chain(
     noise_level: float = 0.5,
     color: NoiseColor | None = None,
     learned_std_fn: RowFn | None = None,
+    with_entropy: bool = True,
 ) -> ChainEvaluation:
     """Recompute the log-probabilities of a stored chain, and its entropy, in one call of `velocity_fn`.
 
@@ -252,6 +253,7 @@ def evaluate_chain(
         noise_level: See `denoise`.
         color: See `denoise`.
         learned_std_fn: See `denoise`.
+        with_entropy: Compute it; else it is None.
     """
     batch, num_steps = len(chain), chain.shape[1] - 1
     if stochastic_step is None:
@@ -266,12 +268,14 @@ def evaluate_chain(
     std = _learned_std(learned_std_fn, noise_method, x, index, rows)
     step = _step_distribution(x, velocity, index, num_steps, noise_method, noise_level, std, color)
     log_probs = gaussian_log_prob(x_next, *step, color)
-    entropy = gaussian_entropy(step.std, color).expand_as(x)
+    entropy = gaussian_entropy(step.std, color).expand_as(x) if with_entropy else None
     if stochastic_step is not None:
         return ChainEvaluation(log_probs, entropy)
     joint_log_probs = log_probs.unflatten(0, (batch, num_steps)).sum(dim=1) + _standard_normal_log_prob(chain[:, 0])
-    initial_entropy = gaussian_entropy(torch.ones_like(chain[:, 0]))
-    return ChainEvaluation(joint_log_probs, entropy.unflatten(0, (batch, num_steps)).sum(dim=1) + initial_entropy)
+    if entropy is not None:
+        initial_entropy = gaussian_entropy(torch.ones_like(chain[:, 0]))
+        entropy = entropy.unflatten(0, (batch, num_steps)).sum(dim=1) + initial_entropy
+    return ChainEvaluation(joint_log_probs, entropy)
 
 
 def flow_matching_time(uniform: Tensor, s: float = 0.999) -> Tensor:

@@ -69,8 +69,8 @@ def policy_loss(
         "approx_kl": log_ratio.expm1() - log_ratio,
         "clip_fraction": (clipped > unclipped).to(ratio.dtype),
     }
-    means = {name: masked_mean(element.detach(), mask) for name, element in elements.items()}
-    return loss, {"policy_loss": loss.detach(), **means}
+    means = masked_mean(torch.stack([element.detach() for element in elements.values()]), mask)
+    return loss, {"policy_loss": loss.detach(), **dict(zip(elements, means.unbind(), strict=True))}
 
 
 def value_loss(
@@ -88,8 +88,7 @@ def value_loss(
         huber_delta: Error at which the loss turns from quadratic to linear.
 
     Returns:
-        The loss, and metrics: `value_loss`; `value_clip_ratio`, share of values that clipping moves;
-        `explained_variance`, 1 - Var(R - V) / Var(R), 0 where the returns do not vary.
+        The loss, and metrics: `value_loss`; `value_clip_ratio`, share of values that clipping moves.
     """
     assert values.shape == old_values.shape == returns.shape
     losses = functional.huber_loss(values, returns, reduction="none", delta=huber_delta)
@@ -100,11 +99,7 @@ def value_loss(
         losses = torch.maximum(losses, functional.huber_loss(clipped, returns, reduction="none", delta=huber_delta))
         clip_ratio = (change.detach().abs() > value_clip).to(losses.dtype).mean()
     loss = losses.mean()
-    return loss, {
-        "value_loss": loss.detach(),
-        "value_clip_ratio": clip_ratio,
-        "explained_variance": _explained_variance(values.detach(), returns),
-    }
+    return loss, {"value_loss": loss.detach(), "value_clip_ratio": clip_ratio}
 
 
 def kl_penalty(log_probs: Tensor, reference_log_probs: Tensor, mask: Tensor, kind: KlKind) -> Tensor:
@@ -135,9 +130,3 @@ def kl_penalty(log_probs: Tensor, reference_log_probs: Tensor, mask: Tensor, kin
 def entropy_term(entropy: Tensor, num_executed: Tensor, level: Level) -> Tensor:
     """Mean entropy in nats, a scalar; `entropy` (B, T, A) is reduced to `level` as by `reduce_log_probs`."""
     return masked_mean(*reduce_log_probs(entropy, num_executed, level))
-
-
-def _explained_variance(values: Tensor, returns: Tensor) -> Tensor:
-    variance = returns.var(correction=0)
-    explained = 1 - (returns - values).var(correction=0) / variance
-    return torch.where(variance > 0, explained, 0.0)

@@ -39,5 +39,5 @@ def broadcast_like(x: Tensor, target: Tensor) -> Tensor:
 
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
-    """Mean of `x` where `mask`, a scalar; 0 where nothing is left. Both have one shape."""
-    return torch.where(mask, x, 0.0).sum() / mask.sum().clamp(min=1)
+    """Mean of `x` where `mask`, over the dimensions of `mask`, the last ones of `x`; 0 where nothing is left."""
+    return torch.where(mask, x, 0.0).flatten(-mask.ndim).sum(-1) / mask.sum().clamp(min=1)

@@ -1,4 +1,4 @@
-"""Compiled policies: layers through torch.compile, fixed batch shapes, and CUDA graphs for acting."""
+"""Compiled policies and losses: torch.compile, fixed batch shapes, and CUDA graphs for acting."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch._dynamo.utils import counters
 from regrasp.data.rollout import Rollout
 from regrasp.errors import UserError
 from regrasp.models.contract import Action, Evaluation, Mode, Noise, Policy
-from regrasp.workers.actor import Backward
+from regrasp.workers.actor import ActorWorker, Backward
 
 _WARM_UP = 2
 """Runs before a capture: the first ones compile, tune and allocate."""
@@ -30,33 +30,40 @@ def compile_policy(
     *,
     backend: str | Callable[..., Any] = "inductor",
 ) -> None:
-    """Compile every layer of the policy, in place, for the given batch sizes.
+    """Compile the policy's `parts_to_compile`, in place, for the given batch sizes.
 
     Layers of one class share their code, so that compiling takes seconds and not minutes. Shapes are static: a batch
     of another size is filled up with copies of its first row, and the rows added are cut off the results. On a GPU the
     policy's `capturable` methods are replayed as CUDA graphs where nothing is differentiated.
 
     Args:
-        policy: Its layers are compiled when they are first used, with and without gradients.
-        batch_sizes: Numbers of rows; each one compiles the layers once.
+        policy: Its parts are compiled when they are first used, with and without gradients.
+        batch_sizes: Numbers of rows; each one compiles the parts once.
         device: Where the policy lives.
         backend: Of torch.compile; `eager` only traces.
 
     Raises:
-        UserError: The policy has no layers to compile. Later, in `forward`: compiling failed.
+        UserError: The policy has nothing to compile. Later, in `forward`: compiling failed.
     """
-    layers = policy.repeated_layers()
-    if not layers:
+    parts = policy.parts_to_compile()
+    if not parts:
         raise UserError(
             "This policy has nothing to compile", key="actor.model.compile", value=True, expected="false", mend=_MEND
         )
-    for layer in layers:
-        layer.forward = torch.compile(layer.forward, fullgraph=True, dynamic=False, backend=backend)
+    for part in parts:
+        part.forward = torch.compile(part.forward, fullgraph=True, dynamic=False, backend=backend)
     if device.type == "cuda":
         pool = torch.cuda.graph_pool_handle()
         for name in policy.capturable:
             setattr(policy, name, CapturedMethod(getattr(policy, name), pool))
     _fix_batch_sizes(policy, sorted(batch_sizes))
+
+
+def capture_updates(actor: ActorWorker, size: int, *, backend: str | Callable[..., Any] = "inductor") -> None:
+    """Compile the losses of an actor on a GPU, and replay its passes over micro-batches of `size` as a CUDA graph."""
+    compiled = torch.compile(actor.losses, fullgraph=True, dynamic=False, backend=backend)
+    actor.losses = lambda *arguments: _without_fallback(lambda: compiled(*arguments))
+    actor.backward = CapturedBackward(actor.backward, actor.computing, size)
 
 
 def num_compilations() -> int:
@@ -73,19 +80,24 @@ def _fix_batch_sizes(policy: Policy, sizes: list[int]) -> None:
         assert size is not None, f"{rows} rows, compiled for {sizes}"
         if rows < size:
             inputs = {name: _filled(name, value, rows, size) for name, value in inputs.items()}
-        try:
-            result = inner(mode, **inputs)
-        except (TorchDynamoException, FailOnRecompileLimitHit) as error:
-            raise UserError(
-                f"torch.compile failed: {' '.join(str(error).split(chr(10))[:2])}",
-                key="actor.model.compile",
-                value=True,
-                expected="layers that compile, and on a CPU a C++ compiler",
-                mend=_MEND,
-            ) from error
+        result = _without_fallback(lambda: inner(mode, **inputs))
         return _cut(result, rows) if rows < size else result
 
     policy.forward = MethodType(forward, policy)
+
+
+def _without_fallback(call: Callable[[], Any]) -> Any:
+    """Run what is compiled when it is first used."""
+    try:
+        return call()
+    except (TorchDynamoException, FailOnRecompileLimitHit) as error:
+        raise UserError(
+            f"torch.compile failed: {' '.join(str(error).split(chr(10))[:2])}",
+            key="actor.model.compile",
+            value=True,
+            expected="layers that compile, and on a CPU a C++ compiler",
+            mend=_MEND,
+        ) from error
 
 
 def _filled(name: str, value: Any, rows: int, size: int) -> Any:
@@ -182,7 +194,8 @@ class _CapturedBackward:
     schedule: tuple[float, ...]
     micro: Rollout
     shares: Tensor
-    metrics: dict[str, Tensor]
+    names: tuple[str, ...]
+    metrics: Tensor
     gradients: list[Tensor]
 
 
@@ -220,7 +233,7 @@ class CapturedBackward:
         capture.graph.replay()
         for parameter, gradient, before in zip(self._parameters, capture.gradients, kept, strict=True):
             parameter.grad = gradient if before is None else gradient.add_(before)
-        return {name: value.clone() for name, value in capture.metrics.items()}
+        return dict(zip(capture.names, capture.metrics.clone().unbind(), strict=True))
 
     def _record(self, micro: Rollout, shares: Tensor) -> _CapturedBackward:
         own = Rollout(**{name: value.clone() for name, value in vars(micro).items()})
@@ -236,8 +249,9 @@ class CapturedBackward:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             metrics = self._backward(own, own_shares)
+            values = torch.stack([*metrics.values()])
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._parameters]
-        return _CapturedBackward(graph, self._policy.schedule, own, own_shares, metrics, gradients)
+        return _CapturedBackward(graph, self._policy.schedule, own, own_shares, tuple(metrics), values, gradients)
 
 
 def _warm_up(run: Callable[[], Any]) -> None:

@@ -13,7 +13,7 @@ from regrasp.config.batches import num_samples, num_updates
 from regrasp.config.schema import ExperimentConfig
 from regrasp.data.rollout import Rollout, RolloutBuilder
 from regrasp.engine.acting import evaluation_chooser
-from regrasp.engine.compilation import CapturedBackward, compile_policy
+from regrasp.engine.compilation import capture_updates, compile_policy
 from regrasp.engine.precision import ActingPolicy, apply_precision
 from regrasp.envs.contract import VecEnv
 from regrasp.envs.mapping import ActionMapping
@@ -158,5 +158,4 @@ class LocalEngine:
             compile_policy(self._acting.policy, acting_sizes, self._device)
         compile_policy(computing, training_sizes, self._device)
         if self._device.type == "cuda":
-            size = config.actor.micro_batch_size
-            self.actor.backward = CapturedBackward(self.actor.backward, computing, size)
+            capture_updates(self.actor, config.actor.micro_batch_size)

@@ -155,8 +155,8 @@ class Policy(nn.Module, ABC):
             parameter.requires_grad_(True)
         return trained
 
-    def repeated_layers(self) -> Sequence[nn.Module]:
-        """Layers to compile, one by one: alike ones share their code; by default none."""
+    def parts_to_compile(self) -> Sequence[nn.Module]:
+        """Modules to compile, one by one: alike ones share their code; by default none."""
         return ()
 
     def published_state(self) -> dict[str, Tensor]:

@@ -11,19 +11,22 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from regrasp.algorithms import ppo, schedule
-from regrasp.algorithms.reduce import Level, broadcast_like, reduce_log_probs
+from regrasp.algorithms import schedule
+from regrasp.algorithms.reduce import Level
 from regrasp.data.rollout import Rollout
 from regrasp.errors import RegraspError, TrainingHaltedError, UserError
 from regrasp.models.contract import Evaluation, Policy
 from regrasp.streams import torch_generator
 from regrasp.workers.halves import HalvedPolicy
+from regrasp.workers.losses import Losses
 from regrasp.workers.optimizer import Steps, adamw, reader
 
 if TYPE_CHECKING:
     from regrasp.config.schema import ActorConfig, AlgorithmConfig
 
 
+Loss = Callable[[Evaluation, Rollout, Tensor, Tensor | None], tuple[Tensor, dict[str, Tensor]]]
+"""See `Losses`."""
 Backward = Callable[[Rollout, Tensor], dict[str, Tensor]]
 """From a micro-batch and its shares of the minibatch's means to metrics; gradients are added to the parameters."""
 
@@ -84,6 +87,10 @@ class ActorWorker:
         """What losses are computed with."""
         self._steps = Steps(self.optimizer, self.halved.halves if self.halved else {}, actor.optim.clip_grad)
         self.num_steps = 0
+        losses = Losses(algorithm)
+        self.losses: Loss = losses
+        """From the policy's evaluation to loss and metrics; an engine may put a compiled one in its place."""
+        self._value_loss = losses.value
         self.backward: Backward = self._backward
         """Adds a micro-batch's gradients and returns its metrics; an engine may put a captured one in its place."""
         self._reference = _frozen_copy(self.computing) if algorithm.kl_beta else None
@@ -172,23 +179,23 @@ class ActorWorker:
     def _policy_step(self, batch: Rollout, metrics: dict[str, list[float]]) -> bool:
         """One optimizer step; returns True, without stepping, when the policy has moved past the target KL."""
         self._steps.zero_grad()
-        parts: dict[str, list[Tensor]] = defaultdict(list)
+        parts: list[dict[str, Tensor]] = []
         for micro in batch.split(self._micro_size):
-            for name, value in self.backward(micro.to(self._device), self._shares(micro, batch)).items():
-                parts[name].append(value)
+            parts.append(self.backward(micro.to(self._device), self._shares(micro, batch)))
             self._gather(batch)
         if self._warms_up:
             self._steps.drop(_POLICY)
         norms = torch.stack([self._clip(_POLICY), self._clip(_VALUE)])
-        totals = {name: torch.stack(values) for name, values in parts.items()}
+        table = torch.stack([torch.stack([*part.values()]) for part in parts], dim=1)  # (metrics, micro-batches)
+        totals = dict(zip(parts[0], table.unbind(), strict=True))
         target = self._algorithm.target_kl
         moved_too_far = norms.new_zeros(()) if target is None else (totals["actor/approx_kl"].sum() > target).float()
         is_finite = totals["actor/total_loss"].isfinite().all() & norms.isfinite().all()
         # The host prepares the next minibatch while a GPU makes this step: it waits for the numbers alone.
-        read = reader(torch.cat([*totals.values(), norms, moved_too_far[None]]))
+        read = reader(torch.cat([table.flatten(), norms, moved_too_far[None]]))
         self._steps.step_unless(~is_finite | (moved_too_far > 0))
         *numbers, policy_norm, value_norm, stops = read()
-        size = len(parts["actor/total_loss"])
+        size = len(parts)
         found = {name: numbers[i * size : (i + 1) * size] for i, name in enumerate(totals)}
         if not all(map(math.isfinite, found["actor/total_loss"])):
             raise NonFiniteError("loss", batch)
@@ -221,52 +228,10 @@ class ActorWorker:
         return metrics
 
     def _loss(self, micro: Rollout, shares: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """What a micro-batch contributes to loss and metrics of its minibatch: the parts add up to the whole.
-
-        On a GPU it never waits for it, and the minibatch reaches it in tensors alone, so that it can be captured.
-        """
-        config = self._algorithm
-        policy_share, critic_share, entropy_share = shares.unbind()
+        """See `Losses`."""
         features = self.computing("encode", inputs=micro.inputs) if self._recompute else micro.inputs
         evaluation: Evaluation = self.computing("evaluate", features=features, trace=micro.trace)
-        new, mask = reduce_log_probs(evaluation.log_probs, micro.num_executed, config.logprob_type)
-        old, _ = reduce_log_probs(micro.log_probs, micro.num_executed, config.logprob_type)
-        actor_loss, actor_metrics = ppo.policy_loss(
-            new,
-            old,
-            broadcast_like(micro.advantages, new),
-            mask,
-            clip_low=config.clip_ratio_low,
-            clip_high=config.clip_ratio_high,
-            clip_c=config.clip_ratio_c,
-        )
-        critic_loss, critic_metrics = self._value_loss(evaluation.values, micro)
-        metrics = {f"actor/{name}": policy_share * value for name, value in actor_metrics.items()}
-        metrics |= {f"critic/{n}": critic_share * v for n, v in critic_metrics.items() if n != "explained_variance"}
-        loss = policy_share * actor_loss + critic_share * critic_loss
-        if config.entropy_bonus or evaluation.entropy is not None:
-            entropy = entropy_share * self._entropy(evaluation, micro)
-            loss = loss - config.entropy_bonus * entropy
-            metrics["actor/entropy_loss"] = entropy.detach()
-        if self._reference is not None:
-            divergence = policy_share * self._divergence(features, micro, new, mask)
-            loss = loss + config.kl_beta * divergence
-            metrics["actor/kl_to_start"] = divergence.detach()
-        metrics["actor/total_loss"] = loss.detach()
-        metrics["actor/max_ratio_error"] = _largest_ratio_error(new, old, mask)
-        return loss, metrics
-
-    def _value_loss(self, values: Tensor, batch: Rollout) -> tuple[Tensor, dict[str, Tensor]]:
-        return ppo.value_loss(
-            values,
-            batch.values,
-            batch.returns,
-            value_clip=self._algorithm.value_clip,
-            huber_delta=self._algorithm.huber_delta,
-        )
-
-    def _entropy(self, evaluation: Evaluation, batch: Rollout) -> Tensor:
-        if evaluation.entropy is None:
+        if evaluation.entropy is None and self._algorithm.entropy_bonus:
             raise UserError(
                 "This policy has no entropy in closed form",
                 key="algorithm.entropy_bonus",
@@ -274,16 +239,16 @@ class ActorWorker:
                 expected="0",
                 mend="set algorithm.entropy_bonus=0; exploration is set by actor.model.rl_head_config.noise_level",
             )
-        return ppo.entropy_term(evaluation.entropy, batch.num_executed, self._algorithm.entropy_type)
+        return self.losses(evaluation, micro, shares, self._start_log_probs(features, micro))
 
-    def _divergence(self, features: Any, batch: Rollout, new: Tensor, mask: Tensor) -> Tensor:
-        assert self._reference is not None
-        with torch.no_grad():
-            if self._trains_backbone:
-                features = self._reference("encode", inputs=batch.inputs)
-            start: Evaluation = self._reference("evaluate", features=features, trace=batch.trace)
-        reference, _ = reduce_log_probs(start.log_probs, batch.num_executed, self._algorithm.logprob_type)
-        return ppo.kl_penalty(new, reference, mask, self._algorithm.kl_penalty)
+    @torch.no_grad()
+    def _start_log_probs(self, features: Any, micro: Rollout) -> Tensor | None:
+        """Log-probabilities of a micro-batch by the policy that the run started from, where they are asked for."""
+        if self._reference is None:
+            return None
+        if self._trains_backbone:
+            features = self._reference("encode", inputs=micro.inputs)
+        return self._reference("evaluate", features=features, trace=micro.trace).log_probs
 
     def _value_step(self, batch: Rollout) -> None:
         self._steps.zero_grad()
@@ -331,11 +296,6 @@ def _split(policy: Policy, trainable: str) -> tuple[list[nn.Parameter], list[nn.
         parameter.requires_grad_(True)
     values = {id(parameter) for parameter in value_parameters}
     return [p for p in policy_parameters if id(p) not in values], value_parameters
-
-
-def _largest_ratio_error(new: Tensor, old: Tensor, mask: Tensor) -> Tensor:
-    """Largest |ratio - 1| over `mask`, without selecting by it: the number selected would have to be waited for."""
-    return ((new - old).detach().exp() - 1).abs().where(mask, 0.0).max()
 
 
 def _frozen_copy(policy: Policy) -> Policy:

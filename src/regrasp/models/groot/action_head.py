@@ -175,7 +175,7 @@ class ActionHead(nn.Module):
 
     def process_context(self, features: Tensor) -> Tensor:
         """Backbone features (B, S, D) to the context (B, S, D) that the DiT attends to."""
-        return self.vl_self_attention(self.vlln(features.to(self.vlln.weight.dtype)))
+        return self.vl_self_attention(features, self.vlln)
 
     def encode_state(self, state: Tensor, slot: int) -> Tensor:
         """State feature (B, width) of normalised, padded states (B, max_state_dim)."""

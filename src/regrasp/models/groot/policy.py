@@ -185,13 +185,14 @@ class GrootPolicy(Policy):
         error = (velocity - target)[..., : self.settings.action_dim].square() * mask
         return error.sum() / (mask.sum() * self.settings.action_dim).clamp(min=1)
 
-    def repeated_layers(self) -> Sequence[nn.Module]:
-        """Every transformer layer."""
+    def parts_to_compile(self) -> Sequence[nn.Module]:
+        """Every transformer layer, and as one the few of the context: there, what lies between layers is memory."""
         eagle, head = self.backbone.eagle_model, self.action_head
         return (
             *eagle.vision_model.vision_model.encoder.layers,
             *eagle.language_model.model.layers,
-            *head.vl_self_attention.transformer_blocks,
+            head.vl_self_attention,
+            head.action_encoder,
             *head.model.transformer_blocks,
         )
 
@@ -261,12 +262,12 @@ class GrootPolicy(Policy):
             noise_level=self.noise_level,
             color=self._color,
             learned_std_fn=self._std_fn(decision),
+            with_entropy=self.settings.noise_method == "flow_noise",
         )
-        learns_entropy = self.settings.noise_method == "flow_noise"
         return Evaluation(
             log_probs=self._executed(evaluated.log_probs),
             values=self._value_of(decision),
-            entropy=self._executed(evaluated.entropy) if learns_entropy else None,
+            entropy=None if evaluated.entropy is None else self._executed(evaluated.entropy),
         )
 
     def _value(self, features: TensorDict) -> Tensor:

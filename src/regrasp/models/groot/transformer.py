@@ -132,8 +132,9 @@ class ContextTransformer(nn.Module):
         super().__init__()
         self.transformer_blocks = nn.ModuleList(ContextBlock(config, p) for _ in range(config.num_layers))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, S, width) to the same, in the dtype of its products."""
+    def forward(self, features: Tensor, norm: nn.LayerNorm) -> Tensor:
+        """Features (B, S, width) to the same, in the dtype of its products, after `norm`, the published `vlln`."""
+        x = norm(features.to(norm.weight.dtype))
         if self.transformer_blocks:
             x = x.to(compute_dtype(self.transformer_blocks[0].get_parameter("attn1.to_q.weight")))
         for block in self.transformer_blocks:
