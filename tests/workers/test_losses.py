@@ -81,7 +81,7 @@ def test_captured_updates_are_those_of_plain_passes(precision: str, micro: int) 
     results = []
     for is_captured in (False, True):
         policy = groot_policy()
-        rollout = rollout_of(policy, 2 * SIZE)
+        rollout = rollout_of(policy, 2 * SIZE).to(torch.device("cuda"))
         model: Any = SimpleNamespace(precision=precision, trainable="head")
         apply_precision(policy.cuda(), model, torch.device("cuda"))
         # With a large epsilon AdamW's step follows the gradient, and not the sign of a small one.
