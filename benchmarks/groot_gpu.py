@@ -281,17 +281,24 @@ ALGORITHM: Any = SimpleNamespace(
 )
 
 
-def measure_update(
+def measure_update(sizes: Sizes, report: Report, key: str, **settings: Any) -> None:
+    """A minibatch's share of an update, see `made_update`."""
+    update, num_minibatches = made_update(sizes, **settings)
+    samples = timed(update, sizes.device, max(sizes.repeats // 2, 1), warm_up=2)
+    report.add(key, [sample / num_minibatches for sample in samples])
+    if sizes.device.type == "cuda":
+        report.values[key.replace("_ms", "_peak_gb")] = torch.cuda.max_memory_reserved() / 1e9
+
+
+def made_update(
     sizes: Sizes,
-    report: Report,
-    key: str,
     *,
     trainable: TrainablePart = "head",
     recompute: bool = False,
     compiled: bool = True,
     whole_rollout: bool = False,
-) -> None:
-    """A minibatch's share of an update: forward, backward, clipping, AdamW, metrics.
+) -> tuple[Callable[[], Any], int]:
+    """An update to time (forward, backward, clipping, AdamW, metrics), and the number of its minibatches.
 
     With `whole_rollout` the rollout that a run of `Sizes` trains on is taken before and kept on the device meanwhile.
     """
@@ -320,14 +327,7 @@ def measure_update(
     num_minibatches = min(MINIBATCHES, len(rollout) // sizes.minibatch)
     part = rollout.rows(torch.arange(num_minibatches * sizes.minibatch))
     actor.computing.train()
-
-    def update() -> None:
-        actor.update(part, 0, lambda: False)
-
-    samples = timed(update, sizes.device, max(sizes.repeats // 2, 1), warm_up=2)
-    report.add(key, [sample / num_minibatches for sample in samples])
-    if sizes.device.type == "cuda":
-        report.values[key.replace("_ms", "_peak_gb")] = torch.cuda.max_memory_reserved() / 1e9
+    return (lambda: actor.update(part, 0, lambda: False)), num_minibatches
 
 
 def collected(sizes: Sizes, acting: GrootPolicy, *, keep_features: bool, num_chunks: int) -> Rollout:
@@ -417,6 +417,15 @@ def revision() -> str:
     return found.stdout.strip()
 
 
+def sizes_of(*, tiny: bool) -> Sizes:
+    """The published size on a GPU, or a tiny one on the CPU."""
+    if not tiny:
+        return Sizes(GrootConfig(), torch.device("cuda"), SEQUENCE_LENGTH - NUM_VIEWS * 256)
+    groot = GrootConfig.tiny(SimpleNamespace(**TINY_ARCHITECTURE))
+    few = {"num_chunks": 2, "minibatch": 4, "matmul": 64, "repeats": 2, "action_dim": 4, "state_dim": 4}
+    return Sizes(groot, torch.device("cpu"), num_envs=(3, 5), backend="eager", **few)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print the table, check, and write the results."""
     parser = argparse.ArgumentParser()
@@ -424,16 +433,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--commit", default=None, help="what is measured, where the folder has no git history")
     parser.add_argument("--tiny", action="store_true", help="a tiny network on the CPU; the numbers mean nothing")
     options = parser.parse_args(arguments)
-    if options.tiny:
-        groot = GrootConfig.tiny(SimpleNamespace(**TINY_ARCHITECTURE))
-        few = {"num_chunks": 2, "minibatch": 4, "matmul": 64, "repeats": 2, "action_dim": 4, "state_dim": 4}
-        sizes = Sizes(groot, torch.device("cpu"), num_envs=(3, 5), backend="eager", **few)
-    else:
-        groot = GrootConfig()
-        sizes = Sizes(groot, torch.device("cuda"), SEQUENCE_LENGTH - NUM_VIEWS * 256)
+    sizes = sizes_of(tiny=options.tiny)
     started = time.monotonic()
     report = measure(sizes)
-    flops = count_flops(groot, NUM_VIEWS, sizes.num_tokens)
+    flops = count_flops(sizes.groot, NUM_VIEWS, sizes.num_tokens)
     table = rows(report, flops, sizes)
     for row in (("", "measured", "target", "met", "of matmul"), *table):
         print("{:32}{:>10}{:>10}{:>6}{:>11}".format(*row))

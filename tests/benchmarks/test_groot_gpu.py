@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 import groot_gpu  # pyright: ignore[reportMissingImports]
+import groot_gpu_profile  # pyright: ignore[reportMissingImports]
 from groot_flops import count_flops  # pyright: ignore[reportMissingImports]
 from regrasp.models.groot.config import GrootConfig
 
@@ -70,3 +71,30 @@ def test_counted_operations_are_those_torch_counts() -> None:
     x = torch.zeros(1, groot.action_horizon, groot.action_head_cfg.max_action_dim)
     step, _ = counted(lambda: head.velocity(x, torch.zeros(1, dtype=torch.long), cache, slot))
     assert step == pytest.approx(flops.step, rel=1e-3)
+
+
+def test_the_tiny_profile_adds_up(capsys: pytest.CaptureFixture[str]) -> None:
+    torch._dynamo.reset()
+    groot_gpu_profile.main(["--tiny", "--largest", "3"])
+    table, largest = capsys.readouterr().out.split("\n\n")
+    times = {line[:24].strip(): float(line[24:34]) for line in table.splitlines()}
+    whole = times.pop("a minibatch")
+    assert sum(times.values()) == pytest.approx(whole, abs=0.05)
+    assert times["matrix products"] > 0
+    assert len(largest.splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    ("kernel", "kind"),
+    [
+        ("nvjet_sm90_tst_256x128_64x4_1x2_h_bz_coopA_NTT", "matrix products"),
+        ("cudnn_generated_fort_native_sdpa_sm90_flash_bprop_wgmma_f16_knob_26", "attention"),
+        ("adamw_kernel", "optimizer and clipping"),
+        ("multi_tensor_apply_kernel<TensorListMetadata<1>, LpNormFunctor<c10::BFloat16>>", "optimizer and clipping"),
+        ("Memcpy DtoD (Device -> Device)", "copies and fills"),
+        ("triton_poi_fused_gelu_view_2", "compiled, other"),
+        ("void at::native::reduce_kernel<128, 4, at::native::ReduceOp<float>>", "other"),
+    ],
+)
+def test_kernels_are_told_apart_by_name(kernel: str, kind: str) -> None:
+    assert groot_gpu_profile.kind_of(kernel) == kind
