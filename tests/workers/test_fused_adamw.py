@@ -78,12 +78,13 @@ def close(found: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(found, expected, rtol=5e-6, atol=3e-7 if found.is_cuda else 3e-8)
 
 
-def pair(device: str) -> Pair:
+def pair(device: str, **settings: float) -> Pair:
     generator, place = torch.Generator().manual_seed(0), torch.device(device)
     values = [torch.randn(shape, generator=generator).to(place) for shape in (*HALVED, *OWN)]
     ours, plain = ([nn.Parameter(value.clone()) for value in values] for _ in range(2))
     halves = {weight: nn.Parameter(weight.detach().to(torch.bfloat16)) for weight in ours[: len(HALVED)]}
-    optimizer, other = (adamw(weights[::2], weights[1::2], OPTIM, place) for weights in (ours, plain))
+    optim: Any = SimpleNamespace(**vars(OPTIM) | settings)
+    optimizer, other = (adamw(weights[::2], weights[1::2], optim, place) for weights in (ours, plain))
     return Pair(optimizer, Steps(optimizer, halves, OPTIM.clip_grad), halves, other)
 
 
@@ -99,6 +100,15 @@ def test_steps_are_those_of_torch(device: str, scale: float) -> None:
         both.step(forbidden=step == 2)
         both.assert_equal()
     assert all(float(both.optimizer.state[weight]["step"]) == 4 for weight in both.weights)
+
+
+@pytest.mark.parametrize("settings", [{"adam_beta1": 0.0}, {"adam_beta2": 0.0}, {"weight_decay": 0.0}])
+def test_settings_may_be_zero(settings: dict[str, float]) -> None:
+    both = pair("cpu", **settings)
+    for step in range(2):
+        both.set_gradients(step, 1.0)
+        both.step()
+        both.assert_equal()
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -74,9 +74,8 @@ class FusedAdamW:
         torch._foreach_add_(halved.steps, [allowed] * len(halved.steps))  # pyright: ignore[reportPrivateImportUsage]
         first, second = settings.betas
         counts = torch.stack(halved.steps).double()  # (N,); 1 - beta^count is small, and a float32 one inexact
-        # -expm1(n log beta) is 1 - beta^n; beta**counts would send beta to the GPU and wait for that.
-        step_sizes = (settings.lr / -torch.expm1(math.log(first) * counts)).float()
-        roots = (-torch.expm1(math.log(second) * counts)).sqrt().float()
+        step_sizes = (settings.lr / _bias_correction(first, counts)).float()
+        roots = _bias_correction(second, counts).sqrt().float()
         if forbidden.is_cuda and _HAS_TRITON:
             self.launch(halved, settings, step_sizes, roots, coefficient, allowed)
         elif not forbidden:
@@ -102,6 +101,11 @@ class FusedAdamW:
                 kernel = adamw_kernel[(len(own),)]  # pyright: ignore[reportIndexIssue]
                 tensors = (table, own, step_sizes, roots, coefficient, allowed)
                 kernel(*tensors, *numbers, ALIGNED=aligned, BLOCK=_BLOCK, num_warps=_WARPS)
+
+
+def _bias_correction(beta: float, counts: Tensor) -> Tensor:
+    """1 - beta^counts; beta**counts would send beta to the GPU, and wait for that."""
+    return -torch.expm1(math.log(beta) * counts) if beta else torch.ones_like(counts)
 
 
 def _step_each(
