@@ -93,6 +93,19 @@ def test_force_stops_nothing_and_warns_once_of_each(capsys: pytest.CaptureFixtur
         assert "Continuing because runner.force is true" in warning
 
 
+def test_updates_that_are_cut_short_are_warned_of_once(capsys: pytest.CaptureFixture[str]) -> None:
+    guard = SignalGuard(force=False, num_steps=24)
+    for made in (1, 3, 4, 5, 6, 1, 1, 1, 1):
+        guard.after_update({"actor/grad_norm": 1.0, "actor/minibatches": float(made)})
+    assert not capsys.readouterr().out, "a quarter of the steps ends the row"
+    for _ in range(3):
+        guard.after_update({"actor/grad_norm": 1.0, "actor/minibatches": 2.0})
+    warning = capsys.readouterr().out
+    assert warning.startswith("[WARN] 5 updates in a row were cut short, the last one after 2 of 24 optimizer steps")
+    assert all(name in warning for name in ("algorithm.target_kl", "actor.optim.lr", "bf16"))
+    assert warning.count("\n") == 1
+
+
 def restored(guard: SignalGuard) -> SignalGuard:
     """A guard in another process."""
     other = SignalGuard(force=False)

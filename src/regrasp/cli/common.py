@@ -231,7 +231,8 @@ def open_run_folder(args: argparse.Namespace, loaded: LoadedConfig, *, kind: Seq
     """
     root = Path(loaded.config.runner.logger.log_path or Path("logs") / "regrasp").joinpath(*kind)
     require_writable(root, key="runner.logger.log_path")
-    task = loaded.config.env.train.init_params.id
+    env = loaded.config.env
+    task = (env.eval if "eval" in kind else env.train).init_params.id
     stamp = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
     name = f"{stamp}-{task}" + (f"_{args.run_name}" if args.run_name else "")
     folder = root / name

@@ -28,6 +28,8 @@ class Signal:
     """Last updates in a row whose advantages did not vary."""
     zero_gradients: int = 0
     """Last updates in a row without a gradient."""
+    cut_short: int = 0
+    """Last updates in a row that the target KL ended within their first quarter."""
 
 
 class SignalGuard:
@@ -35,10 +37,12 @@ class SignalGuard:
 
     Args:
         force: Warn instead of stopping.
+        num_steps: Optimizer steps of a whole update.
     """
 
-    def __init__(self, *, force: bool) -> None:
+    def __init__(self, *, force: bool, num_steps: int = 1) -> None:
         self._force = force
+        self._num_steps = num_steps
         self._signal = Signal()
         self._warned: set[str] = set()
 
@@ -79,7 +83,7 @@ class SignalGuard:
             )
 
     def after_update(self, metrics: Mapping[str, float]) -> None:
-        """Check the gradients of one update.
+        """Check the gradients of one update, and warn if updates in a row were cut short.
 
         Raises:
             TrainingHaltedError: The gradient of the policy was zero for several updates.
@@ -94,10 +98,25 @@ class SignalGuard:
                 " step has no noise (rl_head_config.noise_level, ignore_last).",
             )
 
+        made = metrics.get("actor/minibatches", self._num_steps)
+        self._signal.cut_short = self._signal.cut_short + 1 if 4 * made < self._num_steps else 0
+        if self._signal.cut_short >= _PATIENCE:
+            self._warn(
+                "cut short",
+                f"{_PATIENCE} updates in a row were cut short, the last one after {made:.0f} of {self._num_steps}"
+                " optimizer steps: the policy moved past algorithm.target_kl. Most of the experience goes unused."
+                " Likely causes: actor.optim.lr is too large; with actor.model.precision=bf16, the rounding of weights"
+                " moves the policy more than small steps do.",
+            )
+
     def _stop(self, reason: str, text: str) -> None:
         """End the run, or under `force` warn once for each reason."""
         if not self._force:
             raise TrainingHaltedError(f"{text} `--force` (runner.force=true) continues all the same.")
+        self._warn(reason, f"{text} Continuing because runner.force is true.")
+
+    def _warn(self, reason: str, text: str) -> None:
+        """Say it once for each reason."""
         if reason not in self._warned:
             self._warned.add(reason)
-            print(f"[WARN] {text} Continuing because runner.force is true.", flush=True)
+            print(f"[WARN] {text}", flush=True)

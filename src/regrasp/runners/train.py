@@ -12,7 +12,7 @@ import torch
 
 from regrasp.checkpoint.read import Checkpoint
 from regrasp.checkpoint.write import CheckpointContent, prune, write_checkpoint
-from regrasp.config.batches import num_updates
+from regrasp.config.batches import num_optimizer_steps, num_updates
 from regrasp.config.schema import ExperimentConfig
 from regrasp.engine.local import Collected, LocalEngine
 from regrasp.errors import SimulatorError, TrainingHaltedError
@@ -68,7 +68,7 @@ class EmbodiedRunner:
     progress: Progress = field(default_factory=Progress)
 
     def __post_init__(self) -> None:
-        self._guard = SignalGuard(force=self.config.runner.force)
+        self._guard = SignalGuard(force=self.config.runner.force, num_steps=num_optimizer_steps(self.config))
         self._table = ConsoleTable(num_updates(self.config))
         self._saved_update: int | None = None
 

@@ -224,6 +224,7 @@ class GrootProcessor:
                 key="actor.model.action_dim",
                 value=action_dim,
                 expected=f"{self.action.width}: {parts} wide ({self.metadata.tag})",
+                mend="name the experiment that the model was trained for (--config_name), or a model of this task",
             )
 
     def prepare(self, observation: Observation) -> TensorDict:
@@ -353,4 +354,10 @@ def _camera_names(num_views: int) -> tuple[str, ...]:
 
 def _check_fits(what: str, found: int, limit: int) -> None:
     if found > limit:
-        raise UserError(f"More {what} than the model has room for", value=found, expected=f"at most {limit}")
+        raise UserError(
+            f"More {what} than the model has room for",
+            value=found,
+            expected=f"at most {limit}, the size of its network",
+            mend="name a model or backbone made for this task's robot; `regrasp pretrain` with the same --config_name"
+            " makes one",
+        )

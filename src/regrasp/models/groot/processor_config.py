@@ -120,11 +120,14 @@ def check_same(trained: DataConfig, inputs: InputNames, file: Path) -> None:
     """
     given = given_data_config(inputs)
     if given is not None and given != trained:
+        found, expected = given.to_json(), trained.to_json()
+        other = [name for name in found if found[name] != expected[name]]
         raise UserError(
             "Another data configuration than the model was trained with",
             key="mapping.data_config",
             file=file,
-            value=given.to_json(),
-            expected=str(trained.to_json()),
-            mend="leave data_config and data_config_class out; the model folder has its own",
+            value={name: found[name] for name in other},
+            expected=str({name: expected[name] for name in other}),
+            mend="if the model is of this task, leave data_config and data_config_class out, the model folder has its"
+            " own; a model of another task needs that task's experiment (--config_name)",
         )
