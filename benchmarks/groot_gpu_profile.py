@@ -10,6 +10,7 @@ kernels: the gaps are those of the update without it.
 from __future__ import annotations
 
 import argparse
+import statistics
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -58,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     sizes = sizes_of(tiny=options.tiny)
     update, count = made_update(sizes, trainable=options.trainable, compiled=not options.eager)
-    whole = sorted(timed(update, sizes.device, 5, warm_up=2))[2] / count
+    whole = statistics.median(timed(update, sizes.device, 5, warm_up=2)) / count
     rows = kernels(update, sizes)
     by_kind: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
     for kernel, milliseconds, launches in rows:

@@ -190,22 +190,24 @@ def load_to_run(args: argparse.Namespace, *, block: str | None = None) -> Loaded
     """
     loaded = load(args)
     if args.dry_run:
-        _print_resolved(loaded)
+        print_resolved(loaded, _summary(loaded))
         return None
     if block is not None:
         _require_block(loaded, block)
     return loaded
 
 
-def _print_resolved(loaded: LoadedConfig) -> None:
-    """What `--dry_run` shows: every value, the batch equation, and a memory estimate."""
+def print_resolved(loaded: LoadedConfig, summary: Sequence[str]) -> None:
+    """What `--dry_run` shows, as YAML: every value, and a summary in comments."""
+    print(loaded.to_yaml())
+    print("\n# Summary", loaded.file, *summary, sep="\n# ")
+
+
+def _summary(loaded: LoadedConfig) -> list[str]:
+    """The batch equation, and a memory estimate."""
     from regrasp.config.batches import batch_equation
 
-    print(loaded.to_yaml())
-    print(f"\n# Summary\n# {loaded.file}")
-    print(f"# {batch_equation(loaded.config)}")
-    for line in _memory_lines(loaded):
-        print(f"# {line}")
+    return [batch_equation(loaded.config), *_memory_lines(loaded)]
 
 
 def _memory_lines(loaded: LoadedConfig) -> list[str]:

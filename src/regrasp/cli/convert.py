@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from regrasp.cli.common import STAGE_INTERRUPTED, add_config_arguments, load
+from regrasp.cli.common import STAGE_INTERRUPTED, add_config_arguments, load, print_resolved
 from regrasp.errors import UserError
 from regrasp.folders import require_new, require_writable
 
@@ -64,20 +64,19 @@ def run(args: argparse.Namespace) -> int:
 
 def _rehearse(args: argparse.Namespace, loaded: LoadedConfig, files: Sequence[Path]) -> None:
     """What `--dry_run` shows: every value, and which episodes of the recordings would be taken."""
-    lines = [str(loaded.file)]
+    lines: list[str] = []
     if files:
         from regrasp.runners.convert import omission_lines, survey
 
         with contextlib.redirect_stdout(sys.stderr):  # what is printed can be read as YAML
             chosen = survey(loaded.config, files, fps=args.fps, keep_failed=args.keep_failed)
         _warn(chosen.warnings)
-        lines += [f"Left out: {line}" for line in omission_lines(chosen.omissions)]
+        lines = [f"Left out: {line}" for line in omission_lines(chosen.omissions)]
         lines.append(
             f"Would take {len(chosen.candidates)} of {chosen.num_recorded} recorded episodes"
             f" ({chosen.num_frames} frames at {chosen.fps} Hz); their arrays are read while converting."
         )
-    print(loaded.to_yaml())
-    print("\n# Summary", *lines, sep="\n# ")
+    print_resolved(loaded, lines)
 
 
 def split_positionals(given: Sequence[str]) -> tuple[list[Path], list[str]]:

@@ -11,7 +11,7 @@ from regrasp.errors import TrainingHaltedError
 from regrasp.workers.env import EpisodeResult
 
 _PATIENCE = 5
-"""Updates in a row without a signal after which a run stops."""
+"""Updates in a row that learn nothing, or are cut short, after which a run stops or warns."""
 _MIN_EPISODES = 64
 """Finished episodes after which a base model without any success is refused."""
 
@@ -97,7 +97,6 @@ class SignalGuard:
                 " (actor.model.trainable); every sample is clipped (algorithm.clip_ratio_*); the stochastic denoising"
                 " step has no noise (rl_head_config.noise_level, ignore_last).",
             )
-
         made = metrics.get("actor/minibatches", self._num_steps)
         self._signal.cut_short = self._signal.cut_short + 1 if 4 * made < self._num_steps else 0
         if self._signal.cut_short >= _PATIENCE:

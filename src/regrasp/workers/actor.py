@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
@@ -17,7 +16,7 @@ from regrasp.data.rollout import Rollout
 from regrasp.errors import RegraspError, TrainingHaltedError, UserError
 from regrasp.models.contract import Evaluation, Policy
 from regrasp.streams import torch_generator
-from regrasp.workers.halves import HalvedPolicy
+from regrasp.workers.halves import HalvedPolicy, shared_copy
 from regrasp.workers.losses import Losses
 from regrasp.workers.optimizer import Steps, adamw, reader
 
@@ -300,9 +299,8 @@ def _split(policy: Policy, trainable: str) -> tuple[list[nn.Parameter], list[nn.
 
 def _frozen_copy(policy: Policy) -> Policy:
     """The policy as it is now; weights that are not trained are shared, not copied."""
-    constants = (*(p for p in policy.parameters() if not p.requires_grad), *policy.buffers())
-    shared = {id(tensor): tensor for tensor in constants}
-    return copy.deepcopy(policy, shared).requires_grad_(False).eval()
+    own = {weight: nn.Parameter(weight.detach().clone()) for weight in policy.parameters() if weight.requires_grad}
+    return shared_copy(policy, own).requires_grad_(False).eval()
 
 
 def _share(part: Rollout, whole: Rollout, level: Level, of_chunks: Tensor) -> Tensor:
