@@ -30,28 +30,28 @@ def compile_policy(
     *,
     backend: str | Callable[..., Any] = "inductor",
 ) -> None:
-    """Compile the policy's `parts_to_compile`, in place, for the given batch sizes.
+    """Compile the policy's `methods_to_compile`, in place, for the given batch sizes.
 
     Layers of one class share their code, so that compiling takes seconds and not minutes. Shapes are static: a batch
     of another size is filled up with copies of its first row, and the rows added are cut off the results. On a GPU the
     policy's `capturable` methods are replayed as CUDA graphs where nothing is differentiated.
 
     Args:
-        policy: Its parts are compiled when they are first used, with and without gradients.
-        batch_sizes: Numbers of rows; each one compiles the parts once.
+        policy: Its methods are compiled when they are first used, with and without gradients.
+        batch_sizes: Numbers of rows; each one compiles them once.
         device: Where the policy lives.
         backend: Of torch.compile; `eager` only traces.
 
     Raises:
         UserError: The policy has nothing to compile. Later, in `forward`: compiling failed.
     """
-    parts = policy.parts_to_compile()
-    if not parts:
+    methods = policy.methods_to_compile()
+    if not methods:
         raise UserError(
             "This policy has nothing to compile", key="actor.model.compile", value=True, expected="false", mend=_MEND
         )
-    for part in parts:
-        part.forward = torch.compile(part.forward, fullgraph=True, dynamic=False, backend=backend)
+    for module, name in methods:
+        setattr(module, name, torch.compile(getattr(module, name), fullgraph=True, dynamic=False, backend=backend))
     if device.type == "cuda":
         pool = torch.cuda.graph_pool_handle()
         for name in policy.capturable:

@@ -155,8 +155,8 @@ class Policy(nn.Module, ABC):
             parameter.requires_grad_(True)
         return trained
 
-    def parts_to_compile(self) -> Sequence[nn.Module]:
-        """Modules to compile, one by one: alike ones share their code; by default none."""
+    def methods_to_compile(self) -> Sequence[tuple[nn.Module, str]]:
+        """Methods of modules to compile, one by one: those of alike modules share their code; by default none."""
         return ()
 
     def published_state(self) -> dict[str, Tensor]:

@@ -113,8 +113,7 @@ class ContextCache:
 
     def rows(self, index: Tensor) -> ContextCache:
         """The cache of the decisions in `index` (R,), which may repeat."""
-        keys_values = tuple((keys[index], values[index]) for keys, values in self.keys_values)
-        return ContextCache(self.prefix[index], keys_values)
+        return ContextCache(self.prefix[index], tuple(layer.rows(index) for layer in self.keys_values))
 
 
 class ActionHead(nn.Module):

@@ -22,6 +22,7 @@ from regrasp.models.groot.config import GrootConfig
 from regrasp.models.groot.lora import adapters, add_adapters, merge_adapters
 from regrasp.models.groot.noise_net import NoiseNet
 from regrasp.models.groot.processor import GrootProcessor
+from regrasp.models.groot.transformer import DiffusionBlock
 from regrasp.models.initialization import seeded
 from regrasp.models.settings import RlHeadSettings
 from regrasp.models.value_head import ValueHead
@@ -185,16 +186,20 @@ class GrootPolicy(Policy):
         error = (velocity - target)[..., : self.settings.action_dim].square() * mask
         return error.sum() / (mask.sum() * self.settings.action_dim).clamp(min=1)
 
-    def parts_to_compile(self) -> Sequence[nn.Module]:
-        """Every transformer layer, and as one the few of the context: there, what lies between layers is memory."""
+    def methods_to_compile(self) -> Sequence[tuple[nn.Module, str]]:
+        """Every transformer layer, and as one the few of the context: there, what lies between layers is memory.
+
+        The DiT's layers compile up to their attention and from there: it is no part of what is compiled.
+        """
         eagle, head = self.backbone.eagle_model, self.action_head
-        return (
+        whole = (
             *eagle.vision_model.vision_model.encoder.layers,
             *eagle.language_model.model.layers,
             head.vl_self_attention,
             head.action_encoder,
-            *head.model.transformer_blocks,
         )
+        halves = [(block, name) for name in DiffusionBlock.COMPILED for block in head.model.transformer_blocks]
+        return [*((module, "forward") for module in whole), *halves]
 
     def _encode(self, inputs: TensorDict) -> TensorDict:
         context = self._context(inputs["images"], inputs["input_ids"])

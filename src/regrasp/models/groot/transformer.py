@@ -10,9 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from regrasp.models.groot.config import DiffusionConfig, TransformerConfig
-
-KeysValues = tuple[Tensor, Tensor]
-"""Keys and values, each (B, heads, S, head_dim)."""
+from regrasp.models.groot.few_queries import KeysValues, attend, keys_values
 
 NORM_EPS = 1e-5
 OUTPUT_NORM_EPS = 1e-6
@@ -49,7 +47,7 @@ def dropout(p: float) -> nn.Module:
 
 
 class Attention(nn.Module):
-    """Multi-head attention whose keys and values can be computed once and used by many queries."""
+    """Layers of multi-head attention; what attends to other tokens gets their keys and values from elsewhere."""
 
     def __init__(self, width: int, context_width: int, num_heads: int, p: float) -> None:
         super().__init__()
@@ -64,18 +62,24 @@ class Attention(nn.Module):
         """Make one product of the three of self-attention, for a copy that only acts."""
         self._packed = pack([self.to_q, self.to_k, self.to_v])
 
-    def keys_values(self, context: Tensor) -> KeysValues:
-        """Keys and values of context tokens (B, S, context_width)."""
-        return self._split(self.to_k(context)), self._split(self.to_v(context))
+    def forward(self, x: Tensor) -> Tensor:
+        """Attend from x (B, N, width) to x itself."""
+        return self.project_out(F.scaled_dot_product_attention(*self.queries_keys_values(x)))
 
-    def forward(self, x: Tensor, keys_values: KeysValues | None = None) -> Tensor:
-        """Attend from x (B, N, width) to the given keys and values, or to x itself."""
-        if keys_values is None and self._packed is not None:
-            queries, keys, values = map(self._split, F.linear(x, *self._packed).chunk(3, dim=-1))
-        else:
-            keys, values = self.keys_values(x) if keys_values is None else keys_values
-            queries = self._split(self.to_q(x))
-        attended = F.scaled_dot_product_attention(queries, keys, values)
+    def queries(self, x: Tensor) -> Tensor:
+        """(B, heads, N, head_dim) of tokens (B, N, width)."""
+        return self._split(self.to_q(x))
+
+    def queries_keys_values(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of self-attention among tokens (B, N, width), each (B, heads, N, head_dim)."""
+        if self._packed is None:
+            keys, values = self._split(self.to_k(x)), self._split(self.to_v(x))
+            return self.queries(x), keys, values
+        queries, keys, values = map(self._split, F.linear(x, *self._packed).chunk(3, dim=-1))
+        return queries, keys, values
+
+    def project_out(self, attended: Tensor) -> Tensor:
+        """What is attended to (B, heads, N, head_dim) to (B, N, width)."""
         projection, drop = self.to_out
         return drop(projection(attended.transpose(1, 2).flatten(2)))
 
@@ -158,6 +162,9 @@ class AdaptiveNorm(nn.Module):
 class DiffusionBlock(nn.Module):
     """DiT block: attention to the context or among the tokens themselves, then a feed-forward layer."""
 
+    COMPILED = ("before_attention", "after_attention")
+    """All of `forward` but the attention itself."""
+
     def __init__(self, config: DiffusionConfig, p: float, *, attends_to_context: bool) -> None:
         super().__init__()
         width = config.width
@@ -168,9 +175,24 @@ class DiffusionBlock(nn.Module):
         self.ff = FeedForward(width, p)
         self.final_dropout = dropout(p if config.final_dropout else 0.0)
 
-    def forward(self, x: Tensor, modulation: Tensor, keys_values: KeysValues | None) -> Tensor:
-        """(B, N, width) to the same; `keys_values` None is self-attention."""
-        x = x + self.final_dropout(self.attn1(self.norm1(x, modulation), keys_values))
+    def forward(self, x: Tensor, modulation: Tensor, context: KeysValues | None) -> Tensor:
+        """(B, N, width) to the same; `context` None is self-attention."""
+        queries, own = self.before_attention(x, modulation)
+        keys_values = context if own is None else KeysValues(*own)
+        assert keys_values is not None
+        return self.after_attention(x, attend(queries, keys_values))
+
+    def before_attention(self, x: Tensor, modulation: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+        """Queries, and among the tokens themselves also keys and values, each (B, heads, N, head_dim)."""
+        x = self.norm1(x, modulation)
+        if self.attends_to_context:
+            return self.attn1.queries(x), None
+        queries, keys, values = self.attn1.queries_keys_values(x)
+        return queries, (keys, values)
+
+    def after_attention(self, x: Tensor, attended: Tensor) -> Tensor:
+        """The block's tokens (B, N, width), from those that came in and what they attend to."""
+        x = x + self.final_dropout(self.attn1.project_out(attended))
         return x + self.final_dropout(self.ff(F.layer_norm(x, x.shape[-1:], eps=NORM_EPS)))
 
 
@@ -231,10 +253,7 @@ class DiffusionTransformer(nn.Module):
         return [self.transformer_blocks.get_submodule(name) for name in names]
 
     def context_keys_values(self, context: Tensor) -> tuple[KeysValues, ...]:
-        """Keys and values of the context for every even block, from context tokens (B, S, cross_attention_dim).
-
-        All are one product: its gradient for the context is one product too, and not a sum of one for each layer.
-        """
+        """Keys and values of the context for every even block, from context tokens (B, S, cross_attention_dim)."""
         layers = self._keys_values_layers
         if self._packed_keys_values is None:
             dtype = compute_dtype(layers[0].get_parameter("weight"))
@@ -243,9 +262,7 @@ class DiffusionTransformer(nn.Module):
             )
         else:
             weight, bias = self._packed_keys_values
-        parts = F.linear(context, weight, bias).chunk(len(layers), dim=-1)
-        heads = [part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in parts]
-        return tuple(zip(heads[::2], heads[1::2], strict=True))
+        return tuple(keys_values(context, weight, bias, self.num_heads, len(layers) // 2))
 
     def modulations(self, bucket: Tensor) -> tuple[Tensor, ...]:
         """Scales and shifts (B, 2 width) of every block's first norm and of the last one, at discrete times (B,)."""
