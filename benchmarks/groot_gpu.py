@@ -24,8 +24,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import torch
+import torch.nn.functional as F
 import transformers
 from tensordict import TensorDict
 from torch import Tensor
@@ -34,7 +36,9 @@ from groot_flops import Flops, count_flops
 from regrasp.data.rollout import Rollout, RolloutBuilder
 from regrasp.engine.compilation import capture_updates, compile_policy, num_compilations
 from regrasp.engine.precision import ActingPolicy, apply_precision
+from regrasp.models.groot import transformer
 from regrasp.models.groot.config import GrootConfig
+from regrasp.models.groot.few_queries import KeysValues
 from regrasp.models.groot.policy import GrootPolicy
 from regrasp.models.groot.processor import GrootProcessor
 from regrasp.models.settings import RlHeadSettings, TrainablePart
@@ -180,9 +184,14 @@ def noise_of(batch: int, decision: int = 0) -> KeyedNoise:
     return KeyedNoise(0, "train", [(row, 0, decision) for row in range(batch)])
 
 
+def plain_attention(queries: Tensor, to: KeysValues) -> Tensor:
+    return F.scaled_dot_product_attention(queries, to.keys, to.values)
+
+
 @torch.no_grad()
+@mock.patch.object(transformer, "attend", plain_attention)
 def plain_actions(policy: GrootPolicy, inputs: TensorDict, num_steps: int = NUM_STEPS) -> Tensor:
-    """Actions as the published code computes them; `policy` is bfloat16 throughout."""
+    """Actions as the published code computes them, with torch's attention; `policy` is bfloat16 throughout."""
     head, slot = policy.action_head, policy.processor.config.embodiment_id
     context = head.process_context(policy.backbone(inputs["images"], inputs["input_ids"]))
     state = head.encode_state(inputs["state"], slot)

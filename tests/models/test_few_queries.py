@@ -65,7 +65,7 @@ def test_gradients_are_put_together_however_layers_are_used(how: str, monkeypatc
     """With float32 gradients by torch's own attention, written where the kernel would write them."""
     inputs = product_inputs("cpu", torch.float32)
     expected = gradients(inputs, how)
-    monkeypatch.setattr(few_queries, "_computes", lambda x: torch.is_grad_enabled())
+    monkeypatch.setattr(few_queries, "_computes", lambda x: True)
     monkeypatch.setattr(few_queries, "attention", lambda q, k, v: (F.scaled_dot_product_attention(q, k, v), q))
     monkeypatch.setattr(few_queries, "attention_gradient", gradient_by_torch)
     for found, wanted in zip(gradients(inputs, how), expected, strict=True):
@@ -127,10 +127,8 @@ def test_attention_equals_torchs(batch: int, num_heads: int, num_queries: int, n
 
 @needs_gpu
 def test_torchs_attention_takes_what_the_kernels_are_not_for() -> None:
-    """Many queries, float32, and where nothing is differentiated."""
+    """Many queries, and float32."""
     many = torch.randn(1, 2, 65, 16, device="cuda", dtype=torch.bfloat16, requires_grad=True)
     few = many[:, :, :4]
     for queries, others in ((many, many), (few.float(), many.float())):
         assert "_Attention" not in type(attend(queries, KeysValues(others, others)).grad_fn).__name__
-    with torch.no_grad():
-        torch.testing.assert_close(attend(few, KeysValues(many, many)), F.scaled_dot_product_attention(few, many, many))

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from regrasp.algorithms.advantages import RewardType, chunk_rewards, gae, normalize
 from regrasp.models.contract import Action
+from regrasp.transfer import send
 
 Storage = Literal["device", "host"]
 
@@ -42,7 +43,7 @@ class Rollout:
     def rows(self, index: Tensor) -> Rollout:
         """The decisions in `index` (B,) int64, on the CPU; the host waits for no GPU."""
         device = self.values.device
-        own = index if device.type == "cpu" else index.pin_memory().to(device, non_blocking=True)
+        own = send(index, device)
         return Rollout(**{n: value[index if isinstance(value, HostRows) else own] for n, value in vars(self).items()})
 
     def decisions_to(self, device: torch.device) -> Rollout:

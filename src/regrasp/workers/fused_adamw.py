@@ -10,6 +10,8 @@ from itertools import chain
 import torch
 from torch import Tensor
 
+from regrasp.transfer import send
+
 _HAS_TRITON = find_spec("triton") is not None
 _ALIGNMENT = 16
 """Bytes and elements: what is a multiple of it is read and written in the widest instructions."""
@@ -138,11 +140,11 @@ class _Addresses:
         rows = [(own[0].numel(), *(tensor.data_ptr() for tensor in own)) for own in zip(*tensors, strict=True)]
         device = halved.weights[0].device
         if rows != self.rows:
-            self.rows, self.table = rows, _send(torch.tensor(rows), device)
+            self.rows, self.table = rows, send(torch.tensor(rows), device)
         layout = [(row[0], all(number % _ALIGNMENT == 0 for number in row)) for row in rows]
         if layout != self.layout:
             self.layout = layout
-            self.blocks = {aligned: _send(_blocks(layout, aligned), device) for aligned in {own for _, own in layout}}
+            self.blocks = {aligned: send(_blocks(layout, aligned), device) for aligned in {own for _, own in layout}}
         return self.table, self.blocks
 
 
@@ -152,8 +154,3 @@ def _blocks(layout: list[tuple[int, bool]], aligned: bool) -> Tensor:
     tensors = torch.arange(len(layout)).repeat_interleave(counts)
     first = (counts.cumsum(0) - counts)[tensors]
     return torch.stack([tensors, torch.arange(len(tensors)) - first], dim=1).int()
-
-
-def _send(numbers: Tensor, device: torch.device) -> Tensor:
-    """Copy to a device without waiting for it."""
-    return numbers.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else numbers

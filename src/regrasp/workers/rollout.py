@@ -14,6 +14,7 @@ from regrasp.data.rollout import RolloutBuilder
 from regrasp.envs.contract import Observation
 from regrasp.models.contract import Action, Policy
 from regrasp.streams import KeyedNoise, Role
+from regrasp.transfer import send
 from regrasp.workers.env import EnvWorker, EpisodeResult
 
 Key = tuple[int, int, int]
@@ -91,8 +92,7 @@ def _moved(observation: Observation, device: torch.device) -> Observation:
     if device.type == "cpu":
         return observation
     tensors = {name: value for name, value in vars(observation).items() if isinstance(value, Tensor)}
-    pinned = {name: value if value.is_cuda else value.pin_memory() for name, value in tensors.items()}
-    return replace(observation, **{name: value.to(device, non_blocking=True) for name, value in pinned.items()})
+    return replace(observation, **{name: send(value, device) for name, value in tensors.items()})
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Attention of a few queries to many keys, and a product that makes the keys and values of several layers.
 
 The kernels that torch brings are made for many queries: for the DiT's 49 tokens and a context of 850 they take three
-times as long as reading and writing the keys and values takes. Here, on a GPU and where gradients are wanted, one
+times as long as reading and writing the keys and values takes. Here, on a GPU, one
 program has all queries of a head, see `regrasp.models.groot.few_queries_kernel`, and the gradients of all layers' keys
 and values are written side by side, as the product's backward pass reads them.
 """
@@ -67,7 +67,8 @@ def keys_values(context: Tensor, weight: Tensor, bias: Tensor, num_heads: int, n
         num_heads: Which `width` is divided into.
         num_layers: Of them.
     """
-    gradient = PackedGradient(num_layers) if _computes(context) and weight.dtype == context.dtype else None
+    packs = torch.is_grad_enabled() and _computes(context) and weight.dtype == context.dtype
+    gradient = PackedGradient(num_layers) if packs else None
     if gradient is None:
         parts = F.linear(context, weight, bias).chunk(2 * num_layers, dim=-1)
     else:
@@ -78,9 +79,9 @@ def keys_values(context: Tensor, weight: Tensor, bias: Tensor, num_heads: int, n
 
 
 def _computes(x: Tensor) -> bool:
-    """Whether the kernels are for `x`: torch's are as good where nothing is differentiated."""
-    differentiates = x.is_cuda and x.dtype == torch.bfloat16 and torch.is_grad_enabled()
-    return differentiates and _HAS_TRITON and torch.cuda.get_device_capability(x.device) >= _BFLOAT16_SINCE
+    """Whether the kernels are for `x`."""
+    fits = x.is_cuda and x.dtype == torch.bfloat16 and _HAS_TRITON
+    return fits and torch.cuda.get_device_capability(x.device) >= _BFLOAT16_SINCE
 
 
 class PackedGradient:
@@ -200,7 +201,7 @@ def attention_gradient(
     room: Room | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of queries, keys and values, the latter two in their `room` where there is one that is free."""
-    from regrasp.models.groot.few_queries_kernel import gradient_kernel
+    from regrasp.models.groot.few_queries_kernel import attention_gradient_kernel
 
     queries, keys, values, upstream = map(_with_dense_rows, (queries, keys, values, upstream))
     for_queries = _empty(queries)
@@ -212,7 +213,7 @@ def attention_gradient(
     read, written = (queries, keys, values, attended), (for_queries, for_keys, for_values)
     strides = _strides(*read, upstream, *written)
     with torch.cuda.device_of(queries):
-        kernel = gradient_kernel[_programs(queries)]  # pyright: ignore[reportIndexIssue]
+        kernel = attention_gradient_kernel[_programs(queries)]  # pyright: ignore[reportIndexIssue]
         tensors = (*read, log_sums, upstream, *written, key_sums, value_sums)
         kernel(*tensors, *strides, key_sums.stride(0), *_sizes(queries, keys), **_blocks(queries), **_TUNING)
     return for_queries, for_keys, for_values

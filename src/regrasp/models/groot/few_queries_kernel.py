@@ -71,7 +71,7 @@ def attention_kernel(
 
 
 @triton.jit
-def gradient_kernel(
+def attention_gradient_kernel(
     queries,
     keys,
     values,

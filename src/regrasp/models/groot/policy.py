@@ -26,6 +26,7 @@ from regrasp.models.groot.transformer import DiffusionBlock
 from regrasp.models.initialization import seeded
 from regrasp.models.settings import RlHeadSettings
 from regrasp.models.value_head import ValueHead
+from regrasp.transfer import send
 
 CONTEXT_LAYERS = ("action_head.vlln.", "action_head.vl_self_attention.")
 RL_PARTS = ("value_head", "noise_net")
@@ -174,8 +175,8 @@ class GrootPolicy(Policy):
             raise ValueError(f"actions of shape {tuple(actions.shape)}, head of horizon {head.action_horizon}")
         device = actions.device
         rows = torch.arange(batch, device=device).repeat_interleave(repeats)
-        start = noise.normal("flow", repeats, head.action_horizon, head.max_action_dim).to(device).flatten(0, 1)
-        uniform = torch.special.ndtr(noise.normal("time", repeats).to(device)).flatten()
+        start = send(noise.normal("flow", repeats, head.action_horizon, head.max_action_dim), device).flatten(0, 1)
+        uniform = torch.special.ndtr(send(noise.normal("time", repeats), device)).flatten()
         time = flow.flow_matching_time(uniform, head.noise_s)
         target_actions = self.processor.normalize_actions(actions)[rows]
         x, target = flow.flow_matching_target(target_actions, start, time)
@@ -215,10 +216,10 @@ class GrootPolicy(Policy):
         step, step_noise = None, None
         if not deterministic:
             joint = self.settings.joint_logprob
-            step_noise = noise.normal("step", *((num_steps, *shape) if joint else shape)).to(device)
-            step = None if joint else noise.integers("index", self._num_stochastic_steps).to(device)
+            step_noise = send(noise.normal("step", *((num_steps, *shape) if joint else shape)), device)
+            step = None if joint else send(noise.integers("index", self._num_stochastic_steps), device)
         self._move_color(device)
-        initial = noise.normal("initial", *shape).to(device)
+        initial = send(noise.normal("initial", *shape), device)
         chunk, log_probs, chain, values = self._sample(
             features["context"], features["state"], initial, step_noise, step, self.noise_level
         )

@@ -31,6 +31,7 @@ from regrasp.models.groot.tokenizer import TextEncoder, load_tokenizer, save_tok
 from regrasp.models.inputs import InputNames, embodiment_id
 from regrasp.models.normalization import Statistics
 from regrasp.models.weights import write_json
+from regrasp.transfer import send
 
 
 class GrootProcessor:
@@ -250,7 +251,7 @@ class GrootProcessor:
         return TensorDict(
             {
                 "images": self._images(observation),
-                "input_ids": self.text.encode(observation.task_descriptions).to(device),
+                "input_ids": send(self.text.encode(observation.task_descriptions), device),
                 "state": self._state(observation.states),
             },
             batch_size=[len(observation)],
