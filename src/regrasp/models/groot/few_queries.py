@@ -1,9 +1,8 @@
 """Attention of a few queries to many keys, and a product that makes the keys and values of several layers.
 
-The kernels that torch brings are made for many queries: for the DiT's 49 tokens and a context of 850 they take three
-times as long as reading and writing the keys and values takes. Here, on a GPU, one
-program has all queries of a head, see `regrasp.models.groot.few_queries_kernel`, and the gradients of all layers' keys
-and values are written side by side, as the product's backward pass reads them.
+The kernels that torch brings are made for many queries. Here, on a GPU, one program has all queries of a head, see
+`regrasp.models.groot.few_queries_kernel`, and the gradients of all layers' keys and values are written side by side, as
+the product's backward pass reads them. For the DiT's 49 tokens and a context of 850 this takes 3 of 92 ms off an update.
 """
 
 from __future__ import annotations
