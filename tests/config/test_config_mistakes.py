@@ -135,7 +135,6 @@ ACROSS = [
     override("env.train.isaaclab.main_images=x", "env.train.isaaclab", "{'main_images': 'x'}", "not both", "keep env.train.mapping"),
     override("pretrain.architecture.patch_size=13", "pretrain.architecture.image_size", "84", "patch_size (13)", "=78", in_file=True),
     override("pretrain.architecture.action_horizon=2", "pretrain.architecture.action_horizon", "2", "num_action_chunks (4)", "action_horizon=4"),
-    override("pretrain.architecture.num_embodiments=4", "env.train.mapping.embodiment_tag_id", "31", "num_embodiments (4)", "embodiment_tag_id=0", in_file=True),
     edit("      main_images: front_camera\n", "      extra_view_images: [wrist]\n", "env.train.mapping.main_images", "None", "a camera key", "set env.train.mapping.main_images"),
     override("algorithm.filter_rewards=true", "algorithm.filter_rewards", "True", "false", "set algorithm.filter_rewards to false"),
     override("env.eval.reward_coef=2.0", "env.eval.reward_coef", "2.0", "1.0", "remove it"),
@@ -313,3 +312,12 @@ def test_what_a_stage_complains_of_is_located() -> None:
     assert (file, key) == (f"{loaded.file}:{line}", "algorithm.gamma")
     assert located("algorithm.gamma", Path("elsewhere")) == ("elsewhere", "algorithm.gamma")
     assert located("--output") == (None, "--output")
+
+
+def test_a_slot_that_the_new_model_does_not_have_is_a_mistake() -> None:
+    sizes = "pretrain.architecture.num_embodiments=4"
+    slots = [f"env.{name}.mapping.embodiment_tag_id=4" for name in ("train", "eval")]
+    with pytest.raises(UserError, match="No such embodiment slot") as caught:
+        load_config(str(SMALL), [sizes, *slots])
+    assert "num_embodiments (4)" in str(caught.value)
+    load_config(str(SMALL), [sizes])  # without a number it is the slot that `pretrain` trains

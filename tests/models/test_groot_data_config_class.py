@@ -226,10 +226,10 @@ def test_what_is_shown_can_be_pasted_into_the_experiment(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shipped = (SHIPPED / "pick_cube_ppo_groot.yaml").read_text()
-    old = "      embodiment_tag_id: 0\n"
+    old = "        - policy/gripper_opening\n"
     assert old in shipped
     experiment = tmp_path / "experiment.yaml"
-    experiment.write_text(shipped.replace(old, "      data_config_class: my_config:OneCamera\n"))
+    experiment.write_text(shipped.replace(old, old + "      data_config_class: my_config:OneCamera\n"))
     arguments = ["train", "--dry_run", "--config_name", str(experiment), "~pretrain"]
     assert main(arguments) == 2
     error = capsys.readouterr().err
@@ -237,7 +237,7 @@ def test_what_is_shown_can_be_pasted_into_the_experiment(
     first = lines.index("  data_config:")
     block = [lines[first], *(line for line in lines[first + 1 : first + 10] if line.startswith("    "))]
     pasted = textwrap.indent(textwrap.dedent("\n".join(block)), "      ") + "\n"
-    experiment.write_text(shipped.replace(old, pasted))
+    experiment.write_text(shipped.replace(old, old + pasted))
     assert main(arguments) == 0
     config = load_config(str(experiment), ["~pretrain"]).config
 

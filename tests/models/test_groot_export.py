@@ -103,6 +103,45 @@ def test_a_trained_policy_comes_back_bit_for_bit(base: Path, tmp_path: Path, wit
     assert torch.equal(again.predict(observation()), played.predict(observation()))
 
 
+@pytest.mark.parametrize("place", ["actor", "actor/model_state_dict/full_weights.pt"])
+def test_a_place_inside_a_checkpoint_is_exported_as_the_checkpoint_is(base: Path, tmp_path: Path, place: str):
+    settings = replace(SETTINGS, padding_value=60, denoising_steps=6)
+    step = checkpoint(load_groot(base, settings, INPUTS), tmp_path / "checkpoints")
+    out = export(ExportOptions(base, tmp_path / "out", rl_model_path=step / place))
+    again = load_groot(out)
+    assert again.processor.config.sequence_length == 60
+    assert again.settings.denoising_steps == 6
+    assert json.loads((out / "config.json").read_text())["action_head_cfg"]["num_inference_timesteps"] == 6
+
+
+def test_a_policy_loads_with_the_denoising_steps_it_was_saved_with(base: Path, tmp_path: Path):
+    policy = load_groot(base, replace(SETTINGS, num_action_chunks=4, denoising_steps=2, add_value_head=False), INPUTS)
+    policy.save(tmp_path / "saved")
+    again = load_groot(tmp_path / "saved")
+    assert again.settings.denoising_steps == 2
+    assert torch.equal(again.predict(observation())[:, :4], policy.predict(observation()))
+    assert load_groot(base, inputs=INPUTS).settings.denoising_steps == 4
+
+
+def test_weights_are_not_laid_over_a_base_model_with_other_inputs(base: Path, tmp_path: Path):
+    policy = load_groot(base, replace(SETTINGS, padding_value=60), INPUTS)
+    step = checkpoint(policy, tmp_path / "checkpoints")
+    with pytest.raises(UserError, match="inputs in another way") as caught:
+        overlay_rl_weights(load_groot(base, SETTINGS, INPUTS), step)
+    assert (caught.value.key, caught.value.value) == ("--rl_model_path", "sequence_length")
+    assert str(step / "model") in str(caught.value.mend)
+    overlay_rl_weights(load_groot(base, replace(SETTINGS, padding_value=60), INPUTS), step)
+    sibling = tmp_path / "sibling"
+    shutil.copytree(base, sibling)
+    metadata = json.loads((sibling / "experiment_cfg/metadata.json").read_text())
+    entry = metadata[INPUTS.embodiment_tag]["statistics"]["action"]
+    next(iter(entry.values()))["max"][0] += 1.0
+    (sibling / "experiment_cfg/metadata.json").write_text(json.dumps(metadata))
+    with pytest.raises(UserError, match="inputs in another way") as caught:
+        overlay_rl_weights(load_groot(sibling, replace(SETTINGS, padding_value=60), INPUTS), step)
+    assert caught.value.value == "statistics"
+
+
 def test_the_base_model_itself_keeps_its_dtype(base: Path, tmp_path: Path):
     out = export(ExportOptions(base, tmp_path / "out"))
     stored, written = weights(base), weights(out)

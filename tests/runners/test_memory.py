@@ -147,3 +147,9 @@ def test_a_file_is_no_model_folder(tmp_path: Path, capsys: pytest.CaptureFixture
 def test_a_state_policy_stores_no_features(start_model: Path) -> None:
     lines = memory_estimate(mlp_experiment(f"actor.model.model_path={start_model}").config)
     assert not any("features" in line for line in lines)
+
+
+def test_the_estimate_begins_with_what_the_model_reads_and_writes(base_model: Path) -> None:
+    first = memory_estimate(groot_experiment(f"actor.model.model_path={base_model}").config)[0]
+    assert first.startswith("model: embodiment new_embodiment in slot 0; cameras ")
+    assert "; state state 4; action action 4; " in first

@@ -175,6 +175,12 @@ def full_weights_file(path: Path) -> Path:
     )
 
 
+def checkpoint_of(path: Path) -> Path | None:
+    """The `global_step_<N>` folder that a path is, or lies in; None where it lies in none."""
+    path = path.resolve()
+    return next((folder for folder in (path, *path.parents) if (folder / FULL_WEIGHTS).is_file()), None)
+
+
 def _check_against_manifest(file: Path) -> None:
     file = file.resolve()
     folder = file.parents[min(2, len(file.parents) - 1)]

@@ -218,8 +218,13 @@ def _memory_lines(loaded: LoadedConfig) -> list[str]:
     if not Path(model_path).expanduser().exists():
         return [f"memory: the model folder {model_path} is not on this machine, so its size is not known"]
     from regrasp.runners.memory import memory_estimate
+    from regrasp.runners.policies import slot_warning
 
-    return memory_estimate(loaded.config)
+    lines = memory_estimate(loaded.config)
+    for name, env in (("train", loaded.config.env.train), ("eval", loaded.config.env.eval)):
+        if warning := slot_warning(loaded.config.actor.model, env.mapping):
+            print(f"[WARN] env.{name}.mapping.embodiment_tag_id: {warning}", file=sys.stderr)
+    return lines
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from regrasp.config.schema import (
 from regrasp.config.sources import split_key
 from regrasp.errors import UserError
 from regrasp.models.groot.data_config import data_config
-from regrasp.models.inputs import EMBODIMENT_IDS, bare_key
+from regrasp.models.inputs import EMBODIMENT_IDS, NEW_EMBODIMENT, bare_key
 
 _DEVICES = re.compile(r"all|\d+(-\d+)?(,\d+(-\d+)?)*")
 _NOT_FOR_MLP = ("tokenizer_path", "attn_implementation", "denoising_steps", "trainable", "lora", "value_head_hidden")
@@ -362,7 +362,8 @@ def _check_architecture(config: ExperimentConfig) -> Iterator[Problem]:
     for name, env in (("train", config.env.train), ("eval", config.env.eval)):
         slot = env.mapping.embodiment_tag_id
         if slot is None:
-            slot = EMBODIMENT_IDS.get(env.mapping.embodiment_tag, 0)
+            tag = env.mapping.embodiment_tag
+            slot = 0 if tag == NEW_EMBODIMENT else EMBODIMENT_IDS.get(tag, 0)  # `pretrain` has the new one in slot 0
         if slot >= sizes.num_embodiments:
             yield _problem(
                 f"env.{name}.mapping.embodiment_tag_id",

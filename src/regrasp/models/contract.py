@@ -73,6 +73,8 @@ class PolicySpec:
     """Expected (height, width) of camera images, None where the policy resizes or ignores images."""
     num_views: int
     """Cameras used: main image plus extra views; 0 for a state policy."""
+    embodiment_tag: str | None = None
+    """The embodiment it was trained for; None where a policy knows of none."""
     embodiment_id: int | None = None
     """Slot of the per-embodiment projectors, None for a policy without."""
 

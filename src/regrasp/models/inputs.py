@@ -23,7 +23,9 @@ Rotation = Literal[
 ]
 """Representations of a rotation, under the names of GR00T's metadata; quaternions are (w, x, y, z)."""
 
-EMBODIMENT_IDS = {"new_embodiment": 31, "gr1": 24, "oxe_droid": 17, "agibot_genie1": 26}
+NEW_EMBODIMENT = "new_embodiment"
+"""Tag of what a published model was not trained for."""
+EMBODIMENT_IDS = {NEW_EMBODIMENT: 31, "gr1": 24, "oxe_droid": 17, "agibot_genie1": 26}
 """Slots of the published GR00T N1.5 by embodiment tag."""
 
 
@@ -36,7 +38,7 @@ class InputNames:
 
     embodiment_tag: str | None = None
     embodiment_tag_id: int | None = None
-    """Slot of the per-embodiment projectors; None: the published slot of the tag."""
+    """Slot of the per-embodiment projectors; None: the model folder's own, else the published slot of the tag."""
     views: tuple[str, ...] | None = None
     """Names of the main camera and then of the extra views; None: the model's order."""
     state: tuple[tuple[str, int, int], ...] | None = None
@@ -47,14 +49,22 @@ class InputNames:
     """Where the tokenizer is, if the model folder has none."""
 
 
-def embodiment_id(tag: str, given: int | None, *, key: str) -> int:
-    """The slot given, else the published slot of the tag.
+def embodiment_id(tag: str, given: int | None, *, key: str, trained: tuple[str, int] | None = None) -> int:
+    """The slot given, else the one that a model was trained in for this tag, else the published one.
+
+    Args:
+        tag: The embodiment.
+        given: What the experiment says.
+        key: The setting that says it, for errors.
+        trained: Embodiment and slot of a model that knows its own.
 
     Raises:
-        UserError: Neither is known; `key` is the setting that would give it.
+        UserError: No slot is known.
     """
     if given is not None:
         return given
+    if trained is not None and trained[0] == tag:
+        return trained[1]
     if tag not in EMBODIMENT_IDS:
         published = ", ".join(f"{name} {slot}" for name, slot in EMBODIMENT_IDS.items())
         raise UserError(

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from regrasp.checkpoint.hub_folder import StoredTensor, in_batches, list_safetensors, read_stored, save_shards
 from regrasp.checkpoint.layout import EXPORT, MANIFEST
-from regrasp.checkpoint.read import load_full_weights
+from regrasp.checkpoint.read import checkpoint_of, load_full_weights
 from regrasp.checkpoint.verify import file_problem, read_manifest
 from regrasp.errors import UserError
 from regrasp.models.groot.checkpoint import CONFIG_FILE, load_config, published_shapes, published_tensors
@@ -82,7 +82,8 @@ def export(options: ExportOptions) -> Path:
         raise UserError("There is something already", key="--output", value=str(output), mend="name a new folder")
     config, content = _read_config(options.model_path)
     trained = _trained_folder(options.rl_model_path)
-    if trained is not None and load_config(trained) != config:
+    used = config if trained is None else load_config(trained)
+    if used != config.with_denoising_steps(used.action_head_cfg.num_inference_timesteps):
         raise UserError(
             "The RL weights are of another model than the base model",
             file=trained,
@@ -95,7 +96,7 @@ def export(options: ExportOptions) -> Path:
         draft.mkdir(parents=True)
         _write_processor(options.model_path if trained is None else trained, draft)
         dtypes = {_written_dtype(name, tensor, options) for name, tensor in tensors.items()}
-        write_json(draft / CONFIG_FILE, _config_json(content, config, dtypes))
+        write_json(draft / CONFIG_FILE, _config_json(content, used, dtypes))
         _write_weights(tensors, options, draft)
         for file in (path for path in draft.rglob("*") if path.is_file()):
             with file.open("rb") as stream:
@@ -129,11 +130,12 @@ def _read_config(folder: Path) -> tuple[GrootConfig, dict[str, Any]]:
     return load_config(folder), content
 
 
-def _trained_folder(checkpoint: Path | None) -> Path | None:
-    """The self-contained model folder in a checkpoint of ours, verified; None where there is none.
+def _trained_folder(path: Path | None) -> Path | None:
+    """The self-contained model folder in the checkpoint of ours that a path lies in, verified; None without one.
 
     It is preferred to `full_weights.pt` because it knows how the model was used in training, and holds no adapters.
     """
+    checkpoint = None if path is None else checkpoint_of(path)
     if checkpoint is None or not (checkpoint / EXPORT / CONFIG_FILE).is_file():
         return None
     if (checkpoint / MANIFEST).is_file():

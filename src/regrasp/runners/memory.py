@@ -46,7 +46,7 @@ class PolicyMemory:
 
 
 def memory_estimate(config: ExperimentConfig) -> list[str]:
-    """Lines about weights, optimizer and rollout storage of the model `actor.model.model_path`.
+    """Lines about inputs, weights, optimizer and rollout storage of the model `actor.model.model_path`.
 
     Raises:
         UserError: The model folder is damaged, or does not fit the experiment.
@@ -59,6 +59,7 @@ def memory_estimate(config: ExperimentConfig) -> list[str]:
     check_embodiment(policy, mapping)
     memory = policy_memory(policy, config)
     lines = [
+        *([] if not isinstance(policy, GrootPolicy) else [_inputs(policy)]),
         f"weights: {memory.num_parameters / 1e6:.1f} M parameters, {byte_size(memory.weights)}",
         f"training {memory.num_trained / 1e6:.1f} M of them: {byte_size(memory.training)} (gradients, AdamW's moments)",
     ]
@@ -75,6 +76,18 @@ def memory_estimate(config: ExperimentConfig) -> list[str]:
         lines.append(f"{what}: {samples} decisions x {stored / 1e3:.0f} kB = {byte_size(samples * stored)}, {where}")
         on_device += 0 if on_host else samples * stored
     return [*lines, f"together on the device: {byte_size(on_device)}, activations and minibatches aside"]
+
+
+def _inputs(policy: GrootPolicy) -> str:
+    """What a model reads and writes, by its own names."""
+    config, width = policy.processor.config, policy.processor.metadata.width
+    data = config.data_config
+    state = ", ".join(f"{part.key} {width('state', part.key)}" for part in data.state)
+    action = ", ".join(f"{part.key} {width('action', part.key)}" for part in data.action)
+    return (
+        f"model: embodiment {config.embodiment_tag} in slot {config.embodiment_id}; cameras {', '.join(data.video)};"
+        f" state {state}; action {action}; {config.sequence_length} tokens"
+    )
 
 
 def policy_memory(policy: Policy, config: ExperimentConfig) -> PolicyMemory:

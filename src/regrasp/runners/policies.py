@@ -9,12 +9,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from regrasp.checkpoint.read import load_full_weights
+from regrasp.checkpoint.layout import EXPORT
+from regrasp.checkpoint.read import checkpoint_of, load_full_weights
 from regrasp.config.schema import MappingConfig, ModelConfig
 from regrasp.envs.contract import EnvSpec
 from regrasp.errors import UserError
 from regrasp.models.contract import Policy
-from regrasp.models.inputs import InputNames, bare_key, embodiment_id
+from regrasp.models.groot.data_config import PROCESSOR_FILE
+from regrasp.models.inputs import EMBODIMENT_IDS, InputNames, bare_key, embodiment_id
 from regrasp.models.mlp.policy import MlpPolicy
 from regrasp.models.registry import load_policy
 from regrasp.models.settings import LoraSettings, RlHeadSettings
@@ -94,7 +96,27 @@ def create_policy(
             mend="pass --model_path; `regrasp sft` trains a base model",
         )
     check_fit(policy, mapping, env, location)
+    if warning := slot_warning(model, mapping):
+        print(f"[WARN] {location}.embodiment_tag_id: {warning}", flush=True)
     return policy
+
+
+def knows_slot(model: ModelConfig) -> bool:
+    """Whether the model says itself which slot it was trained in, or has none: a published folder leaves it open."""
+    if model.model_path is None or model.model_type == "mlp":
+        return True
+    return (Path(model.model_path).expanduser() / PROCESSOR_FILE).is_file()
+
+
+def slot_warning(model: ModelConfig, mapping: MappingConfig) -> str | None:
+    """What speaks against the slot that is given for a published folder; None where nothing does."""
+    given, published = mapping.embodiment_tag_id, EMBODIMENT_IDS.get(mapping.embodiment_tag)
+    if knows_slot(model) or published is None or given in (None, published):
+        return None
+    return (
+        f"the projectors of slot {given} were not trained for {mapping.embodiment_tag}, whose published slot is"
+        f" {published}; leave embodiment_tag_id out, unless this checkpoint has it there"
+    )
 
 
 def check_fit(policy: Policy, mapping: MappingConfig, env: EnvSpec, location: str = "env.train.mapping") -> None:
@@ -130,10 +152,10 @@ def check_embodiment(policy: Policy, mapping: MappingConfig, location: str = "en
     Raises:
         UserError: It names another one.
     """
-    key, expected = f"{location}.embodiment_tag_id", policy.spec.embodiment_id
-    if expected is None:
+    key, tag, expected = f"{location}.embodiment_tag_id", policy.spec.embodiment_tag, policy.spec.embodiment_id
+    if tag is None or expected is None:
         return
-    slot = embodiment_id(mapping.embodiment_tag, mapping.embodiment_tag_id, key=key)
+    slot = embodiment_id(mapping.embodiment_tag, mapping.embodiment_tag_id, key=key, trained=(tag, expected))
     if slot != expected:
         raise UserError(
             "The mapping names another embodiment than the model was trained for",
@@ -169,6 +191,35 @@ def overlay_rl_weights(policy: Policy, checkpoint: Path) -> None:
         key="--rl_model_path",
         mend="give as --model_path the base model that this RL run started from",
     )
+    _check_same_inputs(policy, checkpoint)
+
+
+def _check_same_inputs(policy: Policy, path: Path) -> None:
+    """Check that a base model prepares its inputs as the run that a checkpoint is of did.
+
+    Raises:
+        UserError: It does not; the checkpoint's own model folder would.
+    """
+    from regrasp.models.groot.checkpoint import load_processor
+    from regrasp.models.groot.policy import GrootPolicy
+
+    checkpoint = checkpoint_of(path)
+    folder = None if checkpoint is None else checkpoint / EXPORT
+    if folder is None or not folder.is_dir() or not isinstance(policy, GrootPolicy):
+        return
+    own, trained = policy.processor, load_processor(folder)
+    differ = [name for name, value in vars(trained.config).items() if getattr(own.config, name) != value]
+    if own.metadata.content != trained.metadata.content:
+        differ.append("statistics")
+    if differ:
+        raise UserError(
+            "The run prepared the model's inputs in another way than this base model and experiment do",
+            file=path,
+            key="--rl_model_path",
+            value=", ".join(differ),
+            expected="the same in both",
+            mend=f"give {folder} as --model_path, and no --rl_model_path",
+        )
 
 
 def load_weights(

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from regrasp.checkpoint.read import Checkpoint
+from regrasp.config.schema import ExperimentConfig
 from regrasp.engine.local import LocalEngine
-from regrasp.runners.policies import load_weights
+from regrasp.errors import UserError
+from regrasp.models.inputs import EMBODIMENT_IDS
+from regrasp.runners.policies import knows_slot, load_weights
 
 _NUM_CHANGES_SHOWN = 5
 _ABSENT = "not there"
@@ -31,6 +35,33 @@ def restore_engine(engine: LocalEngine, checkpoint: Checkpoint) -> None:
     )
     engine.actor.load_state_dict(checkpoint.optimizer_state)
     engine.load_state_dict(checkpoint.tensors)
+
+
+def check_slot(before: str, config: ExperimentConfig, file: Path) -> None:
+    """Check that a resumed run of a published model trains the projectors that it began with.
+
+    Args:
+        before: The configuration that the run began with, as YAML.
+        config: The present one. A model folder that knows its own slot has been compared with it already.
+        file: The checkpoint, for errors.
+
+    Raises:
+        UserError: Another embodiment, or another slot, is named.
+    """
+    if knows_slot(config.actor.model):
+        return
+    mapping, block = config.env.train.mapping, yaml.safe_load(before)["env"]["train"]["mapping"]
+    named = [(mapping.embodiment_tag, mapping.embodiment_tag_id), (block["embodiment_tag"], block["embodiment_tag_id"])]
+    now, then = ((tag, EMBODIMENT_IDS.get(tag) if slot is None else slot) for tag, slot in named)
+    if now != then:
+        raise UserError(
+            "The run was begun with the projectors of another embodiment",
+            file=file,
+            key="env.train.mapping.embodiment_tag_id",
+            value=f"{now[0]} in slot {now[1]}",
+            expected=f"{then[0]} in slot {then[1]}",
+            mend="resume with the embodiment that the run was begun with, or begin a new run",
+        )
 
 
 def changes_warning(before: str, now: str) -> str | None:

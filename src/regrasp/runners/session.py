@@ -18,7 +18,7 @@ from regrasp.models.contract import Policy
 from regrasp.models.registry import load_policy
 from regrasp.observe.metrics import MetricsLogger
 from regrasp.runners.policies import check_fit, choose_device, create_policy, head_settings, input_names
-from regrasp.runners.resume import changes_warning, restore_engine
+from regrasp.runners.resume import changes_warning, check_slot, restore_engine
 from regrasp.runners.train import EmbodiedRunner
 
 
@@ -81,7 +81,9 @@ def _run(loaded: LoadedConfig, engine: LocalEngine, run_dir: Path, checkpoint: C
     names = loaded.config.runner.logger
     text = _settings(loaded)
     if checkpoint is not None:
-        if warning := changes_warning(checkpoint.state.get("settings", text), text):
+        before = checkpoint.state.get("settings", text)
+        check_slot(before, loaded.config, checkpoint.path)
+        if warning := changes_warning(before, text):
             print(f"[WARN] {warning}", flush=True)
         restore_engine(engine, checkpoint)
     with MetricsLogger(

@@ -18,7 +18,7 @@ from regrasp.config.schema.types import (
     PositiveInt,
     Slice,
 )
-from regrasp.models.inputs import NormalizationMode, Rotation
+from regrasp.models.inputs import NEW_EMBODIMENT, NormalizationMode, Rotation
 
 
 @dataclass(frozen=True, config=BLOCK)
@@ -193,10 +193,11 @@ class MappingConfig:
     """The instructions that `instruction_key` chooses from. Isaac Lab only."""
     obs_converter_type: Name | None = None
     """Name of the robot's layout in the reference; it must agree with `actor.model`."""
-    embodiment_tag: Name = "new_embodiment"
+    embodiment_tag: Name = NEW_EMBODIMENT
     """Embodiment whose normalisation statistics are used."""
     embodiment_tag_id: Annotated[int, Field(ge=0, le=31)] | None = None
-    """Slot of the embodiment's projectors in a GR00T checkpoint; null: the published slot of `embodiment_tag`."""
+    """Slot of the embodiment's projectors in a GR00T checkpoint; null: the model folder's own, in a published
+    folder the slot of `embodiment_tag`."""
     data_config_class: Name | None = None
     """Published data configuration of the checkpoint, a short name or `module:Class`; null: as the checkpoint says."""
     data_config: DataConfigBlock | None = None

@@ -46,7 +46,7 @@ T = TypeVar("T")
 def save_groot(policy: GrootPolicy, folder: Path) -> None:
     """Write config.json, model.safetensors, processor_config.json, metadata.json and the tokenizer."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / CONFIG_FILE, policy.config.to_json())
+    write_json(folder / CONFIG_FILE, policy.config.with_denoising_steps(policy.settings.denoising_steps).to_json())
     policy.processor.save(folder)
     write_weights(policy, folder)
 
@@ -92,7 +92,7 @@ def load_groot(
 
     Args:
         folder: The model folder.
-        rl: None gives a policy without value head that executes the whole chunk.
+        rl: None gives a policy without value head that executes the whole chunk, in the folder's denoising steps.
         inputs: How the experiment calls the model's inputs; None: as the folder does.
         processor: Takes the place of the folder's, where the model is trained on other data.
         seed: Draws what RL adds and the folder does not have.
@@ -168,7 +168,12 @@ def _skeleton(rl: RlHeadSettings | None, processor: GrootProcessor) -> GrootPoli
     if rl is not None and rl.padding_value is not None:
         processor = processor.padded_to(rl.padding_value)
     config = processor.groot
-    settings = rl or RlHeadSettings(config.action_horizon, processor.action.width, add_value_head=False)
+    settings = rl or RlHeadSettings(
+        config.action_horizon,
+        processor.action.width,
+        denoising_steps=config.action_head_cfg.num_inference_timesteps,
+        add_value_head=False,
+    )
     with torch.device("meta"):
         return GrootPolicy(config, processor, settings)
 

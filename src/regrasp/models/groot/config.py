@@ -223,6 +223,10 @@ class GrootConfig:
             if value != expected:
                 raise _unsupported(key, value, expected)
 
+    def with_denoising_steps(self, num_steps: int) -> Self:
+        """This configuration, for a policy that takes `num_steps` from noise to action."""
+        return replace(self, action_head_cfg=replace(self.action_head_cfg, num_inference_timesteps=num_steps))
+
     @classmethod
     def n1_5(cls) -> Self:
         """The published GR00T N1.5 3B."""

@@ -28,7 +28,7 @@ from regrasp.models.groot.processor_config import (
 )
 from regrasp.models.groot.selection import Selection, split_statistics
 from regrasp.models.groot.tokenizer import TextEncoder, load_tokenizer, save_tokenizer, train_tokenizer
-from regrasp.models.inputs import InputNames, embodiment_id
+from regrasp.models.inputs import NEW_EMBODIMENT, InputNames, embodiment_id
 from regrasp.models.normalization import Statistics
 from regrasp.models.weights import write_json
 from regrasp.transfer import send
@@ -121,7 +121,7 @@ class GrootProcessor:
         """
         data = DataConfig(_camera_names(num_views), (KeyConfig("state"),), (KeyConfig("action"),), crop_scale=1.0)
         config = ProcessorConfig(
-            embodiment_tag="new_embodiment",
+            embodiment_tag=NEW_EMBODIMENT,
             embodiment_id=0,
             data_config=data,
             prompt="plain_text_first" if text_first else "plain_images_first",
@@ -164,7 +164,8 @@ class GrootProcessor:
         if base is not None:
             words = base.sequence_length - len(base.data_config.video) * tokens
             prompt, crop = base.prompt, base.data_config.crop_scale
-        tag = inputs.embodiment_tag or "new_embodiment"
+        tag = inputs.embodiment_tag or NEW_EMBODIMENT
+        trained = None if base is None else (base.embodiment_tag, base.embodiment_id)
         given = given_data_config(inputs)
         data = given or DataConfig(
             video=inputs.views or _camera_names(num_views),
@@ -174,7 +175,9 @@ class GrootProcessor:
         )
         config = ProcessorConfig(
             embodiment_tag=tag,
-            embodiment_id=embodiment_id(tag, inputs.embodiment_tag_id, key="mapping.embodiment_tag_id"),
+            embodiment_id=embodiment_id(
+                tag, inputs.embodiment_tag_id, key="mapping.embodiment_tag_id", trained=trained
+            ),
             data_config=data,
             prompt=prompt,
             sequence_length=words + len(data.video) * tokens,
