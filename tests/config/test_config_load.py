@@ -229,6 +229,18 @@ def test_model_path_of_the_actor_wins() -> None:
     assert load_config(str(SMALL), overrides[:1]).warnings == ()
 
 
+def test_values_that_the_state_holds_twice_are_pointed_out() -> None:
+    def warnings(*entries: str) -> tuple[str, ...]:
+        return load_config(str(SMALL), [f"env.train.mapping.states=[{', '.join(entries)}]"]).warnings
+
+    joints = "{key: joints, slice: [%s]}"
+    assert warnings(joints % "4, 7", joints % "0, 4", "{key: hand, slice: [3, 5]}") == ()
+    (warning,) = warnings(joints % "0, 4", "hand", joints % "3, 5")
+    assert all(part in warning for part in ("env.train.mapping.states", "joints [0, 4]", "joints [3, 5]"))
+    (warning,) = warnings(joints % "4, 7", "joints")
+    assert "joints [4, 7] and joints." in warning
+
+
 def test_isaaclab_block_becomes_the_mapping(tmp_path: Path) -> None:
     file = tmp_path / "small.yaml"
     file.write_text(SMALL.read_text(encoding="utf-8").replace("mapping: &", "isaaclab: &"), encoding="utf-8")

@@ -12,6 +12,7 @@ from typing import Any
 
 from regrasp.config.batches import batch_equation, num_optimizer_steps, num_samples, num_updates
 from regrasp.config.problems import Problem
+from regrasp.config.ranges import gaps, gr00t_ranges, overlaps, repeated_values
 from regrasp.config.schema import (
     ArchitectureConfig,
     EnvConfig,
@@ -60,7 +61,13 @@ def oddities(config: ExperimentConfig) -> list[str]:
             f"actor.global_batch_size ({config.actor.global_batch_size}) is more than one update's samples"
             f" ({batch_equation(config).split(';')[0]}), so each epoch is one minibatch of all of them."
         )
-    return [*warnings, *_idle_keys(config.actor.model)]
+    return [*warnings, *_repeated_values(config), *_idle_keys(config.actor.model)]
+
+
+def _repeated_values(config: ExperimentConfig) -> Iterator[str]:
+    """Warnings about values that the policy's state holds twice."""
+    for first, second in repeated_values(config.env.train.mapping.states):
+        yield f"env.train.mapping.states gives the policy some values twice: {first} and {second}."
 
 
 def _idle_keys(model: ModelConfig) -> Iterator[str]:
@@ -212,6 +219,8 @@ def _check_gr00t_names(key: str, mapping: MappingConfig) -> Iterator[Problem]:
                 "each key once",
                 f"give each key of {key}.gr00t_mapping.state one range",
             )
+        else:
+            yield from _check_gr00t_ranges(f"{key}.gr00t_mapping.state", mapping)
     if mapping.data_config is not None and mapping.data_config_class is not None:
         yield _problem(
             f"{key}.data_config_class",
@@ -219,6 +228,31 @@ def _check_gr00t_names(key: str, mapping: MappingConfig) -> Iterator[Problem]:
             "Two data configurations",
             f"null, since {key}.data_config is given",
             f"remove {key}.data_config_class or {key}.data_config",
+        )
+
+
+def _check_gr00t_ranges(key: str, mapping: MappingConfig) -> Iterator[Problem]:
+    """The parts have to cover the state once, or a model sees a value in the place of another."""
+    parts = gr00t_ranges(mapping)
+    if twice := overlaps(parts):
+        first, second = twice[0]
+        yield _problem(
+            key,
+            "; ".join(f"{one} and {other}" for one, other in twice),
+            "Slices of the state overlap",
+            "slices of which none has values of another",
+            f"correct the slices in {key}, such as {second.moved_to(first.stop)};"
+            f" a value that is meant for two parts is listed twice in the mapping's states",
+        )
+    elif left_over := gaps(parts):
+        first, second = left_over[0]
+        yield _problem(
+            key,
+            "; ".join(f"{one} and {other}" if one else f"{other} as the first" for one, other in left_over),
+            "Slices of the state leave values out",
+            "slices that follow one another from 0 on",
+            f"correct the slices in {key}, such as {second.moved_to(first.stop if first else 0)};"
+            f" values that the model does not see are left out of the mapping's states, by slices there",
         )
 
 
