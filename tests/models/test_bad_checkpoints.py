@@ -177,6 +177,10 @@ SHARDS: dict[str, tuple[Damage, list[str]]] = {
     "a git-lfs pointer": (text(SECOND, "version https://git-lfs.github.com/spec/v1\n"), ["git lfs pull", SECOND]),
     "a missing shard": (removed(SECOND), ["1 of 2 weight files are missing", SECOND, INDEX]),
     "a tensor in two shards": (duplicated, ["Two weight files hold action_head.", SECOND]),
+    "a missing index": (
+        removed(INDEX),
+        ["index of the weights is missing; 2 weight files", INDEX, "Download"],
+    ),
     "an index without a map": (text(INDEX, "{}"), ["weight_map", INDEX]),
     "an index that is no JSON": (text(INDEX, "{"), ["Not a JSON file", INDEX]),
     "a tensor that is not there": (edited(INDEX, "weight_map", lost=SECOND), ["does not hold", "lost", SECOND]),
@@ -289,7 +293,11 @@ NAMES: dict[str, tuple[list[str], list[str]]] = {
     ),
     "a state that is not there": (
         mapping(SLICES, "state: [legs], action: [arm, gripper]"),
-        ["statistics.state.legs", "arm, gripper", METADATA],
+        ["A state key of the data configuration", "statistics.state.legs", "arm, gripper", METADATA],
+    ),
+    "an action that is not there": (
+        mapping(SLICES, f"state: {KEYS}, action: [legs]"),
+        ["An action key of the data configuration", "action.legs", METADATA],
     ),
     "an action of another width": (
         [*mapping(), "actor.model.action_dim=5"],
