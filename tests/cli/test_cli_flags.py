@@ -125,7 +125,10 @@ def test_overrides_may_stand_anywhere(arguments: str, capsys: pytest.CaptureFixt
         ("convert --fps fast", "invalid int value: 'fast'"),
         ("doctor runner.seed=1", "unrecognized arguments: runner.seed=1"),
         ("report", "RUN"),
-        ("export --model_path base --output out --max_shard_size 5", "invalid size value: '5'"),
+        (
+            "export --model_path base --output out --max_shard_size 5",
+            "'5' (a number and its unit, such as 500MB",
+        ),
         ("export --model_path base --output out --dtype float8", "invalid choice: 'float8'"),
     ],
 )

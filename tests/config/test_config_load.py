@@ -229,6 +229,34 @@ def test_model_path_of_the_actor_wins() -> None:
     assert load_config(str(SMALL), overrides[:1]).warnings == ()
 
 
+@pytest.mark.parametrize(
+    ("slices", "warning"),
+    [
+        (("0, 3", "4, 5"), "leaves values of the state out: between eef [0, 3] and gripper [4, 5]."),
+        (("1, 4", "4, 5"), "leaves values of the state out: before eef [1, 4]."),
+        (("3, 6", "0, 3"), None),
+    ],
+)
+def test_values_that_no_part_of_the_state_takes_are_pointed_out(slices: tuple[str, str], warning: str | None) -> None:
+    entries = [f"{{gr00t_key: {key}, slice: [{part}]}}" for key, part in zip(("eef", "gripper"), slices, strict=True)]
+    block = f"{{video: {{main_images: room}}, state: [{', '.join(entries)}]}}"
+    loaded = load_config(str(SMALL), [f"env.{name}.mapping.gr00t_mapping={block}" for name in ("train", "eval")])
+    expected = () if warning is None else (f"env.train.mapping.gr00t_mapping.state {warning}",)
+    assert tuple(loaded.warnings) == expected
+
+
+def test_values_that_the_state_holds_twice_are_pointed_out() -> None:
+    def warnings(*entries: str) -> tuple[str, ...]:
+        return load_config(str(SMALL), [f"env.train.mapping.states=[{', '.join(entries)}]"]).warnings
+
+    joints = "{key: joints, slice: [%s]}"
+    assert warnings(joints % "4, 7", joints % "0, 4", "{key: hand, slice: [3, 5]}") == ()
+    (warning,) = warnings(joints % "0, 4", "hand", joints % "3, 5")
+    assert all(part in warning for part in ("env.train.mapping.states", "joints [0, 4]", "joints [3, 5]"))
+    (warning,) = warnings(joints % "4, 7", "joints")
+    assert "joints [4, 7] and joints." in warning
+
+
 def test_isaaclab_block_becomes_the_mapping(tmp_path: Path) -> None:
     file = tmp_path / "small.yaml"
     file.write_text(SMALL.read_text(encoding="utf-8").replace("mapping: &", "isaaclab: &"), encoding="utf-8")

@@ -18,6 +18,11 @@ DATA_CONFIG = (
 )
 
 
+def named(state: str) -> str:
+    """The mapping's last key, and GR00T's names."""
+    return f"{MAPPING_END}      gr00t_mapping: {{video: {{main_images: room}}, state: [{state}]}}\n"
+
+
 @dataclass(frozen=True)
 class Mistake:
     """What is changed in the small experiment, and what the message must hold."""
@@ -130,7 +135,9 @@ ACROSS = [
     edit(MAPPING_END, f"{MAPPING_END}{DATA_CONFIG.replace('mode: q99', 'mode: sin_cos')}", "env.train.mapping.data_config.action", "'sin_cos'", "min_max", "set env.train.mapping.data_config.action"),
     edit(MAPPING_END, f"{MAPPING_END}{DATA_CONFIG.replace('[room]', '[]')}", "env.train.mapping.data_config.video", "()", "a list that is not empty", "set env.train.mapping.data_config.video"),
     edit(MAPPING_END, f"{MAPPING_END}{DATA_CONFIG.replace('hand', 'arm')}", "env.train.mapping.data_config.state", "['arm', 'arm']", "each key once", "set env.train.mapping.data_config.state"),
-    edit(MAPPING_END, f"{MAPPING_END}      gr00t_mapping: {{video: {{main_images: room}}, state: [{{gr00t_key: arm, slice: [0, 3]}}, {{gr00t_key: state.arm, slice: [3, 7]}}]}}\n", "env.train.mapping.gr00t_mapping.state", "['arm', 'arm']", "each key once", "one range"),
+    edit(MAPPING_END, named("{gr00t_key: arm, slice: [0, 3]}, {gr00t_key: state.arm, slice: [3, 7]}"), "env.train.mapping.gr00t_mapping.state", "['arm', 'arm']", "each key once", "one range"),
+    edit(MAPPING_END, named("{gr00t_key: eef, slice: [0, 3]}, {gr00t_key: gripper, slice: [2, 3]}"), "env.train.mapping.gr00t_mapping.state", "'eef [0, 3] and gripper [2, 3]'", "none has values of another", "such as gripper [3, 4]; a value that is meant for two parts is listed twice in the mapping's states"),
+    edit(MAPPING_END, named("{gr00t_key: hand, slice: [4, 5]}, {gr00t_key: arm, slice: [0, 6]}, {gr00t_key: tip, slice: [5, 7]}"), "env.train.mapping.gr00t_mapping.state", "'arm [0, 6] and hand [4, 5]; arm [0, 6] and tip [5, 7]'", "none has values", "hand [6, 7]"),
     override("actor.optim.critic_warmup_steps=400", "actor.optim.critic_warmup_steps", "400", "400 optimizer steps", "critic_warmup_steps"),
     override("env.train.isaaclab.main_images=x", "env.train.isaaclab", "{'main_images': 'x'}", "not both", "keep env.train.mapping"),
     override("pretrain.architecture.patch_size=13", "pretrain.architecture.image_size", "84", "patch_size (13)", "=78", in_file=True),

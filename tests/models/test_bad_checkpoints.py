@@ -177,6 +177,10 @@ SHARDS: dict[str, tuple[Damage, list[str]]] = {
     "a git-lfs pointer": (text(SECOND, "version https://git-lfs.github.com/spec/v1\n"), ["git lfs pull", SECOND]),
     "a missing shard": (removed(SECOND), ["1 of 2 weight files are missing", SECOND, INDEX]),
     "a tensor in two shards": (duplicated, ["Two weight files hold action_head.", SECOND]),
+    "a missing index": (
+        removed(INDEX),
+        ["index of the weights is missing; 2 weight files", INDEX, "Download"],
+    ),
     "an index without a map": (text(INDEX, "{}"), ["weight_map", INDEX]),
     "an index that is no JSON": (text(INDEX, "{"), ["Not a JSON file", INDEX]),
     "a tensor that is not there": (edited(INDEX, "weight_map", lost=SECOND), ["does not hold", "lost", SECOND]),
@@ -275,13 +279,25 @@ NAMES: dict[str, tuple[list[str], list[str]]] = {
         mapping("[{gr00t_key: arm, slice: [0, 2]}, {gr00t_key: gripper, slice: [2, 4]}]"),
         ["arm [0, 2] (2 wide)", "arm 3 wide", "mapping.gr00t_mapping.state", METADATA],
     ),
+    "slices that overlap": (
+        mapping("[{gr00t_key: arm, slice: [0, 3]}, {gr00t_key: gripper, slice: [2, 3]}]"),
+        ["mapping.gr00t_mapping.state", "arm [0, 3] and gripper [2, 3]", "gripper [3, 4]"],
+    ),
+    "slices with a gap": (
+        mapping("[{gr00t_key: arm, slice: [0, 3]}, {gr00t_key: gripper, slice: [4, 5]}]"),
+        ["mapping.gr00t_mapping.state", "arm [0, 3] and gripper [4, 5]", "gripper [3, 4]"],
+    ),
     "a state that has no slice": (
         mapping("[{gr00t_key: arm, slice: [0, 3]}]"),
         ["gripper missing", "gripper 1 wide", METADATA],
     ),
     "a state that is not there": (
         mapping(SLICES, "state: [legs], action: [arm, gripper]"),
-        ["statistics.state.legs", "arm, gripper", METADATA],
+        ["A state key of the data configuration", "statistics.state.legs", "arm, gripper", METADATA],
+    ),
+    "an action that is not there": (
+        mapping(SLICES, f"state: {KEYS}, action: [legs]"),
+        ["An action key of the data configuration", "action.legs", METADATA],
     ),
     "an action of another width": (
         [*mapping(), "actor.model.action_dim=5"],

@@ -133,9 +133,14 @@ def test_features_of_half_precision_take_half(groot_start: Path) -> None:
 
 def test_a_model_of_another_machine_is_no_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "--dry_run", "--model_path", "/mnt/elsewhere"]) == 0
-    assert "/mnt/elsewhere is not on this machine" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert "/mnt/elsewhere is not on this machine" in printed.out
+    (line,) = printed.err.splitlines()
+    assert line == "[WARN] actor.model.model_path: /mnt/elsewhere was not found, so it was not checked."
     assert main(["train", "--dry_run"]) == 0
-    assert "no model folder is given" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert "no model folder is given" in printed.out
+    assert printed.err == ""
 
 
 def test_a_file_is_no_model_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -18,12 +19,12 @@ from run_toys import (
 )
 
 from regrasp.checkpoint.hub_folder import load_safetensors
-from regrasp.checkpoint.layout import OPTIMIZER, TENSORS
+from regrasp.checkpoint.layout import MANIFEST, OPTIMIZER, TENSORS
 from regrasp.config.load import LoadedConfig
 from regrasp.errors import UserError
 from regrasp.models.registry import load_policy
 from regrasp.runners.policies import overlay_rl_weights
-from regrasp.runners.resume import changes_warning
+from regrasp.runners.resume import changes_warning, passed_over_warning
 from regrasp.runners.session import train
 
 
@@ -156,6 +157,31 @@ def test_a_damaged_checkpoint_is_refused_and_the_earlier_one_named(
     with pytest.raises(UserError, match=damaged) as caught:
         train(mlp_experiment(f"actor.model.model_path={start_model}", f"runner.resume_dir={copy}"), copy)
     assert str(checkpoint(copy, 2)) in str(caught.value)
+
+
+def test_a_newest_checkpoint_that_is_cut_off_is_pointed_out(
+    finished_run: Path, start_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = copy_until(finished_run, 3, tmp_path / "copy")
+    os.truncate(checkpoint(copy, 3) / OPTIMIZER, 10)
+    experiment = mlp_experiment(f"actor.model.model_path={start_model}", f"runner.resume_dir={copy}")
+    assert_resumes_equal(experiment, finished_run, copy)
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "passed over" in line)
+    assert line.startswith(f"[WARN] Damaged, and so passed over: {checkpoint(copy, 3)} ({OPTIMIZER} has 10 bytes")
+    assert line.endswith(f"goes on from {checkpoint(copy, 2)} instead.")
+
+
+def test_only_newer_checkpoints_are_passed_over_and_none_by_who_names_one(finished_run: Path, tmp_path: Path) -> None:
+    copy = copy_until(finished_run, 3, tmp_path / "copy")
+    taken = checkpoint(copy, 2)
+    shutil.rmtree(checkpoint(copy, 1))
+    checkpoint(copy, 1).mkdir()
+    (checkpoint(copy, 3) / MANIFEST).unlink()
+    assert passed_over_warning(taken, taken) is None
+    assert passed_over_warning(copy, checkpoint(copy, 3)) is None
+    warning = passed_over_warning(copy, taken) or ""
+    assert f"{checkpoint(copy, 3)} ({MANIFEST} is missing" in warning
+    assert str(checkpoint(copy, 1)) not in warning
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from regrasp.errors import UserError
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
+_SHARDS = "model-*-of-*.safetensors"
 # More than one metadata key would be written in random order, and equal weights must give equal bytes.
 _METADATA = {"format": "pt"}
 _DTYPES = {
@@ -68,7 +69,7 @@ def save_safetensors(state: Mapping[str, Tensor], folder: Path, frozen_names: Se
         frozen_names: Names of `state` that do not change during the run; other names are ignored.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for old in (_SINGLE, _INDEX, *(file.name for file in folder.glob("model-*-of-*.safetensors"))):
+    for old in (_SINGLE, _INDEX, *(file.name for file in folder.glob(_SHARDS))):
         (folder / old).unlink(missing_ok=True)
     tensors = separate(state)
     frozen = {name: tensor for name, tensor in tensors.items() if name in frozen_names}
@@ -104,22 +105,14 @@ def list_safetensors(folder: Path) -> dict[str, StoredTensor]:
     """Every tensor of a folder's weights, from the headers of its files, in the order they lie on disk.
 
     Raises:
-        UserError: No weights in the folder, a missing or damaged shard, an index that the shards do not fit, or
-            tensors of a type that is not read (quantised ones).
+        UserError: No weights in the folder, shards without an index, a missing or damaged shard, an index that the
+            shards do not fit, or tensors of a type that is not read (quantised ones).
     """
     if (folder / _SINGLE).is_file():
         return {tensor.name: tensor for tensor in _list_file(folder / _SINGLE)}
     index = folder / _INDEX
     if not index.is_file():
-        pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt"))
-        raise UserError(
-            "No weights in this folder.",
-            file=folder / _SINGLE,
-            expected=f"{_SINGLE}, or {_INDEX} with its shards",
-            mend="Convert its weights to safetensors: pickled ones are not read, because reading them runs code."
-            if pickled
-            else "Give a model folder in Hugging Face layout, for example `global_step_<N>/model`.",
-        )
+        raise _without_weights(folder)
     weight_map = _read_index(index)
     shards = sorted(set(weight_map.values()))
     if missing := [shard for shard in shards if not (folder / shard).is_file()]:
@@ -179,6 +172,25 @@ def load_safetensors(folder: Path) -> dict[str, Tensor]:
     """
     tensors = {name: tensor.clone() for name, tensor in read_stored(list_safetensors(folder))}
     return {name: tensors[name] for name in sorted(tensors)}
+
+
+def _without_weights(folder: Path) -> UserError:
+    """What a folder has in place of `model.safetensors` or an index."""
+    shards = sorted(file.name for file in folder.glob(_SHARDS))
+    if shards:
+        return _incomplete(
+            f"The index of the weights is missing; {len(shards)} weight files are here, the first {shards[0]}.",
+            folder / _INDEX,
+        )
+    pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt"))
+    return UserError(
+        "No weights in this folder.",
+        file=folder / _SINGLE,
+        expected=f"{_SINGLE}, or {_INDEX} with its shards",
+        mend="Convert its weights to safetensors: pickled ones are not read, because reading them runs code."
+        if pickled
+        else "Give a model folder in Hugging Face layout, for example `global_step_<N>/model`.",
+    )
 
 
 def _read_index(file: Path) -> dict[str, str]:

@@ -191,6 +191,8 @@ def load_to_run(args: argparse.Namespace, *, block: str | None = None) -> Loaded
     loaded = load(args)
     if args.dry_run:
         print_resolved(loaded, _summary(loaded))
+        if folder := _absent_model(loaded):
+            print(f"[WARN] actor.model.model_path: {folder} was not found, so it was not checked.", file=sys.stderr)
         return None
     if block is not None:
         _require_block(loaded, block)
@@ -215,7 +217,7 @@ def _memory_lines(loaded: LoadedConfig) -> list[str]:
     model_path = loaded.config.actor.model.model_path
     if model_path is None:
         return ["memory: no model folder is given, so its size is not known"]
-    if not Path(model_path).expanduser().exists():
+    if _absent_model(loaded):
         return [f"memory: the model folder {model_path} is not on this machine, so its size is not known"]
     from regrasp.runners.memory import memory_estimate
     from regrasp.runners.policies import slot_warning
@@ -225,6 +227,12 @@ def _memory_lines(loaded: LoadedConfig) -> list[str]:
         if warning := slot_warning(loaded.config.actor.model, env.mapping):
             print(f"[WARN] env.{name}.mapping.embodiment_tag_id: {warning}", file=sys.stderr)
     return lines
+
+
+def _absent_model(loaded: LoadedConfig) -> str | None:
+    """The model folder that is given and not on this machine; None where there is none."""
+    model_path = loaded.config.actor.model.model_path
+    return None if model_path is None or Path(model_path).expanduser().exists() else model_path
 
 
 @contextmanager

@@ -33,11 +33,11 @@ def size(text: str) -> int:
     """Bytes of a size with its unit.
 
     Raises:
-        ValueError: No positive number with a known unit.
+        ArgumentTypeError: No positive number with a known unit.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]I?B)", text.strip().upper())
     if not match or not (num_bytes := int(float(match[1]) * _UNITS[match[2]])):
-        raise ValueError(text)
+        raise argparse.ArgumentTypeError(f"invalid size value: {text!r} (a number and its unit, such as 500MB or 2GiB)")
     return num_bytes
 
 

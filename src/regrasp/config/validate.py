@@ -12,6 +12,7 @@ from typing import Any
 
 from regrasp.config.batches import batch_equation, num_optimizer_steps, num_samples, num_updates
 from regrasp.config.problems import Problem
+from regrasp.config.ranges import gaps, gr00t_ranges, overlaps, repeated_values
 from regrasp.config.schema import (
     ArchitectureConfig,
     EnvConfig,
@@ -60,7 +61,18 @@ def oddities(config: ExperimentConfig) -> list[str]:
             f"actor.global_batch_size ({config.actor.global_batch_size}) is more than one update's samples"
             f" ({batch_equation(config).split(';')[0]}), so each epoch is one minibatch of all of them."
         )
-    return [*warnings, *_idle_keys(config.actor.model)]
+    return [*warnings, *_odd_states(config.env.train.mapping), *_idle_keys(config.actor.model)]
+
+
+def _odd_states(mapping: MappingConfig) -> Iterator[str]:
+    """Warnings about values that the policy's state holds twice, and about values that no part of it takes."""
+    for first, second in repeated_values(mapping.states):
+        yield f"env.train.mapping.states gives the policy some values twice: {first} and {second}."
+    parts = gr00t_ranges(mapping)
+    left_over = [] if overlaps(parts) else gaps(parts)
+    if left_over:
+        where = "; ".join(f"between {one} and {other}" if one else f"before {other}" for one, other in left_over)
+        yield f"env.train.mapping.gr00t_mapping.state leaves values of the state out: {where}."
 
 
 def _idle_keys(model: ModelConfig) -> Iterator[str]:
@@ -212,6 +224,8 @@ def _check_gr00t_names(key: str, mapping: MappingConfig) -> Iterator[Problem]:
                 "each key once",
                 f"give each key of {key}.gr00t_mapping.state one range",
             )
+        else:
+            yield from _check_gr00t_ranges(f"{key}.gr00t_mapping.state", mapping)
     if mapping.data_config is not None and mapping.data_config_class is not None:
         yield _problem(
             f"{key}.data_config_class",
@@ -219,6 +233,21 @@ def _check_gr00t_names(key: str, mapping: MappingConfig) -> Iterator[Problem]:
             "Two data configurations",
             f"null, since {key}.data_config is given",
             f"remove {key}.data_config_class or {key}.data_config",
+        )
+
+
+def _check_gr00t_ranges(key: str, mapping: MappingConfig) -> Iterator[Problem]:
+    """The parts have to cover the state once, or a model sees a value in the place of another."""
+    parts = gr00t_ranges(mapping)
+    if twice := overlaps(parts):
+        first, second = twice[0]
+        yield _problem(
+            key,
+            "; ".join(f"{one} and {other}" for one, other in twice),
+            "Slices of the state overlap",
+            "slices of which none has values of another",
+            f"correct the slices in {key}, such as {second.moved_to(first.stop)};"
+            f" a value that is meant for two parts is listed twice in the mapping's states",
         )
 
 

@@ -13,6 +13,7 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 
 from regrasp.envs.contract import Observation
+from regrasp.models.observations import check_observation
 from regrasp.streams import KeyedNoise
 
 Mode = Literal["encode", "act", "evaluate", "value", "decode"]
@@ -136,7 +137,11 @@ class Policy(nn.Module, ABC):
         Args:
             observation: B environments.
             seed: A flow head starts from noise drawn by this seed; row i always gets the same noise.
+
+        Raises:
+            UserError: A part of the observation is missing, no tensor, of a wrong size, or a state not finite.
         """
+        check_observation(observation, uses_images=self.spec.num_views > 0)
         device = next(self.parameters()).device
         noise = KeyedNoise(seed, "eval", [(row, 0, 0) for row in range(len(observation))])
         features = self("encode", inputs=self.prepare(observation).to(device))

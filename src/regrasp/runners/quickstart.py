@@ -143,7 +143,7 @@ def _sft(config: ExperimentConfig, data: Path, backbone: Path, output: Path) -> 
 def _train(loaded: LoadedConfig, base: Path, run_dir: Path) -> dict[str, Any]:
     """Train from `base`, or from the newest checkpoint of an interrupted training."""
     checkpoints = checkpoints_folder(run_dir, loaded.config)
-    resume = str(find_checkpoint(checkpoints)) if any(checkpoints.glob("global_step_*")) else None
+    resume = str(checkpoints) if any(checkpoints.glob("global_step_*")) else None
     config = _with_model(loaded.config, base)
     config = dataclasses.replace(config, runner=dataclasses.replace(config.runner, resume_dir=resume))
     run_dir.mkdir(exist_ok=True)

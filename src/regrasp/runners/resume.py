@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from regrasp.checkpoint.layout import step_folders
 from regrasp.checkpoint.read import Checkpoint
+from regrasp.checkpoint.verify import verify
 from regrasp.config.schema import ExperimentConfig
 from regrasp.engine.local import LocalEngine
 from regrasp.errors import UserError
@@ -62,6 +65,23 @@ def check_slot(before: str, config: ExperimentConfig, file: Path) -> None:
             expected=f"{then[0]} in slot {then[1]}",
             mend="resume with the embodiment that the run was begun with, or begin a new run",
         )
+
+
+def passed_over_warning(asked: Path, taken: Path) -> str | None:
+    """Which newer checkpoints are damaged, so that `find_checkpoint` passed them over; None where there are none.
+
+    Args:
+        asked: The path given by the user; where it names a checkpoint itself, none is passed over.
+        taken: The checkpoint that it was found to mean.
+    """
+    asked, taken = asked.resolve(), taken.resolve()
+    if asked == taken:
+        return None
+    newer = takewhile(lambda folder: folder != taken, step_folders(taken.parent))
+    damaged = [f"{folder} ({verify(folder, contents=False)[0]})" for folder in newer]
+    if not damaged:
+        return None
+    return f"Damaged, and so passed over: {', '.join(damaged)}. The run goes on from {taken} instead."
 
 
 def changes_warning(before: str, now: str) -> str | None:

@@ -18,7 +18,7 @@ from regrasp.models.contract import Policy
 from regrasp.models.registry import load_policy
 from regrasp.observe.metrics import MetricsLogger
 from regrasp.runners.policies import check_fit, choose_device, create_policy, head_settings, input_names
-from regrasp.runners.resume import changes_warning, check_slot, restore_engine
+from regrasp.runners.resume import changes_warning, check_slot, passed_over_warning, restore_engine
 from regrasp.runners.train import EmbodiedRunner
 
 
@@ -31,7 +31,7 @@ def train(loaded: LoadedConfig, run_dir: Path) -> bool:
     config, seed = loaded.config, loaded.config.seed
     checkpoint = None
     if config.runner.resume_dir is not None:
-        checkpoint = read_checkpoint(find_checkpoint(Path(config.runner.resume_dir)))
+        checkpoint = _checkpoint_to_resume(Path(config.runner.resume_dir))
     with _environments(config) as (env, eval_env):
         for warning in lost_guarantees(env):
             print(f"[WARN] {warning}")
@@ -40,6 +40,13 @@ def train(loaded: LoadedConfig, run_dir: Path) -> bool:
             check_fit(policy, config.env.eval.mapping, eval_env.spec, "env.eval.mapping")
         engine = LocalEngine(config, policy, env, seed, choose_device(), eval_env)
         return _run(loaded, engine, run_dir, checkpoint)
+
+
+def _checkpoint_to_resume(path: Path) -> Checkpoint:
+    folder = find_checkpoint(path)
+    if warning := passed_over_warning(path, folder):
+        print(f"[WARN] {warning}", flush=True)
+    return read_checkpoint(folder)
 
 
 @contextlib.contextmanager

@@ -167,7 +167,7 @@ class Metadata:
 
     def _missing(self, what: str, dotted: str, known: Mapping[str, Any]) -> UserError:
         return UserError(
-            f"A {what} of the data configuration is not in the metadata",
+            f"{'An' if what.startswith('action') else 'A'} {what} of the data configuration is not in the metadata",
             file=self.file,
             key=f"{self.tag}.{dotted}",
             expected=f"one of {', '.join(known)}",
