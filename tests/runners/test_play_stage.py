@@ -123,6 +123,7 @@ def test_a_model_for_other_observations_is_refused(base_model: Path, tmp_path: P
     for change, key in (
         ("env.eval.mapping.states=[policy/gripper_position]", "states"),
         ("env.eval.mapping.extra_view_images=[wrist_camera]", "extra_view_images"),
+        ("env.eval.mapping.main_images=null", "main_images"),
         ("env.eval.mapping.embodiment_tag_id=1", "embodiment_tag_id"),
     ):
         with pytest.raises(UserError) as caught:

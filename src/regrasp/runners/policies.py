@@ -133,13 +133,15 @@ def check_fit(policy: Policy, mapping: MappingConfig, env: EnvSpec, location: st
             key=f"{location}.states",
             value=f"{env.state_dim} values",
             expected=f"{expected.state_dim} values",
-            mend="list the same state keys, in the same order, as for the model's demonstrations",
+            mend="list the same state keys, in the same order, as for the model's demonstrations"
+            + ("; or correct the slices of gr00t_mapping.state" if mapping.gr00t_mapping else ""),
         )
-    num_views = 1 + env.num_extra_views
+    has_main = mapping.main_images is not None
+    num_views = has_main + env.num_extra_views
     if expected.num_views and expected.num_views != num_views:
         raise UserError(
             "The mapping does not give the model the cameras that it was trained with",
-            key=f"{location}.extra_view_images",
+            key=f"{location}.{'extra_view_images' if has_main else 'main_images'}",
             value=f"{num_views} cameras in all",
             expected=f"{expected.num_views} cameras in all",
             mend="list the same cameras, in the same order, as for the model's demonstrations",
