@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from regrasp.config.load import load_config
 from regrasp.config.schema import ExperimentConfig
 from regrasp.data.lerobot import DatasetWriter, FeatureSpec
 from regrasp.envs.contract import EnvSpec
+from regrasp.envs.selection import ArraySpec
 from regrasp.errors import UserError
 from regrasp.models.groot.checkpoint import load_groot
 from regrasp.models.groot.data_config import KeyConfig
@@ -66,6 +68,24 @@ def test_environments_that_do_not_fit_it_are_refused(published: Path, env: EnvSp
     with pytest.raises(UserError) as error:
         create_policy(config.actor.model, config.env.train.mapping, env, 0, "env.eval.mapping")
     assert error.value.key == f"env.eval.mapping.{key}"
+
+
+@pytest.mark.parametrize(("states", "warns"), [("arm, gripper", False), ("gripper, arm", True)])
+def test_states_in_another_order_than_the_models_are_warned_of(
+    published: Path, capsys: pytest.CaptureFixture[str], states: str, warns: bool
+) -> None:
+    names = (f"states=[{states}]", "gr00t_mapping=null", *NAMES[2:])
+    model = (f"actor.model.model_path={published}", "actor.model.action_dim=5")
+    config = experiment(NAMES[0], "main_images=front", *names, overrides=model)
+    image = ArraySpec((28, 28, 3), "uint8")
+    raw = {"camera_images/front": image, "camera_images/wrist_camera": image}
+    raw |= {"policy/arm": ArraySpec((4,), "float32"), "policy/gripper": ArraySpec((1,), "float32")}
+    env = replace(environments(), raw_observations=raw)
+    create_policy(config.actor.model, config.env.train.mapping, env, 0)
+    warning = (
+        "[WARN] env.train.mapping.states: policy/gripper 1, policy/arm 4 values wide are taken for arm 4, gripper 1"
+    )
+    assert (warning in capsys.readouterr().out) == warns
 
 
 def test_without_a_data_config_it_says_what_to_write(published: Path) -> None:

@@ -74,6 +74,8 @@ class PolicySpec:
     """Expected (height, width) of camera images, None where the policy resizes or ignores images."""
     num_views: int
     """Cameras used: main image plus extra views; 0 for a state policy."""
+    state_parts: tuple[tuple[str, int], ...] = ()
+    """Name and width of what the state is made of, in order; empty where a policy knows of no parts."""
     embodiment_tag: str | None = None
     """The embodiment it was trained for; None where a policy knows of none."""
     embodiment_id: int | None = None

@@ -80,10 +80,10 @@ def memory_estimate(config: ExperimentConfig) -> list[str]:
 
 def _inputs(policy: GrootPolicy) -> str:
     """What a model reads and writes, by its own names."""
-    config, width = policy.processor.config, policy.processor.metadata.width
+    config, metadata = policy.processor.config, policy.processor.metadata
     data = config.data_config
-    state = ", ".join(f"{part.key} {width('state', part.key)}" for part in data.state)
-    action = ", ".join(f"{part.key} {width('action', part.key)}" for part in data.action)
+    state = ", ".join(f"{key} {width}" for key, width in policy.processor.state_parts)
+    action = ", ".join(f"{part.key} {metadata.width('action', part.key)}" for part in data.action)
     return (
         f"model: embodiment {config.embodiment_tag} in slot {config.embodiment_id}; cameras {', '.join(data.video)};"
         f" state {state}; action {action}; {config.sequence_length} tokens"

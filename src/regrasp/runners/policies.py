@@ -13,6 +13,7 @@ from regrasp.checkpoint.layout import EXPORT
 from regrasp.checkpoint.read import checkpoint_of, load_full_weights
 from regrasp.config.schema import MappingConfig, ModelConfig
 from regrasp.envs.contract import EnvSpec
+from regrasp.envs.selection import ObservationSelection
 from regrasp.errors import UserError
 from regrasp.models.contract import Policy
 from regrasp.models.groot.data_config import PROCESSOR_FILE
@@ -98,6 +99,8 @@ def create_policy(
     check_fit(policy, mapping, env, location)
     if warning := slot_warning(model, mapping):
         print(f"[WARN] {location}.embodiment_tag_id: {warning}", flush=True)
+    if warning := order_warning(policy, mapping, env, location):
+        print(f"[WARN] {location}.states: {warning}", flush=True)
     return policy
 
 
@@ -117,6 +120,20 @@ def slot_warning(model: ModelConfig, mapping: MappingConfig) -> str | None:
         f"the projectors of slot {given} were not trained for {mapping.embodiment_tag}, whose published slot is"
         f" {published}; leave embodiment_tag_id out, unless this checkpoint has it there"
     )
+
+
+def order_warning(policy: Policy, mapping: MappingConfig, env: EnvSpec, location: str) -> str | None:
+    """What speaks against the order of a mapping's states; None where nothing does, or where they are named."""
+    parts = policy.spec.state_parts
+    if mapping.gr00t_mapping is not None or len(parts) != len(mapping.states):
+        return None
+    sources = ObservationSelection(mapping, env.raw_observations, location).states
+    widths = [source.stop - source.start for source in sources]
+    if [width for _, width in parts] == widths:
+        return None
+    given = ", ".join(f"{source.key} {width}" for source, width in zip(sources, widths, strict=True))
+    expected = ", ".join(f"{key} {width}" for key, width in parts)
+    return f"{given} values wide are taken for {expected}, one after the other; gr00t_mapping.state names what is what"
 
 
 def check_fit(policy: Policy, mapping: MappingConfig, env: EnvSpec, location: str = "env.train.mapping") -> None:

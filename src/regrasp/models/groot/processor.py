@@ -214,6 +214,12 @@ class GrootProcessor:
         """Width of an observation's states."""
         return self._selection.state_dim
 
+    @property
+    def state_parts(self) -> tuple[tuple[str, int], ...]:
+        """Key and width of every part of the state, in the model's order."""
+        keys = (item.key for item in self.config.data_config.state)
+        return tuple((key, self.metadata.width("state", key)) for key in keys)
+
     def check_action_dim(self, action_dim: int) -> None:
         """Check that the experiment's action has the width that the model was trained with.
 
