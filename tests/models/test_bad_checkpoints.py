@@ -283,10 +283,6 @@ NAMES: dict[str, tuple[list[str], list[str]]] = {
         mapping("[{gr00t_key: arm, slice: [0, 3]}, {gr00t_key: gripper, slice: [2, 3]}]"),
         ["mapping.gr00t_mapping.state", "arm [0, 3] and gripper [2, 3]", "gripper [3, 4]"],
     ),
-    "slices with a gap": (
-        mapping("[{gr00t_key: arm, slice: [0, 3]}, {gr00t_key: gripper, slice: [4, 5]}]"),
-        ["mapping.gr00t_mapping.state", "arm [0, 3] and gripper [4, 5]", "gripper [3, 4]"],
-    ),
     "a state that has no slice": (
         mapping("[{gr00t_key: arm, slice: [0, 3]}]"),
         ["gripper missing", "gripper 1 wide", METADATA],
