@@ -114,6 +114,24 @@ def test_a_place_inside_a_checkpoint_is_exported_as_the_checkpoint_is(base: Path
     assert json.loads((out / "config.json").read_text())["action_head_cfg"]["num_inference_timesteps"] == 6
 
 
+def test_other_weights_that_lie_in_a_checkpoint_are_exported_themselves(base: Path, tmp_path: Path):
+    step = checkpoint(load_groot(base, SETTINGS, INPUTS), tmp_path / "checkpoints")
+    other = step / "other" / "full_weights.pt"
+    other.parent.mkdir()
+    trained = trained_policy(base).state_dict()
+    torch.save(trained, other)
+    out = weights(export(ExportOptions(base, tmp_path / "out", rl_model_path=other)))
+    assert all(torch.equal(tensor, trained[name]) for name, tensor in out.items())
+
+
+def test_a_checkpoint_of_which_only_the_model_is_left_is_exported(base: Path, tmp_path: Path):
+    step = checkpoint(trained_policy(base), tmp_path / "checkpoints")
+    shutil.rmtree(step / "actor")
+    out = weights(export(ExportOptions(base, tmp_path / "out", rl_model_path=step)))
+    stored = weights(step / "model")
+    assert all(torch.equal(tensor, stored[name]) for name, tensor in out.items())
+
+
 def test_a_policy_loads_with_the_denoising_steps_it_was_saved_with(base: Path, tmp_path: Path):
     policy = load_groot(base, replace(SETTINGS, num_action_chunks=4, denoising_steps=2, add_value_head=False), INPUTS)
     policy.save(tmp_path / "saved")

@@ -176,15 +176,19 @@ def full_weights_file(path: Path) -> Path:
 
 
 def checkpoint_of(path: Path) -> Path | None:
-    """The `global_step_<N>` folder that a path is, or lies in; None where it lies in none."""
+    """The `global_step_<N>` folder that a path is, or whose whole weights it leads to; None for other weights."""
     path = path.resolve()
-    return next((folder for folder in (path, *path.parents) if (folder / FULL_WEIGHTS).is_file()), None)
+    inner = Path(FULL_WEIGHTS).parts
+    for depth, folder in enumerate((path, *path.parents)[: len(inner) + 1]):
+        is_checkpoint = (folder / MANIFEST).is_file() or (folder / EXPORT).is_dir()
+        if is_checkpoint and path == folder.joinpath(*inner[:depth]):
+            return folder
+    return None
 
 
 def _check_against_manifest(file: Path) -> None:
-    file = file.resolve()
-    folder = file.parents[min(2, len(file.parents) - 1)]
-    if file != folder / FULL_WEIGHTS or not (folder / MANIFEST).exists():
+    folder = checkpoint_of(file)
+    if folder is None or not (folder / MANIFEST).exists():
         return
     try:
         entry = read_manifest(folder).files[FULL_WEIGHTS]
