@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
+
+HAS_TRITON = find_spec("triton") is not None
+"""torch's builds for GPUs bring it."""
 
 
 def available_cores() -> int:

@@ -191,8 +191,8 @@ def load_to_run(args: argparse.Namespace, *, block: str | None = None) -> Loaded
     loaded = load(args)
     if args.dry_run:
         print_resolved(loaded, _summary(loaded))
-        if folder := _absent_model(loaded):
-            print(f"[WARN] actor.model.model_path: {folder} was not found, so it was not checked.", file=sys.stderr)
+        for warning in _model_warnings(loaded):
+            print(f"[WARN] {warning}", file=sys.stderr)
         return None
     if block is not None:
         _require_block(loaded, block)
@@ -217,22 +217,26 @@ def _memory_lines(loaded: LoadedConfig) -> list[str]:
     model_path = loaded.config.actor.model.model_path
     if model_path is None:
         return ["memory: no model folder is given, so its size is not known"]
-    if _absent_model(loaded):
+    if not Path(model_path).expanduser().exists():
         return [f"memory: the model folder {model_path} is not on this machine, so its size is not known"]
     from regrasp.runners.memory import memory_estimate
+
+    return memory_estimate(loaded.config)
+
+
+def _model_warnings(loaded: LoadedConfig) -> Iterator[str]:
+    """What speaks against the model folder, where one is given."""
+    model, env = loaded.config.actor.model, loaded.config.env
+    if model.model_path is None:
+        return
+    if not Path(model.model_path).expanduser().exists():
+        yield f"actor.model.model_path: {model.model_path} was not found, so it was not checked."
+        return
     from regrasp.runners.policies import slot_warning
 
-    lines = memory_estimate(loaded.config)
-    for name, env in (("train", loaded.config.env.train), ("eval", loaded.config.env.eval)):
-        if warning := slot_warning(loaded.config.actor.model, env.mapping):
-            print(f"[WARN] env.{name}.mapping.embodiment_tag_id: {warning}", file=sys.stderr)
-    return lines
-
-
-def _absent_model(loaded: LoadedConfig) -> str | None:
-    """The model folder that is given and not on this machine; None where there is none."""
-    model_path = loaded.config.actor.model.model_path
-    return None if model_path is None or Path(model_path).expanduser().exists() else model_path
+    for name, mapping in (("train", env.train.mapping), ("eval", env.eval.mapping)):
+        if warning := slot_warning(model, mapping):
+            yield f"env.{name}.mapping.embodiment_tag_id: {warning}"
 
 
 @contextmanager

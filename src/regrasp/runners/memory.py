@@ -80,13 +80,11 @@ def memory_estimate(config: ExperimentConfig) -> list[str]:
 
 def _inputs(policy: GrootPolicy) -> str:
     """What a model reads and writes, by its own names."""
-    config, metadata = policy.processor.config, policy.processor.metadata
-    data = config.data_config
-    state = ", ".join(f"{key} {width}" for key, width in policy.processor.state_parts)
-    action = ", ".join(f"{part.key} {metadata.width('action', part.key)}" for part in data.action)
+    config, parts = policy.processor.config, policy.processor.parts
+    state, action = (", ".join(f"{key} {width}" for key, width in parts(kind)) for kind in ("state", "action"))
     return (
-        f"model: embodiment {config.embodiment_tag} in slot {config.embodiment_id}; cameras {', '.join(data.video)};"
-        f" state {state}; action {action}; {config.sequence_length} tokens"
+        f"model: embodiment {config.embodiment_tag} in slot {config.embodiment_id}; cameras"
+        f" {', '.join(config.data_config.video)}; state {state}; action {action}; {config.sequence_length} tokens"
     )
 
 

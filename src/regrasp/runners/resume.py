@@ -15,7 +15,7 @@ from regrasp.checkpoint.verify import verify
 from regrasp.config.schema import ExperimentConfig
 from regrasp.engine.local import LocalEngine
 from regrasp.errors import UserError
-from regrasp.models.inputs import EMBODIMENT_IDS
+from regrasp.models.inputs import embodiment_id
 from regrasp.runners.policies import knows_slot, load_weights
 
 _NUM_CHANGES_SHOWN = 5
@@ -55,12 +55,13 @@ def check_slot(before: str, config: ExperimentConfig, file: Path) -> None:
         return
     mapping, block = config.env.train.mapping, yaml.safe_load(before)["env"]["train"]["mapping"]
     named = [(mapping.embodiment_tag, mapping.embodiment_tag_id), (block["embodiment_tag"], block["embodiment_tag_id"])]
-    now, then = ((tag, EMBODIMENT_IDS.get(tag) if slot is None else slot) for tag, slot in named)
+    key = "env.train.mapping.embodiment_tag_id"
+    now, then = ((tag, embodiment_id(tag, slot, key=key)) for tag, slot in named)
     if now != then:
         raise UserError(
             "The run was begun with the projectors of another embodiment",
             file=file,
-            key="env.train.mapping.embodiment_tag_id",
+            key=key,
             value=f"{now[0]} in slot {now[1]}",
             expected=f"{then[0]} in slot {then[1]}",
             mend="resume with the embodiment that the run was begun with, or begin a new run",

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from itertools import chain
 
 import torch
 from torch import Tensor
 
+from regrasp.hardware import HAS_TRITON
 from regrasp.transfer import send
 
-_HAS_TRITON = find_spec("triton") is not None
 _ALIGNMENT = 16
 """Bytes and elements: what is a multiple of it is read and written in the widest instructions."""
 _BLOCK, _WARPS = 2048, 8
@@ -78,7 +77,7 @@ class FusedAdamW:
         counts = torch.stack(halved.steps).double()  # (N,); 1 - beta^count is small, and a float32 one inexact
         step_sizes = (settings.lr / _bias_correction(first, counts)).float()
         roots = _bias_correction(second, counts).sqrt().float()
-        if forbidden.is_cuda and _HAS_TRITON:
+        if forbidden.is_cuda and HAS_TRITON:
             self.launch(halved, settings, step_sizes, roots, coefficient, allowed)
         elif not forbidden:
             _step_each(halved, settings, step_sizes, roots, coefficient)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -17,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-_HAS_TRITON = find_spec("triton") is not None
+from regrasp.hardware import HAS_TRITON
+
 _MAX_QUERIES, _MAX_HEAD_DIM = 64, 64
 """What a program keeps at a time, in 74 kB of shared memory: all GPUs that have bfloat16 have more."""
 _BFLOAT16_SINCE = (8, 0)
@@ -79,7 +79,7 @@ def keys_values(context: Tensor, weight: Tensor, bias: Tensor, num_heads: int, n
 
 def _computes(x: Tensor) -> bool:
     """Whether the kernels are for `x`."""
-    fits = x.is_cuda and x.dtype == torch.bfloat16 and _HAS_TRITON
+    fits = x.is_cuda and x.dtype == torch.bfloat16 and HAS_TRITON
     return fits and torch.cuda.get_device_capability(x.device) >= _BFLOAT16_SINCE
 
 

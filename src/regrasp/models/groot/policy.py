@@ -91,7 +91,7 @@ class GrootPolicy(Policy):
             state_dim=self.processor.state_dim,
             image_size=None,
             num_views=self.processor.num_views,
-            state_parts=self.processor.state_parts,
+            state_parts=self.processor.parts("state"),
             embodiment_tag=self.processor.config.embodiment_tag,
             embodiment_id=self.processor.config.embodiment_id,
         )

@@ -18,7 +18,7 @@ from regrasp.errors import UserError
 from regrasp.models.groot.config import GrootConfig
 from regrasp.models.groot.data_config import EAGLE_WORDS, PROCESSOR_FILE, DataConfig, KeyConfig
 from regrasp.models.groot.images import prepare_images
-from regrasp.models.groot.metadata import Metadata, read_metadata
+from regrasp.models.groot.metadata import Kind, Metadata, read_metadata
 from regrasp.models.groot.processor_config import (
     ProcessorConfig,
     check_same,
@@ -214,11 +214,11 @@ class GrootProcessor:
         """Width of an observation's states."""
         return self._selection.state_dim
 
-    @property
-    def state_parts(self) -> tuple[tuple[str, int], ...]:
-        """Key and width of every part of the state, in the model's order."""
-        keys = (item.key for item in self.config.data_config.state)
-        return tuple((key, self.metadata.width("state", key)) for key in keys)
+    def parts(self, kind: Kind) -> tuple[tuple[str, int], ...]:
+        """Key and width of every part of the state or the action, in the model's order."""
+        data = self.config.data_config
+        keys = (item.key for item in (data.state if kind == "state" else data.action))
+        return tuple((key, self.metadata.width(kind, key)) for key in keys)
 
     def check_action_dim(self, action_dim: int) -> None:
         """Check that the experiment's action has the width that the model was trained with.
@@ -227,7 +227,7 @@ class GrootProcessor:
             UserError: It has another, naming the parts that the metadata has.
         """
         if action_dim != self.action.width:
-            parts = ", ".join(f"{k.key} {self.metadata.width('action', k.key)}" for k in self.config.data_config.action)
+            parts = ", ".join(f"{key} {width}" for key, width in self.parts("action"))
             raise UserError(
                 "Another action width than the model was trained with",
                 file=self.metadata.file,
