@@ -18,7 +18,7 @@ import torch
 
 from regrasp.checkpoint.read import find_checkpoint, read_checkpoint
 from regrasp.config.load import load_config
-from regrasp.runners.session import train
+from regrasp.stages.train import train
 from results_file import save
 
 SIZES = ["env.train.total_num_envs=32", "runner.max_epochs=4", "runner.save_interval=2", "runner.val_check_interval=-1"]

@@ -16,7 +16,7 @@ from policies import experiment, random_policy
 from regrasp.envs.contract import VecEnv
 from regrasp.envs.registry import create_env
 from regrasp.models.contract import Policy
-from regrasp.streams import KeyedNoise
+from regrasp.seeding import KeyedNoise
 from results_file import save
 
 CHUNK = 4

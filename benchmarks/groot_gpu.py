@@ -33,17 +33,17 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from groot_flops import Flops, count_flops
-from regrasp.data.rollout import Rollout, RolloutBuilder
-from regrasp.engine.compilation import capture_updates, compile_policy, num_compilations
-from regrasp.engine.precision import ActingPolicy, apply_precision
+from regrasp.learner.compilation import capture_updates, compile_policy, num_compilations
+from regrasp.learner.learner import ActorWorker
+from regrasp.learner.precision import ActingPolicy, apply_precision
 from regrasp.models.groot import transformer
 from regrasp.models.groot.config import GrootConfig
-from regrasp.models.groot.few_queries import KeysValues
+from regrasp.models.groot.kernels.few_queries import KeysValues
 from regrasp.models.groot.policy import GrootPolicy
-from regrasp.models.groot.processor import GrootProcessor
+from regrasp.models.groot.processing.processor import GrootProcessor
 from regrasp.models.settings import RlHeadSettings, TrainablePart
-from regrasp.streams import KeyedNoise
-from regrasp.workers.actor import ActorWorker
+from regrasp.rollout.buffers import Rollout, RolloutBuilder
+from regrasp.seeding import KeyedNoise
 
 NUM_STEPS = 4
 NUM_VIEWS = 3

@@ -21,11 +21,11 @@ from regrasp.algorithms import flow
 from regrasp.algorithms.noise_color import noise_color
 from regrasp.config.load import load_config
 from regrasp.config.schema import ExperimentConfig
+from regrasp.engine.policies import create_policy
 from regrasp.envs.mapping import ActionMapping
 from regrasp.envs.registry import create_env
 from regrasp.models.groot.policy import GrootPolicy
-from regrasp.runners.policies import create_policy
-from regrasp.streams import KeyedNoise
+from regrasp.seeding import KeyedNoise
 from results_file import save
 
 NUM_ENVS = 16

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 from regrasp.config.load import load_config
 from regrasp.config.schema import ExperimentConfig
+from regrasp.engine.policies import head_settings
 from regrasp.models.groot.config import GrootConfig
 from regrasp.models.groot.policy import GrootPolicy
-from regrasp.models.groot.processor import GrootProcessor
-from regrasp.runners.policies import head_settings
+from regrasp.models.groot.processing.processor import GrootProcessor
 
 SENTENCES = ("pick up the red cube", "stack the red cube on the blue cube")
 STATE_DIM = 4

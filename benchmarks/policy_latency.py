@@ -12,7 +12,7 @@ import torch
 
 from policies import SENTENCES, STATE_DIM, experiment, random_policy
 from regrasp.envs.contract import Observation
-from regrasp.streams import KeyedNoise
+from regrasp.seeding import KeyedNoise
 from results_file import save
 
 REPEATS = 30

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 import regrasp
-from regrasp.hardware import available_cores
+from regrasp.device import available_cores
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -28,17 +28,40 @@ import pyarrow.parquet
 import torch
 from safetensors.torch import load_file
 
-SMALL = """runner.logger.logger_backends=[] env.train.num_workers=1 env.eval.num_workers=1 env.train.total_num_envs=32
-env.eval.total_num_envs=32 env.eval.num_episodes=48 actor.global_batch_size=64 actor.micro_batch_size=64""".split()
-TINY = """pretrain.architecture.vision_width=24 pretrain.architecture.vision_mlp=48 pretrain.architecture.language_width=24
-pretrain.architecture.language_head_dim=8 pretrain.architecture.language_mlp=48 pretrain.architecture.head_width=24
-pretrain.architecture.head_layers=2 pretrain.max_median_error_cm=1000""".split()
-PRETRAIN = "pretrain.num_scenes=96 pretrain.steps=6 pretrain.batch_size=32".split()
-SFT = "sft.steps=12 sft.warmup_steps=2 sft.batch_size=32 sft.validation_fraction=0.2 sft.eval_interval=6".split()
-RUN = "runner.val_check_interval=2 runner.save_interval=2 runner.keep_checkpoints=null runner.force=true".split()
-TROCAR = """env.train.total_num_envs=2 env.eval.total_num_envs=2 env.eval.num_episodes=2 env.train.max_episode_steps=32
-env.train.max_steps_per_rollout_epoch=32 actor.global_batch_size=4 actor.micro_batch_size=4
-collect.only_successful=false sft.validation_fraction=0.5""".split()
+SMALL = [
+    "runner.logger.logger_backends=[]",
+    "env.train.num_workers=1",
+    "env.eval.num_workers=1",
+    "env.train.total_num_envs=32",
+    "env.eval.total_num_envs=32",
+    "env.eval.num_episodes=48",
+    "actor.global_batch_size=64",
+    "actor.micro_batch_size=64",
+]
+TINY = [
+    "pretrain.architecture.vision_width=24",
+    "pretrain.architecture.vision_mlp=48",
+    "pretrain.architecture.language_width=24",
+    "pretrain.architecture.language_head_dim=8",
+    "pretrain.architecture.language_mlp=48",
+    "pretrain.architecture.head_width=24",
+    "pretrain.architecture.head_layers=2",
+    "pretrain.max_median_error_cm=1000",
+]
+PRETRAIN = ["pretrain.num_scenes=96", "pretrain.steps=6", "pretrain.batch_size=32"]
+SFT = ["sft.steps=12", "sft.warmup_steps=2", "sft.batch_size=32", "sft.validation_fraction=0.2", "sft.eval_interval=6"]
+RUN = ["runner.val_check_interval=2", "runner.save_interval=2", "runner.keep_checkpoints=null", "runner.force=true"]
+TROCAR = [
+    "env.train.total_num_envs=2",
+    "env.eval.total_num_envs=2",
+    "env.eval.num_episodes=2",
+    "env.train.max_episode_steps=32",
+    "env.train.max_steps_per_rollout_epoch=32",
+    "actor.global_batch_size=4",
+    "actor.micro_batch_size=4",
+    "collect.only_successful=false",
+    "sft.validation_fraction=0.5",
+]
 
 
 class Recorder:

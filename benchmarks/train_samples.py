@@ -16,7 +16,7 @@ from tensordict import TensorDict
 from policies import SENTENCES, STATE_DIM, experiment, random_policy
 from regrasp.envs.contract import Observation
 from regrasp.models.groot.policy import GrootPolicy
-from regrasp.streams import KeyedNoise
+from regrasp.seeding import KeyedNoise
 from results_file import save
 
 REPEATS = 7

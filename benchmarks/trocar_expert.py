@@ -19,11 +19,11 @@ from typing import Any
 
 import numpy as np
 
+from regrasp.device import available_cores
 from regrasp.envs.mujoco.simulator import MujocoSimulator
 from regrasp.envs.mujoco.tasks.trocar.options import TrocarOptions
 from regrasp.envs.mujoco.tasks.trocar.task import SQUEEZE, TIMESTEP, AssembleTrocar
-from regrasp.hardware import available_cores
-from regrasp.observe.intervals import wilson_interval
+from regrasp.logging.intervals import wilson_interval
 from results_file import save
 
 FIRST_SEED = 3000

@@ -11,7 +11,7 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from regrasp.observe.metrics import METRICS_FILE, read_metrics
+from regrasp.logging.metrics import METRICS_FILE, read_metrics
 
 WINDOW = 5
 """Updates of the running mean."""

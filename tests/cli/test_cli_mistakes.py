@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from regrasp.cli.main import main
-from regrasp.runners import convert, stages
-from regrasp.runners.convert import ConvertReport, Survey
-from regrasp.runners.sft import SftResult
+from regrasp.stages import commands as stages
+from regrasp.stages import convert
+from regrasp.stages.convert import ConvertReport, Survey
+from regrasp.stages.sft import SftResult
 
 ROOT = Path(__file__).resolve().parents[2]
 LAB = "isaaclab_stack_cube_ppo_groot"

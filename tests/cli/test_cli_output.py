@@ -18,7 +18,8 @@ from regrasp.cli.main import COMMANDS, main
 from regrasp.config.load import load_config
 from regrasp.config.search import SHIPPED
 from regrasp.envs.mujoco import backend
-from regrasp.runners import convert, play, quickstart, stages
+from regrasp.stages import commands as stages
+from regrasp.stages import convert, play, quickstart
 
 ROOT = Path(__file__).resolve().parents[2]
 LAB = "isaaclab_stack_cube_ppo_groot"

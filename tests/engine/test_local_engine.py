@@ -12,18 +12,18 @@ import torch
 
 from regrasp.config.load import load_config
 from regrasp.config.schema import ExperimentConfig, ModelConfig
-from regrasp.engine.compilation import compile_policy
 from regrasp.engine.local import LocalEngine
-from regrasp.engine.precision import ActingPolicy, apply_precision
+from regrasp.engine.policies import head_settings
 from regrasp.envs.contract import Observation, VecEnv
 from regrasp.envs.registry import create_env
+from regrasp.learner.compilation import compile_policy
+from regrasp.learner.precision import ActingPolicy, apply_precision
 from regrasp.models.contract import Policy
 from regrasp.models.groot.config import GrootConfig
 from regrasp.models.groot.policy import GrootPolicy
-from regrasp.models.groot.processor import GrootProcessor
+from regrasp.models.groot.processing.processor import GrootProcessor
 from regrasp.models.mlp.policy import MlpPolicy
-from regrasp.runners.policies import head_settings
-from regrasp.streams import KeyedNoise
+from regrasp.seeding import KeyedNoise
 
 CPU = torch.device("cpu")
 SEED = 2

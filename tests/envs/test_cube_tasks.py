@@ -8,7 +8,7 @@ import torch
 from vec_envs import CUBE_STATES, PICK, STACK, make_env
 
 from regrasp.envs.contract import Observation, Step
-from regrasp.envs.remote.vector import RemoteVecEnv
+from regrasp.envs.process.vector import RemoteVecEnv
 
 NUM_EPISODES = 100
 ACTION_NOISE = 0.15

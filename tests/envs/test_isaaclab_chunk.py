@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from regrasp.envs.chunk import BatchedChunkSimulator, BatchOutcome
-from regrasp.envs.remote.simulator import SimulatorSpec
+from regrasp.envs.process.simulator import SimulatorSpec
 
 NUM_ENVS, CHUNK, LIMIT = 4, 3, 5
 ENDS = np.array([2, 100, 3, 100])

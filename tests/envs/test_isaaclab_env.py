@@ -15,7 +15,7 @@ from regrasp.config.load import load_config
 from regrasp.config.schema import MappingConfig, TimeoutsConfig
 from regrasp.envs.contract import VecEnv
 from regrasp.envs.mapping import ActionMapping, ObservationMapping
-from regrasp.envs.remote.vector import RemoteVecEnv
+from regrasp.envs.process.vector import RemoteVecEnv
 from regrasp.errors import SimulatorError, UserError
 
 pytestmark = needs_lab

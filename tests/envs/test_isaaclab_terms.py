@@ -20,9 +20,9 @@ from regrasp.envs.isaaclab.child.options import TaskOptions, options_from_json
 from regrasp.envs.isaaclab.child.seeds import joint_seed, seed31
 from regrasp.envs.isaaclab.env import task_options
 from regrasp.envs.isaaclab.vector import IsaacLabVecEnv
-from regrasp.envs.remote.process import Deadlines
+from regrasp.envs.process.process import Deadlines
 from regrasp.errors import UserError
-from regrasp.streams import Role, episode_seed
+from regrasp.seeding import Role, episode_seed
 
 SHIPPED = load_config("isaaclab_stack_cube_ppo_groot").config.env.train
 

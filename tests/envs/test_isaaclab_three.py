@@ -47,7 +47,7 @@ def test_the_simulators_process_needs_numpy_only() -> None:
     code = """
 import sys
 before = set(sys.modules)
-import regrasp.envs.isaaclab.child.main, regrasp.envs.remote.child
+import regrasp.envs.isaaclab.child.main, regrasp.envs.process.child
 print(*{name.split(".")[0] for name in set(sys.modules) - before})
 """
     environment = {**os.environ, "PYTHONPATH": str(HERE.parents[1] / "src")}

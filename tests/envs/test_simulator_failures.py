@@ -19,11 +19,11 @@ import torch
 from vec_envs import HERE, TOY, all_gone, is_alive, make_env, worker_pids
 
 from regrasp.config.schema import MappingConfig
-from regrasp.envs.remote import protocol
-from regrasp.envs.remote.output import OutputTail
-from regrasp.envs.remote.process import Deadlines, SimulatorProcess
-from regrasp.envs.remote.simulator import SimulatorSpec, spec_from_json
-from regrasp.envs.remote.vector import RemoteVecEnv
+from regrasp.envs.process import protocol
+from regrasp.envs.process.output import OutputTail
+from regrasp.envs.process.process import Deadlines, SimulatorProcess
+from regrasp.envs.process.simulator import SimulatorSpec, spec_from_json
+from regrasp.envs.process.vector import RemoteVecEnv
 from regrasp.errors import SimulatorError, UserError
 
 SHORT = Deadlines(startup=60.0, reset=0.6, step=0.8)
@@ -293,7 +293,7 @@ def test_an_error_in_the_mapping_ends_the_processes():
 
 PARENT = """
 import sys, time
-from regrasp.envs.remote.process import Deadlines, SimulatorProcess
+from regrasp.envs.process.process import Deadlines, SimulatorProcess
 
 def start(kind):
     settings = {"num_envs": 1, "fault": {"at": "create", "kind": kind}}

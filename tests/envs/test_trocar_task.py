@@ -19,8 +19,8 @@ from regrasp.config.schema import ActionMapping, EnvConfig, InitParams, MappingC
 from regrasp.envs.mujoco.env import describe
 from regrasp.envs.mujoco.simulator import MujocoSimulator, create_task
 from regrasp.envs.mujoco.tasks.trocar.scene import Layout
+from regrasp.envs.process.vector import RemoteVecEnv
 from regrasp.envs.registry import check_expert
-from regrasp.envs.remote.vector import RemoteVecEnv
 from regrasp.errors import UserError
 
 TROCAR = "Regrasp-Assemble-Trocar-G129-Dex3-v0"

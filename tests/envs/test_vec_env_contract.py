@@ -12,7 +12,7 @@ from vec_envs import random_actions as random
 
 from regrasp.config.schema import MappingConfig
 from regrasp.envs.contract import VecEnv
-from regrasp.envs.remote.vector import RemoteVecEnv
+from regrasp.envs.process.vector import RemoteVecEnv
 from regrasp.errors import TrainingHaltedError
 
 LIMIT = 12

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from regrasp.envs.chunk import ChunkedSimulator, Outcome
-from regrasp.envs.remote.simulator import SimulatorSpec
+from regrasp.envs.process.simulator import SimulatorSpec
 
 INSTRUCTIONS = ("go left", "go right", "stay")
 HEIGHT, WIDTH = 4, 6

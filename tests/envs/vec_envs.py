@@ -12,8 +12,8 @@ import torch
 from regrasp.config.schema import MappingConfig, StateEntry
 from regrasp.envs.contract import Observation, Step, VecEnv
 from regrasp.envs.mujoco.backend import require_backend
-from regrasp.envs.remote.process import Deadlines
-from regrasp.envs.remote.vector import RemoteVecEnv
+from regrasp.envs.process.process import Deadlines
+from regrasp.envs.process.vector import RemoteVecEnv
 
 TOY = "toy"
 PICK = "Regrasp-Pick-Cube-v0"

@@ -10,10 +10,10 @@ import torch
 from regrasp.envs.contract import Observation
 from regrasp.models.groot.config import GrootConfig
 from regrasp.models.groot.policy import GrootPolicy
-from regrasp.models.groot.processor import GrootProcessor
+from regrasp.models.groot.processing.processor import GrootProcessor
 from regrasp.models.normalization import Statistics
 from regrasp.models.settings import RlHeadSettings
-from regrasp.streams import KeyedNoise
+from regrasp.seeding import KeyedNoise
 
 SENTENCES = ("pick up the red cube", "pick up the green cube", "push it")
 STATE_DIM, ACTION_DIM = 3, 2

@@ -54,8 +54,8 @@ def shards(folders: dict[str, Path]) -> Path:
 
 @pytest.fixture(autouse=True)
 def _no_cached_tokenizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("regrasp.models.groot.tokenizer.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr("regrasp.models.groot.tokenizer.constants.HF_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("regrasp.models.groot.processing.tokenizer.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("regrasp.models.groot.processing.tokenizer.constants.HF_HOME", str(tmp_path / "home"))
 
 
 def edited(name: str, *path: str, **changes: Any) -> Damage:

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from regrasp.models.groot import few_queries
-from regrasp.models.groot.few_queries import KeysValues, PackedGradient, attend, keys_values
+from regrasp.models.groot.kernels import few_queries
+from regrasp.models.groot.kernels.few_queries import KeysValues, PackedGradient, attend, keys_values
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 BATCH, NUM_KEYS, HEADS, HEAD_DIM, LAYERS, CONTEXT_WIDTH = 3, 70, 2, 24, 3, 40

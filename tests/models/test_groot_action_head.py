@@ -8,9 +8,9 @@ import torch
 from groot_toys import keyed_noise, toy_config, toy_observation, toy_processor, toy_settings
 from torch import Tensor
 
-from regrasp.models.groot.action_head import ActionHead
-from regrasp.models.groot.backbone import Backbone
 from regrasp.models.groot.config import ActionHeadConfig, GrootConfig
+from regrasp.models.groot.network.action_head import ActionHead
+from regrasp.models.groot.network.backbone import Backbone
 from regrasp.models.groot.policy import GrootPolicy
 
 SLOT = 2

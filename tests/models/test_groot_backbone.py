@@ -13,8 +13,8 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention
 from transformers.utils.import_utils import is_flash_attn_2_available
 
 from regrasp.errors import UserError
-from regrasp.models.groot.backbone import Backbone
 from regrasp.models.groot.config import GrootConfig
+from regrasp.models.groot.network.backbone import Backbone
 from regrasp.models.initialization import seeded
 
 

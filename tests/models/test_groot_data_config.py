@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from regrasp.errors import UserError
-from regrasp.models.groot.data_config import BUILT_IN, KeyConfig, data_config, default_data_config, example
+from regrasp.models.groot.processing.data_config import BUILT_IN, KeyConfig, data_config, default_data_config, example
 
 PUBLISHED = {
     "fourier_gr1_arms_waist": ("FourierGr1ArmsWaistDataConfig", 1, 5, 5),

@@ -15,12 +15,12 @@ from official_layout import write as write_json
 from regrasp.cli.main import main
 from regrasp.config.load import load_config
 from regrasp.config.search import SHIPPED
+from regrasp.engine.policies import input_names
 from regrasp.errors import UserError
-from regrasp.models.groot.data_config import BUILT_IN, data_config
-from regrasp.models.groot.data_config_class import UnreadableError, read_class
-from regrasp.models.groot.metadata import METADATA_FILE
+from regrasp.models.groot.processing.data_config import BUILT_IN, data_config
+from regrasp.models.groot.processing.data_config_class import UnreadableError, read_class
+from regrasp.models.groot.processing.metadata import METADATA_FILE
 from regrasp.models.registry import load_policy
-from regrasp.runners.policies import input_names
 
 IMPORTS = """
 import sys

@@ -29,15 +29,15 @@ from torch import Tensor
 
 from regrasp.checkpoint.write import CheckpointContent, write_checkpoint
 from regrasp.cli.main import main
+from regrasp.engine.policies import overlay_rl_weights
 from regrasp.envs.contract import Observation
 from regrasp.errors import UserError
 from regrasp.models.groot.checkpoint import load_groot
 from regrasp.models.groot.policy import GrootPolicy
 from regrasp.models.mlp.policy import MlpPolicy
 from regrasp.models.settings import RlHeadSettings
-from regrasp.runners import export as exporting
-from regrasp.runners.export import ExportOptions, export
-from regrasp.runners.policies import overlay_rl_weights
+from regrasp.stages import export as exporting
+from regrasp.stages.export import ExportOptions, export
 
 SETTINGS = RlHeadSettings(num_action_chunks=3, action_dim=5, value_head_hidden=(8,))
 BATCH = 2

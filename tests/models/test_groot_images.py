@@ -5,7 +5,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from regrasp.models.groot.images import prepare_images
+from regrasp.models.groot.processing.images import prepare_images
 
 
 def triangle_weights(source: int, target: int) -> NDArray[np.float64]:

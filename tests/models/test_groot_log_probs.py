@@ -14,7 +14,7 @@ from torch.distributions import Normal
 from regrasp.algorithms.flow import NoiseMethod
 from regrasp.algorithms.reduce import reduce_log_probs
 from regrasp.models.contract import Action
-from regrasp.models.groot.noise_net import NoiseNet
+from regrasp.models.groot.network.noise_net import NoiseNet
 from regrasp.models.groot.policy import GrootPolicy
 
 METHODS: tuple[NoiseMethod, ...] = ("flow_sde", "flow_cps", "flow_noise")

@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 
 from regrasp.envs.contract import Observation
 from regrasp.errors import UserError
-from regrasp.models.groot.action_head import ActionHead
-from regrasp.models.groot.backbone import Backbone
 from regrasp.models.groot.checkpoint import load_config, load_groot
 from regrasp.models.groot.config import GrootConfig
+from regrasp.models.groot.network.action_head import ActionHead
+from regrasp.models.groot.network.backbone import Backbone
 from regrasp.models.groot.policy import CONTEXT_LAYERS
 from regrasp.models.inputs import InputNames
 from regrasp.models.registry import load_policy

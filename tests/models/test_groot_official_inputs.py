@@ -15,9 +15,9 @@ from groot_toys import toy_config, toy_settings
 from regrasp.envs.contract import Observation
 from regrasp.errors import UserError
 from regrasp.models.groot.config import GrootConfig
-from regrasp.models.groot.metadata import METADATA_FILE
 from regrasp.models.groot.policy import GrootPolicy
-from regrasp.models.groot.processor import GrootProcessor
+from regrasp.models.groot.processing.metadata import METADATA_FILE
+from regrasp.models.groot.processing.processor import GrootProcessor
 from regrasp.models.inputs import InputNames
 from regrasp.models.normalization import Statistics
 

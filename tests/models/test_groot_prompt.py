@@ -6,8 +6,8 @@ import pytest
 from eagle_tokenizer import SENTENCES, TEMPLATE, write_eagle_tokenizer
 
 from regrasp.errors import UserError
-from regrasp.models.groot.prompt import PromptFormat
-from regrasp.models.groot.tokenizer import TextEncoder, load_tokenizer
+from regrasp.models.groot.processing.prompt import PromptFormat
+from regrasp.models.groot.processing.tokenizer import TextEncoder, load_tokenizer
 
 LAYOUTS = ("vocab", "added", "json")
 PUBLISHED = (

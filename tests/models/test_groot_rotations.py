@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from regrasp.models.groot.rotations import RotationScaling, convert_rotation, rotation_bounds, rotation_width
+from regrasp.models.groot.processing.rotations import RotationScaling, convert_rotation, rotation_bounds, rotation_width
 from regrasp.models.inputs import Rotation
 from regrasp.models.normalization import Normalizer
 

@@ -8,8 +8,8 @@ from eagle_tokenizer import write_eagle_tokenizer
 from huggingface_hub import constants
 
 from regrasp.errors import UserError
-from regrasp.models.groot.prompt import PromptFormat
-from regrasp.models.groot.tokenizer import TextEncoder, load_tokenizer, save_tokenizer, train_tokenizer
+from regrasp.models.groot.processing.prompt import PromptFormat
+from regrasp.models.groot.processing.tokenizer import TextEncoder, load_tokenizer, save_tokenizer, train_tokenizer
 
 SENTENCES = ("pick up the red cube", "pick up the green cube", "push it")
 

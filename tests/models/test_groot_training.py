@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from regrasp.checkpoint.hub_folder import load_safetensors
 from regrasp.errors import UserError
-from regrasp.models.groot.action_head import ActionHead
 from regrasp.models.groot.checkpoint import load_groot
 from regrasp.models.groot.config import GrootConfig
+from regrasp.models.groot.network.action_head import ActionHead
 from regrasp.models.groot.policy import GrootPolicy
 from regrasp.models.settings import LoraSettings
 

@@ -15,16 +15,16 @@ from lab_recordings import demo, write_recording
 from regrasp.config.load import load_config
 from regrasp.config.schema import ExperimentConfig
 from regrasp.data.lerobot import DatasetWriter, FeatureSpec
+from regrasp.engine.policies import create_policy
 from regrasp.envs.contract import EnvSpec
 from regrasp.envs.selection import ArraySpec
 from regrasp.errors import UserError
 from regrasp.models.groot.checkpoint import load_groot
-from regrasp.models.groot.data_config import KeyConfig
+from regrasp.models.groot.processing.data_config import KeyConfig
 from regrasp.models.inputs import InputNames
-from regrasp.runners.convert import convert, survey
-from regrasp.runners.demonstrations import ACTION, MAIN_CAMERA, STATE
-from regrasp.runners.policies import create_policy
-from regrasp.runners.stages import train_base
+from regrasp.stages.commands import train_base
+from regrasp.stages.convert import convert, survey
+from regrasp.stages.demonstrations import ACTION, MAIN_CAMERA, STATE
 
 KEYS = "[{key: arm, mode: min_max}, {key: gripper, mode: min_max}]"
 NAMES = (

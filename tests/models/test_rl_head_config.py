@@ -13,12 +13,12 @@ from groot_toys import ACTION_DIM, keyed_noise, toy_config, toy_observation, toy
 from tensordict import TensorDict
 
 from regrasp.config.load import load_config
+from regrasp.engine.policies import head_settings
 from regrasp.errors import UserError
 from regrasp.models.groot.config import GrootConfig
 from regrasp.models.groot.policy import GrootPolicy
 from regrasp.models.registry import load_policy
 from regrasp.models.settings import RlHeadSettings
-from regrasp.runners.policies import head_settings
 
 REFERENCE = Path(__file__).parents[1] / "config" / "reference_experiment.yaml"
 BLOCK = "actor.model.rl_head_config"

@@ -55,7 +55,7 @@ def test_wheel_holds_the_package_and_only_the_package(wheel: Path):
     assert names == {path.relative_to(source).as_posix() for path in files}
     assert "regrasp/py.typed" in names
     assert "regrasp/configs/pick_cube_ppo_groot.yaml" in names
-    assert any(name.startswith("regrasp/observe/templates/") and name.endswith(".html") for name in names)
+    assert any(name.startswith("regrasp/logging/templates/") and name.endswith(".html") for name in names)
 
 
 def test_wheel_carries_license_and_command(wheel: Path):

@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     require_new(output, overwrite=args.overwrite, key=key)
     require_writable(output, key=key)
     prepare_torch(loaded)
-    from regrasp.runners.stages import collect_demonstrations
+    from regrasp.stages.commands import collect_demonstrations
 
     folder, attempts = collect_demonstrations(loaded.config, output, policy)
     print(f"Demonstrations: {folder} ({attempts} attempts)")

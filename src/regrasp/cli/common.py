@@ -219,7 +219,7 @@ def _memory_lines(loaded: LoadedConfig) -> list[str]:
         return ["memory: no model folder is given, so its size is not known"]
     if not Path(model_path).expanduser().exists():
         return [f"memory: the model folder {model_path} is not on this machine, so its size is not known"]
-    from regrasp.runners.memory import memory_estimate
+    from regrasp.engine.memory import memory_estimate
 
     return memory_estimate(loaded.config)
 
@@ -232,7 +232,7 @@ def _model_warnings(loaded: LoadedConfig) -> Iterator[str]:
     if not Path(model.model_path).expanduser().exists():
         yield f"actor.model.model_path: {model.model_path} was not found, so it was not checked."
         return
-    from regrasp.runners.policies import slot_warning
+    from regrasp.engine.policies import slot_warning
 
     for name, mapping in (("train", env.train.mapping), ("eval", env.eval.mapping)):
         if warning := slot_warning(model, mapping):

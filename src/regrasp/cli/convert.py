@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
         output, key = Path(collect.output_dir if collect else "demos"), "collect.output_dir"
     require_new(output, overwrite=args.overwrite, key=key)
     require_writable(output, key=key)
-    from regrasp.runners.convert import convert, omission_lines, survey
+    from regrasp.stages.convert import convert, omission_lines, survey
 
     chosen = survey(loaded.config, files, fps=args.fps, keep_failed=args.keep_failed)
     _warn(chosen.warnings)
@@ -66,7 +66,7 @@ def _rehearse(args: argparse.Namespace, loaded: LoadedConfig, files: Sequence[Pa
     """What `--dry_run` shows: every value, and which episodes of the recordings would be taken."""
     lines: list[str] = []
     if files:
-        from regrasp.runners.convert import omission_lines, survey
+        from regrasp.stages.convert import omission_lines, survey
 
         with contextlib.redirect_stdout(sys.stderr):  # what is printed can be read as YAML
             chosen = survey(loaded.config, files, fps=args.fps, keep_failed=args.keep_failed)

@@ -45,7 +45,7 @@ def _line(name: str, text: str) -> None:
 def _system() -> None:
     import psutil
 
-    from regrasp.hardware import available_cores
+    from regrasp.device import available_cores
 
     memory = psutil.virtual_memory()
     _line("Python", f"{platform.python_version()} ({sys.executable})")

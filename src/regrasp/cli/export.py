@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     require_writable(args.output, key="--output")
     import torch
 
-    from regrasp.runners.export import ExportOptions, export
+    from regrasp.stages.export import ExportOptions, export
 
     folder = export(
         ExportOptions(

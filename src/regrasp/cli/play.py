@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _play(args: argparse.Namespace, loaded: LoadedConfig, run_dir: Path) -> None:
     prepare_torch(loaded)
-    from regrasp.runners.play import PlayOptions, play
+    from regrasp.stages.play import PlayOptions, play
 
     options = PlayOptions(
         kind=args.policy,

@@ -22,12 +22,12 @@ def run(args: argparse.Namespace) -> int:
     loaded = load_to_run(args, block="pretrain")
     if loaded is None:
         if args.loaded.config.pretrain is not None:
-            from regrasp.runners.pretrain import check_instructions
+            from regrasp.stages.pretrain import check_instructions
 
             check_instructions(args.loaded.config)
         return 0
     prepare_torch(loaded)
-    from regrasp.runners.stages import pretrain_backbone
+    from regrasp.stages.commands import pretrain_backbone
 
     folder, error = pretrain_backbone(loaded.config, args.output, again=args.again)
     done = "already there" if error is None else f"median grounding error {error:.2f} cm"

@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     output = args.output or Path("quickstart-run") / f"seed_{loaded.config.seed}"
     require_writable(output, key="--output")
     prepare_torch(loaded)
-    from regrasp.runners.quickstart import quickstart
+    from regrasp.stages.quickstart import quickstart
 
     quickstart(loaded, output, command_line(args))
     return 0

@@ -19,7 +19,7 @@ def run(args: argparse.Namespace) -> int:
     output = args.output or args.run_dir / "report.html"
     if args.output is not None or args.run_dir.is_dir():
         require_writable(output.parent, key="--output")
-    from regrasp.runners.report import report_run
+    from regrasp.stages.report import report_run
 
     path = report_run(args.run_dir, output)
     print(f"Report: {path.resolve()}")

@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     require_new(output, overwrite=args.overwrite, key=key)
     require_writable(output, key=key)
     prepare_torch(loaded)
-    from regrasp.runners.stages import train_base
+    from regrasp.stages.commands import train_base
 
     folder, result = train_base(loaded.config, output=output)
     validation = "" if result.validation_loss is None else f", validation loss {result.validation_loss:.3f}"

@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     require_paths(loaded.config, "train", loaded.file)
     with _run_folder(args, loaded) as run_dir:
         prepare_torch(loaded)
-        from regrasp.runners.session import train
+        from regrasp.stages.train import train
 
         try:
             finished = train(loaded, run_dir)
@@ -77,7 +77,7 @@ def _evaluate(args: argparse.Namespace, loaded: LoadedConfig) -> int:
     require_paths(loaded.config, "play", loaded.file)
     with open_run_folder(args, loaded, kind=("eval",)) as run_dir:
         prepare_torch(loaded)
-        from regrasp.runners.play import PlayOptions, play
+        from regrasp.stages.play import PlayOptions, play
 
         play(loaded, run_dir, PlayOptions())
     return 0
@@ -101,7 +101,7 @@ def _run_folder(args: argparse.Namespace, loaded: LoadedConfig) -> Iterator[Path
 
 def _newest_checkpoint(run_dir: Path, loaded: LoadedConfig) -> Path | None:
     from regrasp.checkpoint.verify import is_complete
-    from regrasp.runners.train import checkpoints_folder
+    from regrasp.runner.runner import checkpoints_folder
 
     folders = step_folders(checkpoints_folder(run_dir, loaded.config).resolve())
     return next(filter(is_complete, folders), None)

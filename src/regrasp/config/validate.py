@@ -23,7 +23,7 @@ from regrasp.config.schema import (
 )
 from regrasp.config.sources import split_key
 from regrasp.errors import UserError
-from regrasp.models.groot.data_config import data_config
+from regrasp.models.groot.processing.data_config import data_config
 from regrasp.models.inputs import EMBODIMENT_IDS, NEW_EMBODIMENT, bare_key
 
 _DEVICES = re.compile(r"all|\d+(-\d+)?(,\d+(-\d+)?)*")

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from regrasp.engine.compilation import compile_policy
-from regrasp.engine.precision import ActingPolicy, apply_precision
 from regrasp.envs.mapping import ActionMapping
-from regrasp.workers.evaluation import Choose, policy_chooser
-from regrasp.workers.rollout import RolloutWorker, block_size
+from regrasp.learner.compilation import compile_policy
+from regrasp.learner.precision import ActingPolicy, apply_precision
+from regrasp.rollout.evaluation import Choose, policy_chooser
+from regrasp.rollout.inference import RolloutWorker, block_size
 
 if TYPE_CHECKING:
     from regrasp.config.schema import ExperimentConfig

@@ -11,17 +11,17 @@ from torch import Tensor
 
 from regrasp.config.batches import num_samples, num_updates
 from regrasp.config.schema import ExperimentConfig
-from regrasp.data.rollout import Rollout, RolloutBuilder
 from regrasp.engine.acting import evaluation_chooser
-from regrasp.engine.compilation import capture_updates, compile_policy
-from regrasp.engine.precision import ActingPolicy, apply_precision
 from regrasp.envs.contract import VecEnv
 from regrasp.envs.mapping import ActionMapping
+from regrasp.learner.compilation import capture_updates, compile_policy
+from regrasp.learner.learner import ActorWorker
+from regrasp.learner.precision import ActingPolicy, apply_precision
 from regrasp.models.contract import Policy
-from regrasp.workers.actor import ActorWorker
-from regrasp.workers.env import EnvWorker, EpisodeResult
-from regrasp.workers.evaluation import Evaluation, Recorder
-from regrasp.workers.rollout import RolloutWorker, block_size, interact
+from regrasp.rollout.buffers import Rollout, RolloutBuilder
+from regrasp.rollout.episodes import EnvWorker, EpisodeResult
+from regrasp.rollout.evaluation import Evaluation, Recorder
+from regrasp.rollout.inference import RolloutWorker, block_size, interact
 
 
 @dataclass

@@ -11,7 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
-from regrasp.envs.remote.simulator import INFO, OBSERVATION, Arrays, SimulatorSpec
+from regrasp.envs.process.simulator import INFO, OBSERVATION, Arrays, SimulatorSpec
 
 _OUTCOMES = ("rewards", "num_executed", "terminated", "truncated", "success")
 

@@ -35,7 +35,7 @@ def create_env(config: EnvConfig, name: Literal["train", "eval"], max_chunk: int
     Raises:
         UserError: The simulator or task is unknown, or its observations do not fit the mapping.
     """
-    from regrasp.streams import construction_seed
+    from regrasp.seeding import construction_seed
 
     module, function = _factory(config, name)
     _check_lab_keys(config, name)

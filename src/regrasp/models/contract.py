@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from regrasp.envs.contract import Observation
 from regrasp.models.observations import check_observation
-from regrasp.streams import KeyedNoise
+from regrasp.seeding import KeyedNoise
 
 Mode = Literal["encode", "act", "evaluate", "value", "decode"]
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from regrasp.config.schema import EnvConfig, MappingConfig
 from regrasp.envs.isaaclab.child.options import TaskOptions
-from regrasp.envs.remote.process import Deadlines
+from regrasp.envs.process.process import Deadlines
 from regrasp.errors import UserError
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from regrasp.envs.contract import Step
-from regrasp.envs.remote.vector import RemoteVecEnv
+from regrasp.envs.process.vector import RemoteVecEnv
 
 _EPISODES = 2
 """Episodes per environment after which a reward that never varied is reported."""

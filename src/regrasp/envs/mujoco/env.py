@@ -12,8 +12,8 @@ from regrasp.config.describe import block_fields
 from regrasp.config.schema import EnvConfig
 from regrasp.envs.mujoco.backend import require_backend, require_chosen_backend
 from regrasp.envs.mujoco.catalog import TASK_IDS, TASK_OPTIONS, load_class
-from regrasp.envs.remote.process import Deadlines
-from regrasp.envs.remote.simulator import SimulatorSpec
+from regrasp.envs.process.process import Deadlines
+from regrasp.envs.process.simulator import SimulatorSpec
 from regrasp.errors import UserError
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def create_env(config: EnvConfig, name: str, max_chunk: int, seed: int) -> VecEn
         UserError: The task is unknown, an option of it wrong, its observations do not fit the mapping, or images
             cannot be rendered.
     """
-    from regrasp.envs.remote.vector import RemoteVecEnv
+    from regrasp.envs.process.vector import RemoteVecEnv
 
     _check_task(config, name)
     renders = config.mapping.main_images is not None or config.video_cfg.save_video

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from regrasp.device import available_cores
 from regrasp.envs.mujoco.backend import require_backend
 from regrasp.errors import SimulatorError
-from regrasp.hardware import available_cores
 
 _PIECE = 500
 

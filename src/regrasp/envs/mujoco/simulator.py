@@ -12,7 +12,7 @@ from regrasp.envs.chunk import ChunkedSimulator, Outcome
 from regrasp.envs.mujoco.catalog import TASK_IDS, TASK_OPTIONS, load_class
 from regrasp.envs.mujoco.renderer import Renderer
 from regrasp.envs.mujoco.task import Task
-from regrasp.envs.remote.simulator import Simulator, SimulatorSpec
+from regrasp.envs.process.simulator import Simulator, SimulatorSpec
 
 CAMERA_GROUP = "camera_images/"
 VECTOR_GROUP = "policy/"

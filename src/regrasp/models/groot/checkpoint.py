@@ -11,13 +11,13 @@ import torch
 
 from regrasp.checkpoint.hub_folder import StoredTensor, list_safetensors
 from regrasp.errors import UserError
-from regrasp.models.groot.action_head import ActionHead
-from regrasp.models.groot.backbone import Backbone
 from regrasp.models.groot.config import EagleConfig, GrootConfig
 from regrasp.models.groot.generations import check_generation
-from regrasp.models.groot.noise_net import NoiseNet
+from regrasp.models.groot.network.action_head import ActionHead
+from regrasp.models.groot.network.backbone import Backbone
+from regrasp.models.groot.network.noise_net import NoiseNet
 from regrasp.models.groot.policy import RL_PARTS, GrootPolicy
-from regrasp.models.groot.processor import GrootProcessor
+from regrasp.models.groot.processing.processor import GrootProcessor
 from regrasp.models.inputs import InputNames
 from regrasp.models.settings import RlHeadSettings
 from regrasp.models.value_head import ValueHead

@@ -13,20 +13,20 @@ from torch import Tensor, nn
 
 from regrasp.algorithms import flow
 from regrasp.algorithms.noise_color import NoiseColor, noise_color
+from regrasp.device import send
 from regrasp.envs.contract import Observation
 from regrasp.errors import UserError
 from regrasp.models.contract import Action, Evaluation, Noise, Policy, PolicySpec
-from regrasp.models.groot.action_head import ActionHead, CategoryLinear, ContextCache
-from regrasp.models.groot.backbone import Backbone
 from regrasp.models.groot.config import GrootConfig
-from regrasp.models.groot.lora import adapters, add_adapters, merge_adapters
-from regrasp.models.groot.noise_net import NoiseNet
-from regrasp.models.groot.processor import GrootProcessor
-from regrasp.models.groot.transformer import DiffusionBlock
+from regrasp.models.groot.network.action_head import ActionHead, CategoryLinear, ContextCache
+from regrasp.models.groot.network.backbone import Backbone
+from regrasp.models.groot.network.lora import adapters, add_adapters, merge_adapters
+from regrasp.models.groot.network.noise_net import NoiseNet
+from regrasp.models.groot.network.transformer import DiffusionBlock
+from regrasp.models.groot.processing.processor import GrootProcessor
 from regrasp.models.initialization import seeded
 from regrasp.models.settings import RlHeadSettings
 from regrasp.models.value_head import ValueHead
-from regrasp.transfer import send
 
 CONTEXT_LAYERS = ("action_head.vlln.", "action_head.vl_self_attention.")
 RL_PARTS = ("value_head", "noise_net")

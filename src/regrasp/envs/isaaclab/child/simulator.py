@@ -13,7 +13,7 @@ from regrasp.envs.chunk import BatchOutcome
 from regrasp.envs.isaaclab.child import observations, signals
 from regrasp.envs.isaaclab.child.episodes import Episodes
 from regrasp.envs.isaaclab.child.options import TaskOptions
-from regrasp.envs.remote.simulator import SimulatorSpec
+from regrasp.envs.process.simulator import SimulatorSpec
 from regrasp.envs.selection import find_observation
 from regrasp.errors import UserError
 

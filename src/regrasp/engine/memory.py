@@ -1,0 +1,141 @@
+"""How much memory a run will take, before it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from regrasp.config.batches import num_samples, num_updates
+from regrasp.config.schema import ExperimentConfig
+from regrasp.engine.policies import check_embodiment, head_settings, input_names
+from regrasp.learner.learner import ActorWorker
+from regrasp.learner.precision import apply_precision
+from regrasp.logging.text import byte_size
+from regrasp.models.contract import Policy
+from regrasp.models.groot.policy import GrootPolicy
+from regrasp.models.registry import preview_policy
+
+_CPU = torch.device("cpu")
+_MOMENTS = 2
+"""Of AdamW, each like the weight."""
+
+
+@dataclass(frozen=True)
+class PolicyMemory:
+    """Bytes that a policy takes while it is trained, activations aside."""
+
+    num_parameters: int
+    """Stored weights, the embodiment's slot counted once."""
+    num_trained: int
+    weights: int
+    """What is stored, constants included."""
+    training: int
+    """Gradients and AdamW's moments."""
+    half_copy: int
+    """Trained weights in bfloat16, which all passes read instead."""
+    start: int
+    """Copy of the weights that the run starts from, for `algorithm.kl_beta`."""
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.weights + self.training + self.half_copy + self.start
+
+
+def memory_estimate(config: ExperimentConfig) -> list[str]:
+    """Lines about inputs, weights, optimizer and rollout storage of the model `actor.model.model_path`.
+
+    Raises:
+        UserError: The model folder is damaged, or does not fit the experiment.
+    """
+    model, mapping = config.actor.model, config.env.train.mapping
+    assert model.model_path is not None
+    policy = preview_policy(model.model_path, head_settings(model), input_names(model, mapping))
+    if policy is None:
+        return ["memory: the size of this kind of model is known only once it is loaded"]
+    check_embodiment(policy, mapping)
+    memory = policy_memory(policy, config)
+    lines = [
+        *([] if not isinstance(policy, GrootPolicy) else [_inputs(policy)]),
+        f"weights: {memory.num_parameters / 1e6:.1f} M parameters, {byte_size(memory.weights)}",
+        f"training {memory.num_trained / 1e6:.1f} M of them: {byte_size(memory.training)} (gradients, AdamW's moments)",
+    ]
+    if memory.half_copy:
+        lines.append(f"copy of them in bfloat16, for all passes: {byte_size(memory.half_copy)}")
+    if memory.start:
+        lines.append(f"copy of the start, for algorithm.kl_beta: {byte_size(memory.start)}")
+    on_device = memory.total
+    if isinstance(policy, GrootPolicy):
+        stored = decision_bytes(policy, config)
+        samples, on_host = num_samples(config), config.runner.feature_storage == "host"
+        what = "stored observations" if _recomputes(config) else "cached features"
+        where = "in host memory" if on_host else "on the device"
+        lines.append(f"{what}: {samples} decisions x {stored / 1e3:.0f} kB = {byte_size(samples * stored)}, {where}")
+        on_device += 0 if on_host else samples * stored
+    return [*lines, f"together on the device: {byte_size(on_device)}, activations and minibatches aside"]
+
+
+def _inputs(policy: GrootPolicy) -> str:
+    """What a model reads and writes, by its own names."""
+    config, parts = policy.processor.config, policy.processor.parts
+    state, action = (", ".join(f"{key} {width}" for key, width in parts(kind)) for kind in ("state", "action"))
+    return (
+        f"model: embodiment {config.embodiment_tag} in slot {config.embodiment_id}; cameras"
+        f" {', '.join(config.data_config.video)}; state {state}; action {action}; {config.sequence_length} tokens"
+    )
+
+
+def policy_memory(policy: Policy, config: ExperimentConfig) -> PolicyMemory:
+    """Count what the engine makes of a policy.
+
+    Args:
+        policy: Fresh, best on the meta device, where copies cost nothing; it is made ready for training.
+        config: The experiment.
+    """
+    model = config.actor.model
+    num_parameters = sum(tensor.numel() for tensor in policy.state_dict().values())
+    apply_precision(policy, model, _CPU)
+    actor = ActorWorker(
+        policy,
+        config.actor,
+        config.algorithm,
+        num_updates=num_updates(config),
+        seed=0,
+        recompute_features=_recomputes(config),
+        device=_CPU,
+    )
+    trained: list[nn.Parameter] = [weight for group in actor.optimizer.param_groups for weight in group["params"]]
+    halves = {} if actor.halved is None else actor.halved.halves
+    computing = [halves.get(parameter, parameter) for parameter in trained]
+    summed = halves if config.actor.global_batch_size > config.actor.micro_batch_size else {}
+    return PolicyMemory(
+        num_parameters=num_parameters,
+        num_trained=sum(parameter.numel() for parameter in trained),
+        weights=_bytes((*policy.parameters(), *policy.buffers())),
+        training=_MOMENTS * _bytes(trained) + _bytes(computing) + _bytes(summed),
+        half_copy=_bytes(halves.values()),
+        start=_bytes(computing) if config.algorithm.kl_beta else 0,
+    )
+
+
+def decision_bytes(policy: GrootPolicy, config: ExperimentConfig) -> int:
+    """Bytes that a rollout stores of what a decision was taken on: features, or what they are computed from."""
+    sizes, processor = policy.config, policy.processor
+    state = sizes.action_head_cfg.max_state_dim * torch.float32.itemsize
+    tokens = processor.config.sequence_length
+    if _recomputes(config):
+        return state + tokens * torch.int64.itemsize + processor.num_views * 3 * sizes.image_size**2
+    # A wholly frozen backbone computes in the format that it is stored in.
+    dtype = torch.bfloat16 if config.actor.model.precision == "bf16" else torch.float32
+    return state + tokens * sizes.action_head_cfg.backbone_embedding_dim * dtype.itemsize
+
+
+def _recomputes(config: ExperimentConfig) -> bool:
+    return config.runner.recompute_features or config.actor.model.trains_backbone
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors)

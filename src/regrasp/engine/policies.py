@@ -1,0 +1,272 @@
+"""Policies as an experiment asks for them: loaded, overlaid with RL weights, or new."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from regrasp.checkpoint.layout import EXPORT
+from regrasp.checkpoint.read import checkpoint_of, load_full_weights
+from regrasp.config.schema import MappingConfig, ModelConfig
+from regrasp.envs.contract import EnvSpec
+from regrasp.envs.selection import ObservationSelection
+from regrasp.errors import UserError
+from regrasp.models.contract import Policy
+from regrasp.models.groot.processing.data_config import PROCESSOR_FILE
+from regrasp.models.inputs import EMBODIMENT_IDS, InputNames, bare_key, embodiment_id
+from regrasp.models.mlp.policy import MlpPolicy
+from regrasp.models.registry import load_policy
+from regrasp.models.settings import LoraSettings, RlHeadSettings
+
+
+def head_settings(model: ModelConfig) -> RlHeadSettings:
+    """The part of `actor.model` that a policy is built with."""
+    head = model.rl_head_config
+    return RlHeadSettings(
+        num_action_chunks=model.num_action_chunks,
+        action_dim=model.action_dim,
+        denoising_steps=model.denoising_steps,
+        noise_method=head.noise_method,
+        noise_level=head.noise_level,
+        noise_anneal=head.noise_params if head.noise_anneal else None,
+        joint_logprob=head.joint_logprob,
+        ignore_last=head.ignore_last,
+        noise_color=head.noise_color,
+        disable_dropout=head.disable_dropout,
+        trainable=model.trainable,
+        precision=model.precision,
+        lora=LoraSettings(**dataclasses.asdict(model.lora)) if model.is_lora else None,
+        attn_implementation=model.attn_implementation,
+        add_value_head=model.add_value_head,
+        value_head_hidden=model.value_head_hidden,
+        use_vlm_value=head.use_vlm_value,
+        value_vlm_mode=head.value_vlm_mode,
+        detach_critic_input=head.detach_critic_input,
+        padding_value=head.padding_value,
+    )
+
+
+def input_names(model: ModelConfig, mapping: MappingConfig) -> InputNames:
+    """How an experiment calls the model's inputs."""
+    names, block = mapping.gr00t_mapping, mapping.data_config
+    return InputNames(
+        embodiment_tag=mapping.embodiment_tag,
+        embodiment_tag_id=mapping.embodiment_tag_id,
+        views=names and tuple(map(bare_key, (names.video.main_images, *names.video.extra_view_images))),
+        state=names and tuple((bare_key(entry.gr00t_key), *entry.slice) for entry in names.state),
+        data_config=mapping.data_config_class if block is None else dataclasses.asdict(block),
+        tokenizer_path=None if model.tokenizer_path is None else Path(model.tokenizer_path).expanduser(),
+    )
+
+
+def create_policy(
+    model: ModelConfig, mapping: MappingConfig, env: EnvSpec, seed: int, location: str = "env.train.mapping"
+) -> Policy:
+    """The policy that training starts from: the folder `actor.model.model_path`, or a new state policy.
+
+    Args:
+        model: The model.
+        mapping: Its inputs.
+        env: What the environments offer.
+        seed: Draws the weights of a new policy.
+        location: Where the mapping stands, for errors.
+
+    Raises:
+        UserError: There is no folder to load, or the policy does not fit the environments.
+    """
+    if model.model_path is not None:
+        policy = load_policy(model.model_path, head_settings(model), input_names(model, mapping))
+    elif model.model_type == "mlp":
+        policy = MlpPolicy(
+            state_dim=env.state_dim,
+            action_dim=model.action_dim,
+            num_action_chunks=model.num_action_chunks,
+            hidden=model.mlp.hidden,
+            initial_std=model.mlp.initial_std,
+            seed=seed,
+        )
+    else:
+        raise UserError(
+            "No pretrained model is given",
+            key="actor.model.model_path",
+            expected="the folder of a pretrained model",
+            mend="pass --model_path; `regrasp sft` trains a base model",
+        )
+    check_fit(policy, mapping, env, location)
+    if warning := slot_warning(model, mapping):
+        print(f"[WARN] {location}.embodiment_tag_id: {warning}", flush=True)
+    if warning := order_warning(policy, mapping, env, location):
+        print(f"[WARN] {location}.states: {warning}", flush=True)
+    return policy
+
+
+def knows_slot(model: ModelConfig) -> bool:
+    """Whether the model says itself which slot it was trained in, or has none: a published folder leaves it open."""
+    if model.model_path is None or model.model_type == "mlp":
+        return True
+    return (Path(model.model_path).expanduser() / PROCESSOR_FILE).is_file()
+
+
+def slot_warning(model: ModelConfig, mapping: MappingConfig) -> str | None:
+    """What speaks against the slot that is given for a published folder; None where nothing does."""
+    given, published = mapping.embodiment_tag_id, EMBODIMENT_IDS.get(mapping.embodiment_tag)
+    if knows_slot(model) or published is None or given in (None, published):
+        return None
+    return (
+        f"the projectors of slot {given} were not trained for {mapping.embodiment_tag}, whose published slot is"
+        f" {published}; leave embodiment_tag_id out, unless this checkpoint has it there"
+    )
+
+
+def order_warning(policy: Policy, mapping: MappingConfig, env: EnvSpec, location: str) -> str | None:
+    """What speaks against the order of a mapping's states; None where nothing does, or where they are named."""
+    parts = policy.spec.state_parts
+    if mapping.gr00t_mapping is not None or len(parts) != len(mapping.states):
+        return None
+    sources = ObservationSelection(mapping, env.raw_observations, location).states
+    widths = [source.stop - source.start for source in sources]
+    if [width for _, width in parts] == widths:
+        return None
+    given = ", ".join(f"{source.key} {width}" for source, width in zip(sources, widths, strict=True))
+    expected = ", ".join(f"{key} {width}" for key, width in parts)
+    return f"{given} values wide are taken for {expected}, one after the other; gr00t_mapping.state names what is what"
+
+
+def check_fit(policy: Policy, mapping: MappingConfig, env: EnvSpec, location: str = "env.train.mapping") -> None:
+    """Check that the mapping, which stands at `location`, delivers what the policy was trained on.
+
+    Raises:
+        UserError: Embodiment, state width or number of cameras differ.
+    """
+    check_embodiment(policy, mapping, location)
+    expected = policy.spec
+    if expected.state_dim != env.state_dim:
+        raise UserError(
+            "The mapping's state does not have the width that the model was trained with",
+            key=f"{location}.states",
+            value=f"{env.state_dim} values",
+            expected=f"{expected.state_dim} values",
+            mend="list the same state keys, in the same order, as for the model's demonstrations"
+            + ("; or correct the slices of gr00t_mapping.state" if mapping.gr00t_mapping else ""),
+        )
+    has_main = mapping.main_images is not None
+    num_views = has_main + env.num_extra_views
+    if expected.num_views and expected.num_views != num_views:
+        raise UserError(
+            "The mapping does not give the model the cameras that it was trained with",
+            key=f"{location}.{'extra_view_images' if has_main else 'main_images'}",
+            value=f"{num_views} cameras in all",
+            expected=f"{expected.num_views} cameras in all",
+            mend="list the same cameras, in the same order, as for the model's demonstrations",
+        )
+
+
+def check_embodiment(policy: Policy, mapping: MappingConfig, location: str = "env.train.mapping") -> None:
+    """Check that the mapping, which stands at `location`, names the embodiment that the policy was trained for.
+
+    Raises:
+        UserError: It names another one.
+    """
+    key, tag, expected = f"{location}.embodiment_tag_id", policy.spec.embodiment_tag, policy.spec.embodiment_id
+    if tag is None or expected is None:
+        return
+    slot = embodiment_id(mapping.embodiment_tag, mapping.embodiment_tag_id, key=key, trained=(tag, expected))
+    if slot != expected:
+        raise UserError(
+            "The mapping names another embodiment than the model was trained for",
+            key=key,
+            value=slot,
+            expected=str(expected),
+            mend="correct embodiment_tag_id, or train a base model for this embodiment with `regrasp sft`",
+        )
+
+
+def overlay_rl_weights(policy: Policy, checkpoint: Path) -> None:
+    """Load `full_weights.pt` of an RL checkpoint over a base model.
+
+    Raises:
+        UserError: The weights are those of another architecture.
+    """
+    weights = load_full_weights(checkpoint)
+    if any(".lora_A." in name for name in weights):
+        raise UserError(
+            "These weights hold adapters beside the base model's weights",
+            file=checkpoint,
+            key="--rl_model_path",
+            expected="weights without adapters",
+            mend=f"give {checkpoint / 'model'} as --model_path instead: it holds them merged",
+        )
+    own = policy.state_dict()
+    unused = {name for name in weights if name not in own and name.split(".")[0] in ("value_head", "noise_net")}
+    load_weights(
+        policy,
+        {name: tensor for name, tensor in weights.items() if name not in unused},
+        problem="The RL weights do not fit the base model",
+        file=checkpoint,
+        key="--rl_model_path",
+        mend="give as --model_path the base model that this RL run started from",
+    )
+    _check_same_inputs(policy, checkpoint)
+
+
+def _check_same_inputs(policy: Policy, path: Path) -> None:
+    """Check that a base model prepares its inputs as the run that a checkpoint is of did.
+
+    Raises:
+        UserError: It does not; the checkpoint's own model folder would.
+    """
+    from regrasp.models.groot.checkpoint import load_processor
+    from regrasp.models.groot.policy import GrootPolicy
+
+    checkpoint = checkpoint_of(path)
+    folder = None if checkpoint is None else checkpoint / EXPORT
+    if folder is None or not folder.is_dir() or not isinstance(policy, GrootPolicy):
+        return
+    own, trained = policy.processor, load_processor(folder)
+    differ = [name for name, value in vars(trained.config).items() if getattr(own.config, name) != value]
+    if own.metadata.content != trained.metadata.content:
+        differ.append("statistics")
+    if differ:
+        raise UserError(
+            "The run prepared the model's inputs in another way than this base model and experiment do",
+            file=path,
+            key="--rl_model_path",
+            value=", ".join(differ),
+            expected="the same in both",
+            mend=f"give {folder} as --model_path, and no --rl_model_path",
+        )
+
+
+def load_weights(
+    policy: Policy, weights: Mapping[str, Tensor], *, problem: str, file: Path, key: str, mend: str
+) -> None:
+    """Load weights of the policy's very architecture.
+
+    Raises:
+        UserError: Names or shapes differ; `problem`, `file`, `key` and `mend` are its fields.
+    """
+    own = policy.state_dict()
+    wrong = sorted(
+        name
+        for name in own.keys() | weights.keys()
+        if name not in own or name not in weights or own[name].shape != weights[name].shape
+    )
+    if wrong:
+        raise UserError(
+            problem,
+            file=file,
+            key=key,
+            value=", ".join(wrong[:5]) + (f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""),
+            expected="tensors of the same names and shapes as the policy's",
+            mend=mend,
+        )
+    policy.load_state_dict(weights)
+
+
+def choose_device() -> torch.device:
+    """The first GPU, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,0 +1,230 @@
+"""The parent's handle on one simulator process: start, call with a deadline, explain a failure, stop."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import regrasp
+from regrasp.envs.process import protocol
+from regrasp.envs.process.output import OutputTail
+from regrasp.envs.process.simulator import SimulatorSpec, spec_from_json
+from regrasp.errors import SimulatorError, UserError
+
+_PACKAGE = Path(regrasp.__file__).parent
+# Imports this very package by its path, so that another interpreter sees it without our other site-packages.
+_BOOTSTRAP = """
+import importlib.util, sys
+spec = importlib.util.spec_from_file_location("regrasp", {init!r}, submodule_search_locations=[{package!r}])
+sys.modules["regrasp"] = module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+from regrasp.envs.process.child import main
+main({descriptor}, {lifeline})
+"""
+_TAIL_BYTES = 3000
+
+
+@dataclass(frozen=True)
+class Deadlines:
+    """Seconds a simulator may take."""
+
+    startup: float = 300.0
+    reset: float = 120.0
+    step: float = 120.0
+
+
+class SimulatorProcess:
+    """One child process that serves a `Simulator`.
+
+    Args:
+        name: Shown in errors, for example "train environments 0-63".
+        factory: `module:callable` that creates the simulator inside the child.
+        settings: JSON keyword arguments of the factory.
+        deadlines: How long start, reset and step may take.
+        python: The child's interpreter; None for ours.
+        environment: Environment variables set for the child.
+        python_key: Dotted path of the configuration key that names `python`, for errors.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        factory: str,
+        settings: Mapping[str, Any],
+        deadlines: Deadlines,
+        python: str | None = None,
+        environment: Mapping[str, str] | None = None,
+        python_key: str | None = None,
+    ) -> None:
+        self.name = name
+        self._python_key = python_key
+        self.deadlines = deadlines
+        self._output = OutputTail()
+        self._arrays: dict[str, protocol.SharedArrays] = {}
+        self._awaited: tuple[str, float] | None = None
+        self._socket, theirs = socket.socketpair()
+        their_lifeline, ours = os.pipe()
+        self._lifeline = os.fdopen(ours, "wb", 0)
+        try:
+            self._process = self._spawn(python or sys.executable, theirs.fileno(), their_lifeline, environment or {})
+        finally:
+            theirs.close()
+            os.close(their_lifeline)
+        self._begin("hello", deadlines.startup, version=protocol.VERSION, factory=factory, settings=dict(settings))
+
+    def _spawn(
+        self, python: str, descriptor: int, lifeline: int, environment: Mapping[str, str]
+    ) -> subprocess.Popen[bytes]:
+        code = _BOOTSTRAP.format(
+            init=str(_PACKAGE / "__init__.py"), package=str(_PACKAGE), descriptor=descriptor, lifeline=lifeline
+        )
+        try:
+            return subprocess.Popen(
+                [python, "-c", code],
+                stdin=subprocess.DEVNULL,
+                stdout=self._output.fileno(),
+                stderr=subprocess.STDOUT,
+                pass_fds=[descriptor, lifeline],
+                env={**os.environ, **environment},
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise UserError(
+                f"The simulator's Python cannot be started: {error.strerror}",
+                key=self._python_key,
+                value=python,
+                expected="the path of a Python interpreter",
+                mend="name the interpreter that has the simulator installed: for Isaac Lab env.isaaclab.python, which"
+                " holds for training and evaluation, otherwise env.<train|eval>.python",
+            ) from error
+
+    def fileno(self) -> int:
+        """The command socket, so that replies of several processes can be waited for together."""
+        return self._socket.fileno()
+
+    @property
+    def pid(self) -> int:
+        """Process id of the child."""
+        return self._process.pid
+
+    def wait_until_ready(self) -> SimulatorSpec:
+        """Wait for the simulator to start and return what it offers."""
+        return spec_from_json(self.finish()["spec"])
+
+    def attach(self, shapes: protocol.ArrayShapes) -> dict[str, Any]:
+        """Share arrays of these shapes with the child and return our views of them."""
+        return self._share("attach", shapes)
+
+    def record(self, rows: list[int], shape: tuple[int, ...]) -> Any:
+        """Ask for frames of `rows` in an array of `shape` (R, T, H, W, 3), which is returned."""
+        return self._share("record", {"frames": (shape, "uint8")}, rows=rows)["frames"]
+
+    def stop_recording(self) -> None:
+        """Ask for no more frames and give their memory back."""
+        if "record" in self._arrays:
+            self.begin("stop_recording")
+            self.finish()
+            self._arrays.pop("record").close()
+
+    def _share(self, op: str, shapes: protocol.ArrayShapes, **arguments: Any) -> dict[str, Any]:
+        shared = protocol.SharedArrays.create(shapes)
+        self._begin(op, self.deadlines.step, shared, **arguments)
+        self.finish()
+        if op in self._arrays:
+            self._arrays.pop(op).close()
+        self._arrays[op] = shared
+        return shared.arrays
+
+    def begin(self, op: str, **arguments: Any) -> None:
+        """Send a command without waiting for the reply; `finish` waits."""
+        self._begin(op, self.deadlines.reset if op == "reset" else self.deadlines.step, **arguments)
+
+    def _begin(self, op: str, deadline: float, shared: protocol.SharedArrays | None = None, **arguments: Any) -> None:
+        assert self._awaited is None, "one command at a time"
+        self._awaited = (op, time.monotonic() + deadline)
+        message = {"op": op, **arguments}
+        try:
+            if shared is None:
+                protocol.send(self._socket, message)
+            else:
+                shared.send_to(self._socket, message)
+        except (BrokenPipeError, ConnectionResetError) as error:
+            raise self._death() from error
+
+    @property
+    def seconds_left(self) -> float:
+        """How long the last command may still take."""
+        return max(0.0, self._awaited[1] - time.monotonic()) if self._awaited else 0.0
+
+    def finish(self) -> protocol.Message:
+        """Wait for the reply to the last command.
+
+        Raises:
+            SimulatorError: The child failed, died, or was silent past the deadline.
+            UserError: The child found a mistake of the user's.
+        """
+        assert self._awaited is not None, "no command was begun"
+        op, _ = self._awaited
+        try:
+            reply = protocol.receive(self._socket, self.seconds_left)
+        except TimeoutError as error:
+            self.kill()
+            raise SimulatorError(
+                f"{self.name} (process {self.pid}) did not answer '{op}' within its deadline.{self._tail()}"
+            ) from error
+        except protocol.ConnectionClosedError as error:
+            raise self._death() from error
+        self._awaited = None
+        self._output.trim()
+        if "user_error" in reply:
+            raise UserError(**reply["user_error"])
+        if "error" in reply:
+            raise SimulatorError(f"{self.name} failed in '{op}': {reply['error']}\n{reply.get('traceback', '')}")
+        return reply
+
+    def _death(self) -> SimulatorError:
+        try:
+            code = self._process.wait(timeout=5)
+            how = f"was killed by signal {-code}" if code < 0 else f"exited with code {code}"
+        except subprocess.TimeoutExpired:
+            self.kill()
+            how = "closed its connection"
+        return SimulatorError(f"{self.name} (process {self.pid}) {how}.{self._tail()}")
+
+    def _tail(self) -> str:
+        text = self._output.text(_TAIL_BYTES)
+        return f" It last said:\n{text}" if text else " It printed nothing."
+
+    def request_close(self) -> None:
+        """Ask the child to end, after what it is doing; `close` waits for it."""
+        if self._process.poll() is None:
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                protocol.send(self._socket, {"op": "close"})
+
+    def close(self, deadline: float) -> None:
+        """Wait up to `deadline` seconds for the child to end, then kill it."""
+        try:
+            self._process.wait(timeout=max(0.0, deadline))
+        except subprocess.TimeoutExpired:
+            self.kill()
+        self._socket.close()
+        self._output.close()
+        self._lifeline.close()
+        for shared in self._arrays.values():
+            shared.close()
+        self._arrays.clear()
+
+    def kill(self) -> None:
+        """End the child, and the processes that it started, now."""
+        if self._process.poll() is None:
+            os.killpg(self.pid, signal.SIGKILL)
+        self._process.wait()

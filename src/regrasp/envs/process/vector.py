@@ -1,0 +1,258 @@
+"""A vector environment whose simulators live in worker processes and write into shared memory."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from multiprocessing.connection import wait
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from regrasp.config.schema import MappingConfig
+from regrasp.device import available_cores
+from regrasp.envs.contract import ArraySpec, Capabilities, EnvSpec, Observation, Step, VecEnv
+from regrasp.envs.mapping import ObservationMapping
+from regrasp.envs.process.process import Deadlines, SimulatorProcess
+from regrasp.envs.process.simulator import INFO, OBSERVATION, SimulatorSpec
+from regrasp.errors import TrainingHaltedError
+
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "LP_NUM_THREADS")
+_IMAGE_AXES = 3
+"""Axes of an image of whatever kind: height, width, channels."""
+
+
+class RemoteVecEnv(VecEnv):
+    """N environments split over worker processes.
+
+    Args:
+        name: "train" or "eval", shown in errors.
+        factory: `module:callable` creating a `Simulator`; it is given `num_envs` besides `settings`.
+        settings: JSON keyword arguments of the factory.
+        num_envs: Environments in all.
+        num_workers: Processes; None for one per core this process may use.
+        max_chunk: Longest action chunk.
+        mapping: Which raw observations become policy inputs.
+        deadlines: How long the workers may take.
+        python: Interpreter of the workers; None for ours.
+        environment: Environment variables for the workers.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        factory: str,
+        settings: Mapping[str, Any],
+        num_envs: int,
+        num_workers: int | None,
+        max_chunk: int,
+        mapping: MappingConfig,
+        deadlines: Deadlines,
+        python: str | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        num_workers = min(num_envs, num_workers or available_cores())
+        bounds = [i * num_envs // num_workers for i in range(num_workers + 1)]
+        self._slices = [slice(start, stop) for start, stop in itertools.pairwise(bounds)]
+        self._max_chunk = max_chunk
+        self._recorded: list[int] = []
+        self._frames: list[np.ndarray] = []
+        self._workers: list[SimulatorProcess] = []
+        threads = dict.fromkeys(_THREAD_VARIABLES, "1")
+        try:
+            for part in self._slices:
+                worker = SimulatorProcess(
+                    f"{name} environments {part.start}-{part.stop - 1}",
+                    factory,
+                    {**settings, "num_envs": part.stop - part.start},
+                    deadlines,
+                    python,
+                    {**threads, **(environment or {})},
+                    f"env.{name}.python",
+                )
+                self._workers.append(worker)
+            simulator = [worker.wait_until_ready() for worker in _as_they_reply(self._workers)][0]  # noqa: RUF015
+            capabilities = Capabilities(
+                **simulator.capabilities, saves_state=simulator.state_size > 0, has_expert=simulator.has_expert
+            )
+            self._mapping = self._create_mapping(mapping, simulator, f"env.{name}.mapping")
+            self._shapes = self._array_shapes(simulator)
+            self._arrays = self._attach()
+        except BaseException:
+            self.close(deadline=1.0)
+            raise
+        self._info = simulator.info
+        self.notes = simulator.notes
+        self.reward_doubts = simulator.reward_doubts
+        self.capabilities = capabilities
+        self.spec = EnvSpec(
+            task_id=simulator.task_id,
+            num_envs=num_envs,
+            raw_observations=_array_specs(simulator),
+            action_dim=simulator.action_dim,
+            instructions=simulator.instructions,
+            step_seconds=simulator.step_seconds,
+            max_episode_steps=simulator.max_episode_steps,
+            state_dim=self._mapping.state_dim,
+            num_extra_views=len(self._mapping.extra_cameras),
+        )
+
+    @staticmethod
+    def _create_mapping(config: MappingConfig, simulator: SimulatorSpec, location: str) -> ObservationMapping:
+        return ObservationMapping(config, _array_specs(simulator), location)
+
+    def _array_shapes(self, simulator: SimulatorSpec) -> dict[str, tuple[tuple[int, ...], str]]:
+        shapes: dict[str, tuple[tuple[int, ...], str]] = {
+            "actions": ((self._max_chunk, simulator.action_dim), "float32"),
+            "rewards": ((self._max_chunk,), "float32"),
+            "num_executed": ((), "int32"),
+            "terminated": ((), "bool"),
+            "truncated": ((), "bool"),
+            "success": ((), "bool"),
+            "instruction": ((), "int32"),
+            "expert_actions": ((simulator.action_dim,), "float32"),
+            "state": ((simulator.state_size,), "float64"),
+        }
+        shapes |= {INFO + name: ((), "float32") for name in simulator.info}
+        shapes |= {OBSERVATION + key: simulator.raw_observations[key] for key in self._mapping.keys}
+        return shapes
+
+    def _attach(self) -> list[dict[str, Any]]:
+        """The arrays that each worker shares with us."""
+        return [
+            worker.attach(
+                {key: ((part.stop - part.start, *shape), dtype) for key, (shape, dtype) in self._shapes.items()}
+            )
+            for worker, part in zip(self._workers, self._slices, strict=True)
+        ]
+
+    def share_vectors(self) -> None:
+        """Share new arrays, with every observation that is no image among them; see `VecEnv.share_vectors`."""
+        for key, spec in self.spec.raw_observations.items():
+            if len(spec.shape) < _IMAGE_AXES:
+                self._shapes[OBSERVATION + key] = (spec.shape, spec.dtype)
+        self._arrays = self._attach()
+
+    def raw_observation(self) -> dict[str, Tensor]:
+        """Copies of all shared observations, see `VecEnv.raw_observation`."""
+        names = [name for name in self._shapes if name.startswith(OBSERVATION)]
+        return {name.removeprefix(OBSERVATION): self._gather(name) for name in names}
+
+    def reset(self, env_ids: Sequence[int], seeds: Sequence[int]) -> Observation:
+        """Start one episode per given environment, see `VecEnv.reset`."""
+        assert len(env_ids) == len(seeds)
+        assert all(0 <= i < self.spec.num_envs for i in env_ids)
+        begun = []
+        for worker, part in zip(self._workers, self._slices, strict=True):
+            chosen = [(i - part.start, s) for i, s in zip(env_ids, seeds, strict=True) if part.start <= i < part.stop]
+            if chosen:
+                rows, row_seeds = zip(*chosen, strict=True)
+                worker.begin("reset", rows=[int(row) for row in rows], seeds=[int(seed) for seed in row_seeds])
+                begun.append(worker)
+        for worker in _as_they_reply(begun):
+            worker.finish()
+        return self._observe(list(env_ids))
+
+    def step(self, actions: Tensor) -> Step:
+        """Execute a chunk, see `VecEnv.step`.
+
+        Raises:
+            TrainingHaltedError: An action is not finite; simulators turn such a command into an arbitrary motion.
+        """
+        num_steps = actions.shape[1]
+        assert actions.shape == (self.spec.num_envs, num_steps, self.spec.action_dim), "actions are (N, T, A)"
+        assert num_steps <= self._max_chunk
+        values = actions.numpy()
+        bad = np.flatnonzero(~np.isfinite(values).all((1, 2)))
+        if bad.size:
+            raise TrainingHaltedError(f"The action for environment {bad[0]} is not finite: {values[bad[0]].tolist()}.")
+        for arrays, part in zip(self._arrays, self._slices, strict=True):
+            arrays["actions"][:, :num_steps] = values[part]
+        self._all("step", num_steps=num_steps)
+        return Step(
+            observation=self._observe(),
+            rewards=self._gather("rewards")[:, :num_steps],
+            num_executed=self._gather("num_executed").long(),
+            terminated=self._gather("terminated"),
+            truncated=self._gather("truncated"),
+            success=self._gather("success"),
+            frames=torch.from_numpy(np.concatenate(self._frames)[:, :num_steps]) if self._recorded else None,
+            info={name: self._gather(INFO + name) for name in self._info},
+        )
+
+    def expert_actions(self) -> Tensor:
+        """The scripted expert's actions (N, A)."""
+        assert self.capabilities.has_expert
+        self._all("expert")
+        return self._gather("expert_actions")
+
+    def record(self, env_ids: Sequence[int], height: int = 256, width: int = 256) -> None:
+        """Ask for frames, in ascending order of `env_ids`; see `VecEnv.record`."""
+        assert all(0 <= i < self.spec.num_envs for i in env_ids)
+        self._recorded = sorted(env_ids)
+        self._frames = []
+        for worker, part in zip(self._workers, self._slices, strict=True):
+            rows = [i - part.start for i in self._recorded if part.start <= i < part.stop]
+            if rows:
+                self._frames.append(worker.record(rows, (len(rows), self._max_chunk, height, width, 3)))
+            else:
+                worker.stop_recording()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Simulator states (N, S) float64."""
+        assert self.capabilities.saves_state
+        self._all("save_state")
+        return {"state": self._gather("state")}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> Observation:
+        """Restore what `state_dict` returned."""
+        assert state["state"].shape == (self.spec.num_envs, self._arrays[0]["state"].shape[1]), "another environment's"
+        for arrays, part in zip(self._arrays, self._slices, strict=True):
+            arrays["state"][:] = state["state"][part].numpy()
+        self._all("load_state")
+        return self._observe()
+
+    def close(self, deadline: float = 10.0) -> None:
+        """Stop the workers."""
+        end = time.monotonic() + deadline
+        for worker in self._workers:
+            worker.request_close()
+        for worker in self._workers:
+            worker.close(end - time.monotonic())
+        self._workers = []
+
+    def _all(self, op: str, **arguments: Any) -> None:
+        for worker in self._workers:
+            worker.begin(op, **arguments)
+        for worker in _as_they_reply(self._workers):
+            worker.finish()
+
+    def _gather(self, name: str) -> Tensor:
+        return torch.from_numpy(self._rows(name))
+
+    def _observe(self, env_ids: Sequence[int] | None = None) -> Observation:
+        raw = {key: self._rows(OBSERVATION + key, env_ids) for key in self._mapping.keys}
+        instructions = [self.spec.instructions[i] for i in self._rows("instruction", env_ids)]
+        return self._mapping(raw, instructions)
+
+    def _rows(self, name: str, env_ids: Sequence[int] | None = None) -> np.ndarray:
+        """A copy of the given environments' rows; None for all of them."""
+        rows = np.concatenate([arrays[name] for arrays in self._arrays])
+        return rows if env_ids is None else rows[list(env_ids)]
+
+
+def _as_they_reply(workers: Sequence[SimulatorProcess]) -> Iterator[SimulatorProcess]:
+    """The workers in the order of their replies: a failure is reported at once, however long the others take."""
+    waiting = {worker.fileno(): worker for worker in workers}
+    while waiting:
+        first = next(iter(waiting))
+        for descriptor in wait(list(waiting), waiting[first].seconds_left) or [first]:
+            yield waiting.pop(descriptor)  # pyright: ignore[reportArgumentType] - integers went in
+
+
+def _array_specs(simulator: SimulatorSpec) -> dict[str, ArraySpec]:
+    return {key: ArraySpec(tuple(shape), dtype) for key, (shape, dtype) in simulator.raw_observations.items()}

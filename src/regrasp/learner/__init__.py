@@ -1,0 +1,1 @@
+"""Gradient steps: micro-batches, optimizer, precision, compilation. Knows no loss."""

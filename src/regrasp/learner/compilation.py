@@ -1,0 +1,274 @@
+"""Compiled policies and losses: torch.compile, fixed batch shapes, and CUDA graphs for acting."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
+from types import MethodType
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
+from torch._dynamo.utils import counters
+
+from regrasp.errors import UserError
+from regrasp.learner.learner import ActorWorker, Backward
+from regrasp.models.contract import Action, Evaluation, Mode, Noise, Policy
+from regrasp.rollout.buffers import Rollout
+
+_WARM_UP = 2
+"""Runs before a capture: the first ones compile, tune and allocate."""
+_MEND = "set actor.model.compile=false"
+
+
+def compile_policy(
+    policy: Policy,
+    batch_sizes: Collection[int],
+    device: torch.device,
+    *,
+    backend: str | Callable[..., Any] = "inductor",
+) -> None:
+    """Compile the policy's `methods_to_compile`, in place, for the given batch sizes.
+
+    Layers of one class share their code, so that compiling takes seconds and not minutes. Shapes are static: a batch
+    of another size is filled up with copies of its first row, and the rows added are cut off the results. On a GPU the
+    policy's `capturable` methods are replayed as CUDA graphs where nothing is differentiated.
+
+    Args:
+        policy: Its methods are compiled when they are first used, with and without gradients.
+        batch_sizes: Numbers of rows; each one compiles them once.
+        device: Where the policy lives.
+        backend: Of torch.compile; `eager` only traces.
+
+    Raises:
+        UserError: The policy has nothing to compile. Later, in `forward`: compiling failed.
+    """
+    methods = policy.methods_to_compile()
+    if not methods:
+        raise UserError(
+            "This policy has nothing to compile", key="actor.model.compile", value=True, expected="false", mend=_MEND
+        )
+    for module, name in methods:
+        setattr(module, name, torch.compile(getattr(module, name), fullgraph=True, dynamic=False, backend=backend))
+    if device.type == "cuda":
+        pool = torch.cuda.graph_pool_handle()
+        for name in policy.capturable:
+            setattr(policy, name, CapturedMethod(getattr(policy, name), pool))
+    _fix_batch_sizes(policy, sorted(batch_sizes))
+
+
+def capture_updates(actor: ActorWorker, size: int, *, backend: str | Callable[..., Any] = "inductor") -> None:
+    """Compile the losses of an actor on a GPU, and replay its passes over micro-batches of `size` as a CUDA graph."""
+    compiled = torch.compile(actor.losses, fullgraph=True, dynamic=False, backend=backend)
+    actor.losses = lambda *arguments: _without_fallback(lambda: compiled(*arguments))
+    actor.backward = CapturedBackward(actor.backward, actor.computing, size)
+
+
+def num_compilations() -> int:
+    """Graphs that torch.compile has made in this process."""
+    return counters["stats"]["unique_graphs"]
+
+
+def _fix_batch_sizes(policy: Policy, sizes: list[int]) -> None:
+    inner = policy.forward
+
+    def forward(_: Policy, mode: Mode, **inputs: Any) -> Any:
+        rows = next(len(value) for value in inputs.values() if isinstance(value, TensorDict))
+        size = next((size for size in sizes if size >= rows), None)
+        assert size is not None, f"{rows} rows, compiled for {sizes}"
+        if rows < size:
+            inputs = {name: _filled(name, value, rows, size) for name, value in inputs.items()}
+        result = _without_fallback(lambda: inner(mode, **inputs))
+        return _cut(result, rows) if rows < size else result
+
+    policy.forward = MethodType(forward, policy)
+
+
+def _without_fallback(call: Callable[[], Any]) -> Any:
+    """Run what is compiled when it is first used."""
+    try:
+        return call()
+    except (TorchDynamoException, FailOnRecompileLimitHit) as error:
+        raise UserError(
+            f"torch.compile failed: {' '.join(str(error).split(chr(10))[:2])}",
+            key="actor.model.compile",
+            value=True,
+            expected="layers that compile, and on a CPU a C++ compiler",
+            mend=_MEND,
+        ) from error
+
+
+def _filled(name: str, value: Any, rows: int, size: int) -> Any:
+    """An input of a policy with copies of its first row up to `size` rows; what is no batch stays as it is."""
+    if isinstance(value, TensorDict | Tensor):
+        index = torch.arange(size, device=value.device)
+        return value[index.where(index < rows, 0)]
+    return _FilledNoise(value, size - rows) if name == "noise" else value
+
+
+def _cut(result: Any, rows: int) -> Any:
+    """The first `rows` of every tensor of a policy's result."""
+    if isinstance(result, Action | Evaluation):
+        return replace(result, **{name: _cut(value, rows) for name, value in vars(result).items()})
+    return None if result is None else result[:rows]
+
+
+@dataclass(frozen=True)
+class _FilledNoise:
+    """Noise of a batch whose first row is repeated at its end."""
+
+    noise: Noise
+    num_added: int
+
+    def normal(self, name: str, *shape: int) -> Tensor:
+        return self._filled(self.noise.normal(name, *shape))
+
+    def integers(self, name: str, high: int) -> Tensor:
+        return self._filled(self.noise.integers(name, high))
+
+    def _filled(self, numbers: Tensor) -> Tensor:
+        return torch.cat([numbers, numbers[:1].expand(self.num_added, *numbers.shape[1:])])
+
+
+@dataclass
+class _Capture:
+    """One recorded call: where its inputs are read and its outputs written."""
+
+    graph: torch.cuda.CUDAGraph
+    constants: tuple[Any, ...]
+    inputs: list[Tensor]
+    outputs: tuple[Tensor, ...]
+    returns_tuple: bool
+
+
+class CapturedMethod:
+    """A method of tensors and numbers that is recorded once for each set of shapes, and replayed.
+
+    Replaying reads the weights where they are, so it sees what is written into them. A call with other numbers than the
+    recorded ones (an annealed noise level) records anew. With gradients, the method itself is called.
+
+    Args:
+        method: From tensors, numbers and None to a tensor or a tuple of tensors, all on the GPU, for which it must not
+            wait.
+        pool: `torch.cuda.graph_pool_handle()` of graphs that never run at the same time, which share memory.
+    """
+
+    def __init__(self, method: Callable[..., Any], pool: Any) -> None:
+        self._method = method
+        self._pool = pool
+        self._captures: dict[tuple[Any, ...], _Capture] = {}
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Replay; the results are copies that the next call leaves alone."""
+        if torch.is_grad_enabled():
+            return self._method(*arguments)
+        tensors = [value for value in arguments if isinstance(value, Tensor)]
+        constants = tuple(value for value in arguments if isinstance(value, float | int))
+        shapes = tuple((v.shape, v.dtype) if isinstance(v, Tensor) else v is None for v in arguments)
+        capture = self._captures.get(shapes)
+        if capture is None or capture.constants != constants:
+            self._captures.pop(shapes, None)
+            capture = self._captures[shapes] = self._record(arguments, constants)
+        for own, given in zip(capture.inputs, tensors, strict=True):
+            own.copy_(given)
+        capture.graph.replay()
+        results = [output.clone() for output in capture.outputs]
+        return tuple(results) if capture.returns_tuple else results[0]
+
+    def _record(self, arguments: tuple[Any, ...], constants: tuple[Any, ...]) -> _Capture:
+        own = [value.clone() if isinstance(value, Tensor) else value for value in arguments]
+        _warm_up(lambda: self._method(*own))
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            outputs = self._method(*own)
+        inputs = [value for value in own if isinstance(value, Tensor)]
+        returns_tuple = isinstance(outputs, tuple)
+        return _Capture(graph, constants, inputs, outputs if returns_tuple else (outputs,), returns_tuple)
+
+
+@dataclass
+class _CapturedBackward:
+    graph: torch.cuda.CUDAGraph
+    schedule: tuple[float, ...]
+    micro: Rollout
+    shares: Tensor
+    names: tuple[str, ...]
+    metrics: Tensor
+    gradients: list[Tensor]
+
+
+class CapturedBackward:
+    """Forward and backward pass of a micro-batch, recorded once as a CUDA graph and replayed.
+
+    A step is hundreds of small kernels, which the GPU finishes faster than Python starts them. Micro-batches of
+    another size than the recorded one are computed as before.
+
+    Args:
+        backward: Adds gradients and returns metrics; must not wait for the GPU.
+        policy: Whose gradients; a change of its `schedule` records anew.
+        size: Decisions of a micro-batch to record.
+    """
+
+    def __init__(self, backward: Backward, policy: Policy, size: int) -> None:
+        self._backward = backward
+        self._policy = policy
+        self._size = size
+        self._parameters = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+        self._capture: _CapturedBackward | None = None
+
+    def __call__(self, micro: Rollout, shares: Tensor) -> dict[str, Tensor]:
+        """Replay; metrics are copies that the next call leaves alone."""
+        if len(micro) != self._size:
+            return self._backward(micro, shares)
+        earlier = [parameter.grad for parameter in self._parameters]
+        if self._capture is None or self._capture.schedule != self._policy.schedule:
+            self._capture = None  # its memory is free before the new one is recorded
+            self._capture = self._record(micro, shares)
+        capture = self._capture
+        kept = [None if gradient is None else gradient.clone() for gradient in earlier]
+        _copy(micro, capture.micro)
+        capture.shares.copy_(shares)
+        capture.graph.replay()
+        for parameter, gradient, before in zip(self._parameters, capture.gradients, kept, strict=True):
+            parameter.grad = gradient if before is None else gradient.add_(before)
+        return dict(zip(capture.names, capture.metrics.clone().unbind(), strict=True))
+
+    def _record(self, micro: Rollout, shares: Tensor) -> _CapturedBackward:
+        own = Rollout(**{name: value.clone() for name, value in vars(micro).items()})
+        own_shares = shares.clone()
+
+        def run() -> None:
+            self._policy.zero_grad(set_to_none=True)
+            self._backward(own, own_shares)
+
+        _warm_up(run)
+        self._policy.zero_grad(set_to_none=True)
+        torch.cuda.empty_cache()  # what the warm-up held; the graph has memory of its own
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            metrics = self._backward(own, own_shares)
+            values = torch.stack([*metrics.values()])
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._parameters]
+        return _CapturedBackward(graph, self._policy.schedule, own, own_shares, tuple(metrics), values, gradients)
+
+
+def _warm_up(run: Callable[[], Any]) -> None:
+    """Run before a capture, on a stream of its own, so that the capture meets nothing for the first time."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(_WARM_UP):
+            run()
+    torch.cuda.current_stream().wait_stream(stream)
+
+
+def _copy(source: Rollout, target: Rollout) -> None:
+    for name, value in vars(source).items():
+        own = getattr(target, name)
+        if isinstance(value, TensorDict):
+            for key, tensor in value.items():
+                own[key].copy_(tensor)
+        else:
+            own.copy_(value)

@@ -1,0 +1,154 @@
+"""AdamW in one pass: clips bfloat16 gradients, steps float32 weights and moments, and writes the bfloat16 weights."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from itertools import chain
+
+import torch
+from torch import Tensor
+
+from regrasp.device import HAS_TRITON, send
+
+_ALIGNMENT = 16
+"""Bytes and elements: what is a multiple of it is read and written in the widest instructions."""
+_BLOCK, _WARPS = 2048, 8
+"""Elements and warps of a program of the kernel: eight elements, 16 bytes of bfloat16, for a thread."""
+
+
+@dataclass(frozen=True)
+class HalvedWeights:
+    """N float32 weights of one optimizer group, what AdamW keeps of them, and the bfloat16 weights that compute."""
+
+    weights: list[Tensor]
+    halves: list[Tensor]
+    gradients: list[Tensor]
+    """Of `halves`, bfloat16."""
+    means: list[Tensor]
+    """AdamW's `exp_avg`, float32."""
+    squares: list[Tensor]
+    """AdamW's `exp_avg_sq`, float32."""
+    steps: list[Tensor]
+    """Step counts (), float32."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Of an optimizer group."""
+
+    lr: float
+    betas: tuple[float, float]
+    eps: float
+    weight_decay: float
+
+    @property
+    def decay(self) -> float:
+        """What a step leaves of a weight, the gradient aside."""
+        return 1 - self.lr * self.weight_decay
+
+
+class FusedAdamW:
+    """The step of torch.optim.AdamW on `HalvedWeights`.
+
+    On a GPU it is a Triton kernel over all tensors, found by their addresses: 28 bytes are read and written for a
+    weight. torch.compile would make a launch with its checks for each of hundreds of tensors, or compile one graph of
+    them all. Without Triton the tensors are stepped one by one, and the host waits for `forbidden`.
+    """
+
+    def __init__(self) -> None:
+        self._addresses = _Addresses()
+
+    @torch.no_grad()
+    def step(self, halved: HalvedWeights, settings: Settings, coefficient: Tensor, forbidden: Tensor) -> None:
+        """Step, unless `forbidden`: then weights, moments and step counts stay as they are.
+
+        Args:
+            halved: What to step.
+            settings: Of the step.
+            coefficient: (), float32, that gradients are multiplied by.
+            forbidden: (), bool; on a GPU the host does not wait for it.
+        """
+        allowed = (~forbidden).float()
+        # One addend for each: with a single tensor the host would wait for its value.
+        torch._foreach_add_(halved.steps, [allowed] * len(halved.steps))  # pyright: ignore[reportPrivateImportUsage]
+        first, second = settings.betas
+        counts = torch.stack(halved.steps).double()  # (N,); 1 - beta^count is small, and a float32 one inexact
+        step_sizes = (settings.lr / _bias_correction(first, counts)).float()
+        roots = _bias_correction(second, counts).sqrt().float()
+        if forbidden.is_cuda and HAS_TRITON:
+            self.launch(halved, settings, step_sizes, roots, coefficient, allowed)
+        elif not forbidden:
+            _step_each(halved, settings, step_sizes, roots, coefficient)
+
+    def launch(
+        self,
+        halved: HalvedWeights,
+        settings: Settings,
+        step_sizes: Tensor,
+        roots: Tensor,
+        coefficient: Tensor,
+        allowed: Tensor,
+    ) -> None:
+        """Run the kernel; see `regrasp.learner.adamw_kernel`."""
+        from regrasp.learner.adamw_kernel import adamw_kernel
+
+        first, second = settings.betas
+        numbers = (settings.decay, 1 - first, second, 1 - second, settings.eps)
+        table, blocks = self._addresses.of(halved)
+        with torch.cuda.device_of(table):
+            for aligned, own in blocks.items():
+                kernel = adamw_kernel[(len(own),)]  # pyright: ignore[reportIndexIssue]
+                tensors = (table, own, step_sizes, roots, coefficient, allowed)
+                kernel(*tensors, *numbers, ALIGNED=aligned, BLOCK=_BLOCK, num_warps=_WARPS)
+
+
+def _bias_correction(beta: float, counts: Tensor) -> Tensor:
+    """1 - beta^counts; beta**counts would send beta to the GPU, and wait for that."""
+    return -torch.expm1(math.log(beta) * counts) if beta else torch.ones_like(counts)
+
+
+def _step_each(
+    halved: HalvedWeights, settings: Settings, step_sizes: Tensor, roots: Tensor, coefficient: Tensor
+) -> None:
+    """The same arithmetic, tensor by tensor."""
+    first, second = settings.betas
+    for index, (weight, half) in enumerate(zip(halved.weights, halved.halves, strict=True)):
+        mean, square = halved.means[index], halved.squares[index]
+        gradient = halved.gradients[index].float() * coefficient
+        mean.lerp_(gradient, 1 - first)
+        square.mul_(second).addcmul_(gradient, gradient, value=1 - second)
+        weight.mul_(settings.decay).sub_(step_sizes[index] * mean / (square.sqrt() / roots[index] + settings.eps))
+        half.copy_(weight)
+
+
+@dataclass
+class _Addresses:
+    """Sizes and addresses of tensors on their device, which are sent there when they change."""
+
+    rows: list[tuple[int, ...]] = field(default_factory=list)
+    layout: list[tuple[int, bool]] = field(default_factory=list)
+    table: Tensor = field(default_factory=lambda: torch.empty(0))
+    blocks: dict[bool, Tensor] = field(default_factory=dict)
+
+    def of(self, halved: HalvedWeights) -> tuple[Tensor, dict[bool, Tensor]]:
+        """(N, 6) int64: size and addresses; and, for aligned and other tensors, (P, 2) int32: tensor and block."""
+        tensors = (halved.weights, halved.halves, halved.gradients, halved.means, halved.squares)
+        assert all(tensor.is_contiguous() for tensor in chain(*tensors))
+        rows = [(own[0].numel(), *(tensor.data_ptr() for tensor in own)) for own in zip(*tensors, strict=True)]
+        device = halved.weights[0].device
+        if rows != self.rows:
+            self.rows, self.table = rows, send(torch.tensor(rows), device)
+        layout = [(row[0], all(number % _ALIGNMENT == 0 for number in row)) for row in rows]
+        if layout != self.layout:
+            self.layout = layout
+            self.blocks = {aligned: send(_blocks(layout, aligned), device) for aligned in {own for _, own in layout}}
+        return self.table, self.blocks
+
+
+def _blocks(layout: list[tuple[int, bool]], aligned: bool) -> Tensor:
+    """(P, 2) int32: the blocks of every tensor that is `aligned` or not."""
+    counts = torch.tensor([-(-size // _BLOCK) if own == aligned else 0 for size, own in layout])
+    tensors = torch.arange(len(layout)).repeat_interleave(counts)
+    first = (counts.cumsum(0) - counts)[tensors]
+    return torch.stack([tensors, torch.arange(len(tensors)) - first], dim=1).int()

@@ -1,0 +1,76 @@
+"""Number formats: what is stored and computed in bfloat16 when `actor.model.precision` is bf16."""
+
+from __future__ import annotations
+
+from types import MethodType
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from regrasp.learner.bfloat16 import HalvedPolicy, shared_copy
+from regrasp.models.contract import Mode, Policy
+
+if TYPE_CHECKING:
+    from regrasp.config.schema import ModelConfig
+
+
+def apply_precision(policy: Policy, model: ModelConfig, device: torch.device) -> None:
+    """With bf16, store what does not train in bfloat16 and compute in bfloat16; what trains stays float32.
+
+    Features of a wholly frozen backbone are bfloat16 arithmetic throughout, as the published code runs it; every other
+    pass is under autocast. Call it before the optimizer is made, and before the weights are moved, which then costs
+    half.
+
+    Args:
+        policy: With its weights; freezes what `model.trainable` leaves out.
+        model: `precision` and `trainable`.
+        device: Where the policy will live.
+    """
+    if model.precision != "bf16":
+        return
+    trained = {id(p) for _, p in (*policy.prepare_training(model.trainable), *policy.trainable("value_head"))}
+    for parameter in policy.parameters():
+        if id(parameter) not in trained:
+            parameter.data = parameter.data.to(torch.bfloat16)
+    backbone = policy.trainable("backbone")
+    frozen_features = bool(backbone) and not any(id(parameter) in trained for _, parameter in backbone)
+
+    def forward(self: Policy, mode: Mode, **inputs: Any) -> Any:
+        uses_autocast = not (mode == "encode" and frozen_features)
+        with torch.autocast(device.type, torch.bfloat16, enabled=uses_autocast):
+            return type(self).forward(self, mode, **inputs)
+
+    policy.forward = MethodType(forward, policy)  # a method, so that a copy of the policy calls itself
+
+
+class ActingPolicy:
+    """The policy that rollouts and evaluations run.
+
+    In float32 it is the policy that trains. In bf16 it is a copy that shares all weights with the one that computes
+    losses (see `HalvedPolicy`), and computes once per update what depends on weights alone. Its results are those of
+    the policy under autocast, but for the order of sums where several products are made one.
+
+    Args:
+        policy: What trains; `requires_grad` says which of its weights do.
+        model: `precision`.
+        device: Where it acts; weights that it shares are moved there.
+        halved: What losses are computed with; None for a policy that is not going to train.
+    """
+
+    def __init__(
+        self, policy: Policy, model: ModelConfig, device: torch.device, halved: HalvedPolicy | None = None
+    ) -> None:
+        self._halved = (halved or HalvedPolicy(policy)) if model.precision == "bf16" else None
+        self.policy = policy if self._halved is None else shared_copy(self._halved.policy).eval()
+        self.policy.to(device)
+        if self._halved is not None:
+            with torch.no_grad():
+                self.policy.prepare_acting()
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Take over the trained weights."""
+        if self._halved is not None:
+            self._halved.refresh()
+            self.policy.prepare_acting()
+        self.policy.eval()

@@ -1,0 +1,232 @@
+"""One self-contained HTML page about a run."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import fmean
+from typing import Any, Literal
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from regrasp.errors import UserError
+from regrasp.logging.charts import learning_curve, measure_panels, secondary_panels
+from regrasp.logging.intervals import mean_interval, wilson_interval
+from regrasp.logging.text import duration
+
+Group = Literal["base", "finetuned"]
+_GROUP_TITLES: dict[Group, str] = {"base": "Base", "finetuned": "Fine-tuned"}
+
+
+@dataclass(frozen=True)
+class Measure:
+    """Mean of one of the task's own measures at the end of the episodes."""
+
+    mean: float
+    low: float
+    """Lower bound of the 95 % interval."""
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Measure:
+        """From one value per episode; at least two."""
+        return cls(fmean(values), *mean_interval(values))
+
+
+@dataclass(frozen=True)
+class EvaluationSummary:
+    """Success of one policy over independent episodes."""
+
+    success: float
+    """Success rate in [0, 1]."""
+    ci95: tuple[float, float]
+    """95 % Wilson interval of `success`."""
+    episodes: int
+    per_instruction: dict[str, tuple[int, int]]
+    """Successes and episodes by instruction."""
+    measures: dict[str, Measure] = field(default_factory=dict)
+    """The task's own measures, such as the stage reached."""
+
+    @classmethod
+    def from_counts(
+        cls, per_instruction: Mapping[str, tuple[int, int]], measures: Mapping[str, Sequence[float]] | None = None
+    ) -> EvaluationSummary:
+        """Add up (successes, episodes) by instruction; at least one episode.
+
+        Args:
+            per_instruction: Counts.
+            measures: The task's own measures, one value per episode each; left out where there is one episode.
+        """
+        successes = sum(count for count, _ in per_instruction.values())
+        episodes = sum(count for _, count in per_instruction.values())
+        if episodes == 0:
+            raise ValueError("an evaluation has at least one episode")
+        means = {name: Measure.of(values) for name, values in (measures or {}).items() if episodes > 1}
+        interval = wilson_interval(successes, episodes)
+        return cls(successes / episodes, interval, episodes, dict(per_instruction), means)
+
+    def to_json(self) -> str:
+        """The summary as indented JSON text."""
+        return json.dumps(asdict(self), indent=2, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> EvaluationSummary:
+        """Read what `to_json` wrote.
+
+        Raises:
+            ValueError: The text is not such a summary.
+        """
+        try:
+            read = json.loads(text)
+            low, high = read["ci95"]
+            return cls(
+                success=float(read["success"]),
+                ci95=(float(low), float(high)),
+                episodes=int(read["episodes"]),
+                per_instruction={name: (int(won), int(of)) for name, (won, of) in read["per_instruction"].items()},
+                measures={name: Measure(**values) for name, values in read.get("measures", {}).items()},
+            )
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ValueError(f"not an evaluation summary: {error!r}") from error
+
+
+@dataclass(frozen=True)
+class VideoItem:
+    """One recorded episode."""
+
+    path: Path
+    label: str
+    """The instruction."""
+    success: bool
+    group: Group
+    seed: int
+    """Episodes of the two groups with one seed and label are shown side by side."""
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """What a report may show; a section whose data is missing is left out."""
+
+    title: str
+    seed: int
+    base: EvaluationSummary | None = None
+    finetuned: EvaluationSummary | None = None
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+    """As `read_metrics` gives them."""
+    stage_seconds: dict[str, float] = field(default_factory=dict)
+    """Wall time of each stage, in the order to show."""
+    videos: list[VideoItem] = field(default_factory=list)
+    config_text: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
+    command: str = ""
+
+
+def write_report(run: ReportData, path: Path) -> None:
+    """Write the page; pictures, curves and videos are inside it, nothing is loaded from elsewhere.
+
+    Raises:
+        UserError: A video is missing.
+    """
+    templates = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    templates.filters.update(percent=_percent, duration=duration)
+    page = templates.get_template("report.html").render(
+        run=run,
+        groups=_GROUP_TITLES,
+        headlines=_headlines(run),
+        change=_change(run),
+        instructions=_instructions(run),
+        measures=_measures(run),
+        curve=learning_curve(run.metrics),
+        measure_curves=measure_panels(run.metrics),
+        panels=secondary_panels(run.metrics),
+        longest_stage=max(run.stage_seconds.values(), default=0.0),
+        episodes=_episodes(run.videos),
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(page, encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class _Rate:
+    """A success rate as the page shows it."""
+
+    group: Group
+    success: float
+    low: float
+    high: float
+    successes: int
+    episodes: int
+
+
+@dataclass(frozen=True)
+class _Clip:
+    item: VideoItem
+    source: str
+    """Data URI."""
+
+
+def _evaluations(run: ReportData) -> dict[Group, EvaluationSummary]:
+    both: dict[Group, EvaluationSummary | None] = {"base": run.base, "finetuned": run.finetuned}
+    return {group: summary for group, summary in both.items() if summary is not None}
+
+
+def _headlines(run: ReportData) -> list[_Rate]:
+    return [
+        _Rate(group, shown.success, *shown.ci95, round(shown.success * shown.episodes), shown.episodes)
+        for group, shown in _evaluations(run).items()
+    ]
+
+
+def _change(run: ReportData) -> str:
+    if run.base is None or run.finetuned is None:
+        return ""
+    apart = run.finetuned.ci95[0] > run.base.ci95[1] or run.finetuned.ci95[1] < run.base.ci95[0]
+    points = 100 * (run.finetuned.success - run.base.success)
+    return f"{points:+.1f} points; the 95 % intervals {'do not overlap' if apart else 'overlap'}."
+
+
+def _instructions(run: ReportData) -> dict[str, list[_Rate]]:
+    """By instruction, the rates of the groups that met it."""
+    rows: dict[str, list[_Rate]] = {}
+    for group, summary in _evaluations(run).items():
+        for instruction, (successes, episodes) in summary.per_instruction.items():
+            rate = successes / episodes if episodes else 0.0
+            shown = _Rate(group, rate, *wilson_interval(successes, episodes), successes, episodes)
+            rows.setdefault(instruction, []).append(shown)
+    return rows
+
+
+def _measures(run: ReportData) -> dict[str, dict[Group, Measure]]:
+    """By measure, the mean of each group that has it."""
+    rows: dict[str, dict[Group, Measure]] = {}
+    for group, summary in _evaluations(run).items():
+        for name, measure in summary.measures.items():
+            rows.setdefault(name.replace("_", " "), {})[group] = measure
+    return rows
+
+
+def _episodes(videos: list[VideoItem]) -> list[list[_Clip]]:
+    """Clips of one seed and label together, base first."""
+    rows: dict[tuple[int, str], list[_Clip]] = {}
+    for item in sorted(videos, key=lambda item: item.group):
+        rows.setdefault((item.seed, item.label), []).append(_Clip(item, _data_uri(item.path)))
+    return list(rows.values())
+
+
+def _data_uri(path: Path) -> str:
+    if not path.is_file():
+        raise UserError("A video of the report is missing.", file=path, mend="Record it again with --video.")
+    return "data:video/mp4;base64," + base64.b64encode(path.read_bytes()).decode()
+
+
+def _percent(rate: float) -> str:
+    return f"{100 * rate:.1f} %"

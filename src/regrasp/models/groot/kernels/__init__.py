@@ -1,0 +1,1 @@
+"""The attention of the DiT on a GPU."""

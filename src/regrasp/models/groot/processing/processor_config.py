@@ -1,0 +1,133 @@
+"""How a GR00T checkpoint's inputs are prepared, where its metadata does not say: `processor_config.json`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self, get_args
+
+from regrasp.errors import UserError
+from regrasp.models.groot.config import GrootConfig
+from regrasp.models.groot.processing.data_config import (
+    EAGLE_WORDS,
+    PROCESSOR_FILE,
+    DataConfig,
+    data_config,
+    default_data_config,
+    example,
+)
+from regrasp.models.groot.processing.metadata import Metadata
+from regrasp.models.groot.processing.prompt import PromptFormat
+from regrasp.models.inputs import InputNames, embodiment_id
+from regrasp.models.weights import read_json
+
+
+@dataclass(frozen=True)
+class ProcessorConfig:
+    """What the published metadata.json cannot say."""
+
+    embodiment_tag: str
+    embodiment_id: int
+    """Slot of the head's per-embodiment projectors."""
+    data_config: DataConfig
+    prompt: PromptFormat
+    sequence_length: int
+    """Tokens of the whole sequence, words and images, padded on the left."""
+
+    def to_json(self) -> dict[str, Any]:
+        """`processor_config.json`."""
+        return {**asdict(self), "data_config": self.data_config.to_json()}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any], *, file: Any = None) -> Self:
+        """Read `processor_config.json`.
+
+        Raises:
+            UserError: A key is missing or unknown, or a value is of the wrong kind.
+        """
+        kinds = {
+            "embodiment_tag": str,
+            "embodiment_id": int,
+            "data_config": Mapping,
+            "prompt": str,
+            "sequence_length": int,
+        }
+        if set(content) != set(kinds):
+            wrong = sorted(set(kinds) ^ set(content))
+            raise UserError(f"Missing or unknown keys: {', '.join(wrong)}", file=file, expected=", ".join(kinds))
+        choices = {key: kind.__name__ for key, kind in kinds.items()} | {"prompt": ", ".join(get_args(PromptFormat))}
+        for key, kind in kinds.items():
+            value = content[key]
+            if not isinstance(value, kind) or (key == "prompt" and value not in get_args(PromptFormat)):
+                raise UserError("A value of the wrong kind", file=file, key=key, value=value, expected=choices[key])
+        values = {**content, "data_config": data_config(content["data_config"], file=file, key="data_config")}
+        return cls(**values)
+
+
+def read_config(folder: Path) -> ProcessorConfig | None:
+    """`processor_config.json` of a folder; None for a published folder, which has none.
+
+    Raises:
+        UserError: A key is missing or unknown, or a value is of the wrong kind.
+    """
+    file = folder / PROCESSOR_FILE
+    return ProcessorConfig.from_json(read_json(file), file=file) if file.is_file() else None
+
+
+def published_config(groot: GrootConfig, metadata: Metadata, inputs: InputNames) -> ProcessorConfig:
+    """How a published checkpoint was trained, as far as folder and experiment say.
+
+    Raises:
+        UserError: The embodiment has no known slot or no known data configuration.
+    """
+    tag = metadata.tag
+    data = given_data_config(inputs) or default_data_config(tag)
+    if data is None:
+        raise UserError(
+            f"With which keys and normalisation the embodiment {tag!r} was trained is not in the checkpoint",
+            file=metadata.file,
+            key="mapping.data_config",
+            value=None,
+            expected="a data configuration",
+            mend="set mapping.data_config_class to a published one, such as so100, or write for example\n" + example(),
+        )
+    return ProcessorConfig(
+        embodiment_tag=tag,
+        embodiment_id=embodiment_id(tag, inputs.embodiment_tag_id, key="mapping.embodiment_tag_id"),
+        data_config=data,
+        prompt="eagle",
+        sequence_length=EAGLE_WORDS + len(data.video) * groot.eagle_cfg.vision_config.num_tokens,
+    )
+
+
+def given_data_config(inputs: InputNames) -> DataConfig | None:
+    """The experiment's data configuration, None where it leaves that to the model folder.
+
+    Raises:
+        UserError: There is no such data configuration.
+    """
+    if inputs.data_config is None:
+        return None
+    return data_config(inputs.data_config, file=None, key="mapping.data_config")
+
+
+def check_same(trained: DataConfig, inputs: InputNames, file: Path) -> None:
+    """Check that a data configuration in the experiment, if there is one, is the one the model was trained with.
+
+    Raises:
+        UserError: It is not.
+    """
+    given = given_data_config(inputs)
+    if given is not None and given != trained:
+        found, expected = given.to_json(), trained.to_json()
+        other = [name for name in found if found[name] != expected[name]]
+        raise UserError(
+            "Another data configuration than the model was trained with",
+            key="mapping.data_config",
+            file=file,
+            value={name: found[name] for name in other},
+            expected=str({name: expected[name] for name in other}),
+            mend="if the model is of this task, leave data_config and data_config_class out, the model folder has its"
+            " own; a model of another task needs that task's experiment (--config_name)",
+        )

@@ -1,0 +1,1 @@
+"""Experience: episodes, inference, what decisions are kept in, evaluation."""

@@ -1,0 +1,170 @@
+"""The rollout role: policy inference, and the loop that lets policy and environments act on each other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+from regrasp.device import send
+from regrasp.envs.contract import Observation
+from regrasp.models.contract import Action, Policy
+from regrasp.rollout.buffers import RolloutBuilder
+from regrasp.rollout.episodes import EnvWorker, EpisodeResult
+from regrasp.seeding import KeyedNoise, Role
+
+Key = tuple[int, int, int]
+
+_CPU_BLOCK = 32
+_CPU_THREADS = 2
+
+
+@dataclass
+class Decision:
+    """Actions for B environments and what the update needs of them."""
+
+    inputs: TensorDict
+    action: Action
+
+
+class RolloutWorker:
+    """Runs the policy on observations.
+
+    Args:
+        policy: The policy; its weights are shared with the actor when both live in one process.
+        seed: Noise is drawn from (seed, role, key).
+        role: "train", "eval" or "data".
+        device: Where the policy lives.
+        keep_features: Keep backbone features for the update, rather than prepared observations.
+    """
+
+    def __init__(self, policy: Policy, seed: int, role: Role, *, device: torch.device, keep_features: bool) -> None:
+        self._policy = policy
+        self._seed = seed
+        self._role: Role = role
+        self._device = device
+        self._keep_features = keep_features
+        self.version = 0
+
+    @torch.no_grad()
+    def decide(self, observation: Observation, keys: Sequence[Key], *, deterministic: bool = False) -> Decision:
+        """Actions for every row of `observation`; `keys` name the noise of each row."""
+        inputs = self._policy.prepare(_moved(observation, self._device))
+        features = self._policy("encode", inputs=inputs)
+        noise = KeyedNoise(self._seed, self._role, keys)
+        action = self._policy("act", features=features, noise=noise, deterministic=deterministic)
+        return Decision(features if self._keep_features else inputs, action)
+
+    @torch.no_grad()
+    def values(self, observation: Observation) -> Tensor:
+        """Values (B,) of observations."""
+        inputs = self._policy.prepare(_moved(observation, self._device))
+        return self._policy("value", features=self._policy("encode", inputs=inputs))
+
+    def act_in_blocks(self, observation: Observation, keys: Sequence[Key], block: int) -> Tensor:
+        """Deterministic actions (B, T, A), inferred in blocks of `block` rows, on a CPU of a multiple of 32.
+
+        Floating-point results depend on the batch shape, so the last block is padded with its first row: a row's
+        action then depends on that row alone.
+        """
+        block = block_size(block, self._device)
+        pieces = []
+        with _even_shares(self._device):
+            for start in range(0, len(observation), block):
+                rows = list(range(start, min(start + block, len(observation))))
+                padded = rows + [rows[0]] * (block - len(rows))
+                decision = self.decide(observation.rows(padded), [keys[i] for i in padded], deterministic=True)
+                pieces.append(decision.action.actions[: len(rows)])
+        return torch.cat(pieces).cpu()
+
+
+def block_size(block: int, device: torch.device) -> int:
+    """Rows that `act_in_blocks` infers at once, when asked for blocks of `block`."""
+    return -(-block // _CPU_BLOCK) * _CPU_BLOCK if device.type == "cpu" else block
+
+
+def _moved(observation: Observation, device: torch.device) -> Observation:
+    """The observation on the policy's device, where its images are then prepared."""
+    if device.type == "cpu":
+        return observation
+    tensors = {name: value for name, value in vars(observation).items() if isinstance(value, Tensor)}
+    return replace(observation, **{name: send(value, device) for name, value in tensors.items()})
+
+
+@contextmanager
+def _even_shares(device: torch.device) -> Iterator[None]:
+    """Limit torch's CPU threads to two.
+
+    Each thread runs vector instructions over its share of a tensor and scalar ones, which round differently, over the
+    rest. One share, or two equal ones, of a block of 32 rows leave no rest; three or more threads do, at places that
+    make a row's result depend on where in the block it stands.
+    """
+    threads = torch.get_num_threads()
+    if device.type != "cpu" or threads <= _CPU_THREADS:
+        yield
+        return
+    torch.set_num_threads(_CPU_THREADS)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def interact(
+    env: EnvWorker,
+    rollout: RolloutWorker,
+    builder: RolloutBuilder,
+    *,
+    num_decisions: int,
+    first_column: int,
+    bootstrap_truncated: bool,
+    should_stop: Callable[[], bool],
+) -> list[EpisodeResult]:
+    """One rollout epoch: every environment takes up to `num_decisions` decisions, which are added to `builder`.
+
+    Where an episode does not end with the rollout, its return continues with the value of the observation reached; with
+    `bootstrap_truncated` also where the step limit ended it.
+
+    Returns:
+        The episodes that ended.
+
+    Raises:
+        InterruptedError: `should_stop` said so.
+    """
+    results: list[EpisodeResult] = []
+    to_value: list[tuple[int, Tensor, Observation]] = []
+    values_truncated = bootstrap_truncated and env.env.capabilities.true_final_observation
+    env.begin_epoch()
+    for time in range(num_decisions):
+        rows = torch.nonzero(env.running).flatten()
+        if not len(rows):
+            break
+        if should_stop():
+            raise InterruptedError
+        assert env.observation is not None
+        decision = rollout.decide(env.observation.rows(rows), env.keys(rows))
+        step, finished = env.step(rows, decision.action.actions.cpu())
+        results += finished
+        builder.add(
+            time,
+            rows + first_column,
+            decision.inputs,
+            decision.action,
+            step.rewards[rows],
+            step.num_executed[rows],
+            step.done[rows],
+            rollout.version,
+        )
+        cut = ~step.done & (time == num_decisions - 1)
+        goes_on = cut | (step.truncated & values_truncated)
+        rows = rows[goes_on[rows]]
+        if len(rows):
+            to_value.append((time, rows + first_column, step.observation.rows(rows)))
+        env.restart_finished()
+    for time, columns, observation in to_value:
+        builder.bootstrap(time, columns, rollout.values(observation))
+    return results

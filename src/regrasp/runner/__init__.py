@@ -1,0 +1,1 @@
+"""The training loop: when to roll out, update, evaluate, save and stop."""

@@ -1,0 +1,121 @@
+"""A run that cannot learn says so, with the likely causes, instead of burning a week of GPU time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from regrasp.errors import TrainingHaltedError
+from regrasp.rollout.buffers import Rollout
+from regrasp.rollout.episodes import EpisodeResult
+
+_PATIENCE = 5
+"""Updates in a row that learn nothing, or are cut short, after which a run stops or warns."""
+_MIN_EPISODES = 64
+"""Finished episodes after which a base model without any success is refused."""
+
+
+@dataclass
+class Signal:
+    """What the updates so far showed."""
+
+    episodes: int = 0
+    """Finished in training."""
+    rewarded: bool = False
+    """Whether any of them had a success or a reward."""
+    flat_advantages: int = 0
+    """Last updates in a row whose advantages did not vary."""
+    zero_gradients: int = 0
+    """Last updates in a row without a gradient."""
+    cut_short: int = 0
+    """Last updates in a row that the target KL ended within their first quarter."""
+
+
+class SignalGuard:
+    """Watches success, advantages and gradients of successive updates.
+
+    Args:
+        force: Warn instead of stopping.
+        num_steps: Optimizer steps of a whole update.
+    """
+
+    def __init__(self, *, force: bool, num_steps: int = 1) -> None:
+        self._force = force
+        self._num_steps = num_steps
+        self._signal = Signal()
+        self._warned: set[str] = set()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was seen so far, as plain numbers."""
+        return asdict(self._signal)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` returned."""
+        self._signal = Signal(**state)
+
+    def after_rollout(self, rollout: Rollout, episodes: Sequence[EpisodeResult]) -> None:
+        """Check the experience of one update.
+
+        Raises:
+            TrainingHaltedError: No episode of the first ones earned any reward, or the advantages do not vary.
+        """
+        signal = self._signal
+        signal.episodes += len(episodes)
+        signal.rewarded |= any(episode.success or episode.total_reward != 0 for episode in episodes)
+        flat = float(rollout.advantages.std(correction=0)) < 1e-8 if len(rollout) > 1 else True
+        signal.flat_advantages = signal.flat_advantages + 1 if flat else 0
+        if not signal.rewarded and signal.episodes >= _MIN_EPISODES:
+            self._stop(
+                "no reward",
+                f"None of the first {signal.episodes} episodes had a success or any reward, so there is nothing to"
+                " learn from. Likely causes: the base model cannot do the task at all (see `regrasp play --model_path"
+                " <base> --video`); its action normalisation or the action mapping does not fit the task; the"
+                " instruction differs from the training data's; exploration noise is too large"
+                " (actor.model.rl_head_config.noise_level).",
+            )
+        if signal.flat_advantages >= _PATIENCE:
+            self._stop(
+                "flat advantages",
+                f"The advantages of {_PATIENCE} updates in a row do not vary, so the policy cannot improve. Likely"
+                " causes: every episode succeeds, or none does; the reward is constant (a reward term of weight 0?);"
+                " the episodes are cut before anything happens (env.train.max_episode_steps).",
+            )
+
+    def after_update(self, metrics: Mapping[str, float]) -> None:
+        """Check the gradients of one update, and warn if updates in a row were cut short.
+
+        Raises:
+            TrainingHaltedError: The gradient of the policy was zero for several updates.
+        """
+        zero = metrics.get("actor/grad_norm") == 0.0 and metrics.get("critic/grad_norm") == 0.0
+        self._signal.zero_gradients = self._signal.zero_gradients + 1 if zero else 0
+        if self._signal.zero_gradients >= _PATIENCE:
+            self._stop(
+                "zero gradients",
+                f"The gradient was zero in {_PATIENCE} updates in a row. Likely causes: nothing is trainable"
+                " (actor.model.trainable); every sample is clipped (algorithm.clip_ratio_*); the stochastic denoising"
+                " step has no noise (rl_head_config.noise_level, ignore_last).",
+            )
+        made = metrics.get("actor/minibatches", self._num_steps)
+        self._signal.cut_short = self._signal.cut_short + 1 if 4 * made < self._num_steps else 0
+        if self._signal.cut_short >= _PATIENCE:
+            self._warn(
+                "cut short",
+                f"{_PATIENCE} updates in a row were cut short, the last one after {made:.0f} of {self._num_steps}"
+                " optimizer steps: the policy moved past algorithm.target_kl. Most of the experience goes unused."
+                " Likely causes: actor.optim.lr is too large; with actor.model.precision=bf16, the rounding of weights"
+                " moves the policy more than small steps do.",
+            )
+
+    def _stop(self, reason: str, text: str) -> None:
+        """End the run, or under `force` warn once for each reason."""
+        if not self._force:
+            raise TrainingHaltedError(f"{text} `--force` (runner.force=true) continues all the same.")
+        self._warn(reason, f"{text} Continuing because runner.force is true.")
+
+    def _warn(self, reason: str, text: str) -> None:
+        """Say it once for each reason."""
+        if reason not in self._warned:
+            self._warned.add(reason)
+            print(f"[WARN] {text}", flush=True)

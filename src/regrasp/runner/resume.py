@@ -1,0 +1,107 @@
+"""What a resumed run takes over from its checkpoint before it writes anything."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from regrasp.checkpoint.layout import step_folders
+from regrasp.checkpoint.read import Checkpoint
+from regrasp.checkpoint.verify import verify
+from regrasp.config.schema import ExperimentConfig
+from regrasp.engine.local import LocalEngine
+from regrasp.engine.policies import knows_slot, load_weights
+from regrasp.errors import UserError
+from regrasp.models.inputs import embodiment_id
+
+_NUM_CHANGES_SHOWN = 5
+_ABSENT = "not there"
+
+
+def restore_engine(engine: LocalEngine, checkpoint: Checkpoint) -> None:
+    """Put weights, optimizer and environments into the state of a checkpoint.
+
+    Raises:
+        UserError: The checkpoint is of another policy, or of other environments.
+    """
+    load_weights(
+        engine.policy,
+        checkpoint.model_state,
+        problem="The checkpoint is of another policy than the configuration's",
+        file=checkpoint.path,
+        key="actor.model",
+        mend="resume with the settings of actor.model that the run was begun with",
+    )
+    engine.actor.load_state_dict(checkpoint.optimizer_state)
+    engine.load_state_dict(checkpoint.tensors)
+
+
+def check_slot(before: str, config: ExperimentConfig, file: Path) -> None:
+    """Check that a resumed run of a published model trains the projectors that it began with.
+
+    Args:
+        before: The configuration that the run began with, as YAML.
+        config: The present one. A model folder that knows its own slot has been compared with it already.
+        file: The checkpoint, for errors.
+
+    Raises:
+        UserError: Another embodiment, or another slot, is named.
+    """
+    if knows_slot(config.actor.model):
+        return
+    mapping, block = config.env.train.mapping, yaml.safe_load(before)["env"]["train"]["mapping"]
+    named = [(mapping.embodiment_tag, mapping.embodiment_tag_id), (block["embodiment_tag"], block["embodiment_tag_id"])]
+    key = "env.train.mapping.embodiment_tag_id"
+    now, then = ((tag, embodiment_id(tag, slot, key=key)) for tag, slot in named)
+    if now != then:
+        raise UserError(
+            "The run was begun with the projectors of another embodiment",
+            file=file,
+            key=key,
+            value=f"{now[0]} in slot {now[1]}",
+            expected=f"{then[0]} in slot {then[1]}",
+            mend="resume with the embodiment that the run was begun with, or begin a new run",
+        )
+
+
+def passed_over_warning(asked: Path, taken: Path) -> str | None:
+    """Which newer checkpoints are damaged, so that `find_checkpoint` passed them over; None where there are none.
+
+    Args:
+        asked: The path given by the user; where it names a checkpoint itself, none is passed over.
+        taken: The checkpoint that it was found to mean.
+    """
+    asked, taken = asked.resolve(), taken.resolve()
+    if asked == taken:
+        return None
+    newer = takewhile(lambda folder: folder != taken, step_folders(taken.parent))
+    damaged = [f"{folder} ({verify(folder, contents=False)[0]})" for folder in newer]
+    if not damaged:
+        return None
+    return f"Damaged, and so passed over: {', '.join(damaged)}. The run goes on from {taken} instead."
+
+
+def changes_warning(before: str, now: str) -> str | None:
+    """What differs between two configurations, given as YAML, key by key; None where nothing does."""
+    if before == now:
+        return None
+    old, new = (dict(_leaves(yaml.safe_load(text), "")) for text in (before, now))
+    changed = [key for key in {**old, **new} if old.get(key, _ABSENT) != new.get(key, _ABSENT)]
+    shown = "; ".join(
+        f"{key} was {old.get(key, _ABSENT)} and is {new.get(key, _ABSENT)}" for key in changed[:_NUM_CHANGES_SHOWN]
+    )
+    more = f"; and {len(changed) - _NUM_CHANGES_SHOWN} more" if len(changed) > _NUM_CHANGES_SHOWN else ""
+    return f"The configuration differs from the one that the checkpoint was written with: {shown}{more}."
+
+
+def _leaves(node: Any, key: str) -> Iterator[tuple[str, Any]]:
+    """The values of a nested block by dotted key."""
+    if not isinstance(node, dict):
+        yield key, node
+        return
+    for name, child in node.items():
+        yield from _leaves(child, f"{key}.{name}" if key else str(name))

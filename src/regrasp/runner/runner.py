@@ -1,0 +1,254 @@
+"""Stage 3: reinforcement learning."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from regrasp.checkpoint.read import Checkpoint
+from regrasp.checkpoint.write import CheckpointContent, prune, write_checkpoint
+from regrasp.config.batches import num_optimizer_steps, num_updates
+from regrasp.config.schema import ExperimentConfig
+from regrasp.engine.local import Collected, LocalEngine
+from regrasp.errors import SimulatorError, TrainingHaltedError
+from regrasp.learner.learner import AbandonedError, NonFiniteError
+from regrasp.logging.console import ConsoleTable
+from regrasp.logging.metrics import ENV_STEPS, STEPS_PER_SECOND, MetricsLogger
+from regrasp.logging.progress import progress
+from regrasp.rollout.episodes import EpisodeResult
+from regrasp.rollout.evaluation import Recorder
+from regrasp.runner.guards import SignalGuard
+from regrasp.runner.interrupt import StopRequest
+from regrasp.runner.summary import episode_metrics
+from regrasp.runner.videos import NUM_VIDEOS, EpisodeVideos
+
+_FINISH_SECONDS = 20.0
+"""After a request to stop, an update that ends within this time is kept."""
+
+
+@dataclass
+class Progress:
+    """How far a run is."""
+
+    update: int = 0
+    env_steps: int = 0
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """What a run is between two updates, beside its weights and its progress."""
+
+    engine: dict[str, torch.Tensor]
+    guard: dict[str, Any]
+
+
+@dataclass
+class EmbodiedRunner:
+    """Trains a policy until the last update, a signal, or a halt.
+
+    Args:
+        config: The experiment.
+        engine: Started.
+        logger: Metrics of the run.
+        run_dir: Folder of the run.
+        config_text: The resolved configuration, which checkpoints keep.
+        progress: How far the run is.
+    """
+
+    config: ExperimentConfig
+    engine: LocalEngine
+    logger: MetricsLogger
+    run_dir: Path
+    config_text: str
+    progress: Progress = field(default_factory=Progress)
+
+    def __post_init__(self) -> None:
+        self._guard = SignalGuard(force=self.config.runner.force, num_steps=num_optimizer_steps(self.config))
+        self._table = ConsoleTable(num_updates(self.config))
+        self._saved_update: int | None = None
+
+    def run(self) -> bool:
+        """Train; returns True when the last update was reached and False when a signal ended the run before."""
+        runner = self.config.runner
+        with StopRequest() as stop:
+            while not (self._finished or stop.requested):
+                try:
+                    metrics = self._update(stop)
+                except InterruptedError:
+                    return False
+                except AbandonedError as error:
+                    print(f"[WARN] {error}")
+                    return False
+                if self._due(runner.val_check_interval):
+                    metrics |= self._evaluate_or_save(metrics, stop)
+                self._log(metrics)
+                if self._due(runner.save_interval) or self._finished or stop.requested:
+                    self._save(self._boundary())
+        return self._finished
+
+    def resume(self, checkpoint: Checkpoint) -> None:
+        """Continue after the update that `checkpoint` was written at, with an engine that was restored from it."""
+        self._guard.load_state_dict(checkpoint.state.get("guard", {}))
+        self.progress = Progress(checkpoint.step, checkpoint.state["env_steps"])
+        self._saved_update = checkpoint.step
+        self.logger.truncate_after(checkpoint.step)
+
+    def _update(self, stop: StopRequest) -> dict[str, float]:
+        started = time.monotonic()
+        update, boundary = self.progress.update, self._boundary()
+        collected = self._collect(stop, boundary)
+        trained = time.monotonic()
+        try:
+            metrics = self.engine.update(collected.rollout, update, lambda: stop.overdue(_FINISH_SECONDS))
+        except AbandonedError:
+            self._save(boundary)
+            raise
+        except NonFiniteError as error:
+            self._save(boundary)
+            raise self._halted(error) from error
+        self.progress.update += 1
+        self.progress.env_steps += collected.num_steps
+        try:
+            self._guard.after_update(metrics)
+        except TrainingHaltedError:
+            self._save(self._boundary())
+            raise
+        finished = time.monotonic()
+        return {
+            **{f"train/{name}": value for name, value in metrics.items()},
+            **_rollout_metrics(collected),
+            ENV_STEPS: float(self.progress.env_steps),
+            "time/generate_rollouts": collected.seconds,
+            "time/actor_training": finished - trained,
+            "time/step": finished - started,
+            STEPS_PER_SECOND: collected.num_steps / (finished - started),
+        }
+
+    def _collect(self, stop: StopRequest, boundary: Boundary) -> Collected:
+        """The rollout of one update; where it ends the run, the state before it is saved."""
+        try:
+            collected = self.engine.collect(self.progress.update, lambda: stop.requested)
+            self._guard.after_rollout(collected.rollout, collected.episodes)
+        except Exception:
+            self._save(boundary)
+            raise
+        return collected
+
+    def _evaluate_or_save(self, metrics: dict[str, float], stop: StopRequest) -> dict[str, float]:
+        """Evaluation metrics; where the evaluation fails, the update before it is logged and saved."""
+        try:
+            return self._evaluate(stop)
+        except Exception:
+            self._log(metrics)
+            self._save(self._boundary())
+            raise
+
+    def _evaluate(self, stop: StopRequest) -> dict[str, float]:
+        """Evaluation metrics; none when a signal comes before they are complete."""
+        started = time.monotonic()
+        num_episodes = self.config.env.eval.num_episodes * self.config.algorithm.eval_rollout_epoch
+
+        def count(_: EpisodeResult) -> None:
+            if stop.requested:
+                raise InterruptedError
+            bar.advance()
+
+        try:
+            with progress("Evaluating", num_episodes) as bar:
+                episodes = self.engine.evaluate(num_episodes, count, self._recorder())
+        except InterruptedError:
+            return {}
+        return {**episode_metrics(episodes, "eval"), "time/eval": time.monotonic() - started}
+
+    def _recorder(self) -> Recorder | None:
+        """Where the first episodes of this evaluation are recorded, if they are."""
+        video = self.config.env.eval.video_cfg
+        if not video.save_video:
+            return None
+        folder = self.run_dir / "evaluations" / f"global_step_{self.progress.update}"
+        base = video.video_base_dir and str(Path(video.video_base_dir) / f"global_step_{self.progress.update}")
+        video = dataclasses.replace(video, video_base_dir=base)
+        step_seconds = self.engine.step_seconds
+        return Recorder(NUM_VIDEOS, EpisodeVideos(folder, video, step_seconds, "finetuned").write)
+
+    @property
+    def _finished(self) -> bool:
+        return self.progress.update >= num_updates(self.config)
+
+    def _due(self, interval: int) -> bool:
+        """Whether what happens every `interval` updates and at the last one happens now; -1 and 0 are never."""
+        return interval > 0 and (self._finished or self.progress.update % interval == 0)
+
+    def _log(self, metrics: dict[str, float]) -> None:
+        self.logger.log(self.progress.update, metrics)
+        self._table.row(self.progress.update, metrics)
+
+    def _boundary(self) -> Boundary:
+        """What to continue from.
+
+        Raises:
+            SimulatorError: A training simulator died since the last rollout. The run is saved without the simulators'
+                state, so that their episodes begin anew when it is resumed.
+        """
+        guard = self._guard.state_dict()
+        try:
+            return Boundary(self.engine.state_dict(), guard)
+        except SimulatorError:
+            self._save(Boundary(self.engine.state_dict(simulators=False), guard))
+            raise
+
+    def _save(self, boundary: Boundary) -> None:
+        """Write the checkpoint of the last finished update, unless there is one.
+
+        Where the update after it broke off, its weights are those of the last good step.
+        """
+        if self._saved_update == self.progress.update:
+            return
+        runner = self.config.runner
+        policy = self.engine.policy
+        frozen = (name for name, parameter in policy.named_parameters() if not parameter.requires_grad)
+        content = CheckpointContent(
+            model_state=policy.state_dict(),
+            frozen_names=frozenset(frozen),
+            optimizer_state=self.engine.actor.state_dict(),
+            tensors=boundary.engine,
+            state={"env_steps": self.progress.env_steps, "settings": self.config_text, "guard": boundary.guard},
+            export=policy.save if runner.export_model == "always" or self._finished else None,
+        )
+        folder = checkpoints_folder(self.run_dir, self.config)
+        write_checkpoint(folder, self.progress.update, content)
+        self._saved_update = self.progress.update
+        prune(folder, runner.keep_checkpoints)
+
+    def _halted(self, error: NonFiniteError) -> TrainingHaltedError:
+        file = self.run_dir / "halted" / f"batch_update_{self.progress.update}.pt"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        batch = {
+            name: value.to_dict() if name in ("inputs", "trace") else value for name, value in vars(error.batch).items()
+        }
+        torch.save(batch, file)
+        return TrainingHaltedError(f"{error} The batch that caused it is in {file}.")
+
+
+def checkpoints_folder(run_dir: Path, config: ExperimentConfig) -> Path:
+    """`<run>/<experiment_name>/checkpoints`, as in the reference."""
+    return run_dir / config.runner.logger.experiment_name / "checkpoints"
+
+
+def _rollout_metrics(collected: Collected) -> dict[str, float]:
+    rollout = collected.rollout
+    return {
+        **episode_metrics(collected.episodes, "env"),
+        "rollout/advantages_mean": float(rollout.advantages.mean()),
+        "rollout/advantages_max": float(rollout.advantages.max()),
+        "rollout/advantages_min": float(rollout.advantages.min()),
+        "rollout/returns_mean": float(rollout.returns.mean()),
+        "rollout/returns_max": float(rollout.returns.max()),
+        "rollout/returns_min": float(rollout.returns.min()),
+        "rollout/decisions": float(len(rollout)),
+    }

@@ -1,0 +1,50 @@
+"""Videos of evaluation episodes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from regrasp.config.schema import VideoConfig
+from regrasp.logging.report import Group, VideoItem
+from regrasp.logging.video import VideoWriter, write_episode
+from regrasp.rollout.evaluation import RecordedEpisode
+
+VIDEO_FOLDER = "videos"
+NUM_VIDEOS = 8
+"""Episodes recorded of an evaluation."""
+
+
+class EpisodeVideos:
+    """Writes recorded episodes as they end.
+
+    Args:
+        run_dir: Folder of the run; videos go to `videos` in it unless the configuration names a folder.
+        config: The block `env.eval.video_cfg`.
+        step_seconds: Simulated seconds per frame.
+        group: Under which heading the report shows the videos.
+    """
+
+    def __init__(self, run_dir: Path, config: VideoConfig, step_seconds: float, group: Group) -> None:
+        self._folder = Path(config.video_base_dir) if config.video_base_dir else run_dir / VIDEO_FOLDER
+        self._info = config.info_on_video
+        self._fps = 1 / step_seconds
+        self._group: Group = group
+        self.items: list[VideoItem] = []
+
+    def write(self, episode: RecordedEpisode) -> None:
+        """Write one episode's file."""
+        result = episode.result
+        path = self._folder / video_name(episode.index, result.success)
+        frames, rewards = episode.frames.numpy(), episode.rewards.numpy()
+        if self._info:
+            write_episode(path, frames, result.instruction, rewards, result.success, self._fps, measures=result.info)
+        else:
+            with VideoWriter(path, self._fps) as video:
+                for frame in frames:
+                    video.add(frame)
+        self.items.append(VideoItem(path, result.instruction, result.success, self._group, result.seed))
+
+
+def video_name(episode: int, success: bool) -> str:
+    """File name of a recorded episode."""
+    return f"episode_{episode:03d}_{'success' if success else 'failure'}.mp4"

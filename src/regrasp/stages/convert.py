@@ -1,0 +1,328 @@
+"""Isaac Lab's recordings as a LeRobotDataset v3, by the mapping through which the policy will see the task."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from regrasp.config.schema import EnvConfig, ExperimentConfig
+from regrasp.data.isaaclab_hdf5 import EpisodeError, RecordedEpisode, RecorderFile
+from regrasp.data.lerobot import DatasetWriter
+from regrasp.envs.isaaclab.catalog import is_recording_of
+from regrasp.envs.registry import step_seconds
+from regrasp.errors import UserError
+from regrasp.logging.progress import progress
+from regrasp.stages.demonstrations import demonstration_features, modality, sources
+from regrasp.stages.recordings import LOCATION, ConvertedEpisode, EpisodeConverter, Layout
+
+MIN_STEPS = 2
+"""A shorter episode is a reset that was recorded."""
+_RATE_TOLERANCE = 0.01
+"""Relative difference up to which step rates are one; a dataset has a whole number of frames per second."""
+_LOST_ACTION = 1e-4
+"""A difference above rounding, of an entry of the action that the policy does not drive."""
+_KEEP = "pass --keep_failed to convert episodes without success too"
+_NAMES = 5
+"""Episodes that a line of the report names."""
+
+
+@dataclass(frozen=True)
+class Omission:
+    """A recorded episode, or a whole file, that is not in the dataset."""
+
+    file: Path
+    episode: str | None
+    """None for the file."""
+    reason: str
+    mend: str | None = None
+    """What can be done about it, if there is anything but to record it again."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An episode that fits by its shapes."""
+
+    file: Path
+    episode: RecordedEpisode
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What a conversion will do; no array has been read."""
+
+    candidates: tuple[Candidate, ...]
+    omissions: tuple[Omission, ...]
+    warnings: tuple[str, ...]
+    fps: int
+
+    @property
+    def num_recorded(self) -> int:
+        """Episodes of the recordings."""
+        return len(self.candidates) + sum(omission.episode is not None for omission in self.omissions)
+
+    @property
+    def num_frames(self) -> int:
+        """Frames of the chosen episodes."""
+        return sum(candidate.episode.num_steps for candidate in self.candidates)
+
+
+@dataclass(frozen=True)
+class ConvertReport:
+    """What a conversion did."""
+
+    folder: Path
+    num_episodes: int
+    num_frames: int
+    fps: int
+    omissions: tuple[Omission, ...]
+    warnings: tuple[str, ...]
+    """What was found while reading; those of the survey are not repeated."""
+
+    @property
+    def num_recorded(self) -> int:
+        """Episodes of the recordings."""
+        return self.num_episodes + sum(omission.episode is not None for omission in self.omissions)
+
+
+def survey(
+    config: ExperimentConfig, files: Sequence[Path], *, fps: int | None = None, keep_failed: bool = False
+) -> Survey:
+    """Look through recordings and choose the episodes to convert.
+
+    Args:
+        config: The experiment; `env.train` names the task and has the mapping.
+        files: Recorder files.
+        fps: Environment steps per second; None: as the files say, or the simulator.
+        keep_failed: Choose episodes without success too.
+
+    Raises:
+        UserError: A file is unreadable, no episode can be converted, there is no instruction, or the step rate is
+            unknown or differs.
+    """
+    env = config.env.train
+    _check_instruction(env)
+    found = _Findings(config, keep_failed)
+    rates: dict[Path, float | None] = {}
+    with progress("Looking through recordings", len(files)) as bar:
+        for path in found.each_once(files):
+            with RecorderFile(path) as recording:
+                rates[path] = recording.steps_per_second
+                found.look_through(recording)
+            bar.advance()
+    if not found.candidates:
+        raise found.nothing_left()
+    used = {candidate.file: rates[candidate.file] for candidate in found.candidates}
+    rate, warnings = _step_rate(used, fps, env)
+    return Survey(tuple(found.candidates), tuple(found.omissions), (*found.warnings, *warnings), rate)
+
+
+def convert(config: ExperimentConfig, chosen: Survey, output: Path, *, overwrite: bool = False) -> ConvertReport:
+    """Write the surveyed episodes into the dataset folder `output`, one in memory at a time.
+
+    An episode that turns out to be damaged is left out and reported. An interrupted conversion leaves nothing.
+
+    Raises:
+        UserError: The folder is taken, a file cannot be read any more, or no episode was sound.
+    """
+    omissions, num_frames, largest = list(chosen.omissions), 0, 0.0
+    with (
+        progress("Converting demonstrations", len(chosen.candidates)) as bar,
+        _writer(config, chosen, output, overwrite) as writer,
+    ):
+        for candidate, result in _episodes(config, chosen.candidates):
+            if isinstance(result, EpisodeError):
+                omissions.append(Omission(candidate.file, candidate.episode.name, str(result), result.mend))
+            else:
+                writer.add_episode(result.columns, result.instruction, candidate.episode.success is True)
+                num_frames += candidate.episode.num_steps
+                largest = max(largest, result.lost_action)
+            bar.advance(frames=str(num_frames), left_out=str(len(omissions)))
+        if writer.num_episodes == 0:
+            raise _nothing_left(omissions)
+    warnings = (_lost_action_warning(largest),) if largest > _LOST_ACTION else ()
+    return ConvertReport(output, writer.num_episodes, num_frames, chosen.fps, tuple(omissions), warnings)
+
+
+def _writer(config: ExperimentConfig, chosen: Survey, output: Path, overwrite: bool) -> DatasetWriter:
+    env, model = config.env.train, config.actor.model
+    first = EpisodeConverter(config, chosen.candidates[0].episode)
+    cameras = first.layout.camera_shapes
+    return DatasetWriter(
+        output,
+        fps=chosen.fps,
+        robot_type=env.init_params.id,
+        features=demonstration_features(first.layout.state_dim, model.action_dim, cameras),
+        overwrite=overwrite,
+        modality=modality(model, env.mapping, first.observations, model.action_dim),
+        sources=sources(first.observations),
+    )
+
+
+def _episodes(
+    config: ExperimentConfig, candidates: Sequence[Candidate]
+) -> Iterator[tuple[Candidate, ConvertedEpisode | EpisodeError]]:
+    """Each episode, or why it cannot be read; a file is open while its episodes are read."""
+    for path, group in itertools.groupby(candidates, key=lambda candidate: candidate.file):
+        with RecorderFile(path) as recording:
+            for candidate in group:
+                try:
+                    yield candidate, EpisodeConverter(config, candidate.episode).read(recording)
+                except EpisodeError as error:
+                    yield candidate, error
+
+
+class _Findings:
+    """Candidates, omissions and warnings of the files looked through so far."""
+
+    def __init__(self, config: ExperimentConfig, keep_failed: bool) -> None:
+        self.candidates: list[Candidate] = []
+        self.omissions: list[Omission] = []
+        self.warnings: list[str] = []
+        self._config = config
+        self._keep_failed = keep_failed
+        self._layout: Layout | None = None
+        self._mistake: UserError | None = None
+
+    def each_once(self, files: Sequence[Path]) -> list[Path]:
+        """The files, without those that are another spelling of one before."""
+        known: dict[Path, Path] = {}
+        for path in files:
+            place = path.resolve()
+            if place in known:
+                self.warnings.append(f"{path} is given twice (as {known[place]}); its episodes are taken once.")
+            known.setdefault(place, path)
+        return list(known.values())
+
+    def look_through(self, recording: RecorderFile) -> None:
+        """Sort the episodes of a file."""
+        task, name = self._config.env.train.init_params.id, recording.env_name
+        if not recording.episode_names:
+            self.omissions.append(Omission(recording.path, None, "it holds no episode"))
+        elif name is not None and not is_recording_of(name, task):
+            self.warnings.append(f"{recording.path} was recorded in {name}, and the experiment's task is {task}.")
+        if recording.env_args_problem is not None:
+            self.warnings.append(
+                f"{recording.path} does not tell its task and step rate: {recording.env_args_problem}."
+            )
+        for episode in recording.episode_names:
+            try:
+                self.candidates.append(Candidate(recording.path, self._fitting(recording.describe(episode))))
+            except EpisodeError as error:
+                self.omissions.append(Omission(recording.path, episode, str(error), error.mend))
+            except UserError as error:
+                self._mistake = self._mistake or _named(error, recording.path, episode)
+                self.omissions.append(Omission(recording.path, episode, _reason(error)))
+
+    def _fitting(self, episode: RecordedEpisode) -> RecordedEpisode:
+        """The episode itself, if it can be converted beside those before it."""
+        if episode.num_steps < MIN_STEPS:
+            raise EpisodeError(f"too short: {episode.num_steps} actions")
+        if not episode.success and not self._keep_failed:
+            raise EpisodeError("not recorded as successful" if episode.success is None else "not successful", _KEEP)
+        layout = EpisodeConverter(self._config, episode).layout
+        self._layout = self._layout or layout
+        if layout != self._layout:
+            raise EpisodeError(f"it has {layout}, and the first episode {self._layout}")
+        return episode
+
+    def nothing_left(self) -> UserError:
+        """The error where there is no candidate: the experiment's mistake, if there is one."""
+        return self._mistake or _nothing_left(self.omissions)
+
+
+def _check_instruction(env: EnvConfig) -> None:
+    if env.mapping.task_description is None and env.mapping.instruction_key is None:
+        if env.env_type != "isaaclab":
+            raise UserError(
+                "The recordings are of Isaac Lab, and this experiment's task is not",
+                key="env.train.env_type",
+                value=env.env_type,
+                expected="isaaclab, or a mapping with an instruction (task_description)",
+                mend="name the experiment of the recordings with --config_name",
+            )
+        raise UserError(
+            "The demonstrations have no instruction: recordings of Isaac Lab carry none",
+            key=f"{LOCATION}.task_description",
+            expected="a sentence, as the policy will be given in the task",
+            mend="write it, or choose among several by instruction_key and instructions",
+        )
+
+
+def _step_rate(rates: dict[Path, float | None], given: int | None, env: EnvConfig) -> tuple[int, list[str]]:
+    """Environment steps per second, and what is odd about it."""
+    known = {path: rate for path, rate in rates.items() if rate is not None}
+    if given is not None:
+        others = {path: rate for path, rate in known.items() if not _one_rate(rate, given)}
+        return given, [f"{path} says {rate:g} steps per second, not {given}." for path, rate in others.items()]
+    told = next(iter(known.values()), None)
+    if told is not None and not all(_one_rate(rate, told) for rate in known.values()):
+        raise UserError(
+            "The recordings have different step rates, and a dataset has one",
+            value=", ".join(f"{path}: {rate}" for rate, path in {f"{r:g} Hz": p for p, r in known.items()}.items()),
+            expected="one rate",
+            mend="convert them one by one with --output, or give the rate that holds with --fps",
+        )
+    seconds = step_seconds(env, "train") if told is None else None
+    exact = told if seconds is None else 1 / seconds
+    if exact is None:
+        raise UserError(
+            "The step rate of the recordings is not known: they do not tell it",
+            key="--fps",
+            value=", ".join(map(str, rates)),
+            expected="environment steps per second of simulated time, 1 / (sim.dt * decimation)",
+            mend="pass --fps",
+        )
+    rate = max(1, round(exact))
+    silent = [path for path in rates if path not in known] if known else []
+    warnings = [f"{path} does not tell its step rate; it is taken for {rate} Hz like the others." for path in silent]
+    if not _one_rate(exact, rate):
+        warnings.append(f"{exact:g} steps per second are written as {rate}: a dataset has a whole number.")
+    return rate, warnings
+
+
+def _one_rate(first: float, second: float) -> bool:
+    return math.isclose(first, second, rel_tol=_RATE_TOLERANCE)
+
+
+def omission_lines(omissions: Sequence[Omission]) -> list[str]:
+    """What was left out, a line for each file and reason."""
+    grouped: dict[tuple[Path, str], list[str]] = {}
+    for omission in omissions:
+        grouped.setdefault((omission.file, omission.reason), []).append(omission.episode or "the file")
+    return [f"{file}: {_names(episodes)}: {reason}" for (file, reason), episodes in grouped.items()]
+
+
+def _named(error: UserError, path: Path, episode: str) -> UserError:
+    """The same error, naming the recording in which the mistake showed."""
+    return UserError(**{**error.fields(), "problem": f"{error.problem} ({path}, {episode})"})
+
+
+def _reason(error: UserError) -> str:
+    """A misfit of one episode in a line, with what was found and expected."""
+    found = "" if error.value is None or str(error.value) in error.problem else f": {error.value}"
+    return f"{error.problem}{found}, expected {error.expected}"
+
+
+def _nothing_left(omissions: Sequence[Omission]) -> UserError:
+    mends = dict.fromkeys(omission.mend for omission in omissions if omission.mend is not None)
+    return UserError(
+        "None of the recorded episodes can be converted",
+        value="; ".join(omission_lines(omissions)[:_NAMES]),
+        expected="at least one episode that fits the experiment",
+        mend="; or ".join(mends) or "record demonstrations again",
+    )
+
+
+def _names(episodes: Sequence[str]) -> str:
+    more = f" and {len(episodes) - _NAMES} more" if len(episodes) > _NAMES else ""
+    return ", ".join(episodes[:_NAMES]) + more
+
+
+def _lost_action_warning(largest: float) -> str:
+    return (
+        "The recordings move entries of the action that the policy does not drive: they are up to"
+        f" {largest:g} away from the constants of action_mapping. A policy trained on this cannot repeat them."
+    )

@@ -1,0 +1,203 @@
+"""Demonstrations as a dataset: the features that `collect` and `convert` write and `sft` reads."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from regrasp.config.schema import ExperimentConfig, MappingConfig, ModelConfig
+from regrasp.data.lerobot import DemonstrationDataset, FeatureSpec
+from regrasp.data.lerobot.metadata import damaged
+from regrasp.data.lerobot.schema import SOURCES_PATH
+from regrasp.engine.policies import input_names
+from regrasp.envs.selection import ObservationSelection, StateSource, is_name_of
+from regrasp.errors import UserError
+from regrasp.models.groot.processing.data_config import HUMAN_TASK
+from regrasp.models.groot.processing.processor_config import given_data_config
+from regrasp.models.groot.processing.selection import Range, key_ranges
+
+STATE = "observation.state"
+ACTION = "action"
+MAIN_CAMERA = "observation.images.main"
+EXTRA_CAMERA = "observation.images.extra_{}"
+
+
+def camera_features(num_cameras: int) -> tuple[str, ...]:
+    """Names of the main camera and then of the extra ones."""
+    return (MAIN_CAMERA, *(EXTRA_CAMERA.format(i) for i in range(num_cameras - 1)))[:num_cameras]
+
+
+def demonstration_features(
+    state_dim: int, action_dim: int, camera_shapes: Sequence[tuple[int, ...]]
+) -> dict[str, FeatureSpec]:
+    """The features of a dataset.
+
+    Args:
+        state_dim: Width of the policy's state.
+        action_dim: Width of the policy's action.
+        camera_shapes: (height, width, 3) of the main camera and then of the extra ones; none without images.
+    """
+    features = {STATE: FeatureSpec("float32", (state_dim,)), ACTION: FeatureSpec("float32", (action_dim,))}
+    names = camera_features(len(camera_shapes))
+    return features | {name: FeatureSpec("video", shape) for name, shape in zip(names, camera_shapes, strict=True)}
+
+
+def demonstration_columns(
+    states: np.ndarray, actions: np.ndarray, main_images: np.ndarray, extra_view_images: np.ndarray | None
+) -> dict[str, np.ndarray]:
+    """One episode as `DatasetWriter.add_episode` takes it.
+
+    Args:
+        states: (T, D) float32.
+        actions: (T, A) float32.
+        main_images: (T, H, W, 3) uint8, of size 0 without images.
+        extra_view_images: (T, V, H, W, 3) uint8, or None.
+    """
+    columns = {STATE: states, ACTION: actions}
+    if main_images.size:
+        columns[MAIN_CAMERA] = main_images
+    if extra_view_images is not None:
+        columns |= {EXTRA_CAMERA.format(i): extra_view_images[:, i] for i in range(extra_view_images.shape[1])}
+    return columns
+
+
+def modality(
+    model: ModelConfig, mapping: MappingConfig, observations: ObservationSelection, action_dim: int
+) -> dict[str, Any]:
+    """Content of GR00T's `meta/modality.json`: names of cameras, and of slices of state and action.
+
+    The names are those of `gr00t_mapping` and `data_config`. Without them cameras and parts of the state are called as
+    their observations, and the action is one part.
+
+    Args:
+        model: The model.
+        mapping: Its inputs.
+        observations: What images and state are made of.
+        action_dim: Width of the policy's action.
+
+    Raises:
+        UserError: The data configuration's parts do not fit the state or the action.
+    """
+    inputs = input_names(model, mapping)
+    data = given_data_config(inputs)
+    state_ranges = _observation_ranges(observations.states)
+    action_ranges = {"action": (0, action_dim)}
+    if data is not None:
+        state_ranges, action_ranges = key_ranges(data, inputs, observations.state_dim, action_dim)
+    elif inputs.state is not None:
+        state_ranges = {key: (start, stop) for key, start, stop in inputs.state}
+    cameras = observations.cameras
+    views = inputs.views or _short_names(cameras)
+    language = HUMAN_TASK if data is None else data.language
+    return {
+        "state": _slices(state_ranges),
+        "action": _slices(action_ranges),
+        "video": {
+            view: {"original_key": name} for view, name in zip(views, camera_features(len(cameras)), strict=False)
+        },
+        "annotation": {language.removeprefix("annotation."): {"original_key": "task_index"}},
+    }
+
+
+def sources(observations: ObservationSelection) -> dict[str, Any]:
+    """Content of `meta/sources.json`: the cameras in order, and the slices that make up the state."""
+    return {"cameras": list(observations.cameras), "states": [dataclasses.asdict(part) for part in observations.states]}
+
+
+def check_sources(dataset: DemonstrationDataset, config: ExperimentConfig, *, uses_images: bool) -> list[str]:
+    """Check that the experiment maps to a policy what the demonstrations were made of.
+
+    Datasets of other programs do not say what they were made of: of them, widths and numbers are checked.
+
+    Returns:
+        Warnings.
+
+    Raises:
+        UserError: Cameras, states or the action's width differ.
+    """
+    mapping, action_dim = config.env.train.mapping, dataset.features[ACTION].shape[0]
+    if config.actor.model.action_dim != action_dim:
+        raise _other_mapping(dataset, "actor.model.action_dim", config.actor.model.action_dim, str(action_dim))
+    asked = [name for name in (mapping.main_images, *mapping.extra_view_images) if name is not None]
+    if uses_images and len(asked) != len(dataset.cameras):
+        key = "env.train.mapping.extra_view_images" if asked else "env.train.mapping.main_images"
+        raise _other_mapping(dataset, key, asked, f"{len(dataset.cameras)} camera(s) in all")
+    text, warnings = mapping.task_description, []
+    if text is not None and text not in dataset.tasks:
+        known = ", ".join(f"'{task}'" for task in dataset.tasks[:3])
+        warnings = [
+            f"env.train.mapping.task_description is '{text}'; the demonstrations in {dataset.root} say {known}."
+        ]
+    found = _read_sources(dataset)
+    if found is None:
+        return warnings
+    cameras, states = found
+    named = [is_name_of(*pair) for pair in zip(asked, cameras, strict=False)]
+    if uses_images and not (all(named) and len(asked) == len(cameras)):
+        key = "extra_view_images" if named[:1] == [True] else "main_images"
+        raise _other_mapping(dataset, f"env.train.mapping.{key}", asked, ", ".join(cameras))
+    same = len(mapping.states) == len(states) and all(
+        is_name_of(entry.key, part.key)
+        and (part.start == 0 if entry.slice is None else entry.slice == (part.start, part.stop))
+        for entry, part in zip(mapping.states, states, strict=True)
+    )
+    if not same:
+        expected = ", ".join(f"{part.key}[{part.start}:{part.stop}]" for part in states)
+        asked_states = [
+            entry.key if entry.slice is None else f"{entry.key}{list(entry.slice)}" for entry in mapping.states
+        ]
+        raise _other_mapping(dataset, "env.train.mapping.states", asked_states, expected)
+    return warnings
+
+
+def _read_sources(dataset: DemonstrationDataset) -> tuple[list[str], list[StateSource]] | None:
+    path = dataset.root / SOURCES_PATH
+    if not path.exists():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return [str(name) for name in content["cameras"]], [StateSource(**part) for part in content["states"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise damaged(path, f"it does not list cameras and states ({error})") from error
+
+
+def _other_mapping(dataset: DemonstrationDataset, key: str, value: Any, expected: str) -> UserError:
+    return UserError(
+        f"Another mapping than the demonstrations in {dataset.root} were made with",
+        key=key,
+        value=value,
+        expected=expected,
+        mend="correct it, or record or convert the demonstrations again with this mapping",
+    )
+
+
+def _observation_ranges(states: Sequence[StateSource]) -> dict[str, Range]:
+    """Parts of the state by the last name of their observation, in full where that is not unique."""
+    short = [_last_name(source.key) for source in states]
+    ranges: dict[str, Range] = {}
+    start = 0
+    for name, source in zip(short, states, strict=True):
+        stop = start + source.stop - source.start
+        key = name if short.count(name) == 1 else f"{source.key}[{source.start}:{source.stop}]"
+        ranges[key] = (start, stop)
+        start = stop
+    return ranges
+
+
+def _last_name(key: str) -> str:
+    """`eef_pos` of `policy/eef_pos`."""
+    return key.rpartition("/")[2]
+
+
+def _short_names(keys: Sequence[str]) -> tuple[str, ...]:
+    """Last names of observations, in full where they are not unique."""
+    short = [_last_name(key) for key in keys]
+    return tuple(name if short.count(name) == 1 else key for name, key in zip(short, keys, strict=True))
+
+
+def _slices(ranges: Mapping[str, Range]) -> dict[str, dict[str, int]]:
+    return {key: {"start": start, "end": stop} for key, (start, stop) in ranges.items()}

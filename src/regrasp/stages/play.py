@@ -1,0 +1,124 @@
+"""Evaluation of a policy, or of a task by expert, random or zero actions."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from regrasp.config.load import LoadedConfig
+from regrasp.config.schema import ExperimentConfig
+from regrasp.engine.acting import evaluation_chooser, policy_to_evaluate
+from regrasp.engine.policies import choose_device, create_policy, overlay_rl_weights
+from regrasp.envs.contract import VecEnv
+from regrasp.envs.registry import check_expert, create_env
+from regrasp.logging.progress import progress
+from regrasp.logging.report import EvaluationSummary, Group, VideoItem
+from regrasp.rollout.episodes import EpisodeResult
+from regrasp.rollout.evaluation import (
+    Choose,
+    Evaluation,
+    Recorder,
+    expert_chooser,
+    random_chooser,
+    zero_chooser,
+)
+from regrasp.runner.summary import summarize
+from regrasp.runner.videos import NUM_VIDEOS, EpisodeVideos
+
+Kind = Literal["model", "expert", "zero", "random"]
+EVALUATION_FILE = "evaluation.json"
+EPISODES_FILE = "episodes.jsonl"
+
+
+@dataclass(frozen=True)
+class PlayOptions:
+    """What acts, and how many episodes are recorded."""
+
+    kind: Kind = "model"
+    rl_model_path: Path | None = None
+    num_videos: int = NUM_VIDEOS
+    group: Group = "base"
+    """Under which heading the report shows the videos."""
+
+
+@dataclass(frozen=True)
+class PlayResult:
+    """Outcome of an evaluation."""
+
+    summary: EvaluationSummary
+    episodes: list[EpisodeResult]
+    videos: list[VideoItem]
+    seconds: float
+
+
+def play(loaded: LoadedConfig, run_dir: Path, options: PlayOptions) -> PlayResult:
+    """Evaluate `env.eval.num_episodes` episodes, write results and videos into `run_dir`, and print a table."""
+    config = loaded.config
+    started = time.monotonic()
+    max_chunk = config.actor.model.num_action_chunks if options.kind == "model" else 1
+    if options.kind == "expert":
+        check_expert(config.env.eval, "eval")
+    env = create_env(config.env.eval, "eval", max_chunk, config.seed)
+    try:
+        choose = _choose(config, env, options)
+        videos = EpisodeVideos(run_dir, config.env.eval.video_cfg, env.spec.step_seconds, options.group)
+        num_episodes = config.env.eval.num_episodes * config.algorithm.eval_rollout_epoch
+        with progress("Evaluating", num_episodes) as bar:
+            outcomes: list[bool] = []
+
+            def count(result: EpisodeResult) -> None:
+                outcomes.append(result.success)
+                bar.advance(success=f"{sum(outcomes) / len(outcomes):.0%}")
+
+            wants_video = config.env.eval.video_cfg.save_video
+            recorder = Recorder(options.num_videos, videos.write) if wants_video else None
+            evaluation = Evaluation(env, choose, config.seed, config.env.eval.seed, count)
+            episodes = evaluation.run(num_episodes, recorder)
+    finally:
+        env.close()
+    result = PlayResult(summarize(episodes), episodes, videos.items, time.monotonic() - started)
+    _write(result, run_dir)
+    print_summary(result.summary)
+    return result
+
+
+def print_summary(summary: EvaluationSummary) -> None:
+    """Success with its interval, overall and by instruction; then the task's own measures."""
+    from regrasp.logging.intervals import wilson_interval
+
+    rows = {"all episodes": (round(summary.success * summary.episodes), summary.episodes), **summary.per_instruction}
+    width = max(len(name) for name in rows)
+    print(f"{'instruction':<{width}}  success   95 % interval    episodes")
+    for name, (successes, episodes) in rows.items():
+        low, high = wilson_interval(successes, episodes)
+        print(f"{name:<{width}}  {successes / episodes:6.1%}   {low:6.1%} - {high:6.1%}   {episodes:8d}")
+    for name, measure in summary.measures.items():
+        print(
+            f"mean {name.replace('_', ' ')}: {measure.mean:.3f}, 95 % interval {measure.low:.3f} - {measure.high:.3f}"
+        )
+
+
+def _choose(config: ExperimentConfig, env: VecEnv, options: PlayOptions) -> Choose:
+    seed = config.seed
+    if options.kind == "expert":
+        return expert_chooser(env)
+    if options.kind == "zero":
+        return zero_chooser(env)
+    if options.kind == "random":
+        return random_chooser(env, seed)
+    policy = create_policy(config.actor.model, config.env.eval.mapping, env.spec, seed, "env.eval.mapping")
+    if options.rl_model_path is not None:
+        overlay_rl_weights(policy, options.rl_model_path)
+    device = choose_device()
+    return evaluation_chooser(policy_to_evaluate(policy, config, device), config, env, seed, device)
+
+
+def _write(result: PlayResult, run_dir: Path) -> None:
+    (run_dir / EVALUATION_FILE).write_text(result.summary.to_json() + "\n")
+    with (run_dir / EPISODES_FILE).open("w") as file:
+        for index, episode in enumerate(result.episodes):
+            line = {"episode": index, **{k: v for k, v in vars(episode).items() if k != "info"}, **episode.info}
+            file.write(json.dumps(line) + "\n")

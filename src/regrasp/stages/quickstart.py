@@ -1,0 +1,194 @@
+"""Every stage in one go, on the embedded simulator; interrupted, it continues where it was."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from regrasp.checkpoint.layout import EXPORT
+from regrasp.checkpoint.read import find_checkpoint
+from regrasp.config.load import LoadedConfig
+from regrasp.config.schema import ExperimentConfig
+from regrasp.errors import UserError
+from regrasp.folders import CONFIG_FILE
+from regrasp.runner.runner import checkpoints_folder
+from regrasp.stages.commands import collect_demonstrations, pretrain_backbone, train_base
+from regrasp.stages.play import PlayOptions, PlayResult, play
+from regrasp.stages.report import SUMMARY_FILE, report_run, versions
+from regrasp.stages.train import train
+
+_STATE_FILE = "stages.json"
+_NUM_VIDEOS = 6
+
+
+@dataclass
+class _Journal:
+    """Which stages are done, how long they took, and what they gave; on disk after every stage."""
+
+    file: Path
+    stages: dict[str, dict[str, Any]]
+
+    @classmethod
+    def open(cls, folder: Path, settings: str) -> _Journal:
+        """Continue the journal of `folder`, or begin one.
+
+        Raises:
+            UserError: The folder belongs to other settings.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        config_file, journal = folder / CONFIG_FILE, cls(folder / _STATE_FILE, {})
+        if not journal.file.is_file():
+            config_file.write_text(settings)
+            return journal
+        if config_file.read_text() != settings:
+            raise UserError(
+                "This folder holds a quickstart with other settings",
+                file=config_file,
+                expected="the settings that it was begun with",
+                mend="give another --output, or remove the folder",
+            )
+        journal.stages = json.loads(journal.file.read_text())
+        return journal
+
+    def run(self, name: str, title: str, stage: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Run a stage unless it is done, and return what it gave."""
+        print(f"\n== {title}", flush=True)
+        if name in self.stages:
+            print("   done before")
+            return self.stages[name]["result"]
+        earlier = self.stages.get(f"{name}.partial", {}).get("seconds", 0.0)
+        started = time.monotonic()
+        try:
+            result = stage()
+        except BaseException:
+            self._write(f"{name}.partial", earlier + time.monotonic() - started, {})
+            raise
+        self.stages.pop(f"{name}.partial", None)
+        self._write(name, earlier + time.monotonic() - started, result)
+        return result
+
+    def seconds(self) -> dict[str, float]:
+        """Stage name to seconds, over all interruptions."""
+        return {name: round(stage["seconds"], 1) for name, stage in self.stages.items()}
+
+    def _write(self, name: str, seconds: float, result: dict[str, Any]) -> None:
+        self.stages[name] = {"seconds": seconds, "result": result}
+        draft = self.file.with_suffix(".tmp")
+        draft.write_text(json.dumps(self.stages, indent=2))
+        draft.replace(self.file)
+
+
+def quickstart(loaded: LoadedConfig, folder: Path, command: str) -> None:
+    """Run every stage in `folder`, and write summary and report; `command` is how to run it again.
+
+    Raises:
+        KeyboardInterrupt: A signal stopped a stage; called again, the quickstart continues there.
+    """
+    print(f"[INFO] Logging to: {folder.resolve()}", flush=True)
+    config, seed = loaded.config, loaded.config.seed
+    journal = _Journal.open(folder, loaded.to_yaml())
+    base = folder / "base"
+    pretrained = journal.run("pretrain", "Backbone: where is what the words name?", lambda: _pretrain(config))
+    journal.run("collect", "Demonstrations by the scripted expert", lambda: _collect(config, folder / "demos"))
+    journal.run(
+        "sft",
+        "Base model from the demonstrations",
+        lambda: _sft(config, folder / "demos", Path(pretrained["folder"]), base),
+    )
+    before = journal.run("evaluate_base", "Evaluation of the base model", lambda: _play(loaded, base, folder, "base"))
+    trained = journal.run("train", "Reinforcement learning", lambda: _train(loaded, base, folder / "train"))
+    after = journal.run(
+        "evaluate_finetuned",
+        "Evaluation of the fine-tuned model",
+        lambda: _play(loaded, Path(trained["folder"]), folder, "finetuned"),
+    )
+    summary = {
+        "task": config.env.train.init_params.id,
+        "seed": seed,
+        "base": before["summary"],
+        "finetuned": after["summary"],
+        "stage_seconds": journal.seconds(),
+        "total_seconds": round(sum(journal.seconds().values()), 1),
+        "model": trained["folder"],
+        "videos": before["videos"] + after["videos"],
+        "versions": versions(),
+        "command": command,
+    }
+    (folder / SUMMARY_FILE).write_text(json.dumps(summary, indent=2) + "\n")
+    report = report_run(folder, folder / "report.html")
+    _print_end(summary, report)
+
+
+def _pretrain(config: ExperimentConfig) -> dict[str, Any]:
+    folder, error = pretrain_backbone(config)
+    print(f"   {folder}" + (" (from an earlier run)" if error is None else f", median error {error:.2f} cm"))
+    return {"folder": str(folder), "median_error_cm": error}
+
+
+def _collect(config: ExperimentConfig, output: Path) -> dict[str, Any]:
+    _, attempts = collect_demonstrations(config, output)
+    return {"attempts": attempts}
+
+
+def _sft(config: ExperimentConfig, data: Path, backbone: Path, output: Path) -> dict[str, Any]:
+    _, result = train_base(config, data, backbone, output)
+    return dataclasses.asdict(result)
+
+
+def _train(loaded: LoadedConfig, base: Path, run_dir: Path) -> dict[str, Any]:
+    """Train from `base`, or from the newest checkpoint of an interrupted training."""
+    checkpoints = checkpoints_folder(run_dir, loaded.config)
+    resume = str(checkpoints) if any(checkpoints.glob("global_step_*")) else None
+    config = _with_model(loaded.config, base)
+    config = dataclasses.replace(config, runner=dataclasses.replace(config.runner, resume_dir=resume))
+    run_dir.mkdir(exist_ok=True)
+    if not train(dataclasses.replace(loaded, config=config), run_dir):
+        raise KeyboardInterrupt
+    return {"folder": str(find_checkpoint(checkpoints) / EXPORT)}
+
+
+def _play(loaded: LoadedConfig, model: Path, folder: Path, group: str) -> dict[str, Any]:
+    """Evaluate with videos of the first episodes."""
+    output = folder / f"evaluate_{group}"
+    output.mkdir(exist_ok=True)
+    config = _with_model(loaded.config, model)
+    video = dataclasses.replace(config.env.eval.video_cfg, save_video=True)
+    evaluation = dataclasses.replace(config.env.eval, video_cfg=video)
+    config = dataclasses.replace(config, env=dataclasses.replace(config.env, eval=evaluation))
+    options = PlayOptions(num_videos=_NUM_VIDEOS, group="base" if group == "base" else "finetuned")
+    result = play(dataclasses.replace(loaded, config=config), output, options)
+    return {"summary": dataclasses.asdict(result.summary), "videos": _videos(result, folder)}
+
+
+def _videos(result: PlayResult, folder: Path) -> list[dict[str, Any]]:
+    return [
+        {
+            "file": str(video.path.relative_to(folder)),
+            "instruction": video.label,
+            "success": video.success,
+            "group": video.group,
+            "seed": video.seed,
+        }
+        for video in sorted(result.videos, key=lambda video: video.path.name)
+    ]
+
+
+def _with_model(config: ExperimentConfig, model: Path) -> ExperimentConfig:
+    replaced = dataclasses.replace(config.actor.model, model_path=str(model))
+    return dataclasses.replace(config, actor=dataclasses.replace(config.actor, model=replaced))
+
+
+def _print_end(summary: dict[str, Any], report: Path) -> None:
+    print()
+    for name in ("base", "finetuned"):
+        result = summary[name]
+        low, high = result["ci95"]
+        interval = f"95 % interval {low:.1%} to {high:.1%}, {result['episodes']} episodes"
+        print(f"{name:<10} {result['success']:6.1%}  ({interval})")
+    print(f"{'time':<10} {summary['total_seconds'] / 60:.1f} minutes")
+    print(f"{'report':<10} {report.resolve()}")

@@ -1,0 +1,180 @@
+"""Stage 2: supervised training of the base model on demonstrations, by flow matching."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor, nn
+
+from regrasp.config.schema import ExperimentConfig, SftConfig
+from regrasp.data.lerobot import DemonstrationDataset
+from regrasp.engine.policies import choose_device, input_names
+from regrasp.errors import TrainingHaltedError
+from regrasp.learner.schedule import cosine
+from regrasp.logging.progress import progress
+from regrasp.models.contract import Policy
+from regrasp.models.groot.checkpoint import load_config, load_groot
+from regrasp.models.groot.policy import GrootPolicy
+from regrasp.models.groot.processing.processor import GrootProcessor
+from regrasp.models.mlp.policy import MlpPolicy
+from regrasp.models.normalization import Statistics
+from regrasp.models.settings import RlHeadSettings
+from regrasp.seeding import KeyedNoise, torch_generator
+from regrasp.stages.demonstrations import ACTION, STATE, check_sources
+from regrasp.stages.training_frames import Frames, load_frames
+
+_PART = {"cpu": 256, "cuda": 16}
+"""Frames prepared and encoded at once: on a GPU the model may be large."""
+
+
+@dataclass(frozen=True)
+class SftResult:
+    """How the stage ended."""
+
+    num_episodes: int
+    num_frames: int
+    train_loss: float
+    validation_loss: float | None
+
+
+def train_base_model(config: ExperimentConfig, data: Path, backbone: Path | None, seed: int, output: Path) -> SftResult:
+    """Train on the dataset `data` and write the policy folder `output`.
+
+    With `backbone`, a folder that `regrasp pretrain` wrote, the policy is a GR00T on it; without, a state policy.
+
+    Raises:
+        UserError: The dataset is damaged, or was made with another mapping than the experiment's.
+        TrainingHaltedError: The loss is not finite.
+    """
+    sft = config.sft
+    assert sft is not None
+    dataset = DemonstrationDataset.open(data)
+    for warning in check_sources(dataset, config, uses_images=backbone is not None):
+        print(f"[WARN] {warning}")
+    device = choose_device()
+    policy = _base_policy(config, dataset, backbone, seed).to(device)
+    train, validation = load_frames(policy, dataset, sft)
+    with torch.autocast(device.type, torch.bfloat16, enabled=config.actor.model.precision == "bf16"):
+        if sft.train == "head":
+            train.inputs = _encode(policy, train.inputs, device)
+            if validation is not None:
+                validation.inputs = _encode(policy, validation.inputs, device)
+        losses = _train(policy, train, validation, sft, seed, device)
+    policy.save(output)
+    return SftResult(dataset.num_episodes, len(train.actions), *losses)
+
+
+def _base_policy(config: ExperimentConfig, dataset: DemonstrationDataset, backbone: Path | None, seed: int) -> Policy:
+    """An untrained policy with the dataset's statistics."""
+    columns = dataset.load_columns([STATE, ACTION])
+    state, action = (Statistics.of(torch.from_numpy(columns[name])) for name in (STATE, ACTION))
+    if backbone is not None:
+        return _groot(config, dataset, backbone, state, action)
+    model = config.actor.model
+    return MlpPolicy(
+        state_dim=state.width,
+        action_dim=action.width,
+        num_action_chunks=model.num_action_chunks,
+        hidden=model.mlp.hidden,
+        initial_std=model.mlp.initial_std,
+        state=state,
+        action=action,
+        seed=seed,
+    )
+
+
+def _groot(
+    config: ExperimentConfig,
+    dataset: DemonstrationDataset,
+    backbone: Path,
+    state: Statistics,
+    action: Statistics,
+) -> GrootPolicy:
+    """The pretrained backbone with its untrained head."""
+    model, mapping = config.actor.model, config.env.train.mapping
+    processor = GrootProcessor.for_data(
+        load_config(backbone),
+        backbone,
+        input_names(model, mapping),
+        state,
+        action,
+        num_views=1 + len(mapping.extra_view_images),
+        fps=float(dataset.fps),
+    )
+    settings = RlHeadSettings(
+        num_action_chunks=model.num_action_chunks,
+        action_dim=action.width,
+        denoising_steps=model.denoising_steps,
+        trainable=model.trainable,
+        precision=model.precision if config.sft is not None and config.sft.train == "head" else "fp32",
+        add_value_head=False,
+        padding_value=model.rl_head_config.padding_value,
+    )
+    return load_groot(backbone, settings, processor=processor)
+
+
+@torch.no_grad()
+def _encode(policy: Policy, inputs: TensorDict, device: torch.device) -> TensorDict:
+    parts = inputs.split(_PART[device.type])
+    return TensorDict.cat([policy("encode", inputs=part.to(device)).cpu() for part in parts])
+
+
+def _train(
+    policy: Policy, train: Frames, validation: Frames | None, sft: SftConfig, seed: int, device: torch.device
+) -> tuple[float, float | None]:
+    """Returns the last training loss (running mean) and the last validation loss."""
+    frozen = sft.train == "head"
+    parameters = [p for _, p in policy.prepare_training("head" if frozen else "all")]
+    optimizer = torch.optim.AdamW(parameters, sft.lr, weight_decay=sft.weight_decay, betas=(0.9, 0.95))
+    generator = torch_generator(seed, "data", 10)
+    running, held_out_loss = None, None
+    policy.train()
+    with progress("Training base model", sft.steps) as bar:
+        for step in range(sft.steps):
+            optimizer.param_groups[0]["lr"] = sft.lr * cosine(
+                step, num_steps=sft.steps, num_warmup_steps=sft.warmup_steps, min_ratio=0.02
+            )
+            batch = train.rows(torch.randint(len(train.actions), (sft.batch_size,), generator=generator))
+            rows = range(len(batch.actions))
+            loss = _loss(policy, batch.to(device), frozen, _noise(seed, rows, step), sft.noise_repeats)
+            if not torch.isfinite(loss):
+                raise TrainingHaltedError(f"The loss of supervised training is not finite at step {step}.")
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(parameters, sft.clip_grad)
+            optimizer.step()
+            running = loss.item() if running is None else 0.95 * running + 0.05 * loss.item()
+            if validation is not None and ((step + 1) % sft.eval_interval == 0 or step + 1 == sft.steps):
+                held_out_loss = validation_loss(policy, validation, sft, seed, device)
+            bar.advance(loss=f"{running:.3f}", validation="-" if held_out_loss is None else f"{held_out_loss:.3f}")
+    policy.eval().requires_grad_(True)  # nothing is frozen any more: the folder is one file
+    assert running is not None
+    return running, held_out_loss
+
+
+@torch.no_grad()
+def validation_loss(policy: Policy, frames: Frames, sft: SftConfig, seed: int, device: torch.device) -> float:
+    """The loss of all frames together, computed on as many at once as are trained on: a GPU may hold no more."""
+    total, num_valid = 0.0, 0
+    for rows in torch.arange(len(frames.actions)).split(sft.batch_size):
+        part = frames.rows(rows)
+        weight = int(part.valid.sum())
+        noise = _noise(seed, rows.tolist(), step=0)
+        loss = _loss(policy, part.to(device), sft.train == "head", noise, sft.noise_repeats)
+        total += weight * loss.item()
+        num_valid += weight
+    return total / num_valid
+
+
+def _loss(policy: Policy, batch: Frames, frozen: bool, noise: KeyedNoise, repeats: int) -> Tensor:
+    features = batch.inputs if frozen else policy("encode", inputs=batch.inputs)
+    return policy.sft_loss(features, batch.actions, batch.valid, noise, repeats)
+
+
+def _noise(seed: int, rows: Iterable[int], step: int) -> KeyedNoise:
+    """Noise of a step, keyed by the row."""
+    return KeyedNoise(seed, "data", [(row, 1, step) for row in rows])

@@ -1,0 +1,130 @@
+"""Puts a training run together: policy, engine, logger, resumed state."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+from regrasp.checkpoint.read import Checkpoint, find_checkpoint, read_checkpoint
+from regrasp.config.load import LoadedConfig
+from regrasp.config.schema import ExperimentConfig
+from regrasp.engine.local import LocalEngine
+from regrasp.engine.policies import check_fit, choose_device, create_policy, head_settings, input_names
+from regrasp.envs.contract import EnvSpec, VecEnv
+from regrasp.envs.registry import create_env
+from regrasp.errors import UserError
+from regrasp.logging.metrics import MetricsLogger
+from regrasp.models.contract import Policy
+from regrasp.models.registry import load_policy
+from regrasp.runner.resume import changes_warning, check_slot, passed_over_warning, restore_engine
+from regrasp.runner.runner import EmbodiedRunner
+
+
+def train(loaded: LoadedConfig, run_dir: Path) -> bool:
+    """Train in `run_dir`, from the checkpoint `runner.resume_dir` if one is given.
+
+    Returns:
+        True when the last update was reached.
+    """
+    config, seed = loaded.config, loaded.config.seed
+    checkpoint = None
+    if config.runner.resume_dir is not None:
+        checkpoint = _checkpoint_to_resume(Path(config.runner.resume_dir))
+    with _environments(config) as (env, eval_env):
+        for warning in lost_guarantees(env):
+            print(f"[WARN] {warning}")
+        policy = _policy(config, env.spec, seed, checkpoint)
+        if eval_env is not None:
+            check_fit(policy, config.env.eval.mapping, eval_env.spec, "env.eval.mapping")
+        engine = LocalEngine(config, policy, env, seed, choose_device(), eval_env)
+        return _run(loaded, engine, run_dir, checkpoint)
+
+
+def _checkpoint_to_resume(path: Path) -> Checkpoint:
+    folder = find_checkpoint(path)
+    if warning := passed_over_warning(path, folder):
+        print(f"[WARN] {warning}", flush=True)
+    return read_checkpoint(folder)
+
+
+@contextlib.contextmanager
+def _environments(config: ExperimentConfig) -> Iterator[tuple[VecEnv, VecEnv | None]]:
+    """The environments of training and, if the run evaluates, of evaluation.
+
+    Both start before the first update: some simulators tell what they offer only then, and a mistake in `env.eval`
+    should not show after hours of training.
+    """
+    chunk = config.actor.model.num_action_chunks
+    with contextlib.ExitStack() as started:
+        env = started.enter_context(contextlib.closing(create_env(config.env.train, "train", chunk, config.seed)))
+        eval_env = None
+        if config.runner.val_check_interval > 0:
+            eval_env = create_env(config.env.eval, "eval", chunk, config.seed)
+            started.enter_context(contextlib.closing(eval_env))
+        yield env, eval_env
+
+
+def lost_guarantees(env: VecEnv) -> list[str]:
+    """What a run on these environments cannot promise, because the simulator cannot."""
+    capabilities = env.capabilities
+    losses = {
+        "seeds cannot be set per environment, so results depend on the number of environments": (
+            not capabilities.seed_per_env
+        ),
+        "single environments cannot be reset, so finished ones wait for the others": not capabilities.partial_reset,
+        "the true final observation is not available, so truncated episodes are not bootstrapped": (
+            not capabilities.true_final_observation
+        ),
+        "the simulator's state cannot be saved, so a resumed run begins its episodes anew": (
+            not capabilities.saves_state
+        ),
+    }
+    return [text for text, lost in losses.items() if lost]
+
+
+def _run(loaded: LoadedConfig, engine: LocalEngine, run_dir: Path, checkpoint: Checkpoint | None) -> bool:
+    names = loaded.config.runner.logger
+    text = _settings(loaded)
+    if checkpoint is not None:
+        before = checkpoint.state.get("settings", text)
+        check_slot(before, loaded.config, checkpoint.path)
+        if warning := changes_warning(before, text):
+            print(f"[WARN] {warning}", flush=True)
+        restore_engine(engine, checkpoint)
+    with MetricsLogger(
+        run_dir,
+        project=names.project_name,
+        experiment=names.experiment_name,
+        backends=names.logger_backends,
+        config_text=text,
+    ) as logger:
+        runner = EmbodiedRunner(loaded.config, engine, logger, run_dir, text)
+        if checkpoint is not None:
+            runner.resume(checkpoint)
+        return runner.run()
+
+
+def _settings(loaded: LoadedConfig) -> str:
+    """The resolved configuration without `resume_dir`: a resumed run is the same experiment."""
+    runner = dataclasses.replace(loaded.config.runner, resume_dir=None)
+    return dataclasses.replace(loaded, config=dataclasses.replace(loaded.config, runner=runner)).to_yaml()
+
+
+def _policy(config: ExperimentConfig, env: EnvSpec, seed: int, checkpoint: Checkpoint | None) -> Policy:
+    """The policy that the run starts or started from; one that cannot be had again is taken from the checkpoint."""
+    model, mapping = config.actor.model, config.env.train.mapping
+    again = model.model_path is not None or model.model_type == "mlp"
+    if again or checkpoint is None or checkpoint.export is None:
+        return create_policy(model, mapping, env, seed)
+    if config.algorithm.kl_beta:
+        raise UserError(
+            "The penalty on the divergence from the start needs the policy that the run started from",
+            key="actor.model.model_path",
+            expected="the folder that the run was begun with",
+            mend="pass --model_path",
+        )
+    policy = load_policy(checkpoint.export, head_settings(model), input_names(model, mapping))
+    check_fit(policy, mapping, env)
+    return policy

@@ -1,1 +1,0 @@
-"""The three roles: environments, rollout (inference) and actor (policy update)."""

@@ -1,0 +1,33 @@
+"""Optimizer steps that can be called off."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from regrasp.config.load import load_config
+from regrasp.learner.optimizer import adamw, reader, step_unless
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("forbidden", [False, True])
+def test_a_forbidden_step_changes_neither_weights_nor_moments(forbidden: bool) -> None:
+    weight, value = (torch.nn.Parameter(torch.ones(3)) for _ in range(2))
+    optimizer = adamw([weight], [value], load_config("pick_cube_ppo_groot").config.actor.optim, CPU)
+    for parameter in (weight, value):
+        parameter.grad = torch.tensor([1.0, -2.0, 0.5])
+    step_unless(optimizer, torch.tensor(False))
+    weights, state = [weight.detach().clone(), value.detach().clone()], copy.deepcopy(optimizer.state)
+    step_unless(optimizer, torch.tensor(forbidden))
+    for parameter, before in zip((weight, value), weights, strict=True):
+        assert torch.equal(parameter, before) == forbidden
+    for before, after in zip(state.values(), optimizer.state.values(), strict=True):
+        assert torch.equal(before["exp_avg_sq"], after["exp_avg_sq"]) == forbidden
+        assert after["step"] == (1 if forbidden else 2)
+
+
+def test_numbers_are_those_of_the_tensor() -> None:
+    assert reader(torch.tensor([1.0, 2.5]))() == [1.0, 2.5]

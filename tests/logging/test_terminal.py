@@ -1,0 +1,174 @@
+import io
+import itertools
+import math
+import re
+
+import pytest
+from rich.console import Console
+
+from regrasp.logging import console as console_module
+from regrasp.logging import progress as progress_module
+from regrasp.logging.console import ConsoleTable
+from regrasp.logging.progress import progress
+from regrasp.logging.text import byte_size, duration, number
+
+TAGS = [
+    "env/success_once",
+    "env/return",
+    "env/episode_len",
+    "train/actor/policy_loss",
+    "train/critic/value_loss",
+    "train/actor/approx_kl",
+    "train/actor/clip_fraction",
+    "train/actor/ratio",
+    "train/critic/explained_variance",
+    "train/actor/grad_norm",
+    "time/env_steps_per_second",
+]
+
+
+@pytest.fixture
+def log_file():
+    return Console(file=io.StringIO(), width=80, force_terminal=False)  # narrower than a row, as a log file may be
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """One second passes every time somebody looks."""
+    ticks = itertools.count()
+    for module in (console_module, progress_module):
+        monkeypatch.setattr(module.time, "monotonic", lambda: float(next(ticks)))
+
+
+def lines(console):
+    return console.file.getvalue().splitlines()
+
+
+@pytest.mark.parametrize(
+    "value", [0.0, 1.0, -1.0, 1e-9, -1.23456e-5, 0.123456, -123.456, 99999.96, -123456.7, 1e30, -1e-300, math.nan]
+)
+@pytest.mark.parametrize("total", [9, 1000, 10**8])
+def test_rows_keep_their_columns_and_100_characters(log_file, value, total):
+    table = ConsoleTable(total, log_file)
+    share = min(1.0, abs(value))
+    for step in (1, total):
+        table.row(step, {tag: share if "success" in tag or "fraction" in tag else value for tag in TAGS})
+    header, *rows = lines(log_file)
+    assert {len(line) for line in [header, *rows]} == {100}
+    assert all(len(row.split()) == len(header.split()) == 14 for row in rows)
+
+
+def test_missing_metrics_are_dashes_and_the_header_comes_back(log_file):
+    table = ConsoleTable(50, log_file)
+    for step in range(1, 42):
+        table.row(step, {"env/success_once": 0.5})
+    headers = [index for index, line in enumerate(lines(log_file)) if "success" in line]
+    assert headers == [0, 21, 42]
+    assert lines(log_file)[1].split()[3:] == ["50.0%", *["-"] * 10]
+
+
+def test_time_left_is_the_average_of_the_rows_so_far(log_file, clock):
+    table = ConsoleTable(20, log_file)  # looks at the clock once; each row once
+    table.row(11, {"env/return": 1.0})  # a resumed run
+    assert lines(log_file)[1].split()[:3] == ["11/20", "0:01", "0:09"]
+    table.row(12, {"env/return": 1.0})
+    assert lines(log_file)[2].split()[:3] == ["12/20", "0:02", "0:08"]
+
+
+def test_evaluation_line_has_its_interval(log_file):
+    table = ConsoleTable(20, log_file)
+    table.row(10, {"eval/success_once": 0.8, "eval/num_trajectories": 10})
+    (line,) = lines(log_file)
+    assert line.split(maxsplit=1) == ["10/20", "evaluation: success 80.0% [49.0, 94.3] of 10 episodes"]
+
+
+def test_sac_losses_take_the_loss_columns(log_file):
+    ConsoleTable(2, log_file).row(1, {"train/sac/actor_loss": -2.5, "train/sac/critic_loss": 0.25})
+    header, row = (line.split() for line in lines(log_file))
+    assert row[header.index("policy")] == "-2.500"
+    assert row[header.index("value")] == "0.2500"
+
+
+def test_log_file_gets_few_plain_lines(log_file, clock):
+    with progress("roll out", 30, log_file) as task:  # looks at the clock once, then once per advance and per line
+        for index in range(30):
+            task.advance(success=f"{index} %")
+    first, second, last = lines(log_file)
+    assert first == "roll out:  33% 10/30  0:11  ETA 0:22  success 9 %"
+    assert second.startswith("roll out:  67% 20/30")
+    assert last.startswith("roll out: 100% 30/30")
+    assert "ETA" not in last
+
+
+@pytest.mark.parametrize(("items", "seconds", "known"), [(2, 60.0, False), (3, 0.5, False), (3, 0.7, True)])
+def test_the_time_left_is_not_guessed_from_the_first_items(
+    log_file, monkeypatch: pytest.MonkeyPatch, items: int, seconds: float, known: bool
+):
+    now = 0.0
+    monkeypatch.setattr(progress_module, "_PLAIN_INTERVAL", 0.0)
+    monkeypatch.setattr(progress_module.time, "monotonic", lambda: now)
+    with progress("roll out", 500, log_file) as task:
+        for _ in range(items):
+            now += seconds
+            task.advance()
+        assert ("ETA" in lines(log_file)[-1]) == known
+
+
+def test_log_file_says_when_a_stage_was_interrupted(log_file):
+    def stage():
+        with progress("a", 3, log_file) as task:
+            task.describe("b")
+            task.advance()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stage()
+    assert lines(log_file) == ["b:  33% 1/3  0:00  (interrupted)"]
+
+
+def test_terminal_gets_nested_bars():
+    screen = io.StringIO()
+    terminal = Console(file=screen, width=100, force_terminal=True)
+    with progress("outer [x]", 2, terminal) as outer, progress("inner", 4, terminal) as inner:
+        inner.advance(4, success="53 %")
+        outer.describe("renamed [y]")
+        outer.advance(2)
+    plain = re.sub(r"\x1b\[[^A-Za-z]*[A-Za-z]", "", screen.getvalue())
+    assert "outer [x]" in plain
+    assert re.search(r"inner .*100%.*success 53 %", plain)
+    assert re.search(r"renamed \[y\] .*100%", plain)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0:00"), (59.6, "1:00"), (3599, "59:59"), (3600, "1h00m"), (359999, "99h59m"), (360000, "4d04h")],
+)
+def test_durations(seconds, text):
+    assert duration(seconds) == text
+
+
+def test_unknown_duration():
+    assert duration(math.nan) == "-"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.0123, "0.0123"),
+        (-0.0123, "-0.012"),
+        (12345.678, "12346"),
+        (1.234e-5, "1.2e-5"),
+        (1e7, "1.00e7"),
+        (0, "0.0000"),
+    ],
+)
+def test_numbers_keep_the_digits_that_fit(value, text):
+    assert number(value, 6) == text
+
+
+@pytest.mark.parametrize(
+    ("num_bytes", "text"),
+    [(3 * 2**29, "1.50 GiB"), (2**30 // 10 + 1, "0.10 GiB"), (2**20, "1.00 MiB"), (0, "0.00 MiB")],
+)
+def test_small_sizes_are_in_mebibytes(num_bytes: int, text: str):
+    assert byte_size(num_bytes) == text

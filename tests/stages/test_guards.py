@@ -1,0 +1,221 @@
+"""Runs that stop themselves, and what they leave behind."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from run_toys import checkpoint, metrics, mlp_experiment, saved_steps
+from tensordict import TensorDict
+
+from regrasp.checkpoint.read import read_checkpoint
+from regrasp.engine.local import Collected, LocalEngine
+from regrasp.envs.contract import Step
+from regrasp.envs.process.vector import RemoteVecEnv
+from regrasp.errors import SimulatorError, TrainingHaltedError
+from regrasp.rollout.buffers import Rollout
+from regrasp.rollout.episodes import EpisodeResult
+from regrasp.runner.guards import SignalGuard
+from regrasp.stages.train import train
+
+VARIED = torch.tensor([1.0, -1.0, 0.5])
+FLAT = torch.full((3,), 0.7)
+NO_GRADIENT = {"actor/grad_norm": 0.0, "critic/grad_norm": 0.0}
+
+
+def rollout(advantages: torch.Tensor) -> Rollout:
+    size = len(advantages)
+    return Rollout(
+        inputs=TensorDict({}, [size]),
+        trace=TensorDict({}, [size]),
+        log_probs=torch.zeros(size, 1, 1),
+        values=torch.zeros(size),
+        advantages=advantages,
+        returns=torch.zeros(size),
+        num_executed=torch.ones(size, dtype=torch.long),
+        versions=torch.zeros(size, dtype=torch.long),
+    )
+
+
+def episodes(count: int, *, success: bool = False, reward: float = 0.0) -> list[EpisodeResult]:
+    return [EpisodeResult(0, "do it", success, reward, 5, {})] * count
+
+
+def test_no_success_and_no_reward_at_all() -> None:
+    guard = SignalGuard(force=False)
+    guard.after_rollout(rollout(VARIED), episodes(63))
+    with pytest.raises(TrainingHaltedError, match="None of the first 64 episodes") as caught:
+        guard.after_rollout(rollout(VARIED), episodes(1))
+    for cause in ("base model", "mapping", "instruction", "noise_level", "--force"):
+        assert cause in str(caught.value)
+
+
+@pytest.mark.parametrize("found", [{"success": True}, {"reward": -0.1}, {"reward": 0.1}])
+def test_one_success_or_reward_is_enough(found: dict) -> None:
+    guard = SignalGuard(force=False)
+    guard.after_rollout(rollout(VARIED), episodes(1, **found))
+    for _ in range(10):
+        guard.after_rollout(rollout(VARIED), episodes(64))
+
+
+@pytest.mark.parametrize("flat", [FLAT, FLAT[:1], torch.zeros(3)])
+def test_advantages_that_do_not_vary(flat: torch.Tensor) -> None:
+    guard = SignalGuard(force=False)
+    for advantages in (flat, flat, flat, flat, VARIED, flat, flat, flat, flat):
+        guard.after_rollout(rollout(advantages), episodes(1, success=True))
+    with pytest.raises(TrainingHaltedError, match="advantages of 5 updates in a row") as caught:
+        guard.after_rollout(rollout(flat), episodes(1, success=True))
+    assert "every episode succeeds, or none does" in str(caught.value)
+
+
+def test_gradients_that_vanish() -> None:
+    guard = SignalGuard(force=False)
+    none = NO_GRADIENT
+    for metrics_of in (none, none, none, none, {**none, "critic/grad_norm": 1.0}, {}, none, none, none, none):
+        guard.after_update(metrics_of)
+    with pytest.raises(TrainingHaltedError, match="gradient was zero in 5 updates") as caught:
+        guard.after_update(none)
+    assert "actor.model.trainable" in str(caught.value)
+
+
+def test_force_stops_nothing_and_warns_once_of_each(capsys: pytest.CaptureFixture[str]) -> None:
+    guard = SignalGuard(force=True)
+    for _ in range(10):
+        guard.after_rollout(rollout(FLAT), episodes(64))
+        guard.after_update(NO_GRADIENT)
+    warnings = capsys.readouterr().out.splitlines()
+    assert len(warnings) == 3
+    for warning, text in zip(warnings, ("None of the first 64", "advantages of 5", "gradient was zero"), strict=True):
+        assert warning.startswith("[WARN] ")
+        assert text in warning
+        assert "Continuing because runner.force is true" in warning
+
+
+def test_updates_that_are_cut_short_are_warned_of_once(capsys: pytest.CaptureFixture[str]) -> None:
+    guard = SignalGuard(force=False, num_steps=24)
+    for made in (1, 3, 4, 5, 6, 1, 1, 1, 1):
+        guard.after_update({"actor/grad_norm": 1.0, "actor/minibatches": float(made)})
+    assert not capsys.readouterr().out, "a quarter of the steps ends the row"
+    for _ in range(3):
+        guard.after_update({"actor/grad_norm": 1.0, "actor/minibatches": 2.0})
+    warning = capsys.readouterr().out
+    assert warning.startswith("[WARN] 5 updates in a row were cut short, the last one after 2 of 24 optimizer steps")
+    assert all(name in warning for name in ("algorithm.target_kl", "actor.optim.lr", "bf16"))
+    assert warning.count("\n") == 1
+
+
+def restored(guard: SignalGuard) -> SignalGuard:
+    """A guard in another process."""
+    other = SignalGuard(force=False)
+    other.load_state_dict(json.loads(json.dumps(guard.state_dict())))
+    return other
+
+
+def test_episodes_are_counted_over_a_resumption() -> None:
+    guard = SignalGuard(force=False)
+    guard.after_rollout(rollout(VARIED), episodes(63))
+    with pytest.raises(TrainingHaltedError, match="None of the first 64 episodes"):
+        restored(guard).after_rollout(rollout(VARIED), episodes(1))
+    guard.after_rollout(rollout(VARIED), episodes(1, success=True))
+    restored(guard).after_rollout(rollout(VARIED), episodes(64))
+
+
+@pytest.mark.parametrize("interrupted_after", range(1, 5))
+def test_updates_in_a_row_are_counted_over_a_resumption(interrupted_after: int) -> None:
+    guard = SignalGuard(force=False)
+    for update in range(4):
+        guard.after_rollout(rollout(FLAT), episodes(1, success=True))
+        guard.after_update(NO_GRADIENT)
+        if update + 1 == interrupted_after:
+            guard = restored(guard)
+    with pytest.raises(TrainingHaltedError, match="advantages of 5 updates"):
+        guard.after_rollout(rollout(FLAT), episodes(1))
+    with pytest.raises(TrainingHaltedError, match="gradient was zero in 5 updates"):
+        guard.after_update(NO_GRADIENT)
+
+
+def test_what_a_forced_run_saw_counts_when_it_is_resumed_without_force() -> None:
+    forced = SignalGuard(force=True)
+    forced.after_rollout(rollout(VARIED), episodes(64, reward=1.0))
+    restored(forced).after_rollout(rollout(VARIED), episodes(64))
+
+
+MANY = ("env.train.total_num_envs=32", "runner.val_check_interval=-1", "runner.max_epochs=3")
+
+
+def test_a_run_without_any_success_halts_and_keeps_what_it_had(tmp_path: Path, start_model: Path) -> None:
+    model = f"actor.model.model_path={start_model}"
+    with pytest.raises(TrainingHaltedError, match="None of the first 64 episodes"):
+        train(mlp_experiment(*MANY, model, "runner.save_interval=-1"), tmp_path)
+    assert saved_steps(tmp_path) == [1], "the update before the rollout that halted the run"
+    with pytest.raises(TrainingHaltedError, match="None of the first 64 episodes"):
+        train(mlp_experiment(*MANY, model, f"runner.resume_dir={tmp_path}"), tmp_path)
+    assert saved_steps(tmp_path) == [1], "the resumed run halts at the same update"
+    forced = mlp_experiment(*MANY, model, "runner.force=true", f"runner.resume_dir={tmp_path}")
+    assert train(forced, tmp_path)
+    assert [line["step"] for line in metrics(tmp_path)] == [1, 2, 3]
+
+
+def test_a_simulator_that_fails_costs_one_rollout(
+    tmp_path: Path, start_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, calls = RemoteVecEnv.step, 0
+
+    def failing(self: RemoteVecEnv, actions: torch.Tensor) -> Step:
+        nonlocal calls
+        calls += 1
+        if calls == 3 + 2:
+            raise SimulatorError("died")
+        return step(self, actions)
+
+    monkeypatch.setattr(RemoteVecEnv, "step", failing)
+    with pytest.raises(SimulatorError, match="died"):
+        train(mlp_experiment(f"actor.model.model_path={start_model}", "runner.save_interval=-1"), tmp_path)
+    assert read_checkpoint(checkpoint(tmp_path, 1)).step == 1
+
+
+@pytest.mark.parametrize("place", ["rewards", "states"])
+def test_a_number_that_is_not_finite_is_never_learned_from(
+    tmp_path: Path, start_model: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    step, learned = RemoteVecEnv.step, []
+
+    def broken(self: RemoteVecEnv, actions: torch.Tensor) -> Step:
+        result = step(self, actions)
+        (result.rewards if place == "rewards" else result.observation.states)[4, 0] = float("nan")
+        return result
+
+    monkeypatch.setattr(RemoteVecEnv, "step", broken)
+    monkeypatch.setattr(LocalEngine, "update", lambda *args: learned.append(args))
+    with pytest.raises(TrainingHaltedError, match=r"Environment 4 returned a (reward|state)"):
+        train(mlp_experiment(f"actor.model.model_path={start_model}"), tmp_path)
+    assert not learned
+
+
+@pytest.mark.parametrize("save_interval", [2, -1])
+def test_the_batch_of_a_loss_that_is_not_finite_can_be_looked_at(
+    tmp_path: Path, start_model: Path, monkeypatch: pytest.MonkeyPatch, save_interval: int
+) -> None:
+    collect = LocalEngine.collect
+
+    def poisoned(self: LocalEngine, update: int, should_stop) -> Collected:
+        collected = collect(self, update, should_stop)
+        if update == 2:
+            collected.rollout.advantages[5] = float("nan")
+        return collected
+
+    monkeypatch.setattr(LocalEngine, "collect", poisoned)
+    with pytest.raises(TrainingHaltedError, match="loss is not finite") as caught:
+        train(
+            mlp_experiment(f"actor.model.model_path={start_model}", f"runner.save_interval={save_interval}"), tmp_path
+        )
+    file = tmp_path / "halted" / "batch_update_2.pt"
+    assert str(file) in str(caught.value)
+    batch = torch.load(file, weights_only=True)
+    assert batch["advantages"].isnan().sum() == 1
+    assert batch["inputs"]["state"].shape == (len(batch["advantages"]), 16)
+    assert batch["trace"]["actions"].shape == (len(batch["advantages"]), 4, 4)
+    assert saved_steps(tmp_path) == [2]
+    assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [1, 2]

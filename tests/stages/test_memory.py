@@ -1,0 +1,160 @@
+"""The memory estimate, compared with the tensors of a real policy and optimizer after an update."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+import torch
+from run_toys import groot_experiment, mlp_experiment
+from torch import Tensor
+
+from regrasp.cli.main import main
+from regrasp.config.schema import ExperimentConfig
+from regrasp.engine.local import LocalEngine
+from regrasp.engine.memory import PolicyMemory, decision_bytes, memory_estimate, policy_memory
+from regrasp.engine.policies import create_policy, head_settings, input_names
+from regrasp.envs.registry import create_env
+from regrasp.learner.learner import ActorWorker
+from regrasp.models.groot.policy import GrootPolicy
+from regrasp.models.registry import preview_policy
+from regrasp.rollout.buffers import Rollout
+
+BF16 = "actor.model.precision=bf16"
+LORA = ("actor.model.is_lora=true", "actor.model.lora.rank=2")
+
+
+def trainable(part: str) -> str:
+    return f"actor.model.trainable={part}"
+
+
+def storages(tensors: Iterable[Tensor]) -> dict[int, int]:
+    """Bytes by address: what is shared is there once."""
+    return {tensor.data_ptr(): tensor.nbytes for tensor in tensors}
+
+
+def measured(engine: LocalEngine, gradients: int) -> PolicyMemory:
+    """Of an engine that has made a step, from nothing but its tensors and the bytes of its gradients."""
+    policy, reference = engine.policy, engine.actor._reference
+    trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    moments = [value for state in engine.actor.optimizer.state.values() for value in state.values() if value.ndim]
+    own = storages((*policy.parameters(), *policy.buffers()))
+    copies = (engine._acting.policy, engine.actor.computing)
+    copied = storages(parameter for one in copies for parameter in one.parameters())
+    start = storages(reference.parameters()) if reference is not None else {}
+    return PolicyMemory(
+        num_parameters=sum(value.numel() for value in policy.published_state().values()),
+        num_trained=sum(parameter.numel() for parameter in trained),
+        weights=sum(own.values()),
+        training=sum(storages(moments).values()) + gradients,
+        half_copy=sum(size for address, size in copied.items() if address not in own),
+        start=sum(size for address, size in start.items() if address not in own),
+    )
+
+
+def watch_gradients(actor: ActorWorker) -> list[int]:
+    """A list that every backward pass adds to: the bytes that gradients take after it."""
+    found, backward = [], actor.backward
+
+    def watched(micro: Rollout, shares: Tensor) -> dict[str, Tensor]:
+        metrics = backward(micro, shares)
+        weights = (*actor.policy.parameters(), *actor.computing.parameters())
+        found.append(sum(storages(weight.grad for weight in weights if weight.grad is not None).values()))
+        return metrics
+
+    actor.backward = watched
+    return found
+
+
+def preview(config: ExperimentConfig) -> GrootPolicy:
+    model = config.actor.model
+    assert model.model_path is not None
+    policy = preview_policy(model.model_path, head_settings(model), input_names(model, config.env.train.mapping))
+    assert isinstance(policy, GrootPolicy)
+    return policy
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (trainable("head"),),
+        (trainable("head"), BF16),
+        (trainable("head"), BF16, "actor.micro_batch_size=8"),
+        (trainable("head_without_context"), BF16, "algorithm.kl_beta=0.1"),
+        (trainable("head_without_context"), "runner.feature_storage=host"),
+        (trainable("head"), BF16, "runner.recompute_features=true"),
+        (trainable("all"), "algorithm.kl_beta=0.1"),
+        (trainable("all"), BF16),
+        (trainable("head"), *LORA),
+        (trainable("head"), *LORA, BF16, "runner.feature_storage=host"),
+    ],
+    ids=" ".join,
+)
+def test_the_estimate_is_what_an_update_holds(groot_start: Path, overrides: tuple[str, ...]) -> None:
+    config = groot_experiment(f"actor.model.model_path={groot_start}", *overrides).config
+    env = create_env(config.env.train, "train", 4, 0)
+    engine = LocalEngine(
+        config, create_policy(config.actor.model, config.env.train.mapping, env.spec, 0), env, 0, torch.device("cpu")
+    )
+    try:
+        rollout = engine.collect(0, lambda: False).rollout
+        gradients = watch_gradients(engine.actor)
+        engine.update(rollout, 0, lambda: False)
+        found = measured(engine, max(gradients))
+    finally:
+        env.close()
+    policy = preview(config)
+    assert {parameter.device.type for parameter in policy.parameters()} == {"meta"}
+    stored = sum(value.nbytes for value in rollout.inputs.to_dict().values())
+    assert decision_bytes(policy, config) == stored / len(rollout)
+    assert policy_memory(policy, config) == found
+
+
+def test_the_lines_name_what_takes_memory(groot_start: Path) -> None:
+    model = f"actor.model.model_path={groot_start}"
+    plain = "\n".join(memory_estimate(groot_experiment(model).config))
+    assert "copy of them" not in plain
+    assert "cached features: 18 decisions" in plain
+    assert "on the device" in plain
+    half = memory_estimate(groot_experiment(model, BF16, "runner.feature_storage=host", "algorithm.kl_beta=1").config)
+    lines = "\n".join(half)
+    assert all(part in lines for part in ("copy of them in bfloat16", "algorithm.kl_beta", "in host memory"))
+    together = "\n".join(memory_estimate(groot_experiment(model, BF16, "algorithm.kl_beta=1").config))
+    assert lines.splitlines()[-1] != together.splitlines()[-1], "features on the host are not on the device"
+
+
+def test_features_of_half_precision_take_half(groot_start: Path) -> None:
+    model = f"actor.model.model_path={groot_start}"
+    single, half = (groot_experiment(model, *overrides).config for overrides in ((), (BF16,)))
+    state = 4 * preview(single).config.action_head_cfg.max_state_dim
+    assert decision_bytes(preview(single), single) - state == 2 * (decision_bytes(preview(half), half) - state)
+
+
+def test_a_model_of_another_machine_is_no_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--dry_run", "--model_path", "/mnt/elsewhere"]) == 0
+    printed = capsys.readouterr()
+    assert "/mnt/elsewhere is not on this machine" in printed.out
+    (line,) = printed.err.splitlines()
+    assert line == "[WARN] actor.model.model_path: /mnt/elsewhere was not found, so it was not checked."
+    assert main(["train", "--dry_run"]) == 0
+    printed = capsys.readouterr()
+    assert "no model folder is given" in printed.out
+    assert printed.err == ""
+
+
+def test_a_file_is_no_model_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "model.safetensors").touch()
+    assert main(["train", "--dry_run", "--model_path", str(tmp_path / "model.safetensors")]) == 2
+    assert "No such model folder" in capsys.readouterr().err
+
+
+def test_a_state_policy_stores_no_features(start_model: Path) -> None:
+    lines = memory_estimate(mlp_experiment(f"actor.model.model_path={start_model}").config)
+    assert not any("features" in line for line in lines)
+
+
+def test_the_estimate_begins_with_what_the_model_reads_and_writes(base_model: Path) -> None:
+    first = memory_estimate(groot_experiment(f"actor.model.model_path={base_model}").config)[0]
+    assert first.startswith("model: embodiment new_embodiment in slot 0; cameras ")
+    assert "; state state 4; action action 4; " in first

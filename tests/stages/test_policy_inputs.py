@@ -1,0 +1,112 @@
+"""How runners tell a model what the experiment calls its inputs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from run_toys import groot_experiment, mlp_experiment
+
+from regrasp.config.load import LoadedConfig, load_config
+from regrasp.engine.policies import check_embodiment, head_settings, input_names, slot_warning
+from regrasp.errors import UserError
+from regrasp.models.groot.processing.data_config import BUILT_IN, data_config
+from regrasp.models.inputs import InputNames
+from regrasp.models.registry import load_policy
+from regrasp.runner.resume import check_slot
+from regrasp.stages.play import PlayOptions, play
+from regrasp.stages.train import train
+
+REFERENCE = Path(__file__).parents[1] / "config" / "reference_experiment.yaml"
+
+
+def test_the_reference_experiment_in_names() -> None:
+    config = load_config(str(REFERENCE), ["+actor.model.tokenizer_path=eagle"]).config
+    names = input_names(config.actor.model, config.env.train.mapping)
+    assert names == InputNames(
+        embodiment_tag="new_embodiment",
+        embodiment_tag_id=31,
+        views=("room_view", "left_wrist_view", "right_wrist_view"),
+        state=(("left_arm", 0, 7), ("right_arm", 7, 14), ("left_hand", 14, 21), ("right_hand", 21, 28)),
+        data_config="gr00t_config:IsaacLabDataConfig",
+        tokenizer_path=Path("eagle"),
+    )
+
+
+def test_an_experiment_without_names_leaves_them_open() -> None:
+    config = mlp_experiment().config
+    names = input_names(config.actor.model, config.env.train.mapping)
+    assert names == InputNames(embodiment_tag="new_embodiment")
+
+
+def test_a_written_out_data_config_means_the_same_as_its_name() -> None:
+    block = BUILT_IN["oxe_droid"].to_json()
+    entries = {
+        kind: [f"{{{', '.join(f'{k}: {v}' for k, v in e.items())}}}" for e in block[kind]]
+        for kind in ("state", "action")
+    }
+    text = (
+        f"{{video: {block['video']}, state: [{','.join(entries['state'])}], action: [{','.join(entries['action'])}],"
+        f" language: {block['language']}}}"
+    )
+    overrides = [f"env.{name}.mapping.data_config={text}" for name in ("train", "eval")]
+    config = groot_experiment(*overrides).config
+    value = input_names(config.actor.model, config.env.train.mapping).data_config
+    assert value is not None
+    assert data_config(value, file=None, key="") == BUILT_IN["oxe_droid"]
+
+
+def test_an_error_names_the_mapping_that_was_used(base_model: Path, tmp_path: Path) -> None:
+    model = f"actor.model.model_path={base_model}"
+    with pytest.raises(UserError) as caught:
+        play(groot_experiment(model, "env.eval.mapping.states=[policy/gripper_position]"), tmp_path, PlayOptions())
+    assert caught.value.key == "env.eval.mapping.states"
+    with pytest.raises(UserError) as caught:
+        train(groot_experiment(model, "env.train.mapping.states=[policy/gripper_position]"), tmp_path)
+    assert caught.value.key == "env.train.mapping.states"
+
+
+@pytest.mark.parametrize(
+    ("mapping", "has_processor", "warns"),
+    [
+        ("embodiment_tag_id=0", False, True),
+        ("embodiment_tag_id=0", True, False),
+        ("embodiment_tag_id=31", False, False),
+        ("embodiment_tag_id=null", False, False),
+        ("embodiment_tag=arm", False, False),
+    ],
+)
+def test_another_slot_than_the_published_one_is_warned_of(
+    tmp_path: Path, mapping: str, has_processor: bool, warns: bool
+) -> None:
+    if has_processor:
+        (tmp_path / "processor_config.json").write_text("{}")
+    changes = [f"env.{name}.mapping.{mapping}" for name in ("train", "eval")]
+    config = groot_experiment("~pretrain", f"actor.model.model_path={tmp_path}", *changes).config
+    warning = slot_warning(config.actor.model, config.env.train.mapping)
+    assert (warning is not None and "slot is 31" in warning) == warns
+
+
+def test_a_slot_left_out_is_the_model_folders_own(base_model: Path) -> None:
+    config = groot_experiment(f"actor.model.model_path={base_model}").config
+    mapping = config.env.train.mapping
+    assert mapping.embodiment_tag_id is None
+    policy = load_policy(base_model, head_settings(config.actor.model), input_names(config.actor.model, mapping))
+    assert policy.spec.embodiment_id == 0
+    check_embodiment(policy, mapping)
+    for change in ({"embodiment_tag_id": 1}, {"embodiment_tag": "gr1"}):
+        with pytest.raises(UserError, match="another embodiment"):
+            check_embodiment(policy, replace(mapping, **change))
+
+
+def test_a_published_models_run_goes_on_with_its_own_slot_only(tmp_path: Path) -> None:
+    def experiment(slot: str) -> LoadedConfig:
+        changes = [f"env.{name}.mapping.embodiment_tag_id={slot}" for name in ("train", "eval")]
+        return groot_experiment("~pretrain", f"actor.model.model_path={tmp_path}", *changes)
+
+    for before, now in (("null", "31"), ("31", "null"), ("3", "3")):
+        check_slot(experiment(before).to_yaml(), experiment(now).config, tmp_path)
+    for before, now in (("null", "3"), ("3", "null"), ("3", "4")):
+        with pytest.raises(UserError, match="begun with the projectors of another embodiment"):
+            check_slot(experiment(before).to_yaml(), experiment(now).config, tmp_path)

@@ -1,0 +1,105 @@
+"""Grounding pretraining at toy size."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from run_toys import groot_experiment
+
+from regrasp.checkpoint.hub_folder import load_safetensors
+from regrasp.cli.main import main
+from regrasp.config.schema import PretrainConfig
+from regrasp.errors import TrainingHaltedError, UserError
+from regrasp.models.groot.checkpoint import load_groot
+from regrasp.stages.commands import pretrain_backbone
+from regrasp.stages.pretrain import cached_backbone, check_instructions, pretrain
+
+
+def pretrain_config(*overrides: str) -> PretrainConfig:
+    config = groot_experiment(*overrides).config.pretrain
+    assert config is not None
+    return config
+
+
+def test_what_is_written_is_a_policy_folder(backbone: Path) -> None:
+    policy = load_groot(backbone)
+    assert policy.config.eagle_cfg.vision_config.hidden_size == 24
+    ids = policy.processor.text.encode(["pick up the red cube", "pick up the blue cube"])
+    assert not torch.equal(ids[0], ids[1])
+
+
+def test_the_same_seed_gives_the_same_backbone(backbone: Path, tmp_path: Path) -> None:
+    error = pretrain(pretrain_config(), tmp_path)
+    first, second = load_safetensors(backbone), load_safetensors(tmp_path)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert 0 < error < 100
+
+
+LONG = "take the red cube from the table and put it on top of the blue cube that stands behind it"
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "mend"),
+    [
+        ("train", [], "pretrain.architecture.text_length="),
+        ("eval", ["+actor.model.rl_head_config.padding_value=46"], "actor.model.rl_head_config.padding_value="),
+    ],
+)
+def test_an_instruction_that_is_too_long_is_found_before_anything_is_rendered(
+    name: str, overrides: list[str], mend: str, tmp_path: Path
+) -> None:
+    long = f"+env.{name}.mapping.task_description={LONG}"
+    with pytest.raises(UserError, match=r"An instruction of \d+ tokens, with room for") as caught:
+        pretrain_backbone(groot_experiment(long, *overrides).config, tmp_path / "backbone")
+    assert caught.value.key == f"env.{name}.mapping.task_description"
+    advised = str(caught.value.mend).partition(", or set ")[2]
+    assert advised.startswith(mend)
+    check_instructions(groot_experiment(long, f"++{advised}").config)
+    key, _, needed = advised.partition("=")
+    with pytest.raises(UserError, match="with room for"):
+        check_instructions(groot_experiment(long, f"++{key}={int(needed) - 1}").config)
+    assert not (tmp_path / "backbone").exists()
+
+
+@pytest.mark.parametrize("flags", [[], ["--dry_run"]])
+def test_the_command_names_the_instruction_where_it_is_written(
+    flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["pretrain", *flags, f"+env.train.mapping.task_description={LONG}"]) == 2
+    error = capsys.readouterr().err
+    assert "file:     command line" in error
+    assert "key:      env.train.mapping.task_description" in error
+
+
+def test_an_unknown_task_of_pretraining_is_one_error() -> None:
+    with pytest.raises(UserError, match="No such embedded task") as caught:
+        check_instructions(groot_experiment("pretrain.tasks=[Regrasp-Pick-Cub-v0]").config)
+    assert caught.value.key == "pretrain.tasks"
+
+
+def test_an_error_above_the_limit_writes_nothing(tmp_path: Path) -> None:
+    config = pretrain_config("pretrain.max_median_error_cm=0.01", "pretrain.steps=1")
+    with pytest.raises(TrainingHaltedError, match=r"median error of \d+\.\d+ cm, above the limit of 0.01 cm"):
+        pretrain(config, tmp_path / "backbone")
+    assert not (tmp_path / "backbone").exists()
+
+
+def test_every_task_contributes_its_words(tmp_path: Path) -> None:
+    config = pretrain_config("pretrain.tasks=[Regrasp-Pick-Cube-v0,Regrasp-Stack-Cube-v0]", "pretrain.steps=2")
+    assert 0 < pretrain(config, tmp_path) < 100
+
+
+def test_what_is_cached_is_not_made_again(backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = groot_experiment().config
+    made, error = pretrain_backbone(config, backbone)
+    assert (made, error) == (backbone, None)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert config.pretrain is not None
+    folder = cached_backbone(config.pretrain)
+    assert tmp_path in folder.parents
+    assert folder == cached_backbone(pretrain_config()), "the seed of the run does not matter"
+    assert folder == cached_backbone(pretrain_config("runner.seed=3"))
+    assert folder != cached_backbone(pretrain_config("pretrain.steps=4"))
+    assert folder != cached_backbone(pretrain_config("pretrain.architecture.head_width=48"))

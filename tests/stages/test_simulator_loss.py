@@ -1,0 +1,181 @@
+"""Simulator processes that are killed or fall silent during a run: no finished update is lost."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from run_toys import OVER_EPOCHS, SMALL, checkpoint, metrics, same_weights, saved_steps
+from safetensors.torch import load_file
+
+from regrasp.checkpoint.layout import TENSORS
+from regrasp.cli.main import main
+from regrasp.engine.local import LocalEngine
+from regrasp.envs.contract import Step
+from regrasp.envs.process.vector import RemoteVecEnv
+
+SHORT, USUAL = 5.0, 120.0
+"""Seconds a simulator may be silent: where one falls silent, and by default."""
+SECONDS_TO_END = 60.0
+"""From a simulator's end to the command's, on a busy machine; less than the usual silence."""
+strikes: list[float] = []
+"""When simulators were struck."""
+
+
+@pytest.fixture
+def command(start_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A small run in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    experiment = ["--config_name", "pick_cube_ppo_mlp", *SMALL, "runner.save_interval=-1"]
+    return ["train", "--model_path", str(start_model), *experiment]
+
+
+def strike(env: RemoteVecEnv, number: signal.Signals) -> None:
+    for worker in env._workers:
+        os.kill(worker.pid, number)
+    strikes.append(time.monotonic())
+
+
+def strike_at_step(monkeypatch: pytest.MonkeyPatch, name: str, call: int, number: signal.Signals) -> None:
+    """Signal the processes of `env.<name>` just before its `call`th chunk (from 1)."""
+    original, count = RemoteVecEnv.step, 0
+
+    def counted(self: RemoteVecEnv, actions: torch.Tensor) -> Step:
+        nonlocal count
+        count += self._workers[0].name.startswith(name)
+        if count == call and self._workers[0].name.startswith(name):
+            strike(self, number)
+        return original(self, actions)
+
+    monkeypatch.setattr(RemoteVecEnv, "step", counted)
+
+
+def fails(command: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[str, list[str]]:
+    """Run a command that a simulator ends; returns what it said, and the command that it says to continue with."""
+    assert main(command) == 3
+    assert time.monotonic() - strikes[-1] < SECONDS_TO_END
+    error = capsys.readouterr().err
+    return error, shlex.split(error.partition("To continue: ")[2].splitlines()[0])[1:]
+
+
+def only_run(folder: Path) -> Path:
+    (run,) = (folder / "logs" / "regrasp").iterdir()
+    return run
+
+
+@pytest.mark.parametrize(
+    ("number", "how"), [(signal.SIGKILL, "killed by signal 9"), (signal.SIGSTOP, "did not answer")]
+)
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        ("eval", 2),  # in the middle of the first evaluation, after update 2
+        ("train", 2 * 3 + 2),  # in the middle of the third rollout
+    ],
+)
+def test_the_last_finished_update_is_saved_and_resumed(
+    command: list[str],
+    finished_run: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    call: int,
+    number: signal.Signals,
+    how: str,
+) -> None:
+    with pytest.MonkeyPatch.context() as patched:
+        strike_at_step(patched, name, call, number)
+        seconds = SHORT if number == signal.SIGSTOP else USUAL
+        error, resume = fails([*command, f"env.{name}.timeouts.step_s={seconds}"], capsys)
+    assert f"error: {name} environments 0-" in error
+    assert how in error
+    run = only_run(tmp_path)
+    assert saved_steps(run) == [2]
+    assert f"Checkpoint: {checkpoint(run, 2)}\n" in error
+    assert same_weights(checkpoint(run, 2), checkpoint(finished_run, 2))
+    assert [line["step"] for line in metrics(run)] == [1, 2]
+
+    assert main([*resume, f"env.{name}.timeouts.step_s={USUAL}"]) == 0
+    assert same_weights(checkpoint(run, 4), checkpoint(finished_run, 4))
+    assert metrics(run)[2:] == metrics(finished_run)[2:]
+
+
+def strike_in_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kill the training simulators while the first evaluation runs."""
+    original = LocalEngine.evaluate
+
+    def struck(self: LocalEngine, *args: Any, **kwargs: Any) -> Any:
+        assert isinstance(self._env.env, RemoteVecEnv)
+        strike(self._env.env, signal.SIGKILL)
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(LocalEngine, "evaluate", struck)
+
+
+def test_training_simulators_that_die_between_rollouts_cost_no_update(
+    command: list[str], finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.MonkeyPatch.context() as patched:
+        strike_in_evaluation(patched)
+        error, resume = fails(command, capsys)
+    assert "error: train environments 0-5" in error
+    run = only_run(tmp_path)
+    assert saved_steps(run) == [2]
+    assert metrics(run) == metrics(finished_run)[:2]
+    assert main(resume) == 0
+    assert same_weights(checkpoint(run, 4), checkpoint(finished_run, 4))
+
+
+@pytest.mark.parametrize("interval", [-1, 2])
+def test_where_their_state_died_with_them_episodes_begin_anew(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], interval: int
+) -> None:
+    with pytest.MonkeyPatch.context() as patched:
+        strike_in_evaluation(patched)
+        _, resume = fails([*command, *OVER_EPOCHS, f"runner.save_interval={interval}"], capsys)
+    run = only_run(tmp_path)
+    assert saved_steps(run) == [2]
+    state = load_file(checkpoint(run, 2) / TENSORS)
+    assert not any(name.startswith("simulator.") for name in state)
+    assert main(resume) == 0
+    assert [line["step"] for line in metrics(run)] == [1, 2, 3, 4]
+    assert [line["env/total_steps"] for line in metrics(run)] == [6 * 8 * (i + 1) for i in range(4)]
+
+
+def test_a_simulator_that_never_starts_leaves_nothing(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*command, "env.eval.timeouts.startup_s=0.001"]) == 3
+    error = capsys.readouterr().err
+    assert "eval environments 0-2" in error
+    assert "To continue" not in error
+    assert not list((tmp_path / "logs" / "regrasp").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ("env.eval.init_params.id=Regrasp-Pick-Cub-v0", "env.eval.init_params.id"),
+        ("env.eval.mapping.states=[gripper_positoin]", "env.eval.mapping.states[0]"),
+        ("env.eval.mapping.states=[gripper_position]", "env.eval.mapping.states"),
+        ("env.eval.mapping.action_mapping.suffix_pad=1", "env.eval.mapping.action_mapping"),
+    ],
+)
+def test_a_mistake_in_the_evaluation_is_told_before_training(
+    command: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    change: str,
+    key: str,
+) -> None:
+    monkeypatch.setattr(LocalEngine, "collect", None)
+    assert main([*command, change]) == 2
+    assert f"{key}\n" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir()) or not list((tmp_path / "logs" / "regrasp").iterdir())
