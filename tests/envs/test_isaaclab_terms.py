@@ -14,7 +14,6 @@ import pytest
 import torch
 from vec_envs import HERE, TOY_MAPPING
 
-from regrasp.config.load import load_config
 from regrasp.envs.isaaclab.child import episodes, signals, task
 from regrasp.envs.isaaclab.child.options import TaskOptions, options_from_json
 from regrasp.envs.isaaclab.child.seeds import joint_seed, seed31
@@ -22,6 +21,7 @@ from regrasp.envs.isaaclab.env import task_options
 from regrasp.envs.isaaclab.vector import IsaacLabVecEnv
 from regrasp.envs.process.process import Deadlines
 from regrasp.errors import UserError
+from regrasp.experiment.load import load_config
 from regrasp.seeding import Role, episode_seed
 
 SHIPPED = load_config("isaaclab_stack_cube_ppo_groot").config.env.train
@@ -266,7 +266,7 @@ def test_the_way_to_the_final_observation_depends_on_what_is_there() -> None:
 
 
 @pytest.mark.parametrize("push", [0.0, 0.5])
-def test_a_constant_reward_is_reported_once(push: float, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_constant_reward_is_reported_once(push: float, caplog: pytest.LogCaptureFixture) -> None:
     env = IsaacLabVecEnv(
         name="train",
         factory="toy_simulator:create",
@@ -287,6 +287,5 @@ def test_a_constant_reward_is_reported_once(push: float, capsys: pytest.CaptureF
             env.step(actions)
     finally:
         env.close()
-    printed = capsys.readouterr().out
-    assert printed.count("every reward so far was 0") == (push == 0)
-    assert ("update_stage" in printed) == (push == 0)
+    assert caplog.text.count("every reward so far was 0") == (push == 0)
+    assert ("update_stage" in caplog.text) == (push == 0)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import logging
 import shlex
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -17,7 +17,9 @@ from regrasp.errors import SimulatorError, UserError
 from regrasp.folders import COMMAND_FILE, CONFIG_FILE, discard_unused, require_writable
 
 if TYPE_CHECKING:
-    from regrasp.config.load import LoadedConfig
+    from regrasp.experiment.load import LoadedConfig
+
+_log = logging.getLogger(__name__)
 
 DEFAULT_CONFIG = "pick_cube_ppo_groot"
 STAGE_INTERRUPTED = (
@@ -97,28 +99,28 @@ def load(args: argparse.Namespace) -> LoadedConfig:
 
     With `--dry_run` a misfit is a warning too, so that an experiment of another machine can be looked at.
     """
-    from regrasp.config.load import load_config
     from regrasp.envs.registry import preflight
+    from regrasp.experiment.load import load_config
 
     name = getattr(args, "config_name", None) or _experiment_of_task(args) or DEFAULT_CONFIG
     flags = flag_overrides(args)
     loaded = load_config(name, [*flags, *args.overrides], args.config_path, flags)
     loaded = args.loaded = _on_its_simulator(loaded, flags, args)
     for warning in loaded.warnings:
-        print(f"[WARN] {warning}", file=sys.stderr)
+        _log.warning(warning)
     try:
         preflight(loaded.config, loaded.file_of)
     except UserError as error:
         if not args.dry_run:
             raise
-        print(f"[WARN] {loaded.located(error)}", file=sys.stderr)
+        _log.warning(loaded.located(error))
     return loaded
 
 
 def _on_its_simulator(loaded: LoadedConfig, flags: dict[str, str], args: argparse.Namespace) -> LoadedConfig:
     """The experiment on the simulator that the task of `--task` belongs to, whichever one the YAML file is for."""
-    from regrasp.config.load import load_config
     from regrasp.envs.task_choice import other_simulator, without_lab_settings
+    from regrasp.experiment.load import load_config
 
     if args.task is None:
         return loaded
@@ -169,8 +171,8 @@ def _experiment_of_task(args: argparse.Namespace) -> str | None:
 
 def shipped_experiments() -> dict[str, list[str]]:
     """Names of the experiments that come with Regrasp, by the task that they train."""
-    from regrasp.config.load import load_config
     from regrasp.config.search import SHIPPED
+    from regrasp.experiment.load import load_config
 
     experiments: dict[str, list[str]] = {}
     for file in sorted(SHIPPED.glob("*.yaml")):
@@ -192,7 +194,7 @@ def load_to_run(args: argparse.Namespace, *, block: str | None = None) -> Loaded
     if args.dry_run:
         print_resolved(loaded, _summary(loaded))
         for warning in _model_warnings(loaded):
-            print(f"[WARN] {warning}", file=sys.stderr)
+            _log.warning(warning)
         return None
     if block is not None:
         _require_block(loaded, block)
@@ -207,7 +209,7 @@ def print_resolved(loaded: LoadedConfig, summary: Sequence[str]) -> None:
 
 def _summary(loaded: LoadedConfig) -> list[str]:
     """The batch equation, and a memory estimate."""
-    from regrasp.config.batches import batch_equation
+    from regrasp.experiment.batches import batch_equation
 
     return [batch_equation(loaded.config), *_memory_lines(loaded)]
 
@@ -260,7 +262,7 @@ def open_run_folder(args: argparse.Namespace, loaded: LoadedConfig, *, kind: Seq
         number += 1
         folder = root / f"{name}.{number}"
     folder.mkdir(parents=True)
-    print(f"[INFO] Logging to: {folder.resolve()}", flush=True)
+    _log.info("Logging to: %s", folder.resolve())
     (folder / CONFIG_FILE).write_text(loaded.to_yaml())
     (folder / COMMAND_FILE).write_text(f"{command_line(args)}\n")
     try:

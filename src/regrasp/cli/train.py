@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import shlex
 import sys
 from collections.abc import Iterator
@@ -16,7 +17,9 @@ from regrasp.errors import UserError
 from regrasp.folders import require_writable
 
 if TYPE_CHECKING:
-    from regrasp.config.load import LoadedConfig
+    from regrasp.experiment.load import LoadedConfig
+
+_log = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
         from regrasp.cli.tasks import print_tasks
 
         return print_tasks(args.task, args.overrides)
-    from regrasp.config.paths import require_paths
+    from regrasp.experiment.paths import require_paths
 
     loaded = load_to_run(args)
     if loaded is None:
@@ -72,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _evaluate(args: argparse.Namespace, loaded: LoadedConfig) -> int:
-    from regrasp.config.paths import require_paths
+    from regrasp.experiment.paths import require_paths
 
     require_paths(loaded.config, "play", loaded.file)
     with open_run_folder(args, loaded, kind=("eval",)) as run_dir:
@@ -95,7 +98,7 @@ def _run_folder(args: argparse.Namespace, loaded: LoadedConfig) -> Iterator[Path
 
     folder = find_checkpoint(Path(resume)).absolute().parents[2]
     require_writable(folder, key="--resume_dir")
-    print(f"[INFO] Logging to: {folder.resolve()}", flush=True)
+    _log.info("Logging to: %s", folder.resolve())
     yield folder
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,16 +12,18 @@ from torch import Tensor
 
 from regrasp.checkpoint.layout import EXPORT
 from regrasp.checkpoint.read import checkpoint_of, load_full_weights
-from regrasp.config.schema import MappingConfig, ModelConfig
 from regrasp.envs.contract import EnvSpec
 from regrasp.envs.selection import ObservationSelection
 from regrasp.errors import UserError
+from regrasp.experiment import MappingConfig, ModelConfig
 from regrasp.models.contract import Policy
 from regrasp.models.groot.processing.data_config import PROCESSOR_FILE
 from regrasp.models.inputs import EMBODIMENT_IDS, InputNames, bare_key, embodiment_id
 from regrasp.models.mlp.policy import MlpPolicy
 from regrasp.models.registry import load_policy
 from regrasp.models.settings import LoraSettings, RlHeadSettings
+
+_log = logging.getLogger(__name__)
 
 
 def head_settings(model: ModelConfig) -> RlHeadSettings:
@@ -98,9 +101,9 @@ def create_policy(
         )
     check_fit(policy, mapping, env, location)
     if warning := slot_warning(model, mapping):
-        print(f"[WARN] {location}.embodiment_tag_id: {warning}", flush=True)
+        _log.warning("%s.embodiment_tag_id: %s", location, warning)
     if warning := order_warning(policy, mapping, env, location):
-        print(f"[WARN] {location}.states: {warning}", flush=True)
+        _log.warning("%s.states: %s", location, warning)
     return policy
 
 
