@@ -200,7 +200,9 @@ def require_output(
             value=str(folder),
             mend="name a folder inside it",
         )
-    require_writable(folder.resolve().parent, key=key)
+    require_writable(folder, key=key)
+    if folder.exists():
+        require_writable(folder.resolve().parent, key=key)
 
 
 def discard_unused(run_dir: Path) -> None:
