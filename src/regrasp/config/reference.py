@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
-from regrasp.config.describe import Path, Spec, block_fields, dotted, field_infos, spec_at
+from regrasp.config.describe import Path, Spec, dotted, spec_at
 from regrasp.config.legacy import DUPLICATES, LEGACY, SYNONYMS
 from regrasp.experiment import ExperimentConfig
 
