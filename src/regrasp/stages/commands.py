@@ -97,7 +97,7 @@ def train_base(
     if data is None:
         collected = config.collect.output_dir if config.collect else "demos"
         data = Path(sft.data or collected)
-    if config.actor.model.model_type == "gr00t":
+    if config.actor.model.needs_pretrained:
         backbone = backbone or _backbone(config)
     seed = config.seed if sft.seed is None else sft.seed
     folder = output or Path(sft.output_dir)

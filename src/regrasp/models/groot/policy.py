@@ -163,6 +163,33 @@ class GrootPolicy(Policy):
 
         save_groot(self, folder)
 
+    def inputs_unlike(self, folder: Path) -> list[str]:
+        """What of the processor differs in another GR00T's folder."""
+        from regrasp.models.groot.checkpoint import load_processor
+
+        own, other = self.processor, load_processor(folder)
+        differ = [name for name, value in vars(other.config).items() if getattr(own.config, name) != value]
+        return differ if own.metadata.content == other.metadata.content else [*differ, "statistics"]
+
+    def describe_inputs(self) -> str:
+        """Embodiment, cameras, parts of state and action, and the length of the sequence."""
+        config, parts = self.processor.config, self.processor.parts
+        state, action = (", ".join(f"{key} {width}" for key, width in parts(kind)) for kind in ("state", "action"))
+        return (
+            f"model: embodiment {config.embodiment_tag} in slot {config.embodiment_id}; cameras"
+            f" {', '.join(config.data_config.video)}; state {state}; action {action}; {config.sequence_length} tokens"
+        )
+
+    def stored_bytes(self, *, recomputes: bool) -> int:
+        """Of features, or of images and words."""
+        head, tokens = self.config.action_head_cfg, self.processor.config.sequence_length
+        state = head.max_state_dim * torch.float32.itemsize
+        if recomputes:
+            return state + tokens * torch.int64.itemsize + self.processor.num_views * 3 * self.config.image_size**2
+        # A wholly frozen backbone computes in the format that it is stored in.
+        dtype = torch.bfloat16 if self.settings.precision == "bf16" else torch.float32
+        return state + tokens * head.backbone_embedding_dim * dtype.itemsize
+
     def sft_loss(self, features: TensorDict, actions: Tensor, valid: Tensor, noise: Noise, repeats: int = 1) -> Tensor:
         """Flow-matching loss: mean squared error of the velocity, over valid steps and used action dimensions.
 

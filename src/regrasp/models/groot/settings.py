@@ -19,6 +19,8 @@ from regrasp.models.inputs import EMBODIMENT_IDS, InputNames, embodiment_id
 if TYPE_CHECKING:
     from regrasp.models.groot.policy import GrootPolicy
 
+AttentionKernel = Literal["sdpa", "flash_attention_2"]
+
 
 @dataclass(frozen=True, config=BLOCK)
 class LoraConfig:
@@ -40,7 +42,7 @@ class GrootModelConfig(ModelConfig):
     """Which model; the names mean the same."""
     tokenizer_path: Name | None = None
     """Folder of the tokenizer, for a checkpoint without one; null: the model's folder has it."""
-    attn_implementation: Literal["sdpa", "flash_attention_2"] = "sdpa"
+    attn_implementation: AttentionKernel = "sdpa"
     """Attention kernel of the vision-language backbone; `flash_attention_2` needs flash-attn, a GPU and `bf16`."""
     denoising_steps: PositiveInt = 4
     """Euler steps of a flow-matching head."""
