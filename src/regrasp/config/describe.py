@@ -147,6 +147,11 @@ def _bounds(metadata: Iterable[Any]) -> str:
     return f" {' and '.join(words)}" if words else ""
 
 
+def block_fields(block: type) -> dict[str, Spec]:
+    """The keys of a schema dataclass."""
+    return Spec(block).fields()
+
+
 def spec_at(path: Path, values: Any = None) -> Spec | None:
     """The schema's spec of a key; None where the key is unknown.
 

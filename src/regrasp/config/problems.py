@@ -77,7 +77,7 @@ def schema_problems(error: ValidationError, values: Mapping[str, Any]) -> list[P
     for detail in error.errors(include_url=False):
         path, value = _resolve(detail["loc"], values)
         if detail["type"] == "user_error":
-            found = [Problem.of(detail["ctx"]["error"])]
+            found = [Problem.of(detail.get("ctx", {})["error"])]
         elif detail["type"] == "unexpected_keyword_argument":
             found = [_unknown_key(*leaf, values) for leaf in _unknown_leaves(path, value)]
         elif detail["type"] == "missing" and isinstance(detail["loc"][-1], str):

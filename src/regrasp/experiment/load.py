@@ -105,7 +105,8 @@ def strip_foreign(values: Mapping[str, Any]) -> list[str]:
     """Remove, in place, the keys of other models than the experiment's; a warning where one is set."""
     spec, actor = spec_at(("actor", "model")), values.get("actor")
     block = actor.get("model") if isinstance(actor, dict) else None
-    assert spec is not None and spec.by_type is not None
+    assert spec is not None
+    assert spec.by_type is not None
     warning = spec.by_type.strip_foreign(block, "actor.model") if isinstance(block, dict) else None
     return [] if warning is None else [warning]
 

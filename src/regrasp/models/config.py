@@ -132,8 +132,8 @@ class RlHeadConfig:
             yield f"{key}.ignore_last says nothing with joint_logprob, which makes every step stochastic."
         if self.noise_color and num_action_chunks == 1:
             yield (
-                f"{key}.noise_color says little with num_action_chunks 1: it correlates the actions of a chunk, of which"
-                " one is executed."
+                f"{key}.noise_color says little with num_action_chunks 1: it correlates the actions of a chunk, of"
+                " which one is executed."
             )
         if self.noise_anneal and self.noise_method == "flow_noise":
             yield f"{key}.noise_anneal says nothing with flow_noise, which learns its noise."
@@ -174,7 +174,7 @@ class ModelConfig(ABC):
         """Every `model_type` that means this model, in an experiment or in a folder's config.json."""
         return get_args(field_infos(cls)["model_type"].annotation)
 
-    @classmethod
+    @classmethod  # noqa: B027
     def refuse(cls, content: Mapping[str, Any], file: Path | None) -> None:
         """Refuse a model that looks like this one and is another; by default nothing does.
 

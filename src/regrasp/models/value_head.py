@@ -7,8 +7,8 @@ import itertools
 import torch
 from torch import Tensor, nn
 
-from regrasp.models.initialization import init_linear
 from regrasp.models.config import RlHeadConfig, TokenPooling
+from regrasp.models.initialization import init_linear
 
 
 def silu_mlp(widths: tuple[int, ...]) -> nn.Sequential:
@@ -40,9 +40,7 @@ class ValueHead(nn.Module):
         settings: `use_vlm_value`, `value_vlm_mode`, `detach_critic_input`.
     """
 
-    def __init__(
-        self, context_width: int, state_width: int, hidden: tuple[int, ...], settings: RlHeadConfig
-    ) -> None:
+    def __init__(self, context_width: int, state_width: int, hidden: tuple[int, ...], settings: RlHeadConfig) -> None:
         super().__init__()
         self.pooling: TokenPooling = settings.value_vlm_mode
         self.uses_state = not settings.use_vlm_value

@@ -67,7 +67,9 @@ def train_base_model(config: ExperimentConfig, data: Path, backbone: Path | None
     return SftResult(dataset.num_episodes, len(train.actions), *losses)
 
 
-def _base_policy(config: ExperimentConfig, dataset: DemonstrationDataset, backbone: Path | None, whole: bool, seed: int) -> Policy:
+def _base_policy(
+    config: ExperimentConfig, dataset: DemonstrationDataset, backbone: Path | None, whole: bool, seed: int
+) -> Policy:
     """An untrained policy with the dataset's statistics."""
     columns = dataset.load_columns([STATE, ACTION])
     state, action = (Statistics.of(torch.from_numpy(columns[name])) for name in (STATE, ACTION))

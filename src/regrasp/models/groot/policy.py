@@ -73,7 +73,9 @@ class GrootPolicy(Policy):
         with seeded(seed):
             self.backbone = Backbone(config.eagle_cfg, settings.attn_implementation)
             self.action_head = ActionHead(head, use_dropout=not self._rl.disable_dropout)
-            self.value_head = ValueHead(*widths, settings.value_head_hidden, self._rl) if settings.add_value_head else None
+            self.value_head = (
+                ValueHead(*widths, settings.value_head_hidden, self._rl) if settings.add_value_head else None
+            )
             learns_noise = self._rl.noise_method == "flow_noise"
             self.noise_net = NoiseNet(*widths, self._chunk_shape) if learns_noise else None
         generator = torch.Generator().manual_seed(seed)

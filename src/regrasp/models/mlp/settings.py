@@ -13,6 +13,7 @@ from regrasp.models.config import DatasetFacts, ModelConfig
 from regrasp.models.inputs import InputNames
 
 if TYPE_CHECKING:
+    from regrasp.models.contract import Policy
     from regrasp.models.mlp.policy import MlpPolicy
 
 
@@ -45,7 +46,7 @@ class MlpModelConfig(ModelConfig):
 
         return load_mlp(folder)
 
-    def preview(self, folder: Path, inputs: InputNames) -> MlpPolicy:
+    def preview(self, folder: Path, inputs: InputNames) -> Policy:
         """The policy itself: it is small."""
         return self.load(folder, inputs)
 

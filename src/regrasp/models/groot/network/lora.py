@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from regrasp.errors import UserError
 from regrasp.extras import install_command
-from regrasp.models.initialization import seeded
 from regrasp.models.groot.settings import LoraConfig
+from regrasp.models.initialization import seeded
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 _DOWN, _UP, _BASE = ".lora_A.default.weight", ".lora_B.default.weight", ".base_layer."
