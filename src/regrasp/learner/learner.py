@@ -21,7 +21,7 @@ from regrasp.rollout.buffers import Rollout
 from regrasp.seeding import torch_generator
 
 if TYPE_CHECKING:
-    from regrasp.config.schema import ActorConfig, AlgorithmConfig
+    from regrasp.experiment import ActorConfig, AlgorithmConfig
 
 
 Loss = Callable[[Evaluation, Rollout, Tensor, Tensor | None], tuple[Tensor, dict[str, Tensor]]]

@@ -13,7 +13,7 @@ from regrasp.models.contract import Evaluation
 from regrasp.rollout.buffers import Rollout
 
 if TYPE_CHECKING:
-    from regrasp.config.schema import AlgorithmConfig
+    from regrasp.experiment import AlgorithmConfig
 
 
 @dataclass(frozen=True)

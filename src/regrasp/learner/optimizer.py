@@ -12,7 +12,7 @@ from regrasp.learner.bfloat16 import write_halves
 from regrasp.learner.fused_adamw import FusedAdamW, HalvedWeights, Settings
 
 if TYPE_CHECKING:
-    from regrasp.config.schema import OptimConfig
+    from regrasp.experiment import OptimConfig
 
 _CLIP_EPS = 1e-6
 """As `torch.nn.utils.clip_grads_with_norm_` has it."""
