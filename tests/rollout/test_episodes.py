@@ -10,8 +10,9 @@ from torch import Tensor
 from regrasp.envs.contract import Capabilities, Step
 from regrasp.errors import TrainingHaltedError, UserError
 from regrasp.rollout.buffers import Rollout, RolloutBuilder
-from regrasp.rollout.episodes import EnvWorker, EpisodeResult
-from regrasp.rollout.inference import RolloutWorker, interact
+from regrasp.rollout.episodes import EpisodeResult
+from regrasp.rollout.inference import Inference
+from regrasp.rollout.training import TrainingEpisodes, collect_rollout
 from regrasp.seeding import episode_seed
 from rl_toys import CHUNK, LIMIT, EchoPolicy, Script, ScriptedEnv, plain_mapping, value_of
 
@@ -29,21 +30,23 @@ def three_envs(**settings: object) -> ScriptedEnv:
 
 
 class Session:
-    """A worker and a policy on a scripted environment."""
+    """Training episodes and a policy on a scripted environment."""
 
     def __init__(
         self, env: ScriptedEnv, *, auto_reset: bool = True, scale: float = 1.0, bootstrap_truncated: bool = True
     ) -> None:
         self.env = env
         self.bootstrap_truncated = bootstrap_truncated
-        self.worker = EnvWorker(env, plain_mapping(scale), SEED, stream=STREAM, auto_reset=auto_reset)
+        self.mapping = plain_mapping(scale)
+        self.episodes = TrainingEpisodes(env, SEED, stream=STREAM, auto_reset=auto_reset)
         self.policy = EchoPolicy()
-        self.rollout = RolloutWorker(self.policy, SEED, "train", device=torch.device("cpu"), keep_features=True)
+        self.inference = Inference(self.policy, SEED, "train", device=torch.device("cpu"), keep_features=True)
 
     def epoch(self, builder: RolloutBuilder, num_decisions: int, first_column: int = 0) -> list[EpisodeResult]:
-        return interact(
-            self.worker,
-            self.rollout,
+        return collect_rollout(
+            self.episodes,
+            self.inference,
+            self.mapping,
             builder,
             num_decisions=num_decisions,
             first_column=first_column,
@@ -145,7 +148,7 @@ def test_with_auto_reset_a_new_episode_begins_at_once() -> None:
     session = Session(three_envs(), auto_reset=True)
     rollout, episodes = session.run(8)
     assert len(rollout) == 3 * 8
-    assert session.worker.running.all()
+    assert session.episodes.running.all()
     assert len(episodes) > 3
 
 
@@ -202,9 +205,10 @@ def test_a_request_to_stop_is_heard_before_the_next_decision() -> None:
     session = Session(three_envs())
     asked = iter([False, False, True])
     with pytest.raises(InterruptedError):
-        interact(
-            session.worker,
-            session.rollout,
+        collect_rollout(
+            session.episodes,
+            session.inference,
+            session.mapping,
             RolloutBuilder(),
             num_decisions=8,
             first_column=0,
@@ -217,10 +221,10 @@ def test_a_request_to_stop_is_heard_before_the_next_decision() -> None:
 def test_saved_episodes_continue_as_if_nothing_had_happened() -> None:
     straight = Session(three_envs())
     straight.run(3)
-    state = straight.worker.state_dict()
+    state = straight.episodes.state_dict()
     expected, expected_episodes = straight.run(5)
     resumed = Session(three_envs())
-    resumed.worker.load_state_dict(state)
+    resumed.episodes.load_state_dict(state)
     rollout, episodes = resumed.run(5)
     assert states_of(rollout) == states_of(expected)
     assert torch.equal(rollout.returns, expected.returns)
@@ -231,7 +235,7 @@ def test_saved_episodes_continue_as_if_nothing_had_happened() -> None:
 def test_a_saved_state_is_a_copy() -> None:
     session = Session(three_envs())
     session.run(1)
-    state = session.worker.state_dict()
+    state = session.episodes.state_dict()
     before = {name: value.clone() for name, value in state.items()}
     session.run(4)
     assert all(torch.equal(state[name], value) for name, value in before.items())
@@ -243,7 +247,7 @@ def test_without_a_saved_simulator_running_episodes_are_begun_anew(auto_reset: b
     session = Session(ScriptedEnv([[Script(LIMIT)]], capabilities=capabilities), auto_reset=auto_reset)
     session.run(2)
     resumed = Session(ScriptedEnv([[Script(LIMIT)]], capabilities=capabilities), auto_reset=auto_reset)
-    resumed.worker.load_state_dict(session.worker.state_dict())
+    resumed.episodes.load_state_dict(session.episodes.state_dict())
     resumed.run(1)
     assert resumed.env.resets == [(0, episode_seed(SEED, "train", STREAM, 0, 1))]
 
@@ -251,7 +255,7 @@ def test_without_a_saved_simulator_running_episodes_are_begun_anew(auto_reset: b
 def test_a_state_of_other_environments_is_refused() -> None:
     session = Session(three_envs())
     with pytest.raises(UserError, match="another number of environments"):
-        session.worker.load_state_dict(Session(ScriptedEnv([[Script(2)]])).worker.state_dict())
+        session.episodes.load_state_dict(Session(ScriptedEnv([[Script(2)]])).episodes.state_dict())
 
 
 def test_seeds_of_training_and_evaluation_are_disjoint() -> None:

@@ -27,8 +27,19 @@ def policy_chooser(inference: Inference, mapping: ActionMapping, block: int) -> 
     return lambda observation, _, keys: mapping(inference.act_in_blocks(observation, keys, block))
 
 
-def expert_chooser(env: VecEnv) -> Choose:
-    """The task's scripted expert, one step at a time."""
+def expert_chooser(env: VecEnv, location: str = "env.eval") -> Choose:
+    """The task's scripted expert, one step at a time.
+
+    Raises:
+        UserError: The task, which stands at `location`, has none.
+    """
+    if not env.capabilities.has_expert:
+        raise UserError(
+            f"Task {env.spec.task_id} has no scripted expert",
+            key=f"{location}.init_params.id",
+            value=env.spec.task_id,
+            mend="pass --model_path <folder> to let a policy act; `collect --policy module:function` records a script",
+        )
     return lambda _observation, rows, _keys: env.expert_actions()[rows][:, None]
 
 
@@ -81,7 +92,9 @@ def one_step_at_a_time(choose: Choose, env: VecEnv) -> Choose:
         steps = torch.tensor([step for *_, step in keys])
         places = torch.nonzero(steps % length == 0).flatten()
         if len(places):
-            decisions = [(first, second, step // length) for first, second, step in (keys[i] for i in places)]
+            decisions = [
+                (first, second, step // length) for first, second, step in map(keys.__getitem__, places.tolist())
+            ]
             chosen = choose(observation.rows(places), rows[places], decisions)
             if chosen.shape[1] != length:
                 chunks = torch.zeros(len(chunks), *chosen.shape[1:])

@@ -186,35 +186,41 @@ class NumberedEpisodes(Episodes):
 
 
 class Recorder:
-    """What is kept of episodes while `play_episodes` runs them; by itself it keeps nothing."""
+    """What sees the steps of `play_episodes`."""
 
-    def acting(self, episodes: Episodes, actions: Tensor) -> Tensor:
-        """Called before each step with the chunk (B, T, A) chosen; returns the one to execute."""
+    def acting(self, episodes: Episodes, observation: Observation, actions: Tensor) -> Tensor:
+        """Called before each step.
+
+        Args:
+            episodes: The episodes.
+            observation: What the running environments were acted on, in the order of `episodes.rows`.
+            actions: The chunk (B, T, A) chosen.
+
+        Returns:
+            The chunk to execute.
+        """
         return actions
 
     def stepped(self, step: Step) -> None:
         """Called after each step."""
 
-    def finished(self, index: int, result: EpisodeResult) -> None:
-        """Called with each episode that ended, in the order of their indices where several end in one step."""
-
 
 def play_episodes(
-    episodes: NumberedEpisodes, choose: Choose, recorder: Recorder
+    episodes: Episodes, choose: Choose, recorder: Recorder | None = None
 ) -> Iterator[tuple[int, EpisodeResult]]:
     """Run episodes until none are left.
 
     Yields:
-        Index and result of each episode as it ends, before `recorder` hears of it.
+        Index and result of each episode as it ends.
     """
+    recorder = recorder or Recorder()
     episodes.begin()
     while episodes.running.any():
-        actions = choose(episodes.observed(), episodes.rows, episodes.keys())
-        step, finished = episodes.step(recorder.acting(episodes, actions))
+        observation = episodes.observed()
+        actions = choose(observation, episodes.rows, episodes.keys())
+        step, finished = episodes.step(recorder.acting(episodes, observation, actions))
         recorder.stepped(step)
-        for env_id, result in finished.items():
-            yield episodes.index(env_id), result
-            recorder.finished(episodes.index(env_id), result)
+        yield from [(episodes.index(env_id), result) for env_id, result in finished.items()]
         episodes.begin_finished()
         if not episodes.running.any():
             episodes.begin()

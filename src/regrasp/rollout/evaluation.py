@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from regrasp.envs.contract import Step, VecEnv
+from regrasp.envs.contract import Observation, Step, VecEnv
 from regrasp.rollout.episodes import Choose, EpisodeResult, Episodes, NumberedEpisodes, Recorder, play_episodes
 
 
@@ -40,7 +40,7 @@ class VideoRecorder(Recorder):
         self._pieces: dict[int, list[tuple[Tensor, Tensor]]] = {}
         """Frames and rewards of each step, by episode."""
 
-    def acting(self, episodes: Episodes, actions: Tensor) -> Tensor:
+    def acting(self, episodes: Episodes, observation: Observation, actions: Tensor) -> Tensor:
         """Ask the simulator for frames of the environments that run one of the first episodes."""
         indices = {row: episodes.index(row) for row in episodes.rows.tolist()}
         wanted = {row: index for row, index in indices.items() if index < self._num_episodes}
@@ -58,7 +58,7 @@ class VideoRecorder(Recorder):
             self._pieces.setdefault(index, []).append(piece)
 
     def finished(self, index: int, result: EpisodeResult) -> None:
-        """Hand over the frames of an episode."""
+        """Hand over the frames of an episode that has ended."""
         if index in self._pieces:
             frames, rewards = zip(*self._pieces.pop(index), strict=True)
             self._write(RecordedEpisode(index, torch.cat(frames), torch.cat(rewards), result))
@@ -72,7 +72,7 @@ def evaluate(
     seed: int,
     stream: int,
     on_episode: Callable[[EpisodeResult], None] | None = None,
-    recorder: Recorder | None = None,
+    recorder: VideoRecorder | None = None,
 ) -> list[EpisodeResult]:
     """Run episodes 0 to M - 1 in N environments; an environment that finishes takes the next episode at once.
 
@@ -83,16 +83,18 @@ def evaluate(
         seed: Episode i is seeded by (seed, "eval", stream, i).
         stream: `env.eval.seed`.
         on_episode: Called with every finished episode.
-        recorder: What is kept of the episodes besides.
+        recorder: Of their frames.
 
     Returns:
         The results in the order of the episodes.
     """
     episodes = NumberedEpisodes(env, seed, "eval", stream, count=num_episodes)
     results: dict[int, EpisodeResult] = {}
-    for index, result in play_episodes(episodes, choose, recorder or Recorder()):
+    for index, result in play_episodes(episodes, choose, recorder):
         results[index] = result
         if on_episode is not None:
             on_episode(result)
+        if recorder is not None:
+            recorder.finished(index, result)
     env.record([])
     return [results[index] for index in range(num_episodes)]

@@ -1,8 +1,8 @@
-"""The rollout role: policy inference, and the loop that lets policy and environments act on each other."""
+"""Inference: a policy decides on observations."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -13,11 +13,8 @@ from torch import Tensor
 from regrasp.device import send
 from regrasp.envs.contract import Observation
 from regrasp.models.contract import Action, Policy
-from regrasp.rollout.buffers import RolloutBuilder
-from regrasp.rollout.episodes import EnvWorker, EpisodeResult
+from regrasp.rollout.episodes import NoiseKey
 from regrasp.seeding import KeyedNoise, Role
-
-Key = tuple[int, int, int]
 
 _CPU_BLOCK = 32
 _CPU_THREADS = 2
@@ -31,7 +28,7 @@ class Decision:
     action: Action
 
 
-class RolloutWorker:
+class Inference:
     """Runs the policy on observations.
 
     Args:
@@ -51,7 +48,7 @@ class RolloutWorker:
         self.version = 0
 
     @torch.no_grad()
-    def decide(self, observation: Observation, keys: Sequence[Key], *, deterministic: bool = False) -> Decision:
+    def decide(self, observation: Observation, keys: Sequence[NoiseKey], *, deterministic: bool = False) -> Decision:
         """Actions for every row of `observation`; `keys` name the noise of each row."""
         inputs = self._policy.prepare(_moved(observation, self._device))
         features = self._policy("encode", inputs=inputs)
@@ -65,7 +62,7 @@ class RolloutWorker:
         inputs = self._policy.prepare(_moved(observation, self._device))
         return self._policy("value", features=self._policy("encode", inputs=inputs))
 
-    def act_in_blocks(self, observation: Observation, keys: Sequence[Key], block: int) -> Tensor:
+    def act_in_blocks(self, observation: Observation, keys: Sequence[NoiseKey], block: int) -> Tensor:
         """Deterministic actions (B, T, A), inferred in blocks of `block` rows, on a CPU of a multiple of 32.
 
         Floating-point results depend on the batch shape, so the last block is padded with its first row: a row's
