@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
+from regrasp.config.load import load_config
 from tensordict import TensorDict
 from torch import Tensor
 
-from regrasp.envs.contract import Capabilities, Step
+from regrasp.envs.contract import Capabilities, Step, VecEnv
+from regrasp.envs.registry import create_env
 from regrasp.errors import TrainingHaltedError, UserError
 from regrasp.rollout.buffers import Rollout, RolloutBuilder
-from regrasp.rollout.episodes import EpisodeResult
+from regrasp.rollout.episodes import EpisodeResult, NoiseKey
 from regrasp.rollout.inference import Inference
 from regrasp.rollout.training import TrainingEpisodes, collect_rollout
-from regrasp.seeding import episode_seed
+from regrasp.seeding import KeyedNoise, episode_seed
 from rl_toys import CHUNK, LIMIT, EchoPolicy, Script, ScriptedEnv, plain_mapping, value_of
 
 SEED, STREAM = 11, 4
@@ -296,3 +300,52 @@ class BrokenEnv(ScriptedEnv):
 def test_a_number_that_is_not_finite_stops_the_run(place: str, what: str) -> None:
     with pytest.raises(TrainingHaltedError, match=rf"Environment 1 returned a {what}.*before anything was learned"):
         Session(BrokenEnv(place)).run(4)
+
+
+@pytest.fixture(scope="module")
+def pick_env() -> Iterator[VecEnv]:
+    """Four environments whose first states depend on the seed."""
+    settings = ["env.train.total_num_envs=4", "env.train.num_workers=1", "actor.global_batch_size=4"]
+    config = load_config("pick_cube_ppo_mlp", [*settings, "actor.micro_batch_size=4"]).config
+    env = create_env(config.env.train, "train", max_chunk=1)
+    yield env
+    env.close()
+
+
+def begun(env: VecEnv, group_size: int) -> tuple[list[list[float]], list[str], list[NoiseKey]]:
+    """First states, instructions and noise keys."""
+    episodes = TrainingEpisodes(env, SEED, stream=STREAM, auto_reset=False, group_size=group_size)
+    episodes.begin()
+    observation = episodes.observed()
+    return observation.states.tolist(), observation.task_descriptions, episodes.keys()
+
+
+def test_environments_of_a_group_begin_alike_and_draw_other_noise(pick_env: VecEnv) -> None:
+    states, instructions, keys = begun(pick_env, group_size=2)
+    assert states[0] == states[1]
+    assert states[2] == states[3]
+    assert states[0] != states[2]
+    assert instructions[0] == instructions[1]
+    assert instructions[2] == instructions[3]
+    noise = KeyedNoise(SEED, "train", keys).normal("any", 5)
+    assert len({tuple(row) for row in noise.tolist()}) == 4
+    alone, _, own_keys = begun(pick_env, group_size=1)
+    assert len({tuple(row) for row in alone}) == 4
+    assert own_keys == keys
+
+
+def test_groups_share_every_episodes_seed() -> None:
+    env = ScriptedEnv([[Script(2)], [Script(4)], [Script(LIMIT)], [Script(3)]])
+    episodes = TrainingEpisodes(env, SEED, stream=STREAM, auto_reset=True, group_size=2)
+    for _ in range(2):
+        episodes.begin()
+        while episodes.running.any():
+            episodes.step(torch.zeros(int(episodes.running.sum()), CHUNK, 3))
+    expected = [(row, episode_seed(SEED, "train", STREAM, row // 2, e)) for e in range(2) for row in range(4)]
+    assert env.resets == expected
+
+
+def test_environments_that_do_not_divide_into_groups_are_refused() -> None:
+    with pytest.raises(UserError, match=r"env\.train\.total_num_envs \(3\)") as caught:
+        TrainingEpisodes(three_envs(), SEED, stream=STREAM, auto_reset=True, group_size=2)
+    assert caught.value.key == "algorithm.group_size"

@@ -141,13 +141,7 @@ class LocalEngine:
         assert self._choose is not None
         self._acting.refresh()
         return evaluate(
-            self._eval_env,
-            self._choose,
-            num_episodes,
-            seed=self._seed,
-            stream=self.config.env.eval.seed,
-            on_episode=on_episode,
-            recorder=recorder,
+            self._eval_env, self._choose, num_episodes, self._seed, self.config.env.eval.seed, on_episode, recorder
         )
 
     def state_dict(self, *, simulators: bool = True) -> dict[str, Tensor]:

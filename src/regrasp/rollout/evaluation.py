@@ -68,7 +68,6 @@ def evaluate(
     env: VecEnv,
     choose: Choose,
     num_episodes: int,
-    *,
     seed: int,
     stream: int,
     on_episode: Callable[[EpisodeResult], None] | None = None,

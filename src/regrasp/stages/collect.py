@@ -17,7 +17,7 @@ from regrasp.envs.selection import ObservationSelection
 from regrasp.errors import SimulatorError
 from regrasp.experiment import CollectConfig, EnvConfig
 from regrasp.logging.progress import progress
-from regrasp.rollout.choosers import expert_chooser, one_step_at_a_time
+from regrasp.rollout.choosers import one_step_at_a_time
 from regrasp.rollout.episodes import Choose, EpisodeResult, Episodes, NumberedEpisodes, Recorder, play_episodes
 from regrasp.seeding import numpy_generator
 from regrasp.stages.demonstrations import demonstration_columns, demonstration_features, sources
@@ -97,7 +97,7 @@ def collect(
     mapping: ActionMapping,
     seed: int,
     output: Path,
-    demonstrator: Demonstrator | None = None,
+    demonstrator: Demonstrator,
 ) -> int:
     """Record `num_demos` demonstrations into the dataset folder `output`.
 
@@ -111,16 +111,14 @@ def collect(
         mapping: From the policy's actions to the simulator's.
         seed: Of the episodes.
         output: Folder of the dataset; one that is there is replaced.
-        demonstrator: What acts; None for the task's scripted expert.
+        demonstrator: What acts.
 
     Returns:
         The number of episodes attempted.
 
     Raises:
-        UserError: The task has no scripted expert.
         SimulatorError: The demonstrator fails too often.
     """
-    demonstrator = demonstrator or Demonstrator("expert", expert_chooser(env, "env.train"), noisy=True)
     limit = int(config.num_demos * config.max_attempts_factor)
     fps = round(1 / env.spec.step_seconds)
     observations = ObservationSelection(env_config.mapping, env.spec.raw_observations, "env.train.mapping")
