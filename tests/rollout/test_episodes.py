@@ -6,13 +6,13 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from regrasp.config.load import load_config
 from tensordict import TensorDict
 from torch import Tensor
 
 from regrasp.envs.contract import Capabilities, Step, VecEnv
 from regrasp.envs.registry import create_env
 from regrasp.errors import TrainingHaltedError, UserError
+from regrasp.experiment.load import load_config
 from regrasp.rollout.buffers import Rollout, RolloutBuilder
 from regrasp.rollout.episodes import EpisodeResult, NoiseKey
 from regrasp.rollout.inference import Inference
