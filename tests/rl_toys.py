@@ -29,7 +29,7 @@ from regrasp.models.groot.processing.processor import GrootProcessor
 from regrasp.models.groot.settings import GrootModelConfig
 from regrasp.models.mlp.policy import MlpPolicy
 from regrasp.rollout.buffers import Rollout, RolloutBuilder
-from regrasp.rollout.inference import RolloutWorker
+from regrasp.rollout.inference import Inference
 from regrasp.seeding import KeyedNoise
 
 PolicyT = TypeVar("PolicyT", bound=Policy)
@@ -270,7 +270,7 @@ def observation(batch: int, seed: int = 0, size: int = 28) -> Observation:
 
 def rollout_of(policy: Policy, size: int, *, keep_features: bool = True, uneven: bool = True) -> Rollout:
     """`size` decisions of one step each, with random rewards and (if `uneven`) chunks cut short."""
-    worker = RolloutWorker(policy, 0, "train", device=torch.device("cpu"), keep_features=keep_features)
+    worker = Inference(policy, 0, "train", device=torch.device("cpu"), keep_features=keep_features)
     decision = worker.decide(observation(size), [(row, 0, 0) for row in range(size)])
     generator = torch.Generator().manual_seed(1)
     builder = RolloutBuilder()
