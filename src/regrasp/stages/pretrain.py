@@ -25,10 +25,10 @@ from regrasp.envs.mujoco.catalog import TASK_IDS, load_class
 from regrasp.envs.mujoco.scenes import Scenes, render_scenes
 from regrasp.errors import TrainingHaltedError, UserError
 from regrasp.experiment import ExperimentConfig, PretrainConfig
-from regrasp.folders import atomic_folder
+from regrasp.folders import atomic_folder, require_output
 from regrasp.learner.schedule import cosine
 from regrasp.logging.progress import progress
-from regrasp.models.groot.checkpoint import save_groot
+from regrasp.models.groot.checkpoint import CONFIG_FILE, save_groot
 from regrasp.models.groot.config import GrootConfig
 from regrasp.models.groot.network.grounding import GroundingReadout, pointing_target
 from regrasp.models.groot.policy import GrootPolicy
@@ -121,8 +121,27 @@ def cached_backbone(config: PretrainConfig) -> Path:
     return default_cache() / hashlib.sha256(described.encode()).hexdigest()[:16]
 
 
-def pretrain(config: PretrainConfig, output: Path) -> float:
-    """Pretrain and write the policy folder `output`.
+def pretrain(config: ExperimentConfig, output: Path | None = None, *, again: bool = False) -> tuple[Path, float | None]:
+    """Pretrain into `output` (default: the user's cache), unless it was done before.
+
+    Returns:
+        The folder, and the median grounding error in centimetres, None where nothing had to be done.
+
+    Raises:
+        UserError: The folder cannot be written, or an instruction is too long for the network.
+        TrainingHaltedError: As `train_backbone`.
+    """
+    assert config.pretrain is not None
+    check_instructions(config)
+    folder = output or cached_backbone(config.pretrain)
+    if (folder / CONFIG_FILE).is_file() and not again:
+        return folder, None
+    require_output(folder, replaces=CONFIG_FILE, overwrite=True, key="--output")
+    return folder, train_backbone(config.pretrain, folder)
+
+
+def train_backbone(config: PretrainConfig, output: Path) -> float:
+    """Pretrain and write the policy folder `output`; one that is there is replaced.
 
     Returns:
         Median distance between predicted and true position over held-out scenes, in centimetres.
