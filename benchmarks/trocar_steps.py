@@ -12,9 +12,10 @@ import time
 
 import torch
 
+from regrasp.envs.config import EnvConfig, InitParams
 from regrasp.envs.contract import VecEnv
+from regrasp.envs.mapping_config import MappingConfig, StateEntry
 from regrasp.envs.registry import create_env
-from regrasp.experiment import EnvConfig, InitParams, MappingConfig, StateEntry
 from results_file import save
 
 TASK = "Regrasp-Assemble-Trocar-G129-Dex3-v0"

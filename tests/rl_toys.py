@@ -12,15 +12,9 @@ from torch import Tensor, nn
 
 from regrasp.envs.contract import Capabilities, EnvSpec, Observation, Step, VecEnv
 from regrasp.envs.mapping import ActionMapping
-from regrasp.experiment import ActionMapping as ActionMappingConfig
-from regrasp.experiment import (
-    ActorConfig,
-    AlgorithmConfig,
-    ArchitectureConfig,
-    MappingConfig,
-    ModelConfig,
-    OptimConfig,
-)
+from regrasp.envs.mapping_config import ActionMapping as ActionMappingConfig
+from regrasp.envs.mapping_config import MappingConfig
+from regrasp.experiment import ActorConfig, AlgorithmConfig, ArchitectureConfig, ModelConfig, OptimConfig
 from regrasp.learner.learner import ActorWorker
 from regrasp.models.contract import Action, Evaluation, Noise, Policy, PolicySpec
 from regrasp.models.groot.config import GrootConfig

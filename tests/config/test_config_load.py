@@ -15,8 +15,9 @@ import yaml
 
 from regrasp.config.compose import as_override
 from regrasp.config.search import SHIPPED, list_configs
+from regrasp.envs.mapping_config import MappingConfig, StateEntry
 from regrasp.errors import UserError
-from regrasp.experiment import ExperimentConfig, MappingConfig, StateEntry
+from regrasp.experiment import ExperimentConfig
 from regrasp.experiment.batches import batch_equation, num_optimizer_steps, num_samples, num_updates
 from regrasp.experiment.load import load_config
 from regrasp.experiment.paths import require_paths

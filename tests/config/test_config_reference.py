@@ -6,11 +6,12 @@ import dataclasses
 
 from regrasp.config.describe import block_fields, default_at, dotted, field_infos, known_paths, spec_at
 from regrasp.config.reference import reference_markdown
-from regrasp.experiment import EvalEnvConfig, ExperimentConfig
+from regrasp.envs.config import EvalEnvConfig
+from regrasp.experiment import ExperimentConfig
 
 
 def test_every_field_is_described() -> None:
-    text = reference_markdown()
+    text = reference_markdown(ExperimentConfig)
     for path in known_paths():
         assert f"| `{path[-1]}` |" in text, dotted(path)
         parent = spec_at(path[:-1])
@@ -21,7 +22,9 @@ def test_every_field_is_described() -> None:
 
 
 def test_tables_have_four_columns() -> None:
-    rows = [line.replace("\\|", "") for line in reference_markdown().splitlines() if line.startswith("| `")]
+    rows = [
+        line.replace("\\|", "") for line in reference_markdown(ExperimentConfig).splitlines() if line.startswith("| `")
+    ]
     tables = [row for row in rows if row.count("|") == 5]
     legacy = [row for row in rows if row.count("|") == 4]
     assert len(tables) + len(legacy) == len(rows)

@@ -11,12 +11,12 @@ import pytest
 from vec_envs import CUBE_MAPPING, PICK, STACK
 
 from regrasp.envs import registry
+from regrasp.envs.config import EnvConfig, InitParams
 from regrasp.envs.mujoco import backend
 from regrasp.envs.mujoco.catalog import TASK_IDS
 from regrasp.envs.mujoco.env import describe
 from regrasp.envs.registry import create_env, known_env_types
 from regrasp.errors import UserError
-from regrasp.experiment import EnvConfig, InitParams
 from regrasp.experiment.load import load_config
 
 

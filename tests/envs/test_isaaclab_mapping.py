@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
+from regrasp.envs.config import EnvConfig
 from regrasp.envs.mapping import ActionMapping
+from regrasp.envs.mapping_config import ActionConstant, ActionSlice, MappingConfig
+from regrasp.envs.mapping_config import ActionMapping as ActionMappingConfig
 from regrasp.envs.registry import create_env, preflight
 from regrasp.errors import UserError
-from regrasp.experiment import ActionMapping as ActionMappingConfig
-from regrasp.experiment import EnvConfig, MappingConfig
-from regrasp.experiment.env import ActionConstant, ActionSlice
 from regrasp.experiment.load import load_config
 
 LOCATION = "env.train.mapping"

@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic.fields import FieldInfo
 
+from regrasp.config.owned import ByType, field_infos
 from regrasp.config.types import Expect
-from regrasp.experiment import ExperimentConfig
 
 Path = tuple[str | int, ...]
 """Keys and list positions from the top of the file down to a value."""
@@ -40,18 +40,45 @@ class Spec:
         return type(None) in self._union_args()
 
     @property
+    def by_type(self) -> ByType | None:
+        """How the class of a block is chosen, None for a block of one class and for a plain value."""
+        return next((item for item in self.metadata if isinstance(item, ByType)), None)
+
+    def chosen(self, values: Any) -> Spec:
+        """The spec of the block that these values are for, where they say which; else this one."""
+        block = self.by_type and self.by_type.block_of(values)
+        return self if block is None else Spec(block)
+
+    @property
     def alternatives(self) -> tuple[Spec, ...]:
         """The accepted types other than null; the spec itself where there is only one."""
+        if self.by_type is not None:
+            return tuple(Spec(block) for block in self.by_type.blocks())
         args = self._union_args()
         return tuple(Spec.of(arg) for arg in args if arg is not type(None)) if args else (self,)
 
     @property
+    def blocks(self) -> tuple[type, ...]:
+        """The dataclasses that a nested block may be of; none for a plain value."""
+        found = (spec.annotation for spec in self.alternatives)
+        return tuple(kind for kind in found if isinstance(kind, type) and dataclasses.is_dataclass(kind))
+
+    @property
     def block(self) -> type | None:
-        """The dataclass of a nested block, or None for a plain value."""
-        for spec in self.alternatives:
-            if isinstance(spec.annotation, type) and dataclasses.is_dataclass(spec.annotation):
-                return spec.annotation
-        return None
+        """The first of `blocks`, None for a plain value."""
+        return next(iter(self.blocks), None)
+
+    @property
+    def base(self) -> type | None:
+        """The dataclass of a nested block, the common one where several may be; None for a plain value."""
+        return self.annotation if self.by_type else self.block
+
+    def members(self) -> Iterator[tuple[str, type]]:
+        """The dataclasses that several may be, each with the values of the key that chooses it."""
+        table = self.by_type.table() if self.by_type else {}
+        for block in dict.fromkeys(table.values()):
+            names = [f"`{self.by_type.key}: {name}`" for name, one in table.items() if self.by_type and one is block]
+            yield " or ".join(names), block
 
     @property
     def choices(self) -> tuple[Any, ...]:
@@ -63,10 +90,22 @@ class Spec:
             for choice in get_args(spec.annotation)
         )
 
+    def fields(self) -> dict[str, Spec]:
+        """The keys of a block; of all that may stand here, where several may."""
+        return {name: Spec.of(info.annotation, info.metadata) for name, info in self.infos().items()}
+
+    def infos(self) -> dict[str, FieldInfo]:
+        """Pydantic's description of the keys of a block."""
+        every = [field_infos(block) for block in self.blocks]
+        names = dict.fromkeys(name for infos in every for name in infos)
+        return {name: next(infos[name] for infos in every if name in infos) for name in names}
+
     def child(self, step: str | int) -> Spec | None:
         """The spec one key or one list position further down; None where the schema has none."""
+        if self.by_type is not None and step == self.by_type.key:
+            return Spec(Literal[tuple(self.by_type.table())])  # pyright: ignore[reportInvalidTypeArguments]
         if isinstance(step, str) and self.block is not None:
-            return block_fields(self.block).get(step)
+            return self.fields().get(step)
         for spec in self.alternatives:
             args = get_args(spec.annotation)
             if get_origin(spec.annotation) is tuple and isinstance(step, int):
@@ -74,6 +113,37 @@ class Spec:
             if get_origin(spec.annotation) is dict:
                 return Spec.of(args[1])
         return None
+
+    def at(self, path: Path, values: Any = None) -> Spec | None:
+        """The spec of a key further down; None where the key is unknown.
+
+        Args:
+            path: The key.
+            values: The values of this block, which say of which class a block is where several may stand there;
+                without them, the key may be of any of these.
+        """
+        spec: Spec | None = self
+        for step in path:
+            spec = spec.child(step) if spec is not None else None
+            values = values.get(step) if isinstance(values, Mapping) else None
+            spec = spec.chosen(values) if spec is not None else None
+        return spec
+
+    def info_at(self, path: Path, values: Any = None) -> FieldInfo | None:
+        """Pydantic's description of a key further down; None where the key is unknown or a list position."""
+        parent = self.at(path[:-1], values) if path else None
+        return parent.infos().get(str(path[-1])) if parent is not None else None
+
+    def default_at(self, path: Path, values: Any = None) -> Any:
+        """The default of a key further down, None where it has none."""
+        info = self.info_at(path, values)
+        return None if info is None or info.is_required() else info.get_default(call_default_factory=False)
+
+    def paths(self, path: Path = ()) -> Iterator[Path]:
+        """Every key further down, blocks included."""
+        for name, inner in self.fields().items():
+            yield (*path, name)
+            yield from inner.paths((*path, name))
 
     def words(self) -> str:
         """What a value must look like, for example `an integer of at least 1 or null`."""
@@ -95,7 +165,7 @@ class Spec:
             filled = "non-empty " if any(isinstance(item, MinLen) for item in self.metadata) else ""
             return f"a {filled}list, each item {Spec.of(args[0]).words()}"
         if self.block is not None:
-            return f"a block with the keys {', '.join(block_fields(self.block))}"
+            return f"a block with the keys {', '.join(self.fields())}"
         return _SCALARS[self.annotation] + _bounds(self.metadata)
 
 
@@ -117,43 +187,6 @@ def _bounds(metadata: Iterable[Any]) -> str:
             case MinLen():
                 words.append("that is not empty")
     return f" {' and '.join(words)}" if words else ""
-
-
-def field_infos(block: type) -> Mapping[str, FieldInfo]:
-    """Pydantic's description of the fields of a schema dataclass."""
-    return vars(block)["__pydantic_fields__"]
-
-
-def block_fields(block: type) -> dict[str, Spec]:
-    """The keys of a schema dataclass."""
-    return {name: Spec.of(info.annotation, info.metadata) for name, info in field_infos(block).items()}
-
-
-def spec_at(path: Path) -> Spec | None:
-    """The schema's spec of a key; None where the key is unknown."""
-    spec: Spec | None = Spec(ExperimentConfig)
-    for step in path:
-        spec = spec.child(step) if spec is not None else None
-    return spec
-
-
-def default_at(path: Path) -> Any:
-    """The default of a key, None where it has none."""
-    parent = spec_at(path[:-1])
-    if parent is None or parent.block is None or not isinstance(path[-1], str):
-        return None
-    info = field_infos(parent.block).get(path[-1])
-    return None if info is None or info.is_required() else info.get_default(call_default_factory=False)
-
-
-def known_paths(spec: Spec | None = None, path: Path = ()) -> Iterator[Path]:
-    """Every key of the schema, blocks included."""
-    spec = spec or Spec(ExperimentConfig)
-    if spec.block is None:
-        return
-    for name, inner in block_fields(spec.block).items():
-        yield (*path, name)
-        yield from known_paths(inner, (*path, name))
 
 
 def dotted(path: Path) -> str:

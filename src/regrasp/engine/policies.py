@@ -11,13 +11,15 @@ from torch import Tensor
 
 from regrasp.checkpoint.layout import EXPORT
 from regrasp.checkpoint.read import checkpoint_of, load_full_weights
+from regrasp.config.types import bare_key
 from regrasp.envs.contract import EnvSpec
+from regrasp.envs.mapping_config import MappingConfig
 from regrasp.envs.selection import ObservationSelection
 from regrasp.errors import UserError
-from regrasp.experiment import MappingConfig, ModelConfig
+from regrasp.experiment import ModelConfig
 from regrasp.models.contract import Policy
 from regrasp.models.groot.processing.data_config import PROCESSOR_FILE
-from regrasp.models.inputs import EMBODIMENT_IDS, InputNames, bare_key, embodiment_id
+from regrasp.models.inputs import EMBODIMENT_IDS, InputNames, embodiment_id
 from regrasp.models.mlp.policy import MlpPolicy
 from regrasp.models.registry import load_policy
 from regrasp.models.settings import LoraSettings, RlHeadSettings

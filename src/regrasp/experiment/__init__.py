@@ -3,46 +3,20 @@
 from regrasp.experiment.actor import ActorConfig, LoraConfig, MlpConfig, ModelConfig, OptimConfig, RlHeadConfig
 from regrasp.experiment.algorithm import AlgorithmConfig
 from regrasp.experiment.config import ExperimentConfig
-from regrasp.experiment.env import (
-    ActionMapping,
-    DataConfigBlock,
-    DataKeyEntry,
-    EnvConfig,
-    EnvsConfig,
-    EvalEnvConfig,
-    Gr00tMapping,
-    Gr00tStateEntry,
-    Gr00tVideoMapping,
-    InitParams,
-    MappingConfig,
-    StateEntry,
-    TimeoutsConfig,
-    TrainEnvConfig,
-    VideoConfig,
-)
+from regrasp.experiment.env import EnvsConfig
 from regrasp.experiment.runner import ClusterConfig, LoggerConfig, RunnerConfig
 from regrasp.experiment.stages import ArchitectureConfig, CollectConfig, PretrainConfig, SftConfig
 
 __all__ = [
-    "ActionMapping",
     "ActorConfig",
     "AlgorithmConfig",
     "ArchitectureConfig",
     "ClusterConfig",
     "CollectConfig",
-    "DataConfigBlock",
-    "DataKeyEntry",
-    "EnvConfig",
     "EnvsConfig",
-    "EvalEnvConfig",
     "ExperimentConfig",
-    "Gr00tMapping",
-    "Gr00tStateEntry",
-    "Gr00tVideoMapping",
-    "InitParams",
     "LoggerConfig",
     "LoraConfig",
-    "MappingConfig",
     "MlpConfig",
     "ModelConfig",
     "OptimConfig",
@@ -50,8 +24,4 @@ __all__ = [
     "RlHeadConfig",
     "RunnerConfig",
     "SftConfig",
-    "StateEntry",
-    "TimeoutsConfig",
-    "TrainEnvConfig",
-    "VideoConfig",
 ]

@@ -90,10 +90,8 @@ def changes_warning(before: str, now: str) -> str | None:
     if before == now:
         return None
     old, new = (dict(_leaves(yaml.safe_load(text), "")) for text in (before, now))
-    changed = [key for key in {**old, **new} if old.get(key, _ABSENT) != new.get(key, _ABSENT)]
-    shown = "; ".join(
-        f"{key} was {old.get(key, _ABSENT)} and is {new.get(key, _ABSENT)}" for key in changed[:_NUM_CHANGES_SHOWN]
-    )
+    changed = [key for key, value in new.items() if old.get(key, _ABSENT) != value]
+    shown = "; ".join(f"{key} was {old.get(key, _ABSENT)} and is {new[key]}" for key in changed[:_NUM_CHANGES_SHOWN])
     more = f"; and {len(changed) - _NUM_CHANGES_SHOWN} more" if len(changed) > _NUM_CHANGES_SHOWN else ""
     return f"The configuration differs from the one that the checkpoint was written with: {shown}{more}."
 

@@ -10,10 +10,11 @@ from pathlib import Path
 
 from regrasp.data.isaaclab_hdf5 import EpisodeError, RecordedEpisode, RecorderFile
 from regrasp.data.lerobot import DatasetWriter
+from regrasp.envs.config import EnvConfig
 from regrasp.envs.isaaclab.catalog import is_recording_of
 from regrasp.envs.registry import step_seconds
 from regrasp.errors import UserError
-from regrasp.experiment import EnvConfig, ExperimentConfig
+from regrasp.experiment import ExperimentConfig
 from regrasp.logging.progress import progress
 from regrasp.stages.demonstrations import demonstration_features, modality, sources
 from regrasp.stages.recordings import LOCATION, ConvertedEpisode, EpisodeConverter, Layout

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from regrasp.envs.env_type import TaskRow
 from regrasp.errors import UserError
 
 LAB_PACKAGE = "isaaclab_tasks"
@@ -101,6 +102,26 @@ def experiment_of_task(task_id: str, pythons: Sequence[str] = ()) -> Path | None
             if task.id == name and task.experiment is not None:
                 return task.experiment
     return None
+
+
+def installed_tasks(task_id: str | None, pythons: Sequence[str]) -> Iterator[TaskRow | str]:
+    """Isaac Lab's tasks and those of the package in `package:Task-Id`, and, as text, what cannot be found."""
+    packages = [LAB_PACKAGE, *([task_id.rpartition(":")[0].split(".")[0]] if task_id and ":" in task_id else [])]
+    for python in pythons:
+        if package_folder(LAB_PACKAGE, python) is None:
+            yield f"{python} cannot be started, or has no package {LAB_PACKAGE}"
+    for package in packages[1:]:
+        if not any(package_folder(package, python) for python in (None, *pythons)):
+            yield f"no package {package} was found; name the Python that has it: env.isaaclab.python=<it>"
+    for python in (None, *pythons):
+        runnable = "Isaac Sim is here" if has_simulator(python) else "no Isaac Sim here"
+        for package in packages:
+            folder = package_folder(package, python)
+            for found in registered_tasks(folder) if folder else ():
+                name = found.id if package == LAB_PACKAGE else f"{package}:{found.id}"
+                if found.lost_experiment is not None:
+                    yield f"{name} names an experiment that cannot be found: {found.lost_experiment} ({found.file})"
+                yield TaskRow(name, runnable, (str(found.experiment),) if found.experiment else (), folder)
 
 
 def registered_tasks(folder: Path) -> list[RegisteredTask]:
