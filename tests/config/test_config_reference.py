@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 
-from regrasp.config.describe import block_fields, default_at, dotted, field_infos, known_paths, spec_at
+from regrasp.config.describe import Spec, dotted
+from regrasp.config.owned import field_infos
 from regrasp.config.reference import reference_markdown
 from regrasp.envs.config import EvalEnvConfig
 from regrasp.experiment import ExperimentConfig
 
+ROOT = Spec(ExperimentConfig)
+
 
 def test_every_field_is_described() -> None:
     text = reference_markdown(ExperimentConfig)
-    for path in known_paths():
+    for path in ROOT.paths():
         assert f"| `{path[-1]}` |" in text, dotted(path)
-        parent = spec_at(path[:-1])
+        parent = ROOT.at(path[:-1])
         assert parent is not None
-        assert parent.block is not None
-        block = parent.block.__mro__[1] if path[-1] not in vars(parent.block)["__annotations__"] else parent.block
-        assert field_infos(block)[str(path[-1])].description, dotted(path)
+        owners = [kind for block in parent.blocks for kind in block.__mro__ if dataclasses.is_dataclass(kind)]
+        infos = [field_infos(kind).get(str(path[-1])) for kind in owners]
+        assert any(info is not None and info.description for info in infos), dotted(path)
 
 
 def test_tables_have_four_columns() -> None:
@@ -33,7 +36,7 @@ def test_tables_have_four_columns() -> None:
 
 def test_words_of_constraints() -> None:
     def words(*path: str | int) -> str:
-        spec = spec_at(path)
+        spec = ROOT.at(path)
         assert spec is not None
         return spec.words()
 
@@ -43,11 +46,11 @@ def test_words_of_constraints() -> None:
     assert words("runner", "export_model") == "'always' or 'last'"
     assert words("env", "train", "mapping", "states", 3, "slice").endswith("or null")
     assert words("actor", "model", "rl_head_config", "noise_params") == "[start, end, updates] with start >= end > 0"
-    assert spec_at(("runner", "nothing")) is None
-    assert default_at(("actor", "seed")) == 1234
-    assert default_at(("actor", "model")) is None
+    assert ROOT.at(("runner", "nothing")) is None
+    assert ROOT.default_at(("actor", "seed")) == 1234
+    assert ROOT.default_at(("actor", "model")) is None
 
 
 def test_fields_agree_with_the_dataclasses() -> None:
-    assert list(block_fields(ExperimentConfig)) == [field.name for field in dataclasses.fields(ExperimentConfig)]
-    assert "total_num_envs" in block_fields(EvalEnvConfig)
+    assert list(ROOT.fields()) == [field.name for field in dataclasses.fields(ExperimentConfig)]
+    assert "total_num_envs" in Spec(EvalEnvConfig).fields()

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from regrasp.envs.config import TimeoutsConfig
 from regrasp.envs.contract import VecEnv
+from regrasp.envs.isaaclab.config import IsaacLabMapping
 from regrasp.envs.mapping import ActionMapping, ObservationMapping
 from regrasp.envs.mapping_config import MappingConfig
 from regrasp.envs.process.vector import RemoteVecEnv
@@ -40,7 +41,7 @@ def point() -> Iterator[VecEnv]:
 
 @pytest.fixture(scope="module")
 def direct() -> Iterator[VecEnv]:
-    mapping = MappingConfig(task_description="push", states=states("policy"), success_term="reached")
+    mapping = IsaacLabMapping(task_description="push", states=states("policy"), success_term="reached")
     env = lab_env("lab_tasks:Point-Direct-v0", mapping, num_envs=2, timeouts=TimeoutsConfig(step_s=2.0))
     yield env
     env.close()
@@ -131,7 +132,7 @@ def test_a_seed_fixes_an_episodes_start_whatever_else_is_reset(point: VecEnv) ->
 
 def construction(name: Literal["train", "eval"], seed: int, stream: int) -> tuple[int, float]:
     """The seed that the configuration had when the environment was built, and what was drawn then."""
-    mapping = MappingConfig(task_description="push", states=states("construction"))
+    mapping = IsaacLabMapping(task_description="push", states=states("construction"))
     env = start(lab_config("lab_tasks:Point-v0", mapping, num_envs=1, seed=stream), name, seed=seed)
     try:
         high, low, drawn = env.reset([0], [1]).states[0].tolist()
@@ -173,7 +174,7 @@ def test_what_the_task_does_not_offer_is_an_error_that_lists_what_it_does(
         ObservationMapping(mapping, point.spec.raw_observations, "env.train.mapping")
 
 
-def test_the_references_experiment_runs_unchanged_on_its_tasks_interface(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_references_experiment_runs_unchanged_on_its_tasks_interface(caplog: pytest.LogCaptureFixture) -> None:
     overrides = [
         "env.eval.init_params.id='lab_tasks:IsaacContrib-Assemble-Trocar-G129-Dex3-Eval'",
         f"env.isaaclab.python={LAB_PYTHON}",
@@ -185,7 +186,7 @@ def test_the_references_experiment_runs_unchanged_on_its_tasks_interface(capsys:
     assert config.env.eval.ignore_terminations
     env = start(config.env.eval, "eval")
     try:
-        assert "weight 0" not in capsys.readouterr().out
+        assert "weight 0" not in caplog.text
         before = env.reset(range(4), range(4))
         assert before.task_descriptions == ["assemble trocar from tray"] * 4
         assert before.extra_view_images is not None
@@ -206,9 +207,9 @@ def test_the_references_experiment_runs_unchanged_on_its_tasks_interface(capsys:
 
 
 def test_a_task_without_reward_learns_from_a_named_success_and_chooses_its_instruction(
-    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    mapping = MappingConfig(
+    mapping = IsaacLabMapping(
         states=states("policy/position", "policy/num_resets"),
         reward_source="success",
         success_term="reached",
@@ -224,13 +225,13 @@ def test_a_task_without_reward_learns_from_a_named_success_and_chooses_its_instr
         step = env.step(push(0.2, 0.1))
         assert step.rewards.tolist() == [[0, 1, 0, 0], [0, 0, 0, 1]]
         assert step.success.tolist() == [True, True]
-        assert "nothing to learn" not in capsys.readouterr().out
+        assert "nothing to learn" not in caplog.text
     finally:
         env.close()
 
 
 def test_an_instruction_that_is_not_there_is_the_users_mistake() -> None:
-    mapping = MappingConfig(states=states("policy/position"), instruction_key="goal", instructions=("stay",))
+    mapping = IsaacLabMapping(states=states("policy/position"), instruction_key="goal", instructions=("stay",))
     env = lab_env("lab_tasks:Point-v0", mapping, num_envs=1)
     try:
         assert env.reset([0], [1]).task_descriptions == ["stay"]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import shlex
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -17,6 +17,8 @@ from regrasp.folders import COMMAND_FILE, CONFIG_FILE, discard_unused, require_w
 
 if TYPE_CHECKING:
     from regrasp.experiment.load import LoadedConfig
+
+_log = logging.getLogger(__name__)
 
 DEFAULT_CONFIG = "pick_cube_ppo_groot"
 STAGE_INTERRUPTED = (
@@ -103,7 +105,7 @@ def load(args: argparse.Namespace) -> LoadedConfig:
     flags = flag_overrides(args)
     loaded = args.loaded = load_config(name, [*flags, *args.overrides], args.config_path, flags, args.task)
     for warning in loaded.warnings:
-        print(f"[WARN] {warning}", file=sys.stderr)
+        _log.warning(warning)
     envs = loaded.config.env
     try:
         preflight(envs.train, "train", loaded.config.actor.model.action_dim)
@@ -111,7 +113,7 @@ def load(args: argparse.Namespace) -> LoadedConfig:
     except UserError as error:
         if not args.dry_run:
             raise loaded.located(error) from None
-        print(f"[WARN] {loaded.located(error)}", file=sys.stderr)
+        _log.warning(loaded.located(error))
     return loaded
 
 
@@ -168,7 +170,7 @@ def load_to_run(args: argparse.Namespace, *, block: str | None = None) -> Loaded
     if args.dry_run:
         print_resolved(loaded, _summary(loaded))
         for warning in _model_warnings(loaded):
-            print(f"[WARN] {warning}", file=sys.stderr)
+            _log.warning(warning)
         return None
     if block is not None:
         _require_block(loaded, block)
@@ -236,7 +238,7 @@ def open_run_folder(args: argparse.Namespace, loaded: LoadedConfig, *, kind: Seq
         number += 1
         folder = root / f"{name}.{number}"
     folder.mkdir(parents=True)
-    print(f"[INFO] Logging to: {folder.resolve()}", flush=True)
+    _log.info("Logging to: %s", folder.resolve())
     (folder / CONFIG_FILE).write_text(loaded.to_yaml())
     (folder / COMMAND_FILE).write_text(f"{command_line(args)}\n")
     try:

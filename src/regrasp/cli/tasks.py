@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -34,10 +33,7 @@ def print_tasks(task: str | None = None, overrides: Sequence[str] = ()) -> int:
     for env_type, simulator in known.items():
         shipped = [name for name in experiments if known.of_task(name) == env_type]
         for row in simulator.tasks(task, overrides, shipped):
-            if isinstance(row, str):
-                print(f"[WARN] {row}", file=sys.stderr)
-            else:
-                _print_row(row, env_type, [*experiments.get(row.task_id, ()), *row.experiments])
+            _print_row(row, env_type, [*experiments.get(row.task_id, ()), *row.experiments])
     return 0
 
 

@@ -85,8 +85,9 @@ class _Tables:
         if own := [name for name in field_infos(block) if name not in common]:
             yield _section(f"`{dotted(path)}` with {case}", block, own)
         for name, child in Spec(block).fields().items():
-            if child.base is not None and name in common and common[name].base is not None:
-                yield from self._additions(child.base, common[name].base, (*path, name), case)
+            before = common[name].base if name in common else None
+            if child.base is not None and before is not None:
+                yield from self._additions(child.base, before, (*path, name), case)
             else:
                 yield from self.below(child, (*path, name))
 

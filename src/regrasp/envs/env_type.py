@@ -76,8 +76,8 @@ class EnvType(Generic[ConfigT]):
         """Folders whose tasks bring experiments of their own."""
         yield from ()
 
-    def tasks(self, task_id: str | None, overrides: Sequence[str], shipped: Sequence[str]) -> Iterator[TaskRow | str]:
-        """The tasks that are known here, and, as text, what is wrong with where they were looked for.
+    def tasks(self, task_id: str | None, overrides: Sequence[str], shipped: Sequence[str]) -> Iterator[TaskRow]:
+        """The tasks that are known here.
 
         Args:
             task_id: A task whose package is to be listed too.

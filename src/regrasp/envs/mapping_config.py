@@ -191,3 +191,7 @@ class MappingConfig:
     """Published data configuration of the checkpoint, a short name or `module:Class`; null: as the checkpoint says."""
     data_config: DataConfigBlock | None = None
     """The same written out, in place of `data_config_class`."""
+
+    def instruction_choice(self) -> tuple[str | None, tuple[str, ...]]:
+        """The observation that chooses the instruction, and what it chooses from; (None, ()) without a choice."""
+        return None, ()

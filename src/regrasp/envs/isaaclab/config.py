@@ -27,6 +27,10 @@ class IsaacLabMapping(MappingConfig):
     instructions: Names = ()
     """The instructions that `instruction_key` chooses from."""
 
+    def instruction_choice(self) -> tuple[str | None, tuple[str, ...]]:
+        """`instruction_key` and `instructions`."""
+        return self.instruction_key, self.instructions
+
 
 @dataclass(frozen=True, config=BLOCK)
 class IsaacLabInitParams(InitParams):
@@ -46,8 +50,7 @@ class IsaacLabInitParams(InitParams):
     presets: Names = ()
     """Configuration presets of Isaac Lab 3.x, such as `physics=newton_mjwarp`."""
     hold_action: Literal["last", "zero"] = "last"
-    """What an environment executes from its end to its reset: `last` suits absolute targets, `zero` relative ones.
-   """
+    """What an environment executes after its end: `last` suits absolute targets, `zero` relative ones."""
 
 
 @dataclass(frozen=True, config=BLOCK)
@@ -68,8 +71,3 @@ class IsaacLabTrainConfig(IsaacLabEnvConfig, TrainEnvConfig):
 @dataclass(frozen=True, config=BLOCK)
 class IsaacLabEvalConfig(IsaacLabEnvConfig, EvalEnvConfig):
     """The environments of an evaluation in Isaac Lab."""
-
-
-def instruction_choice(mapping: MappingConfig) -> tuple[str | None, tuple[str, ...]]:
-    """The observation that chooses the instruction, and what it chooses from; (None, ()) where there is no choice."""
-    return (mapping.instruction_key, mapping.instructions) if isinstance(mapping, IsaacLabMapping) else (None, ())

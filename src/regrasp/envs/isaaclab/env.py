@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,8 @@ from regrasp.errors import UserError
 
 if TYPE_CHECKING:
     from regrasp.envs.contract import VecEnv
+
+_log = logging.getLogger(__name__)
 
 
 class IsaacLab(EnvType[IsaacLabEnvConfig]):
@@ -56,7 +59,7 @@ class IsaacLab(EnvType[IsaacLabEnvConfig]):
             python=config.python,
         )
         for note in env.notes:
-            print(f"[WARN] env.{name} ({env.spec.task_id}): {note}", flush=True)
+            _log.warning("env.%s (%s): %s", name, env.spec.task_id, note)
         return env
 
     def check_expert(self, config: IsaacLabEnvConfig, name: str) -> None:
@@ -144,16 +147,12 @@ class IsaacLab(EnvType[IsaacLabEnvConfig]):
             if folder is not None:
                 yield folder
 
-    def tasks(self, task_id: str | None, overrides: Sequence[str], shipped: Sequence[str]) -> Iterator[TaskRow | str]:
+    def tasks(self, task_id: str | None, overrides: Sequence[str], shipped: Sequence[str]) -> Iterator[TaskRow]:
         """The tasks of Isaac Lab and of the given task's package, then those of which only an experiment is here."""
-        seen: set[str] = set()
-        for row in task_packages.installed_tasks(task_id, task_packages.pythons_in(overrides)):
-            if isinstance(row, TaskRow):
-                if row.task_id in seen:
-                    continue
-                seen.add(row.task_id)
-            yield row
-        for name in sorted(set(shipped) - seen):
+        found = task_packages.installed_tasks(task_id, task_packages.pythons_in(overrides))
+        rows = {row.task_id: row for row in reversed(list(found))}
+        yield from reversed(rows.values())
+        for name in sorted(set(shipped) - rows.keys()):
             yield TaskRow(name, "not here, see env.isaaclab.python")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import logging
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,7 @@ from pathlib import Path
 from regrasp.envs.env_type import TaskRow
 from regrasp.errors import UserError
 
+_log = logging.getLogger(__name__)
 LAB_PACKAGE = "isaaclab_tasks"
 EXPERIMENT_KEY = "regrasp_cfg_entry_point"
 """Key of `gym.register(kwargs=...)` under which a task names its experiment's YAML file, as `module:file.yaml`."""
@@ -104,15 +106,15 @@ def experiment_of_task(task_id: str, pythons: Sequence[str] = ()) -> Path | None
     return None
 
 
-def installed_tasks(task_id: str | None, pythons: Sequence[str]) -> Iterator[TaskRow | str]:
-    """Isaac Lab's tasks and those of the package in `package:Task-Id`, and, as text, what cannot be found."""
+def installed_tasks(task_id: str | None, pythons: Sequence[str]) -> Iterator[TaskRow]:
+    """Isaac Lab's tasks and those of the package in `package:Task-Id`; an interpreter later on may repeat some."""
     packages = [LAB_PACKAGE, *([task_id.rpartition(":")[0].split(".")[0]] if task_id and ":" in task_id else [])]
     for python in pythons:
         if package_folder(LAB_PACKAGE, python) is None:
-            yield f"{python} cannot be started, or has no package {LAB_PACKAGE}"
+            _log.warning("%s cannot be started, or has no package %s", python, LAB_PACKAGE)
     for package in packages[1:]:
         if not any(package_folder(package, python) for python in (None, *pythons)):
-            yield f"no package {package} was found; name the Python that has it: env.isaaclab.python=<it>"
+            _log.warning("no package %s was found; name the Python that has it: env.isaaclab.python=<it>", package)
     for python in (None, *pythons):
         runnable = "Isaac Sim is here" if has_simulator(python) else "no Isaac Sim here"
         for package in packages:
@@ -120,7 +122,8 @@ def installed_tasks(task_id: str | None, pythons: Sequence[str]) -> Iterator[Tas
             for found in registered_tasks(folder) if folder else ():
                 name = found.id if package == LAB_PACKAGE else f"{package}:{found.id}"
                 if found.lost_experiment is not None:
-                    yield f"{name} names an experiment that cannot be found: {found.lost_experiment} ({found.file})"
+                    lost = found.lost_experiment
+                    _log.warning("%s names an experiment that cannot be found: %s (%s)", name, lost, found.file)
                 yield TaskRow(name, runnable, (str(found.experiment),) if found.experiment else (), folder)
 
 
