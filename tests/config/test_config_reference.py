@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 
 from regrasp.config.describe import Spec, dotted
-from regrasp.config.owned import field_infos
 from regrasp.config.reference import reference_markdown
 from regrasp.envs.config import EvalEnvConfig
 from regrasp.experiment import ExperimentConfig
@@ -17,11 +16,8 @@ def test_every_field_is_described() -> None:
     text = reference_markdown(ExperimentConfig)
     for path in ROOT.paths():
         assert f"| `{path[-1]}` |" in text, dotted(path)
-        parent = ROOT.at(path[:-1])
-        assert parent is not None
-        owners = [kind for block in parent.blocks for kind in block.__mro__ if dataclasses.is_dataclass(kind)]
-        infos = [field_infos(kind).get(str(path[-1])) for kind in owners]
-        assert any(info is not None and info.description for info in infos), dotted(path)
+    rows = [line for line in text.splitlines() if line.startswith("| `")]
+    assert [row for row in rows if row.endswith("|  |")] == []
 
 
 def test_tables_have_four_columns() -> None:

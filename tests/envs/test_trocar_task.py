@@ -259,10 +259,10 @@ def test_a_task_without_options_takes_none():
 def without_mink(monkeypatch: pytest.MonkeyPatch) -> None:
     real = builtins.__import__
 
-    def refusing(name: str, *rest: Any) -> Any:
+    def refusing(name: str, *rest: Any, **named: Any) -> Any:
         if name == "mink":
             raise ImportError(name)
-        return real(name, *rest)
+        return real(name, *rest, **named)
 
     for module in ("ik", "expert"):
         monkeypatch.delitem(sys.modules, f"regrasp.envs.mujoco.tasks.trocar.{module}", raising=False)

@@ -95,16 +95,22 @@ class _Tables:
 def _section(title: str, block: type, names: Iterable[str], note: str = "") -> str:
     summary = (block.__doc__ or "").strip().splitlines()[0]
     infos, specs = field_infos(block), Spec(block).fields()
-    rows = [_row(name, infos[name], specs[name]) for name in names]
+    rows = [_row(name, infos[name], specs[name], _description(block, name)) for name in names]
     return "\n".join(
         [f"## {title}", "", summary, note, "| Key | Value | Default | Meaning |", "|---|---|---|---|", *rows, ""]
     )
 
 
-def _row(name: str, info: FieldInfo, spec: Spec) -> str:
+def _row(name: str, info: FieldInfo, spec: Spec, description: str) -> str:
     kind = ("a block, or null" if spec.optional else "a block") if spec.base else spec.words()
-    cells = (f"`{name}`", kind, _default(info), info.description or "")
+    cells = (f"`{name}`", kind, _default(info), description)
     return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+
+
+def _description(block: type, name: str) -> str:
+    """The attribute docstring, which Pydantic keeps only in the class that has it."""
+    owners = (vars(kind).get("__pydantic_fields__", {}).get(name) for kind in block.__mro__)
+    return next((info.description for info in owners if info is not None and info.description), "")
 
 
 def _default(info: FieldInfo) -> str:

@@ -16,6 +16,7 @@ from regrasp.engine.local import LocalEngine
 from regrasp.engine.policies import knows_slot, load_weights
 from regrasp.errors import UserError
 from regrasp.experiment import ExperimentConfig
+from regrasp.experiment.simulators import settle_simulators
 from regrasp.models.inputs import embodiment_id
 
 _NUM_CHANGES_SHOWN = 5
@@ -89,11 +90,19 @@ def changes_warning(before: str, now: str) -> str | None:
     """What differs between two configurations, given as YAML, key by key; None where nothing does."""
     if before == now:
         return None
-    old, new = (dict(_leaves(yaml.safe_load(text), "")) for text in (before, now))
-    changed = [key for key, value in new.items() if old.get(key, _ABSENT) != value]
-    shown = "; ".join(f"{key} was {old.get(key, _ABSENT)} and is {new[key]}" for key in changed[:_NUM_CHANGES_SHOWN])
+    old, new = (dict(_leaves(_own_keys(yaml.safe_load(text)), "")) for text in (before, now))
+    changed = [key for key in {**old, **new} if old.get(key, _ABSENT) != new.get(key, _ABSENT)]
+    shown = "; ".join(
+        f"{key} was {old.get(key, _ABSENT)} and is {new.get(key, _ABSENT)}" for key in changed[:_NUM_CHANGES_SHOWN]
+    )
     more = f"; and {len(changed) - _NUM_CHANGES_SHOWN} more" if len(changed) > _NUM_CHANGES_SHOWN else ""
     return f"The configuration differs from the one that the checkpoint was written with: {shown}{more}."
+
+
+def _own_keys(values: dict[str, Any]) -> dict[str, Any]:
+    """A configuration without the keys of other simulators, which older versions wrote too."""
+    settle_simulators(values.get("env"), None, ())
+    return values
 
 
 def _leaves(node: Any, key: str) -> Iterator[tuple[str, Any]]:

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from regrasp.config.describe import Spec
 from regrasp.envs.config import EnvName
 from regrasp.envs.env_type import EnvType, TaskRow
-from regrasp.envs.mujoco.backend import require_backend, require_chosen_backend, working_backend
+from regrasp.envs.mujoco import backend
 from regrasp.envs.mujoco.catalog import TASK_IDS, TASK_OPTIONS, load_class
 from regrasp.envs.mujoco.config import MujocoEnvConfig, MujocoEvalConfig, MujocoTrainConfig
 from regrasp.errors import UserError
@@ -35,7 +35,7 @@ class Mujoco(EnvType[MujocoEnvConfig]):
             UserError: The task is unknown, or an option of it wrong.
         """
         _check_task(config, name)
-        require_chosen_backend()
+        backend.require_chosen_backend()
         from regrasp.envs.mujoco.simulator import create_task, describe_task
 
         return describe_task(create_task(config.init_params.id, _options(config, name)), config.max_episode_steps)
@@ -47,7 +47,7 @@ class Mujoco(EnvType[MujocoEnvConfig]):
             UserError: The task is unknown, an option of it wrong, or a package missing that its expert needs.
         """
         _check_task(config, name)
-        require_chosen_backend()
+        backend.require_chosen_backend()
         from regrasp.envs.mujoco.simulator import create_task
 
         create_task(config.init_params.id, _options(config, name)).check_expert()
@@ -79,7 +79,7 @@ class Mujoco(EnvType[MujocoEnvConfig]):
             mapping=config.mapping,
             deadlines=Deadlines(config.timeouts.startup_s, config.timeouts.reset_s, config.timeouts.step_s),
             python=config.python,
-            environment={"MUJOCO_GL": require_backend() if renders else "disable"},
+            environment={"MUJOCO_GL": backend.require_backend() if renders else "disable"},
         )
 
     def owns_task(self, task_id: str) -> bool:
@@ -93,7 +93,7 @@ class Mujoco(EnvType[MujocoEnvConfig]):
 
     def tasks(self, task_id: str | None, overrides: Sequence[str], shipped: Sequence[str]) -> Iterator[TaskRow]:
         """Every task of the catalog."""
-        runnable = "runs here" if working_backend() else "cannot render here, see regrasp doctor"
+        runnable = "runs here" if backend.working_backend() else "cannot render here, see regrasp doctor"
         yield from (TaskRow(name, runnable) for name in TASK_IDS)
 
 
