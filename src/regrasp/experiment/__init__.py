@@ -1,6 +1,6 @@
 """The configuration of one experiment: its blocks, how a file becomes one, and the arithmetic of its updates."""
 
-from regrasp.experiment.actor import ActorConfig, LoraConfig, MlpConfig, ModelConfig, OptimConfig, RlHeadConfig
+from regrasp.experiment.actor import ActorConfig, OptimConfig
 from regrasp.experiment.algorithm import AlgorithmConfig
 from regrasp.experiment.config import ExperimentConfig
 from regrasp.experiment.env import EnvsConfig
@@ -16,12 +16,8 @@ __all__ = [
     "EnvsConfig",
     "ExperimentConfig",
     "LoggerConfig",
-    "LoraConfig",
-    "MlpConfig",
-    "ModelConfig",
     "OptimConfig",
     "PretrainConfig",
-    "RlHeadConfig",
     "RunnerConfig",
     "SftConfig",
 ]

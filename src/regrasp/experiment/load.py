@@ -96,6 +96,7 @@ def load_config(
     if composition.has_idle_hydra_block:
         reasons["hydra"] = "nothing is left to Hydra but composition"
     simulators = settle_simulators(values.get("env"), task, composition.sources.overrides)
+    idle = [*simulators.warnings, *_strip_models(values)]
     problems = [*simulators.problems, *map(_active_problem, active)]
     sources = dataclasses.replace(composition.sources, renamed=simulators.renamed)
     try:
@@ -104,10 +105,27 @@ def load_config(
         raise_problems(problems + schema_problems(error, values, Spec(ExperimentConfig)), sources)
         raise
     raise_problems(problems + cross_check(config, file.parent), sources)
-    warnings += simulators.warnings + oddities(config)
+    warnings += idle + oddities(config)
     if reasons:
         warnings.insert(0, ignored_warning(reasons, file))
     return LoadedConfig(config, file, tuple(overrides), tuple(reasons), tuple(warnings), sources)
+
+
+def own_keys(values: dict[str, Any]) -> dict[str, Any]:
+    """A configuration that an earlier version wrote, without the keys of other simulators and models, in place."""
+    settle_simulators(values.get("env"), None, ())
+    _strip_models(values)
+    return values
+
+
+def _strip_models(values: Mapping[str, Any]) -> list[str]:
+    """Remove, in place, the keys of other models than the experiment's; a warning where one is set."""
+    spec, actor = Spec(ExperimentConfig).at(("actor", "model")), values.get("actor")
+    block = actor.get("model") if isinstance(actor, dict) else None
+    assert spec is not None
+    assert spec.by_type is not None
+    warning = spec.by_type.strip_foreign(block, "actor.model") if isinstance(block, dict) else None
+    return [] if warning is None else [warning]
 
 
 def _active_problem(active: Active) -> Problem:
