@@ -278,13 +278,13 @@ class BrokenEnv(ScriptedEnv):
             if self.place == "reward":
                 step.rewards[1, 0] = float("inf")
             elif self.place == "state":
-                step.observation.states[1, 2] = float("nan")
+                step.observation.state["state"][1, 2] = float("nan")
         return step
 
     def observe(self):
         observation = super().observe()
         if self.place == "reset":
-            observation.states[1, 0] = float("nan")
+            observation.state["state"][1, 0] = float("nan")
         return observation
 
 

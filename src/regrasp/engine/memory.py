@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from regrasp.engine.policies import check_embodiment, head_settings, input_names
+from regrasp.engine.policies import check_inputs, head_settings, input_names
 from regrasp.experiment import ExperimentConfig
 from regrasp.experiment.batches import num_samples, num_updates
 from regrasp.learner.learner import ActorWorker
@@ -56,7 +56,7 @@ def memory_estimate(config: ExperimentConfig) -> list[str]:
     policy = preview_policy(model.model_path, head_settings(model), input_names(model, mapping))
     if policy is None:
         return ["memory: the size of this kind of model is known only once it is loaded"]
-    check_embodiment(policy, mapping)
+    check_inputs(policy, mapping)
     memory = policy_memory(policy, config)
     lines = [
         *([] if not isinstance(policy, GrootPolicy) else [_inputs(policy)]),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -75,7 +75,7 @@ class EnvWorker:
         chunk[rows] = self._action_mapping(actions)
         step = self.env.step(chunk)
         check_finite("reward", step.rewards)
-        check_finite("state observation", step.observation.states)
+        check_state(step.observation)
         self._decisions[rows] += 1
         self._returns += step.rewards.sum(1)
         self._lengths += step.num_executed
@@ -141,14 +141,13 @@ class EnvWorker:
         self.running[rows] = True
         for row in rows.tolist():
             self._seeds[row] = episode_seed(self._seed, "train", self._stream, row, int(self._episodes[row]))
-        fresh = self.env.reset(rows.tolist(), [self._seeds[row] for row in rows.tolist()])
-        check_finite("state observation", fresh.states, rows.tolist())
-        self.observation = fresh if self.observation is None else self.observation.updated(rows.tolist(), fresh)
+        self.observation = self.env.reset(rows.tolist(), [self._seeds[row] for row in rows.tolist()])
+        check_state(self.observation)
 
     def _result(self, row: int, step: Step) -> EpisodeResult:
         return EpisodeResult(
             seed=self._seeds[row],
-            instruction=step.observation.task_descriptions[row],
+            instruction=step.observation.instruction[row],
             success=bool(self._success[row]),
             total_reward=float(self._returns[row]),
             length=int(self._lengths[row]),
@@ -156,13 +155,18 @@ class EnvWorker:
         )
 
 
-def check_finite(name: str, values: Tensor, env_ids: Sequence[int] | None = None) -> None:
+def check_state(observation: Observation) -> None:
+    """Stop the run at a not-a-number or infinity in the state; see `check_finite`."""
+    for values in observation.state.values():
+        check_finite("state observation", values)
+
+
+def check_finite(name: str, values: Tensor) -> None:
     """Stop the run at a not-a-number or infinity from the simulator.
 
     Args:
         name: What the values are.
-        values: (B, ...), one row per environment.
-        env_ids: The B environments; None for the first B.
+        values: (N, ...), one row per environment.
 
     Raises:
         TrainingHaltedError: Names the environment and what was not finite.
@@ -171,6 +175,6 @@ def check_finite(name: str, values: Tensor, env_ids: Sequence[int] | None = None
     if bad.any():
         row = int(torch.nonzero(bad)[0])
         raise TrainingHaltedError(
-            f"Environment {row if env_ids is None else env_ids[row]} returned a {name} that is not finite:"
+            f"Environment {row} returned a {name} that is not finite:"
             f" {values[row].tolist()}. The run stopped before anything was learned from it."
         )

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from regrasp.envs.contract import Observation, Step, VecEnv
 from regrasp.envs.mapping import ActionMapping
-from regrasp.rollout.episodes import EpisodeResult, check_finite
+from regrasp.rollout.episodes import EpisodeResult, check_finite, check_state
 from regrasp.rollout.inference import Key, RolloutWorker
 from regrasp.seeding import KeyedNoise, episode_seed
 
@@ -144,9 +144,9 @@ class Evaluation:
         for row, index in pairs:
             running[row] = _Running(index, episode_seed(self._seed, "eval", self._stream, index))
         chosen = [row for row, _ in pairs]
-        fresh = self._env.reset(chosen, [running[row].seed for row in chosen])
-        check_finite("state observation", fresh.states, chosen)
-        return fresh if observation is None else observation.updated(chosen, fresh)
+        observation = self._env.reset(chosen, [running[row].seed for row in chosen])
+        check_state(observation)
+        return observation
 
     def _record(self, running: dict[int, _Running], recorder: Recorder | None, recorded: list[int]) -> list[int]:
         count = 0 if recorder is None else recorder.num_episodes
@@ -163,7 +163,7 @@ class Evaluation:
         chunk[rows] = actions
         step = self._env.step(chunk)
         check_finite("reward", step.rewards)
-        check_finite("state observation", step.observation.states)
+        check_state(step.observation)
         return step
 
     def _account(self, step: Step, running: dict[int, _Running], recorded: list[int]) -> None:
@@ -181,7 +181,7 @@ class Evaluation:
     def _finish(self, episode: _Running, row: int, step: Step, recorder: Recorder | None) -> EpisodeResult:
         result = EpisodeResult(
             seed=episode.seed,
-            instruction=step.observation.task_descriptions[row],
+            instruction=step.observation.instruction[row],
             success=episode.success,
             total_reward=episode.total_reward,
             length=episode.length,

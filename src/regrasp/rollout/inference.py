@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from tensordict import TensorDict
@@ -57,7 +57,7 @@ class RolloutWorker:
         features = self._policy("encode", inputs=inputs)
         noise = KeyedNoise(self._seed, self._role, keys)
         action = self._policy("act", features=features, noise=noise, deterministic=deterministic)
-        return Decision(features if self._keep_features else inputs, action)
+        return Decision(features if self._keep_features else inputs.clone(), action)
 
     @torch.no_grad()
     def values(self, observation: Observation) -> Tensor:
@@ -89,10 +89,7 @@ def block_size(block: int, device: torch.device) -> int:
 
 def _moved(observation: Observation, device: torch.device) -> Observation:
     """The observation on the policy's device, where its images are then prepared."""
-    if device.type == "cpu":
-        return observation
-    tensors = {name: value for name, value in vars(observation).items() if isinstance(value, Tensor)}
-    return replace(observation, **{name: send(value, device) for name, value in tensors.items()})
+    return observation if device.type == "cpu" else observation.map(lambda values: send(values, device))
 
 
 @contextmanager
@@ -163,7 +160,7 @@ def interact(
         goes_on = cut | (step.truncated & values_truncated)
         rows = rows[goes_on[rows]]
         if len(rows):
-            to_value.append((time, rows + first_column, step.observation.rows(rows)))
+            to_value.append((time, rows + first_column, step.observation.rows(rows).clone()))
         env.restart_finished()
     for time, columns, observation in to_value:
         builder.bootstrap(time, columns, rollout.values(observation))

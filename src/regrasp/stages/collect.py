@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from regrasp.data.lerobot import DatasetWriter
-from regrasp.envs.contract import Observation, VecEnv
+from regrasp.envs.contract import STATE, Observation, VecEnv
 from regrasp.envs.mapping import ActionMapping
 from regrasp.envs.selection import ObservationSelection
 from regrasp.errors import SimulatorError
@@ -29,8 +29,8 @@ class Demonstration:
 
     instruction: str
     success: bool
-    images: list[np.ndarray] = field(default_factory=list)
-    extra_images: list[np.ndarray] = field(default_factory=list)
+    images: list[list[np.ndarray]] = field(default_factory=list)
+    """By step, of the main camera and then of the extra ones."""
     states: list[np.ndarray] = field(default_factory=list)
     actions: list[np.ndarray] = field(default_factory=list)
 
@@ -114,7 +114,7 @@ def _wave(
     rows = range(len(indices))
     noise = [numpy_generator(seed, "data", 1, index) for index in indices]
     observation = env.reset(rows, [episode_seed(seed, "data", index) for index in indices])
-    demonstrations = [Demonstration(text, False) for text in observation.task_descriptions]
+    demonstrations = [Demonstration(text, False) for text in observation.instruction]
     running = torch.ones(len(rows), dtype=torch.bool)
     for step_index in itertools.count():
         actions = demonstrator.act(observation, indices, step_index, running)
@@ -134,18 +134,11 @@ def _wave(
 
 
 def _append(demonstration: Demonstration, observation: Observation, row: int, action: Tensor) -> None:
-    demonstration.images.append(observation.main_images[row].numpy())
-    if observation.extra_view_images is not None:
-        demonstration.extra_images.append(observation.extra_view_images[row].numpy())
-    demonstration.states.append(observation.states[row].numpy())
+    demonstration.images.append([images[row].numpy().copy() for images in observation.images.values()])
+    demonstration.states.append(observation.state[STATE][row].numpy())
     demonstration.actions.append(action.numpy())
 
 
 def _columns(demonstration: Demonstration) -> dict[str, np.ndarray]:
-    extra = demonstration.extra_images
-    return demonstration_columns(
-        np.stack(demonstration.states),
-        np.stack(demonstration.actions),
-        np.stack(demonstration.images),
-        np.stack(extra) if extra else None,
-    )
+    images = map(np.stack, zip(*demonstration.images, strict=True))
+    return demonstration_columns(np.stack(demonstration.states), np.stack(demonstration.actions), images)

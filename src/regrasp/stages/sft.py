@@ -11,7 +11,8 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 
 from regrasp.data.lerobot import DemonstrationDataset
-from regrasp.engine.policies import choose_device, input_names
+from regrasp.engine.policies import check_inputs, choose_device, input_names
+from regrasp.envs.selection import camera_names, state_names
 from regrasp.errors import TrainingHaltedError
 from regrasp.experiment import ExperimentConfig, SftConfig
 from regrasp.learner.schedule import cosine
@@ -57,7 +58,7 @@ def train_base_model(config: ExperimentConfig, data: Path, backbone: Path | None
         print(f"[WARN] {warning}")
     device = choose_device()
     policy = _base_policy(config, dataset, backbone, seed).to(device)
-    train, validation = load_frames(policy, dataset, sft)
+    train, validation = load_frames(policy, dataset, config.env.train.mapping, sft)
     with torch.autocast(device.type, torch.bfloat16, enabled=config.actor.model.precision == "bf16"):
         if sft.train == "head":
             train.inputs = _encode(policy, train.inputs, device)
@@ -102,7 +103,8 @@ def _groot(
         input_names(model, mapping),
         state,
         action,
-        num_views=1 + len(mapping.extra_view_images),
+        cameras=camera_names(mapping),
+        state_names=state_names(mapping),
         fps=float(dataset.fps),
     )
     settings = RlHeadSettings(
@@ -114,7 +116,9 @@ def _groot(
         add_value_head=False,
         padding_value=model.rl_head_config.padding_value,
     )
-    return load_groot(backbone, settings, processor=processor)
+    policy = load_groot(backbone, settings, processor=processor)
+    check_inputs(policy, mapping)
+    return policy
 
 
 @torch.no_grad()
