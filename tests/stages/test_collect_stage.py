@@ -52,7 +52,7 @@ class Recorder:
 
     def step(self, actions: Tensor) -> Step:
         self.executed.append(actions.clone())
-        self.steps.append(self._env.step(actions))
+        self.steps.append(copy.deepcopy(self._env.step(actions)))
         return self.steps[-1]
 
 

@@ -73,8 +73,12 @@ def test_held_out_episodes_are_not_trained_on(backbone: Path, demos: Path, tmp_p
 def test_every_nth_frame_of_each_episode_is_trained_on_with_its_own_chunk(base_model: Path, demos: Path) -> None:
     dataset, policy = DemonstrationDataset.open(demos), load_groot(base_model)
     columns = dataset.load_columns([ACTION, "frame_index", "episode_index"])
-    configs = (groot_experiment(f"sft.frame_stride={n}", "sft.validation_fraction=0").config.sft for n in (1, 3))
-    (every, _), (thinned, _) = (load_frames(policy, dataset, config) for config in configs if config is not None)
+    configs = (groot_experiment(f"sft.frame_stride={n}", "sft.validation_fraction=0").config for n in (1, 3))
+    (every, _), (thinned, _) = (
+        load_frames(policy, dataset, config.env.train.mapping, config.sft)
+        for config in configs
+        if config.sft is not None
+    )
     kept = torch.from_numpy(columns["frame_index"] % 3 == 0)
     assert 0 < len(thinned.actions) < len(every.actions) == dataset.num_frames
     assert torch.equal(thinned.actions, every.actions[kept])
@@ -141,11 +145,11 @@ def test_slices_may_be_written_out_and_groups_left_out(backbone: Path, demos: Pa
 
 
 def test_another_instruction_than_the_demonstrations_have_is_a_warning(
-    backbone: Path, demos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    backbone: Path, demos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = groot_experiment("env.train.mapping.task_description=pick up the red", "sft.steps=1").config
     train_base_model(config, demos, backbone, 0, tmp_path / "model")
-    (line,) = [text for text in capsys.readouterr().out.splitlines() if text.startswith("[WARN]")]
+    (line,) = caplog.messages
     assert "'pick up the red'" in line
     assert "'pick up the" in line.partition("say")[2]
 

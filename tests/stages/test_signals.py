@@ -79,11 +79,11 @@ def test_an_update_that_takes_too_long_is_abandoned(
     finished_run: Path,
     start_model: Path,
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     model = f"actor.model.model_path={start_model}"
     abandon_the_third_update(tmp_path, model, "runner.save_interval=1")
-    assert "abandoned" in capsys.readouterr().out
+    assert "abandoned" in caplog.text
     assert saved_steps(tmp_path) == [1, 2]
     assert train(mlp_experiment(model, f"runner.resume_dir={tmp_path}"), tmp_path)
     assert same_weights(checkpoint(tmp_path, 4), checkpoint(finished_run, 4))

@@ -228,8 +228,8 @@ class ActorWorker:
 
     def _loss(self, micro: Rollout, shares: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """See `Losses`."""
-        features = self.computing("encode", inputs=micro.inputs) if self._recompute else micro.inputs
-        evaluation: Evaluation = self.computing("evaluate", features=features, trace=micro.trace)
+        features = self.computing.encode(micro.table) if self._recompute else micro.table
+        evaluation: Evaluation = self.computing.evaluate(features, micro.trace)
         if evaluation.entropy is None and self._algorithm.entropy_bonus:
             raise UserError(
                 "This policy has no entropy in closed form",
@@ -246,15 +246,15 @@ class ActorWorker:
         if self._reference is None:
             return None
         if self._trains_backbone:
-            features = self._reference("encode", inputs=micro.inputs)
-        return self._reference("evaluate", features=features, trace=micro.trace).log_probs
+            features = self._reference.encode(micro.table)
+        return self._reference.evaluate(features, micro.trace).log_probs
 
     def _value_step(self, batch: Rollout) -> None:
         self._steps.zero_grad()
         for part in batch.split(self._micro_size):
             micro = part.to(self._device)
-            features = self.computing("encode", inputs=micro.inputs) if self._recompute else micro.inputs
-            loss, _ = self._value_loss(self.computing("value", features=features), micro)
+            features = self.computing.encode(micro.table) if self._recompute else micro.table
+            loss, _ = self._value_loss(self.computing.value(features), micro)
             if not torch.isfinite(loss):
                 raise NonFiniteError("value loss", batch)
             (loss * (len(micro) / len(batch))).backward()

@@ -40,6 +40,12 @@ class Rollout:
     def __len__(self) -> int:
         return len(self.values)
 
+    @property
+    def table(self) -> TensorDict:
+        """The `inputs` of decisions whose rows `to` has put on a device."""
+        assert isinstance(self.inputs, TensorDict), "inputs that are still in host memory"
+        return self.inputs
+
     def rows(self, index: Tensor) -> Rollout:
         """The decisions in `index` (B,) int64, on the CPU; the host waits for no GPU."""
         device = self.values.device

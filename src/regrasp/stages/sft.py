@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,8 @@ from regrasp.models.settings import RlHeadSettings
 from regrasp.seeding import KeyedNoise, torch_generator
 from regrasp.stages.demonstrations import ACTION, STATE, check_sources
 from regrasp.stages.training_frames import Frames, load_frames
+
+_log = logging.getLogger(__name__)
 
 _PART = {"cpu": 256, "cuda": 16}
 """Frames prepared and encoded at once: on a GPU the model may be large."""
@@ -55,7 +58,7 @@ def train_base_model(config: ExperimentConfig, data: Path, backbone: Path | None
     assert sft is not None
     dataset = DemonstrationDataset.open(data)
     for warning in check_sources(dataset, config, uses_images=backbone is not None):
-        print(f"[WARN] {warning}")
+        _log.warning(warning)
     device = choose_device()
     policy = _base_policy(config, dataset, backbone, seed).to(device)
     train, validation = load_frames(policy, dataset, config.env.train.mapping, sft)
@@ -124,7 +127,7 @@ def _groot(
 @torch.no_grad()
 def _encode(policy: Policy, inputs: TensorDict, device: torch.device) -> TensorDict:
     parts = inputs.split(_PART[device.type])
-    return TensorDict.cat([policy("encode", inputs=part.to(device)).cpu() for part in parts])
+    return TensorDict.cat([policy.encode(part.to(device)).cpu() for part in parts])
 
 
 def _train(
@@ -175,7 +178,7 @@ def validation_loss(policy: Policy, frames: Frames, sft: SftConfig, seed: int, d
 
 
 def _loss(policy: Policy, batch: Frames, frozen: bool, noise: KeyedNoise, repeats: int) -> Tensor:
-    features = batch.inputs if frozen else policy("encode", inputs=batch.inputs)
+    features = batch.inputs if frozen else policy.encode(batch.inputs)
     return policy.sft_loss(features, batch.actions, batch.valid, noise, repeats)
 
 
