@@ -36,12 +36,13 @@ from groot_flops import Flops, count_flops
 from regrasp.learner.compilation import capture_updates, compile_policy, num_compilations
 from regrasp.learner.learner import ActorWorker
 from regrasp.learner.precision import ActingPolicy, apply_precision
+from regrasp.models.config import TrainablePart
 from regrasp.models.groot.config import GrootConfig
 from regrasp.models.groot.kernels.few_queries import KeysValues
 from regrasp.models.groot.network import transformer
 from regrasp.models.groot.policy import GrootPolicy
 from regrasp.models.groot.processing.processor import GrootProcessor
-from regrasp.models.settings import RlHeadSettings, TrainablePart
+from regrasp.models.groot.settings import GrootModelConfig
 from regrasp.rollout.buffers import Rollout, RolloutBuilder
 from regrasp.seeding import KeyedNoise
 
@@ -149,7 +150,7 @@ def random_policy(sizes: Sizes, trainable: TrainablePart) -> GrootPolicy:
         text_first=False,
     )
     horizon = sizes.groot.action_horizon
-    settings = RlHeadSettings(num_action_chunks=horizon, action_dim=sizes.action_dim, trainable=trainable)
+    settings = GrootModelConfig(num_action_chunks=horizon, action_dim=sizes.action_dim, trainable=trainable)
     with torch.device("meta"):
         policy = GrootPolicy(sizes.groot, processor, settings)
     policy.to_empty(device=sizes.device)

@@ -34,12 +34,12 @@ from regrasp.envs.contract import Observation
 from regrasp.errors import UserError
 from regrasp.models.groot.checkpoint import load_groot
 from regrasp.models.groot.policy import GrootPolicy
+from regrasp.models.groot.settings import GrootModelConfig
 from regrasp.models.mlp.policy import MlpPolicy
-from regrasp.models.settings import RlHeadSettings
 from regrasp.stages import export as exporting
 from regrasp.stages.export import ExportOptions, export
 
-SETTINGS = RlHeadSettings(num_action_chunks=3, action_dim=5, value_head_hidden=(8,))
+SETTINGS = GrootModelConfig(num_action_chunks=3, action_dim=5, value_head_hidden=(8,))
 BATCH = 2
 
 

@@ -8,14 +8,13 @@ from pathlib import Path
 import pytest
 from run_toys import groot_experiment, mlp_experiment
 
-from regrasp.engine.policies import check_inputs, head_settings, input_names, slot_warning
+from regrasp.engine.policies import check_inputs, input_names, load_model
 from regrasp.envs.selection import camera_names, state_names
 from regrasp.errors import UserError
 from regrasp.experiment import Gr00tVideoMapping
 from regrasp.experiment.load import LoadedConfig, load_config
 from regrasp.models.groot.processing.data_config import BUILT_IN, data_config
 from regrasp.models.inputs import InputNames
-from regrasp.models.registry import load_policy
 from regrasp.runner.resume import check_slot
 from regrasp.stages.play import PlayOptions, play
 from regrasp.stages.train import train
@@ -35,13 +34,12 @@ class TrocarNames(EchoPolicy):
 
 
 def test_the_reference_experiment_in_names() -> None:
-    config = load_config(str(REFERENCE), ["+actor.model.tokenizer_path=eagle"]).config
-    names = input_names(config.actor.model, config.env.train.mapping)
+    config = load_config(str(REFERENCE)).config
+    names = input_names(config.env.train.mapping)
     assert names == InputNames(
         embodiment_tag="new_embodiment",
         embodiment_tag_id=31,
         data_config="gr00t_config:IsaacLabDataConfig",
-        tokenizer_path=Path("eagle"),
     )
 
 
@@ -68,7 +66,7 @@ def test_the_reference_experiments_names_of_cameras_and_state() -> None:
 
 def test_an_experiment_without_names_leaves_them_open() -> None:
     config = mlp_experiment().config
-    names = input_names(config.actor.model, config.env.train.mapping)
+    names = input_names(config.env.train.mapping)
     assert names == InputNames(embodiment_tag="new_embodiment")
 
 
@@ -84,7 +82,7 @@ def test_a_written_out_data_config_means_the_same_as_its_name() -> None:
     )
     overrides = [f"env.{name}.mapping.data_config={text}" for name in ("train", "eval")]
     config = groot_experiment(*overrides).config
-    value = input_names(config.actor.model, config.env.train.mapping).data_config
+    value = input_names(config.env.train.mapping).data_config
     assert value is not None
     assert data_config(value, file=None, key="") == BUILT_IN["oxe_droid"]
 
@@ -116,7 +114,7 @@ def test_another_slot_than_the_published_one_is_warned_of(
         (tmp_path / "processor_config.json").write_text("{}")
     changes = [f"env.{name}.mapping.{mapping}" for name in ("train", "eval")]
     config = groot_experiment("~pretrain", f"actor.model.model_path={tmp_path}", *changes).config
-    warning = slot_warning(config.actor.model, config.env.train.mapping)
+    warning = config.actor.model.slot_warning(input_names(config.env.train.mapping))
     assert (warning is not None and "slot is 31" in warning) == warns
 
 
@@ -124,7 +122,7 @@ def test_a_slot_left_out_is_the_model_folders_own(base_model: Path) -> None:
     config = groot_experiment(f"actor.model.model_path={base_model}").config
     mapping = config.env.train.mapping
     assert mapping.embodiment_tag_id is None
-    policy = load_policy(base_model, head_settings(config.actor.model), input_names(config.actor.model, mapping))
+    policy = load_model(config.actor.model, base_model, mapping)
     assert policy.spec.embodiment_id == 0
     check_inputs(policy, mapping)
     for change in ({"embodiment_tag_id": 1}, {"embodiment_tag": "gr1"}):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from regrasp.engine.acting import evaluation_chooser
+from regrasp.engine.acting import acting_chooser
 from regrasp.envs.contract import VecEnv
 from regrasp.envs.mapping import ActionMapping
 from regrasp.experiment import ExperimentConfig
@@ -19,9 +19,10 @@ from regrasp.learner.learner import ActorWorker
 from regrasp.learner.precision import ActingPolicy, apply_precision
 from regrasp.models.contract import Policy
 from regrasp.rollout.buffers import Rollout, RolloutBuilder
-from regrasp.rollout.episodes import EnvWorker, EpisodeResult
-from regrasp.rollout.evaluation import Evaluation, Recorder
-from regrasp.rollout.inference import RolloutWorker, block_size, interact
+from regrasp.rollout.episodes import EpisodeResult
+from regrasp.rollout.evaluation import VideoRecorder, evaluate
+from regrasp.rollout.inference import Inference, block_size
+from regrasp.rollout.training import TrainingEpisodes, collect_rollout
 
 
 @dataclass
@@ -77,17 +78,19 @@ class LocalEngine:
         if model.compile:
             self._compile(config)
         acting = self._acting.policy
-        self._rollout = RolloutWorker(acting, seed, "train", device=device, keep_features=not recompute)
+        self._inference = Inference(acting, seed, "train", device=device, keep_features=not recompute)
         train = config.env.train
-        mapping = ActionMapping(train.mapping, model.action_dim, env.spec.action_dim, "env.train.mapping")
-        self._env = EnvWorker(env, mapping, seed, stream=train.seed, auto_reset=train.auto_reset)
+        self._mapping = ActionMapping(train.mapping, model.action_dim, env.spec.action_dim, "env.train.mapping")
+        self._episodes = TrainingEpisodes(
+            env, seed, stream=train.seed, auto_reset=train.auto_reset, group_size=config.algorithm.group_size
+        )
         self._eval_env = eval_env
-        self._choose = eval_env and evaluation_chooser(acting, config, eval_env, seed, device)
+        self._choose = eval_env and acting_chooser(acting, config, eval_env, "eval", seed, device)
 
     @property
     def step_seconds(self) -> float:
         """Simulated seconds per environment step."""
-        return self._env.env.spec.step_seconds
+        return self._episodes.env.spec.step_seconds
 
     def collect(self, update: int, should_stop: Callable[[], bool]) -> Collected:
         """Roll the policy out for `rollout_epoch` epochs.
@@ -99,14 +102,15 @@ class LocalEngine:
         self.policy.begin_update(update)
         self._acting.policy.begin_update(update)
         self._acting.refresh()
-        self._rollout.version = update
+        self._inference.version = update
         algorithm, env = self.config.algorithm, self.config.env.train
         builder = RolloutBuilder(num_samples(self.config), self.config.runner.feature_storage)
         episodes: list[EpisodeResult] = []
         for epoch in range(algorithm.rollout_epoch):
-            episodes += interact(
-                self._env,
-                self._rollout,
+            episodes += collect_rollout(
+                self._episodes,
+                self._inference,
+                self._mapping,
                 builder,
                 num_decisions=env.max_steps_per_rollout_epoch // self._num_actions,
                 first_column=epoch * env.total_num_envs,
@@ -130,22 +134,23 @@ class LocalEngine:
         self,
         num_episodes: int,
         on_episode: Callable[[EpisodeResult], None] | None = None,
-        recorder: Recorder | None = None,
+        recorder: VideoRecorder | None = None,
     ) -> list[EpisodeResult]:
         """Evaluate the policy on episodes 0 to `num_episodes` - 1 of the evaluation stream."""
         assert self._eval_env is not None
         assert self._choose is not None
         self._acting.refresh()
-        evaluation = Evaluation(self._eval_env, self._choose, self._seed, self.config.env.eval.seed, on_episode)
-        return evaluation.run(num_episodes, recorder)
+        return evaluate(
+            self._eval_env, self._choose, num_episodes, self._seed, self.config.env.eval.seed, on_episode, recorder
+        )
 
     def state_dict(self, *, simulators: bool = True) -> dict[str, Tensor]:
         """Environment counters and, with `simulators`, states at the boundary between two updates."""
-        return self._env.state_dict(simulators=simulators)
+        return self._episodes.state_dict(simulators=simulators)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Restore what `state_dict` returned."""
-        self._env.load_state_dict(state)
+        self._episodes.load_state_dict(state)
 
     def _compile(self, config: ExperimentConfig) -> None:
         """Compile for every batch size of this run: rollout, evaluation and training."""

@@ -34,7 +34,7 @@ from regrasp.models.groot.policy import GrootPolicy
 from regrasp.models.groot.processing.images import prepare_images
 from regrasp.models.groot.processing.processor import GrootProcessor
 from regrasp.models.groot.processing.tokenizer import train_tokenizer
-from regrasp.models.settings import RlHeadSettings
+from regrasp.models.groot.settings import GrootModelConfig
 from regrasp.seeding import torch_generator
 
 _NUM_VALIDATION = 1000
@@ -69,7 +69,8 @@ def check_instructions(config: ExperimentConfig) -> None:
         UserError: An instruction is too long, or a task whose scenes are to be rendered is unknown.
     """
     assert config.pretrain is not None
-    sizes, padding = config.pretrain.architecture, config.actor.model.rl_head_config.padding_value
+    sizes, model = config.pretrain.architecture, config.actor.model
+    padding = model.rl_head_config.padding_value if isinstance(model, GrootModelConfig) else None
     tokenizer = train_tokenizer(_sentences(config.pretrain), sizes.vocab_size)
     for name, env in (("train", config.env.train), ("eval", config.env.eval)):
         mapping = env.mapping
@@ -179,7 +180,9 @@ def _fresh_policy(config: PretrainConfig, sentences: list[str]) -> GrootPolicy:
         text_length=architecture.text_length,
         text_first=architecture.text_first,
     )
-    settings = RlHeadSettings(1, 1, add_value_head=False, trainable="head_without_context")
+    settings = GrootModelConfig(
+        num_action_chunks=1, action_dim=1, add_value_head=False, trainable="head_without_context"
+    )
     policy = GrootPolicy(groot, processor, settings, seed=config.seed)
     policy.backbone.reset_parameters(torch_generator(config.seed, "init", 0))
     return policy
