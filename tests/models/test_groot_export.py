@@ -238,7 +238,7 @@ def test_nothing_is_overwritten(base: Path, tmp_path: Path):
     (tmp_path / "out").mkdir()
     export(ExportOptions(base, tmp_path / "out"))
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
-    with pytest.raises(UserError, match="something already") as error:
+    with pytest.raises(UserError, match="not empty") as error:
         export(ExportOptions(base, tmp_path / "out"))
     assert error.value.key == "--output"
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")} == before
@@ -323,4 +323,4 @@ def test_the_command(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert f"Model: {tmp_path / 'out'}" in capsys.readouterr().out
     assert len(list((tmp_path / "out").glob("*.safetensors"))) > 1
     assert main(arguments) == 2
-    assert "error: There is something already" in capsys.readouterr().err
+    assert "error: The output folder is not empty" in capsys.readouterr().err
