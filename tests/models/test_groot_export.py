@@ -47,10 +47,9 @@ def observation() -> Observation:
     generator = torch.Generator().manual_seed(3)
     images = torch.randint(0, 256, (BATCH, 2, 28, 28, 3), generator=generator, dtype=torch.uint8)
     return Observation(
-        main_images=images[:, 0],
-        extra_view_images=images[:, 1:],
-        states=torch.randn(BATCH, 5, generator=generator),
-        task_descriptions=[INSTRUCTION] * BATCH,
+        images={"main": images[:, 0], "extra_0": images[:, 1]},
+        state={"state": torch.randn(BATCH, 5, generator=generator)},
+        instruction=[INSTRUCTION] * BATCH,
     )
 
 
@@ -239,7 +238,7 @@ def test_nothing_is_overwritten(base: Path, tmp_path: Path):
     (tmp_path / "out").mkdir()
     export(ExportOptions(base, tmp_path / "out"))
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
-    with pytest.raises(UserError, match="something already") as error:
+    with pytest.raises(UserError, match="not empty") as error:
         export(ExportOptions(base, tmp_path / "out"))
     assert error.value.key == "--output"
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")} == before
@@ -324,4 +323,4 @@ def test_the_command(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert f"Model: {tmp_path / 'out'}" in capsys.readouterr().out
     assert len(list((tmp_path / "out").glob("*.safetensors"))) > 1
     assert main(arguments) == 2
-    assert "error: There is something already" in capsys.readouterr().err
+    assert "error: The output folder is not empty" in capsys.readouterr().err

@@ -269,7 +269,7 @@ def test_a_dataset_is_replaced_only_when_asked(tmp_path: Path) -> None:
     run(tmp_path, demo(0))
     path = write_recording(tmp_path / "more.hdf5", [demo(1), demo(2)])
     chosen = survey(experiment(), [path])
-    with pytest.raises(UserError, match="exists already"):
+    with pytest.raises(UserError, match="not empty"):
         convert(experiment(), chosen, tmp_path / "dataset")
     convert(experiment(), chosen, tmp_path / "dataset", overwrite=True)
     assert DemonstrationDataset.open(tmp_path / "dataset").num_episodes == 2
@@ -408,7 +408,7 @@ def test_a_state_policy_learns_from_a_recording(tmp_path: Path) -> None:
     policy = load_policy(folder)
     assert (policy.spec.state_dim, policy.spec.action_dim) == (9, 7)
     assert result.num_frames == 12
-    observation = Observation(torch.zeros(1, 0, 0, 3, dtype=torch.uint8), torch.zeros(1, 9), [INSTRUCTION])
+    observation = Observation({}, {"state": torch.zeros(1, 9)}, [INSTRUCTION])
     assert policy.predict(observation).shape == (1, 16, 7)
 
 

@@ -25,6 +25,7 @@ from regrasp.envs.mujoco.catalog import TASK_IDS, load_class
 from regrasp.envs.mujoco.scenes import Scenes, render_scenes
 from regrasp.errors import TrainingHaltedError, UserError
 from regrasp.experiment import ExperimentConfig, PretrainConfig
+from regrasp.folders import atomic_folder
 from regrasp.learner.schedule import cosine
 from regrasp.logging.progress import progress
 from regrasp.models.groot.checkpoint import save_groot
@@ -147,7 +148,8 @@ def pretrain(config: PretrainConfig, output: Path) -> float:
             f"Grounding pretraining ended with a median error of {error:.2f} cm, above the limit of"
             f" {config.max_median_error_cm} cm (pretrain.max_median_error_cm). Raise pretrain.steps or num_scenes."
         )
-    save_groot(policy, output)
+    with atomic_folder(output, overwrite=True) as draft:
+        save_groot(policy, draft)
     return error
 
 
@@ -164,7 +166,7 @@ def _render(config: PretrainConfig) -> list[Scenes]:
 
 def _resized(scenes: Scenes, size: int) -> Scenes:
     """The scenes with images as the policy's processor resizes them."""
-    images = prepare_images(torch.from_numpy(scenes.images)[:, None], size=size, crop_scale=1.0)
+    images = prepare_images([torch.from_numpy(scenes.images)], size=size, crop_scale=1.0)
     return replace(scenes, images=images[:, 0].numpy())
 
 
