@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from regrasp.checkpoint.read import find_checkpoint, read_checkpoint
-from regrasp.config.load import load_config
+from regrasp.experiment.load import load_config
 from regrasp.stages.train import train
 from results_file import save
 

@@ -19,11 +19,11 @@ from torch import Tensor
 
 from regrasp.algorithms import flow
 from regrasp.algorithms.noise_color import noise_color
-from regrasp.config.load import load_config
-from regrasp.config.schema import ExperimentConfig
 from regrasp.engine.policies import create_policy
 from regrasp.envs.mapping import ActionMapping
 from regrasp.envs.registry import create_env
+from regrasp.experiment import ExperimentConfig
+from regrasp.experiment.load import load_config
 from regrasp.models.groot.policy import GrootPolicy
 from regrasp.seeding import KeyedNoise
 from results_file import save

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from regrasp.config.load import load_config
-from regrasp.config.schema import ExperimentConfig
 from regrasp.engine.policies import head_settings
+from regrasp.experiment import ExperimentConfig
+from regrasp.experiment.load import load_config
 from regrasp.models.groot.config import GrootConfig
 from regrasp.models.groot.policy import GrootPolicy
 from regrasp.models.groot.processing.processor import GrootProcessor

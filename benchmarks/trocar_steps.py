@@ -12,9 +12,9 @@ import time
 
 import torch
 
-from regrasp.config.schema import EnvConfig, InitParams, MappingConfig, StateEntry
 from regrasp.envs.contract import VecEnv
 from regrasp.envs.registry import create_env
+from regrasp.experiment import EnvConfig, InitParams, MappingConfig, StateEntry
 from results_file import save
 
 TASK = "Regrasp-Assemble-Trocar-G129-Dex3-v0"

@@ -10,8 +10,10 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 
-from regrasp.config.schema import ActionMapping as ActionMappingConfig
-from regrasp.config.schema import (
+from regrasp.envs.contract import Capabilities, EnvSpec, Observation, Step, VecEnv
+from regrasp.envs.mapping import ActionMapping
+from regrasp.experiment import ActionMapping as ActionMappingConfig
+from regrasp.experiment import (
     ActorConfig,
     AlgorithmConfig,
     ArchitectureConfig,
@@ -19,8 +21,6 @@ from regrasp.config.schema import (
     ModelConfig,
     OptimConfig,
 )
-from regrasp.envs.contract import Capabilities, EnvSpec, Observation, Step, VecEnv
-from regrasp.envs.mapping import ActionMapping
 from regrasp.learner.learner import ActorWorker
 from regrasp.models.contract import Action, Evaluation, Noise, Policy, PolicySpec
 from regrasp.models.groot.config import GrootConfig

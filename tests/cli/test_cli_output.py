@@ -15,9 +15,9 @@ import yaml
 import regrasp
 from regrasp.cli.common import DEFAULT_CONFIG
 from regrasp.cli.main import COMMANDS, main
-from regrasp.config.load import load_config
 from regrasp.config.search import SHIPPED
 from regrasp.envs.mujoco import backend
+from regrasp.experiment.load import load_config
 from regrasp.stages import commands as stages
 from regrasp.stages import convert, play, quickstart
 

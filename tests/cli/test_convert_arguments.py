@@ -9,7 +9,7 @@ import pytest
 from lab_recordings import demo, write_recording
 from regrasp.cli.convert import split_positionals
 from regrasp.cli.main import main
-from regrasp.config.load import load_config
+from regrasp.experiment.load import load_config
 
 LAB = "isaaclab_stack_cube_ppo_groot"
 

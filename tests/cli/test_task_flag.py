@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from regrasp.cli.main import main
-from regrasp.config.load import load_config
+from regrasp.experiment.load import load_config
 
 REFERENCE = Path(__file__).parents[1] / "config" / "reference_experiment.yaml"
 TROCAR = "Regrasp-Assemble-Trocar-G129-Dex3-v0"

@@ -13,20 +13,13 @@ from typing import Any
 import pytest
 import yaml
 
-from regrasp.config import (
-    ExperimentConfig,
-    as_override,
-    batch_equation,
-    list_configs,
-    load_config,
-    num_optimizer_steps,
-    num_samples,
-    num_updates,
-    require_paths,
-)
-from regrasp.config.schema import MappingConfig, StateEntry
-from regrasp.config.search import SHIPPED
+from regrasp.config.compose import as_override
+from regrasp.config.search import SHIPPED, list_configs
 from regrasp.errors import UserError
+from regrasp.experiment import ExperimentConfig, MappingConfig, StateEntry
+from regrasp.experiment.batches import batch_equation, num_optimizer_steps, num_samples, num_updates
+from regrasp.experiment.load import load_config
+from regrasp.experiment.paths import require_paths
 
 HERE = Path(__file__).parent
 REFERENCE = HERE / "reference_experiment.yaml"
@@ -336,7 +329,7 @@ def test_the_cache_is_offered_only_where_it_can_hold_a_backbone(
 def test_a_bad_configuration_is_rejected_within_three_seconds() -> None:
     code = (
         "import sys\n"
-        "from regrasp.config import load_config\n"
+        "from regrasp.experiment.load import load_config\n"
         "from regrasp.errors import UserError\n"
         "try:\n    load_config(sys.argv[1], ['runner.max_epoch=1'])\n"
         "except UserError as error:\n    print(error)\n"

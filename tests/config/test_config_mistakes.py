@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from regrasp.config import load_config
 from regrasp.errors import UserError
+from regrasp.experiment.load import load_config
 
 SMALL = Path(__file__).with_name("small_experiment.yaml")
 MAPPING_END = "      action_mapping: {prefix_pad: 3, scale: 0.5}\n"

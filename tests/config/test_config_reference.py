@@ -6,7 +6,7 @@ import dataclasses
 
 from regrasp.config.describe import block_fields, default_at, dotted, field_infos, known_paths, spec_at
 from regrasp.config.reference import reference_markdown
-from regrasp.config.schema import EvalEnvConfig, ExperimentConfig
+from regrasp.experiment import EvalEnvConfig, ExperimentConfig
 
 
 def test_every_field_is_described() -> None:

@@ -10,12 +10,12 @@ from functools import partial
 import pytest
 import torch
 
-from regrasp.config.load import load_config
-from regrasp.config.schema import ExperimentConfig, ModelConfig
 from regrasp.engine.local import LocalEngine
 from regrasp.engine.policies import head_settings
 from regrasp.envs.contract import Observation, VecEnv
 from regrasp.envs.registry import create_env
+from regrasp.experiment import ExperimentConfig, ModelConfig
+from regrasp.experiment.load import load_config
 from regrasp.learner.compilation import compile_policy
 from regrasp.learner.precision import ActingPolicy, apply_precision
 from regrasp.models.contract import Policy

@@ -8,9 +8,9 @@ from typing import Any, Literal
 import pytest
 
 from lab_python import LAB_PYTHON, STAND_IN, needs_lab
-from regrasp.config.schema import EnvConfig, InitParams, MappingConfig, StateEntry
 from regrasp.envs.contract import VecEnv
 from regrasp.envs.registry import create_env
+from regrasp.experiment import EnvConfig, InitParams, MappingConfig, StateEntry
 
 __all__ = ["HERE", "LAB_PYTHON", "STAND_IN", "lab_config", "lab_env", "needs_lab", "start", "states"]
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from regrasp.config.schema import ActionMapping as ActionMappingConfig
-from regrasp.config.schema import MappingConfig, StateEntry
 from regrasp.envs.mapping import ActionMapping, ObservationMapping
 from regrasp.envs.selection import ArraySpec
 from regrasp.errors import UserError
+from regrasp.experiment import ActionMapping as ActionMappingConfig
+from regrasp.experiment import MappingConfig, StateEntry
 
 RAW = {
     "camera_images/front": ArraySpec((4, 6, 3), "uint8"),

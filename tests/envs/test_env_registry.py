@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 from vec_envs import CUBE_MAPPING, PICK, STACK
 
-from regrasp.config.load import load_config
-from regrasp.config.schema import EnvConfig, InitParams
 from regrasp.envs import registry
 from regrasp.envs.mujoco import backend
 from regrasp.envs.mujoco.catalog import TASK_IDS
 from regrasp.envs.mujoco.env import describe
 from regrasp.envs.registry import create_env, known_env_types
 from regrasp.errors import UserError
+from regrasp.experiment import EnvConfig, InitParams
+from regrasp.experiment.load import load_config
 
 
 def config(env_type: str = "mujoco", task: str = PICK, **fields) -> EnvConfig:

@@ -11,12 +11,12 @@ import torch
 from lab_envs import LAB_PYTHON, lab_config, lab_env, needs_lab, start, states
 from torch import Tensor
 
-from regrasp.config.load import load_config
-from regrasp.config.schema import MappingConfig, TimeoutsConfig
 from regrasp.envs.contract import VecEnv
 from regrasp.envs.mapping import ActionMapping, ObservationMapping
 from regrasp.envs.process.vector import RemoteVecEnv
 from regrasp.errors import SimulatorError, UserError
+from regrasp.experiment import MappingConfig, TimeoutsConfig
+from regrasp.experiment.load import load_config
 
 pytestmark = needs_lab
 REFERENCE = Path(__file__).parents[1] / "config" / "reference_experiment.yaml"

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from regrasp.config.load import load_config
-from regrasp.config.schema import ActionMapping as ActionMappingConfig
-from regrasp.config.schema import EnvConfig, MappingConfig
-from regrasp.config.schema.env import ActionConstant, ActionSlice
 from regrasp.envs.mapping import ActionMapping
 from regrasp.envs.registry import create_env, preflight
 from regrasp.errors import UserError
+from regrasp.experiment import ActionMapping as ActionMappingConfig
+from regrasp.experiment import EnvConfig, MappingConfig
+from regrasp.experiment.env import ActionConstant, ActionSlice
+from regrasp.experiment.load import load_config
 
 LOCATION = "env.train.mapping"
 

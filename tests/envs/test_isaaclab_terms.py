@@ -14,7 +14,6 @@ import pytest
 import torch
 from vec_envs import HERE, TOY_MAPPING
 
-from regrasp.config.load import load_config
 from regrasp.envs.isaaclab.child import episodes, signals, task
 from regrasp.envs.isaaclab.child.options import TaskOptions, options_from_json
 from regrasp.envs.isaaclab.child.seeds import joint_seed, seed31
@@ -22,6 +21,7 @@ from regrasp.envs.isaaclab.env import task_options
 from regrasp.envs.isaaclab.vector import IsaacLabVecEnv
 from regrasp.envs.process.process import Deadlines
 from regrasp.errors import UserError
+from regrasp.experiment.load import load_config
 from regrasp.seeding import Role, episode_seed
 
 SHIPPED = load_config("isaaclab_stack_cube_ppo_groot").config.env.train

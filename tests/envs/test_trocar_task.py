@@ -15,13 +15,13 @@ import torch
 from vec_envs import PICK, assert_same_step, entries, make_env
 
 from regrasp.cli.main import main
-from regrasp.config.schema import ActionMapping, EnvConfig, InitParams, MappingConfig
 from regrasp.envs.mujoco.env import describe
 from regrasp.envs.mujoco.simulator import MujocoSimulator, create_task
 from regrasp.envs.mujoco.tasks.trocar.scene import Layout
 from regrasp.envs.process.vector import RemoteVecEnv
 from regrasp.envs.registry import check_expert
 from regrasp.errors import UserError
+from regrasp.experiment import ActionMapping, EnvConfig, InitParams, MappingConfig
 
 TROCAR = "Regrasp-Assemble-Trocar-G129-Dex3-v0"
 EVAL = "Regrasp-Assemble-Trocar-G129-Dex3-Eval-v0"

@@ -10,10 +10,10 @@ import torch
 from vec_envs import CUBE_STATES, PICK, STACK, TASKS, TOY, assert_same_observation, assert_same_step, entries, make_env
 from vec_envs import random_actions as random
 
-from regrasp.config.schema import MappingConfig
 from regrasp.envs.contract import VecEnv
 from regrasp.envs.process.vector import RemoteVecEnv
 from regrasp.errors import TrainingHaltedError
+from regrasp.experiment import MappingConfig
 
 LIMIT = 12
 SEEDS = [3, 4, 5]

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from regrasp.config.schema import AlgorithmConfig
+from regrasp.experiment import AlgorithmConfig
 from regrasp.learner.compilation import capture_updates, num_compilations
 from regrasp.learner.losses import Losses
 from regrasp.learner.precision import apply_precision

@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 
-from regrasp.config.load import load_config
+from regrasp.experiment.load import load_config
 from regrasp.learner.optimizer import adamw, reader, step_unless
 
 CPU = torch.device("cpu")

@@ -12,13 +12,13 @@ from official_layout import write_official
 
 import regrasp
 from lab_recordings import demo, write_recording
-from regrasp.config.load import load_config
-from regrasp.config.schema import ExperimentConfig
 from regrasp.data.lerobot import DatasetWriter, FeatureSpec
 from regrasp.engine.policies import create_policy
 from regrasp.envs.contract import EnvSpec
 from regrasp.envs.selection import ArraySpec
 from regrasp.errors import UserError
+from regrasp.experiment import ExperimentConfig
+from regrasp.experiment.load import load_config
 from regrasp.models.groot.checkpoint import load_groot
 from regrasp.models.groot.processing.data_config import KeyConfig
 from regrasp.models.inputs import InputNames

@@ -12,9 +12,9 @@ import yaml
 from groot_toys import ACTION_DIM, keyed_noise, toy_config, toy_observation, toy_policy, toy_processor, toy_settings
 from tensordict import TensorDict
 
-from regrasp.config.load import load_config
 from regrasp.engine.policies import head_settings
 from regrasp.errors import UserError
+from regrasp.experiment.load import load_config
 from regrasp.models.groot.config import GrootConfig
 from regrasp.models.groot.policy import GrootPolicy
 from regrasp.models.registry import load_policy

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from regrasp.config.load import load_config
-from regrasp.config.schema import MappingConfig
 from regrasp.envs.contract import Observation, VecEnv
 from regrasp.envs.mapping import ActionMapping
 from regrasp.envs.registry import create_env
 from regrasp.errors import TrainingHaltedError
+from regrasp.experiment import MappingConfig
+from regrasp.experiment.load import load_config
 from regrasp.models.contract import Policy
 from regrasp.rollout.episodes import EpisodeResult
 from regrasp.rollout.evaluation import (

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from regrasp.checkpoint.layout import FULL_WEIGHTS, OPTIMIZER, STATE, TENSORS
-from regrasp.config.load import LoadedConfig, load_config
+from regrasp.experiment.load import LoadedConfig, load_config
 
 SMALL = (
     "runner.logger.experiment_name=small",

@@ -11,13 +11,13 @@ import torch
 from run_toys import groot_experiment
 from torch import Tensor
 
-from regrasp.config.load import load_config
-from regrasp.config.schema import CollectConfig, EnvConfig
 from regrasp.data.lerobot import DemonstrationDataset
 from regrasp.envs.contract import Observation, Step, VecEnv
 from regrasp.envs.mapping import ActionMapping
 from regrasp.envs.registry import create_env
 from regrasp.errors import SimulatorError, UserError
+from regrasp.experiment import CollectConfig, EnvConfig
+from regrasp.experiment.load import load_config
 from regrasp.seeding import episode_seed
 from regrasp.stages.collect import collect
 from regrasp.stages.demonstrations import ACTION, MAIN_CAMERA, STATE

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from lab_recordings import demo, write_recording
-from regrasp.config.load import load_config
-from regrasp.config.schema import ExperimentConfig
 from regrasp.errors import UserError
+from regrasp.experiment import ExperimentConfig
+from regrasp.experiment.load import load_config
 from regrasp.stages.convert import survey
 
 

@@ -15,12 +15,12 @@ import torch
 from lab_python import LAB_PYTHON, STAND_IN, needs_lab
 from lab_recordings import IMAGE, Demo, demo, record_with_handler, write_recording
 from regrasp.cli.main import main
-from regrasp.config.load import load_config
-from regrasp.config.schema import ExperimentConfig
 from regrasp.data.isaaclab_hdf5 import RecordedEpisode, RecorderFile
 from regrasp.data.lerobot import DatasetWriter, DemonstrationDataset
 from regrasp.envs.contract import Observation
 from regrasp.errors import UserError
+from regrasp.experiment import ExperimentConfig
+from regrasp.experiment.load import load_config
 from regrasp.models.registry import load_policy
 from regrasp.stages.commands import train_base
 from regrasp.stages.convert import ConvertReport, convert, omission_lines, survey

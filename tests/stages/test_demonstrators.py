@@ -12,11 +12,11 @@ from run_toys import SMALL
 
 from lab_python import LAB_PYTHON, STAND_IN, needs_lab
 from regrasp.cli.main import main
-from regrasp.config.load import load_config
-from regrasp.config.schema import ExperimentConfig
 from regrasp.data.lerobot import DemonstrationDataset
 from regrasp.envs.contract import Observation
 from regrasp.errors import SimulatorError, UserError
+from regrasp.experiment import ExperimentConfig
+from regrasp.experiment.load import load_config
 from regrasp.models.registry import load_policy
 from regrasp.models.settings import RlHeadSettings
 from regrasp.stages.commands import collect_demonstrations

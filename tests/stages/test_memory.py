@@ -11,11 +11,11 @@ from run_toys import groot_experiment, mlp_experiment
 from torch import Tensor
 
 from regrasp.cli.main import main
-from regrasp.config.schema import ExperimentConfig
 from regrasp.engine.local import LocalEngine
 from regrasp.engine.memory import PolicyMemory, decision_bytes, memory_estimate, policy_memory
 from regrasp.engine.policies import create_policy, head_settings, input_names
 from regrasp.envs.registry import create_env
+from regrasp.experiment import ExperimentConfig
 from regrasp.learner.learner import ActorWorker
 from regrasp.models.groot.policy import GrootPolicy
 from regrasp.models.registry import preview_policy

@@ -10,9 +10,9 @@ import pytest
 import torch
 from run_toys import checkpoint, groot_experiment, mlp_experiment
 
-from regrasp.config.load import LoadedConfig, load_config
 from regrasp.engine.policies import overlay_rl_weights
 from regrasp.errors import UserError
+from regrasp.experiment.load import LoadedConfig, load_config
 from regrasp.logging.intervals import wilson_interval
 from regrasp.logging.report import EvaluationSummary
 from regrasp.models.registry import load_policy

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from run_toys import groot_experiment, mlp_experiment
 
-from regrasp.config.load import LoadedConfig, load_config
 from regrasp.engine.policies import check_embodiment, head_settings, input_names, slot_warning
 from regrasp.errors import UserError
+from regrasp.experiment.load import LoadedConfig, load_config
 from regrasp.models.groot.processing.data_config import BUILT_IN, data_config
 from regrasp.models.inputs import InputNames
 from regrasp.models.registry import load_policy

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from run_toys import mlp_experiment
 
-from regrasp.config.load import load_config
 from regrasp.errors import UserError
+from regrasp.experiment.load import load_config
 from regrasp.stages.play import PlayOptions, play
 from regrasp.stages.report import report_run, versions
 

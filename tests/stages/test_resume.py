@@ -20,9 +20,9 @@ from run_toys import (
 
 from regrasp.checkpoint.hub_folder import load_safetensors
 from regrasp.checkpoint.layout import MANIFEST, OPTIMIZER, TENSORS
-from regrasp.config.load import LoadedConfig
 from regrasp.engine.policies import overlay_rl_weights
 from regrasp.errors import UserError
+from regrasp.experiment.load import LoadedConfig
 from regrasp.models.registry import load_policy
 from regrasp.runner.resume import changes_warning, passed_over_warning
 from regrasp.stages.train import train

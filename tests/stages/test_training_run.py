@@ -10,9 +10,9 @@ import pytest
 from run_toys import OVER_EPOCHS, checkpoint, metrics, mlp_experiment, same_weights, saved_steps
 
 from regrasp.checkpoint.read import read_checkpoint
-from regrasp.config.schema import EnvConfig
 from regrasp.engine.local import Collected, LocalEngine
 from regrasp.envs.contract import VecEnv
+from regrasp.experiment import EnvConfig
 from regrasp.stages import train as session
 from regrasp.stages.play import PlayOptions, play
 from regrasp.stages.train import train

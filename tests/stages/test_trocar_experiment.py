@@ -6,8 +6,8 @@ from pathlib import Path
 
 from run_toys import ARCHITECTURE, metrics
 
-from regrasp.config.load import LoadedConfig, load_config
 from regrasp.data.lerobot import DemonstrationDataset
+from regrasp.experiment.load import LoadedConfig, load_config
 from regrasp.models.registry import load_policy
 from regrasp.stages.commands import collect_demonstrations, pretrain_backbone, train_base
 from regrasp.stages.play import PlayOptions, play

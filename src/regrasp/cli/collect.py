@@ -11,7 +11,7 @@ from regrasp.errors import UserError
 from regrasp.folders import require_new, require_writable
 
 if TYPE_CHECKING:
-    from regrasp.config.load import LoadedConfig
+    from regrasp.experiment.load import LoadedConfig
 
 INTERRUPTED = STAGE_INTERRUPTED
 
@@ -79,7 +79,7 @@ def _policy(args: argparse.Namespace) -> str:
 
 
 def _require_model(loaded: LoadedConfig) -> None:
-    from regrasp.config.paths import require_paths
+    from regrasp.experiment.paths import require_paths
 
     if loaded.config.actor.model.model_path is None:
         raise UserError(

@@ -17,7 +17,7 @@ from regrasp.errors import SimulatorError, UserError
 from regrasp.folders import COMMAND_FILE, CONFIG_FILE, discard_unused, require_writable
 
 if TYPE_CHECKING:
-    from regrasp.config.load import LoadedConfig
+    from regrasp.experiment.load import LoadedConfig
 
 DEFAULT_CONFIG = "pick_cube_ppo_groot"
 STAGE_INTERRUPTED = (
@@ -97,8 +97,8 @@ def load(args: argparse.Namespace) -> LoadedConfig:
 
     With `--dry_run` a misfit is a warning too, so that an experiment of another machine can be looked at.
     """
-    from regrasp.config.load import load_config
     from regrasp.envs.registry import preflight
+    from regrasp.experiment.load import load_config
 
     name = getattr(args, "config_name", None) or _experiment_of_task(args) or DEFAULT_CONFIG
     flags = flag_overrides(args)
@@ -117,8 +117,8 @@ def load(args: argparse.Namespace) -> LoadedConfig:
 
 def _on_its_simulator(loaded: LoadedConfig, flags: dict[str, str], args: argparse.Namespace) -> LoadedConfig:
     """The experiment on the simulator that the task of `--task` belongs to, whichever one the YAML file is for."""
-    from regrasp.config.load import load_config
     from regrasp.envs.task_choice import other_simulator, without_lab_settings
+    from regrasp.experiment.load import load_config
 
     if args.task is None:
         return loaded
@@ -169,8 +169,8 @@ def _experiment_of_task(args: argparse.Namespace) -> str | None:
 
 def shipped_experiments() -> dict[str, list[str]]:
     """Names of the experiments that come with Regrasp, by the task that they train."""
-    from regrasp.config.load import load_config
     from regrasp.config.search import SHIPPED
+    from regrasp.experiment.load import load_config
 
     experiments: dict[str, list[str]] = {}
     for file in sorted(SHIPPED.glob("*.yaml")):
@@ -207,7 +207,7 @@ def print_resolved(loaded: LoadedConfig, summary: Sequence[str]) -> None:
 
 def _summary(loaded: LoadedConfig) -> list[str]:
     """The batch equation, and a memory estimate."""
-    from regrasp.config.batches import batch_equation
+    from regrasp.experiment.batches import batch_equation
 
     return [batch_equation(loaded.config), *_memory_lines(loaded)]
 

@@ -15,7 +15,7 @@ from regrasp.errors import UserError
 from regrasp.folders import require_new, require_writable
 
 if TYPE_CHECKING:
-    from regrasp.config.load import LoadedConfig
+    from regrasp.experiment.load import LoadedConfig
 
 INTERRUPTED = STAGE_INTERRUPTED
 

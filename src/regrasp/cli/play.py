@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from regrasp.cli.common import add_run_arguments, load_to_run, open_run_folder, prepare_torch
 
 if TYPE_CHECKING:
-    from regrasp.config.load import LoadedConfig
+    from regrasp.experiment.load import LoadedConfig
 
 INTERRUPTED = "An evaluation that did not end has no result. Run the same command again."
 
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate."""
-    from regrasp.config.paths import require_paths
+    from regrasp.experiment.paths import require_paths
 
     loaded = load_to_run(args)
     if loaded is None:

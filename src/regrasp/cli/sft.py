@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train a base model."""
-    from regrasp.config.paths import require_paths
+    from regrasp.experiment.paths import require_paths
 
     loaded = load_to_run(args, block="sft")
     if loaded is None:

@@ -16,7 +16,7 @@ from regrasp.errors import UserError
 from regrasp.folders import require_writable
 
 if TYPE_CHECKING:
-    from regrasp.config.load import LoadedConfig
+    from regrasp.experiment.load import LoadedConfig
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
         from regrasp.cli.tasks import print_tasks
 
         return print_tasks(args.task, args.overrides)
-    from regrasp.config.paths import require_paths
+    from regrasp.experiment.paths import require_paths
 
     loaded = load_to_run(args)
     if loaded is None:
@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _evaluate(args: argparse.Namespace, loaded: LoadedConfig) -> int:
-    from regrasp.config.paths import require_paths
+    from regrasp.experiment.paths import require_paths
 
     require_paths(loaded.config, "play", loaded.file)
     with open_run_folder(args, loaded, kind=("eval",)) as run_dir:

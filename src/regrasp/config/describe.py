@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic.fields import FieldInfo
 
-from regrasp.config.schema import ExperimentConfig
-from regrasp.config.schema.types import Expect
+from regrasp.config.types import Expect
+from regrasp.experiment import ExperimentConfig
 
 Path = tuple[str | int, ...]
 """Keys and list positions from the top of the file down to a value."""

@@ -10,7 +10,7 @@ from pydantic.fields import FieldInfo
 
 from regrasp.config.describe import Path, Spec, block_fields, dotted, field_infos, spec_at
 from regrasp.config.legacy import DUPLICATES, LEGACY, SYNONYMS
-from regrasp.config.schema import ExperimentConfig
+from regrasp.experiment import ExperimentConfig
 
 _HEAD = """\
 # Configuration reference

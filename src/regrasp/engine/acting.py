@@ -13,8 +13,8 @@ from regrasp.rollout.evaluation import Choose, policy_chooser
 from regrasp.rollout.inference import RolloutWorker, block_size
 
 if TYPE_CHECKING:
-    from regrasp.config.schema import ExperimentConfig
     from regrasp.envs.contract import VecEnv
+    from regrasp.experiment import ExperimentConfig
     from regrasp.models.contract import Policy
 
 

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from regrasp.config.batches import num_samples, num_updates
-from regrasp.config.schema import ExperimentConfig
 from regrasp.engine.acting import evaluation_chooser
 from regrasp.envs.contract import VecEnv
 from regrasp.envs.mapping import ActionMapping
+from regrasp.experiment import ExperimentConfig
+from regrasp.experiment.batches import num_samples, num_updates
 from regrasp.learner.compilation import capture_updates, compile_policy
 from regrasp.learner.learner import ActorWorker
 from regrasp.learner.precision import ActingPolicy, apply_precision

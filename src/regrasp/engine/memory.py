@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from regrasp.config.batches import num_samples, num_updates
-from regrasp.config.schema import ExperimentConfig
 from regrasp.engine.policies import check_embodiment, head_settings, input_names
+from regrasp.experiment import ExperimentConfig
+from regrasp.experiment.batches import num_samples, num_updates
 from regrasp.learner.learner import ActorWorker
 from regrasp.learner.precision import apply_precision
 from regrasp.logging.text import byte_size

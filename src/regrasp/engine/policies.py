@@ -11,10 +11,10 @@ from torch import Tensor
 
 from regrasp.checkpoint.layout import EXPORT
 from regrasp.checkpoint.read import checkpoint_of, load_full_weights
-from regrasp.config.schema import MappingConfig, ModelConfig
 from regrasp.envs.contract import EnvSpec
 from regrasp.envs.selection import ObservationSelection
 from regrasp.errors import UserError
+from regrasp.experiment import MappingConfig, ModelConfig
 from regrasp.models.contract import Policy
 from regrasp.models.groot.processing.data_config import PROCESSOR_FILE
 from regrasp.models.inputs import EMBODIMENT_IDS, InputNames, bare_key, embodiment_id

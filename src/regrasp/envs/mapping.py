@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from regrasp.config.schema import MappingConfig
 from regrasp.envs.contract import Observation
 from regrasp.envs.selection import ObservationSelection, check_action_mapping, width_of
+from regrasp.experiment import MappingConfig
 
 
 class ObservationMapping(ObservationSelection):

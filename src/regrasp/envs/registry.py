@@ -8,10 +8,10 @@ from importlib.metadata import entry_points
 from types import ModuleType
 from typing import TYPE_CHECKING, Literal
 
-from regrasp.config.schema import EnvConfig, ExperimentConfig
 from regrasp.envs.selection import ArraySpec, ObservationSelection, check_action_mapping
 from regrasp.envs.task_choice import lab_settings
 from regrasp.errors import UserError
+from regrasp.experiment import EnvConfig, ExperimentConfig
 
 if TYPE_CHECKING:
     from regrasp.envs.contract import VecEnv

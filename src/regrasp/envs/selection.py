@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from regrasp.errors import UserError
 
 if TYPE_CHECKING:
-    from regrasp.config.schema import ActionMapping, MappingConfig
+    from regrasp.experiment import ActionMapping, MappingConfig
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
-from regrasp.config.schema import EnvConfig
 from regrasp.envs.isaaclab import catalog as isaaclab
 from regrasp.envs.mujoco import catalog as mujoco
+from regrasp.experiment import EnvConfig
 
 EnvConfigT = TypeVar("EnvConfigT", bound=EnvConfig)
 _LAB_KEYS = {

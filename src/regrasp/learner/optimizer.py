@@ -9,22 +9,23 @@ import torch
 from torch import Tensor, nn
 
 from regrasp.learner.bfloat16 import write_halves
+from regrasp.algorithms.base import ACTOR
 from regrasp.learner.fused_adamw import FusedAdamW, HalvedWeights, Settings
 
 if TYPE_CHECKING:
-    from regrasp.config.schema import OptimConfig
+    from regrasp.experiment import OptimConfig
 
 _CLIP_EPS = 1e-6
 """As `torch.nn.utils.clip_grads_with_norm_` has it."""
 
 
 def adamw(
-    policy: Iterable[nn.Parameter], value: Iterable[nn.Parameter], optim: OptimConfig, device: torch.device
+    parameters: Mapping[str, Sequence[nn.Parameter]], optim: OptimConfig, device: torch.device
 ) -> torch.optim.AdamW:
-    """AdamW with a group each for policy and value head; `base_lr` of a group is what schedules scale."""
+    """AdamW with the groups of an algorithm; `base_lr` of a group is what schedules scale."""
+    rates = {name: optim.lr if name == ACTOR else optim.value_lr for name in parameters}
     groups = [
-        {"params": list(policy), "lr": optim.lr, "base_lr": optim.lr},
-        {"params": list(value), "lr": optim.value_lr, "base_lr": optim.value_lr},
+        {"params": list(own), "lr": rates[name], "base_lr": rates[name]} for name, own in parameters.items()
     ]
     return torch.optim.AdamW(
         groups,

@@ -12,10 +12,10 @@ import yaml
 from regrasp.checkpoint.layout import step_folders
 from regrasp.checkpoint.read import Checkpoint
 from regrasp.checkpoint.verify import verify
-from regrasp.config.schema import ExperimentConfig
 from regrasp.engine.local import LocalEngine
 from regrasp.engine.policies import knows_slot, load_weights
 from regrasp.errors import UserError
+from regrasp.experiment import ExperimentConfig
 from regrasp.models.inputs import embodiment_id
 
 _NUM_CHANGES_SHOWN = 5

@@ -12,10 +12,10 @@ import torch
 
 from regrasp.checkpoint.read import Checkpoint
 from regrasp.checkpoint.write import CheckpointContent, prune, write_checkpoint
-from regrasp.config.batches import num_optimizer_steps, num_updates
-from regrasp.config.schema import ExperimentConfig
 from regrasp.engine.local import Collected, LocalEngine
 from regrasp.errors import SimulatorError, TrainingHaltedError
+from regrasp.experiment import ExperimentConfig
+from regrasp.experiment.batches import num_optimizer_steps, num_updates
 from regrasp.learner.learner import AbandonedError, NonFiniteError
 from regrasp.logging.console import ConsoleTable
 from regrasp.logging.metrics import ENV_STEPS, STEPS_PER_SECOND, MetricsLogger

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from regrasp.config.schema import VideoConfig
+from regrasp.experiment import VideoConfig
 from regrasp.logging.report import Group, VideoItem
 from regrasp.logging.video import VideoWriter, write_episode
 from regrasp.rollout.evaluation import RecordedEpisode

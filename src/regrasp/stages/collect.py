@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from regrasp.config.schema import CollectConfig, EnvConfig
 from regrasp.data.lerobot import DatasetWriter
 from regrasp.envs.contract import Observation, VecEnv
 from regrasp.envs.mapping import ActionMapping
 from regrasp.envs.selection import ObservationSelection
 from regrasp.errors import SimulatorError
+from regrasp.experiment import CollectConfig, EnvConfig
 from regrasp.logging.progress import progress
 from regrasp.seeding import episode_seed, numpy_generator
 from regrasp.stages.demonstrations import demonstration_columns, demonstration_features, sources

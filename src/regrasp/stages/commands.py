@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from regrasp.config.paths import DOWNLOAD_BACKBONE, PUBLISHED_BACKBONE
-from regrasp.config.schema import ExperimentConfig
 from regrasp.envs.contract import VecEnv
 from regrasp.envs.mapping import ActionMapping
 from regrasp.envs.registry import check_expert, create_env
 from regrasp.errors import UserError
+from regrasp.experiment import ExperimentConfig
+from regrasp.experiment.paths import DOWNLOAD_BACKBONE, PUBLISHED_BACKBONE
 from regrasp.folders import require_writable
 from regrasp.stages.collect import collect
 from regrasp.stages.demonstrators import (

@@ -8,12 +8,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from regrasp.config.schema import EnvConfig, ExperimentConfig
 from regrasp.data.isaaclab_hdf5 import EpisodeError, RecordedEpisode, RecorderFile
 from regrasp.data.lerobot import DatasetWriter
 from regrasp.envs.isaaclab.catalog import is_recording_of
 from regrasp.envs.registry import step_seconds
 from regrasp.errors import UserError
+from regrasp.experiment import EnvConfig, ExperimentConfig
 from regrasp.logging.progress import progress
 from regrasp.stages.demonstrations import demonstration_features, modality, sources
 from regrasp.stages.recordings import LOCATION, ConvertedEpisode, EpisodeConverter, Layout

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from regrasp.config.schema import ExperimentConfig, MappingConfig, ModelConfig
 from regrasp.data.lerobot import DemonstrationDataset, FeatureSpec
 from regrasp.data.lerobot.metadata import damaged
 from regrasp.data.lerobot.schema import SOURCES_PATH
 from regrasp.engine.policies import input_names
 from regrasp.envs.selection import ObservationSelection, StateSource, is_name_of
 from regrasp.errors import UserError
+from regrasp.experiment import ExperimentConfig, MappingConfig, ModelConfig
 from regrasp.models.groot.processing.data_config import HUMAN_TASK
 from regrasp.models.groot.processing.processor_config import given_data_config
 from regrasp.models.groot.processing.selection import Range, key_ranges

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regrasp.config.schema import ExperimentConfig
 from regrasp.engine.acting import policy_to_evaluate
 from regrasp.engine.policies import choose_device, create_policy
 from regrasp.envs.contract import Observation, VecEnv
 from regrasp.envs.mapping import ActionMapping
 from regrasp.errors import UserError
+from regrasp.experiment import ExperimentConfig
 from regrasp.rollout.inference import RolloutWorker
 
 Act = Callable[[Observation, Sequence[int], int, Tensor], Tensor]

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from regrasp.config.load import LoadedConfig
-from regrasp.config.schema import ExperimentConfig
 from regrasp.engine.acting import evaluation_chooser, policy_to_evaluate
 from regrasp.engine.policies import choose_device, create_policy, overlay_rl_weights
 from regrasp.envs.contract import VecEnv
 from regrasp.envs.registry import check_expert, create_env
+from regrasp.experiment import ExperimentConfig
+from regrasp.experiment.load import LoadedConfig
 from regrasp.logging.progress import progress
 from regrasp.logging.report import EvaluationSummary, Group, VideoItem
 from regrasp.rollout.episodes import EpisodeResult

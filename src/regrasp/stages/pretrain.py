@@ -20,11 +20,11 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 
 import regrasp
-from regrasp.config.schema import ExperimentConfig, PretrainConfig
 from regrasp.envs.mujoco.backend import require_chosen_backend
 from regrasp.envs.mujoco.catalog import TASK_IDS, load_class
 from regrasp.envs.mujoco.scenes import Scenes, render_scenes
 from regrasp.errors import TrainingHaltedError, UserError
+from regrasp.experiment import ExperimentConfig, PretrainConfig
 from regrasp.learner.schedule import cosine
 from regrasp.logging.progress import progress
 from regrasp.models.groot.checkpoint import save_groot

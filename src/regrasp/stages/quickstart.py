@@ -12,9 +12,9 @@ from typing import Any
 
 from regrasp.checkpoint.layout import EXPORT
 from regrasp.checkpoint.read import find_checkpoint
-from regrasp.config.load import LoadedConfig
-from regrasp.config.schema import ExperimentConfig
 from regrasp.errors import UserError
+from regrasp.experiment import ExperimentConfig
+from regrasp.experiment.load import LoadedConfig
 from regrasp.folders import CONFIG_FILE
 from regrasp.runner.runner import checkpoints_folder
 from regrasp.stages.commands import collect_demonstrations, pretrain_backbone, train_base

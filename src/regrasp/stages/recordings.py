@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from regrasp.config.schema import ExperimentConfig
 from regrasp.data.isaaclab_hdf5 import EpisodeError, RecordedArray, RecordedEpisode, RecorderFile
 from regrasp.envs.mapping import ActionMapping, ObservationMapping
 from regrasp.envs.selection import ArraySpec
+from regrasp.experiment import ExperimentConfig
 from regrasp.stages.demonstrations import demonstration_columns
 
 LOCATION = "env.train.mapping"

@@ -10,10 +10,10 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 
-from regrasp.config.schema import ExperimentConfig, SftConfig
 from regrasp.data.lerobot import DemonstrationDataset
 from regrasp.engine.policies import choose_device, input_names
 from regrasp.errors import TrainingHaltedError
+from regrasp.experiment import ExperimentConfig, SftConfig
 from regrasp.learner.schedule import cosine
 from regrasp.logging.progress import progress
 from regrasp.models.contract import Policy

@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from regrasp.checkpoint.read import Checkpoint, find_checkpoint, read_checkpoint
-from regrasp.config.load import LoadedConfig
-from regrasp.config.schema import ExperimentConfig
 from regrasp.engine.local import LocalEngine
 from regrasp.engine.policies import check_fit, choose_device, create_policy, head_settings, input_names
 from regrasp.envs.contract import EnvSpec, VecEnv
 from regrasp.envs.registry import create_env
 from regrasp.errors import UserError
+from regrasp.experiment import ExperimentConfig
+from regrasp.experiment.load import LoadedConfig
 from regrasp.logging.metrics import MetricsLogger
 from regrasp.models.contract import Policy
 from regrasp.models.registry import load_policy

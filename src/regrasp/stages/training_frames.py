@@ -10,10 +10,10 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from regrasp.config.schema import SftConfig
 from regrasp.data.lerobot import DemonstrationDataset, action_chunks
 from regrasp.envs.contract import Observation
 from regrasp.errors import UserError
+from regrasp.experiment import SftConfig
 from regrasp.logging.progress import progress
 from regrasp.models.contract import Policy
 from regrasp.stages.demonstrations import ACTION, EXTRA_CAMERA, MAIN_CAMERA, STATE

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from regrasp.config.schema import EnvConfig, MappingConfig
 from regrasp.envs.isaaclab.child.options import TaskOptions
 from regrasp.envs.process.process import Deadlines
 from regrasp.errors import UserError
+from regrasp.experiment import EnvConfig, MappingConfig
 
 if TYPE_CHECKING:
     from regrasp.envs.contract import VecEnv

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 from pydantic import TypeAdapter, ValidationError
 
 from regrasp.config.describe import block_fields
-from regrasp.config.schema import EnvConfig
 from regrasp.envs.mujoco.backend import require_backend, require_chosen_backend
 from regrasp.envs.mujoco.catalog import TASK_IDS, TASK_OPTIONS, load_class
 from regrasp.envs.process.process import Deadlines
 from regrasp.envs.process.simulator import SimulatorSpec
 from regrasp.errors import UserError
+from regrasp.experiment import EnvConfig
 
 if TYPE_CHECKING:
     from regrasp.envs.contract import VecEnv

@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass
 
-from regrasp.config.schema.types import BLOCK, Expect
+from regrasp.config.types import BLOCK, Expect
 
 
 def _ascending(bounds: tuple[float, float]) -> tuple[float, float]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations, pairwise
 
-from regrasp.config.schema import MappingConfig, StateEntry
+from regrasp.experiment import MappingConfig, StateEntry
 from regrasp.models.inputs import bare_key
 
 

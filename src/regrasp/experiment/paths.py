@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from regrasp.config.schema import ExperimentConfig
 from regrasp.errors import UserError
+from regrasp.experiment import ExperimentConfig
 
 Stage = Literal["train", "play", "sft"]
 _NEEDS_PRETRAINED = frozenset({"gr00t"})

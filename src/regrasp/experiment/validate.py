@@ -10,10 +10,10 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from regrasp.config.batches import batch_equation, num_optimizer_steps, num_samples, num_updates
 from regrasp.config.problems import Problem
-from regrasp.config.ranges import gaps, gr00t_ranges, overlaps, repeated_values
-from regrasp.config.schema import (
+from regrasp.config.sources import split_key
+from regrasp.errors import UserError
+from regrasp.experiment import (
     ArchitectureConfig,
     EnvConfig,
     ExperimentConfig,
@@ -21,8 +21,8 @@ from regrasp.config.schema import (
     ModelConfig,
     TrainEnvConfig,
 )
-from regrasp.config.sources import split_key
-from regrasp.errors import UserError
+from regrasp.experiment.batches import batch_equation, num_optimizer_steps, num_samples, num_updates
+from regrasp.experiment.ranges import gaps, gr00t_ranges, overlaps, repeated_values
 from regrasp.models.groot.processing.data_config import data_config
 from regrasp.models.inputs import EMBODIMENT_IDS, NEW_EMBODIMENT, bare_key
 

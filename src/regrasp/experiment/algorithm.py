@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from regrasp.config.schema.types import (
+from regrasp.config.types import (
     BLOCK,
     Fraction,
     Level,

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 from pydantic.dataclasses import dataclass
 
-from regrasp.config.schema.types import (
+from regrasp.config.types import (
     BLOCK,
     Expect,
     Name,

@@ -1,8 +1,9 @@
-"""Frozen dataclasses of the configuration, one module per top-level block."""
+"""The configuration of one experiment: its blocks, how a file becomes one, and the arithmetic of its updates."""
 
-from regrasp.config.schema.actor import ActorConfig, LoraConfig, MlpConfig, ModelConfig, OptimConfig, RlHeadConfig
-from regrasp.config.schema.algorithm import AlgorithmConfig
-from regrasp.config.schema.env import (
+from regrasp.experiment.actor import ActorConfig, LoraConfig, MlpConfig, ModelConfig, OptimConfig, RlHeadConfig
+from regrasp.experiment.algorithm import AlgorithmConfig
+from regrasp.experiment.config import ExperimentConfig
+from regrasp.experiment.env import (
     ActionMapping,
     DataConfigBlock,
     DataKeyEntry,
@@ -19,9 +20,8 @@ from regrasp.config.schema.env import (
     TrainEnvConfig,
     VideoConfig,
 )
-from regrasp.config.schema.experiment import ExperimentConfig
-from regrasp.config.schema.runner import ClusterConfig, LoggerConfig, RunnerConfig
-from regrasp.config.schema.stages import ArchitectureConfig, CollectConfig, PretrainConfig, SftConfig
+from regrasp.experiment.runner import ClusterConfig, LoggerConfig, RunnerConfig
+from regrasp.experiment.stages import ArchitectureConfig, CollectConfig, PretrainConfig, SftConfig
 
 __all__ = [
     "ActionMapping",

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pydantic.dataclasses import dataclass
 
-from regrasp.config.schema.actor import ActorConfig
-from regrasp.config.schema.algorithm import AlgorithmConfig
-from regrasp.config.schema.env import EnvsConfig
-from regrasp.config.schema.runner import ClusterConfig, RunnerConfig
-from regrasp.config.schema.stages import CollectConfig, PretrainConfig, SftConfig
-from regrasp.config.schema.types import BLOCK
+from regrasp.config.types import BLOCK
+from regrasp.experiment.actor import ActorConfig
+from regrasp.experiment.algorithm import AlgorithmConfig
+from regrasp.experiment.env import EnvsConfig
+from regrasp.experiment.runner import ClusterConfig, RunnerConfig
+from regrasp.experiment.stages import CollectConfig, PretrainConfig, SftConfig
 
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)

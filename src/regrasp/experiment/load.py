@@ -16,12 +16,12 @@ from regrasp.config.compose import compose_experiment
 from regrasp.config.describe import dotted, spec_at
 from regrasp.config.legacy import Active, ignored_warning, merge_duplicates, strip_legacy, translate_synonyms
 from regrasp.config.problems import Problem, raise_problems, schema_problems
-from regrasp.config.schema import ExperimentConfig, MappingConfig
 from regrasp.config.search import find_config
 from regrasp.config.sources import COMMAND_LINE, Sources, split_key
 from regrasp.config.task_packages import pythons_in
-from regrasp.config.validate import cross_check, oddities
 from regrasp.errors import UserError
+from regrasp.experiment import ExperimentConfig, MappingConfig
+from regrasp.experiment.validate import cross_check, oddities
 
 _ADAPTER = TypeAdapter(ExperimentConfig)
 

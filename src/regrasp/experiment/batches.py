@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from regrasp.config.schema import ExperimentConfig
+from regrasp.experiment import ExperimentConfig
 
 
 def num_samples(config: ExperimentConfig) -> int:

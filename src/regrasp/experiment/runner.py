@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from regrasp.config.schema.types import BLOCK, Expect, Interval, Name, NonNegativeInt, PositiveInt
+from regrasp.config.types import BLOCK, Expect, Interval, Name, NonNegativeInt, PositiveInt
 
 Backend = Literal["tensorboard", "wandb", "swanlab"]
 
