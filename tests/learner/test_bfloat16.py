@@ -10,35 +10,35 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from regrasp.learner.learner import ActorWorker, NonFiniteError
+from regrasp.learner.learner import Learner, NonFiniteError
 from regrasp.learner.precision import apply_precision
 from regrasp.models.contract import Policy
 from regrasp.models.groot.network.lora import adapters
 from regrasp.models.groot.policy import GrootPolicy
 from regrasp.models.settings import LoraSettings
-from regrasp.rollout.buffers import Rollout
+from regrasp.rollout.decisions import Decisions
 from rl_toys import SIZE, groot_policy, mlp_policy, never, rollout_of, weights, worker
 
 CPU = torch.device("cpu")
 LORA = LoraSettings(rank=2, alpha=4)
 
 
-def halved(policy: Policy, trainable: str = "head", **settings: Any) -> ActorWorker:
+def halved(policy: Policy, trainable: str = "head", **settings: Any) -> Learner:
     """An actor that computes with bfloat16 weights."""
     return autocast(policy, trainable, **settings, precision="bf16")
 
 
-def autocast(policy: Policy, trainable: str = "head", **settings: Any) -> ActorWorker:
+def autocast(policy: Policy, trainable: str = "head", **settings: Any) -> Learner:
     """An actor that computes with the float32 weights, which autocast casts in every pass."""
     apply_precision(policy, SimpleNamespace(precision="bf16", trainable=trainable), CPU)  # pyright: ignore[reportArgumentType]
     return worker(policy, trainable=trainable, **settings)
 
 
-def update(actor: ActorWorker, rollout: Rollout) -> tuple[dict[str, float], dict[str, Tensor]]:
+def update(actor: Learner, rollout: Decisions) -> tuple[dict[str, float], dict[str, Tensor]]:
     return actor.update(rollout, 0, never), weights(actor.policy)
 
 
-def rounded(actor: ActorWorker) -> bool:
+def rounded(actor: Learner) -> bool:
     """Whether the bfloat16 weights are the float32 ones, rounded."""
     assert actor.halved is not None
     return all(torch.equal(half, weight.to(torch.bfloat16)) for weight, half in actor.halved.halves.items())
@@ -112,7 +112,7 @@ def test_what_does_not_train_is_shared() -> None:
 
 def test_adapters_are_stored_and_stepped_in_float32() -> None:
     policy = groot_policy(lora=LORA)
-    actor = halved(policy, is_lora=True, recompute=True, optim={"lr": 1e-6})
+    actor = halved(policy, is_lora=True, optim={"lr": 1e-6})
     found = adapters(policy)
     assert found
     with torch.no_grad():

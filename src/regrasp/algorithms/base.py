@@ -60,6 +60,11 @@ class Algorithm(ABC):
         """Environments that share an episode's seed and instruction."""
         return self.config.group_size
 
+    @property
+    def bootstraps_truncated(self) -> bool:
+        """Whether a return that the step limit cuts goes on with the value of the final observation."""
+        return False
+
     @abstractmethod
     def parameters(self, policy: Policy, trainable: str) -> dict[str, list[nn.Parameter]]:
         """Freeze what does not train, and return what does, by optimizer group.

@@ -43,6 +43,10 @@ class PpoConfig(PolicyGradientConfig):
     gae_lambda: Fraction = 0.95
     """Decay of the advantage estimator, per decision."""
 
+    def build(self) -> Ppo:
+        """The algorithm of this configuration."""
+        return Ppo(self)
+
 
 class Ppo(PolicyGradient):
     """The clipped surrogate with advantages of a value head, which is trained beside the policy."""
@@ -54,6 +58,11 @@ class Ppo(PolicyGradient):
     def needs(self) -> frozenset[str]:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Values too."""
         return super().needs | {"value"}
+
+    @property
+    def bootstraps_truncated(self) -> bool:
+        """As `bootstrap_type` says."""
+        return self.config.bootstrap_type == "standard"
 
     def parameters(self, policy: Policy, trainable: str) -> dict[str, list[nn.Parameter]]:
         """The policy's and the value head's."""

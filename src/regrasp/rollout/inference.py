@@ -13,7 +13,7 @@ from torch import Tensor
 from regrasp.device import send
 from regrasp.envs.contract import Observation
 from regrasp.models.contract import Action, Policy
-from regrasp.rollout.buffers import RolloutBuilder
+from regrasp.rollout.buffers import RolloutBuffer
 from regrasp.rollout.episodes import EnvWorker, EpisodeResult
 from regrasp.seeding import KeyedNoise, Role
 
@@ -117,14 +117,14 @@ def _even_shares(device: torch.device) -> Iterator[None]:
 def interact(
     env: EnvWorker,
     rollout: RolloutWorker,
-    builder: RolloutBuilder,
+    buffer: RolloutBuffer,
     *,
     num_decisions: int,
     first_column: int,
     bootstrap_truncated: bool,
     should_stop: Callable[[], bool],
 ) -> list[EpisodeResult]:
-    """One rollout epoch: every environment takes up to `num_decisions` decisions, which are added to `builder`.
+    """One rollout epoch: every environment takes up to `num_decisions` decisions, which are added to `buffer`.
 
     Where an episode does not end with the rollout, its return continues with the value of the observation reached; with
     `bootstrap_truncated` also where the step limit ended it.
@@ -149,7 +149,7 @@ def interact(
         decision = rollout.decide(env.observation.rows(rows), env.keys(rows))
         step, finished = env.step(rows, decision.action.actions.cpu())
         results += finished
-        builder.add(
+        buffer.add(
             time,
             rows + first_column,
             decision.inputs,
@@ -166,5 +166,5 @@ def interact(
             to_value.append((time, rows + first_column, step.observation.rows(rows)))
         env.restart_finished()
     for time, columns, observation in to_value:
-        builder.bootstrap(time, columns, rollout.values(observation))
+        buffer.bootstrap(time, columns, rollout.values(observation))
     return results
