@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import runpy
 import subprocess
@@ -214,3 +215,15 @@ def test_help_names_the_default_experiment(capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit):
         main(["train", "--help"])
     assert f"default: {DEFAULT_CONFIG}" in " ".join(capsys.readouterr().out.split())
+
+
+def test_what_the_package_logs_is_printed_once_however_often_it_is_called(capsys: pytest.CaptureFixture[str]) -> None:
+    for _ in range(2):
+        assert main(["tasks"]) == 0
+        capsys.readouterr()
+    logger = logging.getLogger("regrasp.stages")
+    logger.info("half %d done", 1)
+    logger.warning("100 % of it")
+    printed = capsys.readouterr()
+    assert printed.out == "[INFO] half 1 done\n"
+    assert printed.err == "[WARN] 100 % of it\n"

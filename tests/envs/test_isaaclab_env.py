@@ -172,7 +172,7 @@ def test_what_the_task_does_not_offer_is_an_error_that_lists_what_it_does(
         ObservationMapping(mapping, point.spec.raw_observations, "env.train.mapping")
 
 
-def test_the_references_experiment_runs_unchanged_on_its_tasks_interface(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_references_experiment_runs_unchanged_on_its_tasks_interface(caplog: pytest.LogCaptureFixture) -> None:
     overrides = [
         "env.eval.init_params.id='lab_tasks:IsaacContrib-Assemble-Trocar-G129-Dex3-Eval'",
         f"env.isaaclab.python={LAB_PYTHON}",
@@ -184,7 +184,7 @@ def test_the_references_experiment_runs_unchanged_on_its_tasks_interface(capsys:
     assert config.env.eval.ignore_terminations
     env = start(config.env.eval, "eval")
     try:
-        assert "weight 0" not in capsys.readouterr().out
+        assert "weight 0" not in caplog.text
         before = env.reset(range(4), range(4))
         assert before.task_descriptions == ["assemble trocar from tray"] * 4
         assert before.extra_view_images is not None
@@ -205,7 +205,7 @@ def test_the_references_experiment_runs_unchanged_on_its_tasks_interface(capsys:
 
 
 def test_a_task_without_reward_learns_from_a_named_success_and_chooses_its_instruction(
-    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     mapping = MappingConfig(
         states=states("policy/position", "policy/num_resets"),
@@ -223,7 +223,7 @@ def test_a_task_without_reward_learns_from_a_named_success_and_chooses_its_instr
         step = env.step(push(0.2, 0.1))
         assert step.rewards.tolist() == [[0, 1, 0, 0], [0, 0, 0, 1]]
         assert step.success.tolist() == [True, True]
-        assert "nothing to learn" not in capsys.readouterr().out
+        assert "nothing to learn" not in caplog.text
     finally:
         env.close()
 

@@ -44,12 +44,12 @@ def assert_resumes_equal(experiment: LoadedConfig, uninterrupted: Path, resumed:
 
 @pytest.mark.parametrize("step", [1, 2])
 def test_episodes_within_rollouts(
-    finished_run: Path, start_model: Path, tmp_path: Path, step: int, capsys: pytest.CaptureFixture[str]
+    finished_run: Path, start_model: Path, tmp_path: Path, step: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     copy = copy_until(finished_run, step, tmp_path / "copy")
     experiment = mlp_experiment(f"actor.model.model_path={start_model}", f"runner.resume_dir={copy}")
     assert_resumes_equal(experiment, finished_run, copy)
-    assert "differs" not in capsys.readouterr().out
+    assert "differs" not in caplog.text
 
 
 def test_episodes_over_rollouts(start_model: Path, tmp_path: Path) -> None:
@@ -121,16 +121,15 @@ def test_a_finished_run_has_nothing_left_to_do(finished_run: Path, start_model: 
 
 
 def test_another_configuration_is_pointed_out(
-    finished_run: Path, start_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    finished_run: Path, start_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     copy = copy_until(finished_run, 3, tmp_path / "copy")
     experiment = mlp_experiment(
         f"actor.model.model_path={start_model}", f"runner.resume_dir={copy}", "actor.optim.lr=1e-5"
     )
     assert train(experiment, copy)
-    printed = capsys.readouterr().out
-    assert "configuration differs" in printed
-    assert "actor.optim.lr was 0.0003 and is 1e-05." in printed
+    assert "configuration differs" in caplog.text
+    assert "actor.optim.lr was 0.0003 and is 1e-05." in caplog.text
     assert metrics(copy)[-1]["train/actor/lr"] == pytest.approx(1e-5 / 4)
 
 
@@ -160,14 +159,14 @@ def test_a_damaged_checkpoint_is_refused_and_the_earlier_one_named(
 
 
 def test_a_newest_checkpoint_that_is_cut_off_is_pointed_out(
-    finished_run: Path, start_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    finished_run: Path, start_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     copy = copy_until(finished_run, 3, tmp_path / "copy")
     os.truncate(checkpoint(copy, 3) / OPTIMIZER, 10)
     experiment = mlp_experiment(f"actor.model.model_path={start_model}", f"runner.resume_dir={copy}")
     assert_resumes_equal(experiment, finished_run, copy)
-    (line,) = (line for line in capsys.readouterr().out.splitlines() if "passed over" in line)
-    assert line.startswith(f"[WARN] Damaged, and so passed over: {checkpoint(copy, 3)} ({OPTIMIZER} has 10 bytes")
+    (line,) = (line for line in caplog.messages if "passed over" in line)
+    assert line.startswith(f"Damaged, and so passed over: {checkpoint(copy, 3)} ({OPTIMIZER} has 10 bytes")
     assert line.endswith(f"goes on from {checkpoint(copy, 2)} instead.")
 
 

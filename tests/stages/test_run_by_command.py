@@ -49,7 +49,7 @@ def test_a_finished_run_says_where_its_model_is(
     capsys.readouterr()
     assert main([*arguments, "runner.max_epochs=3", "--resume_dir", str(run), "env.train.total_num_envs=5"]) == 2
     printed = capsys.readouterr()
-    assert "env.train.total_num_envs was 6 and is 5" in printed.out
+    assert "env.train.total_num_envs was 6 and is 5" in printed.err
     assert sorted(run.rglob("*")) == before
     assert main([*arguments, "--resume_dir", "logs"]) == 2
     assert run.name in capsys.readouterr().err

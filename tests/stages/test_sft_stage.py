@@ -141,11 +141,11 @@ def test_slices_may_be_written_out_and_groups_left_out(backbone: Path, demos: Pa
 
 
 def test_another_instruction_than_the_demonstrations_have_is_a_warning(
-    backbone: Path, demos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    backbone: Path, demos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = groot_experiment("env.train.mapping.task_description=pick up the red", "sft.steps=1").config
     train_base_model(config, demos, backbone, 0, tmp_path / "model")
-    (line,) = [text for text in capsys.readouterr().out.splitlines() if text.startswith("[WARN]")]
+    (line,) = caplog.messages
     assert "'pick up the red'" in line
     assert "'pick up the" in line.partition("say")[2]
 

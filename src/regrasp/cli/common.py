@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import logging
 import shlex
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -18,6 +18,8 @@ from regrasp.folders import COMMAND_FILE, CONFIG_FILE, discard_unused, require_w
 
 if TYPE_CHECKING:
     from regrasp.experiment.load import LoadedConfig
+
+_log = logging.getLogger(__name__)
 
 DEFAULT_CONFIG = "pick_cube_ppo_groot"
 STAGE_INTERRUPTED = (
@@ -105,13 +107,13 @@ def load(args: argparse.Namespace) -> LoadedConfig:
     loaded = load_config(name, [*flags, *args.overrides], args.config_path, flags)
     loaded = args.loaded = _on_its_simulator(loaded, flags, args)
     for warning in loaded.warnings:
-        print(f"[WARN] {warning}", file=sys.stderr)
+        _log.warning(warning)
     try:
         preflight(loaded.config, loaded.file_of)
     except UserError as error:
         if not args.dry_run:
             raise
-        print(f"[WARN] {loaded.located(error)}", file=sys.stderr)
+        _log.warning(loaded.located(error))
     return loaded
 
 
@@ -192,7 +194,7 @@ def load_to_run(args: argparse.Namespace, *, block: str | None = None) -> Loaded
     if args.dry_run:
         print_resolved(loaded, _summary(loaded))
         for warning in _model_warnings(loaded):
-            print(f"[WARN] {warning}", file=sys.stderr)
+            _log.warning(warning)
         return None
     if block is not None:
         _require_block(loaded, block)
@@ -260,7 +262,7 @@ def open_run_folder(args: argparse.Namespace, loaded: LoadedConfig, *, kind: Seq
         number += 1
         folder = root / f"{name}.{number}"
     folder.mkdir(parents=True)
-    print(f"[INFO] Logging to: {folder.resolve()}", flush=True)
+    _log.info("Logging to: %s", folder.resolve())
     (folder / CONFIG_FILE).write_text(loaded.to_yaml())
     (folder / COMMAND_FILE).write_text(f"{command_line(args)}\n")
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import logging
 import re
 import sys
 from collections.abc import Sequence
@@ -16,6 +17,8 @@ from regrasp.folders import require_new, require_writable
 
 if TYPE_CHECKING:
     from regrasp.experiment.load import LoadedConfig
+
+_log = logging.getLogger(__name__)
 
 INTERRUPTED = STAGE_INTERRUPTED
 
@@ -50,9 +53,11 @@ def run(args: argparse.Namespace) -> int:
     from regrasp.stages.convert import convert, omission_lines, survey
 
     chosen = survey(loaded.config, files, fps=args.fps, keep_failed=args.keep_failed)
-    _warn(chosen.warnings)
+    for warning in chosen.warnings:
+        _log.warning(warning)
     report = convert(loaded.config, chosen, output, overwrite=args.overwrite)
-    _warn(report.warnings)
+    for warning in report.warnings:
+        _log.warning(warning)
     for line in omission_lines(report.omissions):
         print(f"Left out: {line}")
     print(
@@ -70,7 +75,8 @@ def _rehearse(args: argparse.Namespace, loaded: LoadedConfig, files: Sequence[Pa
 
         with contextlib.redirect_stdout(sys.stderr):  # what is printed can be read as YAML
             chosen = survey(loaded.config, files, fps=args.fps, keep_failed=args.keep_failed)
-        _warn(chosen.warnings)
+        for warning in chosen.warnings:
+            _log.warning(warning)
         lines = [f"Left out: {line}" for line in omission_lines(chosen.omissions)]
         lines.append(
             f"Would take {len(chosen.candidates)} of {chosen.num_recorded} recorded episodes"
@@ -95,8 +101,3 @@ def _check(files: Sequence[Path], fps: int | None) -> None:
         )
     if fps is not None and fps < 1:
         raise UserError("No step rate", key="--fps", value=fps, expected="at least 1", mend="correct it")
-
-
-def _warn(warnings: Sequence[str]) -> None:
-    for warning in warnings:
-        print(f"[WARN] {warning}", file=sys.stderr)

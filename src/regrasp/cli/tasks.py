@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
+import logging
 from collections.abc import Sequence
 from pathlib import Path
+
+_log = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,10 +52,10 @@ def _print_lab_tasks(task: str | None, overrides: Sequence[str], experiments: di
     pythons = (None, *pythons_in(overrides))
     for python in pythons[1:]:
         if package_folder(LAB_PACKAGE, python) is None:
-            _warn(f"{python} cannot be started, or has no package {LAB_PACKAGE}")
+            _log.warning("%s cannot be started, or has no package %s", python, LAB_PACKAGE)
     for package in packages[1:]:
         if not any(package_folder(package, python) for python in pythons):
-            _warn(f"no package {package} was found; name the Python that has it: env.isaaclab.python=<it>")
+            _log.warning("no package %s was found; name the Python that has it: env.isaaclab.python=<it>", package)
     seen: set[str] = set()
     for python in pythons:
         runnable = "Isaac Sim is here" if has_simulator(python) else "no Isaac Sim here"
@@ -63,16 +65,13 @@ def _print_lab_tasks(task: str | None, overrides: Sequence[str], experiments: di
                 name = found.id if package == LAB_PACKAGE else f"{package}:{found.id}"
                 names = [*experiments.get(name, ()), *([str(found.experiment)] if found.experiment else [])]
                 if found.lost_experiment is not None:
-                    _warn(f"{name} names an experiment that cannot be found: {found.lost_experiment} ({found.file})")
+                    lost = found.lost_experiment
+                    _log.warning("%s names an experiment that cannot be found: %s (%s)", name, lost, found.file)
                 if name not in seen:
                     _print_row(name, "isaaclab", runnable, names, folder)
                 seen.add(name)
     for name in sorted(experiments.keys() - seen - TASK_IDS.keys()):
         _print_row(name, "isaaclab", "not here, see env.isaaclab.python", experiments[name])
-
-
-def _warn(text: str) -> None:
-    print(f"[WARN] {text}", file=sys.stderr)
 
 
 def _print_row(

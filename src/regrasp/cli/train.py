@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import shlex
 import sys
 from collections.abc import Iterator
@@ -17,6 +18,8 @@ from regrasp.folders import require_writable
 
 if TYPE_CHECKING:
     from regrasp.experiment.load import LoadedConfig
+
+_log = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -95,7 +98,7 @@ def _run_folder(args: argparse.Namespace, loaded: LoadedConfig) -> Iterator[Path
 
     folder = find_checkpoint(Path(resume)).absolute().parents[2]
     require_writable(folder, key="--resume_dir")
-    print(f"[INFO] Logging to: {folder.resolve()}", flush=True)
+    _log.info("Logging to: %s", folder.resolve())
     yield folder
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from regrasp.algorithms.advantages import is_flat
 from regrasp.checkpoint.read import Checkpoint
 from regrasp.checkpoint.write import CheckpointContent
 from regrasp.engine.acting import evaluation_chooser
@@ -105,14 +106,13 @@ class LocalEngine(Engine):
                 should_stop=should_stop,
             )
         self.decisions = decisions = self.algorithm.prepare(buffer.build())
-        advantages = decisions["advantages"]
         return Collected(
             episodes=episodes,
             num_decisions=len(decisions),
             num_steps=int(decisions["num_executed"].sum()),
             seconds=time.monotonic() - started,
             metrics=_statistics(decisions),
-            is_flat=len(decisions) < 2 or float(advantages.std(correction=0)) < 1e-8,
+            is_flat=is_flat(decisions["advantages"]),
         )
 
     def update(self, update: int, should_abandon: Callable[[], bool]) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from regrasp.models.inputs import EMBODIMENT_IDS, InputNames, bare_key, embodime
 from regrasp.models.mlp.policy import MlpPolicy
 from regrasp.models.registry import load_policy
 from regrasp.models.settings import LoraSettings, RlHeadSettings
+
+_log = logging.getLogger(__name__)
 
 
 def head_settings(model: ModelConfig) -> RlHeadSettings:
@@ -98,9 +101,9 @@ def create_policy(
         )
     check_fit(policy, mapping, env, location)
     if warning := slot_warning(model, mapping):
-        print(f"[WARN] {location}.embodiment_tag_id: {warning}", flush=True)
+        _log.warning("%s.embodiment_tag_id: %s", location, warning)
     if warning := order_warning(policy, mapping, env, location):
-        print(f"[WARN] {location}.states: {warning}", flush=True)
+        _log.warning("%s.states: %s", location, warning)
     return policy
 
 

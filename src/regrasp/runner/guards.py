@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from regrasp.errors import TrainingHaltedError
 from regrasp.rollout.episodes import EpisodeResult
+
+_log = logging.getLogger(__name__)
 
 _PATIENCE = 5
 """Updates in a row that learn nothing, or are cut short, after which a run stops or warns."""
@@ -117,4 +120,4 @@ class SignalGuard:
         """Say it once for each reason."""
         if reason not in self._warned:
             self._warned.add(reason)
-            print(f"[WARN] {text}", flush=True)
+            _log.warning(text)

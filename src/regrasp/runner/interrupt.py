@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import time
 from types import FrameType, TracebackType
+
+_log = logging.getLogger(__name__)
 
 
 class StopRequest:
@@ -38,4 +41,5 @@ class StopRequest:
         if self.since is not None:
             raise KeyboardInterrupt
         self.since = time.monotonic()
-        print("\n[INFO] Stopping: saving the last finished update (again to stop at once).", flush=True)
+        print(flush=True)  # leaves the line of a progress bar
+        _log.info("Stopping: saving the last finished update (again to stop at once).")

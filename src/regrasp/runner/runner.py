@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,8 @@ from regrasp.runner.guards import SignalGuard
 from regrasp.runner.interrupt import StopRequest
 from regrasp.runner.summary import episode_metrics
 from regrasp.runner.videos import NUM_VIDEOS, EpisodeVideos
+
+_log = logging.getLogger(__name__)
 
 _FINISH_SECONDS = 20.0
 """After a request to stop, an update that ends within this time is kept."""
@@ -74,7 +77,7 @@ class EmbodiedRunner:
                 except InterruptedError:
                     return False
                 except AbandonedError as error:
-                    print(f"[WARN] {error}")
+                    _log.warning(error)
                     return False
                 if self._due(runner.val_check_interval):
                     metrics |= self._evaluate_or_save(metrics, stop)

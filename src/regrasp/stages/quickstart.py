@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from regrasp.stages.commands import collect_demonstrations, pretrain_backbone, t
 from regrasp.stages.play import PlayOptions, PlayResult, play
 from regrasp.stages.report import SUMMARY_FILE, report_run, versions
 from regrasp.stages.train import train
+
+_log = logging.getLogger(__name__)
 
 _STATE_FILE = "stages.json"
 _NUM_VIDEOS = 6
@@ -89,7 +92,7 @@ def quickstart(loaded: LoadedConfig, folder: Path, command: str) -> None:
     Raises:
         KeyboardInterrupt: A signal stopped a stage; called again, the quickstart continues there.
     """
-    print(f"[INFO] Logging to: {folder.resolve()}", flush=True)
+    _log.info("Logging to: %s", folder.resolve())
     config, seed = loaded.config, loaded.config.seed
     journal = _Journal.open(folder, loaded.to_yaml())
     base = folder / "base"

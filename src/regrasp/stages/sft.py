@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,8 @@ from regrasp.models.settings import RlHeadSettings
 from regrasp.seeding import KeyedNoise, torch_generator
 from regrasp.stages.demonstrations import ACTION, STATE, check_sources
 from regrasp.stages.training_frames import Frames, load_frames
+
+_log = logging.getLogger(__name__)
 
 _PART = {"cpu": 256, "cuda": 16}
 """Frames prepared and encoded at once: on a GPU the model may be large."""
@@ -54,7 +57,7 @@ def train_base_model(config: ExperimentConfig, data: Path, backbone: Path | None
     assert sft is not None
     dataset = DemonstrationDataset.open(data)
     for warning in check_sources(dataset, config, uses_images=backbone is not None):
-        print(f"[WARN] {warning}")
+        _log.warning(warning)
     device = choose_device()
     policy = _base_policy(config, dataset, backbone, seed).to(device)
     train, validation = load_frames(policy, dataset, sft)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from regrasp.models.registry import load_policy
 from regrasp.runner.resume import changes_warning, check_slot, passed_over_warning
 from regrasp.runner.runner import EmbodiedRunner
 
+_log = logging.getLogger(__name__)
+
 
 def train(loaded: LoadedConfig, run_dir: Path) -> bool:
     """Train in `run_dir`, from the checkpoint `runner.resume_dir` if one is given.
@@ -35,7 +38,7 @@ def train(loaded: LoadedConfig, run_dir: Path) -> bool:
         checkpoint = _checkpoint_to_resume(Path(config.runner.resume_dir))
     with _environments(config) as (env, eval_env):
         for warning in lost_guarantees(env):
-            print(f"[WARN] {warning}")
+            _log.warning(warning)
         policy = _policy(config, env.spec, seed, checkpoint)
         if eval_env is not None:
             check_fit(policy, config.env.eval.mapping, eval_env.spec, "env.eval.mapping")
@@ -46,7 +49,7 @@ def train(loaded: LoadedConfig, run_dir: Path) -> bool:
 def _checkpoint_to_resume(path: Path) -> Checkpoint:
     folder = find_checkpoint(path)
     if warning := passed_over_warning(path, folder):
-        print(f"[WARN] {warning}", flush=True)
+        _log.warning(warning)
     return read_checkpoint(folder)
 
 
@@ -92,7 +95,7 @@ def _run(loaded: LoadedConfig, engine: Engine, run_dir: Path, checkpoint: Checkp
         before = checkpoint.state.get("settings", text)
         check_slot(before, loaded.config, checkpoint.path)
         if warning := changes_warning(before, text):
-            print(f"[WARN] {warning}", flush=True)
+            _log.warning(warning)
         engine.load(checkpoint)
     with MetricsLogger(
         run_dir,

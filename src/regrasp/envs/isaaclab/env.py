@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 from regrasp.envs.isaaclab.child.options import TaskOptions
@@ -11,6 +12,8 @@ from regrasp.experiment import EnvConfig, MappingConfig
 
 if TYPE_CHECKING:
     from regrasp.envs.contract import VecEnv
+
+_log = logging.getLogger(__name__)
 
 
 def create_env(config: EnvConfig, name: str, max_chunk: int, seed: int) -> VecEnv:
@@ -35,7 +38,7 @@ def create_env(config: EnvConfig, name: str, max_chunk: int, seed: int) -> VecEn
         python=config.python,
     )
     for note in env.notes:
-        print(f"[WARN] env.{name} ({env.spec.task_id}): {note}", flush=True)
+        _log.warning("env.%s (%s): %s", name, env.spec.task_id, note)
     return env
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 from torch import Tensor
 
 from regrasp.envs.contract import Step
 from regrasp.envs.process.vector import RemoteVecEnv
+
+_log = logging.getLogger(__name__)
 
 _EPISODES = 2
 """Episodes per environment after which a reward that never varied is reported."""
@@ -41,8 +45,9 @@ class IsaacLabVecEnv(RemoteVecEnv):
             self._num_judged = self._num_needed
         elif self._num_judged >= self._num_needed:
             doubts = "; ".join(self.reward_doubts) or "the policy never reaches what the task rewards"
-            print(
-                f"[WARN] {self.spec.task_id}: every reward so far was {self._lowest:g}, so there is nothing to learn"
-                f" from. Likely cause: {doubts}.",
-                flush=True,
+            _log.warning(
+                "%s: every reward so far was %g, so there is nothing to learn from. Likely cause: %s.",
+                self.spec.task_id,
+                self._lowest,
+                doubts,
             )
