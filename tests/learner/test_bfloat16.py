@@ -50,8 +50,8 @@ def rounded(actor: Learner) -> bool:
         ("head", {}, {}),
         ("head_without_context", {}, {"kl_beta": 0.1}),
         ("head", {"noise_method": "flow_noise"}, {"entropy_bonus": 0.01, "value_epochs": 1}),
-        ("all", {}, {"recompute": True}),
-        ("head", {"lora": LORA}, {"recompute": True, "is_lora": True}),
+        ("all", {}, {}),
+        ("head", {"lora": LORA}, {"is_lora": True}),
         ("head", {}, {"optim": {"critic_warmup_steps": 1}, "update_epoch": 2}),
     ],
     ids=["head", "kl_beta", "value_epochs", "all", "lora", "warm-up"],
@@ -64,7 +64,7 @@ def test_an_update_is_that_of_autocast(
     for make in (autocast, halved):
         policy = groot_policy(trainable=trainable, **policy_settings)
         actor = make(policy, trainable, micro=micro, **settings)
-        rollout = rollout_of(policy, SIZE, keep_features=not settings.get("recompute", False))
+        rollout = rollout_of(policy, SIZE, keep_features=trainable != "all" and not settings.get("is_lora"))
         before = weights(policy)
         results.append((*update(actor, rollout), before))
     (metrics, expected, before), (found_metrics, found, _) = results
@@ -82,9 +82,9 @@ def test_gradients_of_products_are_bfloat16_and_of_norms_float32() -> None:
     policy = groot_policy()
     actor = halved(policy)
     rollout = rollout_of(policy, SIZE)
-    actor._backward(rollout, actor._shares(rollout, rollout))
+    actor._backward(rollout, actor.algorithm.shares(rollout, rollout), ("actor", "critic"))
     other = autocast(twin := groot_policy())
-    other._backward(rollout, other._shares(rollout, rollout))
+    other._backward(rollout, other.algorithm.shares(rollout, rollout), ("actor", "critic"))
     formats = set()
     for name, weight in policy.named_parameters():
         expected = twin.get_parameter(name).grad

@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from regrasp.algorithms.base import Minibatch
 from regrasp.errors import UserError
 from regrasp.learner.learner import AbandonedError, NonFiniteError
 from regrasp.models.contract import Policy
 from regrasp.models.settings import LoraSettings
-from regrasp.algorithms.base import Minibatch
 from regrasp.seeding import torch_generator
 from rl_toys import CHUNK, SEED, SIZE, groot_policy, mlp_policy, never, rollout_of, weights, worker
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from tensordict import TensorDict
 
-from regrasp.models.contract import Action
 from regrasp.experiment import AlgorithmConfig
+from regrasp.models.contract import Action
 from regrasp.rollout.buffers import RolloutBuffer
 from regrasp.rollout.decisions import Decisions
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from run_toys import checkpoint, metrics, mlp_experiment, saved_steps
-from tensordict import TensorDict
 
 from regrasp.checkpoint.read import read_checkpoint
 from regrasp.engine.local import Collected, LocalEngine

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
 
+import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
-import torch
 
 from regrasp.algorithms import losses
 from regrasp.algorithms.base import ACTOR, Algorithm, Minibatch

@@ -52,7 +52,7 @@ class Ppo(PolicyGradient):
     """The clipped surrogate with advantages of a value head, which is trained beside the policy."""
 
     Config = PpoConfig
-    config: PpoConfig
+    config: PpoConfig  # pyright: ignore[reportIncompatibleVariableOverride]
 
     @property
     def needs(self) -> frozenset[str]:  # pyright: ignore[reportIncompatibleVariableOverride]

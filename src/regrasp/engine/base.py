@@ -1,7 +1,7 @@
 """The contract of an engine: where rollout, update and evaluation of a run take place.
 
-Only plain data crosses it, numbers and names, never a policy or a decision, so that an engine may keep each of its parts
-in a process of its own.
+Only plain data crosses it, numbers and names, never a policy or a decision, so that an engine may keep each of its
+parts in a process of its own.
 """
 
 from __future__ import annotations

@@ -203,5 +203,7 @@ def _statistics(decisions: Decisions) -> dict[str, float]:
     """Mean, largest and smallest of what the algorithm prepared."""
     found = {name: decisions[name] for name in ("advantages", "returns") if name in decisions.columns}
     return {
-        f"{name}_{kind}": float(getattr(values, kind)()) for name, values in found.items() for kind in ("mean", "max", "min")
+        f"{name}_{kind}": float(getattr(values, kind)())
+        for name, values in found.items()
+        for kind in ("mean", "max", "min")
     }

@@ -139,7 +139,7 @@ class Learner:
 
     def _fits(self, moments: Mapping[int, Mapping[str, Tensor]]) -> bool:
         """Whether the stored moments have the shapes of what trains."""
-        parameters: list[nn.Parameter] = sum(self._groups.values(), [])
+        parameters = [parameter for group in self._groups.values() for parameter in group]
         return all(kept["exp_avg"].shape == parameters[index].shape for index, kept in moments.items())
 
     def _step(self, minibatch: Minibatch, history: dict[str, list[float]]) -> bool:
@@ -157,7 +157,9 @@ class Learner:
             name: row.max() if name in self.algorithm.maxima else row.sum()
             for name, row in zip(parts[0], table.unbind(), strict=True)
         }
-        norms = torch.stack([self._clip(group, name in self._moved(minibatch)) for group, name in enumerate(self._groups)])
+        norms = torch.stack(
+            [self._clip(group, name in self._moved(minibatch)) for group, name in enumerate(self._groups)]
+        )
         forbids = self.algorithm.forbids(totals) if len(totals) > 1 else None
         stops = norms.new_zeros(()) if forbids is None else forbids.float()
         is_finite = table[[*parts[0]].index(LOSS)].isfinite().all() & norms.isfinite().all()

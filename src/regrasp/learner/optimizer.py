@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from regrasp.learner.bfloat16 import write_halves
 from regrasp.algorithms.base import ACTOR
+from regrasp.learner.bfloat16 import write_halves
 from regrasp.learner.fused_adamw import FusedAdamW, HalvedWeights, Settings
 
 if TYPE_CHECKING:
@@ -24,9 +24,7 @@ def adamw(
 ) -> torch.optim.AdamW:
     """AdamW with the groups of an algorithm; `base_lr` of a group is what schedules scale."""
     rates = {name: optim.lr if name == ACTOR else optim.value_lr for name in parameters}
-    groups = [
-        {"params": list(own), "lr": rates[name], "base_lr": rates[name]} for name, own in parameters.items()
-    ]
+    groups = [{"params": list(own), "lr": rates[name], "base_lr": rates[name]} for name, own in parameters.items()]
     return torch.optim.AdamW(
         groups,
         betas=(optim.adam_beta1, optim.adam_beta2),

@@ -14,9 +14,7 @@ def factor(optim: OptimConfig, update: int, num_updates: int) -> float:
     if optim.lr_scheduler == "constant":
         return constant(update, num_warmup_steps=optim.lr_warmup_steps)
     decay = linear if optim.lr_scheduler == "linear" else cosine
-    return decay(
-        update, num_steps=num_updates, num_warmup_steps=optim.lr_warmup_steps, min_ratio=optim.min_lr_ratio
-    )
+    return decay(update, num_steps=num_updates, num_warmup_steps=optim.lr_warmup_steps, min_ratio=optim.min_lr_ratio)
 
 
 def constant(step: int, *, num_warmup_steps: int = 0) -> float:
