@@ -33,6 +33,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from groot_flops import Flops, count_flops
+from regrasp.algorithms.ppo import PpoConfig
 from regrasp.learner.compilation import capture_updates, compile_policy, num_compilations
 from regrasp.learner.learner import Learner
 from regrasp.learner.precision import ActingPolicy, apply_precision
@@ -275,20 +276,7 @@ def actor_config(sizes: Sizes, trainable: TrainablePart) -> Any:
     return SimpleNamespace(model=model, micro_batch_size=size, global_batch_size=size, optim=optim)
 
 
-ALGORITHM: Any = SimpleNamespace(
-    kl_beta=0.0,
-    value_epochs=0,
-    update_epoch=1,
-    clip_ratio_low=0.2,
-    clip_ratio_high=0.2,
-    clip_ratio_c=None,
-    logprob_type="chunk_level",
-    entropy_type="chunk_level",
-    entropy_bonus=0.0,
-    value_clip=0.2,
-    huber_delta=10.0,
-    target_kl=None,
-)
+ALGORITHM = PpoConfig(update_epoch=1)
 
 
 def measure_update(sizes: Sizes, report: Report, key: str, **settings: Any) -> None:

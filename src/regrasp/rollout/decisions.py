@@ -26,8 +26,8 @@ class Decisions:
     """(B,), by name: `trace`, what `evaluate` needs; `log_probs` (B, T, A) and `values` (B,) of the policy that acted;
     `rewards` (B, T), one per environment step, 0 where none was executed; `num_executed` (B,) int64; `ends` (B,) bool,
     the episode ended in this chunk; `time` (B,) int64, the decision within the rollout; `column` (B,) int64, the
-    environment and rollout epoch; `versions` (B,) int64, updates that the acting policy had seen; `is_bootstrapped` (B,) bool and
-    `next_values` (B,), the value of the observation reached, where it was asked for. Algorithms add their own."""
+    environment and rollout epoch; `versions` (B,) int64, updates that the acting policy had seen; `is_bootstrapped`
+    (B,) bool and `next_values` (B,), the value of the observation reached, where asked for. Algorithms add more."""
     are_encoded: bool
     """Whether `inputs` are features."""
 
