@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
+from regrasp.errors import UserError
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -73,6 +75,36 @@ class Algorithm(ABC):
             policy: On its device.
             trainable: `actor.model.trainable`.
         """
+
+    def check(self, policy: Policy) -> None:
+        """Check that the policy offers what the algorithm needs.
+
+        Raises:
+            UserError: It does not.
+        """
+        for missing in sorted(self.needs - policy.offers):
+            raise self.lacking(missing)
+
+    def lacking(self, need: str) -> UserError:
+        """What to tell of a policy that lacks something of `needs`."""
+        texts = {"value": "has no value head", "log_prob": "has no density, so no probability ratio"}
+        return UserError(
+            f"The policy {texts.get(need, f'does not offer: {need}')}",
+            key="algorithm.loss_type",
+            value=self.config.loss_type,
+            expected="an algorithm that suits the policy",
+            mend="choose another algorithm, or another policy; with add_value_head=true a policy gets a value head",
+        )
+
+    def wants_more(self, decisions: Decisions, num_epochs: int) -> bool:
+        """Whether a rollout goes on for another epoch after those of `rollout_epoch`.
+
+        Args:
+            decisions: All so far, not prepared.
+            num_epochs: Rollout epochs so far.
+        """
+        del decisions, num_epochs
+        return False
 
     @abstractmethod
     def prepare(self, decisions: Decisions) -> Decisions:

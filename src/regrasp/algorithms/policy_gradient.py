@@ -13,6 +13,7 @@ from regrasp.algorithms import losses
 from regrasp.algorithms.base import ACTOR, Algorithm, Minibatch
 from regrasp.algorithms.reduce import broadcast_like, reduce_log_probs
 from regrasp.config.types import BLOCK, Fraction, Level, NonNegativeFloat, PositiveFloat, PositiveInt
+from regrasp.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -75,6 +76,18 @@ class PolicyGradient(Algorithm):
     def needs(self) -> frozenset[str]:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Log-probabilities, and an entropy where it is rewarded."""
         return frozenset({"log_prob", *(["entropy"] if self.config.entropy_bonus else [])})
+
+    def lacking(self, need: str) -> UserError:
+        """Also: the entropy."""
+        if need != "entropy":
+            return super().lacking(need)
+        return UserError(
+            "This policy has no entropy in closed form",
+            key="algorithm.entropy_bonus",
+            value=self.config.entropy_bonus,
+            expected="0",
+            mend="set algorithm.entropy_bonus=0; exploration is set by actor.model.rl_head_config.noise_level",
+        )
 
     def parameters(self, policy: Policy, trainable: str) -> dict[str, list[nn.Parameter]]:
         """The policy alone; a value head that it may have stays as it is."""
@@ -165,6 +178,8 @@ class PolicyGradient(Algorithm):
     def summary(self, decisions: Decisions, history: Mapping[str, Sequence[float]]) -> dict[str, float]:
         """How far the ratio of the first minibatch is from 1, where it has to be."""
         del decisions
+        if not history:
+            return {}
         return {"actor/first_ratio_error": history["actor/max_ratio_error"][0]}
 
     @torch.no_grad()

@@ -95,23 +95,27 @@ class LocalEngine(Engine):
             num_samples(self.config), self.config.runner.feature_storage, holds_features=self._keeps_features
         )
         episodes: list[EpisodeResult] = []
-        for epoch in range(self.algorithm.config.rollout_epoch):
-            episodes += interact(
-                self._env,
-                self._rollout,
-                buffer,
-                num_decisions=env.max_steps_per_rollout_epoch // self.config.actor.model.num_action_chunks,
-                first_column=epoch * env.total_num_envs,
-                bootstrap_truncated=self.algorithm.bootstraps_truncated,
-                should_stop=should_stop,
-            )
-        self.decisions = decisions = self.algorithm.prepare(buffer.build())
+        collected, epoch = None, 0
+        while collected is None or self.algorithm.wants_more(collected, epoch):
+            for _ in range(self.algorithm.config.rollout_epoch if collected is None else 1):
+                episodes += interact(
+                    self._env,
+                    self._rollout,
+                    buffer,
+                    num_decisions=env.max_steps_per_rollout_epoch // self.config.actor.model.num_action_chunks,
+                    first_column=epoch * env.total_num_envs,
+                    bootstrap_truncated=self.algorithm.bootstraps_truncated,
+                    should_stop=should_stop,
+                )
+                epoch += 1
+            collected = buffer.build()
+        self.decisions = decisions = self.algorithm.prepare(collected)
         return Collected(
             episodes=episodes,
             num_decisions=len(decisions),
-            num_steps=int(decisions["num_executed"].sum()),
+            num_steps=int(collected["num_executed"].sum()),
             seconds=time.monotonic() - started,
-            metrics=_statistics(decisions),
+            metrics=_statistics(decisions, len(collected) - len(decisions)),
             is_flat=is_flat(decisions["advantages"]),
         )
 
@@ -199,8 +203,11 @@ class LocalEngine(Engine):
             capture_updates(self.learner, config.actor.micro_batch_size)
 
 
-def _statistics(decisions: Decisions) -> dict[str, float]:
-    """Mean, largest and smallest of what the algorithm prepared."""
+def _statistics(decisions: Decisions, num_dropped: int) -> dict[str, float]:
+    """Mean, largest and smallest of what the algorithm prepared, and how many decisions it dropped, if any."""
+    dropped = {"decisions_dropped": float(num_dropped)} if num_dropped else {}
+    if not len(decisions):
+        return dropped
     found = {name: decisions[name] for name in ("advantages", "returns") if name in decisions.columns}
     return {
         f"{name}_{kind}": float(getattr(values, kind)())

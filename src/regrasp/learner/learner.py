@@ -62,6 +62,7 @@ class Learner:
         seed: int,
         device: torch.device,
     ) -> None:
+        algorithm.check(policy)
         self.policy = policy
         self.algorithm = algorithm
         self._batch_size, self._micro_size = actor.global_batch_size, actor.micro_batch_size

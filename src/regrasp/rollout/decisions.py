@@ -83,6 +83,8 @@ class Decisions:
 
     def minibatches(self, size: int, generator: torch.Generator) -> Iterator[Decisions]:
         """One pass over all decisions in a random order, in nearly equal parts of at most `size`."""
+        if not len(self):
+            return
         order = torch.randperm(len(self), generator=generator)
         for index in torch.tensor_split(order, -(-len(self) // size)):
             yield self.rows(index)
