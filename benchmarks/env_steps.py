@@ -35,9 +35,9 @@ def measure(env: VecEnv, policy: Policy | None) -> float:
         actions = torch.rand(count, CHUNK, env.spec.action_dim, generator=generator) * 2 - 1
         if policy is not None:
             with torch.no_grad():
-                features = policy("encode", inputs=policy.prepare(observation))
+                features = policy.encode(policy.prepare(observation))
                 noise = KeyedNoise(0, "train", [(row, 0, decisions) for row in range(count)])
-                policy("act", features=features, noise=noise)
+                policy.act(features, noise)
         step = env.step(actions)
         decisions += 1
         steps += int(step.num_executed.sum())

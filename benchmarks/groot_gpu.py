@@ -37,9 +37,9 @@ from regrasp.algorithms.ppo import PpoConfig
 from regrasp.learner.compilation import capture_updates, compile_policy, num_compilations
 from regrasp.learner.learner import Learner
 from regrasp.learner.precision import ActingPolicy, apply_precision
-from regrasp.models.groot import transformer
 from regrasp.models.groot.config import GrootConfig
 from regrasp.models.groot.kernels.few_queries import KeysValues
+from regrasp.models.groot.network import transformer
 from regrasp.models.groot.policy import GrootPolicy
 from regrasp.models.groot.processing.processor import GrootProcessor
 from regrasp.models.settings import RlHeadSettings, TrainablePart
@@ -208,10 +208,8 @@ def plain_actions(policy: GrootPolicy, inputs: TensorDict, num_steps: int = NUM_
 @torch.no_grad()
 def act(policy: GrootPolicy, inputs: TensorDict, *, decision: int = 0, deterministic: bool = False) -> tuple[Any, Any]:
     """Features and decision, as in a rollout."""
-    features = policy("encode", inputs=inputs)
-    return features, policy(
-        "act", features=features, noise=noise_of(len(inputs), decision), deterministic=deterministic
-    )
+    features = policy.encode(inputs)
+    return features, policy.act(features, noise_of(len(inputs), decision), deterministic=deterministic)
 
 
 def relative_error(found: Tensor, reference: Tensor) -> float:

@@ -44,9 +44,9 @@ def decisions(config: ExperimentConfig) -> tuple[GrootPolicy, TensorDict]:
     )
     observation, running, features = env.reset(range(NUM_ENVS), range(NUM_ENVS)), torch.ones(NUM_ENVS).bool(), []
     while running.any():
-        encoded = policy("encode", inputs=policy.prepare(observation))
+        encoded = policy.encode(policy.prepare(observation))
         noise = KeyedNoise(0, "train", [(row, 0, len(features)) for row in range(NUM_ENVS)])
-        step = env.step(mapping(policy("act", features=encoded, noise=noise, deterministic=True).actions))
+        step = env.step(mapping(policy.act(encoded, noise, deterministic=True).actions))
         features.append(encoded[running])
         observation, running = step.observation, running & ~step.done
     env.close()

@@ -42,15 +42,13 @@ def main() -> None:
             task_descriptions=[SENTENCES[0]] * batch,
         )
         inputs = policy.prepare(observation)
-        features = policy("encode", inputs=inputs)
+        features = policy.encode(inputs)
         noise = KeyedNoise(0, "eval", [(row, 0, 0) for row in range(batch)])
         rows.append(
             {
                 "batch": batch,
-                "encode ms": median_ms(lambda inputs=inputs: policy("encode", inputs=inputs)),
-                "act ms": median_ms(
-                    lambda features=features, noise=noise: policy("act", features=features, noise=noise)
-                ),
+                "encode ms": median_ms(lambda inputs=inputs: policy.encode(inputs)),
+                "act ms": median_ms(lambda features=features, noise=noise: policy.act(features, noise)),
                 "predict ms": median_ms(lambda observation=observation: policy.predict(observation)),
             }
         )

@@ -56,8 +56,8 @@ def main() -> None:
         )
         noise = KeyedNoise(0, "data", [(row, 0, 0) for row in range(batch)])
         with torch.no_grad():
-            features = policy("encode", inputs=inputs)
-            trace = policy("act", features=features, noise=noise).trace
+            features = policy.encode(inputs)
+            trace = policy.act(features, noise).trace
         actions = torch.zeros(batch, policy.config.action_horizon, config.actor.model.action_dim)
         valid = torch.ones(actions.shape[:2], dtype=torch.bool)
         repeats = config.sft.noise_repeats
@@ -67,13 +67,11 @@ def main() -> None:
         ) -> torch.Tensor:
             if stage == "SFT":
                 return policy.sft_loss(features, actions, valid, noise, repeats)
-            evaluation = policy("evaluate", features=features, trace=trace)
+            evaluation = policy.evaluate(features, trace)
             return evaluation.log_probs.mean() + evaluation.values.mean()
 
         cached = samples_per_second(policy, "head", batch, lambda features=features: loss_of(features))
-        rerun = samples_per_second(
-            policy, "head", batch, lambda inputs=inputs: loss_of(policy("encode", inputs=inputs))
-        )
+        rerun = samples_per_second(policy, "head", batch, lambda inputs=inputs: loss_of(policy.encode(inputs)))
         rows.append(
             {
                 "stage": stage,

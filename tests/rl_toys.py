@@ -149,7 +149,7 @@ class ScriptedEnv(VecEnv):
 class EchoPolicy(Policy):
     """Acts what it sees: every action of a chunk is the state, and the value is a number that names the state."""
 
-    spec = PolicySpec(CHUNK, action_horizon=CHUNK, action_dim=3, state_dim=3, image_size=None, num_views=0)
+    spec = PolicySpec(CHUNK, action_horizon=CHUNK, action_dim=3, state_dim=3, num_views=0)
 
     def __init__(self) -> None:
         super().__init__()
@@ -159,23 +159,23 @@ class EchoPolicy(Policy):
     def prepare(self, observation: Observation) -> TensorDict:
         return TensorDict({"state": observation.states}, batch_size=[len(observation)])
 
-    def _encode(self, inputs: TensorDict) -> TensorDict:
+    def encode(self, inputs: TensorDict) -> TensorDict:
         return inputs
 
-    def _act(self, features: TensorDict, noise: Noise, deterministic: bool = False) -> Action:
+    def act(self, features: TensorDict, noise: Noise, deterministic: bool = False) -> Action:
         assert isinstance(noise, KeyedNoise)
         self.keys.append(list(noise.keys))
         actions = features["state"][:, None].expand(-1, CHUNK, -1).clone()
         trace = TensorDict({"state": features["state"]}, batch_size=features.batch_size)
-        return Action(actions, torch.zeros_like(actions), self._value(features), trace)
+        return Action(actions, torch.zeros_like(actions), self.value(features), trace)
 
-    def _value(self, features: TensorDict) -> Tensor:
+    def value(self, features: TensorDict) -> Tensor:
         return value_of(features["state"])
 
-    def _evaluate(self, features: TensorDict, trace: TensorDict) -> Evaluation:
+    def evaluate(self, features: TensorDict, trace: TensorDict) -> Evaluation:
         raise AssertionError("never trained")
 
-    def _decode(self, features: TensorDict, initial_noise: Tensor) -> Tensor:
+    def decode(self, features: TensorDict, initial_noise: Tensor) -> Tensor:
         raise AssertionError("never decoded")
 
     def trainable(self, part: str) -> Sequence[tuple[str, nn.Parameter]]:

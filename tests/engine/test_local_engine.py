@@ -160,7 +160,7 @@ def observation(batch: int) -> Observation:
 
 def values(policy: Policy, batch: int = 8) -> torch.Tensor:
     with torch.no_grad():
-        return policy("value", features=policy("encode", inputs=policy.prepare(observation(batch))))
+        return policy.value(policy.encode(policy.prepare(observation(batch))))
 
 
 def half(model: ModelConfig) -> ModelConfig:
@@ -184,8 +184,8 @@ def test_half_precision_is_of_the_forward_pass_and_of_frozen_weights(make) -> No
         assert torch.equal(value, before[name].to(value.dtype))
     assert policy.state_dict().keys() == before.keys()
     noise = KeyedNoise(0, "train", [(row, 0, 0) for row in range(8)])
-    features = policy("encode", inputs=policy.prepare(observation(8)))
-    action = policy("act", features=features, noise=noise)
+    features = policy.encode(policy.prepare(observation(8)))
+    action = policy.act(features, noise)
     assert action.actions.dtype == action.log_probs.dtype == torch.float32
 
 
@@ -252,8 +252,8 @@ def test_weights_put_into_an_engine_reach_every_pass(env: VecEnv) -> None:
 def decisions(policy: Policy, batch: int = 8) -> dict[str, torch.Tensor]:
     noise = KeyedNoise(0, "train", [(row, 0, 0) for row in range(batch)])
     with torch.no_grad():
-        features = policy("encode", inputs=policy.prepare(observation(batch)))
-        action = policy("act", features=features, noise=noise)
+        features = policy.encode(policy.prepare(observation(batch)))
+        action = policy.act(features, noise)
     parts = {name: value for name, value in vars(action).items() if name != "trace"}
     return {**parts, "chain": action.trace["chain"], "context": features["context"]}
 

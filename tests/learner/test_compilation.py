@@ -76,15 +76,15 @@ def encode(one: GrootPolicy, batch: int) -> TensorDict:
     generator = torch.Generator().manual_seed(4)
     images = torch.randint(0, 256, (batch, 28, 28, 3), generator=generator, dtype=torch.uint8)
     observation = Observation(images, torch.randn(batch, 3, generator=generator), ["pick it up"] * batch)
-    return one("encode", inputs=one.prepare(observation))
+    return one.encode(one.prepare(observation))
 
 
 def decide(one: GrootPolicy, batch: int) -> tuple[TensorDict, Action, Evaluation]:
     features = encode(one, batch)
     noise = KeyedNoise(0, "train", [(row, 0, 0) for row in range(batch)])
     with torch.no_grad():
-        action = one("act", features=features, noise=noise)
-    return features, action, one("evaluate", features=features, trace=action.trace)
+        action = one.act(features, noise)
+    return features, action, one.evaluate(features, action.trace)
 
 
 def assert_same(one: GrootPolicy, other: GrootPolicy, batch: int) -> None:

@@ -47,7 +47,7 @@ def _nothing_compiled() -> Iterator[None]:
 def test_compiled_losses_are_the_plain_ones(backend: str, settings: dict[str, Any]) -> None:
     policy = groot_policy(noise_method="flow_noise" if "entropy_bonus" in settings else "flow_sde")
     rollout = rollout_of(policy, SIZE, uneven=True)
-    evaluation = policy("evaluate", features=rollout.inputs, trace=rollout.trace)
+    evaluation = policy.evaluate(rollout.table, rollout.trace)
     start = evaluation.log_probs.detach() + 0.1 if "kl_beta" in settings else None
     objective = AlgorithmConfig(**settings).build().objective
     compiled = torch.compile(objective, fullgraph=True, dynamic=False, backend=backend)

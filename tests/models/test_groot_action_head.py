@@ -151,8 +151,8 @@ def test_a_sample_equals_four_plain_steps_from_the_same_noise():
     config = uneven_config()
     policy = GrootPolicy(config, toy_processor(config), toy_settings()).eval()
     head = perturbed(policy.action_head)
-    features = policy("encode", inputs=policy.prepare(toy_observation(5)))
-    sample = policy("act", features=features, noise=keyed_noise(5), deterministic=True).trace["chain"]
+    features = policy.encode(policy.prepare(toy_observation(5)))
+    sample = policy.act(features, keyed_noise(5), deterministic=True).trace["chain"]
     x = keyed_noise(5).normal("initial", *sample.shape[2:])
     torch.testing.assert_close(sample[:, 0], x, atol=0, rtol=0)
     for k in range(4):

@@ -47,7 +47,7 @@ def test_a_base_model_gets_a_fresh_value_head(tmp_path):
     weights = [dict(policy.named_parameters())["value_head.mlp.0.weight"] for policy in (first, again, other)]
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
-    assert not first("value", features=first("encode", inputs=first.prepare(toy_observation(2)))).any()
+    assert not first.value(first.encode(first.prepare(toy_observation(2)))).any()
 
 
 def test_what_rl_added_is_dropped_for_inference(folder):
@@ -68,8 +68,8 @@ def test_loaded_weights_train(folder):
     policy = load_groot(folder, toy_settings())
     optimizer = torch.optim.SGD(policy.parameters(), lr=0.1)
     before = (folder / "model.safetensors").read_bytes()
-    features = policy("encode", inputs=policy.prepare(toy_observation(2)))
-    policy("act", features=features, noise=keyed_noise(2)).log_probs.sum().backward()
+    features = policy.encode(policy.prepare(toy_observation(2)))
+    policy.act(features, keyed_noise(2)).log_probs.sum().backward()
     optimizer.step()
     assert (folder / "model.safetensors").read_bytes() == before
 

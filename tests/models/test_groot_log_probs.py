@@ -35,8 +35,8 @@ def act(method: NoiseMethod, **settings: Any) -> tuple[GrootPolicy, TensorDict, 
     if policy.noise_net is not None:
         perturb(policy.noise_net, 0.5)
     with torch.no_grad():
-        features = policy("encode", inputs=policy.prepare(toy_observation(BATCH)))
-        return policy, features, policy("act", features=features, noise=keyed_noise(BATCH))
+        features = policy.encode(policy.prepare(toy_observation(BATCH)))
+        return policy, features, policy.act(features, keyed_noise(BATCH))
 
 
 def gaussian(policy: GrootPolicy, features: TensorDict, x: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -64,7 +64,7 @@ def gaussian(policy: GrootPolicy, features: TensorDict, x: Tensor, k: int) -> tu
 @torch.no_grad()
 def test_an_update_starts_from_the_log_probs_of_acting(method: NoiseMethod, ignore_last: bool, joint: bool) -> None:
     policy, features, action = act(method, ignore_last=ignore_last, joint_logprob=joint)
-    again = policy("evaluate", features=features, trace=action.trace).log_probs
+    again = policy.evaluate(features, action.trace).log_probs
     assert action.log_probs.isfinite().all()
     assert action.log_probs.abs().min() > 0
     if joint:  # K rows per decision in one call, so that a matrix product may round otherwise
@@ -77,7 +77,7 @@ def test_an_update_starts_from_the_log_probs_of_acting(method: NoiseMethod, igno
 @torch.no_grad()
 def test_so_it_does_with_colored_noise(joint: bool) -> None:
     policy, features, action = act("flow_sde", noise_color=1.0, joint_logprob=joint)
-    again = policy("evaluate", features=features, trace=action.trace).log_probs
+    again = policy.evaluate(features, action.trace).log_probs
     torch.testing.assert_close(again, action.log_probs, rtol=1e-5, atol=1e-4)
 
 
@@ -119,7 +119,7 @@ def test_only_what_is_executed_and_used_trains() -> None:
     policy, features, action = act("flow_sde")
     trace = action.trace.clone()
     chain = trace["chain"].requires_grad_()
-    log_probs = policy("evaluate", features=features, trace=trace).log_probs
+    log_probs = policy.evaluate(features, trace).log_probs
     ratio_of, _ = reduce_log_probs(log_probs, torch.full((BATCH,), 2), "chunk_level")
     (gradient,) = torch.autograd.grad(ratio_of[5], chain)
     k = int(trace["step"][5])
@@ -148,7 +148,7 @@ def test_learned_noise_stays_in_its_range_for_any_input(size: float) -> None:
 def test_learned_noise_is_trained_by_the_log_prob() -> None:
     policy, features, action = act("flow_noise")
     assert policy.noise_net is not None
-    policy("evaluate", features=features, trace=action.trace).log_probs.sum().backward()
+    policy.evaluate(features, action.trace).log_probs.sum().backward()
     for name, parameter in policy.noise_net.named_parameters():
         assert parameter.grad is not None
         assert parameter.grad.isfinite().all()
@@ -160,9 +160,9 @@ def test_fresh_learned_noise_can_start_to_learn() -> None:
     policy = toy_policy(noise_method="flow_noise")
     assert policy.noise_net is not None
     with torch.no_grad():
-        features = policy("encode", inputs=policy.prepare(toy_observation(4)))
-        trace = policy("act", features=features, noise=keyed_noise(4)).trace
-    policy("evaluate", features=features, trace=trace).log_probs.sum().backward()
+        features = policy.encode(policy.prepare(toy_observation(4)))
+        trace = policy.act(features, keyed_noise(4)).trace
+    policy.evaluate(features, trace).log_probs.sum().backward()
     assert "noise_net.mlp.2.weight" in dict(policy.trainable("head"))
     last = policy.noise_net.mlp[-1]
     assert isinstance(last, torch.nn.Linear)

@@ -17,7 +17,7 @@ BATCH = 6
 
 def features_of(policy: GrootPolicy, batch: int = BATCH) -> TensorDict:
     with torch.no_grad():
-        return policy("encode", inputs=policy.prepare(toy_observation(batch)))
+        return policy.encode(policy.prepare(toy_observation(batch)))
 
 
 def velocity(policy: GrootPolicy, features: TensorDict, x: Tensor, bucket: Tensor) -> Tensor:
@@ -30,7 +30,7 @@ def velocity(policy: GrootPolicy, features: TensorDict, x: Tensor, bucket: Tenso
 def test_log_probability_of_the_stochastic_step_by_hand():
     policy = toy_policy(noise_level=0.7)
     features = features_of(policy, 32)
-    action = policy("act", features=features, noise=keyed_noise(32))
+    action = policy.act(features, keyed_noise(32))
     chain, step = action.trace["chain"], action.trace["step"]
     assert set(step.tolist()) == {0, 1, 2, 3}
     rows = torch.arange(32)
@@ -49,7 +49,7 @@ def test_log_probability_of_the_stochastic_step_by_hand():
 @torch.no_grad()
 def test_actions_are_the_executed_crop_in_physical_units():
     policy = toy_policy()
-    action = policy("act", features=features_of(policy), noise=keyed_noise(BATCH))
+    action = policy.act(features_of(policy), keyed_noise(BATCH))
     statistics = policy.processor.metadata.statistics("action", "action")
     crop = action.trace["chain"][:, -1, :3, :ACTION_DIM]
     expected = (crop + 1) / 2 * (statistics.max - statistics.min) + statistics.min
@@ -63,7 +63,7 @@ def test_actions_are_the_executed_crop_in_physical_units():
 @torch.no_grad()
 def test_each_row_draws_its_own_stochastic_step(settings, choices):
     policy = toy_policy(**settings)
-    action = policy("act", features=features_of(policy, 64), noise=keyed_noise(64))
+    action = policy.act(features_of(policy, 64), keyed_noise(64))
     counts = Counter(action.trace["step"].tolist())
     assert set(counts) == choices
     assert max(counts.values()) < 40
@@ -72,8 +72,8 @@ def test_each_row_draws_its_own_stochastic_step(settings, choices):
 @torch.no_grad()
 def test_cached_context_gives_the_same_decisions():
     raw, cached = toy_policy(), toy_policy(trainable="head_without_context")
-    ours = raw("act", features=features_of(raw), noise=keyed_noise(BATCH))
-    theirs = cached("act", features=features_of(cached), noise=keyed_noise(BATCH))
+    ours = raw.act(features_of(raw), keyed_noise(BATCH))
+    theirs = cached.act(features_of(cached), keyed_noise(BATCH))
     assert torch.equal(ours.actions, theirs.actions)
     assert torch.equal(ours.log_probs, theirs.log_probs)
     moved = {name for name, _ in raw.trainable("head")} - {name for name, _ in cached.trainable("head")}
@@ -84,12 +84,13 @@ def test_cached_context_gives_the_same_decisions():
 def test_only_learned_noise_has_an_entropy():
     policy = toy_policy()
     features = features_of(policy)
-    trace = policy("act", features=features, noise=keyed_noise(BATCH)).trace
-    assert policy("evaluate", features=features, trace=trace).entropy is None
+    trace = policy.act(features, keyed_noise(BATCH)).trace
+    assert policy.evaluate(features, trace).entropy is None
     for joint in (False, True):
         policy = toy_policy(noise_method="flow_noise", joint_logprob=joint)
-        trace = policy("act", features=features, noise=keyed_noise(BATCH)).trace
-        entropy = policy("evaluate", features=features, trace=trace).entropy
+        trace = policy.act(features, keyed_noise(BATCH)).trace
+        entropy = policy.evaluate(features, trace).entropy
+        assert entropy is not None
         step = Normal(0, (0.08 * 0.16) ** 0.5).entropy()
         expected = 4 * step + Normal(0, 1).entropy() if joint else step
         torch.testing.assert_close(entropy, torch.full_like(entropy, float(expected)))
@@ -110,7 +111,7 @@ def test_noise_level_is_annealed_over_updates():
 @torch.no_grad()
 def test_values_start_at_zero():
     policy = toy_policy()
-    assert not policy("value", features=features_of(policy)).any()
+    assert not policy.value(features_of(policy)).any()
 
 
 def test_supervised_loss_by_hand():
@@ -147,7 +148,7 @@ def test_supervised_learning_fits_a_constant_action():
         policy.sft_loss(features, actions, valid, keyed_noise(BATCH, seed=step), repeats=8).backward()
         optimizer.step()
     with torch.no_grad():
-        decided = policy("act", features=features, noise=keyed_noise(BATCH), deterministic=True).actions
+        decided = policy.act(features, keyed_noise(BATCH), deterministic=True).actions
     assert ((decided - actions[:, :3]) / statistics.std).abs().mean() < 0.3
 
 
@@ -164,10 +165,10 @@ def test_half_precision_keeps_noise_and_log_probabilities_in_single():
     policy = toy_policy().to(torch.bfloat16)
     features = features_of(policy)
     assert features["context"].dtype == torch.bfloat16
-    action = policy("act", features=features, noise=keyed_noise(BATCH))
-    evaluation = policy("evaluate", features=features, trace=action.trace)
+    action = policy.act(features, keyed_noise(BATCH))
+    evaluation = policy.evaluate(features, action.trace)
     assert action.trace["chain"].dtype == action.actions.dtype == torch.float32
     assert torch.equal(evaluation.log_probs, action.log_probs)
     reference = toy_policy()
-    expected = reference("act", features=features_of(reference), noise=keyed_noise(BATCH)).actions
+    expected = reference.act(features_of(reference), keyed_noise(BATCH)).actions
     torch.testing.assert_close(action.actions, expected, atol=0.1, rtol=0.1)

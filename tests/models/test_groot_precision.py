@@ -32,11 +32,11 @@ def test_half_precision_agrees_with_single(trainable: str, noise_method: str) ->
     trace: TensorDict | None = None
     results = []
     for policy in (single, half):
-        features = policy("encode", inputs=inputs)
+        features = policy.encode(inputs)
         with torch.no_grad():
-            decided = policy("act", features=features, noise=keyed_noise(BATCH))
+            decided = policy.act(features, keyed_noise(BATCH))
         trace = decided.trace if trace is None else trace
-        evaluated = policy("evaluate", features=features, trace=trace)
+        evaluated = policy.evaluate(features, trace)
         loss = policy.sft_loss(features, actions, valid, keyed_noise(BATCH), repeats=2)
         (loss + evaluated.log_probs.mean() + evaluated.values.mean()).backward()
         assert all(p.grad is not None and p.grad.isfinite().all() for _, p in policy.trainable("head"))
@@ -54,11 +54,11 @@ def test_half_precision_agrees_with_single(trainable: str, noise_method: str) ->
 
 def test_prepared_for_training_in_half_precision() -> None:
     policy = toy_policy().to(torch.bfloat16)
-    features = policy("encode", inputs=policy.prepare(toy_observation(BATCH)))
-    trace = policy("act", features=features, noise=keyed_noise(BATCH)).trace
-    before = policy("evaluate", features=features, trace=trace)
+    features = policy.encode(policy.prepare(toy_observation(BATCH)))
+    trace = policy.act(features, keyed_noise(BATCH)).trace
+    before = policy.evaluate(features, trace)
     trained = policy.prepare_training("head")
-    after = policy("evaluate", features=features, trace=trace)
+    after = policy.evaluate(features, trace)
     assert torch.equal(before.log_probs, after.log_probs)
     after.log_probs.sum().backward()
     assert {parameter.dtype for _, parameter in trained} == {torch.bfloat16}

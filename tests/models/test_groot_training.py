@@ -44,7 +44,7 @@ def sft_steps(policy: GrootPolicy, parameters: Sequence[nn.Parameter], *, weight
     valid = torch.ones(BATCH, 4, dtype=torch.bool)
     for step in range(count):
         optimizer.zero_grad()
-        features = policy("encode", inputs=inputs)
+        features = policy.encode(inputs)
         policy.sft_loss(features, actions, valid, keyed_noise(BATCH, seed=step)).backward()
         optimizer.step()
 
@@ -75,8 +75,8 @@ def test_only_the_slot_has_gradients_and_moments() -> None:
     assert sum(p.numel() for _, p in trained) == before - saved
     assert {name for name, _ in trained} == {name for name, p in policy.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW([p for _, p in trained])
-    features = policy("encode", inputs=policy.prepare(toy_observation(BATCH)))
-    policy("decode", features=features, initial_noise=torch.randn(BATCH, 4, 4)).sum().backward()
+    features = policy.encode(policy.prepare(toy_observation(BATCH)))
+    policy.decode(features, torch.randn(BATCH, 4, 4)).sum().backward()
     optimizer.step()
     moments = sum(state["exp_avg"].numel() for state in optimizer.state.values())
     assert moments == before - saved
@@ -119,8 +119,8 @@ def test_a_saved_folder_is_bit_equal_outside_the_slot(tmp_path: Path) -> None:
 
 @torch.no_grad()
 def decide(policy: GrootPolicy, *, horizon: bool = False) -> Tensor:
-    features = policy("encode", inputs=policy.prepare(toy_observation(BATCH)))
-    action = policy("act", features=features, noise=keyed_noise(BATCH), deterministic=True)
+    features = policy.encode(policy.prepare(toy_observation(BATCH)))
+    action = policy.act(features, keyed_noise(BATCH), deterministic=True)
     return action.trace["chain"][:, -1] if horizon else action.actions
 
 

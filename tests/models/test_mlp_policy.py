@@ -28,9 +28,9 @@ def build(state: Statistics | None = None, action: Statistics | None = None) -> 
 
 def test_log_probability_and_entropy_are_the_gaussian_s():
     policy = build()
-    features = policy("encode", inputs=policy.prepare(toy_observation(4)))
-    action = policy("act", features=features, noise=keyed_noise(4))
-    evaluation = policy("evaluate", features=features, trace=action.trace)
+    features = policy.encode(policy.prepare(toy_observation(4)))
+    action = policy.act(features, keyed_noise(4))
+    evaluation = policy.evaluate(features, action.trace)
     density = Normal(policy.actor(features["state"]).reshape(4, 2, ACTION_DIM), 0.3)
     torch.testing.assert_close(evaluation.log_probs, density.log_prob(action.trace["actions"]))
     torch.testing.assert_close(evaluation.entropy, density.entropy())
@@ -38,8 +38,8 @@ def test_log_probability_and_entropy_are_the_gaussian_s():
 
 def test_actions_scatter_with_the_initial_standard_deviation():
     policy = build()
-    features = policy("encode", inputs=policy.prepare(toy_observation(2000)))
-    actions = policy("act", features=features, noise=keyed_noise(2000)).actions
+    features = policy.encode(policy.prepare(toy_observation(2000)))
+    actions = policy.act(features, keyed_noise(2000)).actions
     assert actions.std().item() == pytest.approx(0.3, rel=0.05)
 
 
@@ -50,7 +50,7 @@ def test_states_and_actions_are_normalised():
     observation = toy_observation(3)
     inputs = policy.prepare(observation)
     torch.testing.assert_close(inputs["state"], (observation.states - state.mean) / state.std)
-    decoded = policy("decode", features=inputs, initial_noise=torch.zeros(3, 2, ACTION_DIM))
+    decoded = policy.decode(inputs, torch.zeros(3, 2, ACTION_DIM))
     torch.testing.assert_close(decoded, ((action.max + action.min) / 2).expand(3, 2, ACTION_DIM))
 
 

@@ -86,7 +86,7 @@ def test_missing_folders_and_files_are_named(tmp_path):
         registry.load_policy(tmp_path)
 
 
-@pytest.mark.parametrize("module", ["settings", "inputs", "groot.data_config"])
+@pytest.mark.parametrize("module", ["settings", "inputs", "groot.processing.data_config"])
 def test_what_the_configuration_imports_is_light(module):
     code = f"import sys, regrasp.models.{module}; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

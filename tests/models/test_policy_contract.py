@@ -7,6 +7,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from groot_toys import ACTION_DIM, STATE_DIM, keyed_noise, toy_observation, toy_
 from tensordict import TensorDict
 
 from regrasp.errors import UserError
-from regrasp.models.contract import Action, Evaluation, Policy
+from regrasp.models.contract import Action, Policy
 from regrasp.models.mlp.policy import MlpPolicy
 from regrasp.models.normalization import Statistics
 from regrasp.models.registry import load_policy
@@ -62,12 +63,12 @@ def policy(request) -> Policy:
 def features_of(policy: Policy, batch: int = BATCH) -> TensorDict:
     observation = toy_observation(batch, num_views=max(policy.spec.num_views, 1))
     with torch.no_grad():
-        return policy("encode", inputs=policy.prepare(observation))
+        return policy.encode(policy.prepare(observation))
 
 
 def act(policy: Policy, features: TensorDict, *, deterministic: bool = False, seed: int = 0) -> Action:
     with torch.no_grad():
-        return policy("act", features=features, noise=keyed_noise(len(features), seed), deterministic=deterministic)
+        return policy.act(features, keyed_noise(len(features), seed), deterministic=deterministic)
 
 
 def is_joint(policy: Policy) -> bool:
@@ -91,7 +92,7 @@ def test_shapes_and_types(policy):
 def test_the_first_ratio_is_one(policy):
     features = features_of(policy)
     action = act(policy, features)
-    evaluation: Evaluation = policy("evaluate", features=features, trace=action.trace)
+    evaluation = policy.evaluate(features, action.trace)
     if is_joint(policy):  # K B rows in one call instead of B rows K times: another batch shape
         torch.testing.assert_close(evaluation.log_probs, action.log_probs, atol=1e-4, rtol=1e-5)
     else:
@@ -110,7 +111,7 @@ def test_log_probabilities_vary_and_follow_the_noise(policy):
 
 def test_gradients_reach_everything_after_the_features(policy):
     features = features_of(policy)
-    evaluation: Evaluation = policy("evaluate", features=features, trace=act(policy, features).trace)
+    evaluation = policy.evaluate(features, act(policy, features).trace)
     (evaluation.log_probs.sum() + evaluation.values.sum()).backward()
     for part in ("head", "value_head"):
         for name, parameter in policy.trainable(part):
@@ -119,13 +120,13 @@ def test_gradients_reach_everything_after_the_features(policy):
     assert all(parameter.grad is None for _, parameter in policy.trainable("backbone"))
 
 
-def test_values_agree_between_modes(policy):
+def test_values_agree_between_methods(policy):
     if not policy.trainable("value_head"):
         with pytest.raises(ValueError, match="value head"):
-            policy("value", features=features_of(policy))
+            policy.value(features_of(policy))
         return
     features = features_of(policy)
-    assert torch.equal(policy("value", features=features), act(policy, features).values)
+    assert torch.equal(policy.value(features), act(policy, features).values)
 
 
 def test_decode_is_the_deterministic_action_and_differentiable(policy):
@@ -133,7 +134,7 @@ def test_decode_is_the_deterministic_action_and_differentiable(policy):
     head = getattr(policy, "config", None)
     shape = (head.action_horizon, head.action_dim) if policy.spec.num_views else (3, ACTION_DIM)  # type: ignore[union-attr]
     initial = keyed_noise(BATCH).normal("initial", *shape).requires_grad_()
-    decoded = policy("decode", features=features, initial_noise=initial)
+    decoded = policy.decode(features, initial)
     action = act(policy, features, deterministic=True)
     assert torch.equal(decoded, action.actions)
     assert not action.log_probs.any()
@@ -147,9 +148,31 @@ def test_a_row_does_not_depend_on_the_batch(policy):
     together = act(policy, features_of(policy))
     observation = toy_observation(BATCH, num_views=max(policy.spec.num_views, 1)).rows([0, 1])
     with torch.no_grad():
-        fewer = act(policy, policy("encode", inputs=policy.prepare(observation)))
+        fewer = act(policy, policy.encode(policy.prepare(observation)))
     torch.testing.assert_close(fewer.actions, together.actions[:2], atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(fewer.log_probs, together.log_probs[:2], atol=1e-4, rtol=1e-4)
+
+
+def test_wrapped_methods_are_the_policys_own_in_a_copy_too(policy):
+    calls: list[tuple[str, str, Policy]] = []
+
+    def noting(label: str) -> Callable[..., Any]:
+        def around(name: str, method: Any, *arguments: Any, **named: Any) -> Any:
+            calls.append((label, name, method.__self__))
+            return method(*arguments, **named)
+
+        return around
+
+    policy.wrap_methods(noting("inner"))
+    policy.wrap_methods(noting("outer"))
+    copied = copy.deepcopy(policy)
+    for one in (policy, copied):
+        calls.clear()
+        act(one, features_of(one))
+        assert [(label, name) for label, name, _ in calls] == [
+            (label, name) for name in ("encode", "act") for label in ("outer", "inner")
+        ]
+        assert all(called is one for _, _, called in calls)
 
 
 def test_parts_divide_the_parameters(policy):
@@ -225,7 +248,7 @@ def test_the_global_generator_is_left_alone(kind, tmp_path):
     state = torch.random.get_rng_state()
     policy = POLICIES[kind]()
     features = features_of(policy)
-    policy("evaluate", features=features, trace=act(policy, features).trace)
+    policy.evaluate(features, act(policy, features).trace)
     policy.save(tmp_path)
     load_policy(tmp_path)
     assert torch.equal(torch.random.get_rng_state(), state)
@@ -240,8 +263,3 @@ def test_a_copy_is_independent(policy):
             parameter.add_(0.1)
     assert torch.equal(act(twin, features).actions, before)
     assert not torch.equal(act(policy, features).actions, before)
-
-
-def test_an_unknown_mode_is_refused(policy):
-    with pytest.raises(ValueError, match="dream"):
-        policy("dream")

@@ -54,11 +54,11 @@ def policy_of(settings: RlHeadSettings) -> GrootPolicy:
 
 def features_of(policy: GrootPolicy) -> TensorDict:
     with torch.no_grad():
-        return policy("encode", inputs=policy.prepare(toy_observation(BATCH)))
+        return policy.encode(policy.prepare(toy_observation(BATCH)))
 
 
 def steps(policy: GrootPolicy) -> set[int]:
-    return set(policy("act", features=features_of(policy), noise=keyed_noise(BATCH)).trace["step"].tolist())
+    return set(policy.act(features_of(policy), keyed_noise(BATCH)).trace["step"].tolist())
 
 
 def noise_level(policy: GrootPolicy) -> float:
@@ -69,27 +69,27 @@ def noise_level(policy: GrootPolicy) -> float:
 @torch.no_grad()
 def log_prob(policy: GrootPolicy) -> float:
     policy.begin_update(100)
-    return float(policy("act", features=features_of(policy), noise=keyed_noise(BATCH)).log_probs.sum())
+    return float(policy.act(features_of(policy), keyed_noise(BATCH)).log_probs.sum())
 
 
 @torch.no_grad()
 def value(policy: GrootPolicy) -> float:
-    return float(policy("value", features=features_of(policy)).sum())
+    return float(policy.value(features_of(policy)).sum())
 
 
 def value_trains_the_head(policy: GrootPolicy) -> bool:
-    policy("value", features=features_of(policy)).sum().backward()
+    policy.value(features_of(policy)).sum().backward()
     return policy.action_head.vlln.weight.grad is not None
 
 
 @torch.no_grad()
 def training_is_noisy(policy: GrootPolicy) -> bool:
     features = features_of(policy)
-    trace = policy("act", features=features, noise=keyed_noise(BATCH)).trace
-    still, again = (policy("evaluate", features=features, trace=trace).log_probs for _ in range(2))
+    trace = policy.act(features, keyed_noise(BATCH)).trace
+    still, again = (policy.evaluate(features, trace).log_probs for _ in range(2))
     assert torch.equal(still, again), "nothing is dropped while acting"
     policy.train()
-    moving, again = (policy("evaluate", features=features, trace=trace).log_probs for _ in range(2))
+    moving, again = (policy.evaluate(features, trace).log_probs for _ in range(2))
     assert torch.equal(moving, again) == torch.equal(moving, still)
     return not torch.equal(moving, again)
 

@@ -42,7 +42,7 @@ def test_a_policys_value_pools_padding_too():
     inputs = policy.prepare(toy_observation(6))
     is_padding = inputs["input_ids"] == 0
     assert len(set(is_padding.sum(1).tolist())) > 1
-    features = policy("encode", inputs=inputs)
+    features = policy.encode(inputs)
     context = policy.action_head.process_context(features["context"])
     state = policy.action_head.encode_state(features["state"], policy.processor.config.embodiment_id)
     assert policy.value_head is not None
@@ -50,7 +50,7 @@ def test_a_policys_value_pools_padding_too():
     policy.value_head.mlp = torch.nn.Sequential(linear)
     everything = torch.stack([row.sum(0) / len(row) for row in context])
     expected = torch.cat([everything, state], 1) @ linear.weight[0] + linear.bias
-    torch.testing.assert_close(policy("value", features=features), expected)
+    torch.testing.assert_close(policy.value(features), expected)
     words_and_images = torch.stack([row[~pad].mean(0) for row, pad in zip(context, is_padding, strict=True)])
     assert (words_and_images - everything).abs().max() > 1e-3
 
@@ -62,8 +62,8 @@ def test_the_gradient_of_the_value_reaches_the_action_head_unless_detached(detac
     for parameter in policy.value_head.parameters():
         torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
-        features = policy("encode", inputs=policy.prepare(toy_observation(3)))
-    policy("value", features=features).sum().backward()
+        features = policy.encode(policy.prepare(toy_observation(3)))
+    policy.value(features).sum().backward()
     trained = {name.partition(".")[0] for name, p in policy.named_parameters() if p.grad is not None and p.grad.any()}
     assert trained == ({"value_head"} if detached else {"value_head", "action_head"})
 

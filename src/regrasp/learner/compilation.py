@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from functools import partial
-from types import MethodType
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from torch._dynamo.utils import counters
 
 from regrasp.errors import UserError
 from regrasp.learner.learner import Backward, Learner
-from regrasp.models.contract import Action, Evaluation, Mode, Noise, Policy
+from regrasp.models.contract import Action, Evaluation, Noise, Policy
 from regrasp.rollout.decisions import Decisions
 
 _WARM_UP = 2
@@ -44,7 +43,7 @@ def compile_policy(
         backend: Of torch.compile; `eager` only traces.
 
     Raises:
-        UserError: The policy has nothing to compile. Later, in `forward`: compiling failed.
+        UserError: The policy has nothing to compile. Later, in a call: compiling failed.
     """
     methods = policy.methods_to_compile()
     if not methods:
@@ -78,18 +77,17 @@ def num_compilations() -> int:
 
 
 def _fix_batch_sizes(policy: Policy, sizes: list[int]) -> None:
-    inner = policy.forward
-
-    def forward(_: Policy, mode: Mode, **inputs: Any) -> Any:
-        rows = next(len(value) for value in inputs.values() if isinstance(value, TensorDict))
+    def in_fixed_size(_: str, method: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+        rows = next(len(value) for value in (*arguments, *named.values()) if isinstance(value, TensorDict))
         size = next((size for size in sizes if size >= rows), None)
         assert size is not None, f"{rows} rows, compiled for {sizes}"
         if rows < size:
-            inputs = {name: _filled(name, value, rows, size) for name, value in inputs.items()}
-        result = _without_fallback(lambda: inner(mode, **inputs))
+            arguments = tuple(_filled(value, rows, size) for value in arguments)
+            named = {name: _filled(value, rows, size) for name, value in named.items()}
+        result = _without_fallback(lambda: method(*arguments, **named))
         return _cut(result, rows) if rows < size else result
 
-    policy.forward = MethodType(forward, policy)
+    policy.wrap_methods(in_fixed_size)
 
 
 def _without_fallback(call: Callable[[], Any]) -> Any:
@@ -106,12 +104,12 @@ def _without_fallback(call: Callable[[], Any]) -> Any:
         ) from error
 
 
-def _filled(name: str, value: Any, rows: int, size: int) -> Any:
+def _filled(value: Any, rows: int, size: int) -> Any:
     """An input of a policy with copies of its first row up to `size` rows; what is no batch stays as it is."""
     if isinstance(value, TensorDict | Tensor):
         index = torch.arange(size, device=value.device)
         return value[index.where(index < rows, 0)]
-    return _FilledNoise(value, size - rows) if name == "noise" else value
+    return _FilledNoise(value, size - rows) if isinstance(value, Noise) else value
 
 
 def _cut(result: Any, rows: int) -> Any:

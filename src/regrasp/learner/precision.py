@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from types import MethodType
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from regrasp.learner.bfloat16 import HalvedPolicy, shared_copy
-from regrasp.models.contract import Mode, Policy
+from regrasp.models.contract import Policy
 
 if TYPE_CHECKING:
     from regrasp.experiment import ModelConfig
@@ -35,12 +35,11 @@ def apply_precision(policy: Policy, model: ModelConfig, device: torch.device) ->
     backbone = policy.trainable("backbone")
     frozen_features = bool(backbone) and not any(id(parameter) in trained for _, parameter in backbone)
 
-    def forward(self: Policy, mode: Mode, **inputs: Any) -> Any:
-        uses_autocast = not (mode == "encode" and frozen_features)
-        with torch.autocast(device.type, torch.bfloat16, enabled=uses_autocast):
-            return type(self).forward(self, mode, **inputs)
+    def in_bfloat16(name: str, method: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+        with torch.autocast(device.type, torch.bfloat16, enabled=not (name == "encode" and frozen_features)):
+            return method(*arguments, **named)
 
-    policy.forward = MethodType(forward, policy)  # a method, so that a copy of the policy calls itself
+    policy.wrap_methods(in_bfloat16)
 
 
 class ActingPolicy:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from types import MethodType
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from tensordict import TensorDict
@@ -16,9 +18,8 @@ from regrasp.envs.contract import Observation
 from regrasp.models.observations import check_observation
 from regrasp.seeding import KeyedNoise
 
-Mode = Literal["encode", "act", "evaluate", "value", "decode"]
 
-
+@runtime_checkable
 class Noise(Protocol):
     """Random numbers for B rows, drawn from streams keyed by environment, episode and decision.
 
@@ -43,7 +44,7 @@ class Action:
     log_probs: Tensor
     """(B, T, A) float32, element by element."""
     values: Tensor
-    """(B,) float32, or (B, T) with one value per action."""
+    """(B,) float32."""
     trace: TensorDict
     """What `evaluate` needs to recompute the log-probabilities (for a flow head: denoising chain and step index)."""
 
@@ -55,7 +56,7 @@ class Evaluation:
     log_probs: Tensor
     """(B, T, A)."""
     values: Tensor
-    """(B,) or (B, T)."""
+    """(B,)."""
     entropy: Tensor | None
     """(B, T, A), or None where the policy's density has none in closed form."""
 
@@ -70,8 +71,6 @@ class PolicySpec:
     """Actions predicted per decision, H; the first T are executed."""
     action_dim: int
     state_dim: int
-    image_size: tuple[int, int] | None
-    """Expected (height, width) of camera images, None where the policy resizes or ignores images."""
     num_views: int
     """Cameras used: main image plus extra views; 0 for a state policy."""
     state_parts: tuple[tuple[str, int], ...] = ()
@@ -83,40 +82,56 @@ class PolicySpec:
 
 
 class Policy(nn.Module, ABC):
-    """One `forward(mode=...)`, so that sharded modules see every call through their hooks.
+    """What acts, is trained and is saved; it is called by the methods that `METHODS` names and has no `forward`."""
 
-    Modes and their keyword arguments:
-        encode(inputs: TensorDict) -> TensorDict: features, the part that RL may freeze and cache.
-        act(features, noise, deterministic=False) -> Action.
-        evaluate(features, trace) -> Evaluation.
-        value(features) -> Tensor (B,) or (B, T).
-        decode(features, initial_noise: Tensor) -> Tensor (B, T, A): deterministic actions, differentiable.
+    METHODS: ClassVar[tuple[str, ...]] = ("encode", "act", "evaluate", "value", "decode")
+    """Methods that compute with the weights, from rows to rows: precision and fixed batch sizes wrap them.
+
+    Where the policy is sharded, each of them, and `sft_loss`, is a forward method to FSDP2.
     """
-
     spec: PolicySpec
     capturable: tuple[str, ...] = ()
     """Methods, from tensors and numbers to tensors, that a GPU may replay as CUDA graphs where nothing is trained."""
     product_layers: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv2d)
     """Layers whose weights are used in matrix products alone, so that autocast casts them."""
 
+    @property
+    def offers(self) -> frozenset[str]:
+        """What an algorithm may ask for: `log_prob`, `value`, `entropy` in closed form."""
+        return frozenset({"log_prob", "value"})
+
     @abstractmethod
     def prepare(self, observation: Observation) -> TensorDict:
         """Turn an observation into plain tensors (images, token ids, normalised state); no weights involved."""
 
-    def forward(self, mode: Mode, **inputs: Any) -> Any:
-        """Dispatch on `mode`, see the class docstring."""
-        match mode:
-            case "encode":
-                return self._encode(**inputs)
-            case "act":
-                return self._act(**inputs)
-            case "evaluate":
-                return self._evaluate(**inputs)
-            case "value":
-                return self._value(**inputs)
-            case "decode":
-                return self._decode(**inputs)
-        raise ValueError(f"unknown mode {mode!r}")
+    @abstractmethod
+    def encode(self, inputs: TensorDict) -> TensorDict:
+        """Features of what `prepare` returned: the part that RL may freeze and cache."""
+
+    @abstractmethod
+    def act(self, features: TensorDict, noise: Noise, deterministic: bool = False) -> Action:
+        """Decide for B rows of features."""
+
+    @abstractmethod
+    def evaluate(self, features: TensorDict, trace: TensorDict) -> Evaluation:
+        """Look at stored decisions with the present weights; differentiable."""
+
+    @abstractmethod
+    def value(self, features: TensorDict) -> Tensor:
+        """Values (B,) float32, differentiable."""
+
+    @abstractmethod
+    def decode(self, features: TensorDict, initial_noise: Tensor) -> Tensor:
+        """Deterministic actions (B, T, A) from initial noise (B, ...), differentiable."""
+
+    def wrap_methods(self, around: Callable[..., Any]) -> None:
+        """Put a function around each of `METHODS`, of this policy and its copies; the last one put is the outermost.
+
+        Args:
+            around: Called with the name of the method, the method, and the arguments of the call.
+        """
+        for name in self.METHODS:
+            setattr(self, name, MethodType(_wrapped(name, getattr(self, name).__func__, around), self))
 
     @property
     def schedule(self) -> tuple[float, ...]:
@@ -146,8 +161,8 @@ class Policy(nn.Module, ABC):
         check_observation(observation, uses_images=self.spec.num_views > 0)
         device = next(self.parameters()).device
         noise = KeyedNoise(seed, "eval", [(row, 0, 0) for row in range(len(observation))])
-        features = self("encode", inputs=self.prepare(observation).to(device))
-        return self("act", features=features, noise=noise, deterministic=True).actions
+        features = self.encode(self.prepare(observation).to(device))
+        return self.act(features, noise, deterministic=True).actions
 
     @abstractmethod
     def trainable(self, part: str) -> Sequence[tuple[str, nn.Parameter]]:
@@ -177,7 +192,7 @@ class Policy(nn.Module, ABC):
         """Loss of imitating demonstrated actions, a scalar: a mean over all valid steps.
 
         Args:
-            features: Of mode `encode`, B rows.
+            features: What `encode` gave, B rows.
             actions: (B, H, A) in physical units, H the policy's action horizon.
             valid: (B, H) bool, False past the end of the demonstration.
             noise: Random numbers of the B rows.
@@ -188,17 +203,12 @@ class Policy(nn.Module, ABC):
     def save(self, folder: Path) -> None:
         """Write a self-contained Hugging Face style folder (config.json, model.safetensors, processor files)."""
 
-    @abstractmethod
-    def _encode(self, inputs: TensorDict) -> TensorDict: ...
 
-    @abstractmethod
-    def _act(self, features: TensorDict, noise: Noise, deterministic: bool = False) -> Action: ...
+def _wrapped(name: str, inner: Callable[..., Any], around: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of a policy: it holds none, so that a copy of a policy calls itself."""
 
-    @abstractmethod
-    def _evaluate(self, features: TensorDict, trace: TensorDict) -> Evaluation: ...
+    @wraps(inner)
+    def method(self: Policy, *arguments: Any, **named: Any) -> Any:
+        return around(name, MethodType(inner, self), *arguments, **named)
 
-    @abstractmethod
-    def _value(self, features: TensorDict) -> Tensor: ...
-
-    @abstractmethod
-    def _decode(self, features: TensorDict, initial_noise: Tensor) -> Tensor: ...
+    return method

@@ -54,16 +54,16 @@ class RolloutWorker:
     def decide(self, observation: Observation, keys: Sequence[Key], *, deterministic: bool = False) -> Decision:
         """Actions for every row of `observation`; `keys` name the noise of each row."""
         inputs = self._policy.prepare(_moved(observation, self._device))
-        features = self._policy("encode", inputs=inputs)
+        features = self._policy.encode(inputs)
         noise = KeyedNoise(self._seed, self._role, keys)
-        action = self._policy("act", features=features, noise=noise, deterministic=deterministic)
+        action = self._policy.act(features, noise, deterministic=deterministic)
         return Decision(features if self._keep_features else inputs, action)
 
     @torch.no_grad()
     def values(self, observation: Observation) -> Tensor:
         """Values (B,) of observations."""
         inputs = self._policy.prepare(_moved(observation, self._device))
-        return self._policy("value", features=self._policy("encode", inputs=inputs))
+        return self._policy.value(self._policy.encode(inputs))
 
     def act_in_blocks(self, observation: Observation, keys: Sequence[Key], block: int) -> Tensor:
         """Deterministic actions (B, T, A), inferred in blocks of `block` rows, on a CPU of a multiple of 32.

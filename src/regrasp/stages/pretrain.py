@@ -251,7 +251,7 @@ def _predict(
         },
         batch_size=[len(rows)],
     )
-    predicted, scores = readout(policy("encode", inputs=inputs))
+    predicted, scores = readout(policy.encode(inputs))
     target = examples.positions[rows, instructions]
     named = ~target.isnan().any(-1)
     vision = policy.config.eagle_cfg.vision_config

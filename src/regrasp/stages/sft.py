@@ -123,7 +123,7 @@ def _groot(
 @torch.no_grad()
 def _encode(policy: Policy, inputs: TensorDict, device: torch.device) -> TensorDict:
     parts = inputs.split(_PART[device.type])
-    return TensorDict.cat([policy("encode", inputs=part.to(device)).cpu() for part in parts])
+    return TensorDict.cat([policy.encode(part.to(device)).cpu() for part in parts])
 
 
 def _train(
@@ -174,7 +174,7 @@ def validation_loss(policy: Policy, frames: Frames, sft: SftConfig, seed: int, d
 
 
 def _loss(policy: Policy, batch: Frames, frozen: bool, noise: KeyedNoise, repeats: int) -> Tensor:
-    features = batch.inputs if frozen else policy("encode", inputs=batch.inputs)
+    features = batch.inputs if frozen else policy.encode(batch.inputs)
     return policy.sft_loss(features, batch.actions, batch.valid, noise, repeats)
 
 

@@ -89,12 +89,17 @@ class GrootPolicy(Policy):
             action_horizon=self.config.action_head_cfg.action_horizon,
             action_dim=self.settings.action_dim,
             state_dim=self.processor.state_dim,
-            image_size=None,
             num_views=self.processor.num_views,
             state_parts=self.processor.parts("state"),
             embodiment_tag=self.processor.config.embodiment_tag,
             embodiment_id=self.processor.config.embodiment_id,
         )
+
+    @property
+    def offers(self) -> frozenset[str]:
+        """Values where there is a value head, and an entropy where the noise is learned."""
+        parts = {"value": self.value_head, "entropy": self.noise_net}
+        return frozenset({"log_prob", *(name for name, part in parts.items() if part is not None)})
 
     def prepare(self, observation: Observation) -> TensorDict:
         """Images (B, V, H, W, 3) uint8, input_ids (B, L), state (B, max_state_dim); see `GrootProcessor.prepare`."""
@@ -166,7 +171,7 @@ class GrootPolicy(Policy):
         """Flow-matching loss: mean squared error of the velocity, over valid steps and used action dimensions.
 
         Args:
-            features: Of mode `encode`, B rows.
+            features: What `encode` gave, B rows.
             actions: (B, H, A) in physical units, H the head's horizon.
             valid: (B, H) bool.
             noise: Draws `flow` (B, R, H, max_action_dim) and `time` (B, R).
@@ -204,7 +209,8 @@ class GrootPolicy(Policy):
         halves = [(block, name) for name in DiffusionBlock.COMPILED for block in head.model.transformer_blocks]
         return [*((module, "forward") for module in whole), *halves]
 
-    def _encode(self, inputs: TensorDict) -> TensorDict:
+    def encode(self, inputs: TensorDict) -> TensorDict:
+        """Features of images, words and state; see the class."""
         context = self._context(inputs["images"], inputs["input_ids"])
         return TensorDict({"context": context, "state": inputs["state"]}, batch_size=inputs.batch_size)
 
@@ -212,7 +218,8 @@ class GrootPolicy(Policy):
         context = self.backbone(images, input_ids)
         return self.action_head.process_context(context) if self._caches_context else context
 
-    def _act(self, features: TensorDict, noise: Noise, deterministic: bool = False) -> Action:
+    def act(self, features: TensorDict, noise: Noise, deterministic: bool = False) -> Action:
+        """Denoise a chunk for B rows."""
         device, num_steps = features["state"].device, self.settings.denoising_steps
         shape = self._chunk_shape
         step, step_noise = None, None
@@ -259,7 +266,8 @@ class GrootPolicy(Policy):
         )
         return denoised.actions, denoised.log_probs, denoised.chain, self._value_of(decision)
 
-    def _evaluate(self, features: TensorDict, trace: TensorDict) -> Evaluation:
+    def evaluate(self, features: TensorDict, trace: TensorDict) -> Evaluation:
+        """Log-probabilities of stored denoising chains, and values."""
         decision = self._read(features["context"], features["state"])
         self._move_color(features["state"].device)
         evaluated = flow.evaluate_chain(
@@ -278,12 +286,14 @@ class GrootPolicy(Policy):
             entropy=None if evaluated.entropy is None else self._executed(evaluated.entropy),
         )
 
-    def _value(self, features: TensorDict) -> Tensor:
+    def value(self, features: TensorDict) -> Tensor:
+        """Values (B,) float32; a policy without a value head has none."""
         if self.value_head is None:
             raise ValueError("this policy was built without a value head")
         return self._value_of(self._read(features["context"], features["state"]))
 
-    def _decode(self, features: TensorDict, initial_noise: Tensor) -> Tensor:
+    def decode(self, features: TensorDict, initial_noise: Tensor) -> Tensor:
+        """Denoise the given initial noise (B, H, max_action_dim) without further noise."""
         velocity = self._velocity_fn(self._read(features["context"], features["state"]).cache)
         num_steps = self.settings.denoising_steps
         return self._physical(flow.denoise(velocity, initial_noise, num_steps, deterministic=True).actions)

@@ -69,7 +69,6 @@ class MlpPolicy(Policy):
             action_horizon=num_action_chunks,
             action_dim=action_dim,
             state_dim=state_dim,
-            image_size=None,
             num_views=0,
         )
         self.hidden = hidden
@@ -86,6 +85,11 @@ class MlpPolicy(Policy):
         generator = torch.Generator().manual_seed(seed)
         init_mlp(self.actor, generator)
         init_mlp(self.value_head, generator)
+
+    @property
+    def offers(self) -> frozenset[str]:
+        """The Gaussian's entropy too."""
+        return super().offers | {"entropy"}
 
     def prepare(self, observation: Observation) -> TensorDict:
         """The normalised `state` (B, D).
@@ -127,10 +131,12 @@ class MlpPolicy(Policy):
         write_json(folder / CONFIG_FILE, content)
         write_weights(self, folder)
 
-    def _encode(self, inputs: TensorDict) -> TensorDict:
+    def encode(self, inputs: TensorDict) -> TensorDict:
+        """The normalised state, which is all there is."""
         return inputs.select("state")
 
-    def _act(self, features: TensorDict, noise: Noise, deterministic: bool = False) -> Action:
+    def act(self, features: TensorDict, noise: Noise, deterministic: bool = False) -> Action:
+        """Draw a chunk, or take its mean."""
         mean, std = self._distribution(features)
         if deterministic:
             sample, log_probs = mean, torch.zeros_like(mean)
@@ -140,25 +146,30 @@ class MlpPolicy(Policy):
         return Action(
             actions=self._action.unnormalize(sample),
             log_probs=log_probs,
-            values=self._value(features),
+            values=self._values(features),
             trace=TensorDict({"actions": sample}, batch_size=[len(sample)]),
         )
 
-    def _evaluate(self, features: TensorDict, trace: TensorDict) -> Evaluation:
+    def evaluate(self, features: TensorDict, trace: TensorDict) -> Evaluation:
+        """Log-probabilities, values and entropy of stored chunks."""
         mean, std = self._distribution(features)
         return Evaluation(
             log_probs=gaussian_log_prob(trace["actions"], mean, std),
-            values=self._value(features),
+            values=self._values(features),
             entropy=gaussian_entropy(std).expand_as(mean),
         )
 
-    def _value(self, features: TensorDict) -> Tensor:
-        return self.value_head(features["state"].to(self.log_std.dtype)).squeeze(-1).float()
+    def value(self, features: TensorDict) -> Tensor:
+        """Values (B,) float32."""
+        return self._values(features)
 
-    def _decode(self, features: TensorDict, initial_noise: Tensor) -> Tensor:
+    def decode(self, features: TensorDict, initial_noise: Tensor) -> Tensor:
         """The mean chunk: this policy has no noise that decides which action is the best one."""
         mean, _ = self._distribution(features)
         return self._action.unnormalize(mean)
+
+    def _values(self, features: TensorDict) -> Tensor:
+        return self.value_head(features["state"].to(self.log_std.dtype)).squeeze(-1).float()
 
     def _distribution(self, features: TensorDict) -> tuple[Tensor, Tensor]:
         mean = self.actor(features["state"].to(self.log_std.dtype)).float()
