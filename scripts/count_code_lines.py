@@ -29,10 +29,9 @@ def code_lines(text: str) -> int:
     tokens = tokenize.generate_tokens(io.StringIO(text).readline)
     lines = {n for token in tokens if token.type not in _NO_CODE for n in range(token.start[0], token.end[0] + 1)}
     for node in ast.walk(ast.parse(text)):
-        is_text = (
-            isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
-        )
+        is_text = isinstance(node, ast.Expr) and isinstance(getattr(node.value, "value", None), str)
         if is_text or isinstance(node, ast.Import | ast.ImportFrom):
+            assert isinstance(node, ast.stmt)
             lines -= set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
     return len(lines)
 

@@ -63,7 +63,7 @@ def test_one_epoch_is_a_plain_ppo_step(level: str) -> None:
         betas=(0.9, 0.95),
         weight_decay=0.01,
     )
-    evaluated = expected.evaluate(rollout.inputs, rollout.trace)
+    evaluated = expected.evaluate(rollout.table, rollout.trace)
     policy_terms, value_terms = [], []
     for i in range(SIZE):
         executed = int(rollout["num_executed"][i])
@@ -171,7 +171,7 @@ def test_target_kl_stops_before_the_step_that_follows() -> None:
     again = worker(replayed, update_epoch=actor.num_steps, optim={"lr": 2e-3})
     again.update(rollout, 0, never)
     assert changed(replayed, weights(policy)) == set()
-    new = policy.evaluate(rollout.inputs, rollout.trace).log_probs
+    new = policy.evaluate(rollout.table, rollout.trace).log_probs
     executed = (torch.arange(CHUNK) < rollout["num_executed"][:, None])[..., None]
     log_ratio = ((new - rollout["log_probs"]) * executed).sum((1, 2))
     assert (log_ratio.exp() - 1 - log_ratio).mean().item() > 0.02

@@ -43,14 +43,19 @@ class Decisions:
         return self.record["trace"]
 
     @property
+    def table(self) -> TensorDict:
+        """The `inputs` of decisions whose rows `to` has put on a device."""
+        assert isinstance(self.inputs, TensorDict), "inputs that are still in host memory"
+        return self.inputs
+
+    @property
     def columns(self) -> dict[str, Tensor]:
         """The record without `trace`."""
         return {str(name): value for name, value in self.record.items() if isinstance(value, Tensor)}
 
     def features(self, policy: Policy) -> TensorDict:
         """What `policy` sees in the inputs; stored features are those of any policy with the same backbone."""
-        assert isinstance(self.inputs, TensorDict)
-        return self.inputs if self.are_encoded else policy.encode(self.inputs)
+        return self.table if self.are_encoded else policy.encode(self.table)
 
     def with_columns(self, **columns: Tensor) -> Decisions:
         """The same decisions with more columns."""
@@ -72,14 +77,12 @@ class Decisions:
 
     def clone(self) -> Decisions:
         """A copy that shares no memory; `inputs` are on a device."""
-        assert isinstance(self.inputs, TensorDict)
-        return replace(self, inputs=self.inputs.clone(), record=self.record.clone())
+        return replace(self, inputs=self.table.clone(), record=self.record.clone())
 
     def copy_from(self, other: Decisions) -> None:
         """Overwrite tensors in place by those of as many decisions, as a recorded CUDA graph reads them."""
-        for own, given in ((self.inputs, other.inputs), (self.record, other.record)):
-            assert isinstance(own, TensorDict)
-            own.copy_(given)
+        self.table.copy_(other.table)
+        self.record.copy_(other.record)
 
     def minibatches(self, size: int, generator: torch.Generator) -> Iterator[Decisions]:
         """One pass over all decisions in a random order, in nearly equal parts of at most `size`."""
