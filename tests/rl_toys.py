@@ -30,7 +30,7 @@ from regrasp.models.mlp.policy import MlpPolicy
 from regrasp.models.settings import RlHeadSettings
 from regrasp.rollout.buffers import RolloutBuffer
 from regrasp.rollout.decisions import Decisions
-from regrasp.rollout.inference import RolloutWorker
+from regrasp.rollout.inference import Inference
 from regrasp.seeding import KeyedNoise
 
 PolicyT = TypeVar("PolicyT", bound=Policy)
@@ -263,7 +263,7 @@ def observation(batch: int, seed: int = 0, size: int = 28) -> Observation:
 
 def rollout_of(policy: Policy, size: int, *, keep_features: bool = True, uneven: bool = True) -> Decisions:
     """`size` decisions of one step each, with random rewards and (if `uneven`) chunks cut short."""
-    worker = RolloutWorker(policy, 0, "train", device=torch.device("cpu"), keep_features=keep_features)
+    worker = Inference(policy, 0, "train", device=torch.device("cpu"), keep_features=keep_features)
     decision = worker.decide(observation(size), [(row, 0, 0) for row in range(size)])
     generator = torch.Generator().manual_seed(1)
     buffer = RolloutBuffer(holds_features=keep_features)

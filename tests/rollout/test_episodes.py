@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from regrasp.envs.contract import Capabilities, Step
+from regrasp.envs.contract import Capabilities, Step, VecEnv
+from regrasp.envs.registry import create_env
 from regrasp.errors import TrainingHaltedError, UserError
 from regrasp.experiment import AlgorithmConfig
+from regrasp.experiment.load import load_config
 from regrasp.rollout.buffers import RolloutBuffer
 from regrasp.rollout.decisions import Decisions
-from regrasp.rollout.episodes import EnvWorker, EpisodeResult
-from regrasp.rollout.inference import RolloutWorker, interact
-from regrasp.seeding import episode_seed
+from regrasp.rollout.episodes import EpisodeResult, NoiseKey
+from regrasp.rollout.inference import Inference
+from regrasp.rollout.training import TrainingEpisodes, collect_rollout
+from regrasp.seeding import KeyedNoise, episode_seed
 from rl_toys import CHUNK, LIMIT, EchoPolicy, Script, ScriptedEnv, plain_mapping, value_of
 
 SEED, STREAM = 11, 4
@@ -31,21 +36,23 @@ def three_envs(**settings: object) -> ScriptedEnv:
 
 
 class Session:
-    """A worker and a policy on a scripted environment."""
+    """Training episodes and a policy on a scripted environment."""
 
     def __init__(
         self, env: ScriptedEnv, *, auto_reset: bool = True, scale: float = 1.0, bootstrap_truncated: bool = True
     ) -> None:
         self.env = env
         self.bootstrap_truncated = bootstrap_truncated
-        self.worker = EnvWorker(env, plain_mapping(scale), SEED, stream=STREAM, auto_reset=auto_reset)
+        self.mapping = plain_mapping(scale)
+        self.episodes = TrainingEpisodes(env, SEED, stream=STREAM, auto_reset=auto_reset)
         self.policy = EchoPolicy()
-        self.rollout = RolloutWorker(self.policy, SEED, "train", device=torch.device("cpu"), keep_features=True)
+        self.inference = Inference(self.policy, SEED, "train", device=torch.device("cpu"), keep_features=True)
 
     def epoch(self, buffer: RolloutBuffer, num_decisions: int, first_column: int = 0) -> list[EpisodeResult]:
-        return interact(
-            self.worker,
-            self.rollout,
+        return collect_rollout(
+            self.episodes,
+            self.inference,
+            self.mapping,
             buffer,
             num_decisions=num_decisions,
             first_column=first_column,
@@ -127,9 +134,9 @@ def test_truncations_are_not_bootstrapped_when_they_cannot_or_shall_not_be(sees_
     session = Session(env, auto_reset=False, bootstrap_truncated=configured)
     truncated, _ = session.run(3)
     assert states_of(truncated)[-1] == (0, 0, 6)
-    assert float(truncated["returns"][-1]) == 7.0  # the reward of the last step alone
+    assert float(truncated.returns[-1]) == 7.0  # the reward of the last step alone
     cut, _ = session.run(2)
-    assert float(cut["returns"][-1]) == pytest.approx(14 + 15 + 16 + 1 * 0.1 + 6 * 0.01)
+    assert float(cut.returns[-1]) == pytest.approx(14 + 15 + 16 + 1 * 0.1 + 6 * 0.01)
 
 
 def test_keys_name_environment_episode_and_decision() -> None:
@@ -147,7 +154,7 @@ def test_with_auto_reset_a_new_episode_begins_at_once() -> None:
     session = Session(three_envs(), auto_reset=True)
     rollout, episodes = session.run(8)
     assert len(rollout) == 3 * 8
-    assert session.worker.running.all()
+    assert session.episodes.running.all()
     assert len(episodes) > 3
 
 
@@ -204,9 +211,10 @@ def test_a_request_to_stop_is_heard_before_the_next_decision() -> None:
     session = Session(three_envs())
     asked = iter([False, False, True])
     with pytest.raises(InterruptedError):
-        interact(
-            session.worker,
-            session.rollout,
+        collect_rollout(
+            session.episodes,
+            session.inference,
+            session.mapping,
             RolloutBuffer(),
             num_decisions=8,
             first_column=0,
@@ -219,10 +227,10 @@ def test_a_request_to_stop_is_heard_before_the_next_decision() -> None:
 def test_saved_episodes_continue_as_if_nothing_had_happened() -> None:
     straight = Session(three_envs())
     straight.run(3)
-    state = straight.worker.state_dict()
+    state = straight.episodes.state_dict()
     expected, expected_episodes = straight.run(5)
     resumed = Session(three_envs())
-    resumed.worker.load_state_dict(state)
+    resumed.episodes.load_state_dict(state)
     rollout, episodes = resumed.run(5)
     assert states_of(rollout) == states_of(expected)
     assert torch.equal(rollout["returns"], expected["returns"])
@@ -233,7 +241,7 @@ def test_saved_episodes_continue_as_if_nothing_had_happened() -> None:
 def test_a_saved_state_is_a_copy() -> None:
     session = Session(three_envs())
     session.run(1)
-    state = session.worker.state_dict()
+    state = session.episodes.state_dict()
     before = {name: value.clone() for name, value in state.items()}
     session.run(4)
     assert all(torch.equal(state[name], value) for name, value in before.items())
@@ -245,7 +253,7 @@ def test_without_a_saved_simulator_running_episodes_are_begun_anew(auto_reset: b
     session = Session(ScriptedEnv([[Script(LIMIT)]], capabilities=capabilities), auto_reset=auto_reset)
     session.run(2)
     resumed = Session(ScriptedEnv([[Script(LIMIT)]], capabilities=capabilities), auto_reset=auto_reset)
-    resumed.worker.load_state_dict(session.worker.state_dict())
+    resumed.episodes.load_state_dict(session.episodes.state_dict())
     resumed.run(1)
     assert resumed.env.resets == [(0, episode_seed(SEED, "train", STREAM, 0, 1))]
 
@@ -253,7 +261,7 @@ def test_without_a_saved_simulator_running_episodes_are_begun_anew(auto_reset: b
 def test_a_state_of_other_environments_is_refused() -> None:
     session = Session(three_envs())
     with pytest.raises(UserError, match="another number of environments"):
-        session.worker.load_state_dict(Session(ScriptedEnv([[Script(2)]])).worker.state_dict())
+        session.episodes.load_state_dict(Session(ScriptedEnv([[Script(2)]])).episodes.state_dict())
 
 
 def test_seeds_of_training_and_evaluation_are_disjoint() -> None:
@@ -294,3 +302,52 @@ class BrokenEnv(ScriptedEnv):
 def test_a_number_that_is_not_finite_stops_the_run(place: str, what: str) -> None:
     with pytest.raises(TrainingHaltedError, match=rf"Environment 1 returned a {what}.*before anything was learned"):
         Session(BrokenEnv(place)).run(4)
+
+
+@pytest.fixture(scope="module")
+def pick_env() -> Iterator[VecEnv]:
+    """Four environments whose first states depend on the seed."""
+    settings = ["env.train.total_num_envs=4", "env.train.num_workers=1", "actor.global_batch_size=4"]
+    config = load_config("pick_cube_ppo_mlp", [*settings, "actor.micro_batch_size=4"]).config
+    env = create_env(config.env.train, "train", max_chunk=1)
+    yield env
+    env.close()
+
+
+def begun(env: VecEnv, group_size: int) -> tuple[list[list[float]], list[str], list[NoiseKey]]:
+    """First states, instructions and noise keys."""
+    episodes = TrainingEpisodes(env, SEED, stream=STREAM, auto_reset=False, group_size=group_size)
+    episodes.begin()
+    observation = episodes.observed()
+    return observation.states.tolist(), observation.task_descriptions, episodes.keys()
+
+
+def test_environments_of_a_group_begin_alike_and_draw_other_noise(pick_env: VecEnv) -> None:
+    states, instructions, keys = begun(pick_env, group_size=2)
+    assert states[0] == states[1]
+    assert states[2] == states[3]
+    assert states[0] != states[2]
+    assert instructions[0] == instructions[1]
+    assert instructions[2] == instructions[3]
+    noise = KeyedNoise(SEED, "train", keys).normal("any", 5)
+    assert len({tuple(row) for row in noise.tolist()}) == 4
+    alone, _, own_keys = begun(pick_env, group_size=1)
+    assert len({tuple(row) for row in alone}) == 4
+    assert own_keys == keys
+
+
+def test_groups_share_every_episodes_seed() -> None:
+    env = ScriptedEnv([[Script(2)], [Script(4)], [Script(LIMIT)], [Script(3)]])
+    episodes = TrainingEpisodes(env, SEED, stream=STREAM, auto_reset=True, group_size=2)
+    for _ in range(2):
+        episodes.begin()
+        while episodes.running.any():
+            episodes.step(torch.zeros(int(episodes.running.sum()), CHUNK, 3))
+    expected = [(row, episode_seed(SEED, "train", STREAM, row // 2, e)) for e in range(2) for row in range(4)]
+    assert env.resets == expected
+
+
+def test_environments_that_do_not_divide_into_groups_are_refused() -> None:
+    with pytest.raises(UserError, match=r"env\.train\.total_num_envs \(3\)") as caught:
+        TrainingEpisodes(three_envs(), SEED, stream=STREAM, auto_reset=True, group_size=2)
+    assert caught.value.key == "algorithm.group_size"

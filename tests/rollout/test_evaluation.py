@@ -16,18 +16,10 @@ from regrasp.errors import TrainingHaltedError
 from regrasp.experiment import MappingConfig
 from regrasp.experiment.load import load_config
 from regrasp.models.contract import Policy
-from regrasp.rollout.episodes import EpisodeResult
-from regrasp.rollout.evaluation import (
-    Choose,
-    Evaluation,
-    RecordedEpisode,
-    Recorder,
-    expert_chooser,
-    policy_chooser,
-    random_chooser,
-    zero_chooser,
-)
-from regrasp.rollout.inference import Key, RolloutWorker
+from regrasp.rollout.choosers import expert_chooser, policy_chooser, random_chooser, zero_chooser
+from regrasp.rollout.episodes import Choose, EpisodeResult, NoiseKey
+from regrasp.rollout.evaluation import RecordedEpisode, VideoRecorder, evaluate
+from regrasp.rollout.inference import Inference
 from regrasp.seeding import episode_seed
 from rl_toys import LIMIT, Script, ScriptedEnv, groot_policy, mlp_policy, observation
 
@@ -53,7 +45,7 @@ def test_an_action_does_not_depend_on_its_place_in_the_block(
     make: Callable[[], Policy], block: int, num_threads: int
 ) -> None:
     torch.set_num_threads(num_threads)
-    worker = RolloutWorker(make(), SEED, "eval", device=CPU, keep_features=True)
+    worker = Inference(make(), SEED, "eval", device=CPU, keep_features=True)
     seen, keys = observation(40, size=84), [(row, 0, 2) for row in range(40)]
     expected = worker.act_in_blocks(seen, keys, block)
     for seed in range(2):
@@ -65,7 +57,7 @@ def test_an_action_does_not_depend_on_its_place_in_the_block(
 
 def test_blocks_do_not_change_the_actions_by_more_than_rounding() -> None:
     policy = groot_policy()
-    worker = RolloutWorker(policy, SEED, "eval", device=CPU, keep_features=True)
+    worker = Inference(policy, SEED, "eval", device=CPU, keep_features=True)
     seen, keys = observation(5), [(row, 0, 2) for row in range(5)]
     direct = worker.decide(seen, keys, deterministic=True).action.actions
     torch.testing.assert_close(worker.act_in_blocks(seen, keys, 32), direct, rtol=1e-5, atol=1e-6)
@@ -76,7 +68,7 @@ class Outcome:
     """One evaluation."""
 
     results: list[EpisodeResult]
-    actions: dict[Key, Tensor]
+    actions: dict[NoiseKey, Tensor]
     recordings: dict[int, RecordedEpisode] = field(default_factory=dict)
     order: list[EpisodeResult] = field(default_factory=list)
 
@@ -88,7 +80,7 @@ def pick_env(num_envs: int, num_workers: int) -> VecEnv:
     return create_env(config.env.eval, "eval", max_chunk=4)
 
 
-def evaluate(
+def evaluated(
     choose_in: Callable[[VecEnv], Choose], num_envs: int, num_workers: int, num_recorded: int = NUM_RECORDED
 ) -> Outcome:
     env = pick_env(num_envs, num_workers)
@@ -96,7 +88,7 @@ def evaluate(
         choose = choose_in(env)
         outcome = Outcome([], {})
 
-        def remember(seen: Observation, rows: Tensor, keys: Sequence[Key]) -> Tensor:
+        def remember(seen: Observation, rows: Tensor, keys: Sequence[NoiseKey]) -> Tensor:
             actions = choose(seen, rows, keys)
             outcome.actions |= dict(zip(keys, actions.clone(), strict=True))
             return actions
@@ -105,8 +97,9 @@ def evaluate(
             assert recorded.index not in outcome.recordings
             outcome.recordings[recorded.index] = recorded
 
-        evaluation = Evaluation(env, remember, SEED, STREAM, outcome.order.append)
-        outcome.results = evaluation.run(NUM_EPISODES, Recorder(num_recorded, keep))
+        outcome.results = evaluate(
+            env, remember, NUM_EPISODES, SEED, STREAM, outcome.order.append, VideoRecorder(num_recorded, keep)
+        )
         return outcome
     finally:
         env.close()
@@ -115,7 +108,7 @@ def evaluate(
 def helped_policy(env: VecEnv) -> Choose:
     """A policy of random weights, helped by the expert so that episodes end at different times."""
     policy = groot_policy(image_size=84, state_dim=4, action_dim=4, num_action_chunks=1)
-    worker = RolloutWorker(policy, SEED, "eval", device=CPU, keep_features=True)
+    worker = Inference(policy, SEED, "eval", device=CPU, keep_features=True)
     mapping = ActionMapping(MappingConfig(), 4, 4, "env.eval.mapping")
     by_policy, by_expert = policy_chooser(worker, mapping, 32), expert_chooser(env)
     return lambda seen, rows, keys: by_expert(seen, rows, keys) + 0.3 * by_policy(seen, rows, keys)
@@ -123,7 +116,7 @@ def helped_policy(env: VecEnv) -> Choose:
 
 @pytest.fixture(scope="module")
 def reference() -> Outcome:
-    return evaluate(helped_policy, num_envs=8, num_workers=1)
+    return evaluated(helped_policy, num_envs=8, num_workers=1)
 
 
 def test_every_episode_is_run_once_with_its_own_seed(reference: Outcome) -> None:
@@ -137,7 +130,7 @@ def test_every_episode_is_run_once_with_its_own_seed(reference: Outcome) -> None
 def test_outcomes_do_not_depend_on_environments_and_workers(
     reference: Outcome, num_envs: int, num_workers: int
 ) -> None:
-    other = evaluate(helped_policy, num_envs, num_workers)
+    other = evaluated(helped_policy, num_envs, num_workers)
     assert other.results == reference.results
     assert other.actions.keys() == reference.actions.keys()
     assert all(torch.equal(other.actions[key], action) for key, action in reference.actions.items())
@@ -161,7 +154,7 @@ def test_the_recorded_episodes_are_the_first_ones(reference: Outcome) -> None:
 def test_choosers_without_a_policy() -> None:
     limit = load_config("pick_cube_ppo_groot").config.env.eval.max_episode_steps
     outcomes = {
-        name: evaluate(choose, num_envs=4, num_workers=1, num_recorded=0)
+        name: evaluated(choose, num_envs=4, num_workers=1, num_recorded=0)
         for name, choose in {
             "expert": expert_chooser,
             "zero": zero_chooser,
@@ -186,4 +179,4 @@ def test_a_number_that_is_not_finite_stops_an_evaluation() -> None:
 
     env = Broken([[Script(LIMIT)]] * 3)
     with pytest.raises(TrainingHaltedError, match="Environment 2 returned a state"):
-        Evaluation(env, lambda _o, rows, _k: torch.zeros(len(rows), 1, 3), SEED, STREAM).run(3)
+        evaluate(env, lambda _o, rows, _k: torch.zeros(len(rows), 1, 3), 3, SEED, STREAM)

@@ -18,8 +18,9 @@ from regrasp.envs.registry import create_env
 from regrasp.errors import SimulatorError, UserError
 from regrasp.experiment import CollectConfig, EnvConfig
 from regrasp.experiment.load import load_config
+from regrasp.rollout.choosers import expert_chooser
 from regrasp.seeding import episode_seed
-from regrasp.stages.collect import collect
+from regrasp.stages.collect import Demonstrator, collect
 from regrasp.stages.demonstrations import ACTION, MAIN_CAMERA, STATE
 
 SEED = 5
@@ -65,8 +66,9 @@ def record(folder: Path, num_envs: int, **settings) -> tuple[DemonstrationDatase
     try:
         mapping = ActionMapping(config.mapping, 4, 4, "env.train.mapping")
         recorder = Recorder(env)
+        expert = Demonstrator("expert", expert_chooser(recorder), noisy=True)  # pyright: ignore[reportArgumentType]
         values = {"num_demos": 4, "action_noise": 0.15} | settings
-        attempts = collect(CollectConfig(**values), config, recorder, mapping, SEED, folder)  # pyright: ignore[reportArgumentType]
+        attempts = collect(CollectConfig(**values), config, recorder, mapping, SEED, folder, expert)  # pyright: ignore[reportArgumentType]
         return DemonstrationDataset.open(folder), recorder, attempts
     finally:
         env.close()
@@ -160,13 +162,13 @@ def test_an_expert_that_fails_too_often_is_an_error(tmp_path: Path) -> None:
         record(tmp_path, 4, action_noise=20.0, num_demos=4, max_attempts_factor=1.0)
 
 
-def test_a_task_without_an_expert_is_refused(tmp_path: Path) -> None:
+def test_a_task_without_an_expert_is_refused() -> None:
     config = groot_experiment().config
     env = create_env(config.env.train, "train", max_chunk=1)
     try:
         object.__setattr__(env.capabilities, "has_expert", False)
-        mapping = ActionMapping(config.env.train.mapping, 4, 4, "env.train.mapping")
-        with pytest.raises(UserError, match="no scripted expert"):
-            collect(CollectConfig(num_demos=1), config.env.train, env, mapping, SEED, tmp_path)
+        with pytest.raises(UserError, match="no scripted expert") as caught:
+            expert_chooser(env, "env.train")
     finally:
         env.close()
+    assert caught.value.key == "env.train.init_params.id"

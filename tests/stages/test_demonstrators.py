@@ -19,9 +19,9 @@ from regrasp.experiment import ExperimentConfig
 from regrasp.experiment.load import load_config
 from regrasp.models.registry import load_policy
 from regrasp.models.settings import RlHeadSettings
+from regrasp.rollout.choosers import load_script, nested
 from regrasp.stages.commands import collect_demonstrations
 from regrasp.stages.demonstrations import ACTION, STATE
-from regrasp.stages.demonstrators import load_script, nested
 
 SCRIPT = """
 import numpy as np

@@ -15,7 +15,7 @@ from regrasp.engine.local import LocalEngine
 from regrasp.engine.policies import create_policy
 from regrasp.envs.registry import create_env
 from regrasp.learner.compilation import compile_policy
-from regrasp.rollout.inference import RolloutWorker
+from regrasp.rollout.inference import Inference
 from regrasp.stages.play import PlayOptions, play
 
 CPU = torch.device("cpu")
@@ -25,13 +25,13 @@ CPU = torch.device("cpu")
 def chosen(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     """All actions that evaluations choose, as they choose them."""
     actions: list[Tensor] = []
-    act = RolloutWorker.act_in_blocks
+    act = Inference.act_in_blocks
 
     def noted(*arguments) -> Tensor:
         actions.append(act(*arguments))
         return actions[-1]
 
-    monkeypatch.setattr(RolloutWorker, "act_in_blocks", noted)
+    monkeypatch.setattr(Inference, "act_in_blocks", noted)
     return actions
 
 

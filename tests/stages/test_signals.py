@@ -14,7 +14,7 @@ from run_toys import checkpoint, metrics, mlp_experiment, same_weights, saved_st
 
 from regrasp.engine.local import LocalEngine
 from regrasp.learner.learner import Learner
-from regrasp.rollout.inference import RolloutWorker
+from regrasp.rollout.inference import Inference
 from regrasp.runner import runner as train_module
 from regrasp.runner.interrupt import StopRequest
 from regrasp.stages.train import train
@@ -40,7 +40,7 @@ def signal_at(monkeypatch: pytest.MonkeyPatch, owner: type, method: str, call: i
     [
         (LocalEngine, "collect", 1, 0),  # before the first decision of all
         (LocalEngine, "collect", 3, 2),
-        (RolloutWorker, "decide", 2 * 3 + 2, 2),  # in the middle of the third rollout
+        (Inference, "decide", 2 * 3 + 2, 2),  # in the middle of the third rollout
         (Learner, "_step", 2 * 6 + 3, 3),  # in the middle of the third update
         (LocalEngine, "evaluate", 1, 2),
     ],

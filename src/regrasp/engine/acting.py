@@ -1,21 +1,26 @@
-"""How a policy acts when it is evaluated: the same in a training run and in an evaluation by itself."""
+"""How a policy acts when nothing is learned: the same in a training run's evaluations, by itself, and recorded."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
+from regrasp.engine.policies import choose_device, create_policy, overlay_rl_weights
 from regrasp.envs.mapping import ActionMapping
 from regrasp.learner.compilation import compile_policy
 from regrasp.learner.precision import ActingPolicy, apply_precision
-from regrasp.rollout.evaluation import Choose, policy_chooser
-from regrasp.rollout.inference import RolloutWorker, block_size
+from regrasp.rollout.choosers import policy_chooser
+from regrasp.rollout.episodes import Choose
+from regrasp.rollout.inference import Inference, block_size
 
 if TYPE_CHECKING:
     from regrasp.envs.contract import VecEnv
     from regrasp.experiment import ExperimentConfig
     from regrasp.models.contract import Policy
+
+Split = Literal["train", "eval"]
 
 
 def policy_to_evaluate(policy: Policy, config: ExperimentConfig, device: torch.device) -> Policy:
@@ -41,20 +46,44 @@ def policy_to_evaluate(policy: Policy, config: ExperimentConfig, device: torch.d
     return acting
 
 
-def evaluation_chooser(
-    acting: Policy, config: ExperimentConfig, env: VecEnv, seed: int, device: torch.device
+def acting_chooser(
+    acting: Policy, config: ExperimentConfig, env: VecEnv, split: Split, seed: int, device: torch.device
 ) -> Choose:
-    """Deterministic actions for the evaluation environments.
+    """Deterministic actions of a policy.
 
     Args:
         acting: What `policy_to_evaluate` returned, or a training run's acting policy.
-        config: `env.eval` and `actor.model.action_dim`.
-        env: The evaluation environments.
-        seed: The initial noise of a flow head is drawn from (seed, "eval", key).
+        config: `env.<split>`, `env.eval.inference_block` and `actor.model.action_dim`.
+        env: The environments.
+        split: Which block of the configuration they are of: "eval", or "train" for demonstrations.
+        seed: The initial noise of a flow head is drawn from (seed, "eval" or "data", key).
         device: Where the policy lives.
     """
-    rollout = RolloutWorker(acting, seed, "eval", device=device, keep_features=True)
-    mapping = ActionMapping(
-        config.env.eval.mapping, config.actor.model.action_dim, env.spec.action_dim, "env.eval.mapping"
-    )
-    return policy_chooser(rollout, mapping, config.env.eval.inference_block)
+    role = "eval" if split == "eval" else "data"
+    inference = Inference(acting, seed, role, device=device, keep_features=True)
+    mapping = getattr(config.env, split).mapping
+    place = ActionMapping(mapping, config.actor.model.action_dim, env.spec.action_dim, f"env.{split}.mapping")
+    return policy_chooser(inference, place, config.env.eval.inference_block)
+
+
+def model_chooser(
+    config: ExperimentConfig, env: VecEnv, split: Split, seed: int, rl_weights: Path | None = None
+) -> Choose:
+    """Deterministic actions of the policy of `actor.model.model_path`, or of a new state policy.
+
+    Args:
+        config: The experiment.
+        env: The environments.
+        split: See `acting_chooser`.
+        seed: See `acting_chooser`.
+        rl_weights: Weights of a checkpoint to lay over the model's.
+
+    Raises:
+        UserError: There is no such folder, or the policy does not fit the environments.
+    """
+    mapping = getattr(config.env, split).mapping
+    policy = create_policy(config.actor.model, mapping, env.spec, seed, f"env.{split}.mapping")
+    if rl_weights is not None:
+        overlay_rl_weights(policy, rl_weights)
+    device = choose_device()
+    return acting_chooser(policy_to_evaluate(policy, config, device), config, env, split, seed, device)

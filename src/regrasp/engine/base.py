@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from regrasp.checkpoint.read import Checkpoint
 from regrasp.checkpoint.write import CheckpointContent
 from regrasp.rollout.episodes import EpisodeResult
-from regrasp.rollout.evaluation import Recorder
+from regrasp.rollout.evaluation import VideoRecorder
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Engine(ABC):
         self,
         num_episodes: int,
         on_episode: Callable[[EpisodeResult], None] | None = None,
-        recorder: Recorder | None = None,
+        recorder: VideoRecorder | None = None,
     ) -> list[EpisodeResult]:
         """Evaluate the policy on episodes 0 to `num_episodes` - 1 of the evaluation stream."""
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from regrasp.algorithms.advantages import is_flat
 from regrasp.checkpoint.read import Checkpoint
 from regrasp.checkpoint.write import CheckpointContent
-from regrasp.engine.acting import evaluation_chooser
+from regrasp.engine.acting import acting_chooser
 from regrasp.engine.base import Collected, Engine
 from regrasp.engine.policies import load_weights
 from regrasp.envs.contract import VecEnv
@@ -26,9 +26,10 @@ from regrasp.learner.precision import ActingPolicy, apply_precision
 from regrasp.models.contract import Policy
 from regrasp.rollout.buffers import RolloutBuffer
 from regrasp.rollout.decisions import Decisions
-from regrasp.rollout.episodes import EnvWorker, EpisodeResult
-from regrasp.rollout.evaluation import Evaluation, Recorder
-from regrasp.rollout.inference import RolloutWorker, block_size, interact
+from regrasp.rollout.episodes import EpisodeResult
+from regrasp.rollout.evaluation import VideoRecorder, evaluate
+from regrasp.rollout.inference import Inference, block_size
+from regrasp.rollout.training import TrainingEpisodes, collect_rollout
 
 
 class LocalEngine(Engine):
@@ -71,12 +72,14 @@ class LocalEngine(Engine):
         if model.compile:
             self._compile(config)
         acting = self._acting.policy
-        self._rollout = RolloutWorker(acting, seed, "train", device=device, keep_features=self._keeps_features)
+        self._inference = Inference(acting, seed, "train", device=device, keep_features=self._keeps_features)
         train = config.env.train
-        mapping = ActionMapping(train.mapping, model.action_dim, env.spec.action_dim, "env.train.mapping")
-        self._env = EnvWorker(env, mapping, seed, stream=train.seed, auto_reset=train.auto_reset)
+        self._mapping = ActionMapping(train.mapping, model.action_dim, env.spec.action_dim, "env.train.mapping")
+        self._episodes = TrainingEpisodes(
+            env, seed, stream=train.seed, auto_reset=train.auto_reset, group_size=self.algorithm.group_size
+        )
         self._eval_env = eval_env
-        self._choose = eval_env and evaluation_chooser(acting, config, eval_env, seed, device)
+        self._choose = eval_env and acting_chooser(acting, config, eval_env, "eval", seed, device)
         self.decisions: Decisions | None = None
         """What was collected last, as the algorithm prepared it."""
         self._boundary: dict[str, Tensor] | None = None
@@ -89,7 +92,7 @@ class LocalEngine(Engine):
         self.policy.begin_update(update)
         self._acting.policy.begin_update(update)
         self._acting.refresh()
-        self._rollout.version = update
+        self._inference.version = update
         env = self.config.env.train
         buffer = RolloutBuffer(
             num_samples(self.config), self.config.runner.feature_storage, holds_features=self._keeps_features
@@ -98,9 +101,10 @@ class LocalEngine(Engine):
         collected, epoch = None, 0
         while collected is None or self.algorithm.wants_more(collected, epoch):
             for _ in range(self.algorithm.config.rollout_epoch if collected is None else 1):
-                episodes += interact(
-                    self._env,
-                    self._rollout,
+                episodes += collect_rollout(
+                    self._episodes,
+                    self._inference,
+                    self._mapping,
                     buffer,
                     num_decisions=env.max_steps_per_rollout_epoch // self.config.actor.model.num_action_chunks,
                     first_column=epoch * env.total_num_envs,
@@ -137,14 +141,15 @@ class LocalEngine(Engine):
         self,
         num_episodes: int,
         on_episode: Callable[[EpisodeResult], None] | None = None,
-        recorder: Recorder | None = None,
+        recorder: VideoRecorder | None = None,
     ) -> list[EpisodeResult]:
         """See `Engine.evaluate`."""
         assert self._eval_env is not None
         assert self._choose is not None
         self._acting.refresh()
-        evaluation = Evaluation(self._eval_env, self._choose, self._seed, self.config.env.eval.seed, on_episode)
-        return evaluation.run(num_episodes, recorder)
+        return evaluate(
+            self._eval_env, self._choose, num_episodes, self._seed, self.config.env.eval.seed, on_episode, recorder
+        )
 
     def content(self, state: Mapping[str, object], *, export: bool) -> CheckpointContent:
         """See `Engine.content`."""
@@ -169,11 +174,11 @@ class LocalEngine(Engine):
             mend="resume with the settings of actor.model that the run was begun with",
         )
         self.learner.load_state_dict(checkpoint.optimizer_state)
-        self._env.load_state_dict(checkpoint.tensors)
+        self._episodes.load_state_dict(checkpoint.tensors)
 
     def close(self) -> None:
         """See `Engine.close`."""
-        self._env.env.close()
+        self._episodes.env.close()
         if self._eval_env is not None:
             self._eval_env.close()
 
@@ -184,9 +189,9 @@ class LocalEngine(Engine):
             SimulatorError: A simulator has died; what is kept to go on from lacks the simulators' own state.
         """
         try:
-            return self._env.state_dict()
+            return self._episodes.state_dict()
         except SimulatorError:
-            self._boundary = self._env.state_dict(simulators=False)
+            self._boundary = self._episodes.state_dict(simulators=False)
             raise
 
     def _compile(self, config: ExperimentConfig) -> None:

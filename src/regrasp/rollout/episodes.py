@@ -1,17 +1,28 @@
-"""The environment role of training: episodes, their seeds, and the mapping of actions."""
+"""The episode loop: episodes are given to environments, stepped, accounted for and begun anew.
+
+Every decision has a noise key, three numbers of which its noise depends alone (`seeding.KeyedNoise`):
+
+- in training (environment, episode of that environment, decision in the episode);
+- in evaluation and in demonstrations (episode, 0, decision in the episode), whichever environment it runs in.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from regrasp.envs.contract import Observation, Step, VecEnv
-from regrasp.envs.mapping import ActionMapping
-from regrasp.errors import TrainingHaltedError, UserError
-from regrasp.seeding import episode_seed
+from regrasp.errors import TrainingHaltedError
+from regrasp.seeding import Role, episode_seed
+
+NoiseKey = tuple[int, int, int]
+Choose = Callable[[Observation, Tensor, Sequence[NoiseKey]], Tensor]
+"""(observation of B environments, their rows, their noise keys) to simulator actions (B, T, A)."""
 
 
 @dataclass(frozen=True)
@@ -28,132 +39,191 @@ class EpisodeResult:
     """The task's own measures at the end."""
 
 
-class EnvWorker:
-    """Runs training episodes in a vector environment.
+class Episodes(ABC):
+    """Runs episodes in a vector environment, one chunk of all running environments at a time.
 
     Args:
         env: The environments.
-        action_mapping: From policy actions to the simulator's.
-        seed: Episodes draw their seeds from (seed, "train", stream, environment, episode).
-        stream: `env.train.seed`.
-        auto_reset: Begin a new episode at once where one ends; otherwise an environment rests until the next epoch.
+        auto_reset: Begin a new episode at once where one ends; otherwise an environment rests until all begin anew.
+        dtype: In which rewards are added up.
     """
 
-    def __init__(self, env: VecEnv, action_mapping: ActionMapping, seed: int, *, stream: int, auto_reset: bool) -> None:
-        self.env = env
-        self._action_mapping = action_mapping
-        self._seed = seed
-        self._stream = stream
-        self._auto_reset = auto_reset
+    def __init__(self, env: VecEnv, *, auto_reset: bool, dtype: torch.dtype) -> None:
         count = env.spec.num_envs
-        self._episodes = torch.full((count,), -1, dtype=torch.long)
-        self._decisions = torch.zeros(count, dtype=torch.long)
-        self._returns = torch.zeros(count)
-        self._lengths = torch.zeros(count, dtype=torch.long)
-        self._success = torch.zeros(count, dtype=torch.bool)
-        self._seeds = [0] * count
+        self.env = env
         self.running = torch.zeros(count, dtype=torch.bool)
         self.observation: Observation | None = None
+        """Of all environments, or of the first ones where no others have begun yet."""
+        self._auto_reset = auto_reset
+        self._keys = torch.zeros(count, 2, dtype=torch.long)
+        """The first two numbers of each environment's noise key."""
+        self._seeds = torch.zeros(count, dtype=torch.long)
+        self._decisions = torch.zeros(count, dtype=torch.long)
+        self._returns = torch.zeros(count, dtype=dtype)
+        self._lengths = torch.zeros(count, dtype=torch.long)
+        self._success = torch.zeros(count, dtype=torch.bool)
 
-    def begin_epoch(self) -> None:
-        """Start a rollout epoch: every environment begins an episode unless it is to go on with its last one."""
-        rows = torch.nonzero(~self.running if self._auto_reset else torch.ones_like(self.running)).flatten()
-        if len(rows):
-            self._reset(rows)
-
-    def keys(self, rows: Tensor) -> list[tuple[int, int, int]]:
-        """Noise keys (environment, episode, decision) of the next decisions of `rows`."""
-        return list(zip(rows.tolist(), self._episodes[rows].tolist(), self._decisions[rows].tolist(), strict=True))
-
-    def step(self, rows: Tensor, actions: Tensor) -> tuple[Step, list[EpisodeResult]]:
-        """Execute the policy's chunk (B, T, A) in the environments `rows`; the others rest.
+    @abstractmethod
+    def _next(self, env_ids: Sequence[int]) -> dict[int, int]:
+        """Set the keys of the next episodes of `env_ids`, or of the first of them where no more are left.
 
         Returns:
-            The step of all environments, and the episodes that it finished.
+            The seeds of those that have one, in the order given.
         """
-        chunk = torch.zeros(self.env.spec.num_envs, actions.shape[1], self.env.spec.action_dim)
-        chunk[rows] = self._action_mapping(actions)
+
+    @property
+    def rows(self) -> Tensor:
+        """The running environments (B,) int64."""
+        return torch.nonzero(self.running).flatten()
+
+    def keys(self) -> list[NoiseKey]:
+        """Noise keys of the next decisions of the running environments."""
+        keys = torch.cat([self._keys, self._decisions[:, None]], 1)
+        return [(first, second, decision) for first, second, decision in keys[self.running].tolist()]
+
+    def observed(self) -> Observation:
+        """The present observation of the running environments."""
+        assert self.observation is not None
+        return self.observation if self.running.all() else self.observation.rows(self.rows)
+
+    def index(self, env_id: int) -> int:
+        """The first number of an environment's key: the number of its episode in evaluation and demonstrations."""
+        return int(self._keys[env_id, 0])
+
+    def begin(self) -> None:
+        """Every environment begins an episode unless, with `auto_reset`, it is to go on with its last one."""
+        resting = ~self.running if self._auto_reset else torch.ones_like(self.running)
+        seeds = self._next(self._in_order(resting))
+        if not seeds:
+            return
+        begun = list(seeds)
+        self.running[begun] = True
+        self._seeds[begun] = torch.tensor(list(seeds.values()))
+        for counter in (self._decisions, self._returns, self._lengths, self._success):
+            counter[begun] = 0
+        fresh = self.env.reset(begun, list(seeds.values()))
+        check_finite("state observation", fresh.states, begun)
+        if self.observation is None or begun == list(range(len(self.running))):
+            self.observation = fresh
+        else:
+            self.observation = self.observation.updated(begun, fresh)
+
+    def step(self, actions: Tensor) -> tuple[Step, dict[int, EpisodeResult]]:
+        """Execute a chunk (B, T, A) of simulator actions in the running environments; the others rest.
+
+        Returns:
+            The step of all environments, and the episodes that it finished, by environment in the order of their keys.
+
+        Raises:
+            TrainingHaltedError: A reward or a state is not finite.
+        """
+        chunk = torch.zeros(len(self.running), *actions.shape[1:])
+        chunk[self.running] = actions
         step = self.env.step(chunk)
         check_finite("reward", step.rewards)
         check_finite("state observation", step.observation.states)
-        self._decisions[rows] += 1
+        self._decisions += self.running
         self._returns += step.rewards.sum(1)
         self._lengths += step.num_executed
         self._success |= step.success
         self.observation = step.observation
-        finished = torch.nonzero(step.done).flatten()
-        results = [self._result(int(i), step) for i in finished]
+        finished = self._in_order(step.done & self.running)
         self.running[finished] = False
-        return step, results
+        return step, {row: self._result(row, step) for row in finished}
 
-    def restart_finished(self) -> None:
+    def begin_finished(self) -> None:
         """With `auto_reset`, begin new episodes where one has ended."""
-        rows = torch.nonzero(~self.running).flatten()
-        if self._auto_reset and len(rows):
-            self._reset(rows)
+        if self._auto_reset and not self.running.all():
+            self.begin()
 
-    def state_dict(self, *, simulators: bool = True) -> dict[str, Tensor]:
-        """Counters and, with `simulators`, the simulator's own state where episodes go on over epochs."""
-        state = {
-            "episodes": self._episodes,
-            "decisions": self._decisions,
-            "returns": self._returns,
-            "lengths": self._lengths,
-            "success": self._success,
-            "running": self.running,
-            "seeds": torch.tensor(self._seeds),
-        }
-        if simulators and self._auto_reset and self.env.capabilities.saves_state:
-            state |= {f"simulator.{name}": value for name, value in self.env.state_dict().items()}
-        return {name: value.clone() for name, value in state.items()}
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Restore what `state_dict` returned; without a simulator state, running episodes are begun anew.
-
-        Raises:
-            UserError: The state is that of another number of environments.
-        """
-        if len(state["episodes"]) != len(self._episodes):
-            raise UserError(
-                "The checkpoint was written with another number of environments",
-                key="env.train.total_num_envs",
-                value=len(self._episodes),
-                expected=str(len(state["episodes"])),
-                mend="resume with the number of environments that the run was begun with",
-            )
-        self._episodes = state["episodes"].clone()
-        self._decisions = state["decisions"].clone()
-        self._returns = state["returns"].clone()
-        self._lengths = state["lengths"].clone()
-        self._success = state["success"].clone()
-        self._seeds = state["seeds"].tolist()
-        simulator = {k.removeprefix("simulator."): v for k, v in state.items() if k.startswith("simulator.")}
-        if simulator:
-            self.observation = self.env.load_state_dict(simulator)
-            self.running = state["running"].clone()
-
-    def _reset(self, rows: Tensor) -> None:
-        self._episodes[rows] += 1
-        self._decisions[rows] = 0
-        self._returns[rows] = 0
-        self._lengths[rows] = 0
-        self._success[rows] = False
-        self.running[rows] = True
-        for row in rows.tolist():
-            self._seeds[row] = episode_seed(self._seed, "train", self._stream, row, int(self._episodes[row]))
-        fresh = self.env.reset(rows.tolist(), [self._seeds[row] for row in rows.tolist()])
-        check_finite("state observation", fresh.states, rows.tolist())
-        self.observation = fresh if self.observation is None else self.observation.updated(rows.tolist(), fresh)
+    def _in_order(self, mask: Tensor) -> list[int]:
+        """The environments of `mask` (N,) bool, sorted by their keys."""
+        keys = self._keys.tolist()
+        return sorted(torch.nonzero(mask).flatten().tolist(), key=keys.__getitem__)
 
     def _result(self, row: int, step: Step) -> EpisodeResult:
         return EpisodeResult(
-            seed=self._seeds[row],
+            seed=int(self._seeds[row]),
             instruction=step.observation.task_descriptions[row],
             success=bool(self._success[row]),
             total_reward=float(self._returns[row]),
             length=int(self._lengths[row]),
             info={name: float(values[row]) for name, values in step.info.items()},
         )
+
+
+class NumberedEpisodes(Episodes):
+    """Episodes 0, 1, 2, ... of one stream, each in the next environment that is free.
+
+    Args:
+        env: The environments.
+        seed: Episode i is seeded by (seed, role, *stream, i).
+        role: "eval" or "data".
+        stream: Key of the stream.
+        count: Number of episodes; None for an endless supply.
+        auto_reset: See `Episodes`.
+    """
+
+    def __init__(
+        self,
+        env: VecEnv,
+        seed: int,
+        role: Role,
+        *stream: int,
+        count: int | None = None,
+        auto_reset: bool = True,
+    ) -> None:
+        super().__init__(env, auto_reset=auto_reset, dtype=torch.float64)
+        self._seed_of = lambda index: episode_seed(seed, role, *stream, index)
+        self._waiting = iter(itertools.count() if count is None else range(count))
+
+    def _next(self, env_ids: Sequence[int]) -> dict[int, int]:
+        seeds = {}
+        for row, index in zip(env_ids, self._waiting, strict=False):
+            self._keys[row, 0] = index
+            seeds[row] = self._seed_of(index)
+        return seeds
+
+
+class Recorder:
+    """What sees the steps of `play_episodes`."""
+
+    def acting(self, episodes: Episodes, observation: Observation, actions: Tensor) -> Tensor:
+        """Called before each step.
+
+        Args:
+            episodes: The episodes.
+            observation: What the running environments were acted on, in the order of `episodes.rows`.
+            actions: The chunk (B, T, A) chosen.
+
+        Returns:
+            The chunk to execute.
+        """
+        return actions
+
+    def stepped(self, step: Step) -> None:
+        """Called after each step."""
+
+
+def play_episodes(
+    episodes: Episodes, choose: Choose, recorder: Recorder | None = None
+) -> Iterator[tuple[int, EpisodeResult]]:
+    """Run episodes until none are left.
+
+    Yields:
+        Index and result of each episode as it ends.
+    """
+    recorder = recorder or Recorder()
+    episodes.begin()
+    while episodes.running.any():
+        observation = episodes.observed()
+        actions = choose(observation, episodes.rows, episodes.keys())
+        step, finished = episodes.step(recorder.acting(episodes, observation, actions))
+        recorder.stepped(step)
+        yield from [(episodes.index(env_id), result) for env_id, result in finished.items()]
+        episodes.begin_finished()
+        if not episodes.running.any():
+            episodes.begin()
 
 
 def check_finite(name: str, values: Tensor, env_ids: Sequence[int] | None = None) -> None:

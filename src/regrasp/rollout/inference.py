@@ -1,8 +1,8 @@
-"""The rollout role: policy inference, and the loop that lets policy and environments act on each other."""
+"""Inference: a policy decides on observations."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -13,11 +13,8 @@ from torch import Tensor
 from regrasp.device import send
 from regrasp.envs.contract import Observation
 from regrasp.models.contract import Action, Policy
-from regrasp.rollout.buffers import RolloutBuffer
-from regrasp.rollout.episodes import EnvWorker, EpisodeResult
+from regrasp.rollout.episodes import NoiseKey
 from regrasp.seeding import KeyedNoise, Role
-
-Key = tuple[int, int, int]
 
 _CPU_BLOCK = 32
 _CPU_THREADS = 2
@@ -31,7 +28,7 @@ class Decision:
     action: Action
 
 
-class RolloutWorker:
+class Inference:
     """Runs the policy on observations.
 
     Args:
@@ -51,7 +48,7 @@ class RolloutWorker:
         self.version = 0
 
     @torch.no_grad()
-    def decide(self, observation: Observation, keys: Sequence[Key], *, deterministic: bool = False) -> Decision:
+    def decide(self, observation: Observation, keys: Sequence[NoiseKey], *, deterministic: bool = False) -> Decision:
         """Actions for every row of `observation`; `keys` name the noise of each row."""
         inputs = self._policy.prepare(_moved(observation, self._device))
         features = self._policy.encode(inputs)
@@ -65,7 +62,7 @@ class RolloutWorker:
         inputs = self._policy.prepare(_moved(observation, self._device))
         return self._policy.value(self._policy.encode(inputs))
 
-    def act_in_blocks(self, observation: Observation, keys: Sequence[Key], block: int) -> Tensor:
+    def act_in_blocks(self, observation: Observation, keys: Sequence[NoiseKey], block: int) -> Tensor:
         """Deterministic actions (B, T, A), inferred in blocks of `block` rows, on a CPU of a multiple of 32.
 
         Floating-point results depend on the batch shape, so the last block is padded with its first row: a row's
@@ -112,59 +109,3 @@ def _even_shares(device: torch.device) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
-
-
-def interact(
-    env: EnvWorker,
-    rollout: RolloutWorker,
-    buffer: RolloutBuffer,
-    *,
-    num_decisions: int,
-    first_column: int,
-    bootstrap_truncated: bool,
-    should_stop: Callable[[], bool],
-) -> list[EpisodeResult]:
-    """One rollout epoch: every environment takes up to `num_decisions` decisions, which are added to `buffer`.
-
-    Where an episode does not end with the rollout, its return continues with the value of the observation reached; with
-    `bootstrap_truncated` also where the step limit ended it.
-
-    Returns:
-        The episodes that ended.
-
-    Raises:
-        InterruptedError: `should_stop` said so.
-    """
-    results: list[EpisodeResult] = []
-    to_value: list[tuple[int, Tensor, Observation]] = []
-    values_truncated = bootstrap_truncated and env.env.capabilities.true_final_observation
-    env.begin_epoch()
-    for time in range(num_decisions):
-        rows = torch.nonzero(env.running).flatten()
-        if not len(rows):
-            break
-        if should_stop():
-            raise InterruptedError
-        assert env.observation is not None
-        decision = rollout.decide(env.observation.rows(rows), env.keys(rows))
-        step, finished = env.step(rows, decision.action.actions.cpu())
-        results += finished
-        buffer.add(
-            time,
-            rows + first_column,
-            decision.inputs,
-            decision.action,
-            step.rewards[rows],
-            step.num_executed[rows],
-            step.done[rows],
-            rollout.version,
-        )
-        cut = ~step.done & (time == num_decisions - 1)
-        goes_on = cut | (step.truncated & values_truncated)
-        rows = rows[goes_on[rows]]
-        if len(rows):
-            to_value.append((time, rows + first_column, step.observation.rows(rows)))
-        env.restart_finished()
-    for time, columns, observation in to_value:
-        buffer.bootstrap(time, columns, rollout.values(observation))
-    return results

@@ -20,7 +20,7 @@ from regrasp.logging.console import ConsoleTable
 from regrasp.logging.metrics import ENV_STEPS, STEPS_PER_SECOND, MetricsLogger
 from regrasp.logging.progress import progress
 from regrasp.rollout.episodes import EpisodeResult
-from regrasp.rollout.evaluation import Recorder
+from regrasp.rollout.evaluation import VideoRecorder
 from regrasp.runner.guards import SignalGuard
 from regrasp.runner.interrupt import StopRequest
 from regrasp.runner.summary import episode_metrics
@@ -158,7 +158,7 @@ class EmbodiedRunner:
             return {}
         return {**episode_metrics(episodes, "eval"), "time/eval": time.monotonic() - started}
 
-    def _recorder(self) -> Recorder | None:
+    def _recorder(self) -> VideoRecorder | None:
         """Where the first episodes of this evaluation are recorded, if they are."""
         video = self.config.env.eval.video_cfg
         if not video.save_video:
@@ -167,7 +167,7 @@ class EmbodiedRunner:
         base = video.video_base_dir and str(Path(video.video_base_dir) / f"global_step_{self.progress.update}")
         video = dataclasses.replace(video, video_base_dir=base)
         step_seconds = self.engine.step_seconds
-        return Recorder(NUM_VIDEOS, EpisodeVideos(folder, video, step_seconds, "finetuned").write)
+        return VideoRecorder(NUM_VIDEOS, EpisodeVideos(folder, video, step_seconds, "finetuned").write)
 
     @property
     def _finished(self) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,21 +17,77 @@ from regrasp.envs.selection import ObservationSelection
 from regrasp.errors import SimulatorError
 from regrasp.experiment import CollectConfig, EnvConfig
 from regrasp.logging.progress import progress
-from regrasp.seeding import episode_seed, numpy_generator
+from regrasp.rollout.choosers import one_step_at_a_time
+from regrasp.rollout.episodes import Choose, EpisodeResult, Episodes, NumberedEpisodes, Recorder, play_episodes
+from regrasp.seeding import numpy_generator
 from regrasp.stages.demonstrations import demonstration_columns, demonstration_features, sources
-from regrasp.stages.demonstrators import Demonstrator, expert_demonstrator
+
+
+@dataclass(frozen=True)
+class Demonstrator:
+    """What acts in demonstrations."""
+
+    name: str
+    """For messages."""
+    choose: Choose
+    noisy: bool = False
+    """What is executed has noise on it (`collect.action_noise`): it is asked anew every step, so it corrects it."""
 
 
 @dataclass
 class Demonstration:
-    """One episode as it was meant, without the noise on what was executed."""
+    """What was seen and done in one episode, without the noise on what was executed."""
 
-    instruction: str
-    success: bool
-    images: list[np.ndarray] = field(default_factory=list)
-    extra_images: list[np.ndarray] = field(default_factory=list)
-    states: list[np.ndarray] = field(default_factory=list)
-    actions: list[np.ndarray] = field(default_factory=list)
+    noise: np.random.Generator
+    """Of the episode."""
+    seen: list[tuple[Observation, int]] = field(default_factory=list)
+    """An observation of several environments and the row of this one, by step."""
+    actions: list[Tensor] = field(default_factory=list)
+
+    def columns(self) -> dict[str, np.ndarray]:
+        """The episode as `DatasetWriter.add_episode` takes it."""
+        extra = [seen.extra_view_images[row] for seen, row in self.seen if seen.extra_view_images is not None]
+        return demonstration_columns(
+            torch.stack([seen.states[row] for seen, row in self.seen]).numpy(),
+            torch.stack(self.actions).numpy(),
+            torch.stack([seen.main_images[row] for seen, row in self.seen]).numpy(),
+            torch.stack(extra).numpy() if extra else None,
+        )
+
+
+class DemonstrationRecorder(Recorder):
+    """Keeps what is seen and decided, and has it executed with noise where that is wanted.
+
+    Args:
+        mapping: From the policy's actions to the simulator's.
+        seed: Noise is drawn from (seed, "data", 1, index of the episode).
+        noise_std: Standard deviation of the noise; None for none.
+    """
+
+    def __init__(self, mapping: ActionMapping, seed: int, noise_std: float | None) -> None:
+        self._mapping = mapping
+        self._seed = seed
+        self._noise_std = noise_std
+        self._running: dict[int, Demonstration] = {}
+
+    def acting(self, episodes: Episodes, observation: Observation, actions: Tensor) -> Tensor:
+        """Keep the actions of one step, (B, 1, A), and return those to execute."""
+        executed = actions.clone()
+        for row, env_id in enumerate(episodes.rows.tolist()):
+            index = episodes.index(env_id)
+            if index not in self._running:
+                self._running[index] = Demonstration(numpy_generator(self._seed, "data", 1, index))
+            demonstration = self._running[index]
+            demonstration.seen.append((observation, row))
+            demonstration.actions.append(self._mapping.inverse(actions[row, 0]))
+            if self._noise_std is not None:
+                noise = demonstration.noise.normal(0, self._noise_std, actions.shape[2] - 1)
+                executed[row, 0, :-1] += torch.from_numpy(noise).float()
+        return executed
+
+    def finished(self, index: int) -> Demonstration:
+        """Hand over an episode that has ended."""
+        return self._running.pop(index)
 
 
 def collect(
@@ -42,7 +97,7 @@ def collect(
     mapping: ActionMapping,
     seed: int,
     output: Path,
-    demonstrator: Demonstrator | None = None,
+    demonstrator: Demonstrator,
 ) -> int:
     """Record `num_demos` demonstrations into the dataset folder `output`.
 
@@ -56,16 +111,14 @@ def collect(
         mapping: From the policy's actions to the simulator's.
         seed: Of the episodes.
         output: Folder of the dataset; one that is there is replaced.
-        demonstrator: What acts; None for the task's scripted expert.
+        demonstrator: What acts.
 
     Returns:
         The number of episodes attempted.
 
     Raises:
-        UserError: The task has no scripted expert.
         SimulatorError: The demonstrator fails too often.
     """
-    demonstrator = demonstrator or expert_demonstrator(env)
     limit = int(config.num_demos * config.max_attempts_factor)
     fps = round(1 / env.spec.step_seconds)
     observations = ObservationSelection(env_config.mapping, env.spec.raw_observations, "env.train.mapping")
@@ -81,10 +134,10 @@ def collect(
     )
     attempts = 0
     with progress("Collecting demonstrations", config.num_demos) as bar, writer:
-        for demonstration in _demonstrations(env, mapping, demonstrator, config.action_noise, seed):
+        for demonstration, result in _demonstrations(env, mapping, demonstrator, config.action_noise, seed):
             attempts += 1
-            if demonstration.success or not config.only_successful:
-                writer.add_episode(_columns(demonstration), demonstration.instruction, demonstration.success)
+            if result.success or not config.only_successful:
+                writer.add_episode(demonstration.columns(), result.instruction, result.success)
                 bar.advance(attempts=str(attempts))
             if writer.num_episodes == config.num_demos:
                 return attempts
@@ -98,54 +151,14 @@ def collect(
 
 def _demonstrations(
     env: VecEnv, mapping: ActionMapping, demonstrator: Demonstrator, action_noise: float, seed: int
-) -> Iterator[Demonstration]:
-    """Episodes in the order of their index, an endless supply, in waves of all environments at once."""
-    count = env.spec.num_envs
-    wave = 0
-    while True:
-        indices = range(wave * count, (wave + 1) * count)
-        yield from _wave(env, mapping, demonstrator, action_noise, seed, indices)
-        wave += 1
-
-
-def _wave(
-    env: VecEnv, mapping: ActionMapping, demonstrator: Demonstrator, action_noise: float, seed: int, indices: range
-) -> list[Demonstration]:
-    rows = range(len(indices))
-    noise = [numpy_generator(seed, "data", 1, index) for index in indices]
-    observation = env.reset(rows, [episode_seed(seed, "data", index) for index in indices])
-    demonstrations = [Demonstration(text, False) for text in observation.task_descriptions]
-    running = torch.ones(len(rows), dtype=torch.bool)
-    for step_index in itertools.count():
-        actions = demonstrator.act(observation, indices, step_index, running)
-        executed = actions.clone()
-        for row in torch.nonzero(running).flatten().tolist():
-            _append(demonstrations[row], observation, row, mapping.inverse(actions[row]))
-            if demonstrator.noisy:
-                executed[row, :-1] += torch.from_numpy(noise[row].normal(0, action_noise, actions.shape[1] - 1)).float()
-        step = env.step(executed[:, None])
-        for row in torch.nonzero(step.success).flatten().tolist():
-            demonstrations[row].success = True
-        running &= ~step.done
-        observation = step.observation
-        if not running.any():
-            break
-    return demonstrations
-
-
-def _append(demonstration: Demonstration, observation: Observation, row: int, action: Tensor) -> None:
-    demonstration.images.append(observation.main_images[row].numpy())
-    if observation.extra_view_images is not None:
-        demonstration.extra_images.append(observation.extra_view_images[row].numpy())
-    demonstration.states.append(observation.states[row].numpy())
-    demonstration.actions.append(action.numpy())
-
-
-def _columns(demonstration: Demonstration) -> dict[str, np.ndarray]:
-    extra = demonstration.extra_images
-    return demonstration_columns(
-        np.stack(demonstration.states),
-        np.stack(demonstration.actions),
-        np.stack(demonstration.images),
-        np.stack(extra) if extra else None,
-    )
+) -> Iterator[tuple[Demonstration, EpisodeResult]]:
+    """Episodes in the order of their index, an endless supply; all environments begin theirs together."""
+    episodes = NumberedEpisodes(env, seed, "data", auto_reset=False)
+    recorder = DemonstrationRecorder(mapping, seed, action_noise if demonstrator.noisy else None)
+    ended: dict[int, tuple[Demonstration, EpisodeResult]] = {}
+    turn = 0
+    for index, result in play_episodes(episodes, one_step_at_a_time(demonstrator.choose, env), recorder):
+        ended[index] = recorder.finished(index), result
+        while turn in ended:
+            yield ended.pop(turn)
+            turn += 1

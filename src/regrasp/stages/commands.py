@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+from regrasp.engine.acting import model_chooser
 from regrasp.envs.contract import VecEnv
 from regrasp.envs.mapping import ActionMapping
 from regrasp.envs.registry import check_expert, create_env
@@ -12,14 +13,8 @@ from regrasp.errors import UserError
 from regrasp.experiment import ExperimentConfig
 from regrasp.experiment.paths import DOWNLOAD_BACKBONE, PUBLISHED_BACKBONE
 from regrasp.folders import require_writable
-from regrasp.stages.collect import collect
-from regrasp.stages.demonstrators import (
-    Demonstrator,
-    expert_demonstrator,
-    load_script,
-    policy_demonstrator,
-    script_demonstrator,
-)
+from regrasp.rollout.choosers import expert_chooser, load_script, script_chooser
+from regrasp.stages.collect import Demonstrator, collect
 from regrasp.stages.pretrain import cached_backbone, check_instructions, pretrain
 from regrasp.stages.sft import SftResult, train_base_model
 
@@ -53,7 +48,7 @@ def collect_demonstrations(
         config: The experiment.
         output: The folder.
         policy: What acts: `expert`, the task's own; `model`, the policy of `actor.model.model_path`; or
-            `module:function`, see `script_demonstrator`.
+            `module:function`, see `script_chooser`.
 
     Returns:
         The folder and the number of attempts.
@@ -78,10 +73,10 @@ def collect_demonstrations(
 
 def _demonstrator(config: ExperimentConfig, env: VecEnv, policy: str, seed: int) -> Demonstrator:
     if policy == "expert":
-        return expert_demonstrator(env)
+        return Demonstrator("expert", expert_chooser(env, "env.train"), noisy=True)
     if policy == "model":
-        return policy_demonstrator(config, env, seed)
-    return script_demonstrator(policy, env)
+        return Demonstrator("policy", model_chooser(config, env, "train", seed))
+    return Demonstrator(f"script {policy}", script_chooser(policy, env))
 
 
 def train_base(

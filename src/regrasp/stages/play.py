@@ -8,23 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from regrasp.engine.acting import evaluation_chooser, policy_to_evaluate
-from regrasp.engine.policies import choose_device, create_policy, overlay_rl_weights
+from regrasp.engine.acting import model_chooser
 from regrasp.envs.contract import VecEnv
 from regrasp.envs.registry import check_expert, create_env
 from regrasp.experiment import ExperimentConfig
 from regrasp.experiment.load import LoadedConfig
 from regrasp.logging.progress import progress
 from regrasp.logging.report import EvaluationSummary, Group, VideoItem
-from regrasp.rollout.episodes import EpisodeResult
-from regrasp.rollout.evaluation import (
-    Choose,
-    Evaluation,
-    Recorder,
-    expert_chooser,
-    random_chooser,
-    zero_chooser,
-)
+from regrasp.rollout.choosers import expert_chooser, random_chooser, zero_chooser
+from regrasp.rollout.episodes import Choose, EpisodeResult
+from regrasp.rollout.evaluation import VideoRecorder, evaluate
 from regrasp.runner.summary import summarize
 from regrasp.runner.videos import NUM_VIDEOS, EpisodeVideos
 
@@ -74,9 +67,8 @@ def play(loaded: LoadedConfig, run_dir: Path, options: PlayOptions) -> PlayResul
                 bar.advance(success=f"{sum(outcomes) / len(outcomes):.0%}")
 
             wants_video = config.env.eval.video_cfg.save_video
-            recorder = Recorder(options.num_videos, videos.write) if wants_video else None
-            evaluation = Evaluation(env, choose, config.seed, config.env.eval.seed, count)
-            episodes = evaluation.run(num_episodes, recorder)
+            recorder = VideoRecorder(options.num_videos, videos.write) if wants_video else None
+            episodes = evaluate(env, choose, num_episodes, config.seed, config.env.eval.seed, count, recorder)
     finally:
         env.close()
     result = PlayResult(summarize(episodes), episodes, videos.items, time.monotonic() - started)
@@ -102,18 +94,13 @@ def print_summary(summary: EvaluationSummary) -> None:
 
 
 def _choose(config: ExperimentConfig, env: VecEnv, options: PlayOptions) -> Choose:
-    seed = config.seed
     if options.kind == "expert":
         return expert_chooser(env)
     if options.kind == "zero":
         return zero_chooser(env)
     if options.kind == "random":
-        return random_chooser(env, seed)
-    policy = create_policy(config.actor.model, config.env.eval.mapping, env.spec, seed, "env.eval.mapping")
-    if options.rl_model_path is not None:
-        overlay_rl_weights(policy, options.rl_model_path)
-    device = choose_device()
-    return evaluation_chooser(policy_to_evaluate(policy, config, device), config, env, seed, device)
+        return random_chooser(env, config.seed)
+    return model_chooser(config, env, "eval", config.seed, options.rl_model_path)
 
 
 def _write(result: PlayResult, run_dir: Path) -> None:

@@ -1,0 +1,150 @@
+"""Training's episodes, and the loop that gathers what the policy decides in them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from regrasp.envs.contract import Observation, VecEnv
+from regrasp.envs.mapping import ActionMapping
+from regrasp.errors import UserError
+from regrasp.rollout.buffers import RolloutBuffer
+from regrasp.rollout.episodes import EpisodeResult, Episodes
+from regrasp.rollout.inference import Inference
+from regrasp.seeding import episode_seed
+
+
+class TrainingEpisodes(Episodes):
+    """Episodes that each environment counts for itself, without end.
+
+    Args:
+        env: The environments.
+        seed: Episodes draw their seeds from (seed, "train", stream, group, episode of the environment).
+        stream: `env.train.seed`.
+        auto_reset: See `Episodes`.
+        group_size: So many environments, one after the other, form a group: their episodes of one number share seed
+            and thereby instruction and first state, while their noise differs.
+
+    Raises:
+        UserError: The environments do not divide into groups.
+    """
+
+    def __init__(self, env: VecEnv, seed: int, *, stream: int, auto_reset: bool, group_size: int = 1) -> None:
+        super().__init__(env, auto_reset=auto_reset, dtype=torch.float32)
+        count = env.spec.num_envs
+        if count % group_size:
+            raise UserError(
+                "The training environments do not divide into groups",
+                key="algorithm.group_size",
+                value=group_size,
+                expected=f"a divisor of env.train.total_num_envs ({count})",
+                mend="change one of the two",
+            )
+        self._seed = seed
+        self._stream = stream
+        self._group_size = group_size
+        self._keys[:, 0] = torch.arange(count)
+        self._keys[:, 1] = -1
+
+    def _next(self, env_ids: Sequence[int]) -> dict[int, int]:
+        self._keys[list(env_ids), 1] += 1
+        return {
+            row: episode_seed(self._seed, "train", self._stream, row // self._group_size, int(self._keys[row, 1]))
+            for row in env_ids
+        }
+
+    def state_dict(self, *, simulators: bool = True) -> dict[str, Tensor]:
+        """Counters and, with `simulators`, the simulator's own state where episodes go on over epochs."""
+        state = {**self._counters(), "running": self.running}
+        if simulators and self._auto_reset and self.env.capabilities.saves_state:
+            state |= {f"simulator.{name}": value for name, value in self.env.state_dict().items()}
+        return {name: value.clone() for name, value in state.items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Restore what `state_dict` returned; without a simulator state, running episodes are begun anew.
+
+        Raises:
+            UserError: The state is that of another number of environments.
+        """
+        if len(state["episodes"]) != len(self.running):
+            raise UserError(
+                "The checkpoint was written with another number of environments",
+                key="env.train.total_num_envs",
+                value=len(self.running),
+                expected=str(len(state["episodes"])),
+                mend="resume with the number of environments that the run was begun with",
+            )
+        for name, counter in self._counters().items():
+            counter.copy_(state[name])
+        simulator = {k.removeprefix("simulator."): v for k, v in state.items() if k.startswith("simulator.")}
+        if simulator:
+            self.observation = self.env.load_state_dict(simulator)
+            self.running = state["running"].clone()
+
+    def _counters(self) -> dict[str, Tensor]:
+        return {
+            "episodes": self._keys[:, 1],
+            "decisions": self._decisions,
+            "returns": self._returns,
+            "lengths": self._lengths,
+            "success": self._success,
+            "seeds": self._seeds,
+        }
+
+
+def collect_rollout(
+    episodes: TrainingEpisodes,
+    inference: Inference,
+    mapping: ActionMapping,
+    buffer: RolloutBuffer,
+    *,
+    num_decisions: int,
+    first_column: int,
+    bootstrap_truncated: bool,
+    should_stop: Callable[[], bool],
+) -> list[EpisodeResult]:
+    """One rollout epoch: every environment takes up to `num_decisions` decisions, which are added to `buffer`.
+
+    Where an episode does not end with the rollout, its return continues with the value of the observation reached; with
+    `bootstrap_truncated` also where the step limit ended it.
+
+    Returns:
+        The episodes that ended.
+
+    Raises:
+        InterruptedError: `should_stop` said so.
+    """
+    results: list[EpisodeResult] = []
+    to_value: list[tuple[int, Tensor, Observation]] = []
+    values_truncated = bootstrap_truncated and episodes.env.capabilities.true_final_observation
+    episodes.begin()
+    for time in range(num_decisions):
+        rows = episodes.rows
+        if not len(rows):
+            break
+        if should_stop():
+            raise InterruptedError
+        decision = inference.decide(episodes.observed(), episodes.keys())
+        step, finished = episodes.step(mapping(decision.action.actions.cpu()))
+        results += finished.values()
+        buffer.add(
+            time,
+            rows + first_column,
+            decision.inputs,
+            decision.action,
+            step.rewards[rows],
+            step.num_executed[rows],
+            step.done[rows],
+            inference.version,
+        )
+        cut = ~step.done & (time == num_decisions - 1)
+        goes_on = cut | (step.truncated & values_truncated)
+        rows = rows[goes_on[rows]]
+        if len(rows):
+            to_value.append((time, rows + first_column, step.observation.rows(rows)))
+        episodes.begin_finished()
+    for time, columns, observation in to_value:
+        buffer.bootstrap(time, columns, inference.values(observation))
+    return results
