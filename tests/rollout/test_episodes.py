@@ -134,9 +134,9 @@ def test_truncations_are_not_bootstrapped_when_they_cannot_or_shall_not_be(sees_
     session = Session(env, auto_reset=False, bootstrap_truncated=configured)
     truncated, _ = session.run(3)
     assert states_of(truncated)[-1] == (0, 0, 6)
-    assert float(truncated.returns[-1]) == 7.0  # the reward of the last step alone
+    assert float(truncated["returns"][-1]) == 7.0  # the reward of the last step alone
     cut, _ = session.run(2)
-    assert float(cut.returns[-1]) == pytest.approx(14 + 15 + 16 + 1 * 0.1 + 6 * 0.01)
+    assert float(cut["returns"][-1]) == pytest.approx(14 + 15 + 16 + 1 * 0.1 + 6 * 0.01)
 
 
 def test_keys_name_environment_episode_and_decision() -> None:
