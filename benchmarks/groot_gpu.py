@@ -37,12 +37,13 @@ from regrasp.algorithms.ppo import PpoConfig
 from regrasp.learner.compilation import capture_updates, compile_policy, num_compilations
 from regrasp.learner.learner import Learner
 from regrasp.learner.precision import ActingPolicy, apply_precision
+from regrasp.models.config import TrainablePart
 from regrasp.models.groot.config import GrootConfig
 from regrasp.models.groot.kernels.few_queries import KeysValues
 from regrasp.models.groot.network import transformer
 from regrasp.models.groot.policy import GrootPolicy
 from regrasp.models.groot.processing.processor import GrootProcessor
-from regrasp.models.settings import RlHeadSettings, TrainablePart
+from regrasp.models.groot.settings import GrootModelConfig
 from regrasp.rollout.buffers import RolloutBuffer
 from regrasp.rollout.decisions import Decisions
 from regrasp.seeding import KeyedNoise
@@ -151,7 +152,7 @@ def random_policy(sizes: Sizes, trainable: TrainablePart) -> GrootPolicy:
         text_first=False,
     )
     horizon = sizes.groot.action_horizon
-    settings = RlHeadSettings(num_action_chunks=horizon, action_dim=sizes.action_dim, trainable=trainable)
+    settings = GrootModelConfig(num_action_chunks=horizon, action_dim=sizes.action_dim, trainable=trainable)
     with torch.device("meta"):
         policy = GrootPolicy(sizes.groot, processor, settings)
     policy.to_empty(device=sizes.device)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from regrasp.engine.policies import head_settings
 from regrasp.experiment import ExperimentConfig
 from regrasp.experiment.load import load_config
 from regrasp.models.groot.config import GrootConfig
@@ -36,4 +35,4 @@ def random_policy(config: ExperimentConfig, **settings: str) -> GrootPolicy:
         text_length=architecture.text_length,
         text_first=architecture.text_first,
     )
-    return GrootPolicy(groot, processor, dataclasses.replace(head_settings(model), **settings), seed=0)
+    return GrootPolicy(groot, processor, dataclasses.replace(model, **settings), seed=0)

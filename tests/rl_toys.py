@@ -18,16 +18,16 @@ from regrasp.experiment import (
     AlgorithmConfig,
     ArchitectureConfig,
     MappingConfig,
-    ModelConfig,
     OptimConfig,
 )
 from regrasp.learner.learner import Learner
+from regrasp.models.config import RlHeadConfig
 from regrasp.models.contract import Action, Evaluation, Noise, Policy, PolicySpec
 from regrasp.models.groot.config import GrootConfig
 from regrasp.models.groot.policy import GrootPolicy
 from regrasp.models.groot.processing.processor import GrootProcessor
+from regrasp.models.groot.settings import GrootModelConfig
 from regrasp.models.mlp.policy import MlpPolicy
-from regrasp.models.settings import RlHeadSettings
 from regrasp.rollout.buffers import RolloutBuffer
 from regrasp.rollout.decisions import Decisions
 from regrasp.rollout.inference import Inference
@@ -207,6 +207,14 @@ def mlp_policy(seed: int = 0) -> MlpPolicy:
     return perturbed(policy)
 
 
+def groot_settings(**changes: Any) -> GrootModelConfig:
+    """`actor.model` of a GR00T; keys of `rl_head_config` stand beside the others, and `lora` means that it is used."""
+    head = {name: changes.pop(name) for name in vars(RlHeadConfig()) if name in changes}
+    if "lora" in changes:
+        changes["is_lora"] = True
+    return GrootModelConfig(rl_head_config=RlHeadConfig(**head), **changes)
+
+
 def groot_policy(
     *, image_size: int = 28, state_dim: int = 3, action_dim: int = ACTION_DIM, **settings: Any
 ) -> GrootPolicy:
@@ -237,7 +245,7 @@ def groot_policy(
         text_first=True,
     )
     values: dict[str, Any] = {"num_action_chunks": CHUNK, "action_dim": action_dim, "value_head_hidden": (8,)}
-    policy = GrootPolicy(config, processor, RlHeadSettings(**(values | settings)))
+    policy = GrootPolicy(config, processor, groot_settings(**(values | settings)))
     policy.backbone.reset_parameters(torch.Generator().manual_seed(0))
     return perturbed(policy)
 
@@ -294,8 +302,7 @@ def worker(
     **algorithm: Any,
 ) -> Learner:
     """A learner of the policy, with minibatches of `batch` decisions."""
-    model = ModelConfig(
-        model_type="any",
+    model = GrootModelConfig(
         action_dim=ACTION_DIM,
         num_action_chunks=CHUNK,
         trainable=trainable,  # pyright: ignore[reportArgumentType]

@@ -20,6 +20,7 @@ from regrasp.experiment import ExperimentConfig, MappingConfig, StateEntry
 from regrasp.experiment.batches import batch_equation, num_optimizer_steps, num_samples, num_updates
 from regrasp.experiment.load import load_config
 from regrasp.experiment.paths import require_paths
+from regrasp.models.groot.settings import GrootModelConfig
 
 HERE = Path(__file__).parent
 REFERENCE = HERE / "reference_experiment.yaml"
@@ -51,6 +52,7 @@ def test_reference_loads_unchanged() -> None:
     assert config.actor.optim.lr == 5e-6
     assert config.actor.model.precision == "bf16"
     assert config.actor.model.obs_converter_type == "dex3"
+    assert isinstance(config.actor.model, GrootModelConfig)
     assert config.actor.model.rl_head_config.noise_params == (0.7, 0.3, 400)
     assert config.cluster.component_placement == {"actor,env,rollout": "all"}
     assert config.seed == 1234
@@ -291,7 +293,7 @@ def test_required_paths(tmp_path: Path) -> None:
         require_paths(with_model(tmp_path / "nowhere"), "play", SMALL)
     with pytest.raises(UserError, match=r"config\.json"):
         require_paths(with_model(tmp_path), "train")
-    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "config.json").write_text('{"model_type": "gr00t_n1_5"}')
     require_paths(with_model(tmp_path), "train")
 
     resumed = load_config(str(SMALL), [f"actor.model.model_path={tmp_path}", "runner.resume_dir=/no/such"]).config

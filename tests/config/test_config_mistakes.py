@@ -125,7 +125,6 @@ ACROSS = [
     override("cluster.component_placement={actor:all}", "cluster.component_placement", "{'actor': 'all'}", "each of actor, env, rollout once", "'actor,env,rollout': all"),
     override("actor.model.rl_head_config.noise_params=[0.3,0.7,400]", "actor.model.rl_head_config.noise_params", "[0.3, 0.7, 400]", "start >= end", "exchange"),
     edit("model_type: gr00t\n", "model_type: gr00t\n    is_lora: true\n    trainable: all\n", "actor.model.is_lora", "True", "actor.model.trainable is all", "actor.model.trainable=head"),
-    edit("model_type: gr00t\n", "model_type: mlp\n    is_lora: true\n", "actor.model.is_lora", "True", "actor.model.model_type is mlp", "actor.model.is_lora=false"),
     override("actor.model.attn_implementation=flash_attention_2", "actor.model.attn_implementation", "'flash_attention_2'", "actor.model.precision is fp32", "precision=bf16"),
     override("actor.model.add_value_head=false", "actor.model.add_value_head", "False", "actor_critic", "add_value_head=true"),
     override("actor.model.embodiment_tag=gr1", "actor.model.embodiment_tag", "'gr1'", "'new_embodiment'", "the mapping is what counts"),

@@ -12,17 +12,18 @@ import pytest
 import torch
 
 from regrasp.engine.local import LocalEngine
-from regrasp.engine.policies import head_settings
 from regrasp.envs.contract import Observation, VecEnv
 from regrasp.envs.registry import create_env
-from regrasp.experiment import ExperimentConfig, ModelConfig
+from regrasp.experiment import ExperimentConfig
 from regrasp.experiment.load import load_config
 from regrasp.learner.compilation import compile_policy
 from regrasp.learner.precision import ActingPolicy, apply_precision
+from regrasp.models.config import ModelConfig
 from regrasp.models.contract import Policy
 from regrasp.models.groot.config import GrootConfig
 from regrasp.models.groot.policy import GrootPolicy
 from regrasp.models.groot.processing.processor import GrootProcessor
+from regrasp.models.groot.settings import GrootModelConfig
 from regrasp.models.mlp.policy import MlpPolicy
 from regrasp.rollout.decisions import Decisions
 from regrasp.seeding import KeyedNoise
@@ -65,7 +66,8 @@ def groot(config: ExperimentConfig) -> GrootPolicy:
     processor = GrootProcessor.fresh(
         sizes, sentences, num_views=1, state_dim=4, action_dim=4, text_length=architecture.text_length, text_first=True
     )
-    policy = GrootPolicy(sizes, processor, head_settings(config.actor.model))
+    assert isinstance(config.actor.model, GrootModelConfig)
+    policy = GrootPolicy(sizes, processor, config.actor.model)
     policy.backbone.reset_parameters(torch.Generator().manual_seed(0))
     return perturbed(policy)
 

@@ -15,12 +15,12 @@ from regrasp.learner.precision import apply_precision
 from regrasp.models.contract import Policy
 from regrasp.models.groot.network.lora import adapters
 from regrasp.models.groot.policy import GrootPolicy
-from regrasp.models.settings import LoraSettings
+from regrasp.models.groot.settings import LoraConfig
 from regrasp.rollout.decisions import Decisions
 from rl_toys import SIZE, groot_policy, mlp_policy, never, rollout_of, weights, worker
 
 CPU = torch.device("cpu")
-LORA = LoraSettings(rank=2, alpha=4)
+LORA = LoraConfig(rank=2, alpha=4)
 
 
 def halved(policy: Policy, trainable: str = "head", **settings: Any) -> Learner:

@@ -19,8 +19,8 @@ from regrasp.models.contract import Action, Evaluation
 from regrasp.models.groot.config import GrootConfig
 from regrasp.models.groot.policy import GrootPolicy
 from regrasp.models.groot.processing.processor import GrootProcessor
+from regrasp.models.groot.settings import GrootModelConfig
 from regrasp.models.mlp.policy import MlpPolicy
-from regrasp.models.settings import RlHeadSettings
 from regrasp.rollout.decisions import Decisions
 from regrasp.seeding import KeyedNoise
 
@@ -63,7 +63,9 @@ def policy() -> GrootPolicy:
     processor = GrootProcessor.fresh(
         config, ["pick it up"], num_views=1, state_dim=3, action_dim=2, text_length=10, text_first=True
     )
-    made = GrootPolicy(config, processor, RlHeadSettings(3, 2, value_head_hidden=(8,))).eval()
+    made = GrootPolicy(
+        config, processor, GrootModelConfig(num_action_chunks=3, action_dim=2, value_head_hidden=(8,))
+    ).eval()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in made.parameters():

@@ -15,7 +15,7 @@ from regrasp.algorithms.base import Minibatch
 from regrasp.errors import UserError
 from regrasp.learner.learner import AbandonedError, NonFiniteError
 from regrasp.models.contract import Policy
-from regrasp.models.settings import LoraSettings
+from regrasp.models.groot.settings import LoraConfig
 from regrasp.seeding import torch_generator
 from rl_toys import CHUNK, SEED, SIZE, groot_policy, mlp_policy, never, rollout_of, weights, worker
 
@@ -395,7 +395,7 @@ def test_what_is_trained_is_what_was_asked_for(trainable: str) -> None:
 
 @pytest.mark.parametrize("trainable", ["head", "head_without_context"])
 def test_adapters_learn_from_the_loss_of_ppo(trainable: str) -> None:
-    policy = groot_policy(trainable=trainable, lora=LoraSettings(rank=2, alpha=4))
+    policy = groot_policy(trainable=trainable, lora=LoraConfig(rank=2, alpha=4))
     asked = {name for name, _ in (*policy.trainable(trainable), *policy.trainable("value_head"))}
     actor = worker(policy, trainable=trainable, is_lora=True, micro=8, kl_beta=0.1, update_epoch=2)
     before = weights(policy)
@@ -413,7 +413,7 @@ def test_adapters_learn_from_the_loss_of_ppo(trainable: str) -> None:
 def test_moments_of_adapters_of_another_size_are_refused() -> None:
     states = []
     for rank in (2, 3):
-        policy = groot_policy(lora=LoraSettings(rank=rank, alpha=4))
+        policy = groot_policy(lora=LoraConfig(rank=rank, alpha=4))
         actor = worker(policy, is_lora=True)
         actor.update(rollout_of(policy, SIZE, keep_features=False), 0, never)
         states.append((actor, actor.state_dict()))

@@ -11,9 +11,10 @@ from regrasp.envs.contract import Observation
 from regrasp.models.groot.config import GrootConfig
 from regrasp.models.groot.policy import GrootPolicy
 from regrasp.models.groot.processing.processor import GrootProcessor
+from regrasp.models.groot.settings import GrootModelConfig
 from regrasp.models.normalization import Statistics
-from regrasp.models.settings import RlHeadSettings
 from regrasp.seeding import KeyedNoise
+from rl_toys import groot_settings
 
 SENTENCES = ("pick up the red cube", "pick up the green cube", "push it")
 STATE_DIM, ACTION_DIM = 3, 2
@@ -48,14 +49,14 @@ def toy_config(**changes: Any) -> GrootConfig:
     return GrootConfig.tiny(SimpleNamespace(**(ARCHITECTURE | changes)))
 
 
-def toy_settings(**changes: Any) -> RlHeadSettings:
+def toy_settings(**changes: Any) -> GrootModelConfig:
     values: dict[str, Any] = {
         "num_action_chunks": 3,
         "action_dim": ACTION_DIM,
         "noise_level": 0.5,
         "value_head_hidden": (8, 8),
     }
-    return RlHeadSettings(**(values | changes))
+    return groot_settings(**(values | changes))
 
 
 def toy_processor(

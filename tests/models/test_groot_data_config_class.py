@@ -244,7 +244,7 @@ def test_what_is_shown_can_be_pasted_into_the_experiment(
     widths = {kind: {"on": 3, "gripper": 1} for kind in ("state", "action")}
     write_official(tmp_path / "model")
     write_json(tmp_path / "model" / METADATA_FILE, {"new_embodiment": embodiment("new_embodiment", widths, ("front",))})
-    inputs = input_names(config.actor.model, config.env.train.mapping)
+    inputs = input_names(config.env.train.mapping)
     policy = load_policy(tmp_path / "model", inputs=inputs)
     assert policy.spec.state_dim == policy.spec.action_dim == 4
     assert policy.spec.action_horizon == SMALL.horizon

@@ -34,12 +34,12 @@ from regrasp.envs.contract import Observation
 from regrasp.errors import UserError
 from regrasp.models.groot.checkpoint import load_groot
 from regrasp.models.groot.policy import GrootPolicy
+from regrasp.models.groot.settings import GrootModelConfig
 from regrasp.models.mlp.policy import MlpPolicy
-from regrasp.models.settings import RlHeadSettings
 from regrasp.stages import export as exporting
 from regrasp.stages.export import ExportOptions, export
 
-SETTINGS = RlHeadSettings(num_action_chunks=3, action_dim=5, value_head_hidden=(8,))
+SETTINGS = GrootModelConfig(num_action_chunks=3, action_dim=5, value_head_hidden=(8,))
 BATCH = 2
 
 
@@ -239,7 +239,7 @@ def test_nothing_is_overwritten(base: Path, tmp_path: Path):
     (tmp_path / "out").mkdir()
     export(ExportOptions(base, tmp_path / "out"))
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
-    with pytest.raises(UserError, match="something already") as error:
+    with pytest.raises(UserError, match="not empty") as error:
         export(ExportOptions(base, tmp_path / "out"))
     assert error.value.key == "--output"
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")} == before
@@ -324,4 +324,4 @@ def test_the_command(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert f"Model: {tmp_path / 'out'}" in capsys.readouterr().out
     assert len(list((tmp_path / "out").glob("*.safetensors"))) > 1
     assert main(arguments) == 2
-    assert "error: There is something already" in capsys.readouterr().err
+    assert "error: The output folder is not empty" in capsys.readouterr().err

@@ -47,11 +47,11 @@ def gaussian(policy: GrootPolicy, features: TensorDict, x: Tensor, k: int) -> tu
     v = head.velocity(x, bucket, head.cache(context, state), slot)
     t, after = k / NUM_STEPS, (k + 1) / NUM_STEPS
     noise, data = x - t * v, x + (1 - t) * v
-    if policy.settings.noise_method == "flow_sde":
+    if policy.settings.rl_head_config.noise_method == "flow_sde":
         sigma = LEVEL * ((1 - t) / (t or 0.25)) ** 0.5
         mean = (1 - after - sigma**2 * 0.25 / (2 * (1 - t))) * noise + after * data
         return mean, torch.full_like(x, 0.25**0.5 * sigma)
-    if policy.settings.noise_method == "flow_cps":
+    if policy.settings.rl_head_config.noise_method == "flow_cps":
         half = 0.5**0.5  # cosine and sine of level * pi / 2
         return (1 - after) * half * noise + after * data, torch.full_like(x, (1 - after) * half)
     assert policy.noise_net is not None

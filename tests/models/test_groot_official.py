@@ -21,9 +21,9 @@ from regrasp.models.groot.config import GrootConfig
 from regrasp.models.groot.network.action_head import ActionHead
 from regrasp.models.groot.network.backbone import Backbone
 from regrasp.models.groot.policy import CONTEXT_LAYERS
+from regrasp.models.groot.settings import GrootModelConfig
 from regrasp.models.inputs import InputNames
 from regrasp.models.registry import load_policy
-from regrasp.models.settings import RlHeadSettings
 
 
 def observation(batch: int = 2, state_dim: int = 5, num_views: int = 2) -> Observation:
@@ -103,7 +103,7 @@ def test_a_published_folder_loads_whatever_its_keys_are_called(tmp_path: Path, v
 
 def test_the_registry_loads_it_for_rl(tmp_path: Path):
     write_official(tmp_path)
-    policy = load_policy(tmp_path, RlHeadSettings(num_action_chunks=3, action_dim=5, value_head_hidden=(8,)), INPUTS)
+    policy = GrootModelConfig(num_action_chunks=3, action_dim=5, value_head_hidden=(8,)).load(tmp_path, INPUTS)
     assert policy.spec.embodiment_id == 31
     assert policy.predict(observation()).shape == (2, 3, 5)
 
@@ -133,7 +133,7 @@ def test_the_dtype_is_one_for_all_or_chosen_by_name(tmp_path: Path):
     def frozen_in_half(name: str) -> torch.dtype:
         return torch.bfloat16 if name.startswith("backbone.") else torch.float32
 
-    settings = RlHeadSettings(num_action_chunks=2, action_dim=5, value_head_hidden=(8,))
+    settings = GrootModelConfig(num_action_chunks=2, action_dim=5, value_head_hidden=(8,))
     for name, tensor in load_groot(tmp_path, settings, INPUTS, dtype=frozen_in_half).state_dict().items():
         assert tensor.dtype == frozen_in_half(name)
         assert name not in expected or torch.equal(tensor, expected[name].to(tensor.dtype))
@@ -141,7 +141,9 @@ def test_the_dtype_is_one_for_all_or_chosen_by_name(tmp_path: Path):
 
 def test_what_trains_is_float32_and_what_does_not_follows_the_precision(tmp_path: Path):
     expected = write_official(tmp_path)
-    settings = RlHeadSettings(2, 5, value_head_hidden=(8,), trainable="head_without_context")
+    settings = GrootModelConfig(
+        num_action_chunks=2, action_dim=5, value_head_hidden=(8,), trainable="head_without_context"
+    )
     assert {tensor.dtype for tensor in load_groot(tmp_path, settings, INPUTS).state_dict().values()} == {torch.float32}
     for name, tensor in load_groot(tmp_path, replace(settings, precision="bf16"), INPUTS).state_dict().items():
         is_frozen = name.startswith(("backbone.", *CONTEXT_LAYERS))

@@ -97,7 +97,7 @@ def test_only_learned_noise_has_an_entropy():
 
 
 def test_noise_level_is_annealed_over_updates():
-    policy = toy_policy(noise_anneal=(0.7, 0.3, 10))
+    policy = toy_policy(noise_anneal=True, noise_params=(0.7, 0.3, 10))
     levels = []
     for update in (0, 5, 10, 20):
         policy.begin_update(update)

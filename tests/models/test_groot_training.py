@@ -20,12 +20,12 @@ from regrasp.models.groot.checkpoint import load_groot
 from regrasp.models.groot.config import GrootConfig
 from regrasp.models.groot.network.action_head import ActionHead
 from regrasp.models.groot.policy import GrootPolicy
-from regrasp.models.settings import LoraSettings
+from regrasp.models.groot.settings import LoraConfig
 
 SLOT = 2
 NUM_SLOTS = 3
 BATCH = 6
-LORA = LoraSettings(rank=3, alpha=5)
+LORA = LoraConfig(rank=3, alpha=5)
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 

@@ -9,9 +9,10 @@ from groot_toys import ACTION_DIM, STATE_DIM, keyed_noise, toy_observation
 from torch.distributions import Normal
 
 from regrasp.errors import UserError
+from regrasp.models.inputs import InputNames
 from regrasp.models.mlp.policy import MlpPolicy, load_mlp
+from regrasp.models.mlp.settings import MlpModelConfig
 from regrasp.models.normalization import Statistics
-from regrasp.models.settings import RlHeadSettings
 
 
 def build(state: Statistics | None = None, action: Statistics | None = None) -> MlpPolicy:
@@ -68,7 +69,7 @@ def test_another_width_is_named(tmp_path):
         policy.prepare(observation)
     policy.save(tmp_path)
     with pytest.raises(UserError, match="num_action_chunks"):
-        load_mlp(tmp_path, RlHeadSettings(num_action_chunks=3, action_dim=ACTION_DIM))
+        MlpModelConfig(num_action_chunks=3, action_dim=ACTION_DIM).load(tmp_path, InputNames())
     content = json.loads((tmp_path / "config.json").read_text())
     del content["hidden"]
     (tmp_path / "config.json").write_text(json.dumps(content))

@@ -1,25 +1,51 @@
 from __future__ import annotations
 
+import importlib
 import json
+import re
 import subprocess
 import sys
 from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
+from typing import Literal
 
 import pytest
-from groot_toys import ACTION_DIM, STATE_DIM
+import torch
+from groot_toys import ACTION_DIM, STATE_DIM, toy_observation, toy_policy
+from pydantic.dataclasses import dataclass
 
+from regrasp.config.types import BLOCK
 from regrasp.errors import UserError
+from regrasp.experiment.load import load_config
 from regrasp.models import registry
+from regrasp.models.config import ModelConfig
+from regrasp.models.groot.settings import GrootModelConfig
 from regrasp.models.inputs import InputNames
 from regrasp.models.mlp.policy import MlpPolicy
-from regrasp.models.settings import RlHeadSettings
+from regrasp.models.mlp.settings import MlpModelConfig
+
+NAMES = ("gr00t", "gr00t_n1_5", "gr00t_n1d5", "mlp", "regrasp_mlp")
 
 
-def plug_in(folder: Path, settings: object, inputs: object) -> MlpPolicy:
-    assert settings is None
-    assert inputs is None or inputs == InputNames(embodiment_tag="arm")
-    return MlpPolicy(state_dim=STATE_DIM, action_dim=ACTION_DIM)
+@dataclass(frozen=True, kw_only=True, config=BLOCK)
+class Mine(ModelConfig):
+    """A model from elsewhere."""
+
+    model_type: Literal["mine"] = "mine"
+    """Which model."""
+    depth: int = 2
+    """A key of its own."""
+
+    @classmethod
+    def open(cls, folder: Path, inputs: InputNames | None = None) -> MlpPolicy:
+        assert inputs is None or inputs.embodiment_tag in ("arm", "new_embodiment")
+        return MlpPolicy(state_dim=STATE_DIM, action_dim=ACTION_DIM)
+
+
+@pytest.fixture
+def mine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_models", [*registry._models])
+    registry.register_model(Mine)
 
 
 def model_folder(folder: Path, model_type: object) -> Path:
@@ -27,21 +53,29 @@ def model_folder(folder: Path, model_type: object) -> Path:
     return folder
 
 
-def test_a_registered_loader_is_used_and_a_name_is_taken_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(registry, "_registered", {})
-    registry.register_model("mine", plug_in)
+def test_a_registered_model_loads_and_a_name_is_taken_once(mine, tmp_path):
     assert isinstance(registry.load_policy(model_folder(tmp_path, "mine")), MlpPolicy)
-    assert registry.load_policy(tmp_path, inputs=InputNames(embodiment_tag="arm")).spec.num_views == 0
-    for name in ("mine", "gr00t_n1_5"):
-        with pytest.raises(ValueError, match=name):
-            registry.register_model(name, plug_in)
+    assert registry.load_policy(tmp_path, InputNames(embodiment_tag="arm")).spec.num_views == 0
+    for taken in (Mine, GrootModelConfig):
+        with pytest.raises(ValueError, match=taken.names()[0]):
+            registry.register_model(taken)
+
+
+def test_a_registered_model_has_keys_of_its_own(mine):
+    overrides = ["actor.model.model_type=mine", "+actor.model.depth=3", "~actor.model.mlp"]
+    loaded = load_config("pick_cube_ppo_mlp", overrides)
+    assert isinstance(loaded.config.actor.model, Mine)
+    assert loaded.config.actor.model.depth == 3
+    assert "depth: 3" in loaded.to_yaml()
+    with pytest.raises(UserError, match=r"actor\.model\.depth"):
+        load_config("pick_cube_ppo_mlp", ["actor.model.model_type=mine", "+actor.model.depth=deep"])
 
 
 def test_an_installed_package_can_bring_a_model(tmp_path, monkeypatch):
-    entry = EntryPoint("theirs", f"{__name__}:plug_in", registry.ENTRY_POINT_GROUP)
+    entry = EntryPoint("theirs", f"{__name__}:Mine", registry.ENTRY_POINT_GROUP)
     monkeypatch.setattr(registry, "entry_points", EntryPoints([entry]).select)
-    assert "theirs" in registry.known_models()
-    assert isinstance(registry.load_policy(model_folder(tmp_path, "theirs")), MlpPolicy)
+    assert "mine" in registry.known_models()
+    assert isinstance(registry.load_policy(model_folder(tmp_path, "mine")), MlpPolicy)
 
 
 @pytest.mark.parametrize("name", ["pi0", None, 5])
@@ -49,8 +83,14 @@ def test_an_unknown_kind_names_itself_and_the_known_ones(tmp_path, name):
     with pytest.raises(UserError) as error:
         registry.load_policy(model_folder(tmp_path, name))
     assert error.value.value == name
-    assert "gr00t_n1_5" in str(error.value)
-    assert "regrasp_mlp" in str(error.value)
+    assert all(known in str(error.value) for known in NAMES)
+
+
+def test_an_experiment_of_an_unknown_kind_is_refused():
+    with pytest.raises(UserError) as error:
+        load_config("pick_cube_ppo_groot", ["actor.model.model_type=openvla"])
+    assert error.value.key == "actor.model.model_type"
+    assert all(known in str(error.value) for known in NAMES)
 
 
 @pytest.mark.parametrize(
@@ -59,24 +99,44 @@ def test_an_unknown_kind_names_itself_and_the_known_ones(tmp_path, name):
 def test_later_gr00t_is_named_as_unsupported(tmp_path, name, version):
     with pytest.raises(UserError, match=version):
         registry.load_policy(model_folder(tmp_path, name))
+    with pytest.raises(UserError, match=version) as error:
+        load_config("pick_cube_ppo_groot", [f"actor.model.model_type={name}"])
+    assert error.value.key == "actor.model.model_type"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_name_of_a_model_means_it(name):
+    shipped = "mlp" if "mlp" in name else "groot"
+    loaded = load_config(f"pick_cube_ppo_{shipped}", [f"actor.model.model_type={name}"])
+    assert isinstance(loaded.config.actor.model, MlpModelConfig if shipped == "mlp" else GrootModelConfig)
+    assert loaded.warnings == ()
+
+
+def test_a_folder_of_another_model_is_named_with_both(tmp_path):
+    toy_policy().save(tmp_path)
+    model = MlpModelConfig(num_action_chunks=3, action_dim=ACTION_DIM)
+    with pytest.raises(UserError, match="another model") as error:
+        registry.check_folder(model, tmp_path)
+    assert (error.value.key, error.value.value) == ("actor.model.model_type", "mlp")
+    assert "gr00t" in str(error.value)
 
 
 def test_a_folder_may_be_named_from_home(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     saved = MlpPolicy(state_dim=STATE_DIM, action_dim=ACTION_DIM)
     saved.save(tmp_path / "base")
-    settings = RlHeadSettings(1, ACTION_DIM)
-    for policy in (
-        registry.load_policy("~/base"),
-        registry.preview_policy("~/base", settings, InputNames()),
-    ):
-        assert isinstance(policy, MlpPolicy)
+    assert isinstance(registry.load_policy("~/base"), MlpPolicy)
+    assert registry.check_folder(MlpModelConfig(num_action_chunks=1, action_dim=1), "~/base") == tmp_path / "base"
 
 
-def test_only_a_loader_knows_the_size_of_a_model_that_is_plugged_in(tmp_path, monkeypatch):
-    monkeypatch.setattr(registry, "_registered", {})
-    registry.register_model("mine", plug_in)
-    assert registry.preview_policy(model_folder(tmp_path, "mine"), RlHeadSettings(1, ACTION_DIM), InputNames()) is None
+def test_only_loading_tells_the_size_of_a_model_that_is_plugged_in(tmp_path):
+    assert Mine(action_dim=1, num_action_chunks=1).preview(tmp_path, InputNames()) is None
+
+
+def test_a_model_without_a_beginning_says_so():
+    model = Mine(action_dim=1, num_action_chunks=1)
+    with pytest.raises(UserError, match="No pretrained model"):
+        model.build(state_dim=1, seed=0)
 
 
 def test_missing_folders_and_files_are_named(tmp_path):
@@ -86,7 +146,24 @@ def test_missing_folders_and_files_are_named(tmp_path):
         registry.load_policy(tmp_path)
 
 
-@pytest.mark.parametrize("module", ["settings", "inputs", "groot.processing.data_config"])
+@pytest.mark.parametrize("module", ["config", "inputs", "registry", "groot.processing.data_config"])
 def test_what_the_configuration_imports_is_light(module):
     code = f"import sys, regrasp.models.{module}; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+def test_the_tutorials_model_trains(mine, tmp_path, monkeypatch):
+    """The code in docs/models.md, as it stands there."""
+    page = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    (tmp_path / "linear_gaussian.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    registry.register_model(importlib.import_module("linear_gaussian").LinearGaussianConfig)
+    overrides = ["actor.model.model_type=linear_gaussian", "~actor.model.mlp", "+actor.model.initial_std=0.5"]
+    model = load_config("pick_cube_ppo_mlp", overrides).config.actor.model
+    policy = model.build(state_dim=STATE_DIM, seed=0)
+    policy.save(tmp_path / "model")
+    loaded = model.load(registry.check_folder(model, tmp_path / "model"), InputNames())
+    observation = toy_observation(2)
+    assert torch.equal(policy.predict(observation), loaded.predict(observation))
+    assert torch.equal(registry.load_policy(tmp_path / "model").predict(observation), policy.predict(observation))

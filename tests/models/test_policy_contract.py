@@ -17,10 +17,11 @@ from tensordict import TensorDict
 
 from regrasp.errors import UserError
 from regrasp.models.contract import Action, Policy
+from regrasp.models.groot.policy import GrootPolicy
+from regrasp.models.inputs import InputNames
 from regrasp.models.mlp.policy import MlpPolicy
 from regrasp.models.normalization import Statistics
 from regrasp.models.registry import load_policy
-from regrasp.models.settings import RlHeadSettings
 
 
 def mlp_policy() -> MlpPolicy:
@@ -72,7 +73,7 @@ def act(policy: Policy, features: TensorDict, *, deterministic: bool = False, se
 
 
 def is_joint(policy: Policy) -> bool:
-    return getattr(getattr(policy, "settings", None), "joint_logprob", False)
+    return isinstance(policy, GrootPolicy) and policy.settings.rl_head_config.joint_logprob
 
 
 def test_shapes_and_types(policy):
@@ -186,8 +187,10 @@ def test_parts_divide_the_parameters(policy):
 
 def test_a_saved_policy_is_the_same(policy, tmp_path):
     policy.save(tmp_path / "model")
-    settings: RlHeadSettings | None = getattr(policy, "settings", None)
-    loaded = load_policy(tmp_path / "model", settings).eval()
+    if isinstance(policy, GrootPolicy):
+        loaded = policy.settings.load(tmp_path / "model", InputNames()).eval()
+    else:
+        loaded = load_policy(tmp_path / "model").eval()
     before, after = policy.state_dict(), loaded.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)

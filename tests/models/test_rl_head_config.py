@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 import yaml
-from groot_toys import ACTION_DIM, keyed_noise, toy_config, toy_observation, toy_policy, toy_processor, toy_settings
+from groot_toys import ACTION_DIM, keyed_noise, toy_config, toy_observation, toy_policy, toy_processor
 from tensordict import TensorDict
 
-from regrasp.engine.policies import head_settings
 from regrasp.errors import UserError
 from regrasp.experiment.load import load_config
 from regrasp.models.groot.config import GrootConfig
 from regrasp.models.groot.policy import GrootPolicy
-from regrasp.models.registry import load_policy
-from regrasp.models.settings import RlHeadSettings
+from regrasp.models.groot.settings import GrootModelConfig
+from regrasp.models.inputs import InputNames
 
 REFERENCE = Path(__file__).parents[1] / "config" / "reference_experiment.yaml"
 BLOCK = "actor.model.rl_head_config"
@@ -27,11 +27,11 @@ OURS = ("noise_color",)
 BATCH = 32
 
 
-def settings_of(*overrides: str) -> RlHeadSettings:
+def settings_of(*overrides: str) -> GrootModelConfig:
     """What the reference's file says, for the toy network."""
-    settings = head_settings(load_config(str(REFERENCE), [f"{BLOCK}.{text}" for text in overrides]).config.actor.model)
-    sizes = {"num_action_chunks": 3, "action_dim": ACTION_DIM, "value_head_hidden": (8,)}
-    return RlHeadSettings(**(vars(settings) | sizes))
+    settings = load_config(str(REFERENCE), [f"{BLOCK}.{text}" for text in overrides]).config.actor.model
+    assert isinstance(settings, GrootModelConfig)
+    return replace(settings, precision="fp32", num_action_chunks=3, action_dim=ACTION_DIM, value_head_hidden=(8,))
 
 
 def dropout_config() -> GrootConfig:
@@ -42,7 +42,7 @@ def dropout_config() -> GrootConfig:
     return GrootConfig.from_json(content)
 
 
-def policy_of(settings: RlHeadSettings) -> GrootPolicy:
+def policy_of(settings: GrootModelConfig) -> GrootPolicy:
     """A policy whose values are not zero."""
     config = dropout_config()
     policy = GrootPolicy(config, toy_processor(config), settings)
@@ -143,7 +143,7 @@ def test_a_key_has_its_effect(key: str) -> None:
 def test_padding_value_is_the_length_of_the_whole_sequence(tmp_path: Path) -> None:
     toy_policy(add_value_head=False).save(tmp_path)
     for length in (850, 900):
-        policy = load_policy(tmp_path, settings_of(f"padding_value={length}"))
+        policy = settings_of(f"padding_value={length}").load(tmp_path, InputNames())
         assert policy.prepare(toy_observation(2))["input_ids"].shape == (2, length)
 
 
@@ -153,7 +153,7 @@ def test_a_key_without_effect_is_reported(key: str) -> None:
     for value in values:
         loaded = load_config(str(REFERENCE), [f"{BLOCK}.{key}={value}"])
         assert [text for text in loaded.warnings if why in text and f"{BLOCK}.{key}" in text]
-        assert head_settings(loaded.config.actor.model) == head_settings(load_config(str(REFERENCE)).config.actor.model)
+        assert loaded.config.actor.model == load_config(str(REFERENCE)).config.actor.model
 
 
 @pytest.mark.parametrize(
@@ -182,6 +182,7 @@ def test_other_keys_that_say_nothing_to_a_kind_of_model() -> None:
 
 def test_the_references_name_of_learned_noise() -> None:
     loaded = load_config(str(REFERENCE), [f"{BLOCK}.noise_method=reinflow"])
+    assert isinstance(loaded.config.actor.model, GrootModelConfig)
     assert loaded.config.actor.model.rl_head_config.noise_method == "flow_noise"
 
 
@@ -189,7 +190,7 @@ def test_the_references_name_of_learned_noise() -> None:
     ("settings", "key"),
     [
         ({"noise_method": "flow_cps", "noise_level": 1.1}, "noise_level"),
-        ({"noise_method": "flow_cps", "noise_anneal": (1.5, 0.3, 10)}, "noise_params"),
+        ({"noise_method": "flow_cps", "noise_anneal": True, "noise_params": (1.5, 0.3, 10)}, "noise_params"),
         ({"noise_method": "flow_cps", "denoising_steps": 1}, "denoising_steps"),
         ({"noise_method": "flow_cps", "noise_color": 1.0}, "noise_color"),
         ({"ignore_last": True, "denoising_steps": 1}, "denoising_steps"),
@@ -197,12 +198,12 @@ def test_the_references_name_of_learned_noise() -> None:
 )
 def test_settings_that_contradict_each_other(settings: dict[str, Any], key: str) -> None:
     with pytest.raises(UserError) as error:
-        toy_settings(**settings)
+        toy_policy(**settings)
     assert str(error.value.key).endswith(key)
 
 
 def test_settings_at_the_edge_are_accepted() -> None:
-    toy_settings(noise_method="flow_cps", noise_level=1.0)
-    toy_settings(noise_level=1.1)
-    toy_settings(denoising_steps=1)
-    toy_settings(denoising_steps=1, ignore_last=True, joint_logprob=True)
+    toy_policy(noise_method="flow_cps", noise_level=1.0)
+    toy_policy(noise_level=1.1)
+    toy_policy(denoising_steps=1)
+    toy_policy(denoising_steps=1, ignore_last=True, joint_logprob=True)

@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from groot_toys import toy_observation, toy_policy, toy_settings
+from groot_toys import toy_observation, toy_policy
 
+from regrasp.models.config import RlHeadConfig
 from regrasp.models.value_head import ValueHead
 
 CONTEXT = torch.randn(5, 7, 4, generator=torch.Generator().manual_seed(0))
@@ -11,7 +12,7 @@ STATE = torch.randn(5, 3, generator=torch.Generator().manual_seed(1))
 
 
 def build(**settings) -> ValueHead:
-    head = ValueHead(4, 3, toy_settings(value_head_hidden=(6,), **settings))
+    head = ValueHead(4, 3, (6,), RlHeadConfig(**settings))
     for parameter in head.parameters():
         torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(2))
     return head

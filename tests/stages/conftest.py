@@ -9,8 +9,8 @@ import torch
 from run_toys import groot_experiment, mlp_experiment
 
 from regrasp.models.groot.checkpoint import load_groot
+from regrasp.models.groot.settings import GrootModelConfig
 from regrasp.models.mlp.policy import MlpPolicy
-from regrasp.models.settings import RlHeadSettings
 from regrasp.stages.commands import collect_demonstrations, train_base
 from regrasp.stages.pretrain import pretrain
 from regrasp.stages.train import train
@@ -65,7 +65,7 @@ def base_model(backbone: Path, demos: Path, tmp_path_factory: pytest.TempPathFac
 @pytest.fixture(scope="session")
 def groot_start(base_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The base model with a value head that is not zero."""
-    settings = RlHeadSettings(num_action_chunks=4, action_dim=4, value_head_hidden=(128, 128))
+    settings = GrootModelConfig(num_action_chunks=4, action_dim=4, value_head_hidden=(128, 128))
     policy = load_groot(base_model, settings)
     assert policy.value_head is not None
     with torch.no_grad():

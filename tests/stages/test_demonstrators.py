@@ -18,7 +18,6 @@ from regrasp.errors import SimulatorError, UserError
 from regrasp.experiment import ExperimentConfig
 from regrasp.experiment.load import load_config
 from regrasp.models.registry import load_policy
-from regrasp.models.settings import RlHeadSettings
 from regrasp.rollout.choosers import load_script, nested
 from regrasp.stages.commands import collect_demonstrations
 from regrasp.stages.demonstrations import ACTION, STATE
@@ -139,7 +138,7 @@ def test_a_policy_plays_its_chunks(start_model: Path, tmp_path: Path) -> None:
     config = experiment(f"actor.model.model_path={start_model}", "collect.action_noise=5.0")
     dataset = record(config, "model", tmp_path / "dataset")
     columns = dataset.load_columns([STATE, ACTION, "frame_index"])
-    policy = load_policy(start_model, RlHeadSettings(num_action_chunks=4, action_dim=4))
+    policy = load_policy(start_model)
     decisions = np.flatnonzero(columns["frame_index"] % 4 == 0)
     states = torch.from_numpy(columns[STATE][decisions])
     empty = torch.zeros(len(states), 0, 0, 3, dtype=torch.uint8)

@@ -12,13 +12,12 @@ from torch import Tensor
 
 from regrasp.cli.main import main
 from regrasp.engine.local import LocalEngine
-from regrasp.engine.memory import PolicyMemory, decision_bytes, memory_estimate, policy_memory
-from regrasp.engine.policies import create_policy, head_settings, input_names
+from regrasp.engine.memory import PolicyMemory, memory_estimate, policy_memory
+from regrasp.engine.policies import create_policy, input_names
 from regrasp.envs.registry import create_env
 from regrasp.experiment import ExperimentConfig
 from regrasp.learner.learner import Learner
 from regrasp.models.groot.policy import GrootPolicy
-from regrasp.models.registry import preview_policy
 from regrasp.rollout.decisions import Decisions
 
 BF16 = "actor.model.precision=bf16"
@@ -70,7 +69,7 @@ def watch_gradients(actor: Learner) -> list[int]:
 def preview(config: ExperimentConfig) -> GrootPolicy:
     model = config.actor.model
     assert model.model_path is not None
-    policy = preview_policy(model.model_path, head_settings(model), input_names(model, config.env.train.mapping))
+    policy = model.preview(Path(model.model_path), input_names(config.env.train.mapping))
     assert isinstance(policy, GrootPolicy)
     return policy
 
@@ -107,7 +106,8 @@ def test_the_estimate_is_what_an_update_holds(groot_start: Path, overrides: tupl
     assert {parameter.device.type for parameter in policy.parameters()} == {"meta"}
     assert engine.decisions is not None
     stored = sum(value.nbytes for value in engine.decisions.inputs.to_dict().values())
-    assert decision_bytes(policy, config) == stored / len(engine.decisions)
+    recomputes = config.runner.recompute_features or config.actor.model.trains_backbone
+    assert policy.stored_bytes(recomputes=recomputes) == stored / len(engine.decisions)
     assert policy_memory(policy, config) == found
 
 
@@ -128,7 +128,8 @@ def test_features_of_half_precision_take_half(groot_start: Path) -> None:
     model = f"actor.model.model_path={groot_start}"
     single, half = (groot_experiment(model, *overrides).config for overrides in ((), (BF16,)))
     state = 4 * preview(single).config.action_head_cfg.max_state_dim
-    assert decision_bytes(preview(single), single) - state == 2 * (decision_bytes(preview(half), half) - state)
+    whole, less = (preview(config).stored_bytes(recomputes=False) for config in (single, half))
+    assert whole - state == 2 * (less - state)
 
 
 def test_a_model_of_another_machine_is_no_error(capsys: pytest.CaptureFixture[str]) -> None:

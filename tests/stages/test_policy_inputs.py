@@ -8,12 +8,11 @@ from pathlib import Path
 import pytest
 from run_toys import groot_experiment, mlp_experiment
 
-from regrasp.engine.policies import check_embodiment, head_settings, input_names, slot_warning
+from regrasp.engine.policies import check_embodiment, input_names, load_model
 from regrasp.errors import UserError
 from regrasp.experiment.load import LoadedConfig, load_config
 from regrasp.models.groot.processing.data_config import BUILT_IN, data_config
 from regrasp.models.inputs import InputNames
-from regrasp.models.registry import load_policy
 from regrasp.runner.resume import check_slot
 from regrasp.stages.play import PlayOptions, play
 from regrasp.stages.train import train
@@ -22,21 +21,20 @@ REFERENCE = Path(__file__).parents[1] / "config" / "reference_experiment.yaml"
 
 
 def test_the_reference_experiment_in_names() -> None:
-    config = load_config(str(REFERENCE), ["+actor.model.tokenizer_path=eagle"]).config
-    names = input_names(config.actor.model, config.env.train.mapping)
+    config = load_config(str(REFERENCE)).config
+    names = input_names(config.env.train.mapping)
     assert names == InputNames(
         embodiment_tag="new_embodiment",
         embodiment_tag_id=31,
         views=("room_view", "left_wrist_view", "right_wrist_view"),
         state=(("left_arm", 0, 7), ("right_arm", 7, 14), ("left_hand", 14, 21), ("right_hand", 21, 28)),
         data_config="gr00t_config:IsaacLabDataConfig",
-        tokenizer_path=Path("eagle"),
     )
 
 
 def test_an_experiment_without_names_leaves_them_open() -> None:
     config = mlp_experiment().config
-    names = input_names(config.actor.model, config.env.train.mapping)
+    names = input_names(config.env.train.mapping)
     assert names == InputNames(embodiment_tag="new_embodiment")
 
 
@@ -52,7 +50,7 @@ def test_a_written_out_data_config_means_the_same_as_its_name() -> None:
     )
     overrides = [f"env.{name}.mapping.data_config={text}" for name in ("train", "eval")]
     config = groot_experiment(*overrides).config
-    value = input_names(config.actor.model, config.env.train.mapping).data_config
+    value = input_names(config.env.train.mapping).data_config
     assert value is not None
     assert data_config(value, file=None, key="") == BUILT_IN["oxe_droid"]
 
@@ -84,7 +82,7 @@ def test_another_slot_than_the_published_one_is_warned_of(
         (tmp_path / "processor_config.json").write_text("{}")
     changes = [f"env.{name}.mapping.{mapping}" for name in ("train", "eval")]
     config = groot_experiment("~pretrain", f"actor.model.model_path={tmp_path}", *changes).config
-    warning = slot_warning(config.actor.model, config.env.train.mapping)
+    warning = config.actor.model.slot_warning(input_names(config.env.train.mapping))
     assert (warning is not None and "slot is 31" in warning) == warns
 
 
@@ -92,7 +90,7 @@ def test_a_slot_left_out_is_the_model_folders_own(base_model: Path) -> None:
     config = groot_experiment(f"actor.model.model_path={base_model}").config
     mapping = config.env.train.mapping
     assert mapping.embodiment_tag_id is None
-    policy = load_policy(base_model, head_settings(config.actor.model), input_names(config.actor.model, mapping))
+    policy = load_model(config.actor.model, base_model, mapping)
     assert policy.spec.embodiment_id == 0
     check_embodiment(policy, mapping)
     for change in ({"embodiment_tag_id": 1}, {"embodiment_tag": "gr1"}):

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic.fields import FieldInfo
 
+from regrasp.config.owned import ByType, field_infos
 from regrasp.config.types import Expect
 from regrasp.experiment import ExperimentConfig
 
@@ -40,18 +41,33 @@ class Spec:
         return type(None) in self._union_args()
 
     @property
+    def by_type(self) -> ByType | None:
+        """How the class of a block is chosen, None for a block of one class and for a plain value."""
+        return next((item for item in self.metadata if isinstance(item, ByType)), None)
+
+    def chosen(self, values: Any) -> Spec:
+        """The spec of the block that these values are for, where they say which; else this one."""
+        block = self.by_type and self.by_type.block_of(values)
+        return self if block is None else Spec(block)
+
+    @property
     def alternatives(self) -> tuple[Spec, ...]:
         """The accepted types other than null; the spec itself where there is only one."""
+        if self.by_type is not None:
+            return tuple(Spec(block) for block in self.by_type.blocks())
         args = self._union_args()
         return tuple(Spec.of(arg) for arg in args if arg is not type(None)) if args else (self,)
 
     @property
+    def blocks(self) -> tuple[type, ...]:
+        """The dataclasses that a nested block may be of; none for a plain value."""
+        found = (spec.annotation for spec in self.alternatives)
+        return tuple(kind for kind in found if isinstance(kind, type) and dataclasses.is_dataclass(kind))
+
+    @property
     def block(self) -> type | None:
-        """The dataclass of a nested block, or None for a plain value."""
-        for spec in self.alternatives:
-            if isinstance(spec.annotation, type) and dataclasses.is_dataclass(spec.annotation):
-                return spec.annotation
-        return None
+        """The first of `blocks`, None for a plain value."""
+        return next(iter(self.blocks), None)
 
     @property
     def choices(self) -> tuple[Any, ...]:
@@ -63,10 +79,22 @@ class Spec:
             for choice in get_args(spec.annotation)
         )
 
+    def fields(self) -> dict[str, Spec]:
+        """The keys of a block; of all that may stand here, where several may."""
+        return {name: Spec.of(info.annotation, info.metadata) for name, info in self.infos().items()}
+
+    def infos(self) -> dict[str, FieldInfo]:
+        """Pydantic's description of the keys of a block."""
+        every = [field_infos(block) for block in self.blocks]
+        names = dict.fromkeys(name for infos in every for name in infos)
+        return {name: next(infos[name] for infos in every if name in infos) for name in names}
+
     def child(self, step: str | int) -> Spec | None:
         """The spec one key or one list position further down; None where the schema has none."""
+        if self.by_type is not None and step == self.by_type.key:
+            return Spec(Literal[tuple(self.by_type.table())])  # pyright: ignore[reportInvalidTypeArguments]
         if isinstance(step, str) and self.block is not None:
-            return block_fields(self.block).get(step)
+            return self.fields().get(step)
         for spec in self.alternatives:
             args = get_args(spec.annotation)
             if get_origin(spec.annotation) is tuple and isinstance(step, int):
@@ -95,7 +123,7 @@ class Spec:
             filled = "non-empty " if any(isinstance(item, MinLen) for item in self.metadata) else ""
             return f"a {filled}list, each item {Spec.of(args[0]).words()}"
         if self.block is not None:
-            return f"a block with the keys {', '.join(block_fields(self.block))}"
+            return f"a block with the keys {', '.join(self.fields())}"
         return _SCALARS[self.annotation] + _bounds(self.metadata)
 
 
@@ -119,39 +147,38 @@ def _bounds(metadata: Iterable[Any]) -> str:
     return f" {' and '.join(words)}" if words else ""
 
 
-def field_infos(block: type) -> Mapping[str, FieldInfo]:
-    """Pydantic's description of the fields of a schema dataclass."""
-    return vars(block)["__pydantic_fields__"]
-
-
 def block_fields(block: type) -> dict[str, Spec]:
     """The keys of a schema dataclass."""
-    return {name: Spec.of(info.annotation, info.metadata) for name, info in field_infos(block).items()}
+    return Spec(block).fields()
 
 
-def spec_at(path: Path) -> Spec | None:
-    """The schema's spec of a key; None where the key is unknown."""
+def spec_at(path: Path, values: Any = None) -> Spec | None:
+    """The schema's spec of a key; None where the key is unknown.
+
+    Args:
+        path: The key.
+        values: The configuration, which says of which class a block is where several may stand there; without it, the
+            key may be of any of them.
+    """
     spec: Spec | None = Spec(ExperimentConfig)
     for step in path:
         spec = spec.child(step) if spec is not None else None
+        values = values.get(step) if isinstance(values, Mapping) else None
+        spec = spec.chosen(values) if spec is not None else None
     return spec
 
 
 def default_at(path: Path) -> Any:
     """The default of a key, None where it has none."""
     parent = spec_at(path[:-1])
-    if parent is None or parent.block is None or not isinstance(path[-1], str):
-        return None
-    info = field_infos(parent.block).get(path[-1])
+    info = None if parent is None or not isinstance(path[-1], str) else parent.infos().get(path[-1])
     return None if info is None or info.is_required() else info.get_default(call_default_factory=False)
 
 
 def known_paths(spec: Spec | None = None, path: Path = ()) -> Iterator[Path]:
     """Every key of the schema, blocks included."""
     spec = spec or Spec(ExperimentConfig)
-    if spec.block is None:
-        return
-    for name, inner in block_fields(spec.block).items():
+    for name, inner in spec.fields().items():
         yield (*path, name)
         yield from known_paths(inner, (*path, name))
 

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from regrasp.config.describe import Path, default_at, dotted, known_paths, spec_at
 from regrasp.config.legacy import known_children
-from regrasp.config.sources import Place, Sources
+from regrasp.config.sources import Place, Sources, split_key
 from regrasp.errors import UserError
 
 ABSENT = object()
@@ -27,6 +27,14 @@ class Problem:
     value: Any
     expected: str
     mend: str
+
+    @classmethod
+    def of(cls, error: UserError) -> Problem:
+        """What a check beside the blocks found."""
+        key = error.key or ""
+        return cls(
+            f"{error.problem}: {key}", split_key(key), error.value, error.expected or "", error.mend or f"set {key}"
+        )
 
 
 def raise_problems(problems: Sequence[Problem], sources: Sources) -> None:
@@ -68,8 +76,10 @@ def schema_problems(error: ValidationError, values: Mapping[str, Any]) -> list[P
     problems: dict[Path, Problem] = {}
     for detail in error.errors(include_url=False):
         path, value = _resolve(detail["loc"], values)
-        if detail["type"] == "unexpected_keyword_argument":
-            found = [_unknown_key(*leaf) for leaf in _unknown_leaves(path, value)]
+        if detail["type"] == "user_error":
+            found = [Problem.of(detail.get("ctx", {})["error"])]
+        elif detail["type"] == "unexpected_keyword_argument":
+            found = [_unknown_key(*leaf, values) for leaf in _unknown_leaves(path, value)]
         elif detail["type"] == "missing" and isinstance(detail["loc"][-1], str):
             path = (*path, detail["loc"][-1])
             found = [_missing_key(path)]
@@ -105,9 +115,9 @@ def _unknown_leaves(path: Path, value: Any) -> list[tuple[Path, Any]]:
     return [leaf for key, inner in value.items() for leaf in _unknown_leaves((*path, key), inner)]
 
 
-def _unknown_key(path: Path, value: Any) -> Problem:
+def _unknown_key(path: Path, value: Any, values: Mapping[str, Any]) -> Problem:
     *parent, name = path
-    above = spec_at(tuple(parent))
+    above = spec_at(tuple(parent), values)
     own = [str(known[0]) for known in known_paths(above) if len(known) == 1] if above else []
     siblings = list(dict.fromkeys([*own, *known_children(tuple(parent))]))
     close = [dotted((*parent, key)) for key in get_close_matches(str(name), siblings, n=2)]

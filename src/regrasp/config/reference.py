@@ -8,8 +8,9 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
-from regrasp.config.describe import Path, Spec, block_fields, dotted, field_infos, spec_at
+from regrasp.config.describe import Path, Spec, block_fields, dotted, spec_at
 from regrasp.config.legacy import DUPLICATES, LEGACY, SYNONYMS
+from regrasp.config.owned import field_infos
 from regrasp.experiment import ExperimentConfig
 
 _HEAD = """\
@@ -47,25 +48,33 @@ def _blocks() -> Iterator[tuple[Path, type]]:
         seen.add(block)
         yield path, block
         for name, inner in block_fields(block).items():
-            if (child := _block_of(inner)) is not None:
+            for child in _blocks_of(inner):
                 yield from visit((*path, name) if inner.block else (*path, f"{name}[]"), child)
 
     yield from visit((), ExperimentConfig)
 
 
-def _block_of(spec: Spec) -> type | None:
-    """The block of a key, or of the items of a list."""
+def _blocks_of(spec: Spec) -> tuple[type, ...]:
+    """The block of a key, or of the items of a list; one that may be of several classes begins with what they share."""
     item = spec.child(0)
-    return spec.block or (item.block if item else None)
+    shared = (spec.annotation,) if spec.by_type else ()
+    return (*shared, *spec.blocks) or (item.blocks if item else ())
 
 
 def _section(path: Path, block: type) -> str:
     title = f"`{dotted(path)}`" if path else "Top level"
+    spec = spec_at(path)
+    by_type = spec.by_type if spec else None
+    is_one_of_several = by_type is not None and block in by_type.blocks()
+    if by_type is not None and is_one_of_several:
+        names = [f"`{by_type.key}: {name}`" for name, one in by_type.table().items() if one is block]
+        title += f" with {names[0]}" + (f" (or {', '.join(names[1:])})" if names[1:] else "")
     summary = (block.__doc__ or "").strip().splitlines()[0]
-    inherited = set(field_infos(block.__mro__[1])) if path == ("env", "eval") else set()
-    note = (
-        "\nAnd the keys of `env.train`, without `auto_reset` and `max_steps_per_rollout_epoch`.\n" if inherited else ""
-    )
+    is_evaluation = path == ("env", "eval")
+    inherited = set(field_infos(block.__mro__[1])) if is_evaluation or is_one_of_several else set()
+    note = ""
+    if is_evaluation:
+        note = "\nAnd the keys of `env.train`, without `auto_reset` and `max_steps_per_rollout_epoch`.\n"
     rows = [
         _row(path, name, info, Spec.of(info.annotation, info.metadata))
         for name, info in field_infos(block).items()

@@ -8,15 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from regrasp.engine.policies import check_embodiment, head_settings, input_names
+from regrasp.engine.policies import check_embodiment, input_names
 from regrasp.experiment import ExperimentConfig
 from regrasp.experiment.batches import num_samples, num_updates
 from regrasp.learner.learner import Learner
 from regrasp.learner.precision import apply_precision
 from regrasp.logging.text import byte_size
 from regrasp.models.contract import Policy
-from regrasp.models.groot.policy import GrootPolicy
-from regrasp.models.registry import preview_policy
+from regrasp.models.registry import check_folder
 
 _CPU = torch.device("cpu")
 _MOMENTS = 2
@@ -53,13 +52,13 @@ def memory_estimate(config: ExperimentConfig) -> list[str]:
     """
     model, mapping = config.actor.model, config.env.train.mapping
     assert model.model_path is not None
-    policy = preview_policy(model.model_path, head_settings(model), input_names(model, mapping))
+    policy = model.preview(check_folder(model, model.model_path), input_names(mapping))
     if policy is None:
         return ["memory: the size of this kind of model is known only once it is loaded"]
     check_embodiment(policy, mapping)
     memory = policy_memory(policy, config)
     lines = [
-        *([] if not isinstance(policy, GrootPolicy) else [_inputs(policy)]),
+        *filter(None, [policy.describe_inputs()]),
         f"weights: {memory.num_parameters / 1e6:.1f} M parameters, {byte_size(memory.weights)}",
         f"training {memory.num_trained / 1e6:.1f} M of them: {byte_size(memory.training)} (gradients, AdamW's moments)",
     ]
@@ -68,24 +67,14 @@ def memory_estimate(config: ExperimentConfig) -> list[str]:
     if memory.start:
         lines.append(f"copy of the start, for algorithm.kl_beta: {byte_size(memory.start)}")
     on_device = memory.total
-    if isinstance(policy, GrootPolicy):
-        stored = decision_bytes(policy, config)
+    stored = policy.stored_bytes(recomputes=_recomputes(config))
+    if stored is not None:
         samples, on_host = num_samples(config), config.runner.feature_storage == "host"
         what = "stored observations" if _recomputes(config) else "cached features"
         where = "in host memory" if on_host else "on the device"
         lines.append(f"{what}: {samples} decisions x {stored / 1e3:.0f} kB = {byte_size(samples * stored)}, {where}")
         on_device += 0 if on_host else samples * stored
     return [*lines, f"together on the device: {byte_size(on_device)}, activations and minibatches aside"]
-
-
-def _inputs(policy: GrootPolicy) -> str:
-    """What a model reads and writes, by its own names."""
-    config, parts = policy.processor.config, policy.processor.parts
-    state, action = (", ".join(f"{key} {width}" for key, width in parts(kind)) for kind in ("state", "action"))
-    return (
-        f"model: embodiment {config.embodiment_tag} in slot {config.embodiment_id}; cameras"
-        f" {', '.join(config.data_config.video)}; state {state}; action {action}; {config.sequence_length} tokens"
-    )
 
 
 def policy_memory(policy: Policy, config: ExperimentConfig) -> PolicyMemory:
@@ -113,18 +102,6 @@ def policy_memory(policy: Policy, config: ExperimentConfig) -> PolicyMemory:
         half_copy=_bytes(halves.values()),
         start=_bytes(computing) if config.algorithm.kl_beta else 0,
     )
-
-
-def decision_bytes(policy: GrootPolicy, config: ExperimentConfig) -> int:
-    """Bytes that a rollout stores of what a decision was taken on: features, or what they are computed from."""
-    sizes, processor = policy.config, policy.processor
-    state = sizes.action_head_cfg.max_state_dim * torch.float32.itemsize
-    tokens = processor.config.sequence_length
-    if _recomputes(config):
-        return state + tokens * torch.int64.itemsize + processor.num_views * 3 * sizes.image_size**2
-    # A wholly frozen backbone computes in the format that it is stored in.
-    dtype = torch.bfloat16 if config.actor.model.precision == "bf16" else torch.float32
-    return state + tokens * sizes.action_head_cfg.backbone_embedding_dim * dtype.itemsize
 
 
 def _recomputes(config: ExperimentConfig) -> bool:

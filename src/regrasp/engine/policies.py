@@ -15,45 +15,16 @@ from regrasp.checkpoint.read import checkpoint_of, load_full_weights
 from regrasp.envs.contract import EnvSpec
 from regrasp.envs.selection import ObservationSelection
 from regrasp.errors import UserError
-from regrasp.experiment import MappingConfig, ModelConfig
+from regrasp.experiment import MappingConfig
+from regrasp.models.config import ModelConfig
 from regrasp.models.contract import Policy
-from regrasp.models.groot.processing.data_config import PROCESSOR_FILE
-from regrasp.models.inputs import EMBODIMENT_IDS, InputNames, bare_key, embodiment_id
-from regrasp.models.mlp.policy import MlpPolicy
-from regrasp.models.registry import load_policy
-from regrasp.models.settings import LoraSettings, RlHeadSettings
+from regrasp.models.inputs import InputNames, bare_key, embodiment_id
+from regrasp.models.registry import check_folder
 
 _log = logging.getLogger(__name__)
 
 
-def head_settings(model: ModelConfig) -> RlHeadSettings:
-    """The part of `actor.model` that a policy is built with."""
-    head = model.rl_head_config
-    return RlHeadSettings(
-        num_action_chunks=model.num_action_chunks,
-        action_dim=model.action_dim,
-        denoising_steps=model.denoising_steps,
-        noise_method=head.noise_method,
-        noise_level=head.noise_level,
-        noise_anneal=head.noise_params if head.noise_anneal else None,
-        joint_logprob=head.joint_logprob,
-        ignore_last=head.ignore_last,
-        noise_color=head.noise_color,
-        disable_dropout=head.disable_dropout,
-        trainable=model.trainable,
-        precision=model.precision,
-        lora=LoraSettings(**dataclasses.asdict(model.lora)) if model.is_lora else None,
-        attn_implementation=model.attn_implementation,
-        add_value_head=model.add_value_head,
-        value_head_hidden=model.value_head_hidden,
-        use_vlm_value=head.use_vlm_value,
-        value_vlm_mode=head.value_vlm_mode,
-        detach_critic_input=head.detach_critic_input,
-        padding_value=head.padding_value,
-    )
-
-
-def input_names(model: ModelConfig, mapping: MappingConfig) -> InputNames:
+def input_names(mapping: MappingConfig) -> InputNames:
     """How an experiment calls the model's inputs."""
     names, block = mapping.gr00t_mapping, mapping.data_config
     return InputNames(
@@ -62,14 +33,22 @@ def input_names(model: ModelConfig, mapping: MappingConfig) -> InputNames:
         views=names and tuple(map(bare_key, (names.video.main_images, *names.video.extra_view_images))),
         state=names and tuple((bare_key(entry.gr00t_key), *entry.slice) for entry in names.state),
         data_config=mapping.data_config_class if block is None else dataclasses.asdict(block),
-        tokenizer_path=None if model.tokenizer_path is None else Path(model.tokenizer_path).expanduser(),
     )
+
+
+def load_model(model: ModelConfig, folder: str | Path, mapping: MappingConfig) -> Policy:
+    """The policy of a model folder, as an experiment asks for it.
+
+    Raises:
+        UserError: The folder is damaged, holds another model, or does not fit.
+    """
+    return model.load(check_folder(model, folder), input_names(mapping))
 
 
 def create_policy(
     model: ModelConfig, mapping: MappingConfig, env: EnvSpec, seed: int, location: str = "env.train.mapping"
 ) -> Policy:
-    """The policy that training starts from: the folder `actor.model.model_path`, or a new state policy.
+    """The policy that training starts from: the folder `actor.model.model_path`, or a new one.
 
     Args:
         model: The model.
@@ -82,47 +61,15 @@ def create_policy(
         UserError: There is no folder to load, or the policy does not fit the environments.
     """
     if model.model_path is not None:
-        policy = load_policy(model.model_path, head_settings(model), input_names(model, mapping))
-    elif model.model_type == "mlp":
-        policy = MlpPolicy(
-            state_dim=env.state_dim,
-            action_dim=model.action_dim,
-            num_action_chunks=model.num_action_chunks,
-            hidden=model.mlp.hidden,
-            initial_std=model.mlp.initial_std,
-            seed=seed,
-        )
+        policy = load_model(model, model.model_path, mapping)
     else:
-        raise UserError(
-            "No pretrained model is given",
-            key="actor.model.model_path",
-            expected="the folder of a pretrained model",
-            mend="pass --model_path; `regrasp sft` trains a base model",
-        )
+        policy = model.build(env.state_dim, seed)
     check_fit(policy, mapping, env, location)
-    if warning := slot_warning(model, mapping):
+    if warning := model.slot_warning(input_names(mapping)):
         _log.warning("%s.embodiment_tag_id: %s", location, warning)
     if warning := order_warning(policy, mapping, env, location):
         _log.warning("%s.states: %s", location, warning)
     return policy
-
-
-def knows_slot(model: ModelConfig) -> bool:
-    """Whether the model says itself which slot it was trained in, or has none: a published folder leaves it open."""
-    if model.model_path is None or model.model_type == "mlp":
-        return True
-    return (Path(model.model_path).expanduser() / PROCESSOR_FILE).is_file()
-
-
-def slot_warning(model: ModelConfig, mapping: MappingConfig) -> str | None:
-    """What speaks against the slot that is given for a published folder; None where nothing does."""
-    given, published = mapping.embodiment_tag_id, EMBODIMENT_IDS.get(mapping.embodiment_tag)
-    if knows_slot(model) or published is None or given in (None, published):
-        return None
-    return (
-        f"the projectors of slot {given} were not trained for {mapping.embodiment_tag}, whose published slot is"
-        f" {published}; leave embodiment_tag_id out, unless this checkpoint has it there"
-    )
 
 
 def order_warning(policy: Policy, mapping: MappingConfig, env: EnvSpec, location: str) -> str | None:
@@ -222,17 +169,9 @@ def _check_same_inputs(policy: Policy, path: Path) -> None:
     Raises:
         UserError: It does not; the checkpoint's own model folder would.
     """
-    from regrasp.models.groot.checkpoint import load_processor
-    from regrasp.models.groot.policy import GrootPolicy
-
     checkpoint = checkpoint_of(path)
     folder = None if checkpoint is None else checkpoint / EXPORT
-    if folder is None or not folder.is_dir() or not isinstance(policy, GrootPolicy):
-        return
-    own, trained = policy.processor, load_processor(folder)
-    differ = [name for name, value in vars(trained.config).items() if getattr(own.config, name) != value]
-    if own.metadata.content != trained.metadata.content:
-        differ.append("statistics")
+    differ = [] if folder is None or not folder.is_dir() else policy.inputs_unlike(folder)
     if differ:
         raise UserError(
             "The run prepared the model's inputs in another way than this base model and experiment do",

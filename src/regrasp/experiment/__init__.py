@@ -1,7 +1,7 @@
 """The configuration of one experiment: its blocks, how a file becomes one, and the arithmetic of its updates."""
 
 from regrasp.algorithms.ppo import PpoConfig as AlgorithmConfig
-from regrasp.experiment.actor import ActorConfig, LoraConfig, MlpConfig, ModelConfig, OptimConfig, RlHeadConfig
+from regrasp.experiment.actor import ActorConfig, OptimConfig
 from regrasp.experiment.config import ExperimentConfig
 from regrasp.experiment.env import (
     ActionMapping,
@@ -41,13 +41,9 @@ __all__ = [
     "Gr00tVideoMapping",
     "InitParams",
     "LoggerConfig",
-    "LoraConfig",
     "MappingConfig",
-    "MlpConfig",
-    "ModelConfig",
     "OptimConfig",
     "PretrainConfig",
-    "RlHeadConfig",
     "RunnerConfig",
     "SftConfig",
     "StateEntry",

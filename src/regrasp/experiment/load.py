@@ -86,6 +86,7 @@ def load_config(
     shared, idle = _share_simulator(values)
     renamed, problems = _rename_mapping(values)
     _drop_nulls(values)
+    idle += strip_foreign(values)
     problems += [_active_problem(key) for key in active]
     sources = dataclasses.replace(composition.sources, renamed=renamed | shared)
     try:
@@ -98,6 +99,16 @@ def load_config(
     if reasons:
         warnings.insert(0, ignored_warning(reasons, file))
     return LoadedConfig(config, file, tuple(overrides), tuple(reasons), tuple(warnings), sources)
+
+
+def strip_foreign(values: Mapping[str, Any]) -> list[str]:
+    """Remove, in place, the keys of other models than the experiment's; a warning where one is set."""
+    spec, actor = spec_at(("actor", "model")), values.get("actor")
+    block = actor.get("model") if isinstance(actor, dict) else None
+    assert spec is not None
+    assert spec.by_type is not None
+    warning = spec.by_type.strip_foreign(block, "actor.model") if isinstance(block, dict) else None
+    return [] if warning is None else [warning]
 
 
 _MAPPING_KEYS = {field.name for field in dataclasses.fields(MappingConfig)}

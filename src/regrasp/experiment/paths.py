@@ -7,9 +7,9 @@ from typing import Literal
 
 from regrasp.errors import UserError
 from regrasp.experiment import ExperimentConfig
+from regrasp.models.registry import check_folder
 
 Stage = Literal["train", "play", "sft"]
-_NEEDS_PRETRAINED = frozenset({"gr00t"})
 PUBLISHED_BACKBONE = "the folder of a published GR00T N1.5 (docs/models.md)"
 """What `sft.backbone` has to be where the experiment does not pretrain one."""
 DOWNLOAD_BACKBONE = "`hf download nvidia/GR00T-N1.5-3B --local-dir GR00T-N1.5-3B`, then --backbone GR00T-N1.5-3B"
@@ -47,7 +47,7 @@ def _require_model(config: ExperimentConfig, file: Path | None) -> None:
     model = config.actor.model
     expected = "a folder in Hugging Face format, with config.json"
     if model.model_path is None:
-        if model.model_type in _NEEDS_PRETRAINED:
+        if model.needs_pretrained:
             raise UserError(
                 "No pretrained model is given.",
                 file=file,
@@ -59,6 +59,7 @@ def _require_model(config: ExperimentConfig, file: Path | None) -> None:
     mend = "correct the path; a model of the Hugging Face hub has to be downloaded first (`hf download`)"
     folder = _require_folder("actor.model.model_path", model.model_path, expected, mend, file)
     _require_file(folder / "config.json", "actor.model.model_path", expected, mend, file)
+    check_folder(model, folder)
 
 
 def _require_demonstrations(config: ExperimentConfig, file: Path | None) -> None:

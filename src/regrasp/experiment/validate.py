@@ -18,7 +18,6 @@ from regrasp.experiment import (
     EnvConfig,
     ExperimentConfig,
     MappingConfig,
-    ModelConfig,
     TrainEnvConfig,
 )
 from regrasp.experiment.batches import batch_equation, num_optimizer_steps, num_samples, num_updates
@@ -27,7 +26,6 @@ from regrasp.models.groot.processing.data_config import data_config
 from regrasp.models.inputs import EMBODIMENT_IDS, NEW_EMBODIMENT, bare_key
 
 _DEVICES = re.compile(r"all|\d+(-\d+)?(,\d+(-\d+)?)*")
-_NOT_FOR_MLP = ("tokenizer_path", "attn_implementation", "denoising_steps", "trainable", "lora", "value_head_hidden")
 _ROLES = ("actor", "env", "rollout")
 
 
@@ -61,7 +59,7 @@ def oddities(config: ExperimentConfig) -> list[str]:
             f"actor.global_batch_size ({config.actor.global_batch_size}) is more than one update's samples"
             f" ({batch_equation(config).split(';')[0]}), so each epoch is one minibatch of all of them."
         )
-    return [*warnings, *_odd_states(config.env.train.mapping), *_idle_keys(config.actor.model)]
+    return [*warnings, *_odd_states(config.env.train.mapping), *config.actor.model.oddities()]
 
 
 def _odd_states(mapping: MappingConfig) -> Iterator[str]:
@@ -73,31 +71,6 @@ def _odd_states(mapping: MappingConfig) -> Iterator[str]:
     if left_over:
         where = "; ".join(f"between {one} and {other}" if one else f"before {other}" for one, other in left_over)
         yield f"env.train.mapping.gr00t_mapping.state leaves values of the state out: {where}."
-
-
-def _idle_keys(model: ModelConfig) -> Iterator[str]:
-    """Warnings about keys of the model that are set and that the other keys leave without effect."""
-    plain = ModelConfig(model.model_type, model.action_dim, model.num_action_chunks)
-    head = model.rl_head_config
-    if model.model_type == "mlp":
-        idle = [f"actor.model.{name}" for name in _NOT_FOR_MLP if getattr(model, name) != getattr(plain, name)]
-        changed = (name for name, value in vars(head).items() if value != getattr(plain.rl_head_config, name))
-        idle += [f"actor.model.rl_head_config.{name}" for name in changed]
-        if idle:
-            yield f"These keys say nothing to a state policy (actor.model.model_type: mlp): {', '.join(idle)}."
-    elif model.model_type == "gr00t" and model.mlp != plain.mlp:
-        yield "actor.model.mlp says nothing to a GR00T (actor.model.model_type: gr00t)."
-    if head.joint_logprob and head.ignore_last:
-        yield (
-            "actor.model.rl_head_config.ignore_last says nothing with joint_logprob, which makes every step stochastic."
-        )
-    if head.noise_color and model.num_action_chunks == 1:
-        yield (
-            "actor.model.rl_head_config.noise_color says little with num_action_chunks 1: it correlates the actions of"
-            " a chunk, of which one is executed."
-        )
-    if head.noise_anneal and head.noise_method == "flow_noise":
-        yield "actor.model.rl_head_config.noise_anneal says nothing with flow_noise, which learns its noise."
 
 
 def _problem(key: str, value: Any, problem: str, expected: str, mend: str) -> Problem:
@@ -260,38 +233,12 @@ def _check_data_config(key: str, mapping: MappingConfig, folders: Sequence[Path]
                 content = value if isinstance(value, str) else asdict(value)
                 data_config(content, file=None, key=f"{key}.{field}", folders=folders)
             except UserError as error:
-                location = error.key or f"{key}.{field}"
-                yield _problem(
-                    location, error.value, error.problem, error.expected or "", error.mend or f"set {location}"
-                )
+                yield Problem.of(error)
 
 
 def _check_model(config: ExperimentConfig) -> Iterator[Problem]:
-    model, head = config.actor.model, config.actor.model.rl_head_config
-    if model.is_lora and model.trainable == "all":
-        yield _problem(
-            "actor.model.is_lora",
-            True,
-            "Adapters on weights that are trained themselves",
-            "false, since actor.model.trainable is all",
-            "set actor.model.trainable=head to train the adapters and the head",
-        )
-    if model.is_lora and model.model_type == "mlp":
-        yield _problem(
-            "actor.model.is_lora",
-            True,
-            "Adapters without a language model",
-            "false, since actor.model.model_type is mlp",
-            "set actor.model.is_lora=false",
-        )
-    if model.attn_implementation == "flash_attention_2" and model.precision != "bf16":
-        yield _problem(
-            "actor.model.attn_implementation",
-            model.attn_implementation,
-            "A kernel for half precision only",
-            f"sdpa, since actor.model.precision is {model.precision}",
-            "set actor.model.precision=bf16, or actor.model.attn_implementation=sdpa",
-        )
+    model = config.actor.model
+    yield from map(Problem.of, model.problems())
     if not model.add_value_head:
         yield _problem(
             "actor.model.add_value_head",
@@ -299,23 +246,6 @@ def _check_model(config: ExperimentConfig) -> Iterator[Problem]:
             "A value head is needed",
             "true, since algorithm.loss_type is actor_critic",
             "set actor.model.add_value_head=true",
-        )
-    start, end, _ = head.noise_params
-    if start < end:
-        yield _problem(
-            "actor.model.rl_head_config.noise_params",
-            list(head.noise_params),
-            "Noise that grows",
-            "[start, end, updates] with start >= end > 0",
-            "exchange the first two numbers of actor.model.rl_head_config.noise_params",
-        )
-    if model.denoising_steps == 1 and head.ignore_last:
-        yield _problem(
-            "actor.model.rl_head_config.ignore_last",
-            True,
-            "No stochastic step is left",
-            "false, or actor.model.denoising_steps of at least 2",
-            "set actor.model.rl_head_config.ignore_last=false",
         )
 
 

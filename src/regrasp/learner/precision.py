@@ -11,7 +11,7 @@ from regrasp.learner.bfloat16 import HalvedPolicy, shared_copy
 from regrasp.models.contract import Policy
 
 if TYPE_CHECKING:
-    from regrasp.experiment import ModelConfig
+    from regrasp.models.config import ModelConfig
 
 
 def apply_precision(policy: Policy, model: ModelConfig, device: torch.device) -> None:

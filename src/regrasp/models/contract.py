@@ -199,6 +199,22 @@ class Policy(nn.Module, ABC):
             repeats: Draws of noise for each row, for a policy whose loss is an expectation over noise.
         """
 
+    def inputs_unlike(self, folder: Path) -> list[str]:
+        """What of the preparation of inputs differs in a folder of this model; by default nothing is prepared."""
+        return []
+
+    def describe_inputs(self) -> str | None:
+        """A line about what the model reads and writes, by its own names; by default there are none."""
+        return None
+
+    def stored_bytes(self, *, recomputes: bool) -> int | None:
+        """Bytes that a rollout stores of what a decision was taken on; None, the default, where they are few.
+
+        Args:
+            recomputes: Whether what features are computed from is stored, instead of the features.
+        """
+        return None
+
     @abstractmethod
     def save(self, folder: Path) -> None:
         """Write a self-contained Hugging Face style folder (config.json, model.safetensors, processor files)."""

@@ -1,129 +1,116 @@
-"""Which class loads which model folder."""
+"""Which class configures and loads which model."""
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable
+from collections.abc import Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
+from regrasp.config.owned import ByType
 from regrasp.errors import UserError
-from regrasp.models.contract import Policy
-from regrasp.models.groot.generations import check_generation
+from regrasp.models.config import CONFIG_FILE, ModelConfig
+from regrasp.models.groot.settings import GrootModelConfig
 from regrasp.models.inputs import InputNames
-from regrasp.models.settings import RlHeadSettings
-from regrasp.models.weights import read_json
+from regrasp.models.mlp.settings import MlpModelConfig
 
-ModelLoader = Callable[[Path, RlHeadSettings | None, InputNames | None], Policy]
-"""`(folder, settings, inputs) -> policy`; settings None is the folder as it is, for inference, and inputs None leaves
-embodiment, cameras and state as the folder has them."""
+if TYPE_CHECKING:
+    from regrasp.models.contract import Policy
 
 ENTRY_POINT_GROUP = "regrasp.models"
-_BUILT_IN = {
-    "gr00t_n1_5": "regrasp.models.groot.checkpoint:load_groot",
-    "regrasp_mlp": "regrasp.models.mlp.policy:load_mlp",
-}
-_PREVIEWS = {"gr00t_n1_5": "regrasp.models.groot.checkpoint:preview_groot"}
-"""What stands in for a loader where the weights themselves are not needed."""
-
-_registered: dict[str, ModelLoader] = {}
+_models: list[type[ModelConfig]] = [GrootModelConfig, MlpModelConfig]
 
 
-def register_model(name: str, loader: ModelLoader) -> None:
-    """Load folders whose config.json has this `model_type` with `loader`.
+def register_model(model: type[ModelConfig]) -> None:
+    """Make a model known: to experiments by its names as `model_type`, and to folders by that of their config.json.
 
     Raises:
-        ValueError: The name is taken.
+        ValueError: A name is taken.
     """
-    if name in _BUILT_IN or name in _registered:
-        raise ValueError(f"model type {name!r} is already registered")
-    _registered[name] = loader
+    for name in model.names():
+        if name in known_models():
+            raise ValueError(f"model type {name!r} is already registered")
+    _models.append(model)
 
 
-def known_models() -> tuple[str, ...]:
-    """Every `model_type` that can be loaded: built in, registered, or an installed package's entry point."""
-    installed = (entry.name for entry in entry_points(group=ENTRY_POINT_GROUP))
-    return tuple(sorted({*_BUILT_IN, *_registered, *installed}))
+def known_models() -> dict[str, type[ModelConfig]]:
+    """Every name of a model with its class: built in, registered, or an installed package's entry point."""
+    installed: list[type[ModelConfig]] = [entry.load() for entry in entry_points(group=ENTRY_POINT_GROUP)]
+    return {name: model for model in (*installed, *_models) for name in model.names()}
 
 
-def load_policy(path: str | Path, settings: RlHeadSettings | None = None, inputs: InputNames | None = None) -> Policy:
-    """Load a policy from a model folder, by the `model_type` of its config.json.
+def model_of(content: Mapping[str, Any], file: Path | None = None) -> type[ModelConfig]:
+    """The model that a folder's config.json names.
+
+    Args:
+        content: Of config.json, or of the block `actor.model`.
+        file: The config.json; None for the block.
+
+    Raises:
+        UserError: The model is of an unknown or unsupported kind.
+    """
+    name, models = content.get("model_type"), known_models()
+    if isinstance(name, str) and name in models:
+        return models[name]
+    for model in dict.fromkeys(models.values()):
+        model.refuse(content, file)
+    raise UserError(
+        "A model folder that does not say what it holds" if name is None else "A model of an unknown kind",
+        file=file,
+        key="model_type" if file else "actor.model.model_type",
+        value=name,
+        expected=", ".join(models),
+        mend="give a complete model folder"
+        if name is None
+        else f"correct it, or install the package that provides it, as an entry point of the group {ENTRY_POINT_GROUP}",
+    )
+
+
+AnyModelConfig = Annotated[ModelConfig, ByType("model_type", known_models, model_of)]
+"""The type of `actor.model`."""
+
+
+def load_policy(path: str | Path, inputs: InputNames | None = None) -> Policy:
+    """Load a policy from a model folder, by the `model_type` of its config.json, for inference.
 
     Args:
         path: The model folder.
-        settings: What RL adds; None: the folder as it is, for inference.
         inputs: How the experiment calls the model's inputs; None: as the folder does.
 
     Raises:
         UserError: The folder is missing or damaged, or its model is of an unknown or unsupported kind.
     """
     folder = Path(path).expanduser()
-    return _loader_of(folder)[1](folder, settings, inputs)
+    return _model_in(folder).open(folder, inputs)
 
 
-def preview_policy(path: str | Path, settings: RlHeadSettings, inputs: InputNames) -> Policy | None:
-    """Check a model folder, and give the policy that `load_policy` would, without the time and memory of its weights.
-
-    Returns:
-        The policy, on the meta device where its model type can do that; None for a model type that is not built in,
-        of which only its loader knows.
+def check_folder(model: ModelConfig, path: str | Path) -> Path:
+    """Check that a folder holds the model that an experiment asks for, and return it.
 
     Raises:
-        UserError: As `load_policy`.
+        UserError: The folder is missing or damaged, or holds another model.
     """
     folder = Path(path).expanduser()
-    name, loader = _loader_of(folder)
-    if name in _PREVIEWS:
-        return _imported(_PREVIEWS[name])(folder, settings, inputs)
-    return loader(folder, settings, inputs) if name in _BUILT_IN else None
+    found = _model_in(folder)
+    if not isinstance(model, found):
+        raise UserError(
+            "The model folder holds another model than the experiment asks for",
+            key="actor.model.model_type",
+            value=model.model_type,
+            expected=f"{found.names()[0]}, which {folder / CONFIG_FILE} is of",
+            mend="correct actor.model.model_type, or give another --model_path",
+        )
+    return folder
 
 
-def _loader_of(folder: Path) -> tuple[str, ModelLoader]:
-    """The folder's model type and what loads it.
+def _model_in(folder: Path) -> type[ModelConfig]:
+    """The model of a folder.
 
     Raises:
         UserError: The folder is missing, or its model is of an unknown or unsupported kind.
     """
     if not folder.is_dir():
         raise UserError("No such model folder", file=folder, mend="give a folder with config.json and weights")
-    file = folder / "config.json"
-    content = read_json(file)
-    name = content.get("model_type")
-    loader = _find(name) if isinstance(name, str) else None
-    if not isinstance(name, str) or loader is None:
-        check_generation(content, file)
-        raise _unknown(name, file)
-    return name, loader
+    from regrasp.models.weights import read_json
 
-
-def _find(name: str) -> ModelLoader | None:
-    if name in _BUILT_IN:
-        return _imported(_BUILT_IN[name])
-    if name in _registered:
-        return _registered[name]
-    return next((entry.load() for entry in entry_points(group=ENTRY_POINT_GROUP, name=name)), None)
-
-
-def _imported(place: str) -> ModelLoader:
-    module, function = place.split(":")
-    return getattr(importlib.import_module(module), function)
-
-
-def _unknown(name: object, file: Path) -> UserError:
-    if name is None:
-        return UserError(
-            "A model folder that does not say what it holds",
-            file=file,
-            key="model_type",
-            value=None,
-            expected=", ".join(known_models()),
-            mend="give a complete model folder",
-        )
-    return UserError(
-        "A model of an unknown kind",
-        file=file,
-        key="model_type",
-        value=name,
-        expected=", ".join(known_models()),
-        mend=f"install the package that provides it, as an entry point of the group {ENTRY_POINT_GROUP}",
-    )
+    return model_of(read_json(folder / CONFIG_FILE), folder / CONFIG_FILE)

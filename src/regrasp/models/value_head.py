@@ -7,8 +7,8 @@ import itertools
 import torch
 from torch import Tensor, nn
 
+from regrasp.models.config import RlHeadConfig, TokenPooling
 from regrasp.models.initialization import init_linear
-from regrasp.models.settings import RlHeadSettings, TokenPooling
 
 
 def silu_mlp(widths: tuple[int, ...]) -> nn.Sequential:
@@ -36,16 +36,17 @@ class ValueHead(nn.Module):
     Args:
         context_width: D, width of a context token.
         state_width: W, width of the encoded state.
-        settings: `value_head_hidden`, `use_vlm_value`, `value_vlm_mode`, `detach_critic_input`.
+        hidden: Widths of the hidden layers.
+        settings: `use_vlm_value`, `value_vlm_mode`, `detach_critic_input`.
     """
 
-    def __init__(self, context_width: int, state_width: int, settings: RlHeadSettings) -> None:
+    def __init__(self, context_width: int, state_width: int, hidden: tuple[int, ...], settings: RlHeadConfig) -> None:
         super().__init__()
         self.pooling: TokenPooling = settings.value_vlm_mode
         self.uses_state = not settings.use_vlm_value
         self.detach_input = settings.detach_critic_input
         width = context_width + (state_width if self.uses_state else 0)
-        self.mlp = silu_mlp((width, *settings.value_head_hidden, 1))
+        self.mlp = silu_mlp((width, *hidden, 1))
 
     def reset_parameters(self, generator: torch.Generator) -> None:
         """Draw fresh weights."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from itertools import takewhile
 from pathlib import Path
@@ -11,10 +12,10 @@ import yaml
 
 from regrasp.checkpoint.layout import step_folders
 from regrasp.checkpoint.verify import verify
-from regrasp.engine.policies import knows_slot
+from regrasp.engine.policies import input_names
 from regrasp.errors import UserError
 from regrasp.experiment import ExperimentConfig
-from regrasp.models.inputs import embodiment_id
+from regrasp.experiment.load import strip_foreign
 
 _NUM_CHANGES_SHOWN = 5
 _ABSENT = "not there"
@@ -31,12 +32,14 @@ def check_slot(before: str, config: ExperimentConfig, file: Path) -> None:
     Raises:
         UserError: Another embodiment, or another slot, is named.
     """
-    if knows_slot(config.actor.model):
+    key, inputs = "env.train.mapping.embodiment_tag_id", input_names(config.env.train.mapping)
+    block = yaml.safe_load(before)["env"]["train"]["mapping"]
+    trained = {name: block[name] for name in ("embodiment_tag", "embodiment_tag_id")}
+    now, then = (
+        config.actor.model.trained_embodiment(names, key) for names in (inputs, dataclasses.replace(inputs, **trained))
+    )
+    if now is None or then is None:
         return
-    mapping, block = config.env.train.mapping, yaml.safe_load(before)["env"]["train"]["mapping"]
-    named = [(mapping.embodiment_tag, mapping.embodiment_tag_id), (block["embodiment_tag"], block["embodiment_tag_id"])]
-    key = "env.train.mapping.embodiment_tag_id"
-    now, then = ((tag, embodiment_id(tag, slot, key=key)) for tag, slot in named)
     if now != then:
         raise UserError(
             "The run was begun with the projectors of another embodiment",
@@ -69,7 +72,9 @@ def changes_warning(before: str, now: str) -> str | None:
     """What differs between two configurations, given as YAML, key by key; None where nothing does."""
     if before == now:
         return None
-    old, new = (dict(_leaves(yaml.safe_load(text), "")) for text in (before, now))
+    old, new = (yaml.safe_load(text) for text in (before, now))
+    strip_foreign(old)
+    old, new = (dict(_leaves(values, "")) for values in (old, new))
     changed = [key for key in {**old, **new} if old.get(key, _ABSENT) != new.get(key, _ABSENT)]
     shown = "; ".join(
         f"{key} was {old.get(key, _ABSENT)} and is {new.get(key, _ABSENT)}" for key in changed[:_NUM_CHANGES_SHOWN]

@@ -156,7 +156,7 @@ def _writer(config: ExperimentConfig, chosen: Survey, output: Path, overwrite: b
         robot_type=env.init_params.id,
         features=demonstration_features(first.layout.state_dim, model.action_dim, cameras),
         overwrite=overwrite,
-        modality=modality(model, env.mapping, first.observations, model.action_dim),
+        modality=modality(env.mapping, first.observations, model.action_dim),
         sources=sources(first.observations),
     )
 

@@ -15,7 +15,7 @@ from regrasp.data.lerobot.schema import SOURCES_PATH
 from regrasp.engine.policies import input_names
 from regrasp.envs.selection import ObservationSelection, StateSource, is_name_of
 from regrasp.errors import UserError
-from regrasp.experiment import ExperimentConfig, MappingConfig, ModelConfig
+from regrasp.experiment import ExperimentConfig, MappingConfig
 from regrasp.models.groot.processing.data_config import HUMAN_TASK
 from regrasp.models.groot.processing.processor_config import given_data_config
 from regrasp.models.groot.processing.selection import Range, key_ranges
@@ -65,24 +65,21 @@ def demonstration_columns(
     return columns
 
 
-def modality(
-    model: ModelConfig, mapping: MappingConfig, observations: ObservationSelection, action_dim: int
-) -> dict[str, Any]:
+def modality(mapping: MappingConfig, observations: ObservationSelection, action_dim: int) -> dict[str, Any]:
     """Content of GR00T's `meta/modality.json`: names of cameras, and of slices of state and action.
 
     The names are those of `gr00t_mapping` and `data_config`. Without them cameras and parts of the state are called as
     their observations, and the action is one part.
 
     Args:
-        model: The model.
-        mapping: Its inputs.
+        mapping: The model's inputs.
         observations: What images and state are made of.
         action_dim: Width of the policy's action.
 
     Raises:
         UserError: The data configuration's parts do not fit the state or the action.
     """
-    inputs = input_names(model, mapping)
+    inputs = input_names(mapping)
     data = given_data_config(inputs)
     state_ranges = _observation_ranges(observations.states)
     action_ranges = {"action": (0, action_dim)}

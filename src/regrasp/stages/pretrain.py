@@ -25,6 +25,7 @@ from regrasp.envs.mujoco.catalog import TASK_IDS, load_class
 from regrasp.envs.mujoco.scenes import Scenes, render_scenes
 from regrasp.errors import TrainingHaltedError, UserError
 from regrasp.experiment import ExperimentConfig, PretrainConfig
+from regrasp.folders import atomic_folder
 from regrasp.learner.schedule import cosine
 from regrasp.logging.progress import progress
 from regrasp.models.groot.checkpoint import save_groot
@@ -34,7 +35,7 @@ from regrasp.models.groot.policy import GrootPolicy
 from regrasp.models.groot.processing.images import prepare_images
 from regrasp.models.groot.processing.processor import GrootProcessor
 from regrasp.models.groot.processing.tokenizer import train_tokenizer
-from regrasp.models.settings import RlHeadSettings
+from regrasp.models.groot.settings import GrootModelConfig
 from regrasp.seeding import torch_generator
 
 _NUM_VALIDATION = 1000
@@ -69,7 +70,8 @@ def check_instructions(config: ExperimentConfig) -> None:
         UserError: An instruction is too long, or a task whose scenes are to be rendered is unknown.
     """
     assert config.pretrain is not None
-    sizes, padding = config.pretrain.architecture, config.actor.model.rl_head_config.padding_value
+    sizes, model = config.pretrain.architecture, config.actor.model
+    padding = model.rl_head_config.padding_value if isinstance(model, GrootModelConfig) else None
     tokenizer = train_tokenizer(_sentences(config.pretrain), sizes.vocab_size)
     for name, env in (("train", config.env.train), ("eval", config.env.eval)):
         mapping = env.mapping
@@ -146,7 +148,8 @@ def pretrain(config: PretrainConfig, output: Path) -> float:
             f"Grounding pretraining ended with a median error of {error:.2f} cm, above the limit of"
             f" {config.max_median_error_cm} cm (pretrain.max_median_error_cm). Raise pretrain.steps or num_scenes."
         )
-    save_groot(policy, output)
+    with atomic_folder(output, overwrite=True) as draft:
+        save_groot(policy, draft)
     return error
 
 
@@ -179,7 +182,9 @@ def _fresh_policy(config: PretrainConfig, sentences: list[str]) -> GrootPolicy:
         text_length=architecture.text_length,
         text_first=architecture.text_first,
     )
-    settings = RlHeadSettings(1, 1, add_value_head=False, trainable="head_without_context")
+    settings = GrootModelConfig(
+        num_action_chunks=1, action_dim=1, add_value_head=False, trainable="head_without_context"
+    )
     policy = GrootPolicy(groot, processor, settings, seed=config.seed)
     policy.backbone.reset_parameters(torch_generator(config.seed, "init", 0))
     return policy

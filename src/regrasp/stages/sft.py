@@ -15,15 +15,12 @@ from regrasp.data.lerobot import DemonstrationDataset
 from regrasp.engine.policies import choose_device, input_names
 from regrasp.errors import TrainingHaltedError
 from regrasp.experiment import ExperimentConfig, SftConfig
+from regrasp.folders import atomic_folder
 from regrasp.learner.schedule import cosine
 from regrasp.logging.progress import progress
+from regrasp.models.config import DatasetFacts
 from regrasp.models.contract import Policy
-from regrasp.models.groot.checkpoint import load_config, load_groot
-from regrasp.models.groot.policy import GrootPolicy
-from regrasp.models.groot.processing.processor import GrootProcessor
-from regrasp.models.mlp.policy import MlpPolicy
 from regrasp.models.normalization import Statistics
-from regrasp.models.settings import RlHeadSettings
 from regrasp.seeding import KeyedNoise, torch_generator
 from regrasp.stages.demonstrations import ACTION, STATE, check_sources
 from regrasp.stages.training_frames import Frames, load_frames
@@ -47,7 +44,7 @@ class SftResult:
 def train_base_model(config: ExperimentConfig, data: Path, backbone: Path | None, seed: int, output: Path) -> SftResult:
     """Train on the dataset `data` and write the policy folder `output`.
 
-    With `backbone`, a folder that `regrasp pretrain` wrote, the policy is a GR00T on it; without, a state policy.
+    `backbone` is the folder that a model with pretrained features starts from, None for another one.
 
     Raises:
         UserError: The dataset is damaged, or was made with another mapping than the experiment's.
@@ -56,10 +53,10 @@ def train_base_model(config: ExperimentConfig, data: Path, backbone: Path | None
     sft = config.sft
     assert sft is not None
     dataset = DemonstrationDataset.open(data)
-    for warning in check_sources(dataset, config, uses_images=backbone is not None):
+    for warning in check_sources(dataset, config, uses_images=config.actor.model.uses_images):
         _log.warning(warning)
     device = choose_device()
-    policy = _base_policy(config, dataset, backbone, seed).to(device)
+    policy = _base_policy(config, dataset, backbone, sft.train == "all", seed).to(device)
     train, validation = load_frames(policy, dataset, sft)
     with torch.autocast(device.type, torch.bfloat16, enabled=config.actor.model.precision == "bf16"):
         if sft.train == "head":
@@ -67,57 +64,20 @@ def train_base_model(config: ExperimentConfig, data: Path, backbone: Path | None
             if validation is not None:
                 validation.inputs = _encode(policy, validation.inputs, device)
         losses = _train(policy, train, validation, sft, seed, device)
-    policy.save(output)
+    with atomic_folder(output, overwrite=True) as draft:
+        policy.save(draft)
     return SftResult(dataset.num_episodes, len(train.actions), *losses)
 
 
-def _base_policy(config: ExperimentConfig, dataset: DemonstrationDataset, backbone: Path | None, seed: int) -> Policy:
+def _base_policy(
+    config: ExperimentConfig, dataset: DemonstrationDataset, backbone: Path | None, whole: bool, seed: int
+) -> Policy:
     """An untrained policy with the dataset's statistics."""
     columns = dataset.load_columns([STATE, ACTION])
     state, action = (Statistics.of(torch.from_numpy(columns[name])) for name in (STATE, ACTION))
-    if backbone is not None:
-        return _groot(config, dataset, backbone, state, action)
-    model = config.actor.model
-    return MlpPolicy(
-        state_dim=state.width,
-        action_dim=action.width,
-        num_action_chunks=model.num_action_chunks,
-        hidden=model.mlp.hidden,
-        initial_std=model.mlp.initial_std,
-        state=state,
-        action=action,
-        seed=seed,
-    )
-
-
-def _groot(
-    config: ExperimentConfig,
-    dataset: DemonstrationDataset,
-    backbone: Path,
-    state: Statistics,
-    action: Statistics,
-) -> GrootPolicy:
-    """The pretrained backbone with its untrained head."""
-    model, mapping = config.actor.model, config.env.train.mapping
-    processor = GrootProcessor.for_data(
-        load_config(backbone),
-        backbone,
-        input_names(model, mapping),
-        state,
-        action,
-        num_views=1 + len(mapping.extra_view_images),
-        fps=float(dataset.fps),
-    )
-    settings = RlHeadSettings(
-        num_action_chunks=model.num_action_chunks,
-        action_dim=action.width,
-        denoising_steps=model.denoising_steps,
-        trainable=model.trainable,
-        precision=model.precision if config.sft is not None and config.sft.train == "head" else "fp32",
-        add_value_head=False,
-        padding_value=model.rl_head_config.padding_value,
-    )
-    return load_groot(backbone, settings, processor=processor)
+    mapping = config.env.train.mapping
+    facts = DatasetFacts(state, action, input_names(mapping), 1 + len(mapping.extra_view_images), float(dataset.fps))
+    return config.actor.model.from_dataset(facts, backbone=backbone, whole=whole, seed=seed)
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from pathlib import Path
 from regrasp.checkpoint.read import Checkpoint, find_checkpoint, read_checkpoint
 from regrasp.engine.base import Engine
 from regrasp.engine.local import LocalEngine
-from regrasp.engine.policies import check_fit, choose_device, create_policy, head_settings, input_names
+from regrasp.engine.policies import check_fit, choose_device, create_policy, load_model
 from regrasp.envs.contract import EnvSpec, VecEnv
 from regrasp.envs.registry import create_env
 from regrasp.errors import UserError
@@ -19,7 +19,6 @@ from regrasp.experiment import ExperimentConfig
 from regrasp.experiment.load import LoadedConfig
 from regrasp.logging.metrics import MetricsLogger
 from regrasp.models.contract import Policy
-from regrasp.models.registry import load_policy
 from regrasp.runner.resume import changes_warning, check_slot, passed_over_warning
 from regrasp.runner.runner import EmbodiedRunner
 
@@ -119,7 +118,7 @@ def _settings(loaded: LoadedConfig) -> str:
 def _policy(config: ExperimentConfig, env: EnvSpec, seed: int, checkpoint: Checkpoint | None) -> Policy:
     """The policy that the run starts or started from; one that cannot be had again is taken from the checkpoint."""
     model, mapping = config.actor.model, config.env.train.mapping
-    again = model.model_path is not None or model.model_type == "mlp"
+    again = model.model_path is not None or not model.needs_pretrained
     if again or checkpoint is None or checkpoint.export is None:
         return create_policy(model, mapping, env, seed)
     if config.algorithm.kl_beta:
@@ -129,6 +128,6 @@ def _policy(config: ExperimentConfig, env: EnvSpec, seed: int, checkpoint: Check
             expected="the folder that the run was begun with",
             mend="pass --model_path",
         )
-    policy = load_policy(checkpoint.export, head_settings(model), input_names(model, mapping))
+    policy = load_model(model, checkpoint.export, mapping)
     check_fit(policy, mapping, env)
     return policy

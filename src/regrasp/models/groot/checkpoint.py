@@ -11,6 +11,7 @@ import torch
 
 from regrasp.checkpoint.hub_folder import StoredTensor, list_safetensors
 from regrasp.errors import UserError
+from regrasp.models.config import CONFIG_FILE
 from regrasp.models.groot.config import EagleConfig, GrootConfig
 from regrasp.models.groot.generations import check_generation
 from regrasp.models.groot.network.action_head import ActionHead
@@ -18,8 +19,8 @@ from regrasp.models.groot.network.backbone import Backbone
 from regrasp.models.groot.network.noise_net import NoiseNet
 from regrasp.models.groot.policy import RL_PARTS, GrootPolicy
 from regrasp.models.groot.processing.processor import GrootProcessor
+from regrasp.models.groot.settings import GrootModelConfig
 from regrasp.models.inputs import InputNames
-from regrasp.models.settings import RlHeadSettings
 from regrasp.models.value_head import ValueHead
 from regrasp.models.weights import (
     DtypeRule,
@@ -31,7 +32,6 @@ from regrasp.models.weights import (
     write_weights,
 )
 
-CONFIG_FILE = "config.json"
 EAGLE_FILE = "eagle2_hg_model/config.json"
 """Where a folder may hold the sizes of its vision-language model, which the published config.json lacks."""
 _WRAPPER_PREFIX = "_groot_model."
@@ -79,7 +79,7 @@ def load_processor(folder: Path, inputs: InputNames | None = None) -> GrootProce
 
 def load_groot(
     folder: Path,
-    rl: RlHeadSettings | None = None,
+    rl: GrootModelConfig | None = None,
     inputs: InputNames | None = None,
     *,
     processor: GrootProcessor | None = None,
@@ -113,7 +113,7 @@ def load_groot(
     return policy
 
 
-def preview_groot(folder: Path, rl: RlHeadSettings, inputs: InputNames | None = None) -> GrootPolicy:
+def preview_groot(folder: Path, rl: GrootModelConfig, inputs: InputNames | None = None) -> GrootPolicy:
     """The policy that `load_groot` would give, on the meta device: its folder is checked, no weights are read.
 
     Raises:
@@ -163,14 +163,14 @@ def published_tensors(stored: Mapping[str, T], folder: Path) -> dict[str, T]:
     return named
 
 
-def _skeleton(rl: RlHeadSettings | None, processor: GrootProcessor) -> GrootPolicy:
+def _skeleton(rl: GrootModelConfig | None, processor: GrootProcessor) -> GrootPolicy:
     """The policy on the meta device."""
-    if rl is not None and rl.padding_value is not None:
-        processor = processor.padded_to(rl.padding_value)
+    if rl is not None and rl.rl_head_config.padding_value is not None:
+        processor = processor.padded_to(rl.rl_head_config.padding_value)
     config = processor.groot
-    settings = rl or RlHeadSettings(
-        config.action_horizon,
-        processor.action.width,
+    settings = rl or GrootModelConfig(
+        num_action_chunks=config.action_horizon,
+        action_dim=processor.action.width,
         denoising_steps=config.action_head_cfg.num_inference_timesteps,
         add_value_head=False,
     )

@@ -15,17 +15,17 @@ _BACKBONES = {"cosmos-reason2": "7", "eagle-block2a": "6"}
 _PROCESSOR_FILE = "processor_config.json"
 
 
-def check_generation(content: Mapping[str, Any], file: Path) -> None:
+def check_generation(content: Mapping[str, Any], file: Path | None) -> None:
     """Refuse what is known not to be GR00T N1.5.
 
     Args:
         content: Of the folder's config.json.
-        file: That file; those beside it are looked at too.
+        file: That file; those beside it are looked at too. None where `content` is the block `actor.model`.
 
     Raises:
         UserError: Naming the generation that it is.
     """
-    if content.get("type") == "groot" and "model_type" not in content:
+    if file is not None and content.get("type") == "groot" and "model_type" not in content:
         raise UserError(
             "A GR00T policy in LeRobot's layout, which lacks the sizes of the network",
             file=file,
@@ -33,12 +33,12 @@ def check_generation(content: Mapping[str, Any], file: Path) -> None:
             value="groot",
             mend="put config.json and experiment_cfg/metadata.json of its GR00T N1.5 base model in their place",
         )
-    found = _by_name(content) or _by_keys(content, file)
+    found = _by_name(content) or (None if file is None else _by_keys(content, file))
     if found is not None:
         raise UserError(
             f"GR00T {found.generation} is not supported",
             file=found.file or file,
-            key=found.key,
+            key=f"actor.model.{found.key}" if file is None else found.key,
             value=found.value,
             expected="a GR00T N1.5: model_type gr00t_n1_5, with action_head_cfg and backbone_cfg",
             mend="use a GR00T N1.5 checkpoint",

@@ -24,8 +24,8 @@ from regrasp.models.groot.network.lora import adapters, add_adapters, merge_adap
 from regrasp.models.groot.network.noise_net import NoiseNet
 from regrasp.models.groot.network.transformer import DiffusionBlock
 from regrasp.models.groot.processing.processor import GrootProcessor
+from regrasp.models.groot.settings import GrootModelConfig
 from regrasp.models.initialization import seeded
-from regrasp.models.settings import RlHeadSettings
 from regrasp.models.value_head import ValueHead
 
 CONTEXT_LAYERS = ("action_head.vlln.", "action_head.vl_self_attention.")
@@ -47,14 +47,14 @@ class GrootPolicy(Policy):
         seed: Draws the initial weights.
 
     Raises:
-        UserError: `num_action_chunks` or `action_dim` does not fit the model.
+        UserError: The settings contradict each other, or `num_action_chunks` or `action_dim` does not fit the model.
     """
 
     capturable = ("_context", "_sample")
     product_layers = (*Policy.product_layers, CategoryLinear)
 
     def __init__(
-        self, config: GrootConfig, processor: GrootProcessor, settings: RlHeadSettings, *, seed: int = 0
+        self, config: GrootConfig, processor: GrootProcessor, settings: GrootModelConfig, *, seed: int = 0
     ) -> None:
         super().__init__()
         head = config.action_head_cfg
@@ -62,18 +62,21 @@ class GrootPolicy(Policy):
         self.config = config
         self.processor = processor
         self.settings = settings
-        self.noise_level = settings.noise_level
+        self._rl = settings.rl_head_config
+        self.noise_level = self._rl.noise_level
         self._color: NoiseColor | None = None
-        if settings.noise_color:
-            self._color = noise_color(settings.noise_color, head.action_horizon)
+        if self._rl.noise_color:
+            self._color = noise_color(self._rl.noise_color, head.action_horizon)
         self._modulations: Tensor | None = None
         self.begin_update(0)
         widths = (head.backbone_embedding_dim, head.input_embedding_dim)
         with seeded(seed):
             self.backbone = Backbone(config.eagle_cfg, settings.attn_implementation)
-            self.action_head = ActionHead(head, use_dropout=not settings.disable_dropout)
-            self.value_head = ValueHead(*widths, settings) if settings.add_value_head else None
-            learns_noise = settings.noise_method == "flow_noise"
+            self.action_head = ActionHead(head, use_dropout=not self._rl.disable_dropout)
+            self.value_head = (
+                ValueHead(*widths, settings.value_head_hidden, self._rl) if settings.add_value_head else None
+            )
+            learns_noise = self._rl.noise_method == "flow_noise"
             self.noise_net = NoiseNet(*widths, self._chunk_shape) if learns_noise else None
         generator = torch.Generator().manual_seed(seed)
         self.action_head.reset_parameters(generator)
@@ -112,8 +115,8 @@ class GrootPolicy(Policy):
 
     def begin_update(self, update: int) -> None:
         """Set the noise level of the coming update, if it is annealed."""
-        if self.settings.noise_anneal is not None:
-            self.noise_level = flow.noise_anneal(*self.settings.noise_anneal, update)
+        if self._rl.noise_anneal:
+            self.noise_level = flow.noise_anneal(*self._rl.noise_params, update)
 
     def prepare_acting(self) -> None:
         """Compute what decisions need of the weights alone: the time's effect, and the feature of padded positions."""
@@ -125,7 +128,7 @@ class GrootPolicy(Policy):
             return
         self._modulations = table
         transformer.pack()
-        if self.settings.trainable != "all" and self.settings.lora is None:
+        if self.settings.trainable != "all" and self.settings.adapters is None:
             self.backbone.eagle_model.keep_padding_feature()
 
     def trainable(self, part: str) -> Sequence[tuple[str, nn.Parameter]]:
@@ -147,7 +150,7 @@ class GrootPolicy(Policy):
     def prepare_training(self, part: str) -> Sequence[tuple[str, nn.Parameter]]:
         """Set the embodiment's weights apart, add adapters where asked for, and freeze the rest."""
         self.action_head.train_only(self._slot)
-        lora = self.settings.lora
+        lora = self.settings.adapters
         assert lora is None or part != "all", "adapters are for weights that are not trained themselves"
         if lora is not None and not adapters(self):
             add_adapters(self.backbone.eagle_model.language_model.model, lora, seed=0)
@@ -158,7 +161,7 @@ class GrootPolicy(Policy):
 
     def published_state(self) -> dict[str, Tensor]:
         """Tensors of a model folder, under the published names."""
-        lora = self.settings.lora
+        lora = self.settings.adapters
         return self.state_dict() if lora is None else merge_adapters(self.state_dict(), lora)
 
     def save(self, folder: Path) -> None:
@@ -166,6 +169,33 @@ class GrootPolicy(Policy):
         from regrasp.models.groot.checkpoint import save_groot
 
         save_groot(self, folder)
+
+    def inputs_unlike(self, folder: Path) -> list[str]:
+        """What of the processor differs in another GR00T's folder."""
+        from regrasp.models.groot.checkpoint import load_processor
+
+        own, other = self.processor, load_processor(folder)
+        differ = [name for name, value in vars(other.config).items() if getattr(own.config, name) != value]
+        return differ if own.metadata.content == other.metadata.content else [*differ, "statistics"]
+
+    def describe_inputs(self) -> str:
+        """Embodiment, cameras, parts of state and action, and the length of the sequence."""
+        config, parts = self.processor.config, self.processor.parts
+        state, action = (", ".join(f"{key} {width}" for key, width in parts(kind)) for kind in ("state", "action"))
+        return (
+            f"model: embodiment {config.embodiment_tag} in slot {config.embodiment_id}; cameras"
+            f" {', '.join(config.data_config.video)}; state {state}; action {action}; {config.sequence_length} tokens"
+        )
+
+    def stored_bytes(self, *, recomputes: bool) -> int:
+        """Of features, or of images and words."""
+        head, tokens = self.config.action_head_cfg, self.processor.config.sequence_length
+        state = head.max_state_dim * torch.float32.itemsize
+        if recomputes:
+            return state + tokens * torch.int64.itemsize + self.processor.num_views * 3 * self.config.image_size**2
+        # A wholly frozen backbone computes in the format that it is stored in.
+        dtype = torch.bfloat16 if self.settings.precision == "bf16" else torch.float32
+        return state + tokens * head.backbone_embedding_dim * dtype.itemsize
 
     def sft_loss(self, features: TensorDict, actions: Tensor, valid: Tensor, noise: Noise, repeats: int = 1) -> Tensor:
         """Flow-matching loss: mean squared error of the velocity, over valid steps and used action dimensions.
@@ -224,7 +254,7 @@ class GrootPolicy(Policy):
         shape = self._chunk_shape
         step, step_noise = None, None
         if not deterministic:
-            joint = self.settings.joint_logprob
+            joint = self._rl.joint_logprob
             step_noise = send(noise.normal("step", *((num_steps, *shape) if joint else shape)), device)
             step = None if joint else send(noise.integers("index", self._num_stochastic_steps), device)
         self._move_color(device)
@@ -256,7 +286,7 @@ class GrootPolicy(Policy):
             self._velocity_fn(decision.cache),
             initial_noise,
             self.settings.denoising_steps,
-            noise_method=self.settings.noise_method,
+            noise_method=self._rl.noise_method,
             noise_level=noise_level,
             color=self._color,
             step_noise=step_noise,
@@ -273,12 +303,12 @@ class GrootPolicy(Policy):
         evaluated = flow.evaluate_chain(
             self._velocity_fn(decision.cache),
             trace["chain"],
-            None if self.settings.joint_logprob else trace["step"],
-            noise_method=self.settings.noise_method,
+            None if self._rl.joint_logprob else trace["step"],
+            noise_method=self._rl.noise_method,
             noise_level=self.noise_level,
             color=self._color,
             learned_std_fn=self._std_fn(decision),
-            with_entropy=self.settings.noise_method == "flow_noise",
+            with_entropy=self._rl.noise_method == "flow_noise",
         )
         return Evaluation(
             log_probs=self._executed(evaluated.log_probs),
@@ -365,10 +395,8 @@ class GrootPolicy(Policy):
 
     @property
     def _num_stochastic_steps(self) -> int:
-        settings = self.settings
-        return flow.num_stochastic_steps(
-            settings.denoising_steps, settings.noise_method, ignore_last=settings.ignore_last
-        )
+        num_steps, rl = self.settings.denoising_steps, self._rl
+        return flow.num_stochastic_steps(num_steps, rl.noise_method, ignore_last=rl.ignore_last)
 
 
 @dataclass
@@ -387,7 +415,9 @@ class _Decision:
         return self.head.cache(self.context, self.state)
 
 
-def _check_settings(settings: RlHeadSettings, processor: GrootProcessor) -> None:
+def _check_settings(settings: GrootModelConfig, processor: GrootProcessor) -> None:
+    for problem in settings.problems():
+        raise problem
     horizon = processor.groot.action_horizon
     if not 1 <= settings.num_action_chunks <= horizon:
         raise UserError(

@@ -14,16 +14,14 @@ from regrasp.algorithms.flow import gaussian_entropy, gaussian_log_prob
 from regrasp.checkpoint.hub_folder import list_safetensors
 from regrasp.envs.contract import Observation
 from regrasp.errors import UserError
+from regrasp.models.config import CONFIG_FILE
 from regrasp.models.contract import Action, Evaluation, Noise, Policy, PolicySpec
 from regrasp.models.initialization import seeded
-from regrasp.models.inputs import InputNames
 from regrasp.models.normalization import Normalizer, Statistics
-from regrasp.models.settings import RlHeadSettings
 from regrasp.models.value_head import init_mlp, silu_mlp
 from regrasp.models.weights import WEIGHTS_FILE, assign_weights, read_json, write_json, write_weights
 
 MODEL_TYPE = "regrasp_mlp"
-CONFIG_FILE = "config.json"
 _SIZES = ("state_dim", "action_dim", "num_action_chunks")
 _ACTOR = ("actor.", "log_std")
 _PARTS = {
@@ -176,31 +174,17 @@ class MlpPolicy(Policy):
         return mean.unflatten(-1, tuple(self.log_std.shape)), self.log_std.float().exp()
 
 
-def load_mlp(folder: Path, settings: RlHeadSettings | None = None, inputs: InputNames | None = None) -> MlpPolicy:
+def load_mlp(folder: Path) -> MlpPolicy:
     """Read a folder written by `MlpPolicy.save`.
 
-    Args:
-        folder: The model folder.
-        settings: Checked against the sizes the policy was saved with.
-        inputs: Not needed: a state policy takes its state as it comes.
-
     Raises:
-        UserError: A file is missing or damaged, or the sizes disagree.
+        UserError: A file is missing or damaged.
     """
     file = folder / CONFIG_FILE
     content = read_json(file)
     missing = [name for name in (*_SIZES, "hidden", "statistics") if name not in content]
     if missing:
         raise UserError(f"A model configuration without {', '.join(missing)}", file=file)
-    for key in ("num_action_chunks", "action_dim"):
-        if settings is not None and getattr(settings, key) != content[key]:
-            raise UserError(
-                "Another size than the policy was saved with",
-                file=file,
-                key=f"actor.model.{key}",
-                value=getattr(settings, key),
-                expected=str(content[key]),
-            )
     statistics = {
         kind: Statistics.from_mapping(content["statistics"][kind], file=file, key=f"statistics.{kind}")
         for kind in ("state", "action")

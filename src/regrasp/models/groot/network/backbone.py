@@ -14,8 +14,8 @@ from transformers.utils.import_utils import is_flash_attn_2_available
 
 from regrasp.errors import UserError
 from regrasp.models.groot.config import EagleConfig, LanguageConfig, VisionConfig
+from regrasp.models.groot.settings import AttentionKernel
 from regrasp.models.initialization import fan_in_normal, init_linear
-from regrasp.models.settings import AttentionKernel
 
 PADDING_WORD = 0
 """The word embedded at padded positions: RLinf pads with id 0, whatever the tokenizer's own padding token is."""

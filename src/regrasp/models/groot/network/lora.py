@@ -8,14 +8,14 @@ from torch import Tensor, nn
 
 from regrasp.errors import UserError
 from regrasp.extras import install_command
+from regrasp.models.groot.settings import LoraConfig
 from regrasp.models.initialization import seeded
-from regrasp.models.settings import LoraSettings
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 _DOWN, _UP, _BASE = ".lora_A.default.weight", ".lora_B.default.weight", ".base_layer."
 
 
-def add_adapters(language_model: nn.Module, settings: LoraSettings, *, seed: int) -> None:
+def add_adapters(language_model: nn.Module, settings: LoraConfig, *, seed: int) -> None:
     """Wrap every projection in place; its weights are frozen, and the model computes what it did before.
 
     Adapters are float32 whatever the model is: small updates are lost in bfloat16.
@@ -29,7 +29,7 @@ def add_adapters(language_model: nn.Module, settings: LoraSettings, *, seed: int
         UserError: The package peft is missing.
     """
     try:
-        from peft import LoraConfig, inject_adapter_in_model
+        import peft
     except ImportError:
         raise UserError(
             "Adapters need the package peft",
@@ -38,14 +38,14 @@ def add_adapters(language_model: nn.Module, settings: LoraSettings, *, seed: int
             expected="peft to be installed",
             mend=f"{install_command('lora')}, or set actor.model.is_lora=false",
         ) from None
-    config = LoraConfig(
+    config = peft.LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
         target_modules=list(TARGETS),
     )
     with seeded(seed):
-        inject_adapter_in_model(config, language_model)
+        peft.inject_adapter_in_model(config, language_model)
     for _, parameter in adapters(language_model):
         parameter.data = parameter.data.float()
 
@@ -55,7 +55,7 @@ def adapters(module: nn.Module) -> Sequence[tuple[str, nn.Parameter]]:
     return [item for item in module.named_parameters() if item[0].endswith((_DOWN, _UP))]
 
 
-def merge_adapters(state: Mapping[str, Tensor], settings: LoraSettings) -> dict[str, Tensor]:
+def merge_adapters(state: Mapping[str, Tensor], settings: LoraConfig) -> dict[str, Tensor]:
     """The state of a model without adapters that computes the same: W + alpha / rank B A, summed in float32."""
     merged = {name.replace(_BASE, "."): tensor for name, tensor in state.items() if not name.endswith((_DOWN, _UP))}
     for name in (name for name in state if name.endswith(_DOWN)):

@@ -1,0 +1,98 @@
+"""Blocks that belong to whom they configure: the class of the block is chosen by one of its keys."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import GetCoreSchemaHandler, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+from regrasp.errors import UserError
+
+_ABSENT = object()
+
+
+@dataclass(frozen=True)
+class ByType:
+    """Annotation metadata of a block: its class is the one that its key `key` names.
+
+    `Annotated[ModelConfig, ByType("model_type", table, find)]` accepts every block of the table; all extend the
+    annotated class.
+    """
+
+    key: str
+    table: Callable[[], Mapping[str, type]]
+    """Every name and its class; a class may have several names."""
+    find: Callable[[Mapping[str, Any]], type]
+    """The class of a block's values, whose name is there; a `UserError` where there is none."""
+
+    def blocks(self) -> tuple[type, ...]:
+        """The classes, each once."""
+        return tuple(dict.fromkeys(self.table().values()))
+
+    def block_of(self, values: Any) -> type | None:
+        """The class of a block's values; None where they do not say which."""
+        name = values.get(self.key) if isinstance(values, Mapping) else None
+        return self.table().get(name) if isinstance(name, str) else None
+
+    def strip_foreign(self, values: dict[str, Any], path: str) -> str | None:
+        """Remove, in place, the keys that are of other classes of the table alone.
+
+        Returns:
+            A warning that names those whose value is not the default; None where there are none.
+        """
+        own = self.block_of(values)
+        if own is None:
+            return None
+        others = [field_infos(block) for block in self.blocks() if block is not own]
+        idle: list[str] = []
+        for name in [name for name in values if name not in field_infos(own)]:
+            info = next((infos[name] for infos in others if name in infos), None)
+            if info is not None:
+                default = info.get_default(call_default_factory=True, validated_data={})
+                idle += _changed(values.pop(name), default, f"{path}.{name}")
+        if not idle:
+            return None
+        return f"These keys have no effect with {path}.{self.key}: {values[self.key]}: {', '.join(idle)}."
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Validate and write the block as the class that it names."""
+
+        def validate(value: Any, base: Callable[[Any], Any]) -> Any:
+            if not isinstance(value, dict):
+                return base(value)
+            if not isinstance(value.get(self.key), str):
+                kind = "string_type" if self.key in value else "missing"
+                details: Any = [{"type": kind, "loc": (self.key,), "input": value.get(self.key)}]
+                raise ValidationError.from_exception_data(self.key, details)
+            try:
+                block = self.find(value)
+            except UserError as error:
+                raise PydanticCustomError("user_error", "{error}", {"error": error}) from error
+            return TypeAdapter(block).validate_json(json.dumps(value))
+
+        def written(value: Any) -> Any:
+            return TypeAdapter(type(value)).dump_python(value, mode="json")
+
+        return core_schema.no_info_wrap_validator_function(
+            validate, handler(source), serialization=core_schema.plain_serializer_function_ser_schema(written)
+        )
+
+
+def field_infos(block: type) -> Mapping[str, FieldInfo]:
+    """Pydantic's description of the fields of a block."""
+    return vars(block)["__pydantic_fields__"]
+
+
+def _changed(value: Any, default: Any, path: str) -> Iterator[str]:
+    """The keys at and below `path` whose value is not the default."""
+    if isinstance(value, Mapping) and dataclasses.is_dataclass(default):
+        for name, inner in value.items():
+            yield from _changed(inner, getattr(default, name, _ABSENT), f"{path}.{name}")
+    elif (list(default) if isinstance(default, tuple) else default) != value:
+        yield path

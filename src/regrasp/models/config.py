@@ -1,0 +1,292 @@
+"""Block `actor.model`: the keys that every model has, and what everyone else asks a model for.
+
+A model's own block extends `ModelConfig` in the model's folder; `models/registry.py` finds it by `model_type`. Imports
+nothing heavy: a configuration is loaded without torch.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, get_args
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from regrasp.config.owned import field_infos
+from regrasp.config.types import (
+    BLOCK,
+    Expect,
+    Name,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    Precision,
+)
+from regrasp.errors import UserError
+from regrasp.models.inputs import InputNames
+
+if TYPE_CHECKING:
+    from regrasp.models.contract import Policy
+    from regrasp.models.normalization import Statistics
+
+TrainablePart = Literal["head", "head_without_context", "all"]
+TokenPooling = Literal["mean_token", "first_token", "last_token"]
+CONFIG_FILE = "config.json"
+"""Says which model a folder holds."""
+
+
+class DatasetFacts(NamedTuple):
+    """What demonstrations are like, as far as a model has to know."""
+
+    state: Statistics
+    """Of the whole state vector."""
+    action: Statistics
+    """Of the whole action vector."""
+    inputs: InputNames
+    """What the experiment calls the parts of both."""
+    num_views: int
+    """Cameras."""
+    fps: float
+    """Control frequency in Hz."""
+
+
+@dataclass(frozen=True, config=BLOCK)
+class RlHeadConfig:
+    """How a flow-matching head explores, and what its value head reads."""
+
+    noise_method: Literal["flow_sde", "flow_cps", "flow_noise"] = "flow_sde"
+    """How denoising is made stochastic."""
+    noise_level: PositiveFloat = 0.3
+    """Scale of the exploration noise of `flow_sde` and `flow_cps`."""
+    noise_anneal: bool = False
+    """Lower the noise over the run by `noise_params`, instead of a constant `noise_level`."""
+    noise_params: Annotated[
+        tuple[PositiveFloat, PositiveFloat, PositiveInt],
+        Field(strict=False),
+        Expect("[start, end, updates] with start >= end > 0"),
+    ] = (0.7, 0.3, 400)
+    """Annealing of the noise: level at the start, level at the end, updates in between."""
+    joint_logprob: bool = False
+    """Make every denoising step stochastic and use the chain's joint log-probability, instead of one random step."""
+    ignore_last: bool = False
+    """Never choose the last denoising step as the stochastic one."""
+    noise_color: NonNegativeFloat = 0.0
+    """Correlation of the noise over the actions of a chunk: power at frequency k falls as (1 + k)^-noise_color; 0 is
+    white, 1 pink, 2 red."""
+    detach_critic_input: bool = True
+    """Keep the value loss from training the layers below the value head."""
+    use_vlm_value: bool = False
+    """The value head reads the vision-language tokens only, without the robot state."""
+    value_vlm_mode: TokenPooling = "mean_token"
+    """Which vision-language tokens the value head reads."""
+    disable_dropout: bool = True
+    """Switch dropout off during RL; with dropout the probability ratio is noisy."""
+    padding_value: PositiveInt | None = None
+    """Tokens of the whole sequence, words and images, to which instructions are padded; null: as the model says."""
+
+    def problems(self, denoising_steps: int) -> Iterator[UserError]:
+        """What contradicts itself, for a head that takes this many steps from noise to action."""
+        key = "actor.model.rl_head_config"
+        start, end, _ = self.noise_params
+        level, origin = (max(start, end), "noise_params") if self.noise_anneal else (self.noise_level, "noise_level")
+        if start < end:
+            yield UserError(
+                "Noise that grows",
+                key=f"{key}.noise_params",
+                value=list(self.noise_params),
+                expected="[start, end, updates] with start >= end > 0",
+                mend=f"exchange the first two numbers of {key}.noise_params",
+            )
+        if self.noise_method == "flow_cps" and level > 1:
+            yield UserError(
+                "Too much noise for flow_cps, which turns all of a step's noise into fresh noise at level 1",
+                key=f"{key}.{origin}",
+                value=level,
+                expected="at most 1",
+                mend="lower it, or use noise_method flow_sde",
+            )
+        if self.noise_method == "flow_cps" and self.noise_color:
+            yield UserError(
+                "Colored noise with flow_cps, which replaces a step's white noise by as much fresh noise",
+                key=f"{key}.noise_color",
+                value=self.noise_color,
+                expected="0",
+                mend="use noise_method flow_sde, or set noise_color=0",
+            )
+        skips_last = self.noise_method == "flow_cps" or (self.ignore_last and not self.joint_logprob)
+        if denoising_steps - skips_last < 1:
+            yield UserError(
+                "No denoising step is left that can be stochastic",
+                key="actor.model.denoising_steps",
+                value=denoising_steps,
+                expected="at least 2 with flow_cps, whose last step is deterministic, and with ignore_last",
+                mend="raise denoising_steps, or use noise_method flow_sde without ignore_last",
+            )
+
+    def oddities(self, num_action_chunks: int) -> Iterator[str]:
+        """Keys that are set and that other keys leave without effect."""
+        key = "actor.model.rl_head_config"
+        if self.joint_logprob and self.ignore_last:
+            yield f"{key}.ignore_last says nothing with joint_logprob, which makes every step stochastic."
+        if self.noise_color and num_action_chunks == 1:
+            yield (
+                f"{key}.noise_color says little with num_action_chunks 1: it correlates the actions of a chunk, of"
+                " which one is executed."
+            )
+        if self.noise_anneal and self.noise_method == "flow_noise":
+            yield f"{key}.noise_anneal says nothing with flow_noise, which learns its noise."
+
+
+@dataclass(frozen=True, kw_only=True, config=BLOCK)
+class ModelConfig(ABC):
+    """The policy."""
+
+    model_type: Name
+    """Which model: `gr00t`, `mlp`, or the name of an installed or registered one."""
+    action_dim: PositiveInt
+    """Width of the policy's action."""
+    num_action_chunks: PositiveInt
+    """Actions executed per decision."""
+    model_path: Name | None = None
+    """Folder of the pretrained model; null: given later, or trained from scratch where the architecture allows it."""
+    precision: Precision = "fp32"
+    """Number format of the weights in the forward pass."""
+    compile: bool = False
+    """Compile the policy's layers with torch.compile, and on a GPU replay its actions as CUDA graphs."""
+    trainable: TrainablePart = "head"
+    """What RL trains: the action head, the head without its layers on the backbone's features, or the whole model."""
+    add_value_head: bool = True
+    """Add a value head to the policy."""
+    obs_converter_type: Name | None = None
+    """Second name of the mapping's `obs_converter_type`, which it must equal; null: not given."""
+    embodiment_tag: Name | None = None
+    """Second name of the mapping's `embodiment_tag`, which it must equal; null: not given."""
+
+    needs_pretrained: ClassVar[bool] = True
+    """RL starts from a model folder, and supervised training from a backbone: nothing is made from scratch."""
+    uses_images: ClassVar[bool] = True
+    """Whether the policy looks at images."""
+
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        """Every `model_type` that means this model, in an experiment or in a folder's config.json."""
+        return get_args(field_infos(cls)["model_type"].annotation)
+
+    @classmethod  # noqa: B027
+    def refuse(cls, content: Mapping[str, Any], file: Path | None) -> None:
+        """Refuse a model that looks like this one and is another; by default nothing does.
+
+        Args:
+            content: Of a folder's config.json, or of this block.
+            file: The config.json; None for the block.
+
+        Raises:
+            UserError: Naming what it is.
+        """
+
+    @classmethod
+    @abstractmethod
+    def open(cls, folder: Path, inputs: InputNames | None = None) -> Policy:
+        """Load a folder as it is, for inference.
+
+        Args:
+            folder: The model folder.
+            inputs: What an experiment calls the model's inputs; None: as the folder does.
+
+        Raises:
+            UserError: The folder is damaged, or does not fit `inputs`.
+        """
+
+    def load(self, folder: Path, inputs: InputNames) -> Policy:
+        """Load a folder for training or evaluation, as this configuration says.
+
+        Raises:
+            UserError: The folder is damaged, or does not fit.
+        """
+        policy = self.open(folder, inputs)
+        for key in ("num_action_chunks", "action_dim"):
+            asked, trained = getattr(self, key), getattr(policy.spec, key)
+            if asked != trained:
+                raise UserError(
+                    "Another size than the policy was saved with",
+                    file=folder / CONFIG_FILE,
+                    key=f"actor.model.{key}",
+                    value=asked,
+                    expected=str(trained),
+                )
+        return policy
+
+    def preview(self, folder: Path, inputs: InputNames) -> Policy | None:
+        """Check a folder, and give the policy that `load` would without the time and memory of its weights.
+
+        Returns:
+            The policy, best on the meta device; None, the default, where only `load` can tell.
+
+        Raises:
+            UserError: As `load`.
+        """
+        return None
+
+    def build(self, state_dim: int, seed: int) -> Policy:
+        """A new policy; by default there is none.
+
+        Raises:
+            UserError: This model does not start from random weights.
+        """
+        raise UserError(
+            "No pretrained model is given",
+            key="actor.model.model_path",
+            expected="the folder of a pretrained model",
+            mend="pass --model_path; `regrasp sft` trains a base model",
+        )
+
+    def from_dataset(self, data: DatasetFacts, *, backbone: Path | None, whole: bool, seed: int) -> Policy:
+        """What supervised training starts from; by default there is nothing.
+
+        Args:
+            data: What the demonstrations are like.
+            backbone: Folder of the pretrained backbone; None for a model that needs none.
+            whole: Train all weights, instead of those after the features.
+            seed: Draws what is new.
+
+        Raises:
+            UserError: This model has no supervised training, or does not fit the data.
+        """
+        raise UserError(
+            "There is no supervised training for this kind of model",
+            key="actor.model.model_type",
+            value=self.model_type,
+            expected="a model that starts from demonstrations",
+            mend="train with `regrasp train --model_path`",
+        )
+
+    @property
+    def trains_backbone(self) -> bool:
+        """Whether training changes the features, so that they cannot be cached."""
+        return self.trainable == "all"
+
+    def problems(self) -> Iterator[UserError]:
+        """What keys that are right one by one say against each other."""
+        yield from ()
+
+    def oddities(self) -> Iterator[str]:
+        """What is valid and probably not what was meant."""
+        yield from ()
+
+    def slot_warning(self, inputs: InputNames) -> str | None:
+        """What speaks against the embodiment's slot that an experiment gives; None where nothing does."""
+        return None
+
+    def trained_embodiment(self, inputs: InputNames, key: str) -> tuple[str | None, int] | None:
+        """Embodiment and slot that a run trains where the folder leaves them to the experiment; None where it does not.
+
+        Args:
+            inputs: The experiment's names.
+            key: Where the slot is said, for errors.
+
+        Raises:
+            UserError: No slot is known.
+        """
+        return None

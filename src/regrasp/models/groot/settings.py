@@ -1,0 +1,167 @@
+"""Block `actor.model` of a GR00T N1.5. Imports nothing heavy: a configuration is loaded without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic.dataclasses import dataclass
+
+from regrasp.config.types import BLOCK, Beta, Name, PositiveInt, Sizes
+from regrasp.errors import UserError
+from regrasp.models.config import DatasetFacts, ModelConfig, RlHeadConfig
+from regrasp.models.groot.generations import check_generation
+from regrasp.models.groot.processing.data_config import PROCESSOR_FILE
+from regrasp.models.inputs import EMBODIMENT_IDS, InputNames, embodiment_id
+
+if TYPE_CHECKING:
+    from regrasp.models.groot.policy import GrootPolicy
+
+AttentionKernel = Literal["sdpa", "flash_attention_2"]
+
+
+@dataclass(frozen=True, config=BLOCK)
+class LoraConfig:
+    """Low-rank adapters on the language model, trained beside the head (`is_lora: true`)."""
+
+    rank: PositiveInt = 16
+    """Rank of an adapter."""
+    alpha: PositiveInt = 32
+    """An adapter's output is scaled by alpha / rank."""
+    dropout: Beta = 0.0
+    """Dropout on an adapter's input; above 0 the probability ratio is noisy."""
+
+
+@dataclass(frozen=True, kw_only=True, config=BLOCK)
+class GrootModelConfig(ModelConfig):
+    """The policy, a GR00T N1.5."""
+
+    model_type: Literal["gr00t", "gr00t_n1_5", "gr00t_n1d5"] = "gr00t"
+    """Which model; the names mean the same."""
+    tokenizer_path: Name | None = None
+    """Folder of the tokenizer, for a checkpoint without one; null: the model's folder has it."""
+    attn_implementation: AttentionKernel = "sdpa"
+    """Attention kernel of the vision-language backbone; `flash_attention_2` needs flash-attn, a GPU and `bf16`."""
+    denoising_steps: PositiveInt = 4
+    """Euler steps of a flow-matching head."""
+    is_lora: bool = False
+    """Train low-rank adapters on the language model, beside the part that `trainable` names."""
+    lora: LoraConfig = LoraConfig()
+    """Sizes of the adapters."""
+    value_head_hidden: Sizes = (1024, 512, 256)
+    """Widths of the value head's hidden layers."""
+    rl_head_config: RlHeadConfig = RlHeadConfig()
+    """Exploration and value head of a flow-matching policy."""
+
+    @classmethod
+    def refuse(cls, content: Mapping[str, Any], file: Path | None) -> None:
+        """Refuse other generations of GR00T by their name."""
+        check_generation(content, file)
+
+    @classmethod
+    def open(cls, folder: Path, inputs: InputNames | None = None) -> GrootPolicy:
+        """Load a folder without a value head: it executes the whole chunk, in the folder's denoising steps."""
+        from regrasp.models.groot.checkpoint import load_groot
+
+        return load_groot(folder, inputs=inputs)
+
+    def load(self, folder: Path, inputs: InputNames) -> GrootPolicy:
+        """Load a folder; what it lacks of the parts that RL adds starts fresh."""
+        from regrasp.models.groot.checkpoint import load_groot
+
+        return load_groot(folder, self, self._names(inputs))
+
+    def preview(self, folder: Path, inputs: InputNames) -> GrootPolicy:
+        """The policy on the meta device, from a folder of which everything but the weights' data is read."""
+        from regrasp.models.groot.checkpoint import preview_groot
+
+        return preview_groot(folder, self, self._names(inputs))
+
+    def from_dataset(self, data: DatasetFacts, *, backbone: Path | None, whole: bool, seed: int) -> GrootPolicy:
+        """The pretrained backbone with its untrained head, and the data's statistics."""
+        from regrasp.models.groot.checkpoint import load_config, load_groot
+        from regrasp.models.groot.processing.processor import GrootProcessor
+
+        assert backbone is not None
+        processor = GrootProcessor.for_data(
+            load_config(backbone),
+            backbone,
+            self._names(data.inputs),
+            data.state,
+            data.action,
+            num_views=data.num_views,
+            fps=data.fps,
+        )
+        settings = GrootModelConfig(
+            num_action_chunks=self.num_action_chunks,
+            action_dim=data.action.width,
+            denoising_steps=self.denoising_steps,
+            trainable=self.trainable,
+            precision="fp32" if whole else self.precision,
+            add_value_head=False,
+            rl_head_config=RlHeadConfig(padding_value=self.rl_head_config.padding_value),
+        )
+        return load_groot(backbone, settings, processor=processor)
+
+    @property
+    def trains_backbone(self) -> bool:
+        """Whether training changes the features, so that they cannot be cached."""
+        return super().trains_backbone or self.is_lora
+
+    @property
+    def adapters(self) -> LoraConfig | None:
+        """Sizes of the adapters that are trained; None without."""
+        return self.lora if self.is_lora else None
+
+    def problems(self) -> Iterator[UserError]:
+        """Adapters on trained weights, a kernel without its number format, noise that cannot be."""
+        if self.is_lora and self.trainable == "all":
+            yield UserError(
+                "Adapters on weights that are trained themselves",
+                key="actor.model.is_lora",
+                value=True,
+                expected="false, since actor.model.trainable is all",
+                mend="set actor.model.trainable=head to train the adapters and the head",
+            )
+        if self.attn_implementation == "flash_attention_2" and self.precision != "bf16":
+            yield UserError(
+                "A kernel for half precision only",
+                key="actor.model.attn_implementation",
+                value=self.attn_implementation,
+                expected=f"sdpa, since actor.model.precision is {self.precision}",
+                mend="set actor.model.precision=bf16, or actor.model.attn_implementation=sdpa",
+            )
+        yield from self.rl_head_config.problems(self.denoising_steps)
+
+    def oddities(self) -> Iterator[str]:
+        """Keys of the head that others leave without effect."""
+        yield from self.rl_head_config.oddities(self.num_action_chunks)
+
+    def slot_warning(self, inputs: InputNames) -> str | None:
+        """What speaks against the slot that is given for a published folder; None where nothing does."""
+        published = EMBODIMENT_IDS.get(inputs.embodiment_tag or "")
+        given = inputs.embodiment_tag_id
+        if self._knows_slot or published is None or given in (None, published):
+            return None
+        return (
+            f"the projectors of slot {given} were not trained for {inputs.embodiment_tag}, whose published slot is"
+            f" {published}; leave embodiment_tag_id out, unless this checkpoint has it there"
+        )
+
+    def trained_embodiment(self, inputs: InputNames, key: str) -> tuple[str | None, int] | None:
+        """Embodiment and slot that a run of a published folder trains; None for a folder that knows its own."""
+        if self._knows_slot:
+            return None
+        tag = inputs.embodiment_tag
+        return tag, embodiment_id(tag or "", inputs.embodiment_tag_id, key=key)
+
+    @property
+    def _knows_slot(self) -> bool:
+        """Whether the folder says which slot it was trained in: a published one leaves it open."""
+        return self.model_path is None or (Path(self.model_path).expanduser() / PROCESSOR_FILE).is_file()
+
+    def _names(self, inputs: InputNames) -> InputNames:
+        path = self.tokenizer_path
+        return inputs if path is None else replace(inputs, tokenizer_path=Path(path).expanduser())

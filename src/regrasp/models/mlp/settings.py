@@ -1,0 +1,71 @@
+"""Block `actor.model` of a state policy. Imports nothing heavy: a configuration is loaded without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic.dataclasses import dataclass
+
+from regrasp.config.types import BLOCK, PositiveFloat, Sizes
+from regrasp.models.config import DatasetFacts, ModelConfig
+from regrasp.models.inputs import InputNames
+
+if TYPE_CHECKING:
+    from regrasp.models.contract import Policy
+    from regrasp.models.mlp.policy import MlpPolicy
+
+
+@dataclass(frozen=True, config=BLOCK)
+class MlpConfig:
+    """Sizes of the state policy (`model_type: mlp`)."""
+
+    hidden: Sizes = (256, 256)
+    """Widths of the hidden layers."""
+    initial_std: PositiveFloat = 0.5
+    """Standard deviation of the actions before training."""
+
+
+@dataclass(frozen=True, kw_only=True, config=BLOCK)
+class MlpModelConfig(ModelConfig):
+    """The policy, a Gaussian MLP on the state."""
+
+    model_type: Literal["mlp", "regrasp_mlp"] = "mlp"
+    """Which model; the names mean the same."""
+    mlp: MlpConfig = MlpConfig()
+    """Sizes of the state policy."""
+
+    needs_pretrained: ClassVar[bool] = False
+    uses_images: ClassVar[bool] = False
+
+    @classmethod
+    def open(cls, folder: Path, inputs: InputNames | None = None) -> MlpPolicy:
+        """Load a folder; a state policy takes its state as it comes."""
+        from regrasp.models.mlp.policy import load_mlp
+
+        return load_mlp(folder)
+
+    def preview(self, folder: Path, inputs: InputNames) -> Policy:
+        """The policy itself: it is small."""
+        return self.load(folder, inputs)
+
+    def build(self, state_dim: int, seed: int) -> MlpPolicy:
+        """A policy with random weights, whose state and action are not normalised."""
+        return self._policy(state_dim=state_dim, action_dim=self.action_dim, seed=seed)
+
+    def from_dataset(self, data: DatasetFacts, *, backbone: Path | None, whole: bool, seed: int) -> MlpPolicy:
+        """A policy with random weights and the data's statistics."""
+        widths = {"state_dim": data.state.width, "action_dim": data.action.width}
+        return self._policy(**widths, state=data.state, action=data.action, seed=seed)
+
+    def oddities(self) -> Iterator[str]:
+        """A part to train that this policy does not have."""
+        if self.trainable != "head":
+            yield f"actor.model.trainable has no effect with actor.model.model_type: {self.model_type}."
+
+    def _policy(self, **arguments: Any) -> MlpPolicy:
+        from regrasp.models.mlp.policy import MlpPolicy
+
+        sizes = {"hidden": self.mlp.hidden, "initial_std": self.mlp.initial_std}
+        return MlpPolicy(num_action_chunks=self.num_action_chunks, **sizes, **arguments)
