@@ -75,7 +75,7 @@ class ScriptedEnv(VecEnv):
             step_seconds=0.1,
             max_episode_steps=LIMIT,
             state_dim=3,
-            num_extra_views=0,
+            cameras=(),
         )
         self.episode = torch.full((count,), -1)
         self.steps = torch.zeros(count, dtype=torch.long)
@@ -87,7 +87,7 @@ class ScriptedEnv(VecEnv):
         self.episode[rows] += 1
         self.steps[rows] = 0
         self.running[rows] = True
-        return self.observe().rows(rows)
+        return self.observe()
 
     def step(self, actions: Tensor) -> Step:
         self.num_calls += 1
@@ -120,7 +120,7 @@ class ScriptedEnv(VecEnv):
     def observe(self) -> Observation:
         count = len(self.scripts)
         states = torch.stack([torch.arange(count), self.episode, self.steps], 1).float()
-        return Observation(torch.zeros(count, 0, 0, 3, dtype=torch.uint8), states, ["do it"] * count)
+        return Observation({}, {"state": states}, ["do it"] * count)
 
     def share_vectors(self) -> None:
         pass
@@ -149,7 +149,7 @@ class ScriptedEnv(VecEnv):
 class EchoPolicy(Policy):
     """Acts what it sees: every action of a chunk is the state, and the value is a number that names the state."""
 
-    spec = PolicySpec(CHUNK, action_horizon=CHUNK, action_dim=3, state_dim=3, num_views=0)
+    spec = PolicySpec(CHUNK, action_horizon=CHUNK, action_dim=3, state_dim=3)
 
     def __init__(self) -> None:
         super().__init__()
@@ -157,7 +157,7 @@ class EchoPolicy(Policy):
         self.keys: list[list[tuple[int, int, int]]] = []
 
     def prepare(self, observation: Observation) -> TensorDict:
-        return TensorDict({"state": observation.states}, batch_size=[len(observation)])
+        return TensorDict({"state": observation.state["state"]}, batch_size=[len(observation)])
 
     def encode(self, inputs: TensorDict) -> TensorDict:
         return inputs
@@ -263,9 +263,9 @@ def observation(batch: int, seed: int = 0, size: int = 28) -> Observation:
     """Random images and states."""
     generator = torch.Generator().manual_seed(seed)
     return Observation(
-        main_images=torch.randint(0, 256, (batch, size, size, 3), generator=generator, dtype=torch.uint8),
-        states=torch.randn(batch, 3, generator=generator),
-        task_descriptions=[("do it", "do not")[i % 2] for i in range(batch)],
+        images={"main": torch.randint(0, 256, (batch, size, size, 3), generator=generator, dtype=torch.uint8)},
+        state={"state": torch.randn(batch, 3, generator=generator)},
+        instruction=[("do it", "do not")[i % 2] for i in range(batch)],
     )
 
 

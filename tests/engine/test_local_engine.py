@@ -157,7 +157,8 @@ def test_an_interrupted_rollout_keeps_nothing_and_can_be_repeated(env: VecEnv) -
 def observation(batch: int) -> Observation:
     generator = torch.Generator().manual_seed(4)
     images = torch.randint(0, 256, (batch, 84, 84, 3), generator=generator, dtype=torch.uint8)
-    return Observation(images, torch.randn(batch, 4, generator=generator), ["pick up the red cube"] * batch)
+    state = torch.randn(batch, 4, generator=generator)
+    return Observation({"main": images}, {"state": state}, ["pick up the red cube"] * batch)
 
 
 def values(policy: Policy, batch: int = 8) -> torch.Tensor:

@@ -77,7 +77,9 @@ def policy() -> GrootPolicy:
 def encode(one: GrootPolicy, batch: int) -> TensorDict:
     generator = torch.Generator().manual_seed(4)
     images = torch.randint(0, 256, (batch, 28, 28, 3), generator=generator, dtype=torch.uint8)
-    observation = Observation(images, torch.randn(batch, 3, generator=generator), ["pick it up"] * batch)
+    observation = Observation(
+        {"main": images}, {"state": torch.randn(batch, 3, generator=generator)}, ["pick it up"] * batch
+    )
     return one.encode(one.prepare(observation))
 
 

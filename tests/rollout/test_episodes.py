@@ -288,13 +288,13 @@ class BrokenEnv(ScriptedEnv):
             if self.place == "reward":
                 step.rewards[1, 0] = float("inf")
             elif self.place == "state":
-                step.observation.states[1, 2] = float("nan")
+                step.observation.state["state"][1, 2] = float("nan")
         return step
 
     def observe(self):
         observation = super().observe()
         if self.place == "reset":
-            observation.states[1, 0] = float("nan")
+            observation.state["state"][1, 0] = float("nan")
         return observation
 
 
@@ -319,7 +319,7 @@ def begun(env: VecEnv, group_size: int) -> tuple[list[list[float]], list[str], l
     episodes = TrainingEpisodes(env, SEED, stream=STREAM, auto_reset=False, group_size=group_size)
     episodes.begin()
     observation = episodes.observed()
-    return observation.states.tolist(), observation.task_descriptions, episodes.keys()
+    return observation.state["state"].tolist(), observation.instruction, episodes.keys()
 
 
 def test_environments_of_a_group_begin_alike_and_draw_other_noise(pick_env: VecEnv) -> None:

@@ -163,7 +163,7 @@ def test_a_number_that_is_not_finite_is_never_learned_from(
 
     def broken(self: RemoteVecEnv, actions: torch.Tensor) -> Step:
         result = step(self, actions)
-        (result.rewards if place == "rewards" else result.observation.states)[4, 0] = float("nan")
+        (result.rewards if place == "rewards" else result.observation.state["state"])[4, 0] = float("nan")
         return result
 
     monkeypatch.setattr(RemoteVecEnv, "step", broken)

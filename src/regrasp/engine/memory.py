@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from regrasp.engine.policies import check_embodiment, input_names
+from regrasp.engine.policies import check_inputs, input_names
 from regrasp.experiment import ExperimentConfig
 from regrasp.experiment.batches import num_samples, num_updates
 from regrasp.learner.learner import Learner
@@ -55,7 +55,7 @@ def memory_estimate(config: ExperimentConfig) -> list[str]:
     policy = model.preview(check_folder(model, model.model_path), input_names(mapping))
     if policy is None:
         return ["memory: the size of this kind of model is known only once it is loaded"]
-    check_embodiment(policy, mapping)
+    check_inputs(policy, mapping)
     memory = policy_memory(policy, config)
     lines = [
         *filter(None, [policy.describe_inputs()]),

@@ -71,14 +71,19 @@ class PolicySpec:
     """Actions predicted per decision, H; the first T are executed."""
     action_dim: int
     state_dim: int
-    num_views: int
-    """Cameras used: main image plus extra views; 0 for a state policy."""
+    cameras: tuple[str, ...] = ()
+    """Names of the cameras used, in the policy's order; none for a state policy."""
     state_parts: tuple[tuple[str, int], ...] = ()
     """Name and width of what the state is made of, in order; empty where a policy knows of no parts."""
     embodiment_tag: str | None = None
     """The embodiment it was trained for; None where a policy knows of none."""
     embodiment_id: int | None = None
     """Slot of the per-embodiment projectors, None for a policy without."""
+
+    @property
+    def num_views(self) -> int:
+        """Cameras used; 0 for a state policy."""
+        return len(self.cameras)
 
 
 class Policy(nn.Module, ABC):

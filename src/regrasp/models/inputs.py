@@ -31,7 +31,7 @@ EMBODIMENT_IDS = {NEW_EMBODIMENT: 31, "gr1": 24, "oxe_droid": 17, "agibot_genie1
 
 @dataclass(frozen=True)
 class InputNames:
-    """The experiment's names of cameras and state parts, and the embodiment, for a model that asks by name.
+    """The embodiment, and what a model sees of it.
 
     None always leaves the question to the model folder.
     """
@@ -39,10 +39,6 @@ class InputNames:
     embodiment_tag: str | None = None
     embodiment_tag_id: int | None = None
     """Slot of the per-embodiment projectors; None: the model folder's own, else the published slot of the tag."""
-    views: tuple[str, ...] | None = None
-    """Names of the main camera and then of the extra views; None: the model's order."""
-    state: tuple[tuple[str, int, int], ...] | None = None
-    """(key, start, stop) in the state vector; None: the model's keys, one after the other."""
     data_config: str | Mapping[str, Any] | None = None
     """Keys and their normalisation, as `data_config` of the GR00T models reads them."""
     tokenizer_path: Path | None = None

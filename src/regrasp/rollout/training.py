@@ -143,7 +143,7 @@ def collect_rollout(
         goes_on = cut | (step.truncated & values_truncated)
         rows = rows[goes_on[rows]]
         if len(rows):
-            to_value.append((time, rows + first_column, step.observation.rows(rows)))
+            to_value.append((time, rows + first_column, step.observation.rows(rows).clone()))
         episodes.begin_finished()
     for time, columns, observation in to_value:
         buffer.bootstrap(time, columns, inference.values(observation))

@@ -166,7 +166,7 @@ def _render(config: PretrainConfig) -> list[Scenes]:
 
 def _resized(scenes: Scenes, size: int) -> Scenes:
     """The scenes with images as the policy's processor resizes them."""
-    images = prepare_images(torch.from_numpy(scenes.images)[:, None], size=size, crop_scale=1.0)
+    images = prepare_images([torch.from_numpy(scenes.images)], size=size, crop_scale=1.0)
     return replace(scenes, images=images[:, 0].numpy())
 
 
