@@ -158,7 +158,7 @@ def test_a_state_of_the_library_alone_is_continued() -> None:
 
 
 def test_the_noise_of_an_update_reaches_what_computes() -> None:
-    policy = groot_policy(noise_anneal=(0.8, 0.2, 5))
+    policy = groot_policy(noise_anneal=True, noise_params=(0.8, 0.2, 5))
     actor = halved(policy)
     assert isinstance(actor.computing, GrootPolicy)
     actor.update(rollout_of(policy, SIZE), 5, never)

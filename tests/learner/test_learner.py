@@ -237,7 +237,7 @@ def test_the_penalty_pulls_towards_the_start() -> None:
 
 
 def test_the_start_is_looked_at_with_the_noise_of_the_update() -> None:
-    policy = groot_policy(noise_anneal=(0.8, 0.2, 5))
+    policy = groot_policy(noise_anneal=True, noise_params=(0.8, 0.2, 5))
     actor = worker(policy, kl_beta=1.0, kl_penalty="low_var_kl")
     policy.begin_update(5)
     metrics = actor.update(rollout_of(policy, SIZE), 5, never)
