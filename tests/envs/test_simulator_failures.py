@@ -18,13 +18,13 @@ import pytest
 import torch
 from vec_envs import HERE, TOY, all_gone, is_alive, make_env, worker_pids
 
+from regrasp.envs.mapping_config import MappingConfig
 from regrasp.envs.process import protocol
 from regrasp.envs.process.output import OutputTail
 from regrasp.envs.process.process import Deadlines, SimulatorProcess
 from regrasp.envs.process.simulator import SimulatorSpec, spec_from_json
 from regrasp.envs.process.vector import RemoteVecEnv
 from regrasp.errors import SimulatorError, UserError
-from regrasp.experiment import MappingConfig
 
 SHORT = Deadlines(startup=60.0, reset=0.6, step=0.8)
 
@@ -256,7 +256,7 @@ def test_not_a_number_reaches_the_caller_as_it_is(at: str):
     env.reset([0, 1], [0, 1])
     step = env.step(zeros(env))
     env.close()
-    seen = step.rewards if at == "step" else step.observation.states
+    seen = step.rewards if at == "step" else step.observation.state["state"]
     assert torch.isfinite(seen[0]).all()
     assert torch.isnan(seen[1]).any()
 

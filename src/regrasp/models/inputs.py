@@ -5,33 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from regrasp.config.types import NEW_EMBODIMENT
 from regrasp.errors import UserError
 
-NormalizationMode = Literal["min_max", "q99", "mean_std", "binary", "sin_cos", "none"]
-Rotation = Literal[
-    "axis_angle",
-    "quaternion",
-    "rotation_6d",
-    "euler_angles_rpy",
-    "euler_angles_ryp",
-    "euler_angles_pry",
-    "euler_angles_pyr",
-    "euler_angles_yrp",
-    "euler_angles_ypr",
-]
-"""Representations of a rotation, under the names of GR00T's metadata; quaternions are (w, x, y, z)."""
-
-NEW_EMBODIMENT = "new_embodiment"
-"""Tag of what a published model was not trained for."""
 EMBODIMENT_IDS = {NEW_EMBODIMENT: 31, "gr1": 24, "oxe_droid": 17, "agibot_genie1": 26}
 """Slots of the published GR00T N1.5 by embodiment tag."""
 
 
 @dataclass(frozen=True)
 class InputNames:
-    """The experiment's names of cameras and state parts, and the embodiment, for a model that asks by name.
+    """The embodiment, and what a model sees of it.
 
     None always leaves the question to the model folder.
     """
@@ -39,10 +24,6 @@ class InputNames:
     embodiment_tag: str | None = None
     embodiment_tag_id: int | None = None
     """Slot of the per-embodiment projectors; None: the model folder's own, else the published slot of the tag."""
-    views: tuple[str, ...] | None = None
-    """Names of the main camera and then of the extra views; None: the model's order."""
-    state: tuple[tuple[str, int, int], ...] | None = None
-    """(key, start, stop) in the state vector; None: the model's keys, one after the other."""
     data_config: str | Mapping[str, Any] | None = None
     """Keys and their normalisation, as `data_config` of the GR00T models reads them."""
     tokenizer_path: Path | None = None
@@ -75,9 +56,3 @@ def embodiment_id(tag: str, given: int | None, *, key: str, trained: tuple[str, 
             mend="set embodiment_tag_id to the slot that the checkpoint was trained with",
         )
     return EMBODIMENT_IDS[tag]
-
-
-def bare_key(name: str) -> str:
-    """`left_arm` of `state.left_arm`: the modality before the point is optional."""
-    prefix, _, rest = name.partition(".")
-    return rest if prefix in ("video", "state", "action") and rest else name

@@ -13,16 +13,17 @@ from torch import Tensor
 
 from regrasp.data.lerobot import DatasetWriter
 from regrasp.data.lerobot.schema import INFO_PATH
-from regrasp.engine.acting import model_chooser
-from regrasp.envs.contract import Observation, VecEnv
+from regrasp.engine.acting import create_chooser
+from regrasp.envs.config import EnvConfig
+from regrasp.envs.contract import STATE, Observation, VecEnv
 from regrasp.envs.mapping import ActionMapping
 from regrasp.envs.registry import check_expert, create_env
 from regrasp.envs.selection import ObservationSelection
 from regrasp.errors import SimulatorError
-from regrasp.experiment import CollectConfig, EnvConfig, ExperimentConfig
+from regrasp.experiment import CollectConfig, ExperimentConfig
 from regrasp.folders import require_output
 from regrasp.logging.progress import progress
-from regrasp.rollout.choosers import expert_chooser, load_script, one_step_at_a_time, script_chooser
+from regrasp.rollout.choosers import load_script, one_step_at_a_time
 from regrasp.rollout.episodes import Choose, EpisodeResult, Episodes, NumberedEpisodes, Recorder, play_episodes
 from regrasp.seeding import numpy_generator
 from regrasp.stages.demonstrations import demonstration_columns, demonstration_features, sources
@@ -45,18 +46,17 @@ class Demonstration:
 
     noise: np.random.Generator
     """Of the episode."""
-    seen: list[tuple[Observation, int]] = field(default_factory=list)
-    """An observation of several environments and the row of this one, by step."""
+    images: list[list[Tensor]] = field(default_factory=list)
+    """Of the main camera and then of the extra ones, by step."""
+    states: list[Tensor] = field(default_factory=list)
     actions: list[Tensor] = field(default_factory=list)
 
     def columns(self) -> dict[str, np.ndarray]:
         """The episode as `DatasetWriter.add_episode` takes it."""
-        extra = [seen.extra_view_images[row] for seen, row in self.seen if seen.extra_view_images is not None]
         return demonstration_columns(
-            torch.stack([seen.states[row] for seen, row in self.seen]).numpy(),
+            torch.stack(self.states).numpy(),
             torch.stack(self.actions).numpy(),
-            torch.stack([seen.main_images[row] for seen, row in self.seen]).numpy(),
-            torch.stack(extra).numpy() if extra else None,
+            (torch.stack(images).numpy() for images in zip(*self.images, strict=True)),
         )
 
 
@@ -83,7 +83,8 @@ class DemonstrationRecorder(Recorder):
             if index not in self._running:
                 self._running[index] = Demonstration(numpy_generator(self._seed, "data", 1, index))
             demonstration = self._running[index]
-            demonstration.seen.append((observation, row))
+            demonstration.images.append([images[row].clone() for images in observation.images.values()])
+            demonstration.states.append(observation.state[STATE][row])
             demonstration.actions.append(self._mapping.inverse(actions[row, 0]))
             if self._noise_std is not None:
                 noise = demonstration.noise.normal(0, self._noise_std, actions.shape[2] - 1)
@@ -128,18 +129,12 @@ def collect(
     env = create_env(train, "train", 1, config.seed)
     try:
         mapping = ActionMapping(train.mapping, config.actor.model.action_dim, env.spec.action_dim, "env.train.mapping")
-        demonstrator = _demonstrator(config, env, policy, seed)
+        name = {"expert": "expert", "model": "policy"}.get(policy, f"script {policy}")
+        choose = create_chooser(policy, config, env, "train", seed)
+        demonstrator = Demonstrator(name, choose, noisy=policy == "expert")
         return folder, record(config.collect, train, env, mapping, seed, folder, demonstrator)
     finally:
         env.close()
-
-
-def _demonstrator(config: ExperimentConfig, env: VecEnv, policy: str, seed: int) -> Demonstrator:
-    if policy == "expert":
-        return Demonstrator("expert", expert_chooser(env, "env.train"), noisy=True)
-    if policy == "model":
-        return Demonstrator("policy", model_chooser(config, env, "train", seed))
-    return Demonstrator(f"script {policy}", script_chooser(policy, env))
 
 
 def record(
