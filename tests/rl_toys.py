@@ -16,13 +16,13 @@ from regrasp.experiment import ActionMapping as ActionMappingConfig
 from regrasp.experiment import (
     ActorConfig,
     AlgorithmConfig,
-    ArchitectureConfig,
     MappingConfig,
     OptimConfig,
 )
 from regrasp.learner.learner import ActorWorker
 from regrasp.models.config import RlHeadConfig
 from regrasp.models.contract import Action, Evaluation, Noise, Policy, PolicySpec
+from regrasp.models.groot.architecture import ArchitectureConfig
 from regrasp.models.groot.config import GrootConfig
 from regrasp.models.groot.policy import GrootPolicy
 from regrasp.models.groot.processing.processor import GrootProcessor

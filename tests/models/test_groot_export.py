@@ -32,12 +32,13 @@ from regrasp.cli.main import main
 from regrasp.engine.policies import overlay_rl_weights
 from regrasp.envs.contract import Observation
 from regrasp.errors import UserError
+from regrasp.models.config import ExportOptions
+from regrasp.models.groot import export as exporting
 from regrasp.models.groot.checkpoint import load_groot
 from regrasp.models.groot.policy import GrootPolicy
 from regrasp.models.groot.settings import GrootModelConfig
 from regrasp.models.mlp.policy import MlpPolicy
-from regrasp.stages import export as exporting
-from regrasp.stages.export import ExportOptions, export
+from regrasp.stages.export import export
 
 SETTINGS = GrootModelConfig(num_action_chunks=3, action_dim=5, value_head_hidden=(8,))
 BATCH = 2
@@ -284,7 +285,7 @@ def test_an_interruption_leaves_nothing(base: Path, tmp_path: Path, monkeypatch:
 def test_mistakes_are_named(base: Path, tmp_path: Path):
     out = tmp_path / "out"
     MlpPolicy(state_dim=3, action_dim=2).save(tmp_path / "mlp")
-    with pytest.raises(UserError, match="Only a GR00T"):
+    with pytest.raises(UserError, match="No published layout"):
         export(ExportOptions(tmp_path / "mlp", out))
     with pytest.raises(UserError, match="No such model folder"):
         export(ExportOptions(tmp_path / "nowhere", out))

@@ -46,7 +46,8 @@ def run(args: argparse.Namespace) -> int:
     require_writable(args.output, key="--output")
     import torch
 
-    from regrasp.stages.export import ExportOptions, export
+    from regrasp.models.config import ExportOptions
+    from regrasp.stages.export import export
 
     folder = export(
         ExportOptions(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,24 +15,13 @@ from regrasp.envs.contract import EnvSpec
 from regrasp.envs.selection import ObservationSelection
 from regrasp.errors import UserError
 from regrasp.experiment import MappingConfig
+from regrasp.experiment.inputs import input_names
 from regrasp.models.config import ModelConfig
 from regrasp.models.contract import Policy
-from regrasp.models.inputs import InputNames, bare_key, embodiment_id
+from regrasp.models.inputs import embodiment_id
 from regrasp.models.registry import check_folder
 
 _log = logging.getLogger(__name__)
-
-
-def input_names(mapping: MappingConfig) -> InputNames:
-    """How an experiment calls the model's inputs."""
-    names, block = mapping.gr00t_mapping, mapping.data_config
-    return InputNames(
-        embodiment_tag=mapping.embodiment_tag,
-        embodiment_tag_id=mapping.embodiment_tag_id,
-        views=names and tuple(map(bare_key, (names.video.main_images, *names.video.extra_view_images))),
-        state=names and tuple((bare_key(entry.gr00t_key), *entry.slice) for entry in names.state),
-        data_config=mapping.data_config_class if block is None else dataclasses.asdict(block),
-    )
 
 
 def load_model(model: ModelConfig, folder: str | Path, mapping: MappingConfig) -> Policy:

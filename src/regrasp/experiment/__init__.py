@@ -21,13 +21,12 @@ from regrasp.experiment.env import (
     VideoConfig,
 )
 from regrasp.experiment.runner import ClusterConfig, LoggerConfig, RunnerConfig
-from regrasp.experiment.stages import ArchitectureConfig, CollectConfig, PretrainConfig, SftConfig
+from regrasp.experiment.stages import CollectConfig, SftConfig
 
 __all__ = [
     "ActionMapping",
     "ActorConfig",
     "AlgorithmConfig",
-    "ArchitectureConfig",
     "ClusterConfig",
     "CollectConfig",
     "DataConfigBlock",
@@ -43,7 +42,6 @@ __all__ = [
     "LoggerConfig",
     "MappingConfig",
     "OptimConfig",
-    "PretrainConfig",
     "RunnerConfig",
     "SftConfig",
     "StateEntry",

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from regrasp.errors import UserError
 
@@ -22,6 +22,9 @@ Rotation = Literal[
     "euler_angles_ypr",
 ]
 """Representations of a rotation, under the names of GR00T's metadata; quaternions are (w, x, y, z)."""
+
+Range = tuple[int, int]
+"""(start, stop) in a vector."""
 
 NEW_EMBODIMENT = "new_embodiment"
 """Tag of what a published model was not trained for."""
@@ -47,6 +50,47 @@ class InputNames:
     """Keys and their normalisation, as `data_config` of the GR00T models reads them."""
     tokenizer_path: Path | None = None
     """Where the tokenizer is, if the model folder has none."""
+
+    def problems(self, key: str, folders: Sequence[Path]) -> Iterator[UserError]:
+        """What is wrong with the data configuration: unknown names, keys given twice, modes that cannot be undone.
+
+        Args:
+            key: Where the mapping stands, for errors.
+            folders: Where the source of a class that is not built in may be, to show what to write in its place.
+        """
+        from regrasp.models.groot.processing.data_config import data_config
+
+        if self.data_config is not None:
+            field = "data_config_class" if isinstance(self.data_config, str) else "data_config"
+            try:
+                data_config(self.data_config, file=None, key=f"{key}.{field}", folders=folders)
+            except UserError as error:
+                yield error
+
+    def in_dataset(self, state_dim: int, action_dim: int) -> DatasetNames:
+        """The names that demonstrations for the model carry.
+
+        Raises:
+            UserError: The data configuration's parts do not fit the state or the action.
+        """
+        from regrasp.models.groot.processing.data_config import HUMAN_TASK
+        from regrasp.models.groot.processing.processor_config import given_data_config
+        from regrasp.models.groot.processing.selection import key_ranges
+
+        data = given_data_config(self)
+        if data is not None:
+            return DatasetNames(*key_ranges(data, self, state_dim, action_dim), data.language)
+        state = None if self.state is None else {key: (start, stop) for key, start, stop in self.state}
+        return DatasetNames(state, None, HUMAN_TASK)
+
+
+class DatasetNames(NamedTuple):
+    """What the parts of a state and of an action are called, each with its range in the vector; None: not named."""
+
+    state: dict[str, Range] | None
+    action: dict[str, Range] | None
+    language: str
+    """The annotation that holds the instruction."""
 
 
 def embodiment_id(tag: str, given: int | None, *, key: str, trained: tuple[str, int] | None = None) -> int:

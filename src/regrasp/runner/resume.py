@@ -14,9 +14,10 @@ from regrasp.checkpoint.layout import step_folders
 from regrasp.checkpoint.read import Checkpoint
 from regrasp.checkpoint.verify import verify
 from regrasp.engine.local import LocalEngine
-from regrasp.engine.policies import input_names, load_weights
+from regrasp.engine.policies import load_weights
 from regrasp.errors import UserError
 from regrasp.experiment import ExperimentConfig
+from regrasp.experiment.inputs import input_names
 from regrasp.experiment.load import strip_foreign
 
 _NUM_CHANGES_SHOWN = 5

@@ -12,13 +12,11 @@ import numpy as np
 from regrasp.data.lerobot import DemonstrationDataset, FeatureSpec
 from regrasp.data.lerobot.metadata import damaged
 from regrasp.data.lerobot.schema import SOURCES_PATH
-from regrasp.engine.policies import input_names
 from regrasp.envs.selection import ObservationSelection, StateSource, is_name_of
 from regrasp.errors import UserError
 from regrasp.experiment import ExperimentConfig, MappingConfig
-from regrasp.models.groot.processing.data_config import HUMAN_TASK
-from regrasp.models.groot.processing.processor_config import given_data_config
-from regrasp.models.groot.processing.selection import Range, key_ranges
+from regrasp.experiment.inputs import input_names
+from regrasp.models.inputs import Range
 
 STATE = "observation.state"
 ACTION = "action"
@@ -80,23 +78,16 @@ def modality(mapping: MappingConfig, observations: ObservationSelection, action_
         UserError: The data configuration's parts do not fit the state or the action.
     """
     inputs = input_names(mapping)
-    data = given_data_config(inputs)
-    state_ranges = _observation_ranges(observations.states)
-    action_ranges = {"action": (0, action_dim)}
-    if data is not None:
-        state_ranges, action_ranges = key_ranges(data, inputs, observations.state_dim, action_dim)
-    elif inputs.state is not None:
-        state_ranges = {key: (start, stop) for key, start, stop in inputs.state}
+    names = inputs.in_dataset(observations.state_dim, action_dim)
     cameras = observations.cameras
     views = inputs.views or _short_names(cameras)
-    language = HUMAN_TASK if data is None else data.language
     return {
-        "state": _slices(state_ranges),
-        "action": _slices(action_ranges),
+        "state": _slices(names.state or _observation_ranges(observations.states)),
+        "action": _slices(names.action or {"action": (0, action_dim)}),
         "video": {
             view: {"original_key": name} for view, name in zip(views, camera_features(len(cameras)), strict=False)
         },
-        "annotation": {language.removeprefix("annotation."): {"original_key": "task_index"}},
+        "annotation": {names.language.removeprefix("annotation."): {"original_key": "task_index"}},
     }
 
 

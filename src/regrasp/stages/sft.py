@@ -12,9 +12,10 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 
 from regrasp.data.lerobot import DemonstrationDataset
-from regrasp.engine.policies import choose_device, input_names
+from regrasp.engine.policies import choose_device
 from regrasp.errors import TrainingHaltedError
 from regrasp.experiment import ExperimentConfig, SftConfig
+from regrasp.experiment.inputs import input_names
 from regrasp.learner.schedule import cosine
 from regrasp.logging.progress import progress
 from regrasp.models.config import DatasetFacts

@@ -10,11 +10,8 @@ from torch import Tensor
 from regrasp.errors import UserError
 from regrasp.models.groot.processing.data_config import DataConfig
 from regrasp.models.groot.processing.metadata import Metadata
-from regrasp.models.inputs import InputNames
+from regrasp.models.inputs import InputNames, Range
 from regrasp.models.normalization import Statistics
-
-Range = tuple[int, int]
-"""(start, stop) in a vector."""
 
 
 class Selection:
