@@ -1,13 +1,15 @@
-"""What is checked of a folder before work starts."""
+"""What is checked of a folder before work starts, and that it is never there half."""
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 from pathlib import Path
 
 import pytest
 
 from regrasp.errors import UserError
-from regrasp.folders import discard_unused, require_new, require_writable
+from regrasp.folders import atomic_file, atomic_folder, discard_unused, require_output, require_writable
 
 
 def test_the_check_leaves_nothing(tmp_path: Path) -> None:
@@ -26,14 +28,103 @@ def test_a_folder_below_a_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [tmp_path / "file"]
 
 
-def test_new_or_empty_or_asked_for(tmp_path: Path) -> None:
-    require_new(tmp_path / "none", overwrite=False, key="--output")
-    require_new(tmp_path, overwrite=False, key="--output")
-    (tmp_path / "file").touch()
-    require_new(tmp_path, overwrite=True, key="--output")
-    for taken in (tmp_path, tmp_path / "file"):
-        with pytest.raises(UserError, match="something already"):
-            require_new(taken, overwrite=False, key="--output")
+def test_an_output_is_new_or_empty_or_of_our_own_and_asked_for(tmp_path: Path) -> None:
+    require_output(tmp_path / "a" / "b", key="--output")
+    require_output(tmp_path, key="--output")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "config.json").touch()
+    require_output(tmp_path, replaces="config.json", overwrite=True, key="--output")
+    with pytest.raises(UserError, match="is a file"):
+        require_output(tmp_path / "config.json", replaces="config.json", overwrite=True)
+    for replaces, overwrite, mends in ((None, False, False), ("info.json", True, False), ("config.json", False, True)):
+        with pytest.raises(UserError, match="not empty") as caught:
+            require_output(tmp_path, replaces=replaces, overwrite=overwrite)
+        assert ("--overwrite" in str(caught.value.mend)) == mends
+    with pytest.raises(UserError, match="cannot be written"):
+        require_output(tmp_path / "config.json" / "below")
+
+
+def write(target: Path, name: str, overwrite: bool = False) -> None:
+    with atomic_folder(target, overwrite=overwrite) as draft:
+        (draft / "sub").mkdir()
+        (draft / "sub" / name).touch()
+        assert not (target / "sub" / name).exists()
+
+
+def test_a_folder_appears_whole(tmp_path: Path) -> None:
+    target = tmp_path / "new" / "folder"
+    write(target, "one")
+    (tmp_path / "empty").mkdir()
+    write(tmp_path / "empty", "one")
+    assert {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")} == {
+        "new", "new/folder", "new/folder/sub", "new/folder/sub/one", "empty", "empty/sub", "empty/sub/one",
+    }  # fmt: skip
+
+
+def test_a_folder_is_replaced_only_when_asked(tmp_path: Path) -> None:
+    write(tmp_path / "folder", "one")
+    with pytest.raises(OSError):
+        write(tmp_path / "folder", "two")
+    assert [path.name for path in tmp_path.rglob("*")] == ["folder", "sub", "one"]
+    write(tmp_path / "folder", "two", overwrite=True)
+    assert [path.name for path in tmp_path.rglob("*")] == ["folder", "sub", "two"]
+
+
+def test_a_link_keeps_pointing_to_what_is_replaced(tmp_path: Path) -> None:
+    write(tmp_path / "disk" / "folder", "one")
+    (tmp_path / "link").symlink_to(tmp_path / "disk" / "folder")
+    write(tmp_path / "link", "two", overwrite=True)
+    assert [path.name for path in (tmp_path / "disk").rglob("*")] == ["folder", "sub", "two"]
+    assert (tmp_path / "link").is_symlink()
+
+
+@pytest.mark.parametrize("stop", ["draft", "replaced", "removed"])
+def test_what_a_killed_process_left_is_settled_by_the_next(tmp_path: Path, stop: str) -> None:
+    """It is killed before the renames, between them, and while the replaced folder is deleted."""
+    target = tmp_path / "folder"
+    write(target, "one")
+
+    def killed() -> None:
+        count, rename = iter(("replaced", "placed", "removed")), os.rename
+
+        def renamed(source: str, place: str) -> None:
+            if stop == "draft":
+                os._exit(1)
+            rename(source, place)
+            if next(count) == stop:
+                os._exit(1)
+
+        os.rename = renamed
+        write(target, "two", overwrite=True)
+
+    child = multiprocessing.get_context("fork").Process(target=killed)
+    child.start()
+    child.join()
+    assert child.exitcode == 1
+    assert len(list(tmp_path.iterdir())) == 2
+    with pytest.raises(RuntimeError), atomic_folder(target):
+        raise RuntimeError
+    kept = "two" if stop == "removed" else "one"
+    assert [path.name for path in tmp_path.rglob("*")] == ["folder", "sub", kept]
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("one")
+
+    def fail() -> None:
+        with atomic_file(file) as draft:
+            draft.write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert file.read_text() == "one"
+    with atomic_file(file) as draft:
+        draft.write_text("two")
+        assert file.read_text() == "one"
+    assert file.read_text() == "two"
+    assert list(tmp_path.iterdir()) == [file]
 
 
 @pytest.mark.parametrize(("more", "stays"), [([], False), (["metrics.jsonl"], True)])

@@ -1,10 +1,19 @@
-"""Folders that commands write: refused before the work starts, not after it."""
+"""Folders that commands write: refused before the work starts, not after it, and never there half."""
 
 from __future__ import annotations
 
 import contextlib
+import glob
+import os
+import re
+import shutil
+import socket
 import tempfile
+import time
+from collections.abc import Iterator
 from pathlib import Path
+
+import psutil
 
 from regrasp.errors import UserError
 
@@ -13,8 +22,125 @@ CONFIG_FILE = "config.yaml"
 COMMAND_FILE = "command.txt"
 """The command line that a run was started with, in the run's folder."""
 
+_HIDDEN = re.compile(
+    r"\.(?P<name>.+)\.(?P<purpose>draft|replaced|removed)@(?P<host>[^@]*)@(?P<pid>\d+)@(?P<started>\d+)"
+)
+_CLOCK_SLACK = 60
+"""Seconds by which two readings of one process's start time may differ."""
+_FOREIGN_AGE = 24 * 3600
+"""Seconds after which a folder left by another host, whose processes cannot be seen, counts as abandoned."""
 
-def require_writable(folder: Path, *, key: str) -> None:
+
+@contextlib.contextmanager
+def atomic_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Give an empty hidden folder beside `target`, which becomes `target` when the block ends without an error.
+
+    Its files are synced first, so that a crash at any instant leaves all of `target` or nothing of it. A folder that is
+    replaced stays beside under a hidden name until the new one is in its place. Of a block that fails nothing remains;
+    what a killed process left is cleaned up by the next one that writes the same `target`.
+
+    Args:
+        target: Its parents are made.
+        overwrite: Replace what is at `target`; otherwise only an empty folder may be there.
+
+    Raises:
+        OSError: The disk is full or refuses, or something is at `target`.
+    """
+    target = target.resolve()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    tidy(target.parent, target.name)
+    draft, replaced = _hidden(target, "draft"), _hidden(target, "replaced")
+    draft.mkdir()
+    try:
+        yield draft
+        for path in sorted(draft.rglob("*"), key=lambda path: (-len(path.parts), path)):
+            sync(path)
+        sync(draft)
+        if overwrite and target.exists():
+            target.rename(replaced)
+        draft.rename(target)
+        sync(target.parent)
+    finally:
+        if replaced.exists():
+            _settle(replaced, target)
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def atomic_file(target: Path) -> Iterator[Path]:
+    """Give a hidden path beside `target`; the file written there is synced and replaces `target` when the block ends.
+
+    Of a block that fails nothing remains, and `target` stays as it was. The folder has to exist.
+    """
+    draft = target.with_name(f".{target.name}.draft")
+    try:
+        yield draft
+        sync(draft)
+        draft.replace(target)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def discard(folder: Path, name: str | None = None) -> None:
+    """Delete a folder; from the first instant on it is gone from its name, even if deleting is interrupted.
+
+    Args:
+        folder: The folder.
+        name: Under whose name `tidy` finds what an interruption leaves; its own by default.
+    """
+    hidden = _hidden(folder.with_name(name or folder.name), "removed")
+    folder.rename(hidden)
+    shutil.rmtree(hidden)
+
+
+def tidy(parent: Path, name: str | None = None) -> None:
+    """Finish or undo what dead processes left half done of the folder `name` in `parent`, or of every one.
+
+    Folders of live processes are not touched.
+    """
+    pattern = "*" if name is None else glob.escape(name)
+    for folder in parent.glob(f".{pattern}.*@*@*@*"):
+        match = _HIDDEN.fullmatch(folder.name)
+        if match and _abandoned(folder, match["host"], int(match["pid"]), int(match["started"])):
+            if match["purpose"] == "replaced":
+                _settle(folder, parent / match["name"])
+            else:
+                shutil.rmtree(folder)
+
+
+def sync(path: Path) -> None:
+    """Have the disk hold what was written to a file or folder."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _settle(replaced: Path, target: Path) -> None:
+    """Put a replaced folder back where its replacement did not arrive, or delete it."""
+    if target.exists():
+        discard(replaced, target.name)
+    else:
+        replaced.rename(target)
+
+
+def _hidden(folder: Path, purpose: str) -> Path:
+    process = psutil.Process()
+    writer = f"{socket.gethostname()}@{process.pid}@{int(process.create_time())}"
+    return folder.with_name(f".{folder.name}.{purpose}@{writer}")
+
+
+def _abandoned(folder: Path, host: str, pid: int, started: int) -> bool:
+    if host != socket.gethostname():
+        return time.time() - folder.stat().st_mtime > _FOREIGN_AGE
+    try:
+        return abs(psutil.Process(pid).create_time() - started) > _CLOCK_SLACK
+    except psutil.NoSuchProcess:
+        return True
+
+
+def require_writable(folder: Path, *, key: str | None) -> None:
     """Check that a folder can be made and written into, by doing so; nothing of the attempt stays.
 
     Args:
@@ -43,21 +169,40 @@ def require_writable(folder: Path, *, key: str) -> None:
                 path.rmdir()
 
 
-def require_new(folder: Path, *, overwrite: bool, key: str) -> None:
-    """Check that nothing is replaced unasked.
+def require_output(
+    folder: Path, *, replaces: str | None = None, overwrite: bool = False, key: str | None = None
+) -> None:
+    """Check that `atomic_folder` can write a folder, and that nothing is replaced unasked.
+
+    Args:
+        folder: The folder that is to be written.
+        replaces: A file inside every folder that may be replaced; others hold something else of the user's.
+        overwrite: Whether the user wants it replaced.
+        key: The flag or configuration key that names it.
 
     Raises:
-        UserError: The folder holds something, and `overwrite` is not given.
+        UserError: The folder holds something and may not be replaced, or its place cannot be written.
     """
-    if overwrite or not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return
-    raise UserError(
-        "There is something already",
-        key=key,
-        value=str(folder),
-        expected="a folder that is new or empty",
-        mend="pass --overwrite to replace it, or name another folder with --output",
-    )
+    is_free = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+    is_ours = replaces is not None and (folder / replaces).is_file()
+    if not is_free and not (is_ours and overwrite):
+        raise UserError(
+            "The output folder is not empty" if folder.is_dir() else "The output folder is a file",
+            key=key,
+            value=str(folder),
+            expected="a folder that is new or empty" + (f", or one with {replaces}" if overwrite else ""),
+            mend=("pass --overwrite to replace it, or " if is_ours else "") + "name another folder with --output",
+        )
+    if folder.is_mount():
+        raise UserError(
+            "The output folder is where a disk is mounted, so it cannot be replaced as a whole",
+            key=key,
+            value=str(folder),
+            mend="name a folder inside it",
+        )
+    require_writable(folder, key=key)
+    if folder.exists():
+        require_writable(folder.resolve().parent, key=key)
 
 
 def discard_unused(run_dir: Path) -> None:

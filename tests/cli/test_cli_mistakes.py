@@ -125,10 +125,12 @@ def test_what_is_there_is_replaced_only_when_asked(
     )
     monkeypatch.setattr(stages, "train_base", lambda _config, output: (output, SftResult(1, 1, 0.0, None)))
     precious = tmp_path / "out" / "precious"
-    precious.parent.mkdir()
+    (tmp_path / "out" / "meta").mkdir(parents=True)
     arguments = [*command.split(), "--output", "out"]
-    assert main(arguments) == 0
     precious.touch()
+    assert main([*arguments, "--overwrite"]) == 2, "it is no dataset, and no model"
+    assert "name another folder" in capsys.readouterr().err
+    (tmp_path / "out" / ("config.json" if command.startswith("sft") else "meta/info.json")).touch()
     assert main(arguments) == 2
     assert "--overwrite" in capsys.readouterr().err
     assert main([*arguments, "--overwrite"]) == 0

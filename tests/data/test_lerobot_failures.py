@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from regrasp.data.lerobot import DatasetWriter, DemonstrationDataset, FeatureSpec
-from regrasp.data.lerobot.video import VideoEncoder
 from regrasp.errors import UserError
+from regrasp.logging.encoder import H264Encoder
 
 CAMERA = "observation.images.front"
 FEATURES = {"action": FeatureSpec("float32", (2,)), CAMERA: FeatureSpec("video", (32, 32, 3))}
@@ -62,18 +62,17 @@ def test_a_crash_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_a_killed_writer_leaves_no_dataset_at_its_path(tmp_path: Path) -> None:
-    writer = make_writer(tmp_path / "d")
-    writer.add_episode(make_episode(), "lift", True)
-    assert not (tmp_path / "d").exists()
-    (partial,) = tmp_path.iterdir()
-    with pytest.raises(UserError, match=r"info\.json"):
-        DemonstrationDataset.open(partial / "d")
-    writer.discard()
+    with make_writer(tmp_path / "d") as writer:
+        writer.add_episode(make_episode(), "lift", True)
+        assert not (tmp_path / "d").exists()
+        (draft,) = tmp_path.iterdir()
+        with pytest.raises(UserError, match=r"info\.json"):
+            DemonstrationDataset.open(draft)
 
 
 CLOSING = {
     "finishing the table": (pq.ParquetWriter, "close"),
-    "finishing the video": (VideoEncoder, "close"),
+    "finishing the video": (H264Encoder, "close"),
     "writing the statistics": (DatasetWriter, "_statistics"),
     "writing the description": (DatasetWriter, "_info"),
 }
@@ -157,7 +156,7 @@ def test_no_episode_is_no_dataset(tmp_path: Path) -> None:
 
 
 def test_an_existing_dataset_is_kept_unless_told_otherwise(root: Path) -> None:
-    with pytest.raises(UserError, match="exists already"):
+    with pytest.raises(UserError, match="not empty"):
         make_writer(root)
     assert DemonstrationDataset.open(root).num_episodes == 2
     with make_writer(root, overwrite=True) as writer:
@@ -169,7 +168,7 @@ def test_an_existing_dataset_is_kept_unless_told_otherwise(root: Path) -> None:
 
 def test_overwrite_never_deletes_a_folder_that_is_no_dataset(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(UserError, match="something else"):
+    with pytest.raises(UserError, match="not empty"):
         make_writer(tmp_path, overwrite=True)
     assert (tmp_path / "thesis.tex").exists()
 

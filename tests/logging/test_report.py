@@ -11,7 +11,7 @@ from regrasp.errors import UserError
 from regrasp.logging.charts import series
 from regrasp.logging.intervals import wilson_interval
 from regrasp.logging.report import EvaluationSummary, ReportData, VideoItem, write_report
-from regrasp.logging.video import VideoWriter
+from regrasp.logging.video import write_video
 
 HOSTILE = "</td><script>alert(1)</script> \"onload=$\\frac{ ' {{ 7*7 }} <img src=x onerror=alert(2)>"
 VOID = {"meta", "link", "img", "br", "hr", "input"}
@@ -61,10 +61,9 @@ def training(updates=6):
 
 @pytest.fixture
 def video(tmp_path):
-    with VideoWriter(tmp_path / "a.mp4", fps=10) as writer:
-        for level in (50, 150, 250):
-            writer.add(np.full((32, 48, 3), level, dtype=np.uint8))
-    return writer.path
+    path = tmp_path / "a.mp4"
+    write_video(path, [np.full((32, 48, 3), level, dtype=np.uint8) for level in (50, 150, 250)], fps=10)
+    return path
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from regrasp.logging.overlay import annotate, tile
-from regrasp.logging.video import VideoWriter, write_episode
+from regrasp.logging.video import write_episode, write_video
 
 GREY = 128
 
@@ -23,10 +23,13 @@ def decode(path):
 def test_video_has_the_frames_it_was_given(tmp_path):
     path = tmp_path / "new" / "a.mp4"
     levels = [40, 90, 140, 190, 240]
-    with VideoWriter(path, fps=10) as video:
+
+    def record():
         for level in levels:
-            video.add(grey(value=level))
-        assert not path.exists()
+            assert not path.exists()
+            yield grey(value=level)
+
+    write_video(path, record(), fps=10)
     frames, codec, pixels, rate = decode(path)
     assert (codec, pixels, rate) == ("h264", "yuv420p", 10.0)
     assert [round(float(frame.mean())) for frame in frames] == pytest.approx(levels, abs=2)
@@ -38,8 +41,7 @@ def test_video_has_the_frames_it_was_given(tmp_path):
 def test_odd_sizes_are_padded_at_the_far_edges(tmp_path):
     frame = grey(33, 51)
     frame[:, -1] = 250
-    with VideoWriter(tmp_path / "a.mp4", fps=12.5) as video:
-        video.add(frame)
+    write_video(tmp_path / "a.mp4", [frame], fps=12.5)
     frames, _, _, rate = decode(tmp_path / "a.mp4")
     assert frames[0].shape == (34, 52, 3)
     assert rate == 12.5
@@ -49,28 +51,25 @@ def test_odd_sizes_are_padded_at_the_far_edges(tmp_path):
 
 def test_an_exception_leaves_no_file(tmp_path):
     def record():
-        with VideoWriter(tmp_path / "a.mp4", fps=10) as video:
-            for _ in range(80):
-                video.add(grey())
-            raise RuntimeError
+        for _ in range(80):
+            yield grey()
+        raise OSError
 
-    with pytest.raises(RuntimeError):
-        record()
+    with pytest.raises(OSError):
+        write_video(tmp_path / "a.mp4", record(), fps=10)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_no_frame_no_file(tmp_path):
-    VideoWriter(tmp_path / "a.mp4", fps=10).close()
+    write_video(tmp_path / "a.mp4", [], fps=10)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_frames_of_another_kind_are_refused(tmp_path):
-    with VideoWriter(tmp_path / "a.mp4", fps=10) as video:
-        video.add(grey())
-        with pytest.raises(ValueError, match="expected a frame"):
-            video.add(grey(64, 64))
-        with pytest.raises(ValueError, match="float32"):
-            video.add(grey().astype(np.float32))  # type: ignore[arg-type]
+    for other, named in ((grey(64, 64), "expected a frame"), (grey().astype(np.float32), "float32")):
+        with pytest.raises(ValueError, match=named):
+            write_video(tmp_path / "a.mp4", [grey(), other], fps=10)  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("size", [(84, 84), (256, 256), (480, 640)])

@@ -269,7 +269,7 @@ def test_a_dataset_is_replaced_only_when_asked(tmp_path: Path) -> None:
     run(tmp_path, demo(0))
     path = write_recording(tmp_path / "more.hdf5", [demo(1), demo(2)])
     chosen = survey(experiment(), [path])
-    with pytest.raises(UserError, match="exists already"):
+    with pytest.raises(UserError, match="not empty"):
         convert(experiment(), chosen, tmp_path / "dataset")
     convert(experiment(), chosen, tmp_path / "dataset", overwrite=True)
     assert DemonstrationDataset.open(tmp_path / "dataset").num_episodes == 2

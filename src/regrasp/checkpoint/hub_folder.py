@@ -78,6 +78,14 @@ def save_safetensors(state: Mapping[str, Tensor], folder: Path, frozen_names: Se
     save_shards(folder, shards, lambda names: {name: tensors[name] for name in names})
 
 
+def save_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
+    """Write one weight file: dense tensors on the CPU, each with memory of its own."""
+    file.touch()
+    mode = file.stat().st_mode
+    save_file(dict(tensors), file, metadata=_METADATA)
+    file.chmod(mode)  # as the umask says: safetensors writes files that only their owner can read
+
+
 def save_shards(
     folder: Path, shards: Sequence[Sequence[str]], read: Callable[[Sequence[str]], Mapping[str, Tensor]]
 ) -> None:
@@ -93,7 +101,7 @@ def save_shards(
     for number, names in enumerate(shards, start=1):
         tensors = dict(read(names))
         file_name = _SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        save_file(tensors, folder / file_name, metadata=_METADATA)
+        save_tensors(tensors, folder / file_name)
         weight_map |= dict.fromkeys(names, file_name)
         total_size += sum(tensor.nbytes for tensor in tensors.values())
     if len(shards) > 1:

@@ -13,17 +13,13 @@ STATE = "trainer/state.json"
 MANIFEST = "manifest.json"
 REQUIRED = (FULL_WEIGHTS, OPTIMIZER, TENSORS, STATE)
 
-_STEP_FOLDER = re.compile(r"global_step_(\d+)(\.replaced)?")
+# A checkpoint that is being replaced stands aside under a hidden name (earlier versions: a plain one).
+_STEP_FOLDER = re.compile(r"\.?global_step_(\d+)(\.replaced(@.*)?)?")
 
 
 def step_folder(checkpoints_dir: Path, step: int) -> Path:
     """The folder of one global step."""
     return checkpoints_dir / f"global_step_{step}"
-
-
-def replaced_folder(checkpoints_dir: Path, step: int) -> Path:
-    """Where the earlier checkpoint of a step stands during the instant in which it is replaced."""
-    return checkpoints_dir / f"global_step_{step}.replaced"
 
 
 def step_of(folder: Path) -> int | None:
@@ -37,4 +33,4 @@ def step_folders(checkpoints_dir: Path) -> list[Path]:
     if not checkpoints_dir.is_dir():
         return []
     found = [folder for folder in checkpoints_dir.iterdir() if step_of(folder) is not None and folder.is_dir()]
-    return sorted(found, key=lambda folder: (-(step_of(folder) or 0), folder.name))
+    return sorted(found, key=lambda folder: (-(step_of(folder) or 0), len(folder.name)))

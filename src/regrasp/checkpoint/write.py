@@ -13,11 +13,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 import regrasp
-from regrasp.checkpoint.cleanup import discard, draft_folder, tidy
+from regrasp.checkpoint.hub_folder import save_tensors
 from regrasp.checkpoint.layout import (
     EXPORT,
     FULL_WEIGHTS,
@@ -25,7 +24,6 @@ from regrasp.checkpoint.layout import (
     OPTIMIZER,
     STATE,
     TENSORS,
-    replaced_folder,
     step_folder,
     step_folders,
 )
@@ -33,6 +31,7 @@ from regrasp.checkpoint.manifest import Entry, Manifest, describe, encode
 from regrasp.checkpoint.plain import JSON, check_json, plain, separate
 from regrasp.checkpoint.verify import is_complete, read_manifest
 from regrasp.errors import RegraspError, UserError
+from regrasp.folders import atomic_folder, discard, sync, tidy
 
 
 @dataclass(frozen=True)
@@ -56,9 +55,8 @@ class CheckpointContent:
 def write_checkpoint(checkpoints_dir: Path, step: int, content: CheckpointContent) -> Path:
     """Write `global_step_<step>/`; one process calls this, whatever the number of workers.
 
-    Everything is written to a hidden folder beside it and synced, the manifest last, and the folder is then renamed: a
-    crash at any instant leaves every earlier checkpoint as it was. An existing checkpoint of the step is replaced, and
-    stays findable until the new one is in place.
+    A crash at any instant leaves every earlier checkpoint as it was. An existing checkpoint of the step is replaced,
+    and stays findable until the new one is in place.
 
     Files of `model/` whose bytes equal those of the newest complete checkpoint become hard links to them where the
     filesystem allows. An `export` that calls `save_safetensors` with `frozen_names` puts the frozen weights in a file
@@ -82,20 +80,21 @@ def write_checkpoint(checkpoints_dir: Path, step: int, content: CheckpointConten
         raise ValueError(f"step must not be negative: {step}")
     if unknown := sorted(content.frozen_names - content.model_state.keys()):
         raise ValueError(f"frozen names without a tensor in model_state: {unknown[:3]}")
-    draft = draft_folder(checkpoints_dir, step)
+    target = step_folder(checkpoints_dir, step)
     try:
         checkpoints_dir.mkdir(parents=True, exist_ok=True)
         tidy(checkpoints_dir)
-        _write_content(draft, step, content)
-        files = {name: describe(draft / name) for name in _file_names(draft)}
-        _link_unchanged(checkpoints_dir, draft, files)
-        _seal(draft, Manifest(step, files))
-        return _publish(draft, step)
-    except BaseException as error:
-        shutil.rmtree(draft, ignore_errors=True)
+        with atomic_folder(target, overwrite=True) as draft:
+            _write_content(draft, step, content)
+            files = {name: describe(draft / name) for name in _file_names(draft)}
+            _link_unchanged(checkpoints_dir, draft, files)
+            (draft / MANIFEST).write_bytes(encode(Manifest(step, files)))
+        sync(checkpoints_dir.parent)
+    except Exception as error:
         if cause := _storage_failure(error):
             raise _unwritable(checkpoints_dir, step, content, cause) from error
         raise
+    return target
 
 
 def prune(checkpoints_dir: Path, keep: int | None) -> list[Path]:
@@ -128,7 +127,7 @@ def _write_content(draft: Path, step: int, content: CheckpointContent) -> None:
         (draft / name).parent.mkdir(parents=True)
     _save(plain(content.model_state, "model_state"), draft / FULL_WEIGHTS)
     _save(plain(content.optimizer_state, "optimizer_state"), draft / OPTIMIZER)
-    save_file(separate(plain(content.tensors, "tensors")), draft / TENSORS, metadata={"format": "pt"})
+    save_tensors(separate(plain(content.tensors, "tensors")), draft / TENSORS)
     document = {
         "step": step,
         "regrasp_version": regrasp.__version__,
@@ -172,41 +171,9 @@ def _replace_by_link(file: Path, target: Path) -> None:
     link.replace(file)
 
 
-def _seal(draft: Path, manifest: Manifest) -> None:
-    for name in manifest.files:
-        _sync(draft / name)
-    (draft / MANIFEST).write_bytes(encode(manifest))
-    _sync(draft / MANIFEST)
-    for folder in sorted((path for path in draft.rglob("*") if path.is_dir()), reverse=True):
-        _sync(folder)
-    _sync(draft)
-
-
-def _publish(draft: Path, step: int) -> Path:
-    final, replaced = step_folder(draft.parent, step), replaced_folder(draft.parent, step)
-    if is_complete(final):
-        final.rename(replaced)
-    elif final.exists():
-        discard(final)
-    draft.rename(final)
-    _sync(draft.parent)
-    _sync(draft.parent.parent)
-    if replaced.exists():
-        discard(replaced)
-    return final
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _storage_failure(error: BaseException) -> Exception | None:
+def _storage_failure(error: Exception) -> Exception | None:
     """The filesystem's complaint behind an error, None where the error has another origin."""
-    link: BaseException | None = error if isinstance(error, Exception) and not isinstance(error, RegraspError) else None
+    link: BaseException | None = None if isinstance(error, RegraspError) else error
     while link is not None:
         if isinstance(link, (OSError, SafetensorError)):
             return link

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from regrasp.cli.common import STAGE_INTERRUPTED, add_config_arguments, load_to_run, prepare_torch
 from regrasp.errors import UserError
-from regrasp.folders import require_new, require_writable
+from regrasp.folders import require_output
 
 if TYPE_CHECKING:
     from regrasp.experiment.load import LoadedConfig
@@ -42,8 +42,7 @@ def run(args: argparse.Namespace) -> int:
         _require_model(loaded)
     key = "collect.output_dir" if args.output is None else "--output"
     output = args.output or Path(loaded.config.collect.output_dir)
-    require_new(output, overwrite=args.overwrite, key=key)
-    require_writable(output, key=key)
+    require_output(output, replaces="meta/info.json", overwrite=args.overwrite, key=key)
     prepare_torch(loaded)
     from regrasp.stages.commands import collect_demonstrations
 

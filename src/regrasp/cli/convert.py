@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from regrasp.cli.common import STAGE_INTERRUPTED, add_config_arguments, load, print_resolved
 from regrasp.errors import UserError
-from regrasp.folders import require_new, require_writable
+from regrasp.folders import require_output
 
 if TYPE_CHECKING:
     from regrasp.experiment.load import LoadedConfig
@@ -48,8 +48,7 @@ def run(args: argparse.Namespace) -> int:
     if output is None:
         collect = loaded.config.collect
         output, key = Path(collect.output_dir if collect else "demos"), "collect.output_dir"
-    require_new(output, overwrite=args.overwrite, key=key)
-    require_writable(output, key=key)
+    require_output(output, replaces="meta/info.json", overwrite=args.overwrite, key=key)
     from regrasp.stages.convert import convert, omission_lines, survey
 
     chosen = survey(loaded.config, files, fps=args.fps, keep_failed=args.keep_failed)

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from regrasp.cli.common import STAGE_INTERRUPTED, add_config_arguments, load_to_run, prepare_torch
-from regrasp.folders import require_new, require_writable
+from regrasp.folders import require_output
 
 INTERRUPTED = STAGE_INTERRUPTED
 
@@ -31,8 +31,7 @@ def run(args: argparse.Namespace) -> int:
     assert loaded.config.sft is not None
     key = "sft.output_dir" if args.output is None else "--output"
     output = args.output or Path(loaded.config.sft.output_dir)
-    require_new(output, overwrite=args.overwrite, key=key)
-    require_writable(output, key=key)
+    require_output(output, replaces="config.json", overwrite=args.overwrite, key=key)
     prepare_torch(loaded)
     from regrasp.stages.commands import train_base
 

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from regrasp.errors import UserError
+from regrasp.folders import atomic_file
 from regrasp.logging.backends import open_backends
 
 METRICS_FILE = "metrics.jsonl"
@@ -131,9 +132,5 @@ def _keep_lines(path: Path, last_step: int | None) -> None:
     text = "".join(f"{line}\n" for line in kept).encode()
     if text == path.read_bytes():
         return
-    rewritten = path.with_suffix(".jsonl.partial")
-    with rewritten.open("wb") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    rewritten.replace(path)
+    with atomic_file(path) as draft:
+        draft.write_bytes(text)

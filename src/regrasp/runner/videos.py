@@ -6,7 +6,7 @@ from pathlib import Path
 
 from regrasp.experiment import VideoConfig
 from regrasp.logging.report import Group, VideoItem
-from regrasp.logging.video import VideoWriter, write_episode
+from regrasp.logging.video import write_episode, write_video
 from regrasp.rollout.evaluation import RecordedEpisode
 
 VIDEO_FOLDER = "videos"
@@ -39,9 +39,7 @@ class EpisodeVideos:
         if self._info:
             write_episode(path, frames, result.instruction, rewards, result.success, self._fps, measures=result.info)
         else:
-            with VideoWriter(path, self._fps) as video:
-                for frame in frames:
-                    video.add(frame)
+            write_video(path, frames, self._fps)
         self.items.append(VideoItem(path, result.instruction, result.success, self._group, result.seed))
 
 

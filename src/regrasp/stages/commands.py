@@ -12,7 +12,7 @@ from regrasp.envs.registry import check_expert, create_env
 from regrasp.errors import UserError
 from regrasp.experiment import ExperimentConfig
 from regrasp.experiment.paths import DOWNLOAD_BACKBONE, PUBLISHED_BACKBONE
-from regrasp.folders import require_writable
+from regrasp.folders import require_output
 from regrasp.rollout.choosers import expert_chooser, load_script, script_chooser
 from regrasp.stages.collect import Demonstrator, collect
 from regrasp.stages.pretrain import cached_backbone, check_instructions, pretrain
@@ -35,7 +35,7 @@ def pretrain_backbone(
     folder = output or cached_backbone(config.pretrain)
     if (folder / "config.json").is_file() and not again:
         return folder, None
-    require_writable(folder, key="--output")
+    require_output(folder, replaces="config.json", overwrite=True, key="--output")
     return folder, pretrain(config.pretrain, folder)
 
 

@@ -16,7 +16,7 @@ from regrasp.checkpoint.read import find_checkpoint
 from regrasp.errors import UserError
 from regrasp.experiment import ExperimentConfig
 from regrasp.experiment.load import LoadedConfig
-from regrasp.folders import CONFIG_FILE
+from regrasp.folders import CONFIG_FILE, atomic_file
 from regrasp.runner.runner import checkpoints_folder
 from regrasp.stages.commands import collect_demonstrations, pretrain_backbone, train_base
 from regrasp.stages.play import PlayOptions, PlayResult, play
@@ -81,9 +81,8 @@ class _Journal:
 
     def _write(self, name: str, seconds: float, result: dict[str, Any]) -> None:
         self.stages[name] = {"seconds": seconds, "result": result}
-        draft = self.file.with_suffix(".tmp")
-        draft.write_text(json.dumps(self.stages, indent=2))
-        draft.replace(self.file)
+        with atomic_file(self.file) as draft:
+            draft.write_text(json.dumps(self.stages, indent=2))
 
 
 def quickstart(loaded: LoadedConfig, folder: Path, command: str) -> None:

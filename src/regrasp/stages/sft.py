@@ -16,6 +16,7 @@ from regrasp.engine.policies import choose_device
 from regrasp.errors import TrainingHaltedError
 from regrasp.experiment import ExperimentConfig, SftConfig
 from regrasp.experiment.inputs import input_names
+from regrasp.folders import atomic_folder
 from regrasp.learner.schedule import cosine
 from regrasp.logging.progress import progress
 from regrasp.models.config import DatasetFacts
@@ -64,7 +65,8 @@ def train_base_model(config: ExperimentConfig, data: Path, backbone: Path | None
             if validation is not None:
                 validation.inputs = _encode(policy, validation.inputs, device)
         losses = _train(policy, train, validation, sft, seed, device)
-    policy.save(output)
+    with atomic_folder(output, overwrite=True) as draft:
+        policy.save(draft)
     return SftResult(dataset.num_episodes, len(train.actions), *losses)
 
 

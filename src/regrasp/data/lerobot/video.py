@@ -14,9 +14,9 @@ from av.video.reformatter import Interpolation, VideoReformatter
 
 from regrasp.data.lerobot.metadata import RESTORE, damaged
 from regrasp.errors import UserError
+from regrasp.logging.encoder import PIXEL_FORMAT, H264Encoder
 
 CODEC = "h264"
-PIXEL_FORMAT = "yuv420p"
 KEYFRAME_INTERVAL = 2
 """Every second frame decodes on its own, so a random frame costs at most two."""
 
@@ -46,55 +46,10 @@ def video_info(size: tuple[int, int], fps: int, crf: int) -> dict[str, Any]:
     }
 
 
-class VideoEncoder:
-    """Writes images to one MP4 file; the same images give the same bytes.
-
-    Args:
-        path: File to write.
-        size: (height, width), both even.
-        fps: Frames per second.
-        crf: Constant rate factor of x264: 0 is lossless up to colour conversion, 18 visually so.
-    """
-
-    def __init__(self, path: Path, size: tuple[int, int], fps: int, crf: int) -> None:
-        self.num_frames = 0
-        self.num_bytes = 0
-        """Bytes written so far, without the few frames that the encoder still holds."""
-        self._size = size
-        self._frame_seconds = Fraction(1, fps)
-        self._reformatter = VideoReformatter()
-        self._container = av.open(str(path), "w")
-        options = {"crf": str(crf), "g": str(KEYFRAME_INTERVAL), "bf": "0", "preset": "veryfast"}
-        self._stream = self._container.add_stream("libx264", rate=fps, options=options)
-        self._stream.height, self._stream.width = size
-        self._stream.pix_fmt = PIXEL_FORMAT
-        self._stream.codec_context.thread_count = 1
-
-    def write(self, images: np.ndarray) -> None:
-        """Append `images`, (L, H, W, 3) uint8."""
-        assert images.dtype == np.uint8
-        assert images.shape[1:] == (*self._size, 3)
-        for image in images:
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
-            frame = self._reformatter.reformat(frame, format=PIXEL_FORMAT, interpolation=_CONVERSION, threads=1)
-            frame.pts = self.num_frames
-            frame.time_base = self._frame_seconds
-            self._mux(frame)
-            self.num_frames += 1
-
-    def close(self) -> None:
-        """Flush the encoder and finish the file."""
-        self._mux(None)
-        self._container.close()
-
-    def abort(self) -> None:
-        """Release the file, which stays unusable."""
-        self._container.close()
-
-    def _mux(self, frame: av.VideoFrame | None) -> None:
-        for packet in self._stream.encode(frame):
-            self.num_bytes += packet.size
-            self._container.mux(packet)
+def open_encoder(path: Path, size: tuple[int, int], fps: int, crf: int) -> H264Encoder:
+    """A camera's video file: read at random, faithful in colour, and of the same bytes for the same images."""
+    options = {"crf": str(crf), "g": str(KEYFRAME_INTERVAL), "bf": "0"}
+    return H264Encoder(path, size, Fraction(fps), options, conversion=_CONVERSION, num_threads=1)
 
 
 class VideoReader:

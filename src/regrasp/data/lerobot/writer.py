@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -35,9 +35,11 @@ from regrasp.data.lerobot.schema import (
     episode_row,
     task_table,
 )
-from regrasp.data.lerobot.video import VideoEncoder, video_info
+from regrasp.data.lerobot.video import open_encoder, video_info
 from regrasp.data.statistics import ImageStatistics, Statistics, compute_statistics, sample_rows
 from regrasp.errors import UserError
+from regrasp.folders import atomic_folder, require_output
+from regrasp.logging.encoder import H264Encoder
 
 EpisodeArrays = Mapping[str, np.ndarray]
 """The L frames of an episode: (L, D) per vector, (L,) or (L, 1) per scalar, (L, H, W, 3) uint8 per camera."""
@@ -60,7 +62,7 @@ class DatasetWriter:
         overwrite: Replace a dataset that exists at `root`.
         modality: Content of GR00T's meta/modality.json, which slices state and action by name.
         sources: Content of meta/sources.json: the observations that cameras and state were made of.
-        crf: Constant rate factor of the videos, lower is closer to the images; see `VideoEncoder`.
+        crf: Constant rate factor of the videos, lower is closer to the images; see `H264Encoder`.
         data_file_mb: Start a new data file before this many MiB.
         video_file_mb: Start a new video file before this many MiB.
         chunks_size: Files per chunk folder.
@@ -96,12 +98,9 @@ class DatasetWriter:
             "video_files_size_in_mb": video_file_mb,
         }
         self._overwrite = overwrite
-        _check_target(self.root, overwrite)
-
-        self.root.parent.mkdir(parents=True, exist_ok=True)
-        self._scratch = Path(tempfile.mkdtemp(prefix=f".{self.root.name}.", suffix=".partial", dir=self.root.parent))
-        self._folder = self._scratch / self.root.name
-        self._folder.mkdir()
+        self._check_target()
+        self._files = contextlib.ExitStack()
+        self._folder = self._files.enter_context(atomic_folder(self.root, overwrite=overwrite))
         self._tasks: dict[str, int] = {}
         self._rows: list[dict[str, Any]] = []
         self._num_frames = 0
@@ -111,17 +110,31 @@ class DatasetWriter:
             for name, feature in self.features.items()
             if feature.is_video
         }
+        for file in (self._data, *self._videos.values()):
+            self._files.callback(file.close)
         self._image_statistics = {name: ImageStatistics() for name in self._videos}
-        self._closed = False
 
     def __enter__(self) -> DatasetWriter:
         return self
 
-    def __exit__(self, exc_type: type[BaseException] | None, *exc: object) -> None:
-        if exc_type is None:
-            self.close()
-        else:
-            self.discard()
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Put the dataset in its place, or after an error leave nothing of it and what was at `root` as it was.
+
+        Raises:
+            UserError: There is no episode, or another dataset has appeared at `root`.
+        """
+        if kind is not None:
+            self._files.__exit__(kind, error, trace)
+            return
+        with self._files:
+            if not self._rows:
+                raise UserError("No episode was recorded, so there is no dataset to write.", file=self.root)
+            for file in (self._data, *self._videos.values()):
+                file.close()
+            self._write_metadata()
+            self._check_target()
 
     @property
     def num_episodes(self) -> int:
@@ -139,8 +152,6 @@ class DatasetWriter:
         Raises:
             ValueError: If the arrays do not fit the features.
         """
-        if self._closed:
-            raise ValueError("the dataset is closed")
         length = _check_frames(frames, self.features)
         columns = {name: frames[name] for name in frames if not self.features[name].is_video}
         columns |= self._default_columns(length, self._tasks.get(task, len(self._tasks)), success)
@@ -164,42 +175,6 @@ class DatasetWriter:
         self._tasks.setdefault(task, len(self._tasks))
         self._rows.append(episode_row(episode, stats))
         self._num_frames += length
-
-    def close(self) -> None:
-        """Write statistics and metadata, then put the dataset in its place.
-
-        If that fails or is interrupted, nothing is left of it and what was at `root` is there again.
-
-        Raises:
-            UserError: If there is no episode, or another dataset has appeared at `root`.
-        """
-        if self._closed:
-            return
-        if not self._rows:
-            self.discard()
-            raise UserError("No episode was recorded, so there is no dataset to write.", file=self.root)
-        try:
-            self._data.close()
-            for video in self._videos.values():
-                video.close()
-            self._write_metadata()
-            self._publish()
-        except BaseException:
-            self.discard()
-            raise
-        self._closed = True
-
-    def discard(self) -> None:
-        """Delete everything written; nothing appears at `root`."""
-        if self._closed:
-            return
-        self._closed = True
-        try:
-            self._data.close()
-            for video in self._videos.values():
-                video.abort()
-        finally:
-            shutil.rmtree(self._scratch)
 
     def _default_columns(self, length: int, task_index: int, success: bool) -> dict[str, np.ndarray]:
         frame = np.arange(length, dtype=np.int64)
@@ -252,18 +227,8 @@ class DatasetWriter:
             "features": features,
         }
 
-    def _publish(self) -> None:
-        _check_target(self.root, self._overwrite)
-        replaced = self._scratch / "replaced"
-        try:
-            if self.root.exists():
-                self.root.rename(replaced)
-            self._folder.rename(self.root)
-        except BaseException:
-            if replaced.exists() and not self.root.exists():
-                replaced.rename(self.root)
-            raise
-        shutil.rmtree(self._scratch)
+    def _check_target(self) -> None:
+        require_output(self.root, replaces=INFO_PATH, overwrite=self._overwrite)
 
 
 class _DataFiles:
@@ -314,7 +279,7 @@ class _VideoFiles:
         self._folder, self._camera, self._size = folder, camera, feature.image_size
         self._fps, self._crf, self._limit, self._chunks_size = fps, crf, limit, chunks_size
         self._index = FileIndex()
-        self._encoder: VideoEncoder | None = None
+        self._encoder: H264Encoder | None = None
 
     def write(self, images: np.ndarray) -> VideoSpan:
         encoder = self._encoder
@@ -323,23 +288,19 @@ class _VideoFiles:
             self._index = self._index.next(self._chunks_size)
         encoder = self._encoder or self._open()
         start = encoder.num_frames
-        encoder.write(images)
+        for image in images:
+            encoder.write(image)
         return VideoSpan(self._index, start / self._fps, encoder.num_frames / self._fps)
 
     def close(self) -> None:
-        if self._encoder is not None:
-            self._encoder.close()
-        self._encoder = None
+        encoder, self._encoder = self._encoder, None
+        if encoder is not None:
+            encoder.close()
 
-    def abort(self) -> None:
-        if self._encoder is not None:
-            self._encoder.abort()
-        self._encoder = None
-
-    def _open(self) -> VideoEncoder:
+    def _open(self) -> H264Encoder:
         path = self._folder / self._index.path(VIDEO_PATH, self._camera)
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._encoder = VideoEncoder(path, self._size, self._fps, self._crf)
+        self._encoder = open_encoder(path, self._size, self._fps, self._crf)
         return self._encoder
 
 
@@ -397,20 +358,6 @@ def _check_frames(frames: EpisodeArrays, features: Mapping[str, FeatureSpec]) ->
         if array.dtype != np.dtype(dtype) or array.shape not in shapes:
             raise ValueError(f"{name} is {array.dtype} {array.shape}, not {dtype} {shapes[0]}")
     return length
-
-
-def _check_target(root: Path, overwrite: bool) -> None:
-    """Allow a new folder, an empty one, or with `overwrite` an older dataset."""
-    if not root.exists() or (root.is_dir() and not any(root.iterdir())):
-        return
-    is_dataset = (root / INFO_PATH).is_file()
-    if is_dataset and overwrite:
-        return
-    raise UserError(
-        "A dataset exists already." if is_dataset else "The dataset's path is taken by something else.",
-        file=root,
-        mend="give another path, or allow overwriting" if is_dataset else "give another path",
-    )
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

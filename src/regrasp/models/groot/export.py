@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import math
-import os
 import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from regrasp.checkpoint.layout import EXPORT, MANIFEST
 from regrasp.checkpoint.read import checkpoint_of, load_full_weights
 from regrasp.checkpoint.verify import file_problem, read_manifest
 from regrasp.errors import UserError
+from regrasp.folders import atomic_folder, require_output
 from regrasp.logging.progress import progress
 from regrasp.models.config import CONFIG_FILE, ExportOptions
 from regrasp.models.groot.checkpoint import load_config, published_shapes, published_tensors
@@ -49,8 +49,6 @@ _PUBLISHED_KEYS = {
 def export(options: ExportOptions) -> Path:
     """Write a policy as published: config.json, weights, metadata.json; and the tokenizer and processor_config.json.
 
-    Everything is written to a hidden folder beside `output`, which is renamed when it is complete.
-
     Returns:
         The folder written.
 
@@ -59,8 +57,7 @@ def export(options: ExportOptions) -> Path:
             `output` is taken or cannot be written. Nothing remains of the attempt.
     """
     output = options.output
-    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
-        raise UserError("There is something already", key="--output", value=str(output), mend="name a new folder")
+    require_output(output, key="--output")
     config, content = load_config(options.model_path), read_json(options.model_path / CONFIG_FILE)
     trained = _trained_folder(options.rl_model_path)
     used = config if trained is None else load_config(trained)
@@ -72,25 +69,18 @@ def export(options: ExportOptions) -> Path:
             mend="give as --model_path the base model that this RL run started from",
         )
     tensors = _exported_tensors(options, config, trained)
-    draft = output.with_name(f".{output.name}.draft-{os.getpid()}")
+    dtypes = {_written_dtype(name, tensor, options) for name, tensor in tensors.items()}
     try:
-        draft.mkdir(parents=True)
-        _write_processor(options.model_path if trained is None else trained, draft)
-        dtypes = {_written_dtype(name, tensor, options) for name, tensor in tensors.items()}
-        write_json(draft / CONFIG_FILE, _config_json(content, used, dtypes))
-        _write_weights(tensors, options, draft)
-        for file in (path for path in draft.rglob("*") if path.is_file()):
-            with file.open("rb") as stream:
-                os.fsync(stream.fileno())
-        draft.rename(output)
+        with atomic_folder(output) as draft:
+            _write_processor(options.model_path if trained is None else trained, draft)
+            write_json(draft / CONFIG_FILE, _config_json(content, used, dtypes))
+            _write_weights(tensors, options, draft)
     except (OSError, SafetensorError) as error:
         raise UserError(
             f"The export could not be written: {error}",
             file=output,
             mend="free space, or correct the permissions of the folder above it",
         ) from error
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
     return output
 
 
