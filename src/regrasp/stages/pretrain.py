@@ -15,7 +15,6 @@ from regrasp.envs.mujoco.catalog import TASK_IDS, load_class
 from regrasp.envs.mujoco.scenes import Scenes, render_scenes
 from regrasp.errors import UserError
 from regrasp.experiment import ExperimentConfig
-from regrasp.folders import atomic_folder
 from regrasp.learner.schedule import cosine
 from regrasp.logging.progress import progress
 from regrasp.models.pretraining import PretrainConfig
@@ -89,8 +88,7 @@ def pretrain(config: PretrainConfig, output: Path) -> float:
     def learning_rate(step: int) -> float:
         return config.lr * cosine(step, num_steps=config.steps, num_warmup_steps=config.steps // 15, min_ratio=0.02)
 
-    with atomic_folder(output, overwrite=True) as draft:
-        return config.train(_render(config), _NUM_VALIDATION, learning_rate, draft)
+    return config.train(_render(config), _NUM_VALIDATION, learning_rate, output)
 
 
 def _render(config: PretrainConfig) -> list[Scenes]:

@@ -18,6 +18,7 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 
 from regrasp.errors import TrainingHaltedError
+from regrasp.folders import atomic_folder
 from regrasp.logging.progress import progress
 from regrasp.models.groot.checkpoint import save_groot
 from regrasp.models.groot.config import GrootConfig
@@ -76,7 +77,8 @@ def pretrain(
             f"Grounding pretraining ended with a median error of {error:.2f} cm, above the limit of"
             f" {config.max_median_error_cm} cm (pretrain.max_median_error_cm). Raise pretrain.steps or num_scenes."
         )
-    save_groot(policy, output)
+    with atomic_folder(output, overwrite=True) as draft:
+        save_groot(policy, draft)
     return error
 
 
