@@ -45,7 +45,7 @@ def measure(env: VecEnv, policy: Policy | None) -> float:
         ended = torch.nonzero(step.done).flatten().tolist()
         if ended:
             seeds = [2 * (seed + i) for i in range(len(ended))]
-            observation = observation.updated(ended, env.reset(ended, seeds))
+            observation = env.reset(ended, seeds)
             seed += len(ended)
     return steps / (time.perf_counter() - started)
 

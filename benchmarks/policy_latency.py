@@ -37,9 +37,9 @@ def main() -> None:
     rows = []
     for batch in (1, 8, 32, 128):
         observation = Observation(
-            main_images=torch.randint(0, 256, (batch, 84, 84, 3), dtype=torch.uint8),
-            states=torch.zeros(batch, STATE_DIM),
-            task_descriptions=[SENTENCES[0]] * batch,
+            images={"main": torch.randint(0, 256, (batch, 84, 84, 3), dtype=torch.uint8)},
+            state={"state": torch.zeros(batch, STATE_DIM)},
+            instruction=[SENTENCES[0]] * batch,
         )
         inputs = policy.prepare(observation)
         features = policy.encode(inputs)

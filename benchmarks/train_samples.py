@@ -49,9 +49,9 @@ def main() -> None:
     for stage, batch in (("SFT", config.sft.batch_size), ("PPO", config.actor.micro_batch_size)):
         inputs = policy.prepare(
             Observation(
-                main_images=torch.randint(0, 256, (batch, 84, 84, 3), dtype=torch.uint8),
-                states=torch.zeros(batch, STATE_DIM),
-                task_descriptions=[SENTENCES[0]] * batch,
+                images={"main": torch.randint(0, 256, (batch, 84, 84, 3), dtype=torch.uint8)},
+                state={"state": torch.zeros(batch, STATE_DIM)},
+                instruction=[SENTENCES[0]] * batch,
             )
         )
         noise = KeyedNoise(0, "data", [(row, 0, 0) for row in range(batch)])

@@ -19,7 +19,7 @@ from regrasp.experiment import (
     MappingConfig,
     OptimConfig,
 )
-from regrasp.learner.learner import ActorWorker
+from regrasp.learner.learner import Learner
 from regrasp.models.config import RlHeadConfig
 from regrasp.models.contract import Action, Evaluation, Noise, Policy, PolicySpec
 from regrasp.models.groot.architecture import ArchitectureConfig
@@ -28,7 +28,8 @@ from regrasp.models.groot.policy import GrootPolicy
 from regrasp.models.groot.processing.processor import GrootProcessor
 from regrasp.models.groot.settings import GrootModelConfig
 from regrasp.models.mlp.policy import MlpPolicy
-from regrasp.rollout.buffers import Rollout, RolloutBuilder
+from regrasp.rollout.buffers import RolloutBuffer
+from regrasp.rollout.decisions import Decisions
 from regrasp.rollout.inference import Inference
 from regrasp.seeding import KeyedNoise
 
@@ -74,7 +75,7 @@ class ScriptedEnv(VecEnv):
             step_seconds=0.1,
             max_episode_steps=LIMIT,
             state_dim=3,
-            num_extra_views=0,
+            cameras=(),
         )
         self.episode = torch.full((count,), -1)
         self.steps = torch.zeros(count, dtype=torch.long)
@@ -86,7 +87,7 @@ class ScriptedEnv(VecEnv):
         self.episode[rows] += 1
         self.steps[rows] = 0
         self.running[rows] = True
-        return self.observe().rows(rows)
+        return self.observe()
 
     def step(self, actions: Tensor) -> Step:
         self.num_calls += 1
@@ -119,7 +120,7 @@ class ScriptedEnv(VecEnv):
     def observe(self) -> Observation:
         count = len(self.scripts)
         states = torch.stack([torch.arange(count), self.episode, self.steps], 1).float()
-        return Observation(torch.zeros(count, 0, 0, 3, dtype=torch.uint8), states, ["do it"] * count)
+        return Observation({}, {"state": states}, ["do it"] * count)
 
     def share_vectors(self) -> None:
         pass
@@ -148,7 +149,7 @@ class ScriptedEnv(VecEnv):
 class EchoPolicy(Policy):
     """Acts what it sees: every action of a chunk is the state, and the value is a number that names the state."""
 
-    spec = PolicySpec(CHUNK, action_horizon=CHUNK, action_dim=3, state_dim=3, num_views=0)
+    spec = PolicySpec(CHUNK, action_horizon=CHUNK, action_dim=3, state_dim=3)
 
     def __init__(self) -> None:
         super().__init__()
@@ -156,7 +157,7 @@ class EchoPolicy(Policy):
         self.keys: list[list[tuple[int, int, int]]] = []
 
     def prepare(self, observation: Observation) -> TensorDict:
-        return TensorDict({"state": observation.states}, batch_size=[len(observation)])
+        return TensorDict({"state": observation.state["state"]}, batch_size=[len(observation)])
 
     def encode(self, inputs: TensorDict) -> TensorDict:
         return inputs
@@ -262,19 +263,19 @@ def observation(batch: int, seed: int = 0, size: int = 28) -> Observation:
     """Random images and states."""
     generator = torch.Generator().manual_seed(seed)
     return Observation(
-        main_images=torch.randint(0, 256, (batch, size, size, 3), generator=generator, dtype=torch.uint8),
-        states=torch.randn(batch, 3, generator=generator),
-        task_descriptions=[("do it", "do not")[i % 2] for i in range(batch)],
+        images={"main": torch.randint(0, 256, (batch, size, size, 3), generator=generator, dtype=torch.uint8)},
+        state={"state": torch.randn(batch, 3, generator=generator)},
+        instruction=[("do it", "do not")[i % 2] for i in range(batch)],
     )
 
 
-def rollout_of(policy: Policy, size: int, *, keep_features: bool = True, uneven: bool = True) -> Rollout:
+def rollout_of(policy: Policy, size: int, *, keep_features: bool = True, uneven: bool = True) -> Decisions:
     """`size` decisions of one step each, with random rewards and (if `uneven`) chunks cut short."""
     worker = Inference(policy, 0, "train", device=torch.device("cpu"), keep_features=keep_features)
     decision = worker.decide(observation(size), [(row, 0, 0) for row in range(size)])
     generator = torch.Generator().manual_seed(1)
-    builder = RolloutBuilder()
-    builder.add(
+    buffer = RolloutBuffer(holds_features=keep_features)
+    buffer.add(
         0,
         torch.arange(size),
         decision.inputs,
@@ -284,7 +285,7 @@ def rollout_of(policy: Policy, size: int, *, keep_features: bool = True, uneven:
         torch.ones(size, dtype=torch.bool),
         version=0,
     )
-    return builder.build(reward_type="chunk_level", gamma=0.9, lam=0.9, normalize_advantages=True)
+    return AlgorithmConfig(gamma=0.9, gae_lambda=0.9).build().prepare(buffer.build())
 
 
 def worker(
@@ -296,12 +297,11 @@ def worker(
     trainable: str = "head",
     is_lora: bool = False,
     num_updates: int = 10,
-    recompute: bool = False,
     precision: str = "fp32",
     device: str = "cpu",
     **algorithm: Any,
-) -> ActorWorker:
-    """An actor of the policy, with minibatches of `batch` decisions."""
+) -> Learner:
+    """A learner of the policy, with minibatches of `batch` decisions."""
     model = GrootModelConfig(
         action_dim=ACTION_DIM,
         num_action_chunks=CHUNK,
@@ -315,13 +315,12 @@ def worker(
         global_batch_size=batch,
         optim=OptimConfig(**{"lr": 1e-3, "value_lr": 1e-3, **(optim or {})}),
     )
-    return ActorWorker(
+    return Learner(
         policy,
+        AlgorithmConfig(**algorithm).build(),
         actor,
-        AlgorithmConfig(**algorithm),
         num_updates=num_updates,
         seed=SEED,
-        recompute_features=recompute,
         device=torch.device(device),
     )
 

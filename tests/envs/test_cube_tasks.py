@@ -21,14 +21,12 @@ class Watched:
     """The named cubes and the gripper in an observation's state vector (see `CUBE_STATES`)."""
 
     def __init__(self, observation: Observation) -> None:
-        states = observation.states
+        states = observation.state["state"]
         self.hand = states[:, :3]
         self.opening = states[:, 3]
         self.cubes = states[:, 4:13].reshape(-1, 3, 3)
         self.wanted = states[:, 13:]
-        named = [
-            [COLORS.index(word) for word in text.split() if word in COLORS] for text in observation.task_descriptions
-        ]
+        named = [[COLORS.index(word) for word in text.split() if word in COLORS] for text in observation.instruction]
         rows = torch.arange(len(observation))
         self.object = self.cubes[rows, [cubes[0] for cubes in named]]
         self.base = self.cubes[rows, [cubes[-1] for cubes in named]]
@@ -96,11 +94,11 @@ def test_a_stacked_cube_stays_where_it_is():
 def drive(env: RemoteVecEnv, goal: torch.Tensor, closed: bool, steps: int) -> Step:
     """Move the gripper of the only environment to `goal`, by what the state vector shows."""
     step = None
-    position = env.step(torch.tensor([[[0.0, 0.0, 0.0, -1.0 if closed else 1.0]]])).observation.states[0, :3]
+    position = env.step(torch.tensor([[[0.0, 0.0, 0.0, -1.0 if closed else 1.0]]])).observation.state["state"][0, :3]
     for _ in range(steps):
         motion = ((goal - position) / 0.03).clamp(-1, 1)
         step = env.step(torch.cat([motion, torch.tensor([-1.0 if closed else 1.0])])[None, None])
-        position = step.observation.states[0, :3]
+        position = step.observation.state["state"][0, :3]
     assert step is not None
     return step
 
@@ -117,7 +115,7 @@ def test_lifting_another_cube_is_no_success():
     env = make_env(PICK, 1, mapping=CUBE_STATES, limit=100)
     for seed in range(6):
         first = env.reset([0], [seed])
-        named = next(i for i, color in enumerate(COLORS) if color in first.task_descriptions[0])
+        named = next(i for i, color in enumerate(COLORS) if color in first.instruction[0])
         cubes = Watched(first).cubes[0]
         step = lift(env, cubes[(named + 1) % 3], 0.14)
         assert Watched(step.observation).cubes[0, (named + 1) % 3, 2] > 0.07
@@ -166,7 +164,7 @@ def test_asking_the_expert_twice_changes_nothing(task: str):
         for _ in range(40):
             actions = [env.expert_actions() for _ in range(times)]
             assert all(torch.equal(again, actions[0]) for again in actions)
-            steps.append(env.step(actions[0][:, None]).observation.states)
+            steps.append(env.step(actions[0][:, None]).observation.state["state"])
         env.close()
         runs.append(torch.stack(steps))
     assert torch.equal(*runs)
@@ -179,28 +177,28 @@ def test_starts_vary_and_name_every_cube_equally(task: str):
     spec = env.spec
     env.close()
     seen = Watched(first)
-    assert len({tuple(row) for row in first.states.tolist()}) == 300
+    assert len({tuple(row) for row in first.state["state"].tolist()}) == 300
     assert (seen.cubes[..., 2] == 0.02).all(), "lying on the table"
     gaps = (seen.cubes[:, :, None, :2] - seen.cubes[:, None, :, :2]).norm(dim=-1) + torch.eye(3)
     assert gaps.min() > 0.085
     assert (seen.opening == OPEN).all()
-    counts = torch.tensor([first.task_descriptions.count(text) for text in spec.instructions])
+    counts = torch.tensor([first.instruction.count(text) for text in spec.instructions])
     mean = 300 / len(spec.instructions)
     assert (counts - mean).abs().max() < 4 * mean**0.5
     shown = [spec.instructions[i] for i in seen.wanted.argmax(1).tolist()]
-    assert shown == first.task_descriptions, "the one-hot privileged observation agrees with the words"
+    assert shown == first.instruction, "the one-hot privileged observation agrees with the words"
     assert (seen.wanted.sum(1) == 1).all()
 
 
 def test_the_gripper_moves_three_centimetres_per_unit_and_stays_in_its_workspace():
     env = make_env(PICK, 1, mapping=CUBE_STATES, limit=100)
-    start = env.reset([0], [0]).states[0, :3]
+    start = env.reset([0], [0]).state["state"][0, :3]
     action = torch.tensor([[[1.0, -1.0, 0.5, 1.0]]])
     env.step(action)
-    settled = env.step(torch.tensor([[[0.0, 0.0, 0.0, 1.0]] * 4])).observation.states[0, :3]
+    settled = env.step(torch.tensor([[[0.0, 0.0, 0.0, 1.0]] * 4])).observation.state["state"][0, :3]
     torch.testing.assert_close(settled - start, torch.tensor([0.03, -0.03, 0.015]), rtol=0, atol=0.001)
     env.step(torch.full((1, 4, 4), 50.0))
-    clipped = env.step(torch.tensor([[[0.0, 0.0, 0.0, 1.0]] * 4])).observation.states[0, :3]
+    clipped = env.step(torch.tensor([[[0.0, 0.0, 0.0, 1.0]] * 4])).observation.state["state"][0, :3]
     limit = torch.minimum(settled + 4 * 0.03, torch.tensor([0.16, 0.20, 0.26]))
     env.close()
     torch.testing.assert_close(clipped, limit, rtol=0, atol=0.001)

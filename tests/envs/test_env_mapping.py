@@ -10,7 +10,7 @@ from regrasp.envs.mapping import ActionMapping, ObservationMapping
 from regrasp.envs.selection import ArraySpec
 from regrasp.errors import UserError
 from regrasp.experiment import ActionMapping as ActionMappingConfig
-from regrasp.experiment import MappingConfig, StateEntry
+from regrasp.experiment import Gr00tMapping, Gr00tStateEntry, Gr00tVideoMapping, MappingConfig, StateEntry
 
 RAW = {
     "camera_images/front": ArraySpec((4, 6, 3), "uint8"),
@@ -51,7 +51,7 @@ def test_states_are_the_slices_in_the_order_of_the_configuration():
     entries = (StateEntry("pose", (2, 5)), "joint_pos", "phase", StateEntry("joint_pos", (6, 7)), "critic/object")
     arranged = mapping(states=entries)
     raw = raw_values(5)
-    states = arranged(raw, ["go"] * 5).states
+    states = arranged(raw, ["go"] * 5).state["state"]
     expected = [
         [*pose.ravel()[2:5], *joints, phase, joints[6], *objects]
         for pose, joints, phase, objects in zip(
@@ -67,11 +67,24 @@ def test_images_keep_their_order_and_values():
     arranged = mapping(main_images="front", extra_view_images=("right_wrist", "camera_images/left_wrist"))
     raw = raw_values(2)
     seen = arranged(raw, ["a", "b"])
-    assert torch.equal(seen.main_images, torch.from_numpy(raw["camera_images/front"]))
-    assert seen.extra_view_images is not None
-    assert torch.equal(seen.extra_view_images[:, 0], torch.from_numpy(raw["camera_images/right_wrist"]))
-    assert torch.equal(seen.extra_view_images[:, 1], torch.from_numpy(raw["camera_images/left_wrist"]))
-    assert seen.states.shape == (2, 0)
+    keys = {"main": "front", "extra_0": "right_wrist", "extra_1": "left_wrist"}
+    assert list(seen.images) == list(keys)
+    for name, key in keys.items():
+        assert torch.equal(seen.images[name], torch.from_numpy(raw[f"camera_images/{key}"]))
+        assert seen.images[name].data_ptr() == raw[f"camera_images/{key}"].ctypes.data, "no copy"
+    assert seen.state["state"].shape == (2, 0)
+
+
+def test_names_of_gr00t_are_those_of_the_observation():
+    video = Gr00tVideoMapping("video.room", ("wrist",))
+    names = Gr00tMapping(video, (Gr00tStateEntry("state.hand", (7, 9)), Gr00tStateEntry("arm", (0, 7))))
+    arranged = mapping(
+        main_images="front", extra_view_images=("left_wrist",), states=("joint_pos", "ungrouped"), gr00t_mapping=names
+    )
+    seen = arranged(raw_values(2), ["a", "b"])
+    assert list(seen.images) == ["room", "wrist"]
+    assert torch.equal(seen.state["hand"], seen.state["state"][:, 7:9])
+    assert torch.equal(seen.state["arm"], seen.state["state"][:, :7])
 
 
 def test_only_what_is_mapped_is_computed_and_once():
@@ -82,14 +95,14 @@ def test_only_what_is_mapped_is_computed_and_once():
 
 
 def test_the_instruction_of_the_configuration_wins():
-    assert mapping().__call__({}, ["pick", "place"]).task_descriptions == ["pick", "place"]
-    assert mapping(task_description="do it")({}, ["pick", "place"]).task_descriptions == ["do it", "do it"]
+    assert mapping().__call__({}, ["pick", "place"]).instruction == ["pick", "place"]
+    assert mapping(task_description="do it")({}, ["pick", "place"]).instruction == ["do it", "do it"]
 
 
 def test_no_rows_give_no_rows():
     seen = mapping(main_images="front", states=("pose", "phase"))(raw_values(0), [])
-    assert seen.main_images.shape == (0, 4, 6, 3)
-    assert seen.states.shape == (0, 13)
+    assert seen.images["main"].shape == (0, 4, 6, 3)
+    assert seen.state["state"].shape == (0, 13)
 
 
 @pytest.mark.parametrize(
@@ -153,12 +166,6 @@ def test_an_image_is_no_state():
     assert "is an image" in error.problem
     assert error.mend is not None
     assert "policy/joint_pos" in error.mend
-
-
-def test_extra_cameras_of_different_sizes_are_refused():
-    error = refused(main_images="front", extra_view_images=("left_wrist", "front"))
-    assert error.key == f"{LOCATION}.extra_view_images"
-    assert error.value == ["camera_images/left_wrist", "camera_images/front"]
 
 
 def actions(**fields) -> MappingConfig:

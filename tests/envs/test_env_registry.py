@@ -37,7 +37,7 @@ def test_environments_are_as_the_configuration_says():
     observation = env.reset([0, 1], [1, 2])
     env.close()
     assert (spec.task_id, spec.num_envs, spec.max_episode_steps, spec.action_dim) == (STACK, 2, 8, 4)
-    assert (spec.state_dim, spec.num_extra_views, spec.step_seconds) == (13, 1, 0.1)
+    assert (spec.state_dim, spec.cameras, spec.step_seconds) == (13, ("main", "extra_0"), 0.1)
     assert len(spec.instructions) == 6
     assert len(observation) == 2
 

@@ -67,13 +67,14 @@ def test_the_task_describes_itself(point: VecEnv) -> None:
 
 def test_observations_arrive_as_the_task_computed_them(point: VecEnv) -> None:
     observation = point.reset([0, 1, 2], [1, 2, 3])
-    assert observation.task_descriptions == ["push the point"] * 3
+    assert observation.instruction == ["push the point"] * 3
     observation = point.step(push(0.1, -0.1, 0.0, steps=2)).observation
-    assert torch.allclose(observation.states[:, X], torch.tensor([0.2, -0.2, 0.0]))
-    assert observation.main_images[:, 0, 0, 0].tolist() == [120, 80, 100]
-    assert observation.main_images.shape == (3, 6, 10, 3)
-    assert observation.extra_view_images is not None
-    assert observation.extra_view_images.shape == (3, 1, 6, 10, 3)
+    assert torch.allclose(observation.state["state"][:, X], torch.tensor([0.2, -0.2, 0.0]))
+    assert observation.images["main"][:, 0, 0, 0].tolist() == [120, 80, 100]
+    assert {name: images.shape for name, images in observation.images.items()} == {
+        "main": (3, 6, 10, 3),
+        "extra_0": (3, 6, 10, 3),
+    }
 
 
 def test_an_episode_ends_with_its_true_final_observation(point: VecEnv) -> None:
@@ -82,9 +83,9 @@ def test_an_episode_ends_with_its_true_final_observation(point: VecEnv) -> None:
     assert step.num_executed.tolist() == [2, 2, 4]
     assert step.terminated.tolist() == [True, True, False]
     assert step.success.tolist() == [True, False, False]
-    assert torch.allclose(step.observation.states[:, X], torch.tensor([0.4, -0.4, 0.04]))
-    assert step.observation.main_images[:2, 0, 0, 0].tolist() == [140, 60]
-    assert torch.equal(step.observation.states[:, RESETS], first.states[:, RESETS])
+    assert torch.allclose(step.observation.state["state"][:, X], torch.tensor([0.4, -0.4, 0.04]))
+    assert step.observation.images["main"][:2, 0, 0, 0].tolist() == [140, 60]
+    assert torch.equal(step.observation.state["state"][:, RESETS], first.state["state"][:, RESETS])
 
 
 def test_rewards_are_the_steps_own(point: VecEnv) -> None:
@@ -103,28 +104,28 @@ def test_an_ended_environment_waits_until_it_is_reset(point: VecEnv) -> None:
     assert later.rewards[0].tolist() == [0.0] * 4
     assert not later.success[0]
     assert not later.done[0]
-    assert torch.equal(later.observation.states[0], ended.observation.states[0])
+    assert torch.equal(later.observation.state["state"][0], ended.observation.state["state"][0])
     fresh = point.reset([0], [9])
-    assert fresh.states[0, RESETS] == first.states[0, RESETS] + 1
-    assert point.step(push(0.0, 0.0, 0.0, steps=1)).observation.states[2, X] == pytest.approx(0.2)
+    assert fresh.state["state"][0, RESETS] == first.state["state"][0, RESETS] + 1
+    assert point.step(push(0.0, 0.0, 0.0, steps=1)).observation.state["state"][2, X] == pytest.approx(0.2)
 
 
 def test_the_step_limit_truncates_and_the_simulator_is_reset(point: VecEnv) -> None:
     for _ in range(2):
-        before = point.reset([0, 1, 2], [1, 2, 3]).states[:, RESETS]
+        before = point.reset([0, 1, 2], [1, 2, 3]).state["state"][:, RESETS]
         steps = [point.step(push(0.0, 0.01, 0.02)) for _ in range(3)]
         assert torch.stack([step.num_executed for step in steps]).sum(0).tolist() == [10, 10, 10]
         assert [step.truncated.any().item() for step in steps] == [False, False, True]
         assert not steps[2].terminated.any()
-        final = steps[2].observation.states
+        final = steps[2].observation.state["state"]
         assert torch.allclose(final[:, X], torch.tensor([0.0, 0.1, 0.2]))
         assert torch.equal(final[:, RESETS], before)
 
 
 def test_a_seed_fixes_an_episodes_start_whatever_else_is_reset(point: VecEnv) -> None:
-    together = point.reset([0, 1, 2], [11, 12, 13]).states[:, Y]
+    together = point.reset([0, 1, 2], [11, 12, 13]).state["state"][:, Y]
     assert len(set(together.tolist())) == 3
-    alone = point.reset([2], [12]).states[0, Y]
+    alone = point.reset([2], [12]).state["state"][2, Y]
     assert alone == together[1]
 
 
@@ -133,7 +134,7 @@ def construction(name: Literal["train", "eval"], seed: int, stream: int) -> tupl
     mapping = MappingConfig(task_description="push", states=states("construction"))
     env = start(lab_config("lab_tasks:Point-v0", mapping, num_envs=1, seed=stream), name, seed=seed)
     try:
-        high, low, drawn = env.reset([0], [1]).states[0].tolist()
+        high, low, drawn = env.reset([0], [1]).state["state"][0].tolist()
     finally:
         env.close()
     return int(high) << 16 | int(low), drawn
@@ -186,11 +187,12 @@ def test_the_references_experiment_runs_unchanged_on_its_tasks_interface(caplog:
     try:
         assert "weight 0" not in caplog.text
         before = env.reset(range(4), range(4))
-        assert before.task_descriptions == ["assemble trocar from tray"] * 4
-        assert before.extra_view_images is not None
-        assert before.extra_view_images.shape == (4, 2, 8, 8, 3)
-        assert before.states[0, :14].tolist() == list(range(15, 29))
-        assert (before.states[0, 14:] - before.states[0, 14]).tolist() == list(range(14))
+        assert before.instruction == ["assemble trocar from tray"] * 4
+        assert list(before.images) == ["room_view", "left_wrist_view", "right_wrist_view"]
+        assert before.images["right_wrist_view"].shape == (4, 8, 8, 3)
+        assert torch.equal(before.state["left_hand"], before.state["state"][:, 14:21])
+        assert before.state["state"][0, :14].tolist() == list(range(15, 29))
+        assert (before.state["state"][0, 14:] - before.state["state"][0, 14]).tolist() == list(range(14))
         mapping = ActionMapping(config.env.eval.mapping, config.actor.model.action_dim, env.spec.action_dim, "env.eval")
         actions = mapping(push(0.2, 0.2, 0.2, 0.2, width=28))
         steps = [env.step(actions), env.step(actions)]
@@ -198,8 +200,8 @@ def test_the_references_experiment_runs_unchanged_on_its_tasks_interface(caplog:
         assert [step.terminated.any().item() for step in steps] == [False, False]
         assert [step.truncated.all().item() for step in steps] == [False, True]
         assert steps[0].success.all()
-        assert torch.allclose(steps[1].observation.states[:, :14], before.states[:, :14] + 1.2)
-        assert torch.equal(steps[1].observation.states[:, 14:], before.states[:, 14:])
+        assert torch.allclose(steps[1].observation.state["state"][:, :14], before.state["state"][:, :14] + 1.2)
+        assert torch.equal(steps[1].observation.state["state"][:, 14:], before.state["state"][:, 14:])
     finally:
         env.close()
 
@@ -217,9 +219,9 @@ def test_a_task_without_reward_learns_from_a_named_success_and_chooses_its_instr
     env = lab_env("lab_tasks:Point-Imitation-v0", mapping, num_envs=2)
     try:
         observation = env.reset([0, 1], [1, 2])
-        chosen = [env.spec.instructions[int(count) % 2] for count in observation.states[:, RESETS]]
-        assert observation.task_descriptions == chosen
-        assert env.reset([1], [3]).task_descriptions != chosen[1:]
+        chosen = [env.spec.instructions[int(count) % 2] for count in observation.state["state"][:, RESETS]]
+        assert observation.instruction == chosen
+        assert env.reset([1], [3]).instruction != chosen
         step = env.step(push(0.2, 0.1))
         assert step.rewards.tolist() == [[0, 1, 0, 0], [0, 0, 0, 1]]
         assert step.success.tolist() == [True, True]
@@ -232,7 +234,7 @@ def test_an_instruction_that_is_not_there_is_the_users_mistake() -> None:
     mapping = MappingConfig(states=states("policy/position"), instruction_key="goal", instructions=("stay",))
     env = lab_env("lab_tasks:Point-v0", mapping, num_envs=1)
     try:
-        assert env.reset([0], [1]).task_descriptions == ["stay"]
+        assert env.reset([0], [1]).instruction == ["stay"]
         with pytest.raises(UserError, match="'policy/goal' is 1 in environment 0") as caught:
             env.reset([0], [2])
     finally:
@@ -241,14 +243,14 @@ def test_an_instruction_that_is_not_there_is_the_users_mistake() -> None:
 
 
 def test_direct_tasks_are_reset_one_by_one(direct: VecEnv) -> None:
-    before = direct.reset([0, 1], [1, 2]).states
+    before = direct.reset([0, 1], [1, 2]).state["state"]
     step = direct.step(push(0.2, 0.05, width=1))
     assert step.terminated.tolist() == [True, False]
     assert step.success.tolist() == [True, False]
-    assert step.observation.states[:, X].tolist() == pytest.approx([0.4, 0.2])
-    assert torch.equal(step.observation.states[:, RESETS], before[:, RESETS])
-    assert direct.reset([0], [2]).states[0, Y] == before[1, Y]
-    after = direct.step(push(0.0, 0.0, steps=1, width=1)).observation.states
+    assert step.observation.state["state"][:, X].tolist() == pytest.approx([0.4, 0.2])
+    assert torch.equal(step.observation.state["state"][:, RESETS], before[:, RESETS])
+    assert direct.reset([0], [2]).state["state"][0, Y] == before[1, Y]
+    after = direct.step(push(0.0, 0.0, steps=1, width=1)).observation.state["state"]
     assert after[:, X].tolist() == pytest.approx([0.0, 0.2])
     assert (after - before)[:, RESETS].tolist() == [1, 0]
 

@@ -22,14 +22,14 @@ MAPPING = MappingConfig(task_description="push", states=states("x", "resets"))
 def test_a_finished_environment_shows_its_last_observation(task: str, extra_resets: int) -> None:
     env = lab_env(task, MAPPING, stand_in=STAND_IN, num_envs=2, init={"presets": ("physics=newton_mjwarp",)})
     try:
-        before = env.reset([0, 1], [1, 2]).states
+        before = env.reset([0, 1], [1, 2]).state["state"]
         step = env.step(torch.tensor([0.2, 0.1])[:, None, None].expand(2, 4, 1))
         assert step.num_executed.tolist() == [2, 4]
         assert step.success.tolist() == [True, True]
         assert torch.allclose(step.rewards, torch.tensor([[0.2, 0.4, 0.0, 0.0], [0.1, 0.2, 0.3, 0.4]]))
-        assert torch.allclose(step.observation.states, before + torch.tensor([[0.4, 0.0], [0.4, 0.0]]))
+        assert torch.allclose(step.observation.state["state"], before + torch.tensor([[0.4, 0.0], [0.4, 0.0]]))
         # Without freezing, the two held steps finish one more episode, which nobody sees.
-        again = env.reset([0], [3]).states
+        again = env.reset([0], [3]).state["state"]
         assert again[0].tolist() == [0.0, before[0, 1] + 1 + extra_resets]
     finally:
         env.close()

@@ -256,7 +256,7 @@ def test_not_a_number_reaches_the_caller_as_it_is(at: str):
     env.reset([0, 1], [0, 1])
     step = env.step(zeros(env))
     env.close()
-    seen = step.rewards if at == "step" else step.observation.states
+    seen = step.rewards if at == "step" else step.observation.state["state"]
     assert torch.isfinite(seen[0]).all()
     assert torch.isnan(seen[1]).any()
 

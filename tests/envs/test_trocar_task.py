@@ -107,12 +107,11 @@ def test_observations_are_those_of_the_reference():
     env = make_env(TROCAR, 1, mapping=CAMERAS)
     first = env.reset([0], [0])
     env.close()
-    assert first.main_images.shape == (1, 224, 224, 3)
-    assert first.extra_view_images is not None
-    assert first.extra_view_images.shape == (1, 2, 224, 224, 3)
-    red = first.main_images[0].int()
+    assert first.images["main"].shape == (1, 224, 224, 3)
+    assert first.images["extra_1"].shape == (1, 224, 224, 3)
+    red = first.images["main"][0].int()
     assert ((red[..., 0] - red[..., 1:].amax(-1)) > 60).sum() > 100, "the puncture device is seen at the start"
-    assert first.task_descriptions == ["assemble trocar from tray"]
+    assert first.instruction == ["assemble trocar from tray"]
 
 
 def follow_expert(env: RemoteVecEnv, steps: int) -> tuple[torch.Tensor, Any]:
@@ -182,7 +181,7 @@ def test_one_step_gets_one_answer_however_often_it_is_asked():
         for _ in range(100):
             answers = [env.expert_actions() for _ in range(times)]
             assert all(torch.equal(answer, answers[0]) for answer in answers)
-            states.append(env.step(answers[0][:, None]).observation.states)
+            states.append(env.step(answers[0][:, None]).observation.state["state"])
         runs.append(torch.stack(states))
     env.close()
     assert torch.equal(*runs)

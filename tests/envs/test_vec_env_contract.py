@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import psutil
 import pytest
@@ -44,15 +45,13 @@ def test_shapes_and_dtypes_are_those_of_the_spec(env: VecEnv):
     step = env.step(actions_for(env, 4))
     height, width, _ = next(s.shape for key, s in spec.raw_observations.items() if key.startswith("camera_images/"))
     for seen in (observation, step.observation):
-        assert seen.main_images.shape == (3, height, width, 3)
-        assert seen.main_images.dtype == torch.uint8
-        assert seen.extra_view_images is not None
-        assert seen.extra_view_images.shape == (3, spec.num_extra_views, height, width, 3)
-        assert seen.extra_view_images.dtype == torch.uint8
-        assert seen.states.shape == (3, spec.state_dim)
-        assert seen.states.dtype == torch.float32
-        assert len(seen.task_descriptions) == 3
-        assert set(seen.task_descriptions) <= set(spec.instructions)
+        assert tuple(seen.images) == spec.cameras
+        assert all(images.shape == (3, height, width, 3) for images in seen.images.values())
+        assert all(images.dtype == torch.uint8 for images in seen.images.values())
+        assert seen.state["state"].shape == (3, spec.state_dim)
+        assert seen.state["state"].dtype == torch.float32
+        assert len(seen.instruction) == 3
+        assert set(seen.instruction) <= set(spec.instructions)
     assert step.rewards.shape == (3, 4)
     assert step.rewards.dtype == torch.float32
     assert step.num_executed.shape == (3,)
@@ -67,11 +66,13 @@ def test_shapes_and_dtypes_are_those_of_the_spec(env: VecEnv):
     assert spec.max_episode_steps == LIMIT
 
 
-def test_reset_returns_the_environments_asked_for_in_their_order(env: VecEnv):
+def test_reset_returns_the_present_observation_of_all_environments(env: VecEnv):
     everything = env.reset([0, 1, 2], SEEDS)
+    later = env.step(actions_for(env, 2)).observation
     some = env.reset([2, 0], [SEEDS[2], SEEDS[0]])
-    assert_same_observation(some, everything.rows([2, 0]))
-    assert len(env.reset([], [])) == 0
+    assert_same_observation(some.rows([2, 0]), everything.rows([2, 0]))
+    assert_same_observation(some.rows([1]), later.rows([1]))
+    assert_same_observation(env.reset([], []), some)
 
 
 def test_a_partial_reset_leaves_the_others_alone(env: VecEnv):
@@ -82,15 +83,19 @@ def test_a_partial_reset_leaves_the_others_alone(env: VecEnv):
     assert_same_observation(env.load_state_dict(state).rows([0, 2]), first.rows([0, 2]))
 
 
-def test_results_do_not_change_under_a_later_call(env: VecEnv):
+def test_only_images_change_under_a_later_call():
+    """They are views of what the workers write into, so that nothing is copied that is only looked at."""
+    env = make_env(TOY, num_envs=3, num_workers=2, limit=LIMIT, kind=RemoteVecEnv)
     first = env.reset([0, 1, 2], SEEDS)
-    copy = first.rows([0, 1, 2])
+    copy = first.clone()
     step = env.step(actions_for(env, 4))
-    rewards, images = step.rewards.clone(), step.observation.main_images.clone()
+    rewards, executed = step.rewards.clone(), step.num_executed.clone()
+    assert_same_observation(first, replace(copy, images=step.observation.images))
     env.step(actions_for(env, 4, seed=1))
-    assert_same_observation(first, copy)
+    env.close()
     assert torch.equal(step.rewards, rewards)
-    assert torch.equal(step.observation.main_images, images)
+    assert torch.equal(step.num_executed, executed)
+    assert step.observation.images["main"][:, 0, 0, 0].tolist() == [50, 80, 80], "still readable, and of the last step"
 
 
 def test_one_chunk_of_four_equals_four_chunks_of_one(env: VecEnv):
@@ -151,14 +156,14 @@ def test_an_end_inside_a_chunk(toy: VecEnv):
     expected = actions[:, 4:8].sum(2)
     expected[0, 1:] = 0
     torch.testing.assert_close(second.rewards, expected)
-    assert second.observation.states[:, 2].tolist() == [5, 8, 8], "the clock of the true final observation"
-    assert second.observation.main_images[:, 0, 0, 0].tolist() == [50, 80, 80]
+    assert second.observation.state["state"][:, 2].tolist() == [5, 8, 8], "the clock of the true final observation"
+    assert second.observation.images["main"][:, 0, 0, 0].tolist() == [50, 80, 80]
     third = toy.step(actions[:, 8:])
     assert third.num_executed.tolist() == [0, 1, 4]
     assert third.terminated.tolist() == [False, True, False]
     assert third.truncated.tolist() == [False, False, True]
     assert third.success.tolist() == [False, True, False]
-    assert third.observation.states[:, 2].tolist() == [5, 9, 12]
+    assert third.observation.state["state"][:, 2].tolist() == [5, 9, 12]
     assert third.done.tolist() == [False, True, True]
 
 
@@ -303,11 +308,11 @@ def test_ignoring_terminations_runs_to_the_limit_and_still_tells_of_success():
 
 def test_instructions_belong_to_the_episode(env: VecEnv):
     seeds = list(range(30))
-    texts = {seed: env.reset([0], [seed]).task_descriptions[0] for seed in seeds}
+    texts = {seed: env.reset([0], [seed]).instruction[0] for seed in seeds}
     assert set(texts.values()) == set(env.spec.instructions), "every instruction occurs"
     env.reset([0, 1, 2], [7, 8, 9])
     step = env.step(actions_for(env, 1))
-    assert step.observation.task_descriptions == [texts[7], texts[8], texts[9]]
+    assert step.observation.instruction == [texts[7], texts[8], texts[9]]
 
 
 def test_recorded_frames_are_those_of_the_rows_asked_for_in_ascending_order(toy: VecEnv):
@@ -400,7 +405,7 @@ def test_environments_are_split_over_the_workers(num_envs: int, num_workers: int
 def test_the_simulators_process_does_not_import_torch():
     """Its interpreter may be one that has none."""
     env = make_env(TOY, num_envs=1, mapping=MappingConfig(states=entries("imported_torch")))
-    assert env.reset([0], [0]).states.tolist() == [[0.0]]
+    assert env.reset([0], [0]).state["state"].tolist() == [[0.0]]
     env.close()
 
 
@@ -408,6 +413,6 @@ def test_without_cameras_and_states_observations_are_empty_not_missing():
     env = make_env(TOY, num_envs=2, mapping=MappingConfig())
     observation = env.reset([0, 1], [0, 1])
     env.close()
-    assert observation.main_images.shape == (2, 0, 0, 3)
-    assert observation.states.shape == (2, 0)
-    assert observation.extra_view_images is None
+    assert observation.images == {}
+    assert observation.state["state"].shape == (2, 0)
+    assert len(observation) == 2

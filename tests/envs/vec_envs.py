@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,21 @@ CUBE_MAPPING = MappingConfig(
 CUBE_STATES = MappingConfig(states=entries("gripper_position", "gripper_opening", "object_positions", "target_one_hot"))
 
 
+class KeepingVecEnv(RemoteVecEnv):
+    """Gives observations that outlast the next call, for tests that compare them later."""
+
+    def reset(self, env_ids: Sequence[int], seeds: Sequence[int]) -> Observation:
+        return super().reset(env_ids, seeds).clone()
+
+    def step(self, actions: torch.Tensor) -> Step:
+        step = super().step(actions)
+        frames = None if step.frames is None else step.frames.clone()
+        return replace(step, observation=step.observation.clone(), frames=frames)
+
+    def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> Observation:
+        return super().load_state_dict(state).clone()
+
+
 def make_env(
     task: str = TOY,
     num_envs: int = 3,
@@ -49,6 +65,7 @@ def make_env(
     deadlines: Deadlines | None = None,
     python: str | None = None,
     name: str = "train",
+    kind: type[RemoteVecEnv] = KeepingVecEnv,
     **toy: Any,
 ) -> RemoteVecEnv:
     settings: dict[str, Any] = {"max_episode_steps": limit or 12, "ignore_terminations": ignore_terminations, **toy}
@@ -58,7 +75,7 @@ def make_env(
         settings |= {"task_id": task}
         environment = {"MUJOCO_GL": require_backend()}
         factory = "regrasp.envs.mujoco.simulator:create"
-    return RemoteVecEnv(
+    return kind(
         name=name,
         factory=factory,
         settings=settings,
@@ -100,12 +117,10 @@ def random_actions(seed: int, steps: int, num_envs: int = 1, action_dim: int = 4
 
 
 def assert_same_observation(ours: Observation, theirs: Observation) -> None:
-    assert torch.equal(ours.main_images, theirs.main_images)
-    assert torch.equal(ours.states, theirs.states)
-    assert ours.task_descriptions == theirs.task_descriptions
-    assert (ours.extra_view_images is None) == (theirs.extra_view_images is None)
-    if ours.extra_view_images is not None and theirs.extra_view_images is not None:
-        assert torch.equal(ours.extra_view_images, theirs.extra_view_images)
+    for part, other in ((ours.images, theirs.images), (ours.state, theirs.state)):
+        assert list(part) == list(other)
+        assert all(torch.equal(part[name], other[name]) for name in part), list(part)
+    assert ours.instruction == theirs.instruction
 
 
 def assert_same_step(ours: Step, theirs: Step) -> None:

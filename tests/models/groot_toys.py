@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from regrasp.envs.contract import Observation
+from regrasp.envs.contract import Observation, numbered_cameras
 from regrasp.models.groot.config import GrootConfig
 from regrasp.models.groot.policy import GrootPolicy
 from regrasp.models.groot.processing.processor import GrootProcessor
@@ -87,10 +87,9 @@ def toy_observation(batch: int, *, num_views: int = 1, size: int = 28, seed: int
     generator = torch.Generator().manual_seed(seed)
     images = torch.randint(0, 256, (batch, num_views, size, size, 3), generator=generator, dtype=torch.uint8)
     return Observation(
-        main_images=images[:, 0],
-        states=torch.randn(batch, STATE_DIM, generator=generator),
-        task_descriptions=[SENTENCES[i % len(SENTENCES)] for i in range(batch)],
-        extra_view_images=images[:, 1:] if num_views > 1 else None,
+        images=dict(zip(numbered_cameras(num_views), images.unbind(1), strict=True)),
+        state={"state": torch.randn(batch, STATE_DIM, generator=generator)},
+        instruction=[SENTENCES[i % len(SENTENCES)] for i in range(batch)],
     )
 
 

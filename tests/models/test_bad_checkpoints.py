@@ -277,7 +277,7 @@ NAMES: dict[str, tuple[list[str], list[str]]] = {
     ),
     "slices of other widths": (
         mapping("[{gr00t_key: arm, slice: [0, 2]}, {gr00t_key: gripper, slice: [2, 4]}]"),
-        ["arm [0, 2] (2 wide)", "arm 3 wide", "mapping.gr00t_mapping.state", METADATA],
+        ["arm [0, 2] (2 wide)", "arm 3 wide", "mapping.gr00t_mapping.state"],
     ),
     "slices that overlap": (
         mapping("[{gr00t_key: arm, slice: [0, 3]}, {gr00t_key: gripper, slice: [2, 3]}]"),
@@ -285,7 +285,7 @@ NAMES: dict[str, tuple[list[str], list[str]]] = {
     ),
     "a state that has no slice": (
         mapping("[{gr00t_key: arm, slice: [0, 3]}]"),
-        ["gripper missing", "gripper 1 wide", METADATA],
+        ["gripper missing", "gripper 1 wide"],
     ),
     "a state that is not there": (
         mapping(SLICES, "state: [legs], action: [arm, gripper]"),

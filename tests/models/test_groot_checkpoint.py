@@ -148,5 +148,5 @@ def test_a_backbone_is_adopted_for_other_data(folder):
     other = processor.with_statistics(Statistics.identity(5), Statistics.identity(4), embodiment_id=0)
     policy = load_groot(folder, toy_settings(action_dim=4), processor=other)
     assert (policy.spec.state_dim, policy.spec.action_dim) == (5, 4)
-    observation = dataclasses.replace(toy_observation(2), states=torch.zeros(2, 5))
+    observation = dataclasses.replace(toy_observation(2), state={"state": torch.zeros(2, 5)})
     assert policy.predict(observation).shape == (2, 3, 4)

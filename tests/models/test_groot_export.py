@@ -49,10 +49,9 @@ def observation() -> Observation:
     generator = torch.Generator().manual_seed(3)
     images = torch.randint(0, 256, (BATCH, 2, 28, 28, 3), generator=generator, dtype=torch.uint8)
     return Observation(
-        main_images=images[:, 0],
-        extra_view_images=images[:, 1:],
-        states=torch.randn(BATCH, 5, generator=generator),
-        task_descriptions=[INSTRUCTION] * BATCH,
+        images={"main": images[:, 0], "extra_0": images[:, 1]},
+        state={"state": torch.randn(BATCH, 5, generator=generator)},
+        instruction=[INSTRUCTION] * BATCH,
     )
 
 

@@ -30,6 +30,11 @@ def reference(image: NDArray[np.uint8], size: int, crop_scale: float) -> NDArray
     return np.einsum("yh,hwc,xw->yxc", rows, cropped, columns, optimize=True)
 
 
+def prepare(views: torch.Tensor, *, size: int, crop_scale: float) -> torch.Tensor:
+    """(B, V, H, W, 3) through `prepare_images`."""
+    return prepare_images(views.unbind(1), size=size, crop_scale=crop_scale)
+
+
 def random_views(*shape: int, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, 256, (*shape, 3), generator=generator, dtype=torch.uint8)
@@ -41,7 +46,7 @@ def random_views(*shape: int, seed: int = 0) -> torch.Tensor:
 )
 def test_equals_the_definition(height, width, size, crop_scale):
     views = random_views(2, 2, height, width)
-    prepared = prepare_images(views, size=size, crop_scale=crop_scale)
+    prepared = prepare(views, size=size, crop_scale=crop_scale)
     assert prepared.shape == (2, 2, size, size, 3)
     assert prepared.dtype == torch.uint8
     for row in range(2):
@@ -57,39 +62,39 @@ def test_equals_the_definition(height, width, size, crop_scale):
 def test_fractions_are_cut_off_not_rounded():
     views = torch.zeros(1, 1, 2, 2, 3, dtype=torch.uint8)
     views[..., 0, :] = 3
-    prepared = prepare_images(views, size=1, crop_scale=1.0)
+    prepared = prepare(views, size=1, crop_scale=1.0)
     assert prepared.flatten().tolist() == [1, 1, 1]
 
 
 def test_offset_of_an_odd_margin_is_rounded_half_to_even():
     views = torch.arange(31, dtype=torch.uint8).view(1, 1, 1, 31, 1).expand(1, 1, 31, 31, 3).contiguous()
-    assert prepare_images(views, size=28, crop_scale=0.91)[0, 0, 0, :, 0].tolist() == list(range(2, 30))
-    assert prepare_images(views, size=30, crop_scale=0.97)[0, 0, 0, :, 0].tolist() == list(range(30))
+    assert prepare(views, size=28, crop_scale=0.91)[0, 0, 0, :, 0].tolist() == list(range(2, 30))
+    assert prepare(views, size=30, crop_scale=0.97)[0, 0, 0, :, 0].tolist() == list(range(30))
 
 
 def test_nothing_to_do_returns_the_images():
     views = random_views(2, 1, 28, 28)
-    assert torch.equal(prepare_images(views, size=28, crop_scale=1.0), views)
+    assert torch.equal(prepare(views, size=28, crop_scale=1.0), views)
 
 
 def test_constant_images_keep_their_value():
     for value in (0, 1, 127, 254, 255):
         views = torch.full((1, 1, 47, 33, 3), value, dtype=torch.uint8)
-        prepared = prepare_images(views, size=28, crop_scale=0.95).int()
+        prepared = prepare(views, size=28, crop_scale=0.95).int()
         assert (prepared - value).abs().max() <= 1
 
 
 def test_an_image_does_not_depend_on_its_batch():
     views = random_views(3, 2, 480, 640)
-    together = prepare_images(views, size=28, crop_scale=0.95)
-    alone = prepare_images(views[1:2], size=28, crop_scale=0.95)
+    together = prepare(views, size=28, crop_scale=0.95)
+    alone = prepare(views[1:2], size=28, crop_scale=0.95)
     assert torch.equal(together[1:2], alone)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_gpu_gives_the_same_images():
     views = random_views(4, 3, 480, 640)
-    found = prepare_images(views.cuda(), size=224, crop_scale=0.95)
-    expected = prepare_images(views, size=224, crop_scale=0.95)
+    found = prepare(views.cuda(), size=224, crop_scale=0.95)
+    expected = prepare(views, size=224, crop_scale=0.95)
     assert found.is_cuda
     assert (found.cpu().int() - expected.int()).abs().max() <= 1

@@ -14,7 +14,7 @@ import torch
 from official_layout import INPUTS, PUBLISHED, SMALL, Shapes, write_official
 from safetensors.torch import load_file, save_file
 
-from regrasp.envs.contract import Observation
+from regrasp.envs.contract import Observation, numbered_cameras
 from regrasp.errors import UserError
 from regrasp.models.groot.checkpoint import load_config, load_groot
 from regrasp.models.groot.config import GrootConfig
@@ -30,10 +30,9 @@ def observation(batch: int = 2, state_dim: int = 5, num_views: int = 2) -> Obser
     generator = torch.Generator().manual_seed(3)
     images = torch.randint(0, 256, (batch, num_views, 30, 40, 3), generator=generator, dtype=torch.uint8)
     return Observation(
-        main_images=images[:, 0],
-        extra_view_images=images[:, 1:] if num_views > 1 else None,
-        states=torch.randn(batch, state_dim, generator=generator),
-        task_descriptions=[official.INSTRUCTION] * batch,
+        images=dict(zip(numbered_cameras(num_views), images.unbind(1), strict=True)),
+        state={"state": torch.randn(batch, state_dim, generator=generator)},
+        instruction=[official.INSTRUCTION] * batch,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ import torch
 from eagle_tokenizer import write_eagle_tokenizer
 from groot_toys import toy_config, toy_settings
 
-from regrasp.envs.contract import Observation
+from regrasp.envs.contract import Observation, numbered_cameras
+from regrasp.envs.mapping import named_state
+from regrasp.envs.selection import Range
 from regrasp.errors import UserError
 from regrasp.models.groot.config import GrootConfig
 from regrasp.models.groot.policy import GrootPolicy
@@ -24,10 +27,10 @@ from regrasp.models.normalization import Statistics
 PARTS: tuple[str, ...] = ("left_arm", "right_arm", "left_hand", "right_hand")
 TROCAR = InputNames(
     embodiment_tag="new_embodiment",
-    views=("room_view", "left_wrist_view", "right_wrist_view"),
-    state=tuple((key, 7 * i, 7 * i + 7) for i, key in enumerate(PARTS)),
     data_config="gr00t_config:IsaacLabDataConfig",
 )
+VIEWS = ("room_view", "left_wrist_view", "right_wrist_view")
+RANGES = {key: (7 * i, 7 * i + 7) for i, key in enumerate(PARTS)}
 DROID = InputNames(embodiment_tag="oxe_droid")
 
 
@@ -96,14 +99,16 @@ def load(groot: GrootConfig, folder: Path, inputs: InputNames | None, **changes:
     return GrootProcessor.load(groot, folder, inputs and dataclasses.replace(inputs, **changes))
 
 
-def observation(num_views: int, state_dim: int, batch: int = 2) -> Observation:
-    """Camera v shows only the number v."""
-    images = torch.arange(num_views, dtype=torch.uint8)[None, :, None, None, None].expand(batch, -1, 28, 28, 3)
+def observation(
+    state_dim: int, batch: int = 2, names: tuple[str, ...] | None = None, ranges: Mapping[str, Range] | None = None
+) -> Observation:
+    """Camera v of three shows only the number v."""
+    images = torch.arange(3, dtype=torch.uint8)[None, :, None, None, None].expand(batch, -1, 28, 28, 3)
+    state = torch.linspace(-1, 1, batch * state_dim).reshape(batch, state_dim)
     return Observation(
-        main_images=images[:, 0],
-        states=torch.linspace(-1, 1, batch * state_dim).reshape(batch, state_dim),
-        task_descriptions=["go"] * batch,
-        extra_view_images=images[:, 1:],
+        images=dict(zip(names or numbered_cameras(3), images.unbind(1), strict=True)),
+        state=named_state(state, ranges or {}),
+        instruction=["go"] * batch,
     )
 
 
@@ -122,15 +127,15 @@ def edit_metadata(folder: Path, *path: str, value: Any = None) -> None:
 
 def test_the_trocar_experiment(groot: GrootConfig, folder: Path) -> None:
     processor = load(groot, folder, TROCAR).padded_to(400)
-    seen = observation(3, 28)
+    seen = observation(28, names=VIEWS, ranges=RANGES)
     inputs = processor.prepare(seen)
     assert inputs["images"].shape == (2, 3, 28, 28, 3)
     assert inputs["images"][0, :, 0, 0, 0].tolist() == [1, 2, 0]
     assert inputs["input_ids"].shape == (2, 400)
-    expected = [f(seen.states[:, 7 * i : 7 * i + 7]) for i in range(4) for f in (torch.sin, torch.cos)]
+    expected = [f(seen.state["state"][:, 7 * i : 7 * i + 7]) for i in range(4) for f in (torch.sin, torch.cos)]
     torch.testing.assert_close(inputs["state"][:, :56], torch.cat(expected, 1))
     assert not inputs["state"][:, 56:].any()
-    assert (processor.config.embodiment_id, processor.state_dim, processor.action.width) == (31, 28, 28)
+    assert (processor.config.embodiment_id, processor.state.width, processor.action.width) == (31, 28, 28)
 
 
 def test_its_actions_are_min_max_of_each_part(groot: GrootConfig, folder: Path) -> None:
@@ -146,16 +151,20 @@ def test_its_actions_are_min_max_of_each_part(groot: GrootConfig, folder: Path) 
 
 
 def test_slices_may_name_the_parts_in_any_order_and_leave_some_out(groot: GrootConfig, folder: Path) -> None:
-    reversed_order = tuple((key, 1 + 7 * i, 8 + 7 * i) for i, key in enumerate(reversed(PARTS)))
-    shifted = load(groot, folder, TROCAR, state=(*reversed_order, ("torso", 0, 1), ("neck", 29, 31)))
-    assert shifted.state_dim == 31
+    ranges = {key: (1 + 7 * i, 8 + 7 * i) for i, key in enumerate(reversed(PARTS))} | {
+        "torso": (0, 1),
+        "neck": (29, 31),
+    }
     states = torch.randn(2, 28, generator=torch.Generator().manual_seed(1))
     parts = states.unflatten(1, (4, 7))
     wide = torch.cat([torch.zeros(2, 1), parts.flip(1).flatten(1), torch.ones(2, 2)], 1)
-    plain = load(groot, folder, TROCAR)
-    same = dataclasses.replace(observation(3, 28), states=states)
-    other = dataclasses.replace(observation(3, 28), states=wide)
-    assert torch.equal(shifted.prepare(other)["state"], plain.prepare(same)["state"])
+    processor = load(groot, folder, TROCAR)
+    whole = dataclasses.replace(observation(28), state={"state": states})
+    named = dataclasses.replace(whole, state=named_state(wide, ranges))
+    assert torch.equal(processor.prepare(named)["state"], processor.prepare(whole)["state"])
+    del named.state["left_hand"]
+    with pytest.raises(UserError, match=r"missing: left_hand; unknown: torso, neck, state"):
+        processor.prepare(named)
 
 
 def test_a_pretrained_embodiment_needs_no_data_config(groot: GrootConfig, folder: Path) -> None:
@@ -164,7 +173,7 @@ def test_a_pretrained_embodiment_needs_no_data_config(groot: GrootConfig, folder
     assert processor.state.normalized_width == 3 + 6 + 1
     states = torch.tensor([[-1.0, 3.0, 5.0, 0.0, 0.0, torch.pi / 2, 0.0]])
     expected = torch.tensor([-1.0, 1.0, 1.0, 0.0, -1.0, 0.0, 1.0, 0.0, 0.0, 0.0])
-    seen = dataclasses.replace(observation(3, 7, 1), states=states)
+    seen = dataclasses.replace(observation(7, 1), state={"state": states})
     torch.testing.assert_close(processor.prepare(seen)["state"][0, :10], expected, atol=1e-6, rtol=0)
     assert processor.prepare(seen)["images"][0, :, 0, 0, 0].tolist() == [0, 1, 2]
 
@@ -177,9 +186,10 @@ def test_its_actions_are_raw_a_rotation_and_a_switch(groot: GrootConfig, folder:
 
 
 def test_a_policy_takes_its_sizes_from_the_names(groot: GrootConfig, folder: Path) -> None:
-    processor = load(groot, folder, TROCAR, state=(*(TROCAR.state or ()), ("torso", 28, 30)))
+    processor = load(groot, folder, TROCAR)
     spec = GrootPolicy(groot, processor, toy_settings(action_dim=28)).spec
-    assert (spec.state_dim, spec.action_dim, spec.num_views, spec.embodiment_id) == (30, 28, 3, 31)
+    assert (spec.state_dim, spec.action_dim, spec.num_views, spec.embodiment_id) == (28, 28, 3, 31)
+    assert spec.state_parts == tuple((key, 7) for key in PARTS)
     with pytest.raises(UserError) as error:
         GrootPolicy(groot, processor, toy_settings(action_dim=27))
     assert error.value.key == "actor.model.action_dim"
@@ -195,10 +205,10 @@ def test_saved_and_loaded_it_is_the_same(groot: GrootConfig, folder: Path, tmp_p
     for names in (TROCAR, dataclasses.replace(TROCAR, data_config=None)):
         again = load(groot, saved, names)
         assert again.config == processor.config
-        before, after = (p.prepare(observation(3, 28)) for p in (processor, again))
+        before, after = (p.prepare(observation(28)) for p in (processor, again))
         assert all(torch.equal(before[key], after[key]) for key in ("images", "input_ids", "state"))
     bare = GrootProcessor.load(groot, saved)
-    assert bare.prepare(observation(3, 28))["images"][0, :, 0, 0, 0].tolist() == [0, 1, 2]
+    assert bare.prepare(observation(28))["images"][0, :, 0, 0, 0].tolist() == [0, 1, 2]
 
 
 def test_another_data_config_than_the_folders_is_an_error(groot: GrootConfig, folder: Path, tmp_path: Path) -> None:
@@ -226,22 +236,7 @@ def test_the_only_embodiment_needs_no_name(groot: GrootConfig, folder: Path) -> 
         ({"data_config": "my:Config"}, "mapping.data_config", ("'my:Config'", "data_config:")),
         ({"embodiment_tag_id": 32}, "mapping.embodiment_tag_id", ("0 to 31",)),
         ({"data_config": "so100"}, "new_embodiment.modalities.video.webcam", ("room_view, left_wrist_view",)),
-        (
-            {"data_config": "unitree_g1_full_body", "views": None},
-            "new_embodiment.modalities.video.rs_view",
-            ("room_view",),
-        ),
-        (
-            {"views": ("room_view", "left", "right")},
-            "mapping.gr00t_mapping.video",
-            ("left_wrist_view", "'room_view, left"),
-        ),
-        ({"views": ("room_view", "left_wrist_view")}, "mapping.gr00t_mapping.video", ("right_wrist_view",)),
-        (
-            {"state": (("left_arm", 0, 7), ("right_arm", 7, 14), ("left_hand", 14, 20))},
-            "mapping.gr00t_mapping.state",
-            ("left_hand [14, 20] (6 wide)", "right_hand missing", "left_arm 7 wide", METADATA_FILE),
-        ),
+        ({"data_config": "unitree_g1_full_body"}, "new_embodiment.modalities.video.rs_view", ("room_view",)),
     ],
 )
 def test_what_does_not_fit_is_named(
@@ -274,7 +269,7 @@ def test_damaged_metadata_names_the_key(
 ) -> None:
     edit_metadata(folder, "new_embodiment", *path, value=value)
     with pytest.raises(UserError) as error:
-        load(groot, folder, TROCAR, state=None)
+        load(groot, folder, TROCAR)
     assert part in str(error.value)
     assert error.value.file == str(folder / METADATA_FILE)
 
@@ -305,7 +300,9 @@ def test_rotations_that_cannot_be_scaled_or_undone(
 def test_new_data_keep_the_words_of_the_model_and_bring_the_rest(groot: GrootConfig, folder: Path) -> None:
     samples = torch.randn(50, 28, generator=torch.Generator().manual_seed(2))
     state, action = Statistics.of(samples), Statistics.of(3 * samples)
-    processor = GrootProcessor.for_data(groot, folder, TROCAR, state, action, num_views=3, fps=50.0)
+    processor = GrootProcessor.for_data(
+        groot, folder, TROCAR, state, action, cameras=VIEWS, state_names=RANGES, fps=50.0
+    )
     assert (processor.config.prompt, processor.config.embodiment_id) == ("eagle", 31)
     assert processor.config.sequence_length == 82 + 3 * 4
     assert processor.state.normalized_width == 56
@@ -320,25 +317,27 @@ def test_new_data_keep_the_words_of_the_model_and_bring_the_rest(groot: GrootCon
 def test_new_data_without_names_are_one_state_and_one_action(groot: GrootConfig, folder: Path) -> None:
     samples = Statistics.of(torch.randn(50, 6, generator=torch.Generator().manual_seed(2)))
     names = InputNames(embodiment_tag="arm", embodiment_tag_id=5)
-    processor = GrootProcessor.for_data(groot, folder, names, samples, samples.columns(0, 4), num_views=2, fps=10.0)
+    processor = GrootProcessor.for_data(
+        groot, folder, names, samples, samples.columns(0, 4), cameras=numbered_cameras(2), state_names={}, fps=10.0
+    )
     assert processor.config.data_config.video == ("main", "extra_0")
-    assert (processor.state_dim, processor.action.width, processor.config.embodiment_id) == (6, 4, 5)
+    assert (processor.state.width, processor.action.width, processor.config.embodiment_id) == (6, 4, 5)
     assert processor.metadata.tag == "arm"
 
 
 @pytest.mark.parametrize(
-    ("changes", "key"),
+    ("tag", "ranges", "key"),
     [
-        ({"state": None}, "mapping.gr00t_mapping.state"),
-        ({"state": (("left_arm", 0, 7), ("right_arm", 7, 14))}, "mapping.data_config.action"),
-        ({"embodiment_tag": "arm"}, "mapping.embodiment_tag_id"),
+        ("new_embodiment", {}, "mapping.gr00t_mapping.state"),
+        ("new_embodiment", {"left_arm": (0, 7), "right_arm": (7, 14)}, "mapping.data_config.action"),
+        ("arm", RANGES, "mapping.embodiment_tag_id"),
     ],
 )
 def test_new_data_that_do_not_fit_the_data_config(
-    groot: GrootConfig, folder: Path, changes: dict[str, Any], key: str
+    groot: GrootConfig, folder: Path, tag: str, ranges: dict[str, Range], key: str
 ) -> None:
     samples = Statistics.identity(28)
-    names = dataclasses.replace(TROCAR, **changes)
+    inputs = dataclasses.replace(TROCAR, embodiment_tag=tag)
     with pytest.raises(UserError) as error:
-        GrootProcessor.for_data(groot, folder, names, samples, samples, num_views=3, fps=10.0)
+        GrootProcessor.for_data(groot, folder, inputs, samples, samples, cameras=VIEWS, state_names=ranges, fps=10.0)
     assert error.value.key == key

@@ -28,7 +28,7 @@ def test_state_is_normalised_by_its_range():
     processor = toy_processor(toy_config())
     observation = toy_observation(4)
     statistics = processor.metadata.statistics("state", "state")
-    expected = 2 * (observation.states - statistics.min) / (statistics.max - statistics.min) - 1
+    expected = 2 * (observation.state["state"] - statistics.min) / (statistics.max - statistics.min) - 1
     torch.testing.assert_close(processor.prepare(observation)["state"][:, :STATE_DIM], expected)
 
 
@@ -44,7 +44,7 @@ def test_actions_come_back_and_are_not_clamped():
 def test_images_of_another_size_are_resized():
     processor = toy_processor(toy_config())
     observation = toy_observation(2, size=56)
-    observation.main_images[:] = torch.arange(56, dtype=torch.uint8)[None, :, None, None]
+    observation.images["main"][:] = torch.arange(56, dtype=torch.uint8)[None, :, None, None]
     resized = processor.prepare(observation)["images"]
     assert resized.shape == (2, 1, 28, 28, 3)
     assert (resized[0, 0, 1:-1, 3, 0].int() - (2 * torch.arange(28)[1:-1] + 0.5)).abs().max() <= 1
@@ -53,25 +53,35 @@ def test_images_of_another_size_are_resized():
 def test_wrong_inputs_are_named():
     processor = toy_processor(toy_config())
     good = toy_observation(2)
-    two = toy_observation(2, num_views=2)
-    assert two.extra_view_images is not None
+    main = good.images["main"]
     cases = [
-        ("main_images", dataclasses.replace(good, main_images=good.main_images.float())),
-        ("main_images", dataclasses.replace(good, main_images=good.main_images[..., :1])),
-        ("main_images", dataclasses.replace(good, main_images=good.main_images[:, :0])),
-        ("main_images", dataclasses.replace(good, main_images=good.main_images.permute(0, 3, 1, 2))),
-        ("extra_view_images", two),
-        ("extra_view_images", dataclasses.replace(two, extra_view_images=two.extra_view_images[:, :, 2:])),
-        ("extra_view_images", dataclasses.replace(two, extra_view_images=two.extra_view_images.float())),
-        ("extra_view_images", dataclasses.replace(two, extra_view_images=two.extra_view_images[:, 0])),
-        ("states", dataclasses.replace(good, states=torch.zeros(2, STATE_DIM + 1))),
-        ("main_images, states, task_descriptions", dataclasses.replace(good, states=torch.zeros(3, STATE_DIM))),
+        *(
+            ("images.main", dataclasses.replace(good, images={"main": images}))
+            for images in (main.float(), main[..., :1], main[:, :0], main.permute(0, 3, 1, 2))
+        ),
+        ("images", toy_observation(2, num_views=2)),
+        ("images", dataclasses.replace(good, images={})),
+        ("state.state", dataclasses.replace(good, state={"state": torch.zeros(2, STATE_DIM + 1)})),
+        ("state", dataclasses.replace(good, state={"arm": torch.zeros(2, STATE_DIM)})),
+        ("images, state, instruction", dataclasses.replace(good, state={"state": torch.zeros(3, STATE_DIM)})),
     ]
     for key, observation in cases:
         with pytest.raises(UserError) as error:
             processor.prepare(observation)
         assert error.value.key == key
         assert error.value.expected
+
+
+def test_cameras_are_asked_for_by_name_and_may_differ_in_size():
+    processor = toy_processor(toy_config(), num_views=2)
+    good = toy_observation(2, num_views=2)
+    main, extra = good.images.values()
+    swapped = dataclasses.replace(good, images={"extra_0": extra, "main": main})
+    assert torch.equal(processor.prepare(swapped)["images"], torch.stack([main, extra], 1))
+    large = dataclasses.replace(good, images={"main": main, "extra_0": torch.full_like(extra, 7).repeat(1, 2, 1, 1)})
+    assert (processor.prepare(large)["images"][:, 1] == 7).all()
+    with pytest.raises(UserError, match=r"missing: main; unknown: front[^']*'\n  expected: main, extra_0"):
+        processor.prepare(dataclasses.replace(good, images={"front": main, "extra_0": extra}))
 
 
 def test_save_and_load_in_the_published_layout(tmp_path):

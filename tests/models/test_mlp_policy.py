@@ -50,7 +50,7 @@ def test_states_and_actions_are_normalised():
     policy = build(state=state, action=action)
     observation = toy_observation(3)
     inputs = policy.prepare(observation)
-    torch.testing.assert_close(inputs["state"], (observation.states - state.mean) / state.std)
+    torch.testing.assert_close(inputs["state"], (observation.state["state"] - state.mean) / state.std)
     decoded = policy.decode(inputs, torch.zeros(3, 2, ACTION_DIM))
     torch.testing.assert_close(decoded, ((action.max + action.min) / 2).expand(3, 2, ACTION_DIM))
 
@@ -64,7 +64,7 @@ def test_standard_deviation_is_learned():
 def test_another_width_is_named(tmp_path):
     policy = build()
     observation = toy_observation(2)
-    observation.states = torch.zeros(2, STATE_DIM + 1)
+    observation.state["state"] = torch.zeros(2, STATE_DIM + 1)
     with pytest.raises(UserError, match=str(STATE_DIM)):
         policy.prepare(observation)
     policy.save(tmp_path)

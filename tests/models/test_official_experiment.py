@@ -24,7 +24,9 @@ from regrasp.models.groot.processing.data_config import KeyConfig
 from regrasp.models.inputs import InputNames
 from regrasp.stages.commands import train_base
 from regrasp.stages.convert import convert, survey
-from regrasp.stages.demonstrations import ACTION, MAIN_CAMERA, STATE
+from regrasp.stages.demonstrations import ACTION, STATE, camera_features
+
+(MAIN_CAMERA,) = camera_features(1)
 
 KEYS = "[{key: arm, mode: min_max}, {key: gripper, mode: min_max}]"
 NAMES = (
@@ -49,8 +51,8 @@ def experiment(*mapping: str, overrides: tuple[str, ...] = ()) -> ExperimentConf
     return load_config("pick_cube_ppo_groot", ["~pretrain", *both, *overrides]).config
 
 
-def environments(state_dim: int = 5, num_extra_views: int = 1) -> EnvSpec:
-    return EnvSpec("task", 1, {}, 5, (), 0.1, 10, state_dim=state_dim, num_extra_views=num_extra_views)
+def environments(state_dim: int = 5, cameras: tuple[str, ...] = ("wrist_view", "ego_view")) -> EnvSpec:
+    return EnvSpec("task", 1, {}, 5, (), 0.1, 10, state_dim=state_dim, cameras=cameras)
 
 
 def test_it_is_loaded_by_the_experiments_names(published: Path) -> None:
@@ -61,7 +63,7 @@ def test_it_is_loaded_by_the_experiments_names(published: Path) -> None:
 
 @pytest.mark.parametrize(
     ("env", "key"),
-    [(environments(state_dim=6), "states"), (environments(num_extra_views=0), "extra_view_images")],
+    [(environments(state_dim=6), "states"), (environments(cameras=("wrist_view",)), "extra_view_images")],
 )
 def test_environments_that_do_not_fit_it_are_refused(published: Path, env: EnvSpec, key: str) -> None:
     config = experiment(*NAMES, overrides=(f"actor.model.model_path={published}", "actor.model.action_dim=5"))

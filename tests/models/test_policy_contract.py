@@ -212,37 +212,43 @@ def test_a_saved_policy_loads_for_inference_without_settings(policy, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("kind", "part", "value", "complaint"),
+    ("kind", "part", "name", "value", "complaint"),
     [
-        ("flow_sde", "main_images", np.zeros((2, 32, 32, 3), np.uint8), ["numpy.ndarray (2, 32, 32, 3) uint8"]),
-        ("two_views", "extra_view_images", np.zeros((2, 1, 32, 32, 3), np.uint8), ["numpy.ndarray (2, 1, 32, 32, 3)"]),
-        ("mlp", "states", np.zeros((2, STATE_DIM), np.float32), ["numpy.ndarray"]),
-        ("mlp", "states", [[0.0] * STATE_DIM] * 2, ["'list'"]),
-        ("flow_sde", "main_images", None, ["needs", "value:    None", "(B, H, W, 3) uint8"]),
-        ("mlp", "states", None, ["needs", "(B, D) float32"]),
+        ("flow_sde", "images", "main", np.zeros((2, 32, 32, 3), np.uint8), ["numpy.ndarray (2, 32, 32, 3) uint8"]),
+        ("two_views", "images", "extra_0", np.zeros((2, 32, 32, 3), np.uint8), ["numpy.ndarray (2, 32, 32, 3)"]),
+        ("mlp", "state", "state", np.zeros((2, STATE_DIM), np.float32), ["numpy.ndarray"]),
+        ("mlp", "state", "state", [[0.0] * STATE_DIM] * 2, ["'list'"]),
+        ("flow_sde", "images", "main", None, ["needs", "value:    None", "(B, H, W, 3) uint8"]),
+        ("flow_sde", "images", None, None, ["needs", "a dict of torch tensors (B, H, W, 3) uint8"]),
+        ("mlp", "state", None, torch.zeros(2, STATE_DIM), ["torch.Tensor torch.Size([2, 3])", "a dict of torch"]),
+        ("mlp", "state", "state", None, ["needs", "(B, D) float32"]),
     ],
 )
-def test_a_prediction_needs_tensors(kind: str, part: str, value: object, complaint: list[str]):
+def test_a_prediction_needs_tensors(kind: str, part: str, name: str | None, value: Any, complaint: list[str]):
     policy = POLICIES[kind]()
     observation = toy_observation(2, num_views=max(policy.spec.num_views, 1))
     with pytest.raises(UserError) as caught:
-        policy.predict(dataclasses.replace(observation, **{part: value}))
-    assert caught.value.key == part
-    assert all(text in str(caught.value) for text in ("expected: a torch tensor", "mend:", *complaint))
+        policy.predict(
+            dataclasses.replace(
+                observation, **{part: value if name is None else getattr(observation, part) | {name: value}}
+            )
+        )
+    assert caught.value.key == (part if name is None else f"{part}.{name}")
+    assert all(text in str(caught.value) for text in ("expected: a", "torch tensor", "mend:", *complaint))
 
 
 @pytest.mark.parametrize("kind", ["mlp", "flow_sde"])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_prediction_needs_a_finite_state(kind: str, value: float):
     observation = toy_observation(2)
-    observation.states[1, 2] = value
+    observation.state["state"][1, 2] = value
     with pytest.raises(UserError, match="State values that are not finite: 1") as caught:
         POLICIES[kind]().predict(observation)
-    assert (caught.value.key, str(caught.value.value)) == ("states[1, 2]", str(value))
+    assert (caught.value.key, str(caught.value.value)) == ("state.state[1, 2]", str(value))
 
 
 def test_a_state_policy_needs_no_images():
-    observation = dataclasses.replace(toy_observation(2), main_images=None)  # type: ignore[arg-type]
+    observation = dataclasses.replace(toy_observation(2), images=None)  # type: ignore[arg-type]
     assert mlp_policy().predict(observation).shape == (2, 3, ACTION_DIM)
 
 

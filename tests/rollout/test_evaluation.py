@@ -174,7 +174,7 @@ def test_a_number_that_is_not_finite_stops_an_evaluation() -> None:
     class Broken(ScriptedEnv):
         def observe(self) -> Observation:
             seen = super().observe()
-            seen.states[2, 0] = float("nan")
+            seen.state["state"][2, 0] = float("nan")
             return seen
 
     env = Broken([[Script(LIMIT)]] * 3)

@@ -21,7 +21,9 @@ from regrasp.experiment.load import load_config
 from regrasp.rollout.choosers import expert_chooser
 from regrasp.seeding import episode_seed
 from regrasp.stages.collect import Demonstrator, collect
-from regrasp.stages.demonstrations import ACTION, MAIN_CAMERA, STATE
+from regrasp.stages.demonstrations import ACTION, STATE, camera_features
+
+(MAIN_CAMERA,) = camera_features(1)
 
 SEED = 5
 
@@ -51,7 +53,7 @@ class Recorder:
 
     def step(self, actions: Tensor) -> Step:
         self.executed.append(actions.clone())
-        self.steps.append(self._env.step(actions))
+        self.steps.append(copy.deepcopy(self._env.step(actions)))
         return self.steps[-1]
 
 
@@ -104,8 +106,8 @@ def test_noise_is_executed_and_the_clean_action_recorded(
         executed = torch.stack([actions[episode, 0] for actions in recorder.executed[:length]])
         assert np.array_equal(columns[ACTION][mine], clean.numpy())
         differences.append((executed - clean).numpy())
-        states = [recorder.first[0].states[episode]] + [
-            step.observation.states[episode] for step in recorder.steps[: length - 1]
+        states = [recorder.first[0].state["state"][episode]] + [
+            step.observation.state["state"][episode] for step in recorder.steps[: length - 1]
         ]
         assert np.array_equal(columns[STATE][mine], torch.stack(states).numpy())
         assert bool(recorder.steps[length - 1].success[episode])
@@ -119,7 +121,7 @@ def test_images_are_those_of_the_decision(recorded: tuple[DemonstrationDataset, 
     dataset, recorder, _ = recorded
     columns = dataset.load_columns(["episode_index"])
     decoded = dataset.load_images(MAIN_CAMERA)[columns["episode_index"] == 2].astype(int)
-    seen = [recorder.first[0].main_images[2]] + [step.observation.main_images[2] for step in recorder.steps]
+    seen = [recorder.first[0].images["main"][2]] + [step.observation.images["main"][2] for step in recorder.steps]
     for index in (0, 1, len(decoded) - 1):
         error = np.abs(decoded[index] - seen[index].numpy().astype(int)).mean()
         assert error < 3.0, "the video is lossy, but not that lossy"

@@ -408,7 +408,7 @@ def test_a_state_policy_learns_from_a_recording(tmp_path: Path) -> None:
     policy = load_policy(folder)
     assert (policy.spec.state_dim, policy.spec.action_dim) == (9, 7)
     assert result.num_frames == 12
-    observation = Observation(torch.zeros(1, 0, 0, 3, dtype=torch.uint8), torch.zeros(1, 9), [INSTRUCTION])
+    observation = Observation({}, {"state": torch.zeros(1, 9)}, [INSTRUCTION])
     assert policy.predict(observation).shape == (1, 16, 7)
 
 

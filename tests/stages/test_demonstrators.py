@@ -141,8 +141,7 @@ def test_a_policy_plays_its_chunks(start_model: Path, tmp_path: Path) -> None:
     policy = load_policy(start_model)
     decisions = np.flatnonzero(columns["frame_index"] % 4 == 0)
     states = torch.from_numpy(columns[STATE][decisions])
-    empty = torch.zeros(len(states), 0, 0, 3, dtype=torch.uint8)
-    chunks = policy.predict(Observation(empty, states, ["x"] * len(states))).detach().numpy()
+    chunks = policy.predict(Observation({}, {"state": states}, ["x"] * len(states))).detach().numpy()
     for frame, chunk in zip(decisions, chunks, strict=True):
         assert np.allclose(columns[ACTION][frame : frame + 4], chunk, atol=1e-5)
 

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 from run_toys import groot_experiment, mlp_experiment
 
-from regrasp.engine.policies import check_embodiment, load_model
+from regrasp.engine.policies import check_inputs, load_model
+from regrasp.envs.selection import camera_names, state_names
 from regrasp.errors import UserError
+from regrasp.experiment import Gr00tVideoMapping
 from regrasp.experiment.inputs import input_names
 from regrasp.experiment.load import LoadedConfig, load_config
 from regrasp.models.groot.processing.data_config import BUILT_IN, data_config
@@ -17,8 +19,19 @@ from regrasp.models.inputs import InputNames
 from regrasp.runner.resume import check_slot
 from regrasp.stages.play import PlayOptions, play
 from regrasp.stages.train import train
+from rl_toys import EchoPolicy
 
 REFERENCE = Path(__file__).parents[1] / "config" / "reference_experiment.yaml"
+
+
+class TrocarNames(EchoPolicy):
+    """A policy that was trained with the reference's names."""
+
+    spec = replace(
+        EchoPolicy.spec,
+        cameras=("left_wrist_view", "right_wrist_view", "room_view"),
+        state_parts=tuple((f"{side}_{part}", 7) for part in ("arm", "hand") for side in ("left", "right")),
+    )
 
 
 def test_the_reference_experiment_in_names() -> None:
@@ -27,10 +40,29 @@ def test_the_reference_experiment_in_names() -> None:
     assert names == InputNames(
         embodiment_tag="new_embodiment",
         embodiment_tag_id=31,
-        views=("room_view", "left_wrist_view", "right_wrist_view"),
-        state=(("left_arm", 0, 7), ("right_arm", 7, 14), ("left_hand", 14, 21), ("right_hand", 21, 28)),
         data_config="gr00t_config:IsaacLabDataConfig",
     )
+
+
+def test_the_reference_experiments_names_of_cameras_and_state() -> None:
+    mapping = load_config(str(REFERENCE)).config.env.train.mapping
+    assert camera_names(mapping) == ("room_view", "left_wrist_view", "right_wrist_view")
+    ranges = {"left_arm": (0, 7), "right_arm": (7, 14), "left_hand": (14, 21), "right_hand": (21, 28)}
+    assert state_names(mapping) == ranges
+    policy = TrocarNames()
+    check_inputs(policy, mapping)
+    assert mapping.gr00t_mapping is not None
+    state = mapping.gr00t_mapping.state
+    names = replace(mapping.gr00t_mapping, state=(*state[:2], replace(state[2], slice=(14, 20))))
+    with pytest.raises(UserError, match=r"left_hand \[14, 20\] \(6 wide\); right_hand missing") as caught:
+        check_inputs(policy, replace(mapping, gr00t_mapping=names))
+    assert caught.value.key == "env.train.mapping.gr00t_mapping.state"
+    for views in (("left", "right"), ("left_wrist_view",)):
+        video = Gr00tVideoMapping("room_view", views)
+        with pytest.raises(UserError, match="cameras are not the model's") as caught:
+            check_inputs(policy, replace(mapping, gr00t_mapping=replace(mapping.gr00t_mapping, video=video)))
+        assert caught.value.key == "env.train.mapping.gr00t_mapping.video"
+        assert "left_wrist_view, right_wrist_view, room_view" in str(caught.value)
 
 
 def test_an_experiment_without_names_leaves_them_open() -> None:
@@ -93,10 +125,10 @@ def test_a_slot_left_out_is_the_model_folders_own(base_model: Path) -> None:
     assert mapping.embodiment_tag_id is None
     policy = load_model(config.actor.model, base_model, mapping)
     assert policy.spec.embodiment_id == 0
-    check_embodiment(policy, mapping)
+    check_inputs(policy, mapping)
     for change in ({"embodiment_tag_id": 1}, {"embodiment_tag": "gr1"}):
         with pytest.raises(UserError, match="another embodiment"):
-            check_embodiment(policy, replace(mapping, **change))
+            check_inputs(policy, replace(mapping, **change))
 
 
 def test_a_published_models_run_goes_on_with_its_own_slot_only(tmp_path: Path) -> None:

@@ -73,8 +73,12 @@ def test_held_out_episodes_are_not_trained_on(backbone: Path, demos: Path, tmp_p
 def test_every_nth_frame_of_each_episode_is_trained_on_with_its_own_chunk(base_model: Path, demos: Path) -> None:
     dataset, policy = DemonstrationDataset.open(demos), load_groot(base_model)
     columns = dataset.load_columns([ACTION, "frame_index", "episode_index"])
-    configs = (groot_experiment(f"sft.frame_stride={n}", "sft.validation_fraction=0").config.sft for n in (1, 3))
-    (every, _), (thinned, _) = (load_frames(policy, dataset, config) for config in configs if config is not None)
+    configs = (groot_experiment(f"sft.frame_stride={n}", "sft.validation_fraction=0").config for n in (1, 3))
+    (every, _), (thinned, _) = (
+        load_frames(policy, dataset, config.env.train.mapping, config.sft)
+        for config in configs
+        if config.sft is not None
+    )
     kept = torch.from_numpy(columns["frame_index"] % 3 == 0)
     assert 0 < len(thinned.actions) < len(every.actions) == dataset.num_frames
     assert torch.equal(thinned.actions, every.actions[kept])

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from regrasp.engine.policies import check_embodiment
+from regrasp.engine.policies import check_inputs
 from regrasp.experiment import ExperimentConfig
 from regrasp.experiment.batches import num_samples, num_updates
 from regrasp.experiment.inputs import input_names
-from regrasp.learner.learner import ActorWorker
+from regrasp.learner.learner import Learner
 from regrasp.learner.precision import apply_precision
 from regrasp.logging.text import byte_size
 from regrasp.models.contract import Policy
@@ -56,7 +56,7 @@ def memory_estimate(config: ExperimentConfig) -> list[str]:
     policy = model.preview(check_folder(model, model.model_path), input_names(mapping))
     if policy is None:
         return ["memory: the size of this kind of model is known only once it is loaded"]
-    check_embodiment(policy, mapping)
+    check_inputs(policy, mapping)
     memory = policy_memory(policy, config)
     lines = [
         *filter(None, [policy.describe_inputs()]),
@@ -88,17 +88,11 @@ def policy_memory(policy: Policy, config: ExperimentConfig) -> PolicyMemory:
     model = config.actor.model
     num_parameters = sum(tensor.numel() for tensor in policy.state_dict().values())
     apply_precision(policy, model, _CPU)
-    actor = ActorWorker(
-        policy,
-        config.actor,
-        config.algorithm,
-        num_updates=num_updates(config),
-        seed=0,
-        recompute_features=_recomputes(config),
-        device=_CPU,
+    learner = Learner(
+        policy, config.algorithm.build(), config.actor, num_updates=num_updates(config), seed=0, device=_CPU
     )
-    trained: list[nn.Parameter] = [weight for group in actor.optimizer.param_groups for weight in group["params"]]
-    halves = {} if actor.halved is None else actor.halved.halves
+    trained: list[nn.Parameter] = [weight for group in learner.optimizer.param_groups for weight in group["params"]]
+    halves = {} if learner.halved is None else learner.halved.halves
     computing = [halves.get(parameter, parameter) for parameter in trained]
     summed = halves if config.actor.global_batch_size > config.actor.micro_batch_size else {}
     return PolicyMemory(

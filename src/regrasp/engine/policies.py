@@ -12,7 +12,7 @@ from torch import Tensor
 from regrasp.checkpoint.layout import EXPORT
 from regrasp.checkpoint.read import checkpoint_of, load_full_weights
 from regrasp.envs.contract import EnvSpec
-from regrasp.envs.selection import ObservationSelection
+from regrasp.envs.selection import ObservationSelection, camera_names, state_names
 from regrasp.errors import UserError
 from regrasp.experiment import MappingConfig
 from regrasp.experiment.inputs import input_names
@@ -78,37 +78,38 @@ def check_fit(policy: Policy, mapping: MappingConfig, env: EnvSpec, location: st
     """Check that the mapping, which stands at `location`, delivers what the policy was trained on.
 
     Raises:
-        UserError: Embodiment, state width or number of cameras differ.
+        UserError: Embodiment, cameras or state differ.
     """
-    check_embodiment(policy, mapping, location)
-    expected = policy.spec
-    if expected.state_dim != env.state_dim:
+    check_inputs(policy, mapping, location)
+    expected, names = policy.spec, state_names(mapping)
+    width = max(stop for _, stop in names.values()) if names and expected.state_parts else expected.state_dim
+    if width != env.state_dim:
         raise UserError(
             "The mapping's state does not have the width that the model was trained with",
             key=f"{location}.states",
             value=f"{env.state_dim} values",
-            expected=f"{expected.state_dim} values",
+            expected=f"{width} values",
             mend="list the same state keys, in the same order, as for the model's demonstrations"
             + ("; or correct the slices of gr00t_mapping.state" if mapping.gr00t_mapping else ""),
         )
-    has_main = mapping.main_images is not None
-    num_views = has_main + env.num_extra_views
-    if expected.num_views and expected.num_views != num_views:
+    if expected.cameras and len(expected.cameras) != len(env.cameras):
         raise UserError(
             "The mapping does not give the model the cameras that it was trained with",
-            key=f"{location}.{'extra_view_images' if has_main else 'main_images'}",
-            value=f"{num_views} cameras in all",
-            expected=f"{expected.num_views} cameras in all",
+            key=f"{location}.{'main_images' if mapping.main_images is None else 'extra_view_images'}",
+            value=f"{len(env.cameras)} cameras in all",
+            expected=f"{len(expected.cameras)} cameras in all",
             mend="list the same cameras, in the same order, as for the model's demonstrations",
         )
 
 
-def check_embodiment(policy: Policy, mapping: MappingConfig, location: str = "env.train.mapping") -> None:
-    """Check that the mapping, which stands at `location`, names the embodiment that the policy was trained for.
+def check_inputs(policy: Policy, mapping: MappingConfig, location: str = "env.train.mapping") -> None:
+    """Check that the mapping, which stands at `location`, names what the policy was trained with.
 
     Raises:
-        UserError: It names another one.
+        UserError: It names another embodiment, other cameras, or other parts of the state.
     """
+    if mapping.gr00t_mapping is not None and policy.spec.state_parts:
+        _check_names(policy, mapping, f"{location}.gr00t_mapping")
     key, tag, expected = f"{location}.embodiment_tag_id", policy.spec.embodiment_tag, policy.spec.embodiment_id
     if tag is None or expected is None:
         return
@@ -120,6 +121,32 @@ def check_embodiment(policy: Policy, mapping: MappingConfig, location: str = "en
             value=slot,
             expected=str(expected),
             mend="correct embodiment_tag_id, or train a base model for this embodiment with `regrasp sft`",
+        )
+
+
+def _check_names(policy: Policy, mapping: MappingConfig, location: str) -> None:
+    """Check the names of cameras, and those and the widths of parts of the state."""
+    cameras, parts, names = camera_names(mapping), policy.spec.state_parts, state_names(mapping)
+    if sorted(cameras) != sorted(policy.spec.cameras):
+        raise UserError(
+            "The experiment's cameras are not the model's",
+            key=f"{location}.video",
+            value=", ".join(cameras),
+            expected=", ".join(policy.spec.cameras),
+            mend="name main_images and each of extra_view_images as the model calls it",
+        )
+    wrong = [
+        f"{key} {list(names[key])} ({names[key][1] - names[key][0]} wide)" if key in names else f"{key} missing"
+        for key, width in parts
+        if key not in names or names[key][1] - names[key][0] != width
+    ]
+    if wrong:
+        raise UserError(
+            "Slices of the state do not match the model's",
+            key=f"{location}.state",
+            value="; ".join(wrong),
+            expected=", ".join(f"{key} {width} wide" for key, width in parts) + f" ({policy.spec.embodiment_tag})",
+            mend="give in gr00t_mapping.state each key its range of the concatenated `states`",
         )
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from regrasp.envs.selection import ArraySpec
+from regrasp.envs.selection import STATE, ArraySpec, numbered_cameras
+
+__all__ = ["STATE", "ArraySpec", "Capabilities", "EnvSpec", "Observation", "Step", "VecEnv", "numbered_cameras"]
 
 
 @dataclass(frozen=True)
@@ -29,9 +31,9 @@ class EnvSpec:
     max_episode_steps: int
     """An episode is truncated after this many environment steps."""
     state_dim: int
-    """Width of `Observation.states`."""
-    num_extra_views: int
-    """Number of cameras in `Observation.extra_view_images`."""
+    """Width of the whole state vector."""
+    cameras: tuple[str, ...]
+    """Names of `Observation.images`."""
 
 
 @dataclass(frozen=True)
@@ -47,47 +49,40 @@ class Capabilities:
 
 @dataclass
 class Observation:
-    """Policy inputs for B environments, under the reference's names."""
+    """What B environments show to a policy, under the names that `envs/selection.py` gives to it.
 
-    main_images: Tensor
-    """(B, H, W, 3) uint8."""
-    states: Tensor
-    """(B, D) float32."""
-    task_descriptions: list[str]
-    """B instructions."""
-    extra_view_images: Tensor | None = None
-    """(B, V, H, W, 3) uint8, or None without extra cameras."""
+    Images are views of the simulator's memory, which the next `reset` or `step` overwrites: `clone` what is to outlast
+    it.
+    """
+
+    images: dict[str, Tensor]
+    """(B, H, W, 3) uint8 by camera."""
+    state: dict[str, Tensor]
+    """(B, D) float32 by key; `state` is the whole vector, and names that the mapping gives are parts of it."""
+    instruction: list[str]
+    """B sentences."""
 
     def __len__(self) -> int:
-        return len(self.task_descriptions)
+        return len(self.instruction)
 
     def rows(self, index: Sequence[int] | Tensor) -> Observation:
-        """The observation of the environments in `index` (copies)."""
-        rows = _as_rows(index)
-        return Observation(
-            main_images=self.main_images[rows],
-            states=self.states[rows],
-            task_descriptions=[self.task_descriptions[i] for i in rows.tolist()],
-            extra_view_images=None if self.extra_view_images is None else self.extra_view_images[rows],
+        """The observation of the environments in `index`; consecutive ones share memory with this observation."""
+        assert not (isinstance(index, Tensor) and index.dtype == torch.bool), "row numbers, not a mask"
+        rows = torch.as_tensor(index, dtype=torch.long).tolist()
+        consecutive = rows == list(range(rows[0], rows[0] + len(rows))) if rows else True
+        part = slice(rows[0], rows[0] + len(rows)) if rows and consecutive else rows
+        return replace(self.map(lambda values: values[part]), instruction=[self.instruction[row] for row in rows])
+
+    def clone(self) -> Observation:
+        """A copy in memory of its own."""
+        return self.map(Tensor.clone)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Observation:
+        """The observation with `function` of every tensor."""
+        images, state = (
+            {name: function(values) for name, values in part.items()} for part in (self.images, self.state)
         )
-
-    def updated(self, index: Sequence[int], fresh: Observation) -> Observation:
-        """A copy in which the rows `index` are replaced by those of `fresh`."""
-        merged = self.rows(range(len(self)))
-        rows = _as_rows(index)
-        assert len(rows) == len(fresh)
-        merged.main_images[rows] = fresh.main_images
-        merged.states[rows] = fresh.states
-        if merged.extra_view_images is not None and fresh.extra_view_images is not None:
-            merged.extra_view_images[rows] = fresh.extra_view_images
-        for row, text in zip(rows.tolist(), fresh.task_descriptions, strict=True):
-            merged.task_descriptions[row] = text
-        return merged
-
-
-def _as_rows(index: Sequence[int] | Tensor) -> Tensor:
-    assert not (isinstance(index, Tensor) and index.dtype == torch.bool), "row numbers, not a mask"
-    return torch.as_tensor(index, dtype=torch.long)
+        return Observation(images, state, self.instruction)
 
 
 @dataclass
@@ -110,7 +105,10 @@ class Step:
     success: Tensor
     """(N,) bool, the task's success signal was seen in this chunk."""
     frames: Tensor | None = None
-    """(R, T, H, W, 3) uint8, one frame per step of the R recorded environments; rows past `num_executed` are stale."""
+    """(R, T, H, W, 3) uint8, one frame per step of the R recorded environments; rows past `num_executed` are stale.
+
+    A view of the simulator's memory, as images are.
+    """
     info: dict[str, Tensor] = field(default_factory=dict)
     """Further per-environment task measures, each (N,) float32 (for example the stage reached)."""
 
@@ -135,7 +133,7 @@ class VecEnv(ABC):
         """Start one episode per given environment; `seeds` fixes everything random in it.
 
         Returns:
-            The first observation of the given environments, in the order given.
+            The present observation of all environments: of those given the first one of their episode.
         """
 
     @abstractmethod

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from regrasp.envs.contract import Observation
-from regrasp.envs.selection import ObservationSelection, check_action_mapping, width_of
+from regrasp.envs.selection import STATE, ObservationSelection, Range, check_action_mapping, width_of
 from regrasp.experiment import MappingConfig
 
 
@@ -21,21 +21,23 @@ class ObservationMapping(ObservationSelection):
     """Selects and arranges raw observations as the configuration says; see `ObservationSelection`."""
 
     def __call__(self, raw: Mapping[str, np.ndarray], instructions: list[str]) -> Observation:
-        """Arrange raw arrays (B, ...) into an observation of B environments, which shares their memory."""
-        if self.main_camera is None:
-            main = torch.zeros(len(instructions), 0, 0, 3, dtype=torch.uint8)
-        else:
-            main = torch.from_numpy(raw[self.main_camera])
-        extra = [torch.from_numpy(raw[name]) for name in self.extra_cameras]
-        count = len(instructions)
+        """Arrange raw arrays (B, ...) into an observation of B environments; its images share their memory."""
+        images = zip(self.camera_names, self.cameras, strict=True)
+        return Observation(
+            images={name: torch.from_numpy(raw[key]) for name, key in images},
+            state=named_state(self._state_vector(raw, len(instructions)), self.state_names),
+            instruction=[self.instruction or text for text in instructions],
+        )
+
+    def _state_vector(self, raw: Mapping[str, np.ndarray], count: int) -> Tensor:
         columns = [raw[s.key].reshape(count, width_of(self.raw[s.key]))[:, s.start : s.stop] for s in self.states]
         states = np.concatenate(columns, 1) if columns else np.zeros((count, 0))
-        return Observation(
-            main_images=main,
-            extra_view_images=torch.stack(extra, 1) if extra else None,
-            states=torch.from_numpy(states.astype(np.float32)),
-            task_descriptions=[self.instruction or text for text in instructions],
-        )
+        return torch.from_numpy(states.astype(np.float32))
+
+
+def named_state(vector: Tensor, names: Mapping[str, Range]) -> dict[str, Tensor]:
+    """The whole state vector (B, D) and its named parts, which share its memory."""
+    return {name: vector[:, start:stop] for name, (start, stop) in names.items()} | {STATE: vector}
 
 
 class ActionMapping:

@@ -1,4 +1,7 @@
-"""What a mapping selects from a simulator's offer, checked before anything is started. Imports no numerical library."""
+"""What a mapping selects from a simulator's offer, and what it calls it, checked before anything is started.
+
+Imports no numerical library.
+"""
 
 from __future__ import annotations
 
@@ -31,6 +34,33 @@ class StateSource:
     stop: int
 
 
+STATE = "state"
+"""Name of the whole state vector."""
+Range = tuple[int, int]
+"""(start, stop) in a vector."""
+
+
+def camera_names(mapping: MappingConfig) -> tuple[str, ...]:
+    """What policies call the main camera and then the extra ones: `gr00t_mapping` says it, else they are numbered."""
+    if mapping.main_images is None:
+        return ()
+    if mapping.gr00t_mapping is None:
+        return numbered_cameras(1 + len(mapping.extra_view_images))
+    video = mapping.gr00t_mapping.video
+    return tuple(name.removeprefix("video.") for name in (video.main_images, *video.extra_view_images))
+
+
+def numbered_cameras(count: int) -> tuple[str, ...]:
+    """Names of cameras that nobody has named, as datasets have them."""
+    return ("main", *(f"extra_{index}" for index in range(count - 1)))[:count]
+
+
+def state_names(mapping: MappingConfig) -> dict[str, Range]:
+    """What policies call parts of the state vector, and where in it they are: `gr00t_mapping` says it, else nothing."""
+    names = mapping.gr00t_mapping
+    return {} if names is None else {part.gr00t_key.removeprefix("state."): part.slice for part in names.state}
+
+
 class ObservationSelection:
     """Which raw observations the configuration asks for.
 
@@ -61,7 +91,8 @@ class ObservationSelection:
         self.main_camera = self._camera(config.main_images, "main_images") if config.main_images else None
         self.extra_cameras = tuple(self._camera(name, "extra_view_images") for name in config.extra_view_images)
         self.states = tuple(self._state(i, entry.key, entry.slice) for i, entry in enumerate(config.states))
-        self._check_equal_sizes()
+        self.camera_names = camera_names(config)
+        self.state_names = state_names(config)
 
     @property
     def cameras(self) -> tuple[str, ...]:
@@ -123,17 +154,6 @@ class ObservationSelection:
             UserError: There is none, or there are several.
         """
         return find_observation(name, self.raw, f"{self._location}.{field}", self._source, self._advice)
-
-    def _check_equal_sizes(self) -> None:
-        sizes = {self.raw[key].shape for key in self.extra_cameras}
-        if len(sizes) > 1:
-            raise UserError(
-                "Extra cameras differ in size, so they cannot be stacked",
-                key=f"{self._location}.extra_view_images",
-                value=list(self.extra_cameras),
-                expected="cameras of one size",
-                mend="give the cameras the same width and height in the task",
-            )
 
 
 def find_observation(

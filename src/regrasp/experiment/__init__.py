@@ -1,7 +1,7 @@
 """The configuration of one experiment: its blocks, how a file becomes one, and the arithmetic of its updates."""
 
+from regrasp.algorithms.ppo import PpoConfig as AlgorithmConfig
 from regrasp.experiment.actor import ActorConfig, OptimConfig
-from regrasp.experiment.algorithm import AlgorithmConfig
 from regrasp.experiment.config import ExperimentConfig
 from regrasp.experiment.env import (
     ActionMapping,

@@ -48,9 +48,10 @@ class DatasetFacts(NamedTuple):
     action: Statistics
     """Of the whole action vector."""
     inputs: InputNames
-    """What the experiment calls the parts of both."""
-    num_views: int
-    """Cameras."""
+    cameras: tuple[str, ...]
+    """What a policy calls the cameras."""
+    state_names: Mapping[str, tuple[int, int]]
+    """What it calls parts of the state vector, and where in it they are."""
     fps: float
     """Control frequency in Hz."""
 

@@ -71,14 +71,19 @@ class PolicySpec:
     """Actions predicted per decision, H; the first T are executed."""
     action_dim: int
     state_dim: int
-    num_views: int
-    """Cameras used: main image plus extra views; 0 for a state policy."""
+    cameras: tuple[str, ...] = ()
+    """Names of the cameras used, in the policy's order; none for a state policy."""
     state_parts: tuple[tuple[str, int], ...] = ()
     """Name and width of what the state is made of, in order; empty where a policy knows of no parts."""
     embodiment_tag: str | None = None
     """The embodiment it was trained for; None where a policy knows of none."""
     embodiment_id: int | None = None
     """Slot of the per-embodiment projectors, None for a policy without."""
+
+    @property
+    def num_views(self) -> int:
+        """Cameras used; 0 for a state policy."""
+        return len(self.cameras)
 
 
 class Policy(nn.Module, ABC):
@@ -94,6 +99,11 @@ class Policy(nn.Module, ABC):
     """Methods, from tensors and numbers to tensors, that a GPU may replay as CUDA graphs where nothing is trained."""
     product_layers: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv2d)
     """Layers whose weights are used in matrix products alone, so that autocast casts them."""
+
+    @property
+    def offers(self) -> frozenset[str]:
+        """What an algorithm may ask for: `log_prob`, `value`, `entropy` in closed form."""
+        return frozenset({"log_prob", "value"})
 
     @abstractmethod
     def prepare(self, observation: Observation) -> TensorDict:

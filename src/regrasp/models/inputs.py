@@ -34,7 +34,7 @@ EMBODIMENT_IDS = {NEW_EMBODIMENT: 31, "gr1": 24, "oxe_droid": 17, "agibot_genie1
 
 @dataclass(frozen=True)
 class InputNames:
-    """The experiment's names of cameras and state parts, and the embodiment, for a model that asks by name.
+    """The embodiment, and what a model sees of it.
 
     None always leaves the question to the model folder.
     """
@@ -42,10 +42,6 @@ class InputNames:
     embodiment_tag: str | None = None
     embodiment_tag_id: int | None = None
     """Slot of the per-embodiment projectors; None: the model folder's own, else the published slot of the tag."""
-    views: tuple[str, ...] | None = None
-    """Names of the main camera and then of the extra views; None: the model's order."""
-    state: tuple[tuple[str, int, int], ...] | None = None
-    """(key, start, stop) in the state vector; None: the model's keys, one after the other."""
     data_config: str | Mapping[str, Any] | None = None
     """Keys and their normalisation, as `data_config` of the GR00T models reads them."""
     tokenizer_path: Path | None = None
@@ -67,8 +63,13 @@ class InputNames:
             except UserError as error:
                 yield error
 
-    def in_dataset(self, state_dim: int, action_dim: int) -> DatasetNames:
+    def in_dataset(self, state_names: Mapping[str, Range], state_dim: int, action_dim: int) -> DatasetNames:
         """The names that demonstrations for the model carry.
+
+        Args:
+            state_names: What the mapping calls parts of the state; empty where it names none.
+            state_dim: Width of the state.
+            action_dim: Width of the action.
 
         Raises:
             UserError: The data configuration's parts do not fit the state or the action.
@@ -78,17 +79,16 @@ class InputNames:
         from regrasp.models.groot.processing.selection import key_ranges
 
         data = given_data_config(self)
-        if data is not None:
-            return DatasetNames(*key_ranges(data, self, state_dim, action_dim), data.language)
-        state = None if self.state is None else {key: (start, stop) for key, start, stop in self.state}
-        return DatasetNames(state, None, HUMAN_TASK)
+        if data is None:
+            return DatasetNames(state_names, {}, HUMAN_TASK)
+        return DatasetNames(*key_ranges(data, state_names, state_dim, action_dim), data.language)
 
 
 class DatasetNames(NamedTuple):
-    """What the parts of a state and of an action are called, each with its range in the vector; None: not named."""
+    """What the parts of a state and of an action are called, each with its range in the vector; empty: not named."""
 
-    state: dict[str, Range] | None
-    action: dict[str, Range] | None
+    state: Mapping[str, Range]
+    action: Mapping[str, Range]
     language: str
     """The annotation that holds the instruction."""
 

@@ -1,64 +1,112 @@
-"""Whether an observation that a user put together is one that a policy can look at."""
+"""How a policy asks for its part of an observation, by name, and whether a user's observation has it."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from regrasp.envs.contract import Observation
+from regrasp.envs.contract import STATE, Observation, numbered_cameras
 from regrasp.errors import UserError
 
-_IMAGES = "a torch tensor (B, H, W, 3) uint8"
-_EXTRA_IMAGES = "a torch tensor (B, V, H, W, 3) uint8, or None"
-_STATES = "a torch tensor (B, D) float32"
+_EXPECTED = {"images": "(B, H, W, 3) uint8", "state": "(B, D) float32"}
+
+
+def images_of(observation: Observation, names: Sequence[str]) -> list[Tensor]:
+    """The images (B, H, W, 3) of the cameras `names`, in that order; numbered cameras are taken as they come.
+
+    Raises:
+        UserError: A camera is missing or nothing that was asked for, or has no such images.
+    """
+    found, numbered = observation.images, numbered_cameras(len(names))
+    asked = numbered if found.keys() == set(numbered) else names
+    missing, unknown = [name for name in asked if name not in found], [name for name in found if name not in asked]
+    if missing or unknown:
+        raise _other_names("cameras", "images", missing, unknown, names)
+    for name in asked:
+        images = found[name]
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[-1] != 3 or min(images.shape[1:]) < 2:
+            layout = f"{tuple(images.shape)} {str(images.dtype).removeprefix('torch.')}"
+            raise UserError(
+                "Images of the wrong size or type", key=f"images.{name}", value=layout, expected=_EXPECTED["images"]
+            )
+    return [found[name] for name in asked]
+
+
+def state_of(observation: Observation, widths: Mapping[str, int]) -> Tensor:
+    """The state (B, D) of these parts, side by side; where nothing names parts, the whole vector as it comes.
+
+    Raises:
+        UserError: A part is missing, or of another width.
+    """
+    found = observation.state
+    asked = {STATE: sum(widths.values())} if found.keys() == {STATE} else widths
+    if missing := [name for name in asked if name not in found]:
+        unknown = [name for name in found if name not in asked]
+        raise _other_names("parts of the state", "state", missing, unknown, asked)
+    for name, width in asked.items():
+        if found[name].ndim != 2 or found[name].shape[1] != width:
+            raise UserError(
+                "A state of another width than the policy was trained with",
+                key=f"state.{name}",
+                value=tuple(found[name].shape),
+                expected=f"(B, {width})",
+                mend="compare the mapping's `states` with the one the base model was trained with",
+            )
+    parts = [found[name] for name in asked]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+
+def _other_names(what: str, key: str, missing: list[str], unknown: list[str], known: Iterable[str]) -> UserError:
+    lists = (("missing", missing), ("unknown", unknown))
+    return UserError(
+        f"An observation with other {what} than the policy was trained with",
+        key=key,
+        value="; ".join(f"{label}: {', '.join(names)}" for label, names in lists if names),
+        expected=", ".join(known),
+    )
 
 
 def check_observation(observation: Observation, *, uses_images: bool) -> None:
-    """Check that images and states are tensors, and every state a number; sizes are the policy's own business.
+    """Check that images and state are tensors by name, and every state a number; names are the policy's own business.
 
     Args:
         observation: B environments.
         uses_images: Whether the policy looks at images; otherwise they may be anything.
 
     Raises:
-        UserError: Names the field of the observation, what was found and what was expected.
+        UserError: Names the part of the observation, what was found and what was expected.
     """
-    if uses_images:
-        _check_tensor("main_images", observation.main_images, _IMAGES)
-        if observation.extra_view_images is not None:
-            _check_tensor("extra_view_images", observation.extra_view_images, _EXTRA_IMAGES)
-    _check_tensor("states", observation.states, _STATES)
-    _check_finite(observation.states)
+    for part in ("images", "state") if uses_images else ("state",):
+        found = getattr(observation, part)
+        if not isinstance(found, Mapping):
+            raise _no_tensor(part, found, f"a dict of torch tensors {_EXPECTED[part]} by name")
+        for name, values in found.items():
+            if not isinstance(values, Tensor):
+                raise _no_tensor(f"{part}.{name}", values, f"a torch tensor {_EXPECTED[part]}")
+    for name, values in observation.state.items():
+        _check_finite(f"state.{name}", values)
 
 
-def _check_tensor(key: str, found: Any, expected: str) -> None:
+def _no_tensor(key: str, found: Any, expected: str) -> UserError:
     if found is None:
-        raise UserError(
-            "The policy needs a part of the observation that is None",
-            key=key,
-            value=None,
-            expected=expected,
-            mend=f"give the observation its {key}",
-        )
-    if not isinstance(found, Tensor):
-        raise UserError(
-            "A part of the observation is no torch tensor",
-            key=key,
-            value=_described(found),
-            expected=expected,
-            mend=f"torch.from_numpy turns a NumPy array into one, torch.tensor a list: {key}=torch.from_numpy(...)",
-        )
+        problem, mend = "The policy needs a part of the observation that is None", f"give the observation its {key}"
+    else:
+        problem = "A part of the observation is of the wrong type"
+        mend = "torch.from_numpy turns a NumPy array into a tensor, torch.tensor a list"
+    value = None if found is None else _described(found)
+    return UserError(problem, key=key, value=value, expected=expected, mend=mend)
 
 
-def _check_finite(states: Tensor) -> None:
-    wrong = torch.nonzero(~states.isfinite()).tolist()
+def _check_finite(key: str, values: Tensor) -> None:
+    wrong = torch.nonzero(~values.isfinite()).tolist()
     if wrong:
         raise UserError(
             f"State values that are not finite: {len(wrong)}",
-            key=f"states{wrong[0]}",
-            value=states[tuple(wrong[0])].item(),
+            key=f"{key}{wrong[0]}",
+            value=values[tuple(wrong[0])].item(),
             expected="a finite number",
             mend="look at where the observation comes from: a simulator or sensor that fails gives such values",
         )

@@ -53,7 +53,7 @@ class Episodes(ABC):
         self.env = env
         self.running = torch.zeros(count, dtype=torch.bool)
         self.observation: Observation | None = None
-        """Of all environments, or of the first ones where no others have begun yet."""
+        """Of all environments; its images are the simulator's own, see `Observation`."""
         self._auto_reset = auto_reset
         self._keys = torch.zeros(count, 2, dtype=torch.long)
         """The first two numbers of each environment's noise key."""
@@ -84,7 +84,7 @@ class Episodes(ABC):
     def observed(self) -> Observation:
         """The present observation of the running environments."""
         assert self.observation is not None
-        return self.observation if self.running.all() else self.observation.rows(self.rows)
+        return self.observation.rows(self.rows)
 
     def index(self, env_id: int) -> int:
         """The first number of an environment's key: the number of its episode in evaluation and demonstrations."""
@@ -101,12 +101,8 @@ class Episodes(ABC):
         self._seeds[begun] = torch.tensor(list(seeds.values()))
         for counter in (self._decisions, self._returns, self._lengths, self._success):
             counter[begun] = 0
-        fresh = self.env.reset(begun, list(seeds.values()))
-        check_finite("state observation", fresh.states, begun)
-        if self.observation is None or begun == list(range(len(self.running))):
-            self.observation = fresh
-        else:
-            self.observation = self.observation.updated(begun, fresh)
+        self.observation = self.env.reset(begun, list(seeds.values()))
+        check_state(self.observation)
 
     def step(self, actions: Tensor) -> tuple[Step, dict[int, EpisodeResult]]:
         """Execute a chunk (B, T, A) of simulator actions in the running environments; the others rest.
@@ -121,7 +117,7 @@ class Episodes(ABC):
         chunk[self.running] = actions
         step = self.env.step(chunk)
         check_finite("reward", step.rewards)
-        check_finite("state observation", step.observation.states)
+        check_state(step.observation)
         self._decisions += self.running
         self._returns += step.rewards.sum(1)
         self._lengths += step.num_executed
@@ -144,7 +140,7 @@ class Episodes(ABC):
     def _result(self, row: int, step: Step) -> EpisodeResult:
         return EpisodeResult(
             seed=int(self._seeds[row]),
-            instruction=step.observation.task_descriptions[row],
+            instruction=step.observation.instruction[row],
             success=bool(self._success[row]),
             total_reward=float(self._returns[row]),
             length=int(self._lengths[row]),
@@ -226,13 +222,18 @@ def play_episodes(
             episodes.begin()
 
 
-def check_finite(name: str, values: Tensor, env_ids: Sequence[int] | None = None) -> None:
+def check_state(observation: Observation) -> None:
+    """Stop the run at a not-a-number or infinity in the state; see `check_finite`."""
+    for values in observation.state.values():
+        check_finite("state observation", values)
+
+
+def check_finite(name: str, values: Tensor) -> None:
     """Stop the run at a not-a-number or infinity from the simulator.
 
     Args:
         name: What the values are.
-        values: (B, ...), one row per environment.
-        env_ids: The B environments; None for the first B.
+        values: (N, ...), one row per environment.
 
     Raises:
         TrainingHaltedError: Names the environment and what was not finite.
@@ -241,6 +242,6 @@ def check_finite(name: str, values: Tensor, env_ids: Sequence[int] | None = None
     if bad.any():
         row = int(torch.nonzero(bad)[0])
         raise TrainingHaltedError(
-            f"Environment {row if env_ids is None else env_ids[row]} returned a {name} that is not finite:"
+            f"Environment {row} returned a {name} that is not finite:"
             f" {values[row].tolist()}. The run stopped before anything was learned from it."
         )

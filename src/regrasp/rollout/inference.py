@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from tensordict import TensorDict
@@ -54,7 +54,7 @@ class Inference:
         features = self._policy.encode(inputs)
         noise = KeyedNoise(self._seed, self._role, keys)
         action = self._policy.act(features, noise, deterministic=deterministic)
-        return Decision(features if self._keep_features else inputs, action)
+        return Decision(features if self._keep_features else inputs.clone(), action)
 
     @torch.no_grad()
     def values(self, observation: Observation) -> Tensor:
@@ -86,10 +86,7 @@ def block_size(block: int, device: torch.device) -> int:
 
 def _moved(observation: Observation, device: torch.device) -> Observation:
     """The observation on the policy's device, where its images are then prepared."""
-    if device.type == "cpu":
-        return observation
-    tensors = {name: value for name, value in vars(observation).items() if isinstance(value, Tensor)}
-    return replace(observation, **{name: send(value, device) for name, value in tensors.items()})
+    return observation if device.type == "cpu" else observation.map(lambda values: send(values, device))
 
 
 @contextmanager

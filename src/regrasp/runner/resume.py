@@ -11,10 +11,7 @@ from typing import Any
 import yaml
 
 from regrasp.checkpoint.layout import step_folders
-from regrasp.checkpoint.read import Checkpoint
 from regrasp.checkpoint.verify import verify
-from regrasp.engine.local import LocalEngine
-from regrasp.engine.policies import load_weights
 from regrasp.errors import UserError
 from regrasp.experiment import ExperimentConfig
 from regrasp.experiment.inputs import input_names
@@ -22,24 +19,6 @@ from regrasp.experiment.load import strip_foreign
 
 _NUM_CHANGES_SHOWN = 5
 _ABSENT = "not there"
-
-
-def restore_engine(engine: LocalEngine, checkpoint: Checkpoint) -> None:
-    """Put weights, optimizer and environments into the state of a checkpoint.
-
-    Raises:
-        UserError: The checkpoint is of another policy, or of other environments.
-    """
-    load_weights(
-        engine.policy,
-        checkpoint.model_state,
-        problem="The checkpoint is of another policy than the configuration's",
-        file=checkpoint.path,
-        key="actor.model",
-        mend="resume with the settings of actor.model that the run was begun with",
-    )
-    engine.actor.load_state_dict(checkpoint.optimizer_state)
-    engine.load_state_dict(checkpoint.tensors)
 
 
 def check_slot(before: str, config: ExperimentConfig, file: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from regrasp.data.lerobot import DatasetWriter
-from regrasp.envs.contract import Observation, VecEnv
+from regrasp.envs.contract import STATE, Observation, VecEnv
 from regrasp.envs.mapping import ActionMapping
 from regrasp.envs.selection import ObservationSelection
 from regrasp.errors import SimulatorError
@@ -40,18 +40,17 @@ class Demonstration:
 
     noise: np.random.Generator
     """Of the episode."""
-    seen: list[tuple[Observation, int]] = field(default_factory=list)
-    """An observation of several environments and the row of this one, by step."""
+    images: list[list[Tensor]] = field(default_factory=list)
+    """Of the main camera and then of the extra ones, by step."""
+    states: list[Tensor] = field(default_factory=list)
     actions: list[Tensor] = field(default_factory=list)
 
     def columns(self) -> dict[str, np.ndarray]:
         """The episode as `DatasetWriter.add_episode` takes it."""
-        extra = [seen.extra_view_images[row] for seen, row in self.seen if seen.extra_view_images is not None]
         return demonstration_columns(
-            torch.stack([seen.states[row] for seen, row in self.seen]).numpy(),
+            torch.stack(self.states).numpy(),
             torch.stack(self.actions).numpy(),
-            torch.stack([seen.main_images[row] for seen, row in self.seen]).numpy(),
-            torch.stack(extra).numpy() if extra else None,
+            (torch.stack(images).numpy() for images in zip(*self.images, strict=True)),
         )
 
 
@@ -78,7 +77,8 @@ class DemonstrationRecorder(Recorder):
             if index not in self._running:
                 self._running[index] = Demonstration(numpy_generator(self._seed, "data", 1, index))
             demonstration = self._running[index]
-            demonstration.seen.append((observation, row))
+            demonstration.images.append([images[row].clone() for images in observation.images.values()])
+            demonstration.states.append(observation.state[STATE][row])
             demonstration.actions.append(self._mapping.inverse(actions[row, 0]))
             if self._noise_std is not None:
                 noise = demonstration.noise.normal(0, self._noise_std, actions.shape[2] - 1)

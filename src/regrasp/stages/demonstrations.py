@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,21 +12,27 @@ import numpy as np
 from regrasp.data.lerobot import DemonstrationDataset, FeatureSpec
 from regrasp.data.lerobot.metadata import damaged
 from regrasp.data.lerobot.schema import SOURCES_PATH
-from regrasp.envs.selection import ObservationSelection, StateSource, is_name_of
+from regrasp.envs.selection import (
+    ObservationSelection,
+    Range,
+    StateSource,
+    camera_names,
+    is_name_of,
+    numbered_cameras,
+    state_names,
+)
 from regrasp.errors import UserError
 from regrasp.experiment import ExperimentConfig, MappingConfig
 from regrasp.experiment.inputs import input_names
-from regrasp.models.inputs import Range
 
 STATE = "observation.state"
 ACTION = "action"
-MAIN_CAMERA = "observation.images.main"
-EXTRA_CAMERA = "observation.images.extra_{}"
+CAMERA = "observation.images.{}"
 
 
 def camera_features(num_cameras: int) -> tuple[str, ...]:
     """Names of the main camera and then of the extra ones."""
-    return (MAIN_CAMERA, *(EXTRA_CAMERA.format(i) for i in range(num_cameras - 1)))[:num_cameras]
+    return tuple(map(CAMERA.format, numbered_cameras(num_cameras)))
 
 
 def demonstration_features(
@@ -45,22 +51,17 @@ def demonstration_features(
 
 
 def demonstration_columns(
-    states: np.ndarray, actions: np.ndarray, main_images: np.ndarray, extra_view_images: np.ndarray | None
+    states: np.ndarray, actions: np.ndarray, images: Iterable[np.ndarray]
 ) -> dict[str, np.ndarray]:
     """One episode as `DatasetWriter.add_episode` takes it.
 
     Args:
         states: (T, D) float32.
         actions: (T, A) float32.
-        main_images: (T, H, W, 3) uint8, of size 0 without images.
-        extra_view_images: (T, V, H, W, 3) uint8, or None.
+        images: (T, H, W, 3) uint8 of the main camera and then of the extra ones.
     """
-    columns = {STATE: states, ACTION: actions}
-    if main_images.size:
-        columns[MAIN_CAMERA] = main_images
-    if extra_view_images is not None:
-        columns |= {EXTRA_CAMERA.format(i): extra_view_images[:, i] for i in range(extra_view_images.shape[1])}
-    return columns
+    views = list(images)
+    return {STATE: states, ACTION: actions} | dict(zip(camera_features(len(views)), views, strict=True))
 
 
 def modality(mapping: MappingConfig, observations: ObservationSelection, action_dim: int) -> dict[str, Any]:
@@ -77,10 +78,9 @@ def modality(mapping: MappingConfig, observations: ObservationSelection, action_
     Raises:
         UserError: The data configuration's parts do not fit the state or the action.
     """
-    inputs = input_names(mapping)
-    names = inputs.in_dataset(observations.state_dim, action_dim)
+    names = input_names(mapping).in_dataset(state_names(mapping), observations.state_dim, action_dim)
     cameras = observations.cameras
-    views = inputs.views or _short_names(cameras)
+    views = camera_names(mapping) if mapping.gr00t_mapping else _short_names(cameras)
     return {
         "state": _slices(names.state or _observation_ranges(observations.states)),
         "action": _slices(names.action or {"action": (0, action_dim)}),

@@ -9,7 +9,7 @@ import torch
 
 from regrasp.data.isaaclab_hdf5 import EpisodeError, RecordedArray, RecordedEpisode, RecorderFile
 from regrasp.envs.mapping import ActionMapping, ObservationMapping
-from regrasp.envs.selection import ArraySpec
+from regrasp.envs.selection import STATE, ArraySpec
 from regrasp.experiment import ExperimentConfig
 from regrasp.stages.demonstrations import demonstration_columns
 
@@ -83,13 +83,8 @@ class EpisodeConverter:
         actions = self._actions.inverse(simulator_actions)
         raw = {key: recording.read_observation(self._episode, key) for key in self.observations.keys}
         observation = self.observations(raw, [instruction] * self._episode.num_steps)
-        extra = observation.extra_view_images
-        columns = demonstration_columns(
-            observation.states.numpy(),
-            actions.numpy(),
-            observation.main_images.numpy(),
-            None if extra is None else extra.numpy(),
-        )
+        images = (images.numpy() for images in observation.images.values())
+        columns = demonstration_columns(observation.state[STATE].numpy(), actions.numpy(), images)
         return ConvertedEpisode(columns, instruction, float((self._actions(actions) - simulator_actions).abs().max()))
 
     def _instruction(self, recording: RecorderFile) -> str:

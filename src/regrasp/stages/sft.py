@@ -12,7 +12,8 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 
 from regrasp.data.lerobot import DemonstrationDataset
-from regrasp.engine.policies import choose_device
+from regrasp.engine.policies import check_inputs, choose_device
+from regrasp.envs.selection import camera_names, state_names
 from regrasp.errors import TrainingHaltedError
 from regrasp.experiment import ExperimentConfig, SftConfig
 from regrasp.experiment.inputs import input_names
@@ -58,7 +59,7 @@ def train_base_model(config: ExperimentConfig, data: Path, backbone: Path | None
         _log.warning(warning)
     device = choose_device()
     policy = _base_policy(config, dataset, backbone, sft.train == "all", seed).to(device)
-    train, validation = load_frames(policy, dataset, sft)
+    train, validation = load_frames(policy, dataset, config.env.train.mapping, sft)
     with torch.autocast(device.type, torch.bfloat16, enabled=config.actor.model.precision == "bf16"):
         if sft.train == "head":
             train.inputs = _encode(policy, train.inputs, device)
@@ -77,8 +78,12 @@ def _base_policy(
     columns = dataset.load_columns([STATE, ACTION])
     state, action = (Statistics.of(torch.from_numpy(columns[name])) for name in (STATE, ACTION))
     mapping = config.env.train.mapping
-    facts = DatasetFacts(state, action, input_names(mapping), 1 + len(mapping.extra_view_images), float(dataset.fps))
-    return config.actor.model.from_dataset(facts, backbone=backbone, whole=whole, seed=seed)
+    facts = DatasetFacts(
+        state, action, input_names(mapping), camera_names(mapping), state_names(mapping), float(dataset.fps)
+    )
+    policy = config.actor.model.from_dataset(facts, backbone=backbone, whole=whole, seed=seed)
+    check_inputs(policy, mapping)
+    return policy
 
 
 @torch.no_grad()

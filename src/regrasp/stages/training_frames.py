@@ -12,11 +12,13 @@ from torch import Tensor
 
 from regrasp.data.lerobot import DemonstrationDataset, action_chunks
 from regrasp.envs.contract import Observation
+from regrasp.envs.mapping import named_state
+from regrasp.envs.selection import camera_names, state_names
 from regrasp.errors import UserError
-from regrasp.experiment import SftConfig
+from regrasp.experiment import MappingConfig, SftConfig
 from regrasp.logging.progress import progress
 from regrasp.models.contract import Policy
-from regrasp.stages.demonstrations import ACTION, EXTRA_CAMERA, MAIN_CAMERA, STATE
+from regrasp.stages.demonstrations import ACTION, STATE, camera_features
 
 _PART = 256
 """Frames prepared at once."""
@@ -42,7 +44,9 @@ class Frames:
         return Frames(self.inputs.to(device), self.actions.to(device), self.valid.to(device))
 
 
-def load_frames(policy: Policy, dataset: DemonstrationDataset, sft: SftConfig) -> tuple[Frames, Frames | None]:
+def load_frames(
+    policy: Policy, dataset: DemonstrationDataset, mapping: MappingConfig, sft: SftConfig
+) -> tuple[Frames, Frames | None]:
     """Training and validation frames, split by episode: the last episodes are held out.
 
     Images are held in memory as the policy prepares them; at the size they were recorded in, for one episode at a time.
@@ -50,7 +54,7 @@ def load_frames(policy: Policy, dataset: DemonstrationDataset, sft: SftConfig) -
     columns = dataset.load_columns([STATE, ACTION, "episode_index", "frame_index", "task_index"])
     kept = np.flatnonzero(columns["frame_index"] % sft.frame_stride == 0)
     actions, valid = action_chunks(columns[ACTION], columns["episode_index"], policy.spec.action_horizon)
-    parts = _prepared(policy, dataset, columns[STATE], columns["task_index"], kept)
+    parts = _prepared(policy, dataset, mapping, columns[STATE], columns["task_index"], kept)
     frames = Frames(TensorDict.cat(list(parts)), torch.from_numpy(actions[kept]), torch.from_numpy(valid[kept]))
     num_held_out = int(dataset.num_episodes * sft.validation_fraction)
     held_out = torch.from_numpy(columns["episode_index"][kept] >= dataset.num_episodes - num_held_out)
@@ -59,43 +63,41 @@ def load_frames(policy: Policy, dataset: DemonstrationDataset, sft: SftConfig) -
 
 
 def _prepared(
-    policy: Policy, dataset: DemonstrationDataset, states: np.ndarray, tasks: np.ndarray, kept: np.ndarray
+    policy: Policy,
+    dataset: DemonstrationDataset,
+    mapping: MappingConfig,
+    states: np.ndarray,
+    tasks: np.ndarray,
+    kept: np.ndarray,
 ) -> Iterator[TensorDict]:
-    """Prepared observations of the frames in `kept`, in order."""
+    """Prepared observations of the frames in `kept`, in order, under the names that the mapping gives."""
+    cameras = _cameras(dataset, mapping) if policy.spec.cameras else {}
     with progress("Reading demonstrations", dataset.num_episodes) as bar:
         for index, episode in enumerate(dataset.episode_table):
             own = kept[(kept >= episode.start) & (kept < episode.stop)]
-            main, extra = _views(policy, dataset, index, own - episode.start)
             observation = Observation(
-                main_images=main,
-                extra_view_images=extra,
-                states=torch.from_numpy(states[own]),
-                task_descriptions=[dataset.tasks[i] for i in tasks[own]],
+                images={
+                    name: torch.from_numpy(dataset.load_images(feature, [index])[own - episode.start])
+                    for name, feature in cameras.items()
+                },
+                state=named_state(torch.from_numpy(states[own]), state_names(mapping)),
+                instruction=[dataset.tasks[i] for i in tasks[own]],
             )
             for part in torch.arange(len(own)).split(_PART):
                 yield policy.prepare(observation.rows(part))
             bar.advance()
 
 
-def _views(
-    policy: Policy, dataset: DemonstrationDataset, episode: int, frames: np.ndarray
-) -> tuple[Tensor, Tensor | None]:
-    """Main images (L, H, W, 3) and extra views (L, V, H, W, 3) of some frames of an episode."""
-
-    def load(name: str) -> Tensor:
-        return torch.from_numpy(dataset.load_images(name, [episode])[frames])
-
-    names = [EXTRA_CAMERA.format(i) for i in range(len(dataset.cameras))]
-    views = [load(name) for name in names if name in dataset.cameras]
-    extra = torch.stack(views, 1) if views else None
-    if policy.spec.num_views == 0:
-        return torch.zeros(len(frames), 0, 0, 3, dtype=torch.uint8), extra
-    if MAIN_CAMERA not in dataset.cameras:
+def _cameras(dataset: DemonstrationDataset, mapping: MappingConfig) -> dict[str, str]:
+    """What the policy calls the cameras, and the features of the dataset that have their images."""
+    names = camera_names(mapping)
+    features = camera_features(len(names))
+    if missing := [feature for feature in features if feature not in dataset.cameras]:
         raise UserError(
             "The dataset has no such camera",
             file=dataset.root,
-            value=MAIN_CAMERA,
+            value=missing[0],
             expected=f"one of {list(dataset.cameras)}",
             mend="record the demonstrations with `regrasp collect`, or rename the camera",
         )
-    return load(MAIN_CAMERA), extra
+    return dict(zip(names, features, strict=True))

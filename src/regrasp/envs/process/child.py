@@ -92,9 +92,8 @@ def _execute(sock: socket.socket, simulator: Simulator, message: protocol.Messag
         case "expert":
             simulator.expert()
         case "record":
-            simulator.record(message["rows"], protocol.SharedArrays.receive_from(sock, message)["frames"])
-        case "stop_recording":
-            simulator.record([], None)
+            shared = protocol.SharedArrays.receive_from(sock, message) if message["rows"] else {}
+            simulator.record(message["rows"], shared.get("frames"))
         case "save_state":
             simulator.save_state()
         case "load_state":

@@ -69,7 +69,6 @@ class SimulatorProcess:
         self._python_key = python_key
         self.deadlines = deadlines
         self._output = OutputTail()
-        self._arrays: dict[str, protocol.SharedArrays] = {}
         self._awaited: tuple[str, float] | None = None
         self._socket, theirs = socket.socketpair()
         their_lifeline, ours = os.pipe()
@@ -120,29 +119,9 @@ class SimulatorProcess:
         """Wait for the simulator to start and return what it offers."""
         return spec_from_json(self.finish()["spec"])
 
-    def attach(self, shapes: protocol.ArrayShapes) -> dict[str, Any]:
-        """Share arrays of these shapes with the child and return our views of them."""
-        return self._share("attach", shapes)
-
-    def record(self, rows: list[int], shape: tuple[int, ...]) -> Any:
-        """Ask for frames of `rows` in an array of `shape` (R, T, H, W, 3), which is returned."""
-        return self._share("record", {"frames": (shape, "uint8")}, rows=rows)["frames"]
-
-    def stop_recording(self) -> None:
-        """Ask for no more frames and give their memory back."""
-        if "record" in self._arrays:
-            self.begin("stop_recording")
-            self.finish()
-            self._arrays.pop("record").close()
-
-    def _share(self, op: str, shapes: protocol.ArrayShapes, **arguments: Any) -> dict[str, Any]:
-        shared = protocol.SharedArrays.create(shapes)
+    def share(self, op: str, shared: protocol.SharedArrays | None, **arguments: Any) -> None:
+        """Send a command with the arrays that it is about, if any; `finish` waits for the reply."""
         self._begin(op, self.deadlines.step, shared, **arguments)
-        self.finish()
-        if op in self._arrays:
-            self._arrays.pop(op).close()
-        self._arrays[op] = shared
-        return shared.arrays
 
     def begin(self, op: str, **arguments: Any) -> None:
         """Send a command without waiting for the reply; `finish` waits."""
@@ -219,9 +198,6 @@ class SimulatorProcess:
         self._socket.close()
         self._output.close()
         self._lifeline.close()
-        for shared in self._arrays.values():
-            shared.close()
-        self._arrays.clear()
 
     def kill(self) -> None:
         """End the child, and the processes that it started, now."""

@@ -96,6 +96,16 @@ class SharedArrays:
             file.truncate(size)
             return cls(os.dup(file.fileno()), layout, size)
 
+    def part(self, rows: slice) -> SharedArrays:
+        """The same memory, with these rows of every array."""
+        layout = {}
+        for name, entry in self.layout.items():
+            _, *shape = entry["shape"]
+            row_bytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(entry["dtype"]).itemsize
+            offset = entry["offset"] + rows.start * row_bytes
+            layout[name] = {**entry, "offset": offset, "shape": [rows.stop - rows.start, *shape]}
+        return SharedArrays(self.descriptor, layout, self.size)
+
     def send_to(self, sock: socket.socket, message: Message) -> None:
         """Pass the arrays to the other side along with `message`; it calls `receive_from`."""
         send(sock, {**message, "layout": self.layout, "size": self.size})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ from regrasp.device import available_cores
 from regrasp.envs.contract import ArraySpec, Capabilities, EnvSpec, Observation, Step, VecEnv
 from regrasp.envs.mapping import ObservationMapping
 from regrasp.envs.process.process import Deadlines, SimulatorProcess
+from regrasp.envs.process.protocol import SharedArrays
 from regrasp.envs.process.simulator import INFO, OBSERVATION, SimulatorSpec
 from regrasp.errors import TrainingHaltedError
 from regrasp.experiment import MappingConfig
@@ -59,8 +61,8 @@ class RemoteVecEnv(VecEnv):
         bounds = [i * num_envs // num_workers for i in range(num_workers + 1)]
         self._slices = [slice(start, stop) for start, stop in itertools.pairwise(bounds)]
         self._max_chunk = max_chunk
-        self._recorded: list[int] = []
-        self._frames: list[np.ndarray] = []
+        self._shared: SharedArrays | None = None
+        self._recording: SharedArrays | None = None
         self._workers: list[SimulatorProcess] = []
         threads = dict.fromkeys(_THREAD_VARIABLES, "1")
         try:
@@ -98,7 +100,7 @@ class RemoteVecEnv(VecEnv):
             step_seconds=simulator.step_seconds,
             max_episode_steps=simulator.max_episode_steps,
             state_dim=self._mapping.state_dim,
-            num_extra_views=len(self._mapping.extra_cameras),
+            cameras=self._mapping.camera_names,
         )
 
     @staticmethod
@@ -121,14 +123,18 @@ class RemoteVecEnv(VecEnv):
         shapes |= {OBSERVATION + key: simulator.raw_observations[key] for key in self._mapping.keys}
         return shapes
 
-    def _attach(self) -> list[dict[str, Any]]:
-        """The arrays that each worker shares with us."""
-        return [
-            worker.attach(
-                {key: ((part.stop - part.start, *shape), dtype) for key, (shape, dtype) in self._shapes.items()}
-            )
-            for worker, part in zip(self._workers, self._slices, strict=True)
-        ]
+    def _attach(self) -> dict[str, np.ndarray]:
+        """Share arrays of all environments, of which each worker maps its part."""
+        shapes = {key: ((self._slices[-1].stop, *shape), dtype) for key, (shape, dtype) in self._shapes.items()}
+        shared = SharedArrays.create(shapes)
+        for worker, part in zip(self._workers, self._slices, strict=True):
+            worker.share("attach", shared.part(part))
+        for worker in _as_they_reply(self._workers):
+            worker.finish()
+        if self._shared is not None:
+            self._shared.close()
+        self._shared = shared
+        return shared.arrays
 
     def share_vectors(self) -> None:
         """Share new arrays, with every observation that is no image among them; see `VecEnv.share_vectors`."""
@@ -140,7 +146,7 @@ class RemoteVecEnv(VecEnv):
     def raw_observation(self) -> dict[str, Tensor]:
         """Copies of all shared observations, see `VecEnv.raw_observation`."""
         names = [name for name in self._shapes if name.startswith(OBSERVATION)]
-        return {name.removeprefix(OBSERVATION): self._gather(name) for name in names}
+        return {name.removeprefix(OBSERVATION): self._copy(name) for name in names}
 
     def reset(self, env_ids: Sequence[int], seeds: Sequence[int]) -> Observation:
         """Start one episode per given environment, see `VecEnv.reset`."""
@@ -155,7 +161,7 @@ class RemoteVecEnv(VecEnv):
                 begun.append(worker)
         for worker in _as_they_reply(begun):
             worker.finish()
-        return self._observe(list(env_ids))
+        return self._observe()
 
     def step(self, actions: Tensor) -> Step:
         """Execute a chunk, see `VecEnv.step`.
@@ -170,49 +176,54 @@ class RemoteVecEnv(VecEnv):
         bad = np.flatnonzero(~np.isfinite(values).all((1, 2)))
         if bad.size:
             raise TrainingHaltedError(f"The action for environment {bad[0]} is not finite: {values[bad[0]].tolist()}.")
-        for arrays, part in zip(self._arrays, self._slices, strict=True):
-            arrays["actions"][:, :num_steps] = values[part]
+        self._arrays["actions"][:, :num_steps] = values
         self._all("step", num_steps=num_steps)
         return Step(
             observation=self._observe(),
-            rewards=self._gather("rewards")[:, :num_steps],
-            num_executed=self._gather("num_executed").long(),
-            terminated=self._gather("terminated"),
-            truncated=self._gather("truncated"),
-            success=self._gather("success"),
-            frames=torch.from_numpy(np.concatenate(self._frames)[:, :num_steps]) if self._recorded else None,
-            info={name: self._gather(INFO + name) for name in self._info},
+            rewards=self._copy("rewards")[:, :num_steps],
+            num_executed=self._copy("num_executed").long(),
+            terminated=self._copy("terminated"),
+            truncated=self._copy("truncated"),
+            success=self._copy("success"),
+            frames=None
+            if self._recording is None
+            else torch.from_numpy(self._recording.arrays["frames"][:, :num_steps]),
+            info={name: self._copy(INFO + name) for name in self._info},
         )
 
     def expert_actions(self) -> Tensor:
         """The scripted expert's actions (N, A)."""
         assert self.capabilities.has_expert
         self._all("expert")
-        return self._gather("expert_actions")
+        return self._copy("expert_actions")
 
     def record(self, env_ids: Sequence[int], height: int = 256, width: int = 256) -> None:
         """Ask for frames, in ascending order of `env_ids`; see `VecEnv.record`."""
         assert all(0 <= i < self.spec.num_envs for i in env_ids)
-        self._recorded = sorted(env_ids)
-        self._frames = []
+        recorded = sorted(env_ids)
+        shared = None
+        if recorded:
+            shared = SharedArrays.create({"frames": ((len(recorded), self._max_chunk, height, width, 3), "uint8")})
         for worker, part in zip(self._workers, self._slices, strict=True):
-            rows = [i - part.start for i in self._recorded if part.start <= i < part.stop]
-            if rows:
-                self._frames.append(worker.record(rows, (len(rows), self._max_chunk, height, width, 3)))
-            else:
-                worker.stop_recording()
+            start, stop = (bisect.bisect_left(recorded, bound) for bound in (part.start, part.stop))
+            rows = [row - part.start for row in recorded[start:stop]]
+            worker.share("record", shared.part(slice(start, stop)) if shared and rows else None, rows=rows)
+        for worker in _as_they_reply(self._workers):
+            worker.finish()
+        if self._recording is not None:
+            self._recording.close()
+        self._recording = shared
 
     def state_dict(self) -> dict[str, Tensor]:
         """Simulator states (N, S) float64."""
         assert self.capabilities.saves_state
         self._all("save_state")
-        return {"state": self._gather("state")}
+        return {"state": self._copy("state")}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> Observation:
         """Restore what `state_dict` returned."""
-        assert state["state"].shape == (self.spec.num_envs, self._arrays[0]["state"].shape[1]), "another environment's"
-        for arrays, part in zip(self._arrays, self._slices, strict=True):
-            arrays["state"][:] = state["state"][part].numpy()
+        assert state["state"].shape == self._arrays["state"].shape, "another environment's"
+        self._arrays["state"][:] = state["state"].numpy()
         self._all("load_state")
         return self._observe()
 
@@ -224,6 +235,10 @@ class RemoteVecEnv(VecEnv):
         for worker in self._workers:
             worker.close(end - time.monotonic())
         self._workers = []
+        for shared in (self._shared, self._recording):
+            if shared is not None:
+                shared.close()
+        self._shared = self._recording = None
 
     def _all(self, op: str, **arguments: Any) -> None:
         for worker in self._workers:
@@ -231,18 +246,13 @@ class RemoteVecEnv(VecEnv):
         for worker in _as_they_reply(self._workers):
             worker.finish()
 
-    def _gather(self, name: str) -> Tensor:
-        return torch.from_numpy(self._rows(name))
+    def _copy(self, name: str) -> Tensor:
+        """What is shared now, in memory of our own: the next step overwrites it."""
+        return torch.from_numpy(self._arrays[name].copy())
 
-    def _observe(self, env_ids: Sequence[int] | None = None) -> Observation:
-        raw = {key: self._rows(OBSERVATION + key, env_ids) for key in self._mapping.keys}
-        instructions = [self.spec.instructions[i] for i in self._rows("instruction", env_ids)]
-        return self._mapping(raw, instructions)
-
-    def _rows(self, name: str, env_ids: Sequence[int] | None = None) -> np.ndarray:
-        """A copy of the given environments' rows; None for all of them."""
-        rows = np.concatenate([arrays[name] for arrays in self._arrays])
-        return rows if env_ids is None else rows[list(env_ids)]
+    def _observe(self) -> Observation:
+        raw = {key: self._arrays[OBSERVATION + key] for key in self._mapping.keys}
+        return self._mapping(raw, [self.spec.instructions[i] for i in self._arrays["instruction"]])
 
 
 def _as_they_reply(workers: Sequence[SimulatorProcess]) -> Iterator[SimulatorProcess]:

@@ -91,12 +91,18 @@ class GrootPolicy(Policy):
             num_action_chunks=self.settings.num_action_chunks,
             action_horizon=self.config.action_head_cfg.action_horizon,
             action_dim=self.settings.action_dim,
-            state_dim=self.processor.state_dim,
-            num_views=self.processor.num_views,
+            state_dim=self.processor.state.width,
+            cameras=self.processor.config.data_config.video,
             state_parts=self.processor.parts("state"),
             embodiment_tag=self.processor.config.embodiment_tag,
             embodiment_id=self.processor.config.embodiment_id,
         )
+
+    @property
+    def offers(self) -> frozenset[str]:
+        """Values where there is a value head, and an entropy where the noise is learned."""
+        parts = {"value": self.value_head, "entropy": self.noise_net}
+        return frozenset({"log_prob", *(name for name, part in parts.items() if part is not None)})
 
     def prepare(self, observation: Observation) -> TensorDict:
         """Images (B, V, H, W, 3) uint8, input_ids (B, L), state (B, max_state_dim); see `GrootProcessor.prepare`."""

@@ -179,7 +179,7 @@ def _predict(
 
 def _resized(images: np.ndarray, size: int) -> Tensor:
     """Images (N, H, W, 3) as the policy's processor resizes them."""
-    return prepare_images(torch.from_numpy(images)[:, None], size=size, crop_scale=1.0)[:, 0]
+    return prepare_images([torch.from_numpy(images)], size=size, crop_scale=1.0)[:, 0]
 
 
 @torch.no_grad()

@@ -91,7 +91,8 @@ class GrootModelConfig(ModelConfig):
             self._names(data.inputs),
             data.state,
             data.action,
-            num_views=data.num_views,
+            cameras=data.cameras,
+            state_names=data.state_names,
             fps=data.fps,
         )
         settings = GrootModelConfig(

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from regrasp.algorithms.flow import gaussian_entropy, gaussian_log_prob
 from regrasp.checkpoint.hub_folder import list_safetensors
-from regrasp.envs.contract import Observation
+from regrasp.envs.contract import STATE, Observation
 from regrasp.errors import UserError
 from regrasp.models.config import CONFIG_FILE
 from regrasp.models.contract import Action, Evaluation, Noise, Policy, PolicySpec
 from regrasp.models.initialization import seeded
 from regrasp.models.normalization import Normalizer, Statistics
+from regrasp.models.observations import state_of
 from regrasp.models.value_head import init_mlp, silu_mlp
 from regrasp.models.weights import WEIGHTS_FILE, assign_weights, read_json, write_json, write_weights
 
@@ -67,7 +68,6 @@ class MlpPolicy(Policy):
             action_horizon=num_action_chunks,
             action_dim=action_dim,
             state_dim=state_dim,
-            num_views=0,
         )
         self.hidden = hidden
         self.statistics = {
@@ -84,21 +84,19 @@ class MlpPolicy(Policy):
         init_mlp(self.actor, generator)
         init_mlp(self.value_head, generator)
 
+    @property
+    def offers(self) -> frozenset[str]:
+        """The Gaussian's entropy too."""
+        return super().offers | {"entropy"}
+
     def prepare(self, observation: Observation) -> TensorDict:
         """The normalised `state` (B, D).
 
         Raises:
             UserError: The state has another width.
         """
-        states = observation.states
-        if states.ndim != 2 or states.shape[-1] != self.spec.state_dim:
-            raise UserError(
-                "States of another width than the policy has",
-                key="states",
-                value=tuple(states.shape),
-                expected=f"(B, {self.spec.state_dim})",
-            )
-        return TensorDict({"state": self._state.normalize(states)}, batch_size=[len(observation)])
+        state = state_of(observation, {STATE: self.spec.state_dim})
+        return TensorDict({"state": self._state.normalize(state)}, batch_size=[len(observation)])
 
     def trainable(self, part: str) -> Sequence[tuple[str, nn.Parameter]]:
         """Named parameters of a part; `head` is the actor, and nothing is `backbone`."""

@@ -7,14 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
-import torch
 import torch.nn.functional as F
 from tensordict import TensorDict
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from regrasp.device import send
-from regrasp.envs.contract import Observation
+from regrasp.envs.contract import STATE, Observation, numbered_cameras
 from regrasp.errors import UserError
 from regrasp.models.groot.config import GrootConfig
 from regrasp.models.groot.processing.data_config import EAGLE_WORDS, PROCESSOR_FILE, DataConfig, KeyConfig
@@ -27,10 +26,11 @@ from regrasp.models.groot.processing.processor_config import (
     published_config,
     read_config,
 )
-from regrasp.models.groot.processing.selection import Selection, split_statistics
+from regrasp.models.groot.processing.selection import Range, split_statistics
 from regrasp.models.groot.processing.tokenizer import TextEncoder, load_tokenizer, save_tokenizer, train_tokenizer
 from regrasp.models.inputs import NEW_EMBODIMENT, InputNames, embodiment_id
 from regrasp.models.normalization import Statistics
+from regrasp.models.observations import images_of, state_of
 from regrasp.models.weights import write_json
 
 
@@ -42,10 +42,9 @@ class GrootProcessor:
         config: Data configuration, prompt and embodiment.
         metadata: Statistics and modalities of the embodiment.
         tokenizer: Turns words into ids.
-        inputs: How the experiment calls cameras and state; by default both come as the data configuration has them.
 
     Raises:
-        UserError: The data configuration, the metadata, the experiment's names and the network do not fit together.
+        UserError: The data configuration, the metadata and the network do not fit together.
     """
 
     def __init__(
@@ -54,7 +53,6 @@ class GrootProcessor:
         config: ProcessorConfig,
         metadata: Metadata,
         tokenizer: PreTrainedTokenizerFast,
-        inputs: InputNames | None = None,
     ) -> None:
         head, data = groot.action_head_cfg, config.data_config
         metadata.check_views(data)
@@ -62,10 +60,8 @@ class GrootProcessor:
         self.config = config
         self.metadata = metadata
         self.tokenizer = tokenizer
-        self.inputs = inputs or InputNames()
         self.state = metadata.scaling("state", data.state)
         self.action = metadata.scaling("action", data.action)
-        self._selection = Selection(data, metadata, self.inputs)
         self.text = TextEncoder(
             tokenizer,
             prompt=config.prompt,
@@ -119,7 +115,7 @@ class GrootProcessor:
         Raises:
             UserError: The sizes do not fit the network.
         """
-        data = DataConfig(_camera_names(num_views), (KeyConfig("state"),), (KeyConfig("action"),), crop_scale=1.0)
+        data = DataConfig(numbered_cameras(num_views), (KeyConfig("state"),), (KeyConfig("action"),), crop_scale=1.0)
         config = ProcessorConfig(
             embodiment_tag=NEW_EMBODIMENT,
             embodiment_id=0,
@@ -140,7 +136,8 @@ class GrootProcessor:
         state: Statistics,
         action: Statistics,
         *,
-        num_views: int,
+        cameras: tuple[str, ...],
+        state_names: Mapping[str, Range],
         fps: float,
     ) -> Self:
         """A processor to train the model of a folder on new data: its words and images, the data's everything else.
@@ -148,11 +145,12 @@ class GrootProcessor:
         Args:
             groot: Sizes of the network.
             folder: The model folder.
-            inputs: Embodiment, names and data configuration; without a data configuration the state has the keys of
-                `inputs.state` (or one, `state`) and the action is one key, all scaled by `min_max`.
+            inputs: Embodiment and data configuration; without a data configuration the state has the keys of
+                `state_names` (or one, `state`) and the action is one key, all scaled by `min_max`.
             state: Statistics of the whole state vector.
             action: Statistics of the whole action vector.
-            num_views: Cameras of the data.
+            cameras: Names of the data's cameras.
+            state_names: Names of parts of the state vector, and where in it they are.
             fps: Control frequency in Hz.
 
         Raises:
@@ -168,8 +166,8 @@ class GrootProcessor:
         trained = None if base is None else (base.embodiment_tag, base.embodiment_id)
         given = given_data_config(inputs)
         data = given or DataConfig(
-            video=inputs.views or _camera_names(num_views),
-            state=tuple(KeyConfig(key) for key, _, _ in inputs.state or (("state", 0, 0),)),
+            video=cameras,
+            state=tuple(map(KeyConfig, state_names or (STATE,))),
             action=(KeyConfig("action"),),
             crop_scale=crop,
         )
@@ -182,9 +180,9 @@ class GrootProcessor:
             prompt=prompt,
             sequence_length=words + len(data.video) * tokens,
         )
-        parts = split_statistics(data, inputs, state, action)
+        parts = split_statistics(data, state_names, state, action)
         metadata = _new_metadata(groot, config, *parts, fps=fps)
-        return cls(groot, config, metadata, load_tokenizer(folder, inputs.tokenizer_path), inputs)
+        return cls(groot, config, metadata, load_tokenizer(folder, inputs.tokenizer_path))
 
     def with_statistics(self, state: Statistics, action: Statistics, *, embodiment_id: int) -> Self:
         """This processor for other data, whose states and actions are one key each, in another slot."""
@@ -202,17 +200,12 @@ class GrootProcessor:
             UserError: It leaves no room for words.
         """
         config = replace(self.config, sequence_length=sequence_length)
-        return type(self)(self.groot, config, self.metadata, self.tokenizer, self.inputs)
+        return type(self)(self.groot, config, self.metadata, self.tokenizer)
 
     @property
     def num_views(self) -> int:
         """Cameras used, V."""
         return len(self.config.data_config.video)
-
-    @property
-    def state_dim(self) -> int:
-        """Width of an observation's states."""
-        return self._selection.state_dim
 
     def parts(self, kind: Kind) -> tuple[tuple[str, int], ...]:
         """Key and width of every part of the state or the action, in the model's order."""
@@ -245,23 +238,25 @@ class GrootProcessor:
             float32, normalised and padded with zeros.
 
         Raises:
-            UserError: The number of cameras, the image layout, or the width of the state is not what the model expects,
-                or the parts are of different numbers of environments.
+            UserError: A camera or a part of the state is missing or of another layout than the model was trained with,
+                or they are of different numbers of environments.
         """
-        device = observation.states.device
-        counts = [len(observation.main_images), len(observation.states), len(observation)]
+        data, head = self.config.data_config, self.groot.action_head_cfg
+        views = images_of(observation, data.video)
+        state = state_of(observation, dict(self.parts("state")))
+        counts = [*map(len, views), len(state), len(observation)]
         if len(set(counts)) > 1:
             raise UserError(
                 "An observation of different numbers of environments",
-                key="main_images, states, task_descriptions",
+                key="images, state, instruction",
                 value=counts,
                 expected="one row of each for every environment",
             )
         return TensorDict(
             {
-                "images": self._images(observation),
-                "input_ids": send(self.text.encode(observation.task_descriptions), device),
-                "state": self._state(observation.states),
+                "images": prepare_images(views, size=self.groot.image_size, crop_scale=data.crop_scale),
+                "input_ids": send(self.text.encode(observation.instruction), state.device),
+                "state": F.pad(self.state.normalize(state), (0, head.max_state_dim - self.state.normalized_width)),
             },
             batch_size=[len(observation)],
         )
@@ -300,50 +295,7 @@ class GrootProcessor:
         else:
             metadata = read_metadata(folder, config.embodiment_tag)
             check_same(config.data_config, inputs, folder / PROCESSOR_FILE)
-        return cls(groot, config, metadata, load_tokenizer(folder, inputs.tokenizer_path), inputs)
-
-    def _images(self, observation: Observation) -> Tensor:
-        views = _all_views(observation.main_images, observation.extra_view_images)
-        if views.shape[1] != self.num_views:
-            raise UserError(
-                "Another number of cameras than the model was trained with",
-                key="extra_view_images",
-                value=views.shape[1] - 1,
-                expected=f"{self.num_views - 1} extra views ({', '.join(self.config.data_config.video)})",
-            )
-        return prepare_images(
-            self._selection.views(views), size=self.groot.image_size, crop_scale=self.config.data_config.crop_scale
-        )
-
-    def _state(self, states: Tensor) -> Tensor:
-        if states.ndim != 2 or states.shape[-1] != self.state_dim:
-            raise UserError(
-                "States of another width than the model was trained with",
-                key="states",
-                value=tuple(states.shape),
-                expected=f"(B, {self.state_dim})",
-                mend="compare the mapping's `states` with the one the base model was trained with",
-            )
-        state = self.state.normalize(self._selection.state(states))
-        return F.pad(state, (0, self.groot.action_head_cfg.max_state_dim - self.state.normalized_width))
-
-
-def _all_views(main: Tensor, extra: Tensor | None) -> Tensor:
-    """Both kinds of images in one tensor (B, V, H, W, 3)."""
-    if main.dtype != torch.uint8 or main.ndim != 4 or main.shape[-1] != 3 or min(main.shape[1:]) < 2:
-        raise _wrong_images("main_images", main, "(B, H, W, 3) uint8")
-    if extra is None:
-        return main.unsqueeze(1)
-    batch, height, width, _ = main.shape
-    alike = extra.ndim == 5 and extra.dtype == torch.uint8 and (len(extra), *extra.shape[2:]) == tuple(main.shape)
-    if not alike:
-        raise _wrong_images("extra_view_images", extra, f"({batch}, V, {height}, {width}, 3) uint8, as main_images")
-    return torch.cat([main.unsqueeze(1), extra], dim=1)
-
-
-def _wrong_images(key: str, found: Tensor, expected: str) -> UserError:
-    layout = f"{tuple(found.shape)} {str(found.dtype).removeprefix('torch.')}"
-    return UserError("Images of the wrong size or type", key=key, value=layout, expected=expected)
+        return cls(groot, config, metadata, load_tokenizer(folder, inputs.tokenizer_path))
 
 
 def _new_metadata(
@@ -356,10 +308,6 @@ def _new_metadata(
 ) -> Metadata:
     views = config.data_config.video
     return Metadata.of(config.embodiment_tag, state, action, video=views, image_size=groot.image_size, fps=fps)
-
-
-def _camera_names(num_views: int) -> tuple[str, ...]:
-    return ("main", *(f"extra_{index}" for index in range(num_views - 1)))
 
 
 def _check_fits(what: str, found: int, limit: int) -> None:
