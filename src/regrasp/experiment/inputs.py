@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from regrasp.experiment import MappingConfig
+from regrasp.envs.mapping_config import MappingConfig
 from regrasp.models.inputs import InputNames
 
 

@@ -13,16 +13,14 @@ from typing import Any
 
 from regrasp.config.problems import Problem
 from regrasp.config.sources import split_key
-from regrasp.experiment import (
-    EnvConfig,
-    ExperimentConfig,
-    MappingConfig,
-    TrainEnvConfig,
-)
+from regrasp.config.types import bare_key
+from regrasp.envs.config import EnvConfig, TrainEnvConfig
+from regrasp.envs.mapping_config import MappingConfig
+from regrasp.experiment import ExperimentConfig
 from regrasp.experiment.batches import batch_equation, num_optimizer_steps, num_samples, num_updates
 from regrasp.experiment.inputs import input_names
 from regrasp.experiment.ranges import gaps, gr00t_ranges, overlaps, repeated_values
-from regrasp.models.inputs import InputNames, bare_key
+from regrasp.models.inputs import InputNames
 
 _DEVICES = re.compile(r"all|\d+(-\d+)?(,\d+(-\d+)?)*")
 _ROLES = ("actor", "env", "rollout")

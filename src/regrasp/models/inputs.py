@@ -5,29 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
+from regrasp.config.types import NEW_EMBODIMENT
 from regrasp.errors import UserError
-
-NormalizationMode = Literal["min_max", "q99", "mean_std", "binary", "sin_cos", "none"]
-Rotation = Literal[
-    "axis_angle",
-    "quaternion",
-    "rotation_6d",
-    "euler_angles_rpy",
-    "euler_angles_ryp",
-    "euler_angles_pry",
-    "euler_angles_pyr",
-    "euler_angles_yrp",
-    "euler_angles_ypr",
-]
-"""Representations of a rotation, under the names of GR00T's metadata; quaternions are (w, x, y, z)."""
 
 Range = tuple[int, int]
 """(start, stop) in a vector."""
 
-NEW_EMBODIMENT = "new_embodiment"
-"""Tag of what a published model was not trained for."""
 EMBODIMENT_IDS = {NEW_EMBODIMENT: 31, "gr1": 24, "oxe_droid": 17, "agibot_genie1": 26}
 """Slots of the published GR00T N1.5 by embodiment tag."""
 
@@ -119,9 +104,3 @@ def embodiment_id(tag: str, given: int | None, *, key: str, trained: tuple[str, 
             mend="set embodiment_tag_id to the slot that the checkpoint was trained with",
         )
     return EMBODIMENT_IDS[tag]
-
-
-def bare_key(name: str) -> str:
-    """`left_arm` of `state.left_arm`: the modality before the point is optional."""
-    prefix, _, rest = name.partition(".")
-    return rest if prefix in ("video", "state", "action") and rest else name

@@ -12,6 +12,7 @@ import numpy as np
 from regrasp.data.lerobot import DemonstrationDataset, FeatureSpec
 from regrasp.data.lerobot.metadata import damaged
 from regrasp.data.lerobot.schema import SOURCES_PATH
+from regrasp.envs.mapping_config import MappingConfig
 from regrasp.envs.selection import (
     ObservationSelection,
     Range,
@@ -22,7 +23,7 @@ from regrasp.envs.selection import (
     state_names,
 )
 from regrasp.errors import UserError
-from regrasp.experiment import ExperimentConfig, MappingConfig
+from regrasp.experiment import ExperimentConfig
 from regrasp.experiment.inputs import input_names
 
 STATE = "observation.state"

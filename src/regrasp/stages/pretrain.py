@@ -38,7 +38,7 @@ def check_instructions(config: ExperimentConfig) -> None:
         num_image_tokens = (1 + len(mapping.extra_view_images)) * (sizes.image_size // sizes.patch_size) ** 2
         room = sizes.text_length if padding is None else padding - num_image_tokens
         described = [] if mapping.task_description is None else [("task_description", mapping.task_description)]
-        texts = [*described, *(("instructions", text) for text in mapping.instructions)]
+        texts = [*described, *(("instructions", text) for text in mapping.instruction_choice()[1])]
         counts = config.pretrain.num_tokens(sentences, [text for _, text in texts])
         for (key, text), needed in zip(texts, counts, strict=True):
             if needed > room:

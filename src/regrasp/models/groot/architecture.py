@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping
 
 from pydantic.dataclasses import dataclass
 
-from regrasp.config.types import BLOCK, NonNegativeInt, PositiveInt
+from regrasp.config.types import BLOCK, NEW_EMBODIMENT, NonNegativeInt, PositiveInt
 from regrasp.errors import UserError
 from regrasp.models.config import ModelConfig
-from regrasp.models.inputs import EMBODIMENT_IDS, NEW_EMBODIMENT, InputNames
+from regrasp.models.inputs import EMBODIMENT_IDS, InputNames
 
 _KEY = "pretrain.architecture"
 
