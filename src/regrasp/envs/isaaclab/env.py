@@ -30,6 +30,7 @@ def create_env(config: EnvConfig, name: str, max_chunk: int, seed: int) -> VecEn
         name=name,
         factory="regrasp.envs.isaaclab.child.main:create",
         settings={"options": task_options(config, name, seed).to_json()},
+        ignore_terminations=config.ignore_terminations,
         num_envs=config.total_num_envs,
         num_workers=1,
         max_chunk=max_chunk,
