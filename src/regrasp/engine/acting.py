@@ -1,4 +1,4 @@
-"""How a policy acts when nothing is learned: the same in a training run's evaluations, by itself, and recorded."""
+"""What acts where nothing is learned; a policy acts alike in a training run's evaluations, by itself and recorded."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from regrasp.engine.policies import choose_device, create_policy, overlay_rl_wei
 from regrasp.envs.mapping import ActionMapping
 from regrasp.learner.compilation import compile_policy
 from regrasp.learner.precision import ActingPolicy, apply_precision
-from regrasp.rollout.choosers import policy_chooser
+from regrasp.rollout.choosers import expert_chooser, policy_chooser, random_chooser, script_chooser, zero_chooser
 from regrasp.rollout.episodes import Choose
 from regrasp.rollout.inference import Inference, block_size
 
@@ -66,12 +66,14 @@ def acting_chooser(
     return policy_chooser(inference, place, config.env.eval.inference_block)
 
 
-def model_chooser(
-    config: ExperimentConfig, env: VecEnv, split: Split, seed: int, rl_weights: Path | None = None
+def create_chooser(
+    acts: str, config: ExperimentConfig, env: VecEnv, split: Split, seed: int, rl_weights: Path | None = None
 ) -> Choose:
-    """Deterministic actions of the policy of `actor.model.model_path`, or of a new state policy.
+    """What acts in an evaluation or a recording by itself.
 
     Args:
+        acts: "model", the policy of `actor.model`; "expert", the task's own; "zero", no motion; "random"; or
+            `module:function`, see `script_chooser`.
         config: The experiment.
         env: The environments.
         split: See `acting_chooser`.
@@ -79,8 +81,16 @@ def model_chooser(
         rl_weights: Weights of a checkpoint to lay over the model's.
 
     Raises:
-        UserError: There is no such folder, or the policy does not fit the environments.
+        UserError: There is no such model, expert or function, or the policy does not fit the environments.
     """
+    if acts == "expert":
+        return expert_chooser(env, f"env.{split}")
+    if acts == "zero":
+        return zero_chooser(env)
+    if acts == "random":
+        return random_chooser(env, seed)
+    if acts != "model":
+        return script_chooser(acts, env)
     mapping = getattr(config.env, split).mapping
     policy = create_policy(config.actor.model, mapping, env.spec, seed, f"env.{split}.mapping")
     if rl_weights is not None:

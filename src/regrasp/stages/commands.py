@@ -5,15 +5,14 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from regrasp.engine.acting import model_chooser
-from regrasp.envs.contract import VecEnv
+from regrasp.engine.acting import create_chooser
 from regrasp.envs.mapping import ActionMapping
 from regrasp.envs.registry import check_expert, create_env
 from regrasp.errors import UserError
 from regrasp.experiment import ExperimentConfig
 from regrasp.experiment.paths import DOWNLOAD_BACKBONE, PUBLISHED_BACKBONE
 from regrasp.folders import require_output
-from regrasp.rollout.choosers import expert_chooser, load_script, script_chooser
+from regrasp.rollout.choosers import load_script
 from regrasp.stages.collect import Demonstrator, collect
 from regrasp.stages.pretrain import cached_backbone, check_instructions, pretrain
 from regrasp.stages.sft import SftResult, train_base_model
@@ -65,18 +64,12 @@ def collect_demonstrations(
     env = create_env(train, "train", 1, config.seed)
     try:
         mapping = ActionMapping(train.mapping, config.actor.model.action_dim, env.spec.action_dim, "env.train.mapping")
-        demonstrator = _demonstrator(config, env, policy, seed)
+        name = {"expert": "expert", "model": "policy"}.get(policy, f"script {policy}")
+        choose = create_chooser(policy, config, env, "train", seed)
+        demonstrator = Demonstrator(name, choose, noisy=policy == "expert")
         return folder, collect(config.collect, train, env, mapping, seed, folder, demonstrator)
     finally:
         env.close()
-
-
-def _demonstrator(config: ExperimentConfig, env: VecEnv, policy: str, seed: int) -> Demonstrator:
-    if policy == "expert":
-        return Demonstrator("expert", expert_chooser(env, "env.train"), noisy=True)
-    if policy == "model":
-        return Demonstrator("policy", model_chooser(config, env, "train", seed))
-    return Demonstrator(f"script {policy}", script_chooser(policy, env))
 
 
 def train_base(

@@ -8,15 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from regrasp.engine.acting import model_chooser
-from regrasp.envs.contract import VecEnv
+from regrasp.engine.acting import create_chooser
 from regrasp.envs.registry import check_expert, create_env
-from regrasp.experiment import ExperimentConfig
 from regrasp.experiment.load import LoadedConfig
 from regrasp.logging.progress import progress
 from regrasp.logging.report import EvaluationSummary, Group, VideoItem
-from regrasp.rollout.choosers import expert_chooser, random_chooser, zero_chooser
-from regrasp.rollout.episodes import Choose, EpisodeResult
+from regrasp.rollout.episodes import EpisodeResult
 from regrasp.rollout.evaluation import VideoRecorder, evaluate
 from regrasp.runner.summary import summarize
 from regrasp.runner.videos import NUM_VIDEOS, EpisodeVideos
@@ -56,7 +53,7 @@ def play(loaded: LoadedConfig, run_dir: Path, options: PlayOptions) -> PlayResul
         check_expert(config.env.eval, "eval")
     env = create_env(config.env.eval, "eval", max_chunk, config.seed)
     try:
-        choose = _choose(config, env, options)
+        choose = create_chooser(options.kind, config, env, "eval", config.seed, options.rl_model_path)
         videos = EpisodeVideos(run_dir, config.env.eval.video_cfg, env.spec.step_seconds, options.group)
         num_episodes = config.env.eval.num_episodes * config.algorithm.eval_rollout_epoch
         with progress("Evaluating", num_episodes) as bar:
@@ -91,16 +88,6 @@ def print_summary(summary: EvaluationSummary) -> None:
         print(
             f"mean {name.replace('_', ' ')}: {measure.mean:.3f}, 95 % interval {measure.low:.3f} - {measure.high:.3f}"
         )
-
-
-def _choose(config: ExperimentConfig, env: VecEnv, options: PlayOptions) -> Choose:
-    if options.kind == "expert":
-        return expert_chooser(env)
-    if options.kind == "zero":
-        return zero_chooser(env)
-    if options.kind == "random":
-        return random_chooser(env, config.seed)
-    return model_chooser(config, env, "eval", config.seed, options.rl_model_path)
 
 
 def _write(result: PlayResult, run_dir: Path) -> None:
