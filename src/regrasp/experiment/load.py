@@ -104,7 +104,7 @@ def load_config(
     except ValidationError as error:
         raise_problems(problems + schema_problems(error, values, Spec(ExperimentConfig)), sources)
         raise
-    raise_problems(problems + cross_check(config, file.parent), sources)
+    raise_problems(problems + cross_check(config), sources)
     warnings += idle + oddities(config)
     if reasons:
         warnings.insert(0, ignored_warning(reasons, file))
