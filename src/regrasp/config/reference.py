@@ -10,7 +10,7 @@ from pydantic.fields import FieldInfo
 
 from regrasp.config.describe import Path, Spec, block_fields, dotted, spec_at
 from regrasp.config.legacy import DUPLICATES, LEGACY, SYNONYMS
-from regrasp.config.owned import field_infos
+from regrasp.config.owned import field_infos, meaning
 from regrasp.experiment import ExperimentConfig
 
 _HEAD = """\
@@ -71,23 +71,24 @@ def _section(path: Path, block: type) -> str:
         title += f" with {names[0]}" + (f" (or {', '.join(names[1:])})" if names[1:] else "")
     summary = (block.__doc__ or "").strip().splitlines()[0]
     is_evaluation = path == ("env", "eval")
-    inherited = set(field_infos(block.__mro__[1])) if is_evaluation or is_one_of_several else set()
+    parent = spec.annotation if spec and is_one_of_several else block.__mro__[1] if is_evaluation else None
+    inherited = set(field_infos(parent)) if parent else set()
     note = ""
     if is_evaluation:
         note = "\nAnd the keys of `env.train`, without `auto_reset` and `max_steps_per_rollout_epoch`.\n"
     rows = [
-        _row(path, name, info, Spec.of(info.annotation, info.metadata))
+        _row(block, name, info, Spec.of(info.annotation, info.metadata))
         for name, info in field_infos(block).items()
-        if name not in inherited
+        if name not in inherited or name in vars(block).get("__annotations__", {})
     ]
     return "\n".join(
         [f"## {title}", "", summary, note, "| Key | Value | Default | Meaning |", "|---|---|---|---|", *rows, ""]
     )
 
 
-def _row(path: Path, name: str, info: FieldInfo, spec: Spec) -> str:
+def _row(block: type, name: str, info: FieldInfo, spec: Spec) -> str:
     kind = ("a block, or null" if spec.optional else "a block") if spec.block else spec.words()
-    cells = (f"`{name}`", kind, _default(info), info.description or "")
+    cells = (f"`{name}`", kind, _default(info), meaning(block, name))
     return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
 
 

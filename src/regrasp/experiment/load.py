@@ -15,6 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from regrasp.config.compose import compose_experiment
 from regrasp.config.describe import dotted, spec_at
 from regrasp.config.legacy import Active, ignored_warning, merge_duplicates, strip_legacy, translate_synonyms
+from regrasp.config.owned import field_infos
 from regrasp.config.problems import Problem, raise_problems, schema_problems
 from regrasp.config.search import find_config
 from regrasp.config.sources import COMMAND_LINE, Sources, split_key
@@ -80,7 +81,7 @@ def load_config(
     values = composition.values
     translate_synonyms(values)
     warnings = merge_duplicates(values)
-    reasons, active = strip_legacy(values)
+    reasons, active = strip_legacy(values, _algorithms_own(values))
     if composition.has_idle_hydra_block:
         reasons["hydra"] = "nothing is left to Hydra but composition"
     shared, idle = _share_simulator(values)
@@ -95,20 +96,45 @@ def load_config(
         raise_problems(problems + schema_problems(error, values), sources)
         raise
     raise_problems(problems + cross_check(config, file.parent), sources)
+    config = _without_idle_value_head(config)
     warnings += idle + oddities(config)
     if reasons:
         warnings.insert(0, ignored_warning(reasons, file))
     return LoadedConfig(config, file, tuple(overrides), tuple(reasons), tuple(warnings), sources)
 
 
-def strip_foreign(values: Mapping[str, Any]) -> list[str]:
-    """Remove, in place, the keys of other models than the experiment's; a warning where one is set."""
-    spec, actor = spec_at(("actor", "model")), values.get("actor")
-    block = actor.get("model") if isinstance(actor, dict) else None
+def _algorithms_own(values: Mapping[str, Any]) -> set[tuple[str, ...]]:
+    """The keys that the experiment's algorithm has, whatever the reference's others do with them."""
+    spec = spec_at(("algorithm",))
     assert spec is not None
     assert spec.by_type is not None
-    warning = spec.by_type.strip_foreign(block, "actor.model") if isinstance(block, dict) else None
-    return [] if warning is None else [warning]
+    block = spec.by_type.block_of(values.get("algorithm"))
+    return set() if block is None else {("algorithm", name) for name in field_infos(block)}
+
+
+def _without_idle_value_head(config: ExperimentConfig) -> ExperimentConfig:
+    """The experiment without a value head where its algorithm has no use for one."""
+    if "value" in config.algorithm.needs:
+        return config
+    model = dataclasses.replace(config.actor.model, add_value_head=False)
+    return dataclasses.replace(config, actor=dataclasses.replace(config.actor, model=model))
+
+
+def strip_foreign(values: Mapping[str, Any]) -> list[str]:
+    """Remove, in place, the keys of other models and algorithms than the experiment's; a warning where one is set."""
+    actor = values.get("actor")
+    model = actor.get("model") if isinstance(actor, dict) else None
+    blocks: Sequence[tuple[tuple[str, ...], Any]] = (
+        (("actor", "model"), model),
+        (("algorithm",), values.get("algorithm")),
+    )
+    warnings = []
+    for path, block in blocks:
+        spec = spec_at(path)
+        assert spec is not None
+        assert spec.by_type is not None
+        warnings.append(spec.by_type.strip_foreign(block, dotted(path)) if isinstance(block, dict) else None)
+    return [warning for warning in warnings if warning is not None]
 
 
 _MAPPING_KEYS = {field.name for field in dataclasses.fields(MappingConfig)}
