@@ -12,14 +12,9 @@ from torch import Tensor, nn
 
 from regrasp.envs.contract import Capabilities, EnvSpec, Observation, Step, VecEnv
 from regrasp.envs.mapping import ActionMapping
-from regrasp.experiment import ActionMapping as ActionMappingConfig
-from regrasp.experiment import (
-    ActorConfig,
-    AlgorithmConfig,
-    ArchitectureConfig,
-    MappingConfig,
-    OptimConfig,
-)
+from regrasp.envs.mapping_config import ActionMapping as ActionMappingConfig
+from regrasp.envs.mapping_config import MappingConfig
+from regrasp.experiment import ActorConfig, AlgorithmConfig, ArchitectureConfig, OptimConfig
 from regrasp.learner.learner import Learner
 from regrasp.models.config import RlHeadConfig
 from regrasp.models.contract import Action, Evaluation, Noise, Policy, PolicySpec

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from regrasp.experiment import TrainEnvConfig
+    from regrasp.envs.config import TrainEnvConfig
     from regrasp.models.contract import Evaluation, Policy
     from regrasp.rollout.decisions import Decisions
 

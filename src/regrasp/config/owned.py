@@ -94,12 +94,6 @@ def field_infos(block: type) -> Mapping[str, FieldInfo]:
     return vars(block)["__pydantic_fields__"]
 
 
-def meaning(block: type, name: str) -> str:
-    """The text beside a field, which a block that extends another one does not repeat."""
-    infos = (vars(base).get("__pydantic_fields__", {}).get(name) for base in block.__mro__)
-    return next((info.description for info in infos if info is not None and info.description), "")
-
-
 def _changed(value: Any, default: Any, path: str) -> Iterator[str]:
     """The keys at and below `path` whose value is not the default."""
     if isinstance(value, Mapping) and dataclasses.is_dataclass(default):

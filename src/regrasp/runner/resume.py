@@ -15,7 +15,7 @@ from regrasp.checkpoint.verify import verify
 from regrasp.engine.policies import input_names
 from regrasp.errors import UserError
 from regrasp.experiment import ExperimentConfig
-from regrasp.experiment.load import strip_foreign
+from regrasp.experiment.load import own_keys
 
 _NUM_CHANGES_SHOWN = 5
 _ABSENT = "not there"
@@ -72,9 +72,7 @@ def changes_warning(before: str, now: str) -> str | None:
     """What differs between two configurations, given as YAML, key by key; None where nothing does."""
     if before == now:
         return None
-    old, new = (yaml.safe_load(text) for text in (before, now))
-    strip_foreign(old)
-    old, new = (dict(_leaves(values, "")) for values in (old, new))
+    old, new = (dict(_leaves(own_keys(yaml.safe_load(text)), "")) for text in (before, now))
     changed = [key for key in {**old, **new} if old.get(key, _ABSENT) != new.get(key, _ABSENT)]
     shown = "; ".join(
         f"{key} was {old.get(key, _ABSENT)} and is {new.get(key, _ABSENT)}" for key in changed[:_NUM_CHANGES_SHOWN]
