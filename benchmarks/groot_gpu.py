@@ -33,8 +33,9 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from groot_flops import Flops, count_flops
+from regrasp.algorithms.ppo import PpoConfig
 from regrasp.learner.compilation import capture_updates, compile_policy, num_compilations
-from regrasp.learner.learner import ActorWorker
+from regrasp.learner.learner import Learner
 from regrasp.learner.precision import ActingPolicy, apply_precision
 from regrasp.models.config import TrainablePart
 from regrasp.models.groot.config import GrootConfig
@@ -43,7 +44,8 @@ from regrasp.models.groot.network import transformer
 from regrasp.models.groot.policy import GrootPolicy
 from regrasp.models.groot.processing.processor import GrootProcessor
 from regrasp.models.groot.settings import GrootModelConfig
-from regrasp.rollout.buffers import Rollout, RolloutBuilder
+from regrasp.rollout.buffers import RolloutBuffer
+from regrasp.rollout.decisions import Decisions
 from regrasp.seeding import KeyedNoise
 
 NUM_STEPS = 4
@@ -273,20 +275,7 @@ def actor_config(sizes: Sizes, trainable: TrainablePart) -> Any:
     return SimpleNamespace(model=model, micro_batch_size=size, global_batch_size=size, optim=optim)
 
 
-ALGORITHM: Any = SimpleNamespace(
-    kl_beta=0.0,
-    value_epochs=0,
-    update_epoch=1,
-    clip_ratio_low=0.2,
-    clip_ratio_high=0.2,
-    clip_ratio_c=None,
-    logprob_type="chunk_level",
-    entropy_type="chunk_level",
-    entropy_bonus=0.0,
-    value_clip=0.2,
-    huber_delta=10.0,
-    target_kl=None,
-)
+ALGORITHM = PpoConfig(update_epoch=1)
 
 
 def measure_update(sizes: Sizes, report: Report, key: str, **settings: Any) -> None:
@@ -314,40 +303,34 @@ def made_update(
     release(sizes.device)
     policy = random_policy(sizes, trainable)
     apply_precision(policy, model_config(trainable), sizes.device)
-    actor = ActorWorker(
-        policy,
-        actor_config(sizes, trainable),
-        ALGORITHM,
-        num_updates=1,
-        seed=0,
-        recompute_features=recompute,
-        device=sizes.device,
+    learner = Learner(
+        policy, ALGORITHM.build(), actor_config(sizes, trainable), num_updates=1, seed=0, device=sizes.device
     )
-    acting = ActingPolicy(policy, model_config(trainable), sizes.device, actor.halved).policy
+    acting = ActingPolicy(policy, model_config(trainable), sizes.device, learner.halved).policy
     release(sizes.device)  # the float32 weights that precision has replaced
     if compiled:
-        compile_policy(actor.computing, {sizes.minibatch}, sizes.device, backend=sizes.backend)
+        compile_policy(learner.computing, {sizes.minibatch}, sizes.device, backend=sizes.backend)
         if sizes.device.type == "cuda":
-            capture_updates(actor, sizes.minibatch, backend=sizes.backend)
+            capture_updates(learner, sizes.minibatch, backend=sizes.backend)
     if whole_rollout:
         compile_policy(acting, {sizes.num_envs[1]}, sizes.device, backend=sizes.backend)
     num_chunks = sizes.num_chunks if whole_rollout else sizes.num_chunks // 2
     rollout = collected(sizes, acting, keep_features=not recompute, num_chunks=num_chunks)
     num_minibatches = min(MINIBATCHES, len(rollout) // sizes.minibatch)
     part = rollout.rows(torch.arange(num_minibatches * sizes.minibatch))
-    actor.computing.train()
-    return (lambda: actor.update(part, 0, lambda: False)), num_minibatches
+    learner.computing.train()
+    return (lambda: learner.update(part, 0, lambda: False)), num_minibatches
 
 
-def collected(sizes: Sizes, acting: GrootPolicy, *, keep_features: bool, num_chunks: int) -> Rollout:
+def collected(sizes: Sizes, acting: GrootPolicy, *, keep_features: bool, num_chunks: int) -> Decisions:
     """A rollout with random rewards."""
     num_envs = sizes.num_envs[1]
-    builder = RolloutBuilder(num_envs * num_chunks)
+    buffer = RolloutBuffer(num_envs * num_chunks, holds_features=keep_features)
     generator = torch.Generator().manual_seed(3)
     for time_index in range(num_chunks):
         inputs = prepared(sizes, num_envs, seed=time_index)
         features, action = act(acting, inputs, decision=time_index)
-        builder.add(
+        buffer.add(
             time_index,
             torch.arange(num_envs),
             features if keep_features else inputs,
@@ -357,7 +340,7 @@ def collected(sizes: Sizes, acting: GrootPolicy, *, keep_features: bool, num_chu
             torch.zeros(num_envs, dtype=torch.bool),
             version=0,
         )
-    return builder.build(reward_type="chunk_level", gamma=0.99, lam=0.95, normalize_advantages=True)
+    return ALGORITHM.build().prepare(buffer.build())
 
 
 def release(device: torch.device) -> None:

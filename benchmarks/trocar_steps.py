@@ -13,8 +13,9 @@ import time
 import torch
 
 from regrasp.envs.contract import VecEnv
+from regrasp.envs.mapping_config import MappingConfig, StateEntry
+from regrasp.envs.mujoco.config import MujocoEnvConfig, MujocoInitParams
 from regrasp.envs.registry import create_env
-from regrasp.experiment import EnvConfig, InitParams, MappingConfig, StateEntry
 from results_file import save
 
 TASK = "Regrasp-Assemble-Trocar-G129-Dex3-v0"
@@ -31,11 +32,11 @@ CAMERAS = MappingConfig(
 
 def start(num_envs: int, mapping: MappingConfig) -> VecEnv:
     """Start environments with this mapping."""
-    config = EnvConfig(
+    config = MujocoEnvConfig(
         env_type="mujoco",
         total_num_envs=num_envs,
         max_episode_steps=256,
-        init_params=InitParams(id=TASK),
+        init_params=MujocoInitParams(id=TASK),
         mapping=mapping,
     )
     return create_env(config, "train", CHUNK)

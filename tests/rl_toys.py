@@ -12,15 +12,10 @@ from torch import Tensor, nn
 
 from regrasp.envs.contract import Capabilities, EnvSpec, Observation, Step, VecEnv
 from regrasp.envs.mapping import ActionMapping
-from regrasp.experiment import ActionMapping as ActionMappingConfig
-from regrasp.experiment import (
-    ActorConfig,
-    AlgorithmConfig,
-    ArchitectureConfig,
-    MappingConfig,
-    OptimConfig,
-)
-from regrasp.learner.learner import ActorWorker
+from regrasp.envs.mapping_config import ActionMapping as ActionMappingConfig
+from regrasp.envs.mapping_config import MappingConfig
+from regrasp.experiment import ActorConfig, AlgorithmConfig, ArchitectureConfig, OptimConfig
+from regrasp.learner.learner import Learner
 from regrasp.models.config import RlHeadConfig
 from regrasp.models.contract import Action, Evaluation, Noise, Policy, PolicySpec
 from regrasp.models.groot.config import GrootConfig
@@ -28,7 +23,8 @@ from regrasp.models.groot.policy import GrootPolicy
 from regrasp.models.groot.processing.processor import GrootProcessor
 from regrasp.models.groot.settings import GrootModelConfig
 from regrasp.models.mlp.policy import MlpPolicy
-from regrasp.rollout.buffers import Rollout, RolloutBuilder
+from regrasp.rollout.buffers import RolloutBuffer
+from regrasp.rollout.decisions import Decisions
 from regrasp.rollout.inference import Inference
 from regrasp.seeding import KeyedNoise
 
@@ -268,13 +264,13 @@ def observation(batch: int, seed: int = 0, size: int = 28) -> Observation:
     )
 
 
-def rollout_of(policy: Policy, size: int, *, keep_features: bool = True, uneven: bool = True) -> Rollout:
+def rollout_of(policy: Policy, size: int, *, keep_features: bool = True, uneven: bool = True) -> Decisions:
     """`size` decisions of one step each, with random rewards and (if `uneven`) chunks cut short."""
     worker = Inference(policy, 0, "train", device=torch.device("cpu"), keep_features=keep_features)
     decision = worker.decide(observation(size), [(row, 0, 0) for row in range(size)])
     generator = torch.Generator().manual_seed(1)
-    builder = RolloutBuilder()
-    builder.add(
+    buffer = RolloutBuffer(holds_features=keep_features)
+    buffer.add(
         0,
         torch.arange(size),
         decision.inputs,
@@ -284,7 +280,7 @@ def rollout_of(policy: Policy, size: int, *, keep_features: bool = True, uneven:
         torch.ones(size, dtype=torch.bool),
         version=0,
     )
-    return builder.build(reward_type="chunk_level", gamma=0.9, lam=0.9, normalize_advantages=True)
+    return AlgorithmConfig(gamma=0.9, gae_lambda=0.9).build().prepare(buffer.build())
 
 
 def worker(
@@ -296,12 +292,11 @@ def worker(
     trainable: str = "head",
     is_lora: bool = False,
     num_updates: int = 10,
-    recompute: bool = False,
     precision: str = "fp32",
     device: str = "cpu",
     **algorithm: Any,
-) -> ActorWorker:
-    """An actor of the policy, with minibatches of `batch` decisions."""
+) -> Learner:
+    """A learner of the policy, with minibatches of `batch` decisions."""
     model = GrootModelConfig(
         action_dim=ACTION_DIM,
         num_action_chunks=CHUNK,
@@ -315,13 +310,12 @@ def worker(
         global_batch_size=batch,
         optim=OptimConfig(**{"lr": 1e-3, "value_lr": 1e-3, **(optim or {})}),
     )
-    return ActorWorker(
+    return Learner(
         policy,
+        AlgorithmConfig(**algorithm).build(),
         actor,
-        AlgorithmConfig(**algorithm),
         num_updates=num_updates,
         seed=SEED,
-        recompute_features=recompute,
         device=torch.device(device),
     )
 

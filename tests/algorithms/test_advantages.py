@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from regrasp.algorithms.advantages import chunk_rewards, gae, normalize
+from regrasp.algorithms.advantages import chunk_rewards, gae, is_flat, normalize
 
 GAMMA, LAM = 0.9, 0.5
 
@@ -158,3 +158,10 @@ def test_normalize_survives_large_offsets_constants_and_emptiness():
     torch.testing.assert_close(normalize(shifted, valid), torch.tensor([-2.0, -1.0, 0.0, 3.0]) / 3.5**0.5)
     assert normalize(torch.full((4,), 0.1), valid).abs().max() < 1e-6
     assert normalize(shifted, ~valid).tolist() == [0.0] * 4
+
+
+@pytest.mark.parametrize(
+    ("advantages", "flat"), [([1.0, -1.0, 0.5], False), ([0.7, 0.7, 0.7], True), ([0.7], True), ([0.0] * 3, True)]
+)
+def test_advantages_that_do_not_vary_are_flat(advantages: list[float], flat: bool) -> None:
+    assert is_flat(torch.tensor(advantages)) == flat

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from regrasp.algorithms.ppo import KlKind, entropy_term, kl_penalty, policy_loss, value_loss
+from regrasp.algorithms.losses import KlKind, entropy_term, kl_penalty, policy_loss, value_loss
 
 # One element per case of (advantage, ratio): inside, above and below the clip range for both signs, and dual-clipped.
 ADVANTAGES = [2.0, 2.0, 2.0, -1.5, -1.5, -1.5, -1.5]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
 import yaml
 
 from regrasp.cli.main import main
+from regrasp.envs import registry
 from regrasp.experiment.load import load_config
 
 REFERENCE = Path(__file__).parents[1] / "config" / "reference_experiment.yaml"
@@ -82,7 +84,9 @@ def test_an_experiment_of_the_embedded_simulator_can_be_pointed_at_isaac_lab(
     assert tasks(envs) == [("isaaclab", "my_package:My-Task-v0")] * 2
 
 
-def test_the_users_own_overrides_win(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_users_own_overrides_win(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    point = EntryPoint("my_simulator", "builtins:print", "regrasp.envs")
+    monkeypatch.setattr(registry, "entry_points", lambda *, group: [point])
     arguments = ["--config_name", str(REFERENCE), "--task", TROCAR]
     envs, _ = dry_run(capsys, *arguments, f"env.eval.init_params.id={TROCAR}")
     assert tasks(envs) == [("mujoco", TROCAR)] * 2

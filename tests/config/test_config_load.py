@@ -15,8 +15,10 @@ import yaml
 
 from regrasp.config.compose import as_override
 from regrasp.config.search import SHIPPED, list_configs
+from regrasp.envs.mapping_config import MappingConfig, StateEntry
+from regrasp.envs.registry import experiment_folders
 from regrasp.errors import UserError
-from regrasp.experiment import ExperimentConfig, MappingConfig, StateEntry
+from regrasp.experiment import ExperimentConfig
 from regrasp.experiment.batches import batch_equation, num_optimizer_steps, num_samples, num_updates
 from regrasp.experiment.load import load_config
 from regrasp.experiment.paths import require_paths
@@ -190,8 +192,8 @@ def test_installed_isaac_lab_tasks_are_searched(tmp_path: Path, monkeypatch: pyt
     (folder / "rl_games_ppo_cfg.yaml").write_text("params: {seed: 42}\n", encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
     assert load_config("isaaclab_ppo_trocar").config.actor.model.action_dim == 28
-    assert "isaaclab_ppo_trocar" in list_configs()
-    assert "rl_games_ppo_cfg" not in list_configs()
+    assert "isaaclab_ppo_trocar" in list_configs(more=lambda: experiment_folders(()))
+    assert "rl_games_ppo_cfg" not in list_configs(more=lambda: experiment_folders(()))
 
 
 @pytest.mark.parametrize(

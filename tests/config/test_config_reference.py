@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 
-from regrasp.config.describe import block_fields, default_at, dotted, field_infos, known_paths, spec_at
+from regrasp.config.describe import Spec, dotted
 from regrasp.config.reference import reference_markdown
-from regrasp.experiment import EvalEnvConfig, ExperimentConfig
+from regrasp.envs.config import EvalEnvConfig
+from regrasp.experiment import ExperimentConfig
+
+ROOT = Spec(ExperimentConfig)
 
 
 def test_every_field_is_described() -> None:
-    text = reference_markdown()
-    for path in known_paths():
+    text = reference_markdown(ExperimentConfig)
+    for path in ROOT.paths():
         assert f"| `{path[-1]}` |" in text, dotted(path)
-        parent = spec_at(path[:-1])
-        assert parent is not None
-        families = [kind for block in parent.blocks for kind in block.__mro__ if dataclasses.is_dataclass(kind)]
-        infos = [field_infos(kind).get(str(path[-1])) for kind in families]
-        assert any(info.description for info in infos if info), dotted(path)
+    rows = [line for line in text.splitlines() if line.startswith("| `")]
+    assert [row for row in rows if row.endswith("|  |")] == []
 
 
 def test_tables_have_four_columns() -> None:
-    rows = [line.replace("\\|", "") for line in reference_markdown().splitlines() if line.startswith("| `")]
+    rows = [
+        line.replace("\\|", "") for line in reference_markdown(ExperimentConfig).splitlines() if line.startswith("| `")
+    ]
     tables = [row for row in rows if row.count("|") == 5]
     legacy = [row for row in rows if row.count("|") == 4]
     assert len(tables) + len(legacy) == len(rows)
@@ -30,7 +32,7 @@ def test_tables_have_four_columns() -> None:
 
 def test_words_of_constraints() -> None:
     def words(*path: str | int) -> str:
-        spec = spec_at(path)
+        spec = ROOT.at(path)
         assert spec is not None
         return spec.words()
 
@@ -40,11 +42,11 @@ def test_words_of_constraints() -> None:
     assert words("runner", "export_model") == "'always' or 'last'"
     assert words("env", "train", "mapping", "states", 3, "slice").endswith("or null")
     assert words("actor", "model", "rl_head_config", "noise_params") == "[start, end, updates] with start >= end > 0"
-    assert spec_at(("runner", "nothing")) is None
-    assert default_at(("actor", "seed")) == 1234
-    assert default_at(("actor", "model")) is None
+    assert ROOT.at(("runner", "nothing")) is None
+    assert ROOT.default_at(("actor", "seed")) == 1234
+    assert ROOT.default_at(("actor", "model")) is None
 
 
 def test_fields_agree_with_the_dataclasses() -> None:
-    assert list(block_fields(ExperimentConfig)) == [field.name for field in dataclasses.fields(ExperimentConfig)]
-    assert "total_num_envs" in block_fields(EvalEnvConfig)
+    assert list(ROOT.fields()) == [field.name for field in dataclasses.fields(ExperimentConfig)]
+    assert "total_num_envs" in Spec(EvalEnvConfig).fields()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from regrasp.cli.main import main
-from regrasp.config.task_packages import experiment_of_task, package_folder, pythons_in, registered_tasks
+from regrasp.envs.isaaclab.task_packages import experiment_of_task, package_folder, pythons_in, registered_tasks
 from regrasp.experiment.load import load_config
 
 SMALL = Path(__file__).parent / "small_experiment.yaml"

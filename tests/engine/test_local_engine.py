@@ -6,6 +6,7 @@ import copy
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from regrasp.models.groot.policy import GrootPolicy
 from regrasp.models.groot.processing.processor import GrootProcessor
 from regrasp.models.groot.settings import GrootModelConfig
 from regrasp.models.mlp.policy import MlpPolicy
+from regrasp.rollout.decisions import Decisions
 from regrasp.seeding import KeyedNoise
 
 CPU = torch.device("cpu")
@@ -84,7 +86,18 @@ def perturbed(policy):
 
 def engine(env: VecEnv, *overrides: str) -> LocalEngine:
     config = experiment(*overrides)
-    return LocalEngine(config, groot(config), env, SEED, CPU)
+    return LocalEngine(config, groot(config), env, SEED, CPU, Path("never-written"))
+
+
+def updated(one: LocalEngine) -> dict[str, float]:
+    """The metrics of a first update."""
+    one.collect(0, never)
+    return one.update(0, never)
+
+
+def collected_by(one: LocalEngine) -> Decisions:
+    assert one.decisions is not None
+    return one.decisions
 
 
 def never() -> bool:
@@ -100,11 +113,12 @@ def never() -> bool:
     ],
 )
 def test_a_rollout_holds_features_or_images(env: VecEnv, override: str, stored: set[str]) -> None:
-    collected = engine(env, override).collect(0, never)
-    assert set(collected.rollout.inputs.keys()) == stored
-    assert len(collected.rollout) == 4 * 2 * 2
-    assert collected.num_steps == int(collected.rollout.num_executed.sum()) == 4 * 8 * 2
-    assert set(collected.rollout.versions.tolist()) == {0}
+    one = engine(env, override)
+    collected, decisions = one.collect(0, never), collected_by(one)
+    assert set(decisions.inputs.keys()) == stored
+    assert len(decisions) == collected.num_decisions == 4 * 2 * 2
+    assert collected.num_steps == int(decisions["num_executed"].sum()) == 4 * 8 * 2
+    assert set(decisions["versions"].tolist()) == {0}
     assert collected.seconds > 0
 
 
@@ -112,7 +126,7 @@ def test_recomputed_features_do_not_change_the_update(env: VecEnv) -> None:
     results = []
     for override in ("runner.recompute_features=false", "runner.recompute_features=true"):
         one = engine(env, override)
-        metrics = one.update(one.collect(0, never).rollout, 0, never)
+        metrics = updated(one)
         results.append((metrics, one.policy.state_dict()))
     assert results[0][0] == pytest.approx(results[1][0], rel=1e-4, abs=1e-6)
     for name, value in results[0][1].items():
@@ -120,20 +134,24 @@ def test_recomputed_features_do_not_change_the_update(env: VecEnv) -> None:
 
 
 def test_the_rollout_is_versioned_by_update(env: VecEnv) -> None:
-    collected = engine(env).collect(5, never)
-    assert set(collected.rollout.versions.tolist()) == {5}
+    one = engine(env)
+    one.collect(5, never)
+    assert set(collected_by(one)["versions"].tolist()) == {5}
 
 
 def test_an_interrupted_rollout_keeps_nothing_and_can_be_repeated(env: VecEnv) -> None:
     one = engine(env)
-    state = one.state_dict()
+    state = one._episodes.state_dict()
     asked = iter([False, True])
     with pytest.raises(InterruptedError):
         one.collect(0, lambda: next(asked))
-    one.load_state_dict(state)
-    repeated, fresh = one.collect(0, never).rollout, engine(env).collect(0, never).rollout
-    assert torch.equal(repeated.log_probs, fresh.log_probs)
-    assert torch.equal(repeated.advantages, fresh.advantages)
+    one._episodes.load_state_dict(state)
+    other = engine(env)
+    for each in (one, other):
+        each.collect(0, never)
+    repeated, fresh = collected_by(one), collected_by(other)
+    assert torch.equal(repeated["log_probs"], fresh["log_probs"])
+    assert torch.equal(repeated["advantages"], fresh["advantages"])
 
 
 def observation(batch: int) -> Observation:
@@ -206,12 +224,12 @@ def test_rollouts_in_half_precision_see_what_training_sees_bit_for_bit(overrides
 
 def test_all_passes_in_half_precision_read_the_same_weights(env: VecEnv) -> None:
     one = engine(env, "actor.model.precision=bf16")
-    acting, computing = one._acting.policy, one.actor.computing
+    acting, computing = one._acting.policy, one.learner.computing
     assert acting is not computing
     for of_acting, of_computing in zip(acting.parameters(), computing.parameters(), strict=True):
         assert of_acting is of_computing
     stale = decisions(acting)
-    one.update(one.collect(0, never).rollout, 0, never)
+    updated(one)
     one._acting.refresh()
     assert not torch.equal(decisions(acting)["actions"], stale["actions"])
     assert computing.training
@@ -220,16 +238,15 @@ def test_all_passes_in_half_precision_read_the_same_weights(env: VecEnv) -> None
 
 def test_weights_put_into_an_engine_reach_every_pass(env: VecEnv) -> None:
     first, second = (engine(env, "actor.model.precision=bf16") for _ in range(2))
-    state = first.state_dict()
-    first.update(first.collect(0, never).rollout, 0, never)
+    state = first._episodes.state_dict()
+    updated(first)
     second.policy.load_state_dict(first.policy.state_dict())
-    second.actor.load_state_dict(copy.deepcopy(first.actor.state_dict()))
-    rollouts = []
+    second.learner.load_state_dict(copy.deepcopy(first.learner.state_dict()))
     for one in (first, second):
-        one.load_state_dict(state)
-        rollouts.append(one.collect(1, never).rollout)
-    assert torch.equal(rollouts[0].log_probs, rollouts[1].log_probs)
-    metrics = [one.update(rollout, 1, never) for one, rollout in zip((first, second), rollouts, strict=True)]
+        one._episodes.load_state_dict(state)
+        one.collect(1, never)
+    assert torch.equal(collected_by(first)["log_probs"], collected_by(second)["log_probs"])
+    metrics = [one.update(1, never) for one in (first, second)]
     assert metrics[0] == metrics[1]
     for name, value in first.policy.state_dict().items():
         assert torch.equal(second.policy.state_dict()[name], value)
@@ -253,7 +270,7 @@ def test_a_compiled_engine_collects_and_learns_the_same(
     results = []
     for compiled in (False, True):
         one = engine(env, f"actor.model.precision={precision}", f"actor.model.compile={str(compiled).lower()}")
-        results.append(one.update(one.collect(0, never).rollout, 0, never))
+        results.append(updated(one))
     assert results[0] == pytest.approx(results[1], rel=1e-3, abs=1e-5)
 
 
@@ -266,7 +283,7 @@ def test_features_kept_on_the_host_do_not_change_the_update(env: VecEnv) -> None
     results = []
     for where in ("device", "host"):
         one = engine(env, f"runner.feature_storage={where}")
-        metrics = one.update(one.collect(0, never).rollout, 0, never)
+        metrics = updated(one)
         results.append((metrics, one.policy.state_dict()))
     assert results[0][0] == results[1][0]
     assert all(torch.equal(results[1][1][name], value) for name, value in results[0][1].items())
@@ -295,5 +312,5 @@ def test_the_first_ratio_is_one_in_half_precision_too(env: VecEnv) -> None:
     # Four environments decide once, and one minibatch holds their four decisions: equal batch shape.
     batches = ("actor.global_batch_size=4", "actor.micro_batch_size=4", "algorithm.rollout_epoch=1")
     one = engine(env, "actor.model.precision=bf16", "env.train.max_steps_per_rollout_epoch=4", *batches)
-    metrics = one.update(one.collect(0, never).rollout, 0, never)
+    metrics = updated(one)
     assert metrics["actor/first_ratio_error"] == 0.0

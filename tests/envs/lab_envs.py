@@ -8,9 +8,11 @@ from typing import Any, Literal
 import pytest
 
 from lab_python import LAB_PYTHON, STAND_IN, needs_lab
+from regrasp.envs.config import EnvConfig
 from regrasp.envs.contract import VecEnv
+from regrasp.envs.isaaclab.config import IsaacLabEnvConfig, IsaacLabInitParams, IsaacLabMapping
+from regrasp.envs.mapping_config import MappingConfig, StateEntry
 from regrasp.envs.registry import create_env
-from regrasp.experiment import EnvConfig, InitParams, MappingConfig, StateEntry
 
 __all__ = ["HERE", "LAB_PYTHON", "STAND_IN", "lab_config", "lab_env", "needs_lab", "start", "states"]
 
@@ -30,13 +32,13 @@ def lab_config(
     python: Path | None = None,
     init: dict[str, Any] | None = None,
     **settings: Any,
-) -> EnvConfig:
-    return EnvConfig(
+) -> IsaacLabEnvConfig:
+    return IsaacLabEnvConfig(
         env_type="isaaclab",
         total_num_envs=num_envs,
         max_episode_steps=limit,
-        init_params=InitParams(id=task, device="cpu", **(init or {})),
-        mapping=mapping,
+        init_params=IsaacLabInitParams(id=task, device="cpu", **(init or {})),
+        mapping=mapping if isinstance(mapping, IsaacLabMapping) else IsaacLabMapping(**vars(mapping)),
         python=str(python or LAB_PYTHON),
         **settings,
     )

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from regrasp.envs.mapping import ActionMapping, ObservationMapping
+from regrasp.envs.mapping_config import ActionMapping as ActionMappingConfig
+from regrasp.envs.mapping_config import Gr00tMapping, Gr00tStateEntry, Gr00tVideoMapping, MappingConfig, StateEntry
 from regrasp.envs.selection import ArraySpec
 from regrasp.errors import UserError
-from regrasp.experiment import ActionMapping as ActionMappingConfig
-from regrasp.experiment import Gr00tMapping, Gr00tStateEntry, Gr00tVideoMapping, MappingConfig, StateEntry
 
 RAW = {
     "camera_images/front": ArraySpec((4, 6, 3), "uint8"),

@@ -11,21 +11,21 @@ import pytest
 from vec_envs import CUBE_MAPPING, PICK, STACK
 
 from regrasp.envs import registry
+from regrasp.envs.config import EnvConfig, EvalEnvConfig, InitParams, TrainEnvConfig
 from regrasp.envs.mujoco import backend
 from regrasp.envs.mujoco.catalog import TASK_IDS
-from regrasp.envs.mujoco.env import describe
-from regrasp.envs.registry import create_env, known_env_types
+from regrasp.envs.mujoco.config import MujocoEnvConfig, MujocoInitParams
+from regrasp.envs.registry import EnvTypes, create_env, step_seconds
 from regrasp.errors import UserError
-from regrasp.experiment import EnvConfig, InitParams
 from regrasp.experiment.load import load_config
 
 
-def config(env_type: str = "mujoco", task: str = PICK, **fields) -> EnvConfig:
-    return EnvConfig(
-        env_type=env_type,
+def config(task: str = PICK, **fields) -> EnvConfig:
+    return MujocoEnvConfig(
+        env_type="mujoco",
         total_num_envs=2,
         max_episode_steps=8,
-        init_params=InitParams(id=task),
+        init_params=MujocoInitParams(id=task),
         mapping=CUBE_MAPPING,
         **fields,
     )
@@ -43,11 +43,16 @@ def test_environments_are_as_the_configuration_says():
 
 
 def test_an_unknown_simulator_is_the_users_mistake():
-    with pytest.raises(UserError) as caught:
-        create_env(config("mujocco"), "eval", 1)
-    assert caught.value.key == "env.eval.env_type"
-    assert caught.value.expected is not None
-    assert "mujoco" in caught.value.expected
+    unknown = EnvConfig("mujocco", 2, 8, InitParams(PICK), CUBE_MAPPING)
+    for attempt in (
+        lambda: create_env(unknown, "eval", 1),
+        lambda: load_config("pick_cube_ppo_mlp", ["env.eval.env_type=mujocco"]),
+    ):
+        with pytest.raises(UserError) as caught:
+            attempt()
+        assert caught.value.key == "env.eval.env_type"
+        assert caught.value.expected is not None
+        assert "isaaclab, mujoco" in caught.value.expected
 
 
 @pytest.mark.parametrize(
@@ -64,11 +69,13 @@ def test_an_unknown_task_is_the_users_mistake(task: str, hint: str):
 def test_packages_add_simulators_by_entry_points(monkeypatch: pytest.MonkeyPatch):
     point = EntryPoint("toy", f"{__name__}:create_toy", "regrasp.envs")
     monkeypatch.setattr(registry, "entry_points", lambda *, group: [point] if group == "regrasp.envs" else [])
-    assert set(known_env_types()) == {"mujoco", "isaaclab", "toy"}
+    assert set(EnvTypes()) == {"mujoco", "isaaclab", "toy"}
+    toy = load_config("pick_cube_ppo_mlp", ["env.train.env_type=toy", "env.eval.env_type=toy"]).config.env
+    assert (type(toy.train), type(toy.eval)) == (TrainEnvConfig, EvalEnvConfig)
     given: list[Any] = [
-        create_env(config("toy"), "train", 5, 7),
-        create_env(config("toy"), "train", 5, 8),
-        create_env(config("toy"), "eval", 5, 7),
+        create_env(toy.train, "train", 5, 7),
+        create_env(toy.train, "train", 5, 8),
+        create_env(toy.eval, "eval", 5, 7),
     ]
     assert given[0][:3] == ("toy", "train", 5)
     assert len({seed for *_, seed in given}) == 3
@@ -94,10 +101,10 @@ def test_a_graphics_backend_that_fails_is_named_before_mujoco_is_imported(monkey
     monkeypatch.setenv("MUJOCO_GL", "vulkan")
     backend.working_backend.cache_clear()
     with pytest.raises(UserError, match="vulkan"):
-        describe(load_config("pick_cube_ppo_groot").config.env.train, "train")
+        step_seconds(config(), "train")
     backend.working_backend.cache_clear()
     monkeypatch.delenv("MUJOCO_GL")
-    assert describe(load_config("pick_cube_ppo_groot").config.env.train, "train").task_id == "Regrasp-Pick-Cube-v0"
+    assert step_seconds(config(), "train") == 0.1
 
 
 def test_a_machine_without_graphics_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch):

@@ -11,11 +11,13 @@ import torch
 from lab_envs import LAB_PYTHON, lab_config, lab_env, needs_lab, start, states
 from torch import Tensor
 
+from regrasp.envs.config import TimeoutsConfig
 from regrasp.envs.contract import VecEnv
+from regrasp.envs.isaaclab.config import IsaacLabMapping
 from regrasp.envs.mapping import ActionMapping, ObservationMapping
+from regrasp.envs.mapping_config import MappingConfig
 from regrasp.envs.process.vector import RemoteVecEnv
 from regrasp.errors import SimulatorError, UserError
-from regrasp.experiment import MappingConfig, TimeoutsConfig
 from regrasp.experiment.load import load_config
 
 pytestmark = needs_lab
@@ -39,7 +41,7 @@ def point() -> Iterator[VecEnv]:
 
 @pytest.fixture(scope="module")
 def direct() -> Iterator[VecEnv]:
-    mapping = MappingConfig(task_description="push", states=states("policy"), success_term="reached")
+    mapping = IsaacLabMapping(task_description="push", states=states("policy"), success_term="reached")
     env = lab_env("lab_tasks:Point-Direct-v0", mapping, num_envs=2, timeouts=TimeoutsConfig(step_s=2.0))
     yield env
     env.close()
@@ -131,7 +133,7 @@ def test_a_seed_fixes_an_episodes_start_whatever_else_is_reset(point: VecEnv) ->
 
 def construction(name: Literal["train", "eval"], seed: int, stream: int) -> tuple[int, float]:
     """The seed that the configuration had when the environment was built, and what was drawn then."""
-    mapping = MappingConfig(task_description="push", states=states("construction"))
+    mapping = IsaacLabMapping(task_description="push", states=states("construction"))
     env = start(lab_config("lab_tasks:Point-v0", mapping, num_envs=1, seed=stream), name, seed=seed)
     try:
         high, low, drawn = env.reset([0], [1]).state["state"][0].tolist()
@@ -209,7 +211,7 @@ def test_the_references_experiment_runs_unchanged_on_its_tasks_interface(caplog:
 def test_a_task_without_reward_learns_from_a_named_success_and_chooses_its_instruction(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    mapping = MappingConfig(
+    mapping = IsaacLabMapping(
         states=states("policy/position", "policy/num_resets"),
         reward_source="success",
         success_term="reached",
@@ -231,7 +233,7 @@ def test_a_task_without_reward_learns_from_a_named_success_and_chooses_its_instr
 
 
 def test_an_instruction_that_is_not_there_is_the_users_mistake() -> None:
-    mapping = MappingConfig(states=states("policy/position"), instruction_key="goal", instructions=("stay",))
+    mapping = IsaacLabMapping(states=states("policy/position"), instruction_key="goal", instructions=("stay",))
     env = lab_env("lab_tasks:Point-v0", mapping, num_envs=1)
     try:
         assert env.reset([0], [1]).instruction == ["stay"]

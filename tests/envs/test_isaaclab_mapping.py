@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
+from regrasp.envs.isaaclab.config import IsaacLabEvalConfig, IsaacLabTrainConfig
 from regrasp.envs.mapping import ActionMapping
+from regrasp.envs.mapping_config import ActionConstant, ActionSlice, MappingConfig
+from regrasp.envs.mapping_config import ActionMapping as ActionMappingConfig
 from regrasp.envs.registry import create_env, preflight
 from regrasp.errors import UserError
-from regrasp.experiment import ActionMapping as ActionMappingConfig
-from regrasp.experiment import EnvConfig, MappingConfig
-from regrasp.experiment.env import ActionConstant, ActionSlice
 from regrasp.experiment.load import load_config
 
 LOCATION = "env.train.mapping"
@@ -62,17 +62,20 @@ def test_a_layout_that_does_not_fit_is_one_error(settings: dict[str, Any], key: 
     assert caught.value.key == f"{LOCATION}.action_mapping.{key}"
 
 
-def lab(**settings: Any) -> EnvConfig:
+def lab(**settings: Any) -> IsaacLabTrainConfig:
     """The shipped Isaac Lab experiment's training environments with other settings of the mapping."""
     env = load_config("isaaclab_stack_cube_ppo_groot").config.env.train
+    assert isinstance(env, IsaacLabTrainConfig)
     return dataclasses.replace(env, mapping=dataclasses.replace(env.mapping, **settings))
 
 
 def test_the_shipped_experiment_is_complete_but_for_its_model() -> None:
-    loaded = load_config("isaaclab_stack_cube_ppo_groot")
-    preflight(loaded.config, loaded.file_of)
-    assert loaded.config.env.train.mapping == loaded.config.env.eval.mapping
-    assert loaded.config.env.eval.init_params.hold_action == "zero"
+    config = load_config("isaaclab_stack_cube_ppo_groot").config
+    preflight(config.env.train, "train", config.actor.model.action_dim)
+    preflight(config.env.eval, "eval", config.actor.model.action_dim)
+    assert config.env.train.mapping == config.env.eval.mapping
+    assert isinstance(config.env.eval, IsaacLabEvalConfig)
+    assert config.env.eval.init_params.hold_action == "zero"
 
 
 @pytest.mark.parametrize(
@@ -112,15 +115,19 @@ def test_a_python_that_does_not_exist_is_named_as_it_is_written() -> None:
 
 
 def test_keys_of_isaac_lab_have_no_effect_elsewhere() -> None:
-    with pytest.raises(UserError, match="Isaac Lab only") as caught:
-        create_env(dataclasses.replace(lab(), env_type="mujoco"), "train", 1)
-    assert caught.value.key == "env.train.mapping.reward_source"
+    overrides = ["env.train.env_type=mujoco", "env.eval.env_type=mujoco", "env.isaaclab=null"]
+    with pytest.raises(UserError, match="isaaclab only") as caught:
+        load_config("isaaclab_stack_cube_ppo_groot", overrides)
+    assert "key:      env.train.isaaclab.reward_source\n" in str(caught.value)
+    keys = ("isaaclab.reward_source=task", "init_params.hold_action=last")
+    defaults = [f"env.{name}.{key}" for name in ("train", "eval") for key in keys]
+    config = load_config("isaaclab_stack_cube_ppo_groot", [*overrides, *defaults]).config
+    assert not hasattr(config.env.train.mapping, "reward_source")
 
 
 def test_task_options_are_the_embedded_simulators() -> None:
-    params = dataclasses.replace(lab().init_params, task_options={"object_jitter": 0.0})
-    with pytest.raises(UserError, match="no task_options") as caught:
-        create_env(dataclasses.replace(lab(), init_params=params), "train", 1)
+    with pytest.raises(UserError, match="mujoco only") as caught:
+        load_config("isaaclab_stack_cube_ppo_groot", ["env.train.init_params.task_options={object_jitter: 0.0}"])
     assert caught.value.key == "env.train.init_params.task_options"
 
 
@@ -146,7 +153,7 @@ def test_null_stands_for_a_default_of_the_mapping(tmp_path: Path) -> None:
 
 def test_shared_settings_are_defaults_of_both(tmp_path: Path) -> None:
     shared = ["env.isaaclab.device=cuda:1", "env.isaaclab.camera_size=[112,224]", "+env.eval.init_params.device=cuda:2"]
-    envs = load_config("isaaclab_stack_cube_ppo_groot", shared).config.env
+    envs: Any = load_config("isaaclab_stack_cube_ppo_groot", shared).config.env
     assert (envs.train.init_params.device, envs.eval.init_params.device) == ("cuda:1", "cuda:2")
     assert envs.train.init_params.camera_size == envs.eval.init_params.camera_size == (112, 224)
     with pytest.raises(UserError, match=r"Unknown key: env\.isaaclab"):

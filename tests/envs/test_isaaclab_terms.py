@@ -17,6 +17,7 @@ from vec_envs import HERE, TOY_MAPPING
 from regrasp.envs.isaaclab.child import episodes, signals, task
 from regrasp.envs.isaaclab.child.options import TaskOptions, options_from_json
 from regrasp.envs.isaaclab.child.seeds import joint_seed, seed31
+from regrasp.envs.isaaclab.config import IsaacLabTrainConfig
 from regrasp.envs.isaaclab.env import task_options
 from regrasp.envs.isaaclab.vector import IsaacLabVecEnv
 from regrasp.envs.process.process import Deadlines
@@ -24,11 +25,11 @@ from regrasp.errors import UserError
 from regrasp.experiment.load import load_config
 from regrasp.seeding import Role, episode_seed
 
-SHIPPED = load_config("isaaclab_stack_cube_ppo_groot").config.env.train
-
 
 def options(**changes: Any) -> TaskOptions:
-    return dataclasses.replace(task_options(SHIPPED, "train", 1), **changes)
+    shipped = load_config("isaaclab_stack_cube_ppo_groot").config.env.train
+    assert isinstance(shipped, IsaacLabTrainConfig)
+    return dataclasses.replace(task_options(shipped, "train", 1), **changes)
 
 
 class Rewards:

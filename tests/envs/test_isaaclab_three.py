@@ -10,8 +10,8 @@ import pytest
 import torch
 from lab_envs import HERE, LAB_PYTHON, lab_env, needs_lab, states
 
+from regrasp.envs.mapping_config import MappingConfig
 from regrasp.errors import UserError
-from regrasp.experiment import MappingConfig
 
 pytestmark = needs_lab
 STAND_IN = HERE / "isaaclab3_stand_in"

@@ -18,13 +18,13 @@ import pytest
 import torch
 from vec_envs import HERE, TOY, all_gone, is_alive, make_env, worker_pids
 
+from regrasp.envs.mapping_config import MappingConfig
 from regrasp.envs.process import protocol
 from regrasp.envs.process.output import OutputTail
 from regrasp.envs.process.process import Deadlines, SimulatorProcess
 from regrasp.envs.process.simulator import SimulatorSpec, spec_from_json
 from regrasp.envs.process.vector import RemoteVecEnv
 from regrasp.errors import SimulatorError, UserError
-from regrasp.experiment import MappingConfig
 
 SHORT = Deadlines(startup=60.0, reset=0.6, step=0.8)
 

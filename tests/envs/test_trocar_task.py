@@ -15,13 +15,14 @@ import torch
 from vec_envs import PICK, assert_same_step, entries, make_env
 
 from regrasp.cli.main import main
-from regrasp.envs.mujoco.env import describe
+from regrasp.envs.mapping_config import ActionMapping, MappingConfig
+from regrasp.envs.mujoco.config import MujocoEnvConfig, MujocoInitParams
+from regrasp.envs.mujoco.env import Mujoco
 from regrasp.envs.mujoco.simulator import MujocoSimulator, create_task
 from regrasp.envs.mujoco.tasks.trocar.scene import Layout
 from regrasp.envs.process.vector import RemoteVecEnv
 from regrasp.envs.registry import check_expert
 from regrasp.errors import UserError
-from regrasp.experiment import ActionMapping, EnvConfig, InitParams, MappingConfig
 
 TROCAR = "Regrasp-Assemble-Trocar-G129-Dex3-v0"
 EVAL = "Regrasp-Assemble-Trocar-G129-Dex3-Eval-v0"
@@ -93,7 +94,7 @@ def test_everything_lies_still_until_touched():
 
 
 def test_observations_are_those_of_the_reference():
-    spec = describe(env_config(), "train")
+    spec = Mujoco().describe(env_config(), "train")
     assert spec.raw_observations == {
         "camera_images/front_camera": ((224, 224, 3), "uint8"),
         "camera_images/left_wrist_camera": ((224, 224, 3), "uint8"),
@@ -218,12 +219,12 @@ def test_scattered_scenes_say_where_both_objects_are():
     assert np.ptp(np.array(found)[..., :2], axis=0).min() > 0.08
 
 
-def env_config(task_id: str = TROCAR, **options: Any) -> EnvConfig:
-    return EnvConfig(
+def env_config(task_id: str = TROCAR, **options: Any) -> MujocoEnvConfig:
+    return MujocoEnvConfig(
         env_type="mujoco",
         total_num_envs=1,
         max_episode_steps=256,
-        init_params=InitParams(id=task_id, task_options=options),
+        init_params=MujocoInitParams(id=task_id, task_options=options),
         mapping=MappingConfig(
             states=entries("robot_joint_state"), action_mapping=ActionMapping(prefix_pad=15, suffix_pad=0)
         ),
@@ -242,7 +243,7 @@ def env_config(task_id: str = TROCAR, **options: Any) -> EnvConfig:
 )
 def test_a_wrong_option_is_told_before_anything_starts(options: dict[str, Any], key: str, words: str):
     with pytest.raises(UserError) as caught:
-        describe(env_config(**options), "eval")
+        Mujoco().describe(env_config(**options), "eval")
     assert caught.value.key == f"env.eval.init_params.task_options.{key}"
     assert caught.value.value == options[key]
     assert words in str(caught.value)
@@ -250,17 +251,17 @@ def test_a_wrong_option_is_told_before_anything_starts(options: dict[str, Any], 
 
 def test_a_task_without_options_takes_none():
     with pytest.raises(UserError, match="has no options"):
-        describe(env_config(PICK, object_jitter=0.0), "train")
+        Mujoco().describe(env_config(PICK, object_jitter=0.0), "train")
 
 
 @pytest.fixture
 def without_mink(monkeypatch: pytest.MonkeyPatch) -> None:
     real = builtins.__import__
 
-    def refusing(name: str, *rest: Any) -> Any:
+    def refusing(name: str, *rest: Any, **named: Any) -> Any:
         if name == "mink":
             raise ImportError(name)
-        return real(name, *rest)
+        return real(name, *rest, **named)
 
     for module in ("ik", "expert"):
         monkeypatch.delitem(sys.modules, f"regrasp.envs.mujoco.tasks.trocar.{module}", raising=False)

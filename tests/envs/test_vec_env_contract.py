@@ -12,9 +12,9 @@ from vec_envs import CUBE_STATES, PICK, STACK, TASKS, TOY, assert_same_observati
 from vec_envs import random_actions as random
 
 from regrasp.envs.contract import VecEnv
+from regrasp.envs.mapping_config import MappingConfig
 from regrasp.envs.process.vector import RemoteVecEnv
 from regrasp.errors import TrainingHaltedError
-from regrasp.experiment import MappingConfig
 
 LIMIT = 12
 SEEDS = [3, 4, 5]

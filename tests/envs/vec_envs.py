@@ -11,10 +11,10 @@ from typing import Any
 import torch
 
 from regrasp.envs.contract import Observation, Step, VecEnv
+from regrasp.envs.mapping_config import MappingConfig, StateEntry
 from regrasp.envs.mujoco.backend import require_backend
 from regrasp.envs.process.process import Deadlines
 from regrasp.envs.process.vector import RemoteVecEnv
-from regrasp.experiment import MappingConfig, StateEntry
 
 TOY = "toy"
 PICK = "Regrasp-Pick-Cube-v0"

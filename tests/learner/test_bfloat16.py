@@ -10,35 +10,35 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from regrasp.learner.learner import ActorWorker, NonFiniteError
+from regrasp.learner.learner import Learner, NonFiniteError
 from regrasp.learner.precision import apply_precision
 from regrasp.models.contract import Policy
 from regrasp.models.groot.network.lora import adapters
 from regrasp.models.groot.policy import GrootPolicy
 from regrasp.models.groot.settings import LoraConfig
-from regrasp.rollout.buffers import Rollout
+from regrasp.rollout.decisions import Decisions
 from rl_toys import SIZE, groot_policy, mlp_policy, never, rollout_of, weights, worker
 
 CPU = torch.device("cpu")
 LORA = LoraConfig(rank=2, alpha=4)
 
 
-def halved(policy: Policy, trainable: str = "head", **settings: Any) -> ActorWorker:
+def halved(policy: Policy, trainable: str = "head", **settings: Any) -> Learner:
     """An actor that computes with bfloat16 weights."""
     return autocast(policy, trainable, **settings, precision="bf16")
 
 
-def autocast(policy: Policy, trainable: str = "head", **settings: Any) -> ActorWorker:
+def autocast(policy: Policy, trainable: str = "head", **settings: Any) -> Learner:
     """An actor that computes with the float32 weights, which autocast casts in every pass."""
     apply_precision(policy, SimpleNamespace(precision="bf16", trainable=trainable), CPU)  # pyright: ignore[reportArgumentType]
     return worker(policy, trainable=trainable, **settings)
 
 
-def update(actor: ActorWorker, rollout: Rollout) -> tuple[dict[str, float], dict[str, Tensor]]:
+def update(actor: Learner, rollout: Decisions) -> tuple[dict[str, float], dict[str, Tensor]]:
     return actor.update(rollout, 0, never), weights(actor.policy)
 
 
-def rounded(actor: ActorWorker) -> bool:
+def rounded(actor: Learner) -> bool:
     """Whether the bfloat16 weights are the float32 ones, rounded."""
     assert actor.halved is not None
     return all(torch.equal(half, weight.to(torch.bfloat16)) for weight, half in actor.halved.halves.items())
@@ -50,8 +50,8 @@ def rounded(actor: ActorWorker) -> bool:
         ("head", {}, {}),
         ("head_without_context", {}, {"kl_beta": 0.1}),
         ("head", {"noise_method": "flow_noise"}, {"entropy_bonus": 0.01, "value_epochs": 1}),
-        ("all", {}, {"recompute": True}),
-        ("head", {"lora": LORA}, {"recompute": True, "is_lora": True}),
+        ("all", {}, {}),
+        ("head", {"lora": LORA}, {"is_lora": True}),
         ("head", {}, {"optim": {"critic_warmup_steps": 1}, "update_epoch": 2}),
     ],
     ids=["head", "kl_beta", "value_epochs", "all", "lora", "warm-up"],
@@ -64,7 +64,7 @@ def test_an_update_is_that_of_autocast(
     for make in (autocast, halved):
         policy = groot_policy(trainable=trainable, **policy_settings)
         actor = make(policy, trainable, micro=micro, **settings)
-        rollout = rollout_of(policy, SIZE, keep_features=not settings.get("recompute", False))
+        rollout = rollout_of(policy, SIZE, keep_features=trainable != "all" and not settings.get("is_lora"))
         before = weights(policy)
         results.append((*update(actor, rollout), before))
     (metrics, expected, before), (found_metrics, found, _) = results
@@ -82,9 +82,9 @@ def test_gradients_of_products_are_bfloat16_and_of_norms_float32() -> None:
     policy = groot_policy()
     actor = halved(policy)
     rollout = rollout_of(policy, SIZE)
-    actor._backward(rollout, actor._shares(rollout, rollout))
+    actor._backward(rollout, actor.algorithm.shares(rollout, rollout), ("actor", "critic"))
     other = autocast(twin := groot_policy())
-    other._backward(rollout, other._shares(rollout, rollout))
+    other._backward(rollout, other.algorithm.shares(rollout, rollout), ("actor", "critic"))
     formats = set()
     for name, weight in policy.named_parameters():
         expected = twin.get_parameter(name).grad
@@ -112,7 +112,7 @@ def test_what_does_not_train_is_shared() -> None:
 
 def test_adapters_are_stored_and_stepped_in_float32() -> None:
     policy = groot_policy(lora=LORA)
-    actor = halved(policy, is_lora=True, recompute=True, optim={"lr": 1e-6})
+    actor = halved(policy, is_lora=True, optim={"lr": 1e-6})
     found = adapters(policy)
     assert found
     with torch.no_grad():
@@ -158,7 +158,7 @@ def test_a_state_of_the_library_alone_is_continued() -> None:
 
 
 def test_the_noise_of_an_update_reaches_what_computes() -> None:
-    policy = groot_policy(noise_anneal=(0.8, 0.2, 5))
+    policy = groot_policy(noise_anneal=True, noise_params=(0.8, 0.2, 5))
     actor = halved(policy)
     assert isinstance(actor.computing, GrootPolicy)
     actor.update(rollout_of(policy, SIZE), 5, never)

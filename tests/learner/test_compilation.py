@@ -21,7 +21,7 @@ from regrasp.models.groot.policy import GrootPolicy
 from regrasp.models.groot.processing.processor import GrootProcessor
 from regrasp.models.groot.settings import GrootModelConfig
 from regrasp.models.mlp.policy import MlpPolicy
-from regrasp.rollout.buffers import Rollout
+from regrasp.rollout.decisions import Decisions
 from regrasp.seeding import KeyedNoise
 
 CPU = torch.device("cpu")
@@ -191,17 +191,18 @@ def _gradient(net: _Squares) -> float:
     return float(net.weight.grad)
 
 
-def _decisions(values: list[float]) -> Rollout:
+def _decisions(values: list[float]) -> Decisions:
     column = torch.tensor(values)
     table = TensorDict({"x": column}, batch_size=[len(values)])
-    return Rollout(table, table.clone(), column, column, column, column, column, column).to(torch.device("cuda"))
+    record = TensorDict({"trace": table.clone(), "log_probs": column}, batch_size=[len(values)])
+    return Decisions(table, record, are_encoded=True).to(torch.device("cuda"))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_captured_gradients_are_those_of_the_micro_batch_and_add_up() -> None:
     net = _Squares().cuda()
 
-    def backward(micro: Rollout, shares: Tensor) -> dict[str, Tensor]:
+    def backward(micro: Decisions, shares: Tensor, _groups: tuple[str, ...]) -> dict[str, Tensor]:
         loss = ((net.weight * micro.trace["x"]) ** 2).mean() * shares[0] * net.schedule[0]
         loss.backward()
         return {"loss": loss.detach()}
@@ -209,12 +210,12 @@ def test_captured_gradients_are_those_of_the_micro_batch_and_add_up() -> None:
     policy: Any = net
     captured = CapturedBackward(backward, policy, size=2)
     shares = torch.ones(3, device="cuda")
-    losses = [float(captured(_decisions(values), shares)["loss"]) for values in ([1.0, 1.0], [1.0, 3.0])]
+    losses = [float(captured(_decisions(values), shares, ("actor",))["loss"]) for values in ([1.0, 1.0], [1.0, 3.0])]
     assert losses == [4, 20]
     assert _gradient(net) == 4 + 20  # 2 w mean(x^2) of both
     net.weight.grad = None
     net.schedule = (0.5,)
-    captured(_decisions([1, 3]), shares)
+    captured(_decisions([1, 3]), shares, ("actor",))
     assert _gradient(net) == 10
-    captured(_decisions([1, 1, 1]), shares)  # another size is not the recorded one
+    captured(_decisions([1, 1, 1]), shares, ("actor",))  # another size is not the recorded one
     assert _gradient(net) == 12

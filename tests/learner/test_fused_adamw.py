@@ -84,7 +84,9 @@ def pair(device: str, **settings: float) -> Pair:
     ours, plain = ([nn.Parameter(value.clone()) for value in values] for _ in range(2))
     halves = {weight: nn.Parameter(weight.detach().to(torch.bfloat16)) for weight in ours[: len(HALVED)]}
     optim: Any = SimpleNamespace(**vars(OPTIM) | settings)
-    optimizer, other = (adamw(weights[::2], weights[1::2], optim, place) for weights in (ours, plain))
+    optimizer, other = (
+        adamw({"actor": weights[::2], "critic": weights[1::2]}, optim, place) for weights in (ours, plain)
+    )
     return Pair(optimizer, Steps(optimizer, halves, OPTIM.clip_grad), halves, other)
 
 

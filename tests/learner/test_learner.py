@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from regrasp.algorithms.base import Minibatch
 from regrasp.errors import UserError
 from regrasp.learner.learner import AbandonedError, NonFiniteError
 from regrasp.models.contract import Policy
 from regrasp.models.groot.settings import LoraConfig
-from regrasp.rollout.buffers import Rollout
 from regrasp.seeding import torch_generator
 from rl_toys import CHUNK, SEED, SIZE, groot_policy, mlp_policy, never, rollout_of, weights, worker
 
@@ -52,9 +52,8 @@ def test_one_epoch_is_a_plain_ppo_step(level: str) -> None:
     """Written out with loops, from the papers, for the state policy."""
     policy = mlp_policy()
     rollout = rollout_of(policy, SIZE)
-    rollout.log_probs = rollout.log_probs + 0.05 * torch.randn(
-        rollout.log_probs.shape, generator=torch.Generator().manual_seed(8)
-    )
+    noise = torch.randn(rollout["log_probs"].shape, generator=torch.Generator().manual_seed(8))
+    rollout = rollout.with_columns(log_probs=rollout["log_probs"] + 0.05 * noise)
     expected = copy.deepcopy(policy)
     optimizer = torch.optim.AdamW(
         [
@@ -67,21 +66,21 @@ def test_one_epoch_is_a_plain_ppo_step(level: str) -> None:
     evaluated = expected.evaluate(rollout.table, rollout.trace)
     policy_terms, value_terms = [], []
     for i in range(SIZE):
-        executed = int(rollout.num_executed[i])
-        ratios = (evaluated.log_probs[i, :executed] - rollout.log_probs[i, :executed]).double()
+        executed = int(rollout["num_executed"][i])
+        ratios = (evaluated.log_probs[i, :executed] - rollout["log_probs"][i, :executed]).double()
         if level == "chunk_level":
             ratios = ratios.sum().reshape(1)
         elif level == "action_level":
             ratios = ratios.sum(-1)
-        advantage = float(rollout.advantages[i])
+        advantage = float(rollout["advantages"][i])
         for ratio in ratios.exp().flatten():
             loss = torch.maximum(-advantage * ratio, -advantage * ratio.clamp(0.8, 1.3))
             policy_terms.append(torch.minimum(loss, torch.tensor(3.0 * abs(advantage))))
         for value in (
             evaluated.values[i],
-            rollout.values[i] + (evaluated.values[i] - rollout.values[i]).clamp(-0.2, 0.2),
+            rollout["values"][i] + (evaluated.values[i] - rollout["values"][i]).clamp(-0.2, 0.2),
         ):
-            error = (value - rollout.returns[i]).abs()
+            error = (value - rollout["returns"][i]).abs()
             value_terms.append(torch.where(error < 0.5, error**2 / 2, 0.5 * (error - 0.25)))
     value_loss = torch.stack(value_terms).reshape(SIZE, 2).amax(1).mean()
     (torch.stack(policy_terms).mean() + value_loss).backward()
@@ -107,7 +106,7 @@ def test_micro_batches_give_the_update_of_the_whole_batch(make: Any, level: str)
     for micro in (SIZE, 8, 5):
         policy = make()
         rollout = rollout_of(policy, SIZE)
-        assert len(set(rollout.num_executed.tolist())) == CHUNK, "chunks of unequal length"
+        assert len(set(rollout["num_executed"].tolist())) == CHUNK, "chunks of unequal length"
         # The epsilon keeps AdamW from making an update out of rounding errors, where a gradient vanishes.
         actor = worker(policy, micro=micro, optim={"adam_eps": 1e-4}, **settings)
         results.append((actor.update(rollout, 0, never), weights(policy)))
@@ -141,7 +140,7 @@ def test_value_epochs_touch_the_value_head_alone() -> None:
     for policy, value_epochs in zip(policies, (0, 3), strict=True):
         rollout = rollout_of(policy, SIZE)
         # With a target that no step reaches, the policy's epochs stop before the first optimizer step.
-        rollout.log_probs += 1.0
+        rollout["log_probs"].add_(1.0)
         before = weights(policy)
         actor = worker(policy, batch=16, value_epochs=value_epochs, target_kl=1e-9)
         actor.update(rollout, 0, never)
@@ -173,8 +172,8 @@ def test_target_kl_stops_before_the_step_that_follows() -> None:
     again.update(rollout, 0, never)
     assert changed(replayed, weights(policy)) == set()
     new = policy.evaluate(rollout.table, rollout.trace).log_probs
-    executed = (torch.arange(CHUNK) < rollout.num_executed[:, None])[..., None]
-    log_ratio = ((new - rollout.log_probs) * executed).sum((1, 2))
+    executed = (torch.arange(CHUNK) < rollout["num_executed"][:, None])[..., None]
+    log_ratio = ((new - rollout["log_probs"]) * executed).sum((1, 2))
     assert (log_ratio.exp() - 1 - log_ratio).mean().item() > 0.02
 
 
@@ -184,7 +183,7 @@ def test_a_loss_that_is_not_finite_stops_before_any_step(place: str) -> None:
     rollout = rollout_of(policy, SIZE)
     actor = worker(policy, micro=8)
     if place == "advantage":
-        rollout.advantages[3] = float("nan")
+        rollout["advantages"][3] = float("nan")
     else:
         with torch.no_grad():
             dict(policy.named_parameters())["actor.0.weight"][0, 0] = float("nan")
@@ -210,9 +209,9 @@ def test_a_gradient_that_is_not_finite_stops_before_any_step() -> None:
 def test_a_value_loss_that_is_not_finite_stops_before_any_step() -> None:
     policy = mlp_policy()
     rollout = rollout_of(policy, SIZE)
-    rollout.returns[0] = float("inf")
+    rollout["returns"][0] = float("inf")
     before = weights(policy)
-    with pytest.raises(NonFiniteError, match="value loss is not finite"):
+    with pytest.raises(NonFiniteError, match="critic loss is not finite"):
         worker(policy, value_epochs=1, huber_delta=1e30).update(rollout, 0, never)
     assert changed(policy, before) == set()
 
@@ -226,7 +225,7 @@ def test_the_penalty_pulls_towards_the_start() -> None:
         with torch.no_grad():
             bias += 0.3
         rollout = rollout_of(policy, SIZE)
-        rollout.advantages.zero_()
+        rollout["advantages"].zero_()
         metrics = actor.update(rollout, 0, never)
         return (bias - start["actor.4.bias"]).norm().item(), metrics
 
@@ -238,7 +237,7 @@ def test_the_penalty_pulls_towards_the_start() -> None:
 
 
 def test_the_start_is_looked_at_with_the_noise_of_the_update() -> None:
-    policy = groot_policy(noise_anneal=(0.8, 0.2, 5))
+    policy = groot_policy(noise_anneal=True, noise_params=(0.8, 0.2, 5))
     actor = worker(policy, kl_beta=1.0, kl_penalty="low_var_kl")
     policy.begin_update(5)
     metrics = actor.update(rollout_of(policy, SIZE), 5, never)
@@ -247,7 +246,7 @@ def test_the_start_is_looked_at_with_the_noise_of_the_update() -> None:
 
 def test_the_start_keeps_its_own_backbone_when_the_backbone_trains() -> None:
     policy = groot_policy(trainable="all")
-    actor = worker(policy, trainable="all", recompute=True, kl_beta=1.0, kl_penalty="low_var_kl")
+    actor = worker(policy, trainable="all", kl_beta=1.0, kl_penalty="low_var_kl")
     with torch.no_grad():
         for _, parameter in policy.trainable("backbone"):
             parameter *= 1.5
@@ -258,8 +257,8 @@ def test_the_start_keeps_its_own_backbone_when_the_backbone_trains() -> None:
 def test_the_start_shares_the_frozen_weights() -> None:
     policy = groot_policy()
     actor = worker(policy, kl_beta=1.0)
-    assert actor._reference is not None
-    own, copied = dict(policy.named_parameters()), dict(actor._reference.named_parameters())
+    assert actor.algorithm.start is not None
+    own, copied = dict(policy.named_parameters()), dict(actor.algorithm.start.named_parameters())
     for name, parameter in own.items():
         assert (copied[name].data_ptr() == parameter.data_ptr()) == name.startswith("backbone."), name
 
@@ -268,7 +267,7 @@ def test_an_entropy_bonus_raises_the_entropy() -> None:
     def entropy_after(bonus: float) -> float:
         policy = mlp_policy()
         rollout = rollout_of(policy, SIZE)
-        rollout.advantages.zero_()
+        rollout["advantages"].zero_()
         metrics = worker(policy, update_epoch=5, entropy_bonus=bonus).update(rollout, 0, never)
         assert metrics["actor/entropy_loss"] > 0
         return policy.log_std.sum().item()
@@ -306,14 +305,14 @@ def test_minibatches_are_drawn_by_seed_and_update() -> None:
     rollout = rollout_of(policy, SIZE)
     seen: list[list[int]] = []
     actor = worker(policy, batch=8)
-    rollout.versions = torch.arange(SIZE)
-    step = actor._policy_step
+    rollout = rollout.with_columns(versions=torch.arange(SIZE))
+    step = actor._step
 
-    def spy(batch: Rollout, metrics: dict[str, list[float]]) -> bool:
-        seen.append(batch.versions.tolist())
-        return step(batch, metrics)
+    def spy(minibatch: Minibatch, history: dict[str, list[float]]) -> bool:
+        seen.append(minibatch.decisions["versions"].tolist())
+        return step(minibatch, history)
 
-    actor._policy_step = spy  # pyright: ignore[reportAttributeAccessIssue]
+    actor._step = spy
     for update in (0, 1):
         actor.update(rollout, update, never)
     for update, batches in enumerate((seen[:4], seen[4:])):
@@ -370,7 +369,7 @@ def test_recomputed_features_give_the_update_of_cached_ones(settings: dict[str, 
         policy = groot_policy(**settings)
         rollout = rollout_of(policy, SIZE, keep_features=not recompute)
         assert ("context" in rollout.inputs.keys()) is not recompute  # noqa: SIM118 - a TensorDict iterates over rows
-        actor = worker(policy, recompute=recompute, update_epoch=2)
+        actor = worker(policy, update_epoch=2)
         metrics = actor.update(rollout, 0, never)
         results.append((metrics, weights(policy)))
     assert results[0][0] == results[1][0]
@@ -383,7 +382,7 @@ def test_what_is_trained_is_what_was_asked_for(trainable: str) -> None:
     recompute = trainable == "all"
     before = weights(policy)
     asked = {name for name, _ in (*policy.trainable(trainable), *policy.trainable("value_head"))}
-    actor = worker(policy, trainable=trainable, recompute=recompute, optim={"weight_decay": 0.1})
+    actor = worker(policy, trainable=trainable, optim={"weight_decay": 0.1})
     actor.update(rollout_of(policy, SIZE, keep_features=not recompute), 0, never)
     touched = changed(policy, before)
     assert touched <= asked
@@ -398,7 +397,7 @@ def test_what_is_trained_is_what_was_asked_for(trainable: str) -> None:
 def test_adapters_learn_from_the_loss_of_ppo(trainable: str) -> None:
     policy = groot_policy(trainable=trainable, lora=LoraConfig(rank=2, alpha=4))
     asked = {name for name, _ in (*policy.trainable(trainable), *policy.trainable("value_head"))}
-    actor = worker(policy, trainable=trainable, is_lora=True, recompute=True, micro=8, kl_beta=0.1, update_epoch=2)
+    actor = worker(policy, trainable=trainable, is_lora=True, micro=8, kl_beta=0.1, update_epoch=2)
     before = weights(policy)
     rollout = rollout_of(policy, SIZE, keep_features=False)
     metrics = actor.update(rollout, 0, never)
@@ -415,7 +414,7 @@ def test_moments_of_adapters_of_another_size_are_refused() -> None:
     states = []
     for rank in (2, 3):
         policy = groot_policy(lora=LoraConfig(rank=rank, alpha=4))
-        actor = worker(policy, is_lora=True, recompute=True)
+        actor = worker(policy, is_lora=True)
         actor.update(rollout_of(policy, SIZE, keep_features=False), 0, never)
         states.append((actor, actor.state_dict()))
     with pytest.raises(UserError, match="other trainable weights"):
@@ -426,6 +425,6 @@ def test_explained_variance_is_of_the_values_that_acted() -> None:
     policy = mlp_policy()
     rollout = rollout_of(policy, SIZE)
     metrics = worker(policy, batch=8, update_epoch=3).update(rollout, 0, never)
-    residual = (rollout.returns - rollout.values).double()
-    expected = 1 - float(residual.var(correction=0) / rollout.returns.double().var(correction=0))
+    residual = (rollout["returns"] - rollout["values"]).double()
+    expected = 1 - float(residual.var(correction=0) / rollout["returns"].double().var(correction=0))
     assert metrics["critic/explained_variance"] == pytest.approx(expected, rel=1e-4)

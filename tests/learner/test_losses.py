@@ -13,7 +13,6 @@ from torch import Tensor
 
 from regrasp.experiment import AlgorithmConfig
 from regrasp.learner.compilation import capture_updates, num_compilations
-from regrasp.learner.losses import Losses
 from regrasp.learner.precision import apply_precision
 from regrasp.models.contract import Evaluation
 from rl_toys import groot_policy, never, rollout_of, weights, worker
@@ -50,19 +49,19 @@ def test_compiled_losses_are_the_plain_ones(backend: str, settings: dict[str, An
     rollout = rollout_of(policy, SIZE, uneven=True)
     evaluation = policy.evaluate(rollout.table, rollout.trace)
     start = evaluation.log_probs.detach() + 0.1 if "kl_beta" in settings else None
-    losses = Losses(AlgorithmConfig(**settings))
-    compiled = torch.compile(losses.__call__, fullgraph=True, dynamic=False, backend=backend)
+    objective = AlgorithmConfig(**settings).build().objective
+    compiled = torch.compile(objective, fullgraph=True, dynamic=False, backend=backend)
 
     def run(function: Any, scale: float) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         log_probs = (evaluation.log_probs.detach() * scale).requires_grad_()
         of_loss = Evaluation(log_probs, evaluation.values.detach(), evaluation.entropy)
-        loss, metrics = function(of_loss, rollout, torch.tensor([0.5, 0.25, 0.5]), start)
+        loss, metrics = function(of_loss, rollout.columns, torch.tensor([0.5, 0.25, 0.5]), start)
         (gradient,) = torch.autograd.grad(loss, log_probs)
         return loss, metrics, gradient
 
     before = num_compilations()
     for scale in (1.0, 1.01):
-        (loss, metrics, gradient), (found, found_metrics, found_gradient) = run(losses, scale), run(compiled, scale)
+        (loss, metrics, gradient), (found, found_metrics, found_gradient) = run(objective, scale), run(compiled, scale)
         torch.testing.assert_close(found, loss)
         torch.testing.assert_close(found_gradient, gradient)
         assert found_metrics.keys() == metrics.keys()

@@ -16,7 +16,9 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize("forbidden", [False, True])
 def test_a_forbidden_step_changes_neither_weights_nor_moments(forbidden: bool) -> None:
     weight, value = (torch.nn.Parameter(torch.ones(3)) for _ in range(2))
-    optimizer = adamw([weight], [value], load_config("pick_cube_ppo_groot").config.actor.optim, CPU)
+    optimizer = adamw(
+        {"actor": [weight], "critic": [value]}, load_config("pick_cube_ppo_groot").config.actor.optim, CPU
+    )
     for parameter in (weight, value):
         parameter.grad = torch.tensor([1.0, -2.0, 0.5])
     step_unless(optimizer, torch.tensor(False))

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from regrasp.config.types import Rotation
 from regrasp.models.groot.processing.rotations import RotationScaling, convert_rotation, rotation_bounds, rotation_width
-from regrasp.models.inputs import Rotation
 from regrasp.models.normalization import Normalizer
 
 KINDS: tuple[Rotation, ...] = get_args(Rotation)

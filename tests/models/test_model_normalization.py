@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from regrasp.config.types import NormalizationMode
 from regrasp.errors import UserError
-from regrasp.models.inputs import NormalizationMode
 from regrasp.models.normalization import Concatenation, Normalizer, Statistics
 
 AFFINE: tuple[NormalizationMode, ...] = ("min_max", "q99", "mean_std")

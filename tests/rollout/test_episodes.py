@@ -12,8 +12,10 @@ from torch import Tensor
 from regrasp.envs.contract import Capabilities, Step, VecEnv
 from regrasp.envs.registry import create_env
 from regrasp.errors import TrainingHaltedError, UserError
+from regrasp.experiment import AlgorithmConfig
 from regrasp.experiment.load import load_config
-from regrasp.rollout.buffers import Rollout, RolloutBuilder
+from regrasp.rollout.buffers import RolloutBuffer
+from regrasp.rollout.decisions import Decisions
 from regrasp.rollout.episodes import EpisodeResult, NoiseKey
 from regrasp.rollout.inference import Inference
 from regrasp.rollout.training import TrainingEpisodes, collect_rollout
@@ -46,30 +48,30 @@ class Session:
         self.policy = EchoPolicy()
         self.inference = Inference(self.policy, SEED, "train", device=torch.device("cpu"), keep_features=True)
 
-    def epoch(self, builder: RolloutBuilder, num_decisions: int, first_column: int = 0) -> list[EpisodeResult]:
+    def epoch(self, buffer: RolloutBuffer, num_decisions: int, first_column: int = 0) -> list[EpisodeResult]:
         return collect_rollout(
             self.episodes,
             self.inference,
             self.mapping,
-            builder,
+            buffer,
             num_decisions=num_decisions,
             first_column=first_column,
             bootstrap_truncated=self.bootstrap_truncated,
             should_stop=lambda: False,
         )
 
-    def run(self, num_decisions: int) -> tuple[Rollout, list[EpisodeResult]]:
-        builder = RolloutBuilder()
-        episodes = self.epoch(builder, num_decisions)
-        return one_step_rollout(builder), episodes
+    def run(self, num_decisions: int) -> tuple[Decisions, list[EpisodeResult]]:
+        buffer = RolloutBuffer()
+        episodes = self.epoch(buffer, num_decisions)
+        return one_step_rollout(buffer), episodes
 
 
-def one_step_rollout(builder: RolloutBuilder) -> Rollout:
+def one_step_rollout(buffer: RolloutBuffer) -> Decisions:
     """With gamma 1 and lambda 0, returns - rewards is the value of the next observation."""
-    return builder.build(reward_type="chunk_level", gamma=1.0, lam=0.0, normalize_advantages=False)
+    return AlgorithmConfig(gamma=1.0, gae_lambda=0.0, normalize_advantages=False).build().prepare(buffer.build())
 
 
-def states_of(rollout: Rollout) -> list[tuple[int, int, int]]:
+def states_of(rollout: Decisions) -> list[tuple[int, int, int]]:
     assert isinstance(rollout.inputs, TensorDict)
     return [(int(a), int(b), int(c)) for a, b, c in rollout.inputs["state"].tolist()]
 
@@ -77,7 +79,7 @@ def states_of(rollout: Rollout) -> list[tuple[int, int, int]]:
 def test_every_action_is_executed_in_the_episode_that_it_was_planned_for() -> None:
     session = Session(three_envs())
     rollout, _ = session.run(8)
-    assert len(session.env.executed) == int(rollout.num_executed.sum())
+    assert len(session.env.executed) == int(rollout["num_executed"].sum())
     for row, episode, step, action in session.env.executed:
         seen_row, seen_episode, seen_step = action
         assert (row, episode) == (seen_row, seen_episode)
@@ -89,8 +91,8 @@ def test_rewards_and_counts_are_credited_to_the_decision_that_earned_them() -> N
     rollout, _ = session.run(8)
     for (row, episode, step), executed, total in zip(
         states_of(rollout),
-        rollout.num_executed.tolist(),
-        (rollout.returns - next_values(rollout)).tolist(),
+        rollout["num_executed"].tolist(),
+        (rollout["returns"] - next_values(rollout)).tolist(),
         strict=True,
     ):
         script = session.env.scripts[row][min(episode, len(session.env.scripts[row]) - 1)]
@@ -99,11 +101,11 @@ def test_rewards_and_counts_are_credited_to_the_decision_that_earned_them() -> N
         assert total == pytest.approx(earned, abs=1e-3)
 
 
-def next_values(rollout: Rollout) -> Tensor:
+def next_values(rollout: Decisions) -> Tensor:
     """What should follow each decision of `three_envs` in a rollout of 8 decisions."""
     env = three_envs()
     values = []
-    for (row, episode, step), executed in zip(states_of(rollout), rollout.num_executed.tolist(), strict=True):
+    for (row, episode, step), executed in zip(states_of(rollout), rollout["num_executed"].tolist(), strict=True):
         script = env.scripts[row][min(episode, len(env.scripts[row]) - 1)]
         terminated = script.length < LIMIT and step + executed == script.length
         values.append(0.0 if terminated else float(value_of(torch.tensor([row, episode, step + executed]).float())))
@@ -116,7 +118,7 @@ def test_truncations_and_cuts_take_the_value_of_the_true_final_observation() -> 
     env, following = session.env, next_values(rollout)
     endings = set()
     for state, executed, value in zip(
-        states_of(rollout), rollout.num_executed.tolist(), following.tolist(), strict=True
+        states_of(rollout), rollout["num_executed"].tolist(), following.tolist(), strict=True
     ):
         row, episode, step = state
         script = env.scripts[row][min(episode, len(env.scripts[row]) - 1)]
@@ -132,9 +134,9 @@ def test_truncations_are_not_bootstrapped_when_they_cannot_or_shall_not_be(sees_
     session = Session(env, auto_reset=False, bootstrap_truncated=configured)
     truncated, _ = session.run(3)
     assert states_of(truncated)[-1] == (0, 0, 6)
-    assert float(truncated.returns[-1]) == 7.0  # the reward of the last step alone
+    assert float(truncated["returns"][-1]) == 7.0  # the reward of the last step alone
     cut, _ = session.run(2)
-    assert float(cut.returns[-1]) == pytest.approx(14 + 15 + 16 + 1 * 0.1 + 6 * 0.01)
+    assert float(cut["returns"][-1]) == pytest.approx(14 + 15 + 16 + 1 * 0.1 + 6 * 0.01)
 
 
 def test_keys_name_environment_episode_and_decision() -> None:
@@ -167,9 +169,9 @@ def test_with_auto_reset_an_episode_goes_on_over_rollouts() -> None:
 
 def test_without_auto_reset_an_environment_rests_until_the_next_epoch() -> None:
     session = Session(three_envs(), auto_reset=False)
-    builder = RolloutBuilder()
-    episodes = session.epoch(builder, 3) + session.epoch(builder, 3, first_column=3)
-    rollout = one_step_rollout(builder)
+    buffer = RolloutBuffer()
+    episodes = session.epoch(buffer, 3) + session.epoch(buffer, 3, first_column=3)
+    rollout = one_step_rollout(buffer)
     assert len(episodes) == 6
     per_episode = {(row, episode) for row, episode, _ in states_of(rollout)}
     assert per_episode == {(row, episode) for row in range(3) for episode in range(2)}
@@ -213,7 +215,7 @@ def test_a_request_to_stop_is_heard_before_the_next_decision() -> None:
             session.episodes,
             session.inference,
             session.mapping,
-            RolloutBuilder(),
+            RolloutBuffer(),
             num_decisions=8,
             first_column=0,
             bootstrap_truncated=True,
@@ -231,7 +233,7 @@ def test_saved_episodes_continue_as_if_nothing_had_happened() -> None:
     resumed.episodes.load_state_dict(state)
     rollout, episodes = resumed.run(5)
     assert states_of(rollout) == states_of(expected)
-    assert torch.equal(rollout.returns, expected.returns)
+    assert torch.equal(rollout["returns"], expected["returns"])
     assert episodes == expected_episodes
     assert resumed.policy.keys == straight.policy.keys[3:]
 

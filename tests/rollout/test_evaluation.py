@@ -11,9 +11,9 @@ from torch import Tensor
 
 from regrasp.envs.contract import Observation, VecEnv
 from regrasp.envs.mapping import ActionMapping
+from regrasp.envs.mapping_config import MappingConfig
 from regrasp.envs.registry import create_env
 from regrasp.errors import TrainingHaltedError
-from regrasp.experiment import MappingConfig
 from regrasp.experiment.load import load_config
 from regrasp.models.contract import Policy
 from regrasp.rollout.choosers import expert_chooser, policy_chooser, random_chooser, zero_chooser

@@ -9,14 +9,16 @@ import pytest
 import torch
 from tensordict import TensorDict
 
+from regrasp.experiment import AlgorithmConfig
 from regrasp.models.contract import Action
-from regrasp.rollout.buffers import Rollout, RolloutBuilder
+from regrasp.rollout.buffers import RolloutBuffer
+from regrasp.rollout.decisions import Decisions
 
 CHUNK, ACTION_DIM = 3, 2
 Ending = Literal["terminated", "truncated", "cut", "cut without a value"]
 
 
-def inputs_of(rollout: Rollout) -> TensorDict:
+def inputs_of(rollout: Decisions) -> TensorDict:
     assert isinstance(rollout.inputs, TensorDict)
     return rollout.inputs
 
@@ -74,9 +76,9 @@ def expected_advantages(episode: Episode, reward_type: str, gamma: float, lam: f
     return advantages
 
 
-def build(episodes: list[Episode], **settings: Any) -> tuple[Rollout, list[tuple[Episode, int]]]:
-    """Feed the episodes to a builder as a rollout does, time by time; also says which row is which decision."""
-    builder = RolloutBuilder()
+def build(episodes: list[Episode], **settings: Any) -> tuple[Decisions, list[tuple[Episode, int]]]:
+    """Feed the episodes to a buffer as a rollout does, time by time; also says which row is which decision."""
+    buffer = RolloutBuffer()
     rows: list[tuple[Episode, int]] = []
     for time in range(max(e.start + len(e.decisions) for e in episodes)):
         acting = [(e, time - e.start) for e in episodes if e.start <= time < e.start + len(e.decisions)]
@@ -92,7 +94,7 @@ def build(episodes: list[Episode], **settings: Any) -> tuple[Rollout, list[tuple
         rewards = torch.full((len(acting), CHUNK), 1e6)
         for reward, decision in zip(rewards, decisions, strict=True):
             reward[: len(decision.rewards)] = torch.tensor(decision.rewards)
-        builder.add(
+        buffer.add(
             time,
             columns,
             TensorDict({"row": row_ids}, batch_size=[len(acting)]),
@@ -110,9 +112,9 @@ def build(episodes: list[Episode], **settings: Any) -> tuple[Rollout, list[tuple
     for episode in episodes:
         if episode.ending in ("truncated", "cut"):
             end = episode.start + len(episode.decisions) - 1
-            builder.bootstrap(end, torch.tensor([episode.column]), torch.tensor([episode.final_value]))
-    arguments = {"reward_type": "chunk_level", "gamma": 0.9, "lam": 0.8, "normalize_advantages": False}
-    return builder.build(**{**arguments, **settings}), rows
+            buffer.bootstrap(end, torch.tensor([episode.column]), torch.tensor([episode.final_value]))
+    config = AlgorithmConfig(**{"gamma": 0.9, "gae_lambda": 0.8, "normalize_advantages": False, **settings})
+    return config.build().prepare(buffer.build()), rows
 
 
 def varied_episodes() -> list[Episode]:
@@ -134,11 +136,11 @@ def varied_episodes() -> list[Episode]:
 @pytest.mark.parametrize("reward_type", ["chunk_level", "action_level"])
 @pytest.mark.parametrize(("gamma", "lam"), [(0.9, 0.8), (1.0, 1.0), (0.97, 0.0)])
 def test_advantages_are_those_of_each_episode_alone(reward_type: str, gamma: float, lam: float) -> None:
-    rollout, rows = build(varied_episodes(), reward_type=reward_type, gamma=gamma, lam=lam)
+    rollout, rows = build(varied_episodes(), reward_type=reward_type, gamma=gamma, gae_lambda=lam)
     expected = torch.tensor([expected_advantages(e, reward_type, gamma, lam)[i] for e, i in rows])
     assert len(rollout) == sum(len(e.decisions) for e in varied_episodes())
-    torch.testing.assert_close(rollout.advantages, expected, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(rollout.returns, expected + rollout.values, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(rollout["advantages"], expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(rollout["returns"], expected + rollout["values"], rtol=1e-5, atol=1e-5)
 
 
 def test_a_terminated_episode_has_nothing_after_it() -> None:
@@ -146,8 +148,8 @@ def test_a_terminated_episode_has_nothing_after_it() -> None:
     first = draw_episode(g, 0, 0, 1, "terminated")
     rollout, _ = build([first, draw_episode(g, 0, 1, 2, "cut")])
     decision = first.decisions[0]
-    torch.testing.assert_close(rollout.advantages[0], torch.tensor(sum(decision.rewards) - decision.value))
-    torch.testing.assert_close(rollout.returns[0], torch.tensor(sum(decision.rewards)))
+    torch.testing.assert_close(rollout["advantages"][0], torch.tensor(sum(decision.rewards) - decision.value))
+    torch.testing.assert_close(rollout["returns"][0], torch.tensor(sum(decision.rewards)))
 
 
 def test_rows_keep_what_belongs_together() -> None:
@@ -155,17 +157,17 @@ def test_rows_keep_what_belongs_together() -> None:
     ids = torch.arange(len(rows))
     assert torch.equal(inputs_of(rollout)["row"], ids)
     assert torch.equal(rollout.trace["row"], ids)
-    assert torch.equal(rollout.log_probs[:, 0, 0], ids.float())
-    assert rollout.num_executed.tolist() == [len(e.decisions[i].rewards) for e, i in rows]
-    assert rollout.versions.tolist() == [7] * len(rows)
+    assert torch.equal(rollout["log_probs"][:, 0, 0], ids.float())
+    assert rollout["num_executed"].tolist() == [len(e.decisions[i].rewards) for e, i in rows]
+    assert rollout["versions"].tolist() == [7] * len(rows)
 
 
 def test_advantages_are_normalised_over_all_decisions_at_once() -> None:
     plain, _ = build(varied_episodes())
     scaled, _ = build(varied_episodes(), normalize_advantages=True)
-    mean, std = plain.advantages.double().mean(), plain.advantages.double().std(correction=0)
-    torch.testing.assert_close(scaled.advantages.double(), (plain.advantages.double() - mean) / std)
-    torch.testing.assert_close(scaled.returns, plain.returns)
+    mean, std = plain["advantages"].double().mean(), plain["advantages"].double().std(correction=0)
+    torch.testing.assert_close(scaled["advantages"].double(), (plain["advantages"].double() - mean) / std)
+    torch.testing.assert_close(scaled["returns"], plain["returns"])
 
 
 @pytest.mark.parametrize("size", [1, 4, 7, 25, 100])
@@ -176,7 +178,7 @@ def test_minibatches_cover_every_decision_once(size: int) -> None:
     assert max(len(batch) for batch in batches) <= size
     assert max(len(batch) for batch in batches) - min(len(batch) for batch in batches) <= 1
     for batch in batches:
-        assert torch.equal(batch.advantages, rollout.advantages[inputs_of(batch)["row"]])
+        assert torch.equal(batch["advantages"], rollout["advantages"][inputs_of(batch)["row"]])
         assert torch.equal(batch.trace["row"], inputs_of(batch)["row"])
 
 
@@ -203,4 +205,4 @@ def test_split_keeps_the_order() -> None:
 def test_moving_a_rollout_moves_every_part() -> None:
     rollout, _ = build(varied_episodes())
     moved = rollout.to(torch.device("meta"))
-    assert {value.device.type for value in vars(moved).values()} == {"meta"}
+    assert {value.device.type for value in (*moved.columns.values(), moved.trace["row"])} == {"meta"}

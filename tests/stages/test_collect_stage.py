@@ -12,11 +12,12 @@ from run_toys import groot_experiment
 from torch import Tensor
 
 from regrasp.data.lerobot import DemonstrationDataset
+from regrasp.envs.config import EnvConfig
 from regrasp.envs.contract import Observation, Step, VecEnv
 from regrasp.envs.mapping import ActionMapping
 from regrasp.envs.registry import create_env
 from regrasp.errors import SimulatorError, UserError
-from regrasp.experiment import CollectConfig, EnvConfig
+from regrasp.experiment import CollectConfig
 from regrasp.experiment.load import load_config
 from regrasp.rollout.choosers import expert_chooser
 from regrasp.seeding import episode_seed

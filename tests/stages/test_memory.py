@@ -16,9 +16,9 @@ from regrasp.engine.memory import PolicyMemory, memory_estimate, policy_memory
 from regrasp.engine.policies import create_policy, input_names
 from regrasp.envs.registry import create_env
 from regrasp.experiment import ExperimentConfig
-from regrasp.learner.learner import ActorWorker
+from regrasp.learner.learner import Learner
 from regrasp.models.groot.policy import GrootPolicy
-from regrasp.rollout.buffers import Rollout
+from regrasp.rollout.decisions import Decisions
 
 BF16 = "actor.model.precision=bf16"
 LORA = ("actor.model.is_lora=true", "actor.model.lora.rank=2")
@@ -35,11 +35,11 @@ def storages(tensors: Iterable[Tensor]) -> dict[int, int]:
 
 def measured(engine: LocalEngine, gradients: int) -> PolicyMemory:
     """Of an engine that has made a step, from nothing but its tensors and the bytes of its gradients."""
-    policy, reference = engine.policy, engine.actor._reference
+    policy, reference = engine.policy, engine.algorithm.start
     trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
-    moments = [value for state in engine.actor.optimizer.state.values() for value in state.values() if value.ndim]
+    moments = [value for state in engine.learner.optimizer.state.values() for value in state.values() if value.ndim]
     own = storages((*policy.parameters(), *policy.buffers()))
-    copies = (engine._acting.policy, engine.actor.computing)
+    copies = (engine._acting.policy, engine.learner.computing)
     copied = storages(parameter for one in copies for parameter in one.parameters())
     start = storages(reference.parameters()) if reference is not None else {}
     return PolicyMemory(
@@ -52,12 +52,12 @@ def measured(engine: LocalEngine, gradients: int) -> PolicyMemory:
     )
 
 
-def watch_gradients(actor: ActorWorker) -> list[int]:
+def watch_gradients(actor: Learner) -> list[int]:
     """A list that every backward pass adds to: the bytes that gradients take after it."""
     found, backward = [], actor.backward
 
-    def watched(micro: Rollout, shares: Tensor) -> dict[str, Tensor]:
-        metrics = backward(micro, shares)
+    def watched(micro: Decisions, shares: Tensor, groups: tuple[str, ...]) -> dict[str, Tensor]:
+        metrics = backward(micro, shares, groups)
         weights = (*actor.policy.parameters(), *actor.computing.parameters())
         found.append(sum(storages(weight.grad for weight in weights if weight.grad is not None).values()))
         return metrics
@@ -93,21 +93,21 @@ def preview(config: ExperimentConfig) -> GrootPolicy:
 def test_the_estimate_is_what_an_update_holds(groot_start: Path, overrides: tuple[str, ...]) -> None:
     config = groot_experiment(f"actor.model.model_path={groot_start}", *overrides).config
     env = create_env(config.env.train, "train", 4, 0)
-    engine = LocalEngine(
-        config, create_policy(config.actor.model, config.env.train.mapping, env.spec, 0), env, 0, torch.device("cpu")
-    )
+    policy = create_policy(config.actor.model, config.env.train.mapping, env.spec, 0)
+    engine = LocalEngine(config, policy, env, 0, torch.device("cpu"), Path("never-written"))
     try:
-        rollout = engine.collect(0, lambda: False).rollout
-        gradients = watch_gradients(engine.actor)
-        engine.update(rollout, 0, lambda: False)
+        engine.collect(0, lambda: False)
+        gradients = watch_gradients(engine.learner)
+        engine.update(0, lambda: False)
         found = measured(engine, max(gradients))
     finally:
         env.close()
     policy = preview(config)
     assert {parameter.device.type for parameter in policy.parameters()} == {"meta"}
-    stored = sum(value.nbytes for value in rollout.inputs.to_dict().values())
+    assert engine.decisions is not None
+    stored = sum(value.nbytes for value in engine.decisions.inputs.to_dict().values())
     recomputes = config.runner.recompute_features or config.actor.model.trains_backbone
-    assert policy.stored_bytes(recomputes=recomputes) == stored / len(rollout)
+    assert policy.stored_bytes(recomputes=recomputes) == stored / len(engine.decisions)
     assert policy_memory(policy, config) == found
 
 

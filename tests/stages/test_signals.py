@@ -13,7 +13,7 @@ import pytest
 from run_toys import checkpoint, metrics, mlp_experiment, same_weights, saved_steps
 
 from regrasp.engine.local import LocalEngine
-from regrasp.learner.learner import ActorWorker
+from regrasp.learner.learner import Learner
 from regrasp.rollout.inference import Inference
 from regrasp.runner import runner as train_module
 from regrasp.runner.interrupt import StopRequest
@@ -41,7 +41,7 @@ def signal_at(monkeypatch: pytest.MonkeyPatch, owner: type, method: str, call: i
         (LocalEngine, "collect", 1, 0),  # before the first decision of all
         (LocalEngine, "collect", 3, 2),
         (Inference, "decide", 2 * 3 + 2, 2),  # in the middle of the third rollout
-        (ActorWorker, "_policy_step", 2 * 6 + 3, 3),  # in the middle of the third update
+        (Learner, "_step", 2 * 6 + 3, 3),  # in the middle of the third update
         (LocalEngine, "evaluate", 1, 2),
     ],
 )
@@ -71,7 +71,7 @@ def abandon_the_third_update(run: Path, *overrides: str) -> None:
     """Send SIGTERM in the middle of it, and leave it no time to finish."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(train_module, "_FINISH_SECONDS", 0.0)
-        signal_at(patched, ActorWorker, "_policy_step", 2 * 6 + 3)
+        signal_at(patched, Learner, "_step", 2 * 6 + 3)
         assert not train(mlp_experiment(*overrides), run)
 
 
@@ -102,8 +102,8 @@ def test_an_abandoned_update_costs_none_of_those_before_it(
 
 def test_the_second_signal_ends_the_run_at_once(start_model: Path, tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patched:
-        signal_at(patched, ActorWorker, "_policy_step", 6 + 2)
-        signal_at(patched, ActorWorker, "_policy_step", 6 + 4)
+        signal_at(patched, Learner, "_step", 6 + 2)
+        signal_at(patched, Learner, "_step", 6 + 4)
         with pytest.raises(KeyboardInterrupt):
             train(mlp_experiment(f"actor.model.model_path={start_model}"), tmp_path)
     assert saved_steps(tmp_path) == [1]

@@ -11,8 +11,8 @@ from run_toys import OVER_EPOCHS, checkpoint, metrics, mlp_experiment, same_weig
 
 from regrasp.checkpoint.read import read_checkpoint
 from regrasp.engine.local import Collected, LocalEngine
+from regrasp.envs.config import EnvConfig
 from regrasp.envs.contract import VecEnv
-from regrasp.experiment import EnvConfig
 from regrasp.stages import train as session
 from regrasp.stages.play import PlayOptions, play
 from regrasp.stages.train import train

@@ -75,6 +75,11 @@ def chunk_rewards(
     return (executed * weights).sum(-1), gamma ** num_executed.to(rewards.dtype)
 
 
+def is_flat(advantages: Tensor) -> bool:
+    """Whether no advantage of an update (B,) differs from another, so that there is nothing to learn."""
+    return len(advantages) < 2 or float(advantages.std(correction=0)) < 1e-8
+
+
 def normalize(advantages: Tensor, valid: Tensor) -> Tensor:
     """(A - mean) / (std + 1e-8) over the valid entries, with the population's standard deviation (divisor n).
 

@@ -1,132 +1,153 @@
-"""Losses of proximal policy optimisation (arXiv:1707.06347) and their metrics.
-
-Metrics are detached scalars under the names that the reference logs.
-"""
+"""Proximal policy optimisation with a value function (arXiv:1707.06347)."""
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Literal
 
 import torch
-from torch import Tensor
-from torch.nn import functional
+from pydantic.dataclasses import dataclass
 
-from regrasp.algorithms.reduce import Level, masked_mean, reduce_log_probs
+from regrasp.algorithms import losses
+from regrasp.algorithms.advantages import chunk_rewards, gae, normalize
+from regrasp.algorithms.base import ACTOR, Minibatch
+from regrasp.algorithms.policy_gradient import PolicyGradient, PolicyGradientConfig
+from regrasp.config.types import BLOCK, Fraction, NonNegativeInt, PositiveFloat
 
-KlKind = Literal["kl", "abs", "mse", "low_var_kl"]
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
-MAX_LOG_RATIO = 20.0
-"""Log-ratios saturate here: the exponential stays finite, and so does 0 times its gradient in a clipped branch."""
+    from regrasp.models.contract import Evaluation, Policy
+    from regrasp.rollout.decisions import Decisions
 
-
-def policy_loss(
-    log_probs: Tensor,
-    old_log_probs: Tensor,
-    advantages: Tensor,
-    mask: Tensor,
-    *,
-    clip_low: float,
-    clip_high: float,
-    clip_c: float | None,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Clipped surrogate, mean over `mask` of max(-A r, -A clip(r, 1 - clip_low, 1 + clip_high)).
-
-    With `clip_c` the loss of an element is at most clip_c |A|, which matters for A < 0 (dual clip, arXiv:1912.09729).
-
-    Args:
-        log_probs: Present policy, any shape (see `reduce_log_probs`).
-        old_log_probs: Policy that acted, same shape.
-        advantages: Same shape (see `broadcast_like`).
-        mask: Bool, same shape.
-        clip_low: Distance of the lower bound of the ratio from 1.
-        clip_high: Distance of the upper bound of the ratio from 1.
-        clip_c: Bound of the dual clip, above 1; None switches it off.
-
-    Returns:
-        The loss, and metrics: `policy_loss`; `policy_loss_abs`, mean |loss|; `ratio`; `ratio_abs`, mean |r - 1|;
-        `clipped_ratio`, mean of the ratio after clipping; `dual_cliped_ratio` (the reference's spelling), mean of the
-        ratio where the dual clip is active and 0 elsewhere; `approx_kl`, mean (r - 1) - log r, the low-variance
-        estimator of KL(old || new); `clip_fraction`, share of elements whose loss the ratio's clip changed.
-    """
-    assert log_probs.shape == old_log_probs.shape == advantages.shape == mask.shape
-    log_ratio = (log_probs - old_log_probs).clamp(max=MAX_LOG_RATIO)
-    ratio = log_ratio.exp()
-    clipped_ratio = ratio.clamp(1 - clip_low, 1 + clip_high)
-    unclipped, clipped = -advantages * ratio, -advantages * clipped_ratio
-    losses = torch.maximum(unclipped, clipped)
-    dual_clipped = torch.zeros_like(mask)
-    if clip_c is not None:
-        bound = clip_c * advantages.abs()
-        dual_clipped = losses > bound
-        losses = torch.minimum(losses, bound)
-    loss = masked_mean(losses, mask)
-    elements = {
-        "policy_loss_abs": losses.abs(),
-        "ratio": ratio,
-        "ratio_abs": (ratio - 1).abs(),
-        "clipped_ratio": clipped_ratio,
-        "dual_cliped_ratio": torch.where(dual_clipped, ratio, 0.0),
-        "approx_kl": log_ratio.expm1() - log_ratio,
-        "clip_fraction": (clipped > unclipped).to(ratio.dtype),
-    }
-    means = masked_mean(torch.stack([element.detach() for element in elements.values()]), mask)
-    return loss, {"policy_loss": loss.detach(), **dict(zip(elements, means.unbind(), strict=True))}
+CRITIC = "critic"
 
 
-def value_loss(
-    values: Tensor, old_values: Tensor, returns: Tensor, *, value_clip: float | None, huber_delta: float
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Mean Huber loss of the values, the larger of the plain one and that of values clipped around the old ones.
+@dataclass(frozen=True, config=BLOCK)
+class PpoConfig(PolicyGradientConfig):
+    """PPO: generalised advantage estimation, and a value function beside the policy."""
 
-    Huber: e^2 / 2 for |e| < delta, else delta (|e| - delta / 2).
+    adv_type: Literal["gae"] = "gae"
+    """Advantage estimator: generalised advantage estimation."""
+    loss_type: Literal["actor_critic"] = "actor_critic"
+    """Loss: PPO with a value function."""
+    value_epochs: NonNegativeInt = 0
+    """Further passes of an update that train the value head only."""
+    bootstrap_type: Literal["standard", "none"] = "standard"
+    """`standard`: a return that the step limit cuts continues with the value of the final observation; `none`: it ends
+    there, for a task in which running out of time is failing."""
+    value_clip: PositiveFloat | None = 0.2
+    """Largest change of a value from its rollout value that lowers the value loss; null: no clipping."""
+    huber_delta: PositiveFloat = 10.0
+    """Value error above which the value loss grows linearly."""
+    gae_lambda: Fraction = 0.95
+    """Decay of the advantage estimator, per decision."""
 
-    Args:
-        values: Present value head, (B,).
-        old_values: Value head that acted, (B,).
-        returns: Targets, (B,).
-        value_clip: Bound of |V - V_old|; None switches clipping off.
-        huber_delta: Error at which the loss turns from quadratic to linear.
-
-    Returns:
-        The loss, and metrics: `value_loss`; `value_clip_ratio`, share of values that clipping moves.
-    """
-    assert values.shape == old_values.shape == returns.shape
-    losses = functional.huber_loss(values, returns, reduction="none", delta=huber_delta)
-    clip_ratio = losses.new_zeros(())
-    if value_clip is not None:
-        change = values - old_values
-        clipped = old_values + change.clamp(-value_clip, value_clip)
-        losses = torch.maximum(losses, functional.huber_loss(clipped, returns, reduction="none", delta=huber_delta))
-        clip_ratio = (change.detach().abs() > value_clip).to(losses.dtype).mean()
-    loss = losses.mean()
-    return loss, {"value_loss": loss.detach(), "value_clip_ratio": clip_ratio}
+    def build(self) -> Ppo:
+        """The algorithm of this configuration."""
+        return Ppo(self)
 
 
-def kl_penalty(log_probs: Tensor, reference_log_probs: Tensor, mask: Tensor, kind: KlKind) -> Tensor:
-    """Estimate KL(policy || reference) from the policy's own samples, a scalar (http://joschu.net/blog/kl-approx.html).
+class Ppo(PolicyGradient):
+    """The clipped surrogate with advantages of a value head, which is trained beside the policy."""
 
-    With l = log policy - log reference: `kl` (k1) l, `abs` |l|, `mse` (k2) l^2 / 2, `low_var_kl` (k3) e^-l - 1 + l.
-    k1 and k3 are unbiased; k2 is close while the policies are; `abs` is a distance, not an estimate.
+    Config = PpoConfig
+    config: PpoConfig  # pyright: ignore[reportIncompatibleVariableOverride]
 
-    As a loss, on samples of the present policy: `mse` has the gradient of KL(policy || reference), `low_var_kl` that of
-    KL(reference || policy), and the gradient of `kl` averages to 0, so that it measures but does not pull.
+    @property
+    def needs(self) -> frozenset[str]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Values too."""
+        return super().needs | {"value"}
 
-    Args:
-        log_probs: Any shape.
-        reference_log_probs: Same shape.
-        mask: Bool, same shape; the mean is over it.
-        kind: Estimator.
-    """
-    difference = log_probs - reference_log_probs
-    if kind == "kl":
-        return masked_mean(difference, mask)
-    if kind == "abs":
-        return masked_mean(difference.abs(), mask)
-    if kind == "mse":
-        return masked_mean(0.5 * difference.square(), mask)
-    return masked_mean((-difference).clamp(max=MAX_LOG_RATIO).expm1() + difference, mask)
+    @property
+    def bootstraps_truncated(self) -> bool:
+        """As `bootstrap_type` says."""
+        return self.config.bootstrap_type == "standard"
+
+    def parameters(self, policy: Policy, trainable: str) -> dict[str, list[nn.Parameter]]:
+        """The policy's and the value head's."""
+        groups = super().parameters(policy, trainable)
+        values = [parameter for _, parameter in policy.trainable("value_head")]
+        for parameter in values:
+            parameter.requires_grad_(True)
+        return groups | {CRITIC: values}
+
+    def prepare(self, decisions: Decisions) -> Decisions:
+        """Advantages and returns, (B,) each, see `gae`."""
+        config, record = self.config, decisions.record
+        time, column = record["time"], record["column"]
+        shape = (int(time.max()) + 1, int(column.max()) + 1)
+
+        def grid(values: Tensor) -> Tensor:
+            return values.new_zeros(shape).index_put((time, column), values)
+
+        rewards, discounts = chunk_rewards(
+            record["rewards"], record["num_executed"], reward_type=config.reward_type, gamma=config.gamma
+        )
+        valid, values = grid(torch.ones_like(time, dtype=torch.bool)), grid(record["values"])
+        follows = torch.zeros_like(valid)
+        follows[:-1] = valid[1:]
+        ends = grid(record["ends"]) | (valid & ~follows)
+        following = torch.zeros_like(values)
+        following[:-1] = values[1:]
+        next_values = torch.where(ends, 0.0, following)
+        next_values = torch.where(grid(record["is_bootstrapped"]), grid(record["next_values"]), next_values)
+        advantages, returns = gae(
+            grid(rewards), values, next_values, ends, valid=valid, discounts=grid(discounts), lam=config.gae_lambda
+        )
+        if config.normalize_advantages:
+            advantages = normalize(advantages, valid)
+        return decisions.with_columns(advantages=advantages[time, column], returns=returns[time, column])
+
+    def minibatches(self, decisions: Decisions, size: int, generator: torch.Generator) -> Iterator[Minibatch]:
+        """`value_epochs` passes for the value head alone, then `update_epoch` for both."""
+        for _ in range(self.config.value_epochs):
+            for batch in decisions.minibatches(size, generator):
+                yield Minibatch(batch, (CRITIC,))
+        for minibatch in super().minibatches(decisions, size, generator):
+            yield Minibatch(minibatch.decisions, (ACTOR, CRITIC))
+
+    def loss(
+        self, policy: Policy, micro: Decisions, shares: Tensor, groups: tuple[str, ...]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The value's loss alone, without metrics, or that of policy and value."""
+        if groups == (CRITIC,):
+            loss, _ = self.value_loss(policy.value(micro.features(policy)), micro.columns)
+            return shares[1] * loss, {}
+        return super().loss(policy, micro, shares, groups)
+
+    def add_critic(
+        self,
+        loss: Tensor,
+        metrics: dict[str, Tensor],
+        evaluation: Evaluation,
+        columns: Mapping[str, Tensor],
+        shares: Tensor,
+    ) -> Tensor:
+        """Adds the value's loss."""
+        critic_loss, found = self.value_loss(evaluation.values, columns)
+        metrics |= {f"critic/{name}": shares[1] * value for name, value in found.items()}
+        return loss + shares[1] * critic_loss
+
+    def value_loss(self, values: Tensor, columns: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The value term of values (B,), and its metrics."""
+        return losses.value_loss(
+            values,
+            columns["values"],
+            columns["returns"],
+            value_clip=self.config.value_clip,
+            huber_delta=self.config.huber_delta,
+        )
+
+    def summary(self, decisions: Decisions, history: Mapping[str, Sequence[float]]) -> dict[str, float]:
+        """Further: the explained variance of the values that acted."""
+        variance = explained_variance(decisions["values"], decisions["returns"])
+        return super().summary(decisions, history) | {"critic/explained_variance": variance}
 
 
-def entropy_term(entropy: Tensor, num_executed: Tensor, level: Level) -> Tensor:
-    """Mean entropy in nats, a scalar; `entropy` (B, T, A) is reduced to `level` as by `reduce_log_probs`."""
-    return masked_mean(*reduce_log_probs(entropy, num_executed, level))
+def explained_variance(values: Tensor, returns: Tensor) -> float:
+    """1 - Var(R - V) / Var(R), over all decisions (B,); 0 where the returns do not vary."""
+    variance = float(returns.var(correction=0))
+    if variance == 0:
+        return 0.0
+    return 1 - float((returns - values).var(correction=0)) / variance

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import logging
 import shlex
 from collections.abc import Iterator, Sequence
@@ -59,7 +58,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
 
 def flag_overrides(args: argparse.Namespace) -> dict[str, str]:
     """The override that each flag means, with the flag's name."""
-    from regrasp.envs.task_choice import evaluation_task
+    from regrasp.envs.registry import evaluation_task
 
     flags = {
         "num_envs": ("env.train.total_num_envs", "env.eval.total_num_envs"),
@@ -104,67 +103,44 @@ def load(args: argparse.Namespace) -> LoadedConfig:
 
     name = getattr(args, "config_name", None) or _experiment_of_task(args) or DEFAULT_CONFIG
     flags = flag_overrides(args)
-    loaded = load_config(name, [*flags, *args.overrides], args.config_path, flags)
-    loaded = args.loaded = _on_its_simulator(loaded, flags, args)
+    loaded = args.loaded = load_config(name, [*flags, *args.overrides], args.config_path, flags, args.task)
     for warning in loaded.warnings:
         _log.warning(warning)
+    envs = loaded.config.env
     try:
-        preflight(loaded.config, loaded.file_of)
+        preflight(envs.train, "train", loaded.config.actor.model.action_dim)
+        preflight(envs.eval, "eval", loaded.config.actor.model.action_dim)
     except UserError as error:
         if not args.dry_run:
-            raise
+            raise loaded.located(error) from None
         _log.warning(loaded.located(error))
     return loaded
-
-
-def _on_its_simulator(loaded: LoadedConfig, flags: dict[str, str], args: argparse.Namespace) -> LoadedConfig:
-    """The experiment on the simulator that the task of `--task` belongs to, whichever one the YAML file is for."""
-    from regrasp.envs.task_choice import other_simulator, without_lab_settings
-    from regrasp.experiment.load import load_config
-
-    if args.task is None:
-        return loaded
-    before = {"train": loaded.config.env.train, "eval": loaded.config.env.eval}
-    moves = {name: simulator for name, env in before.items() if (simulator := other_simulator(env, args.task))}
-    if not moves:
-        return loaded
-    flags = flags | {as_override(f"env.{name}.env_type", simulator): "--task" for name, simulator in moves.items()}
-    loaded = load_config(str(loaded.file), [*flags, *args.overrides], None, flags)
-    envs = loaded.config.env
-    warnings = list(loaded.warnings)
-    for name, simulator in moves.items():
-        env, dropped = without_lab_settings(getattr(envs, name), name) if simulator == "mujoco" else (None, [])
-        if dropped:
-            envs = dataclasses.replace(envs, **{name: env})
-            warnings.append(f"{args.task} runs without Isaac Lab; without effect there: {', '.join(dropped)}.")
-    config = dataclasses.replace(loaded.config, env=envs)
-    return dataclasses.replace(loaded, config=config, warnings=tuple(warnings))
 
 
 def _experiment_of_task(args: argparse.Namespace) -> str | None:
     """The experiment of the task of `--task`: the one that it names when it is registered, or one that comes with us.
 
     Raises:
-        UserError: It is a task of Isaac Lab without an experiment; the default one is for another robot.
+        UserError: None is known, and the default one is for another robot.
     """
-    from regrasp.config.task_packages import EXPERIMENT_KEY, experiment_of_task, pythons_in
-    from regrasp.envs.isaaclab.catalog import is_lab_task
+    from regrasp.envs.registry import EnvTypes
 
     if args.task is None:
         return None
-    file = experiment_of_task(args.task, pythons_in(args.overrides))
+    known = EnvTypes()
+    named = (env_type.experiment_of_task(args.task, args.overrides) for env_type in known.values())
+    file = next((file for file in named if file is not None), None)
     if file is not None:
         return str(file)
-    if not is_lab_task(args.task):
+    owner = known.of_task(args.task)
+    advice = None if owner is None else known[owner].without_experiment
+    if advice is None:
         return None
     shipped = shipped_experiments().get(args.task)
     if shipped is None:
+        expected, mend = advice
         raise UserError(
-            "No experiment is known for this task",
-            key="--task",
-            value=args.task,
-            expected=f"--config_name with it, or a task that names its experiment ({EXPERIMENT_KEY}, docs/isaaclab.md)",
-            mend="add --config_name; if the task's package is in another Python, add env.isaaclab.python=<it>",
+            "No experiment is known for this task", key="--task", value=args.task, expected=expected, mend=mend
         )
     return shipped[0]
 

@@ -12,7 +12,6 @@ from pydantic.fields import FieldInfo
 
 from regrasp.config.owned import ByType, field_infos
 from regrasp.config.types import Expect
-from regrasp.experiment import ExperimentConfig
 
 Path = tuple[str | int, ...]
 """Keys and list positions from the top of the file down to a value."""
@@ -70,6 +69,18 @@ class Spec:
         return next(iter(self.blocks), None)
 
     @property
+    def base(self) -> type | None:
+        """The dataclass of a nested block, the common one where several may be; None for a plain value."""
+        return self.annotation if self.by_type else self.block
+
+    def members(self) -> Iterator[tuple[str, type]]:
+        """The dataclasses that several may be, each with the values of the key that chooses it."""
+        table = self.by_type.table() if self.by_type else {}
+        for block in dict.fromkeys(table.values()):
+            names = [f"`{self.by_type.key}: {name}`" for name, one in table.items() if self.by_type and one is block]
+            yield " or ".join(names), block
+
+    @property
     def choices(self) -> tuple[Any, ...]:
         """The values of a `Literal`, empty for other types."""
         return tuple(
@@ -102,6 +113,37 @@ class Spec:
             if get_origin(spec.annotation) is dict:
                 return Spec.of(args[1])
         return None
+
+    def at(self, path: Path, values: Any = None) -> Spec | None:
+        """The spec of a key further down; None where the key is unknown.
+
+        Args:
+            path: The key.
+            values: The values of this block, which say of which class a block is where several may stand there;
+                without them, the key may be of any of these.
+        """
+        spec: Spec | None = self
+        for step in path:
+            spec = spec.child(step) if spec is not None else None
+            values = values.get(step) if isinstance(values, Mapping) else None
+            spec = spec.chosen(values) if spec is not None else None
+        return spec
+
+    def info_at(self, path: Path, values: Any = None) -> FieldInfo | None:
+        """Pydantic's description of a key further down; None where the key is unknown or a list position."""
+        parent = self.at(path[:-1], values) if path else None
+        return parent.infos().get(str(path[-1])) if parent is not None else None
+
+    def default_at(self, path: Path, values: Any = None) -> Any:
+        """The default of a key further down, None where it has none."""
+        info = self.info_at(path, values)
+        return None if info is None or info.is_required() else info.get_default(call_default_factory=False)
+
+    def paths(self, path: Path = ()) -> Iterator[Path]:
+        """Every key further down, blocks included."""
+        for name, inner in self.fields().items():
+            yield (*path, name)
+            yield from inner.paths((*path, name))
 
     def words(self) -> str:
         """What a value must look like, for example `an integer of at least 1 or null`."""
@@ -145,42 +187,6 @@ def _bounds(metadata: Iterable[Any]) -> str:
             case MinLen():
                 words.append("that is not empty")
     return f" {' and '.join(words)}" if words else ""
-
-
-def block_fields(block: type) -> dict[str, Spec]:
-    """The keys of a schema dataclass."""
-    return Spec(block).fields()
-
-
-def spec_at(path: Path, values: Any = None) -> Spec | None:
-    """The schema's spec of a key; None where the key is unknown.
-
-    Args:
-        path: The key.
-        values: The configuration, which says of which class a block is where several may stand there; without it, the
-            key may be of any of them.
-    """
-    spec: Spec | None = Spec(ExperimentConfig)
-    for step in path:
-        spec = spec.child(step) if spec is not None else None
-        values = values.get(step) if isinstance(values, Mapping) else None
-        spec = spec.chosen(values) if spec is not None else None
-    return spec
-
-
-def default_at(path: Path) -> Any:
-    """The default of a key, None where it has none."""
-    parent = spec_at(path[:-1])
-    info = None if parent is None or not isinstance(path[-1], str) else parent.infos().get(path[-1])
-    return None if info is None or info.is_required() else info.get_default(call_default_factory=False)
-
-
-def known_paths(spec: Spec | None = None, path: Path = ()) -> Iterator[Path]:
-    """Every key of the schema, blocks included."""
-    spec = spec or Spec(ExperimentConfig)
-    for name, inner in spec.fields().items():
-        yield (*path, name)
-        yield from known_paths(inner, (*path, name))
 
 
 def dotted(path: Path) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from regrasp.config.describe import Path, default_at, dotted, known_paths, spec_at
+from regrasp.config.describe import Path, Spec, dotted
 from regrasp.config.legacy import known_children
 from regrasp.config.sources import Place, Sources, split_key
 from regrasp.errors import UserError
@@ -71,7 +71,7 @@ def _short(value: Any) -> Any:
     return dict.fromkeys(value, "...") if isinstance(value, Mapping) and len(repr(value)) > 100 else value
 
 
-def schema_problems(error: ValidationError, values: Mapping[str, Any]) -> list[Problem]:
+def schema_problems(error: ValidationError, values: Mapping[str, Any], root: Spec) -> list[Problem]:
     """Translate Pydantic's errors; alternatives of one value (a union) give one problem."""
     problems: dict[Path, Problem] = {}
     for detail in error.errors(include_url=False):
@@ -79,12 +79,12 @@ def schema_problems(error: ValidationError, values: Mapping[str, Any]) -> list[P
         if detail["type"] == "user_error":
             found = [Problem.of(detail.get("ctx", {})["error"])]
         elif detail["type"] == "unexpected_keyword_argument":
-            found = [_unknown_key(*leaf, values) for leaf in _unknown_leaves(path, value)]
+            found = [_unknown_key(*leaf, values, root) for leaf in _unknown_leaves(path, value)]
         elif detail["type"] == "missing" and isinstance(detail["loc"][-1], str):
             path = (*path, detail["loc"][-1])
-            found = [_missing_key(path)]
+            found = [_missing_key(path, root.at(path, values))]
         else:
-            found = [_bad_value(path, value)]
+            found = [_bad_value(path, value, values, root)]
         for problem in found:
             problems.setdefault(problem.path, problem)
     above = set(problems)
@@ -115,14 +115,14 @@ def _unknown_leaves(path: Path, value: Any) -> list[tuple[Path, Any]]:
     return [leaf for key, inner in value.items() for leaf in _unknown_leaves((*path, key), inner)]
 
 
-def _unknown_key(path: Path, value: Any, values: Mapping[str, Any]) -> Problem:
+def _unknown_key(path: Path, value: Any, values: Mapping[str, Any], root: Spec) -> Problem:
     *parent, name = path
-    above = spec_at(tuple(parent), values)
-    own = [str(known[0]) for known in known_paths(above) if len(known) == 1] if above else []
+    above = root.at(tuple(parent), values)
+    own = list(above.fields()) if above else []
     siblings = list(dict.fromkeys([*own, *known_children(tuple(parent))]))
     close = [dotted((*parent, key)) for key in get_close_matches(str(name), siblings, n=2)]
     if not close:
-        leaves = {str(known[-1]): known for known in reversed(list(known_paths()))}
+        leaves = {str(known[-1]): known for known in reversed(list(root.paths()))}
         close = [dotted(leaves[key]) for key in get_close_matches(str(name), leaves, n=1, cutoff=0.8)]
     where = dotted(tuple(parent)) or "the top level"
     return Problem(
@@ -134,8 +134,7 @@ def _unknown_key(path: Path, value: Any, values: Mapping[str, Any]) -> Problem:
     )
 
 
-def _missing_key(path: Path) -> Problem:
-    spec = spec_at(path)
+def _missing_key(path: Path, spec: Spec | None) -> Problem:
     assert spec is not None
     return Problem(
         problem=f"Missing key: {dotted(path)}",
@@ -146,11 +145,11 @@ def _missing_key(path: Path) -> Problem:
     )
 
 
-def _bad_value(path: Path, value: Any) -> Problem:
-    spec = spec_at(path)
+def _bad_value(path: Path, value: Any, values: Mapping[str, Any], root: Spec) -> Problem:
+    spec = root.at(path, values)
     assert spec is not None
     key, expected = dotted(path), spec.words()
-    default = default_at(path) if path else None
+    default = root.default_at(path, values)
     close = get_close_matches(str(value), [choice for choice in spec.choices if isinstance(choice, str)], n=1)
     if close:
         mend = f"did you mean {key}={close[0]}?"

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from pydantic.fields import FieldInfo
 
-from regrasp.config.describe import Path, Spec, block_fields, dotted, spec_at
+from regrasp.config.describe import Path, Spec, dotted
 from regrasp.config.legacy import DUPLICATES, LEGACY, SYNONYMS
 from regrasp.config.owned import field_infos
-from regrasp.experiment import ExperimentConfig
 
 _HEAD = """\
 # Configuration reference
@@ -32,63 +31,86 @@ Where values are given, any other value is an error, because it would change the
 """
 
 
-def reference_markdown() -> str:
-    """The whole reference as Markdown."""
-    sections = [_HEAD, *(_section(path, block) for path, block in _blocks()), _legacy_section()]
-    return "\n".join(sections)
+def reference_markdown(root: type) -> str:
+    """The whole reference as Markdown.
+
+    Args:
+        root: The class of a whole configuration file.
+    """
+    return "\n".join([_HEAD, *_Tables().below(Spec(root), ()), _legacy_section(root)])
 
 
-def _blocks() -> Iterator[tuple[Path, type]]:
-    """Each block once, under the first key that holds it."""
-    seen: set[type] = set()
+class _Tables:
+    """A table per block, under the first key that holds it, and one for what each class adds where several may be."""
 
-    def visit(path: Path, block: type) -> Iterator[tuple[Path, type]]:
-        if block in seen:
+    def __init__(self) -> None:
+        self._paths: dict[type, Path] = {}
+        """Every class that has a table, with its key."""
+
+    def below(self, spec: Spec, path: Path) -> Iterator[str]:
+        """The tables of a key, and of the keys below it."""
+        block = spec.base
+        if block is None or block in self._paths:
             return
-        seen.add(block)
-        yield path, block
-        for name, inner in block_fields(block).items():
-            for child in _blocks_of(inner):
-                yield from visit((*path, name) if inner.block else (*path, f"{name}[]"), child)
+        yield self._table(block, path)
+        for name, child in Spec(block).fields().items():
+            item = child.child(0)
+            if child.base is not None:
+                yield from self.below(child, (*path, name))
+            elif item is not None and item.base is not None:
+                yield from self.below(item, (*path, f"{name}[]"))
+        for case, member in spec.members():
+            yield from self._additions(member, block, path, case)
 
-    yield from visit((), ExperimentConfig)
+    def _table(self, block: type, path: Path) -> str:
+        """All keys of a block; those that it shares with a block above are only referred to."""
+        family = [kind for kind in block.__mro__ if dataclasses.is_dataclass(kind)]
+        above = next((kind for kind in family if kind in self._paths), None)
+        shared = field_infos(above) if above else {}
+        note = ""
+        if above is not None:
+            first = next(kind for kind, place in self._paths.items() if place == self._paths[above])
+            missing = " and ".join(sorted(f"`{name}`" for name in field_infos(first) if name not in shared))
+            note = f"\nAnd the keys of `{dotted(self._paths[above])}`, without {missing}.\n"
+        self._paths |= {kind: path for kind in family if kind not in self._paths}
+        title = f"`{dotted(path)}`" if path else "Top level"
+        return _section(title, block, [name for name in field_infos(block) if name not in shared], note)
+
+    def _additions(self, block: type, base: type, path: Path, case: str) -> Iterator[str]:
+        """The tables of what a class has beyond the one that it extends."""
+        if block in self._paths or block is base:
+            return
+        self._paths[block] = path
+        common = Spec(base).fields()
+        if own := [name for name in field_infos(block) if name not in common]:
+            yield _section(f"`{dotted(path)}` with {case}", block, own)
+        for name, child in Spec(block).fields().items():
+            before = common[name].base if name in common else None
+            if child.base is not None and before is not None:
+                yield from self._additions(child.base, before, (*path, name), case)
+            else:
+                yield from self.below(child, (*path, name))
 
 
-def _blocks_of(spec: Spec) -> tuple[type, ...]:
-    """The block of a key, or of the items of a list; one that may be of several classes begins with what they share."""
-    item = spec.child(0)
-    shared = (spec.annotation,) if spec.by_type else ()
-    return (*shared, *spec.blocks) or (item.blocks if item else ())
-
-
-def _section(path: Path, block: type) -> str:
-    title = f"`{dotted(path)}`" if path else "Top level"
-    spec = spec_at(path)
-    by_type = spec.by_type if spec else None
-    is_one_of_several = by_type is not None and block in by_type.blocks()
-    if by_type is not None and is_one_of_several:
-        names = [f"`{by_type.key}: {name}`" for name, one in by_type.table().items() if one is block]
-        title += f" with {names[0]}" + (f" (or {', '.join(names[1:])})" if names[1:] else "")
+def _section(title: str, block: type, names: Iterable[str], note: str = "") -> str:
     summary = (block.__doc__ or "").strip().splitlines()[0]
-    is_evaluation = path == ("env", "eval")
-    inherited = set(field_infos(block.__mro__[1])) if is_evaluation or is_one_of_several else set()
-    note = ""
-    if is_evaluation:
-        note = "\nAnd the keys of `env.train`, without `auto_reset` and `max_steps_per_rollout_epoch`.\n"
-    rows = [
-        _row(path, name, info, Spec.of(info.annotation, info.metadata))
-        for name, info in field_infos(block).items()
-        if name not in inherited
-    ]
+    infos, specs = field_infos(block), Spec(block).fields()
+    rows = [_row(name, infos[name], specs[name], _description(block, name)) for name in names]
     return "\n".join(
         [f"## {title}", "", summary, note, "| Key | Value | Default | Meaning |", "|---|---|---|---|", *rows, ""]
     )
 
 
-def _row(path: Path, name: str, info: FieldInfo, spec: Spec) -> str:
-    kind = ("a block, or null" if spec.optional else "a block") if spec.block else spec.words()
-    cells = (f"`{name}`", kind, _default(info), info.description or "")
+def _row(name: str, info: FieldInfo, spec: Spec, description: str) -> str:
+    kind = ("a block, or null" if spec.optional else "a block") if spec.base else spec.words()
+    cells = (f"`{name}`", kind, _default(info), description)
     return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+
+
+def _description(block: type, name: str) -> str:
+    """The attribute docstring, which Pydantic keeps only in the class that has it."""
+    owners = (vars(kind).get("__pydantic_fields__", {}).get(name) for kind in block.__mro__)
+    return next((info.description for info in owners if info is not None and info.description), "")
 
 
 def _default(info: FieldInfo) -> str:
@@ -110,7 +132,7 @@ def _yaml_text(value: Any) -> str:
     return str(value)
 
 
-def _legacy_section() -> str:
+def _legacy_section(root: type) -> str:
     rows: list[str] = []
     for legacy in LEGACY:
         block = legacy.block.replace("*", "{train,eval}")
@@ -119,7 +141,7 @@ def _legacy_section() -> str:
         if keys:
             rows.append(f"| {keys} | {accepted} | {legacy.why} |")
     for copy, original in DUPLICATES:
-        assert spec_at(original) is not None
+        assert Spec(root).at(original) is not None
         rows.append(f"| `{dotted(copy)}` | any | a second name of `{dotted(original)}`, which is used |")
     for key, theirs, ours in SYNONYMS:
         rows.append(f"| `{dotted(key)}` | `{theirs}` | a second name of `{ours}` |")

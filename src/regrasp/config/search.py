@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from difflib import get_close_matches
 from pathlib import Path
 
 from regrasp.config.sources import COMMAND_LINE
-from regrasp.config.task_packages import LAB_PACKAGE, package_folder
 from regrasp.errors import UserError
 
+Folders = Callable[[], Iterable[Path]]
 SHIPPED = Path(__file__).resolve().parent.parent / "configs"
 """Folder of the experiments that come with Regrasp."""
 _EXPERIMENT = re.compile(r"^(env|actor|defaults):", re.MULTILINE)
 
 
-def find_config(name: str, config_path: Path | None = None, pythons: Sequence[str] = ()) -> Path:
+def find_config(name: str, config_path: Path | None = None, more: Folders = tuple) -> Path:
     """The file of an experiment.
 
     Args:
         name: Name of the experiment (the file's name without `.yaml`), or the path of a YAML file.
         config_path: Folder that is searched first.
-        pythons: Interpreters, besides ours, that may have Isaac Lab.
+        more: Further folders, whose experiments lie in folders of their own beside the tasks; searched last.
 
-    Searched in this order: `config_path`, the experiments that come with Regrasp, the tasks of an installed Isaac Lab.
+    Searched in this order: `config_path`, the experiments that come with Regrasp, the further folders.
 
     Raises:
         UserError: No such experiment, several in one place, or `config_path` is no folder.
@@ -39,8 +39,8 @@ def find_config(name: str, config_path: Path | None = None, pythons: Sequence[st
             mend="correct the path; a single file is given as --config_name /path/to/file.yaml",
         )
     if not name or Path(name).suffix in (".yaml", ".yml") or "/" in name:
-        return _by_path(name, config_path, pythons)
-    for folder, files in _searched(config_path, pythons):
+        return _by_path(name, config_path, more)
+    for folder, files in _searched(config_path, more):
         found = [file for file in files if file.stem == name]
         if len(found) > 1:
             raise UserError(
@@ -53,20 +53,20 @@ def find_config(name: str, config_path: Path | None = None, pythons: Sequence[st
             )
         if found:
             return found[0]
-    raise _unknown(name, config_path, pythons)
+    raise _unknown(name, config_path, more)
 
 
-def list_configs(config_path: Path | None = None, pythons: Sequence[str] = ()) -> dict[str, Path]:
+def list_configs(config_path: Path | None = None, more: Folders = tuple) -> dict[str, Path]:
     """Every experiment that `find_config` can find, by name; earlier folders win."""
     configs: dict[str, Path] = {}
-    for folder, files in _searched(config_path, pythons):
+    for folder, files in _searched(config_path, more):
         for file in files:
             if folder == SHIPPED or _EXPERIMENT.search(file.read_text(encoding="utf-8", errors="replace")):
                 configs.setdefault(file.stem, file)
     return configs
 
 
-def _by_path(name: str, config_path: Path | None, pythons: Sequence[str]) -> Path:
+def _by_path(name: str, config_path: Path | None, more: Folders) -> Path:
     candidates = [Path(name).expanduser()]
     if config_path is not None:
         candidates.insert(0, config_path / name)
@@ -75,22 +75,21 @@ def _by_path(name: str, config_path: Path | None, pythons: Sequence[str]) -> Pat
         for path in (file, file.with_name(f"{file.name}.yaml")) if file.name else ():
             if path.is_file() and path.suffix == ".yaml":
                 return path.resolve()
-    raise _unknown(name, config_path, pythons)
+    raise _unknown(name, config_path, more)
 
 
-def _searched(config_path: Path | None, pythons: Sequence[str]) -> Iterator[tuple[Path, list[Path]]]:
-    """Each folder in the order of search, with its YAML files; Isaac Lab keeps them beside the tasks."""
+def _searched(config_path: Path | None, more: Folders) -> Iterator[tuple[Path, list[Path]]]:
+    """Each folder in the order of search, with its YAML files."""
     for folder in (config_path.resolve(), SHIPPED) if config_path else (SHIPPED,):
         yield folder, sorted(folder.glob("*.yaml"))
-    folders = (package_folder(LAB_PACKAGE, python) for python in (None, *pythons))
-    for folder in dict.fromkeys(folder for folder in folders if folder is not None):
+    for folder in dict.fromkeys(more()):
         yield folder, sorted(folder.rglob("*.yaml"))
 
 
-def _unknown(name: str, config_path: Path | None, pythons: Sequence[str]) -> UserError:
-    known = sorted(list_configs(config_path, pythons))
+def _unknown(name: str, config_path: Path | None, more: Folders) -> UserError:
+    known = sorted(list_configs(config_path, more))
     close = get_close_matches(Path(name).stem, known, n=1)
-    searched = ", ".join(str(folder) for folder, _ in _searched(config_path, pythons))
+    searched = ", ".join(str(folder) for folder, _ in _searched(config_path, more))
     return UserError(
         f"No configuration is called {name!r}.",
         file=COMMAND_LINE,

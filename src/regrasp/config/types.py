@@ -58,3 +58,25 @@ Precision = Annotated[
     Expect("'fp32' (or '32') or 'bf16'"),
 ]
 Level = Literal["chunk_level", "action_level", "token_level"]
+NormalizationMode = Literal["min_max", "q99", "mean_std", "binary", "sin_cos", "none"]
+Rotation = Literal[
+    "axis_angle",
+    "quaternion",
+    "rotation_6d",
+    "euler_angles_rpy",
+    "euler_angles_ryp",
+    "euler_angles_pry",
+    "euler_angles_pyr",
+    "euler_angles_yrp",
+    "euler_angles_ypr",
+]
+"""Representations of a rotation, under the names of GR00T's metadata; quaternions are (w, x, y, z)."""
+
+NEW_EMBODIMENT = "new_embodiment"
+"""Tag of what a published model was not trained for."""
+
+
+def bare_key(name: str) -> str:
+    """`left_arm` of `state.left_arm`: the modality before the point is optional."""
+    prefix, _, rest = name.partition(".")
+    return rest if prefix in ("video", "state", "action") and rest else name

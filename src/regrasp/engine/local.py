@@ -4,47 +4,44 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from regrasp.algorithms.advantages import is_flat
+from regrasp.checkpoint.read import Checkpoint
+from regrasp.checkpoint.write import CheckpointContent
 from regrasp.engine.acting import acting_chooser
+from regrasp.engine.base import Collected, Engine
+from regrasp.engine.policies import load_weights
 from regrasp.envs.contract import VecEnv
 from regrasp.envs.mapping import ActionMapping
+from regrasp.errors import SimulatorError, TrainingHaltedError
 from regrasp.experiment import ExperimentConfig
 from regrasp.experiment.batches import num_samples, num_updates
 from regrasp.learner.compilation import capture_updates, compile_policy
-from regrasp.learner.learner import ActorWorker
+from regrasp.learner.learner import Learner, NonFiniteError
 from regrasp.learner.precision import ActingPolicy, apply_precision
 from regrasp.models.contract import Policy
-from regrasp.rollout.buffers import Rollout, RolloutBuilder
+from regrasp.rollout.buffers import RolloutBuffer
+from regrasp.rollout.decisions import Decisions
 from regrasp.rollout.episodes import EpisodeResult
 from regrasp.rollout.evaluation import VideoRecorder, evaluate
 from regrasp.rollout.inference import Inference, block_size
 from regrasp.rollout.training import TrainingEpisodes, collect_rollout
 
 
-@dataclass
-class Collected:
-    """One update's worth of experience."""
-
-    rollout: Rollout
-    episodes: list[EpisodeResult]
-    num_steps: int
-    """Environment steps executed."""
-    seconds: float
-
-
-class LocalEngine:
-    """Runs the three roles on this machine.
+class LocalEngine(Engine):
+    """Runs everything on this machine.
 
     Args:
         config: The experiment.
-        policy: The policy; actor and rollout share it.
-        env: The training environments.
+        policy: The policy; learner and rollout share it.
+        env: The training environments, which it closes.
         seed: Seed of every stream.
         device: Where the policy lives.
+        run_dir: Where a batch that broke an update is written.
         eval_env: The environments of evaluation; None for a run that never evaluates.
     """
 
@@ -55,80 +52,90 @@ class LocalEngine:
         env: VecEnv,
         seed: int,
         device: torch.device,
+        run_dir: Path,
         eval_env: VecEnv | None = None,
     ) -> None:
         self.config = config
         model = config.actor.model
         apply_precision(policy, model, device)
         self.policy = policy.to(device)
+        self.step_seconds = env.spec.step_seconds
         self._seed = seed
         self._device = device
-        self._num_actions = model.num_action_chunks
-        recompute = config.runner.recompute_features or model.trains_backbone
-        self.actor = ActorWorker(
-            policy,
-            config.actor,
-            config.algorithm,
-            num_updates=num_updates(config),
-            seed=seed,
-            recompute_features=recompute,
-            device=device,
+        self._run_dir = run_dir
+        self._keeps_features = not (config.runner.recompute_features or model.trains_backbone)
+        self.algorithm = config.algorithm.build()
+        self.learner = Learner(
+            policy, self.algorithm, config.actor, num_updates=num_updates(config), seed=seed, device=device
         )
-        self._acting = ActingPolicy(policy, model, device, self.actor.halved)
+        self._acting = ActingPolicy(policy, model, device, self.learner.halved)
         if model.compile:
             self._compile(config)
         acting = self._acting.policy
-        self._inference = Inference(acting, seed, "train", device=device, keep_features=not recompute)
+        self._inference = Inference(acting, seed, "train", device=device, keep_features=self._keeps_features)
         train = config.env.train
         self._mapping = ActionMapping(train.mapping, model.action_dim, env.spec.action_dim, "env.train.mapping")
         self._episodes = TrainingEpisodes(
-            env, seed, stream=train.seed, auto_reset=train.auto_reset, group_size=config.algorithm.group_size
+            env, seed, stream=train.seed, auto_reset=train.auto_reset, group_size=self.algorithm.group_size
         )
         self._eval_env = eval_env
         self._choose = eval_env and acting_chooser(acting, config, eval_env, "eval", seed, device)
-
-    @property
-    def step_seconds(self) -> float:
-        """Simulated seconds per environment step."""
-        return self._episodes.env.spec.step_seconds
+        self.decisions: Decisions | None = None
+        """What was collected last, as the algorithm prepared it."""
+        self._boundary: dict[str, Tensor] | None = None
 
     def collect(self, update: int, should_stop: Callable[[], bool]) -> Collected:
-        """Roll the policy out for `rollout_epoch` epochs.
-
-        Raises:
-            InterruptedError: `should_stop` said so; nothing of the rollout is kept.
-        """
+        """See `Engine.collect`."""
         started = time.monotonic()
+        self.decisions = None
+        self._boundary = self._between_updates()
         self.policy.begin_update(update)
         self._acting.policy.begin_update(update)
         self._acting.refresh()
         self._inference.version = update
-        algorithm, env = self.config.algorithm, self.config.env.train
-        builder = RolloutBuilder(num_samples(self.config), self.config.runner.feature_storage)
-        episodes: list[EpisodeResult] = []
-        for epoch in range(algorithm.rollout_epoch):
-            episodes += collect_rollout(
-                self._episodes,
-                self._inference,
-                self._mapping,
-                builder,
-                num_decisions=env.max_steps_per_rollout_epoch // self._num_actions,
-                first_column=epoch * env.total_num_envs,
-                bootstrap_truncated=algorithm.bootstrap_type == "standard",
-                should_stop=should_stop,
-            )
-        rollout = builder.build(
-            reward_type=algorithm.reward_type,
-            gamma=algorithm.gamma,
-            lam=algorithm.gae_lambda,
-            normalize_advantages=algorithm.normalize_advantages,
+        env = self.config.env.train
+        buffer = RolloutBuffer(
+            num_samples(self.config), self.config.runner.feature_storage, holds_features=self._keeps_features
         )
-        return Collected(rollout, episodes, int(rollout.num_executed.sum()), time.monotonic() - started)
+        episodes: list[EpisodeResult] = []
+        collected, epoch = None, 0
+        while collected is None or self.algorithm.wants_more(collected, epoch):
+            for _ in range(self.algorithm.config.rollout_epoch if collected is None else 1):
+                episodes += collect_rollout(
+                    self._episodes,
+                    self._inference,
+                    self._mapping,
+                    buffer,
+                    num_decisions=env.max_steps_per_rollout_epoch // self.config.actor.model.num_action_chunks,
+                    first_column=epoch * env.total_num_envs,
+                    bootstrap_truncated=self.algorithm.bootstraps_truncated,
+                    should_stop=should_stop,
+                )
+                epoch += 1
+            collected = buffer.build()
+        self.decisions = decisions = self.algorithm.prepare(collected)
+        return Collected(
+            episodes=episodes,
+            num_decisions=len(decisions),
+            num_steps=int(collected["num_executed"].sum()),
+            seconds=time.monotonic() - started,
+            metrics=_statistics(decisions, len(collected) - len(decisions)),
+            is_flat=is_flat(decisions["advantages"]),
+        )
 
-    def update(self, rollout: Rollout, update: int, should_abandon: Callable[[], bool]) -> dict[str, float]:
-        """Train on a rollout, see `ActorWorker.update`."""
-        self.actor.computing.train()
-        return self.actor.update(rollout, update, should_abandon)
+    def update(self, update: int, should_abandon: Callable[[], bool]) -> dict[str, float]:
+        """See `Engine.update`."""
+        assert self.decisions is not None, "nothing was collected"
+        self.learner.computing.train()
+        try:
+            metrics = self.learner.update(self.decisions, update, should_abandon)
+        except NonFiniteError as error:
+            file = self._run_dir / "halted" / f"batch_update_{update}.pt"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            torch.save(error.batch.to_dict(), file)
+            raise TrainingHaltedError(f"{error} The batch that caused it is in {file}.") from error
+        self._boundary = None
+        return metrics
 
     def evaluate(
         self,
@@ -136,7 +143,7 @@ class LocalEngine:
         on_episode: Callable[[EpisodeResult], None] | None = None,
         recorder: VideoRecorder | None = None,
     ) -> list[EpisodeResult]:
-        """Evaluate the policy on episodes 0 to `num_episodes` - 1 of the evaluation stream."""
+        """See `Engine.evaluate`."""
         assert self._eval_env is not None
         assert self._choose is not None
         self._acting.refresh()
@@ -144,17 +151,52 @@ class LocalEngine:
             self._eval_env, self._choose, num_episodes, self._seed, self.config.env.eval.seed, on_episode, recorder
         )
 
-    def state_dict(self, *, simulators: bool = True) -> dict[str, Tensor]:
-        """Environment counters and, with `simulators`, states at the boundary between two updates."""
-        return self._episodes.state_dict(simulators=simulators)
+    def content(self, state: Mapping[str, object], *, export: bool) -> CheckpointContent:
+        """See `Engine.content`."""
+        frozen = (name for name, parameter in self.policy.named_parameters() if not parameter.requires_grad)
+        return CheckpointContent(
+            model_state=self.policy.state_dict(),
+            frozen_names=frozenset(frozen),
+            optimizer_state=self.learner.state_dict(),
+            tensors=self._between_updates() if self._boundary is None else self._boundary,
+            state=state,  # pyright: ignore[reportArgumentType]
+            export=self.policy.save if export else None,
+        )
 
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Restore what `state_dict` returned."""
-        self._episodes.load_state_dict(state)
+    def load(self, checkpoint: Checkpoint) -> None:
+        """See `Engine.load`."""
+        load_weights(
+            self.policy,
+            checkpoint.model_state,
+            problem="The checkpoint is of another policy than the configuration's",
+            file=checkpoint.path,
+            key="actor.model",
+            mend="resume with the settings of actor.model that the run was begun with",
+        )
+        self.learner.load_state_dict(checkpoint.optimizer_state)
+        self._episodes.load_state_dict(checkpoint.tensors)
+
+    def close(self) -> None:
+        """See `Engine.close`."""
+        self._episodes.env.close()
+        if self._eval_env is not None:
+            self._eval_env.close()
+
+    def _between_updates(self) -> dict[str, Tensor]:
+        """The environments' state.
+
+        Raises:
+            SimulatorError: A simulator has died; what is kept to go on from lacks the simulators' own state.
+        """
+        try:
+            return self._episodes.state_dict()
+        except SimulatorError:
+            self._boundary = self._episodes.state_dict(simulators=False)
+            raise
 
     def _compile(self, config: ExperimentConfig) -> None:
         """Compile for every batch size of this run: rollout, evaluation and training."""
-        computing = self.actor.computing
+        computing = self.learner.computing
         acting_sizes = {config.env.train.total_num_envs, block_size(config.env.eval.inference_block, self._device)}
         training_sizes = {config.actor.micro_batch_size}
         if self._acting.policy is computing:
@@ -163,4 +205,17 @@ class LocalEngine:
             compile_policy(self._acting.policy, acting_sizes, self._device)
         compile_policy(computing, training_sizes, self._device)
         if self._device.type == "cuda":
-            capture_updates(self.actor, config.actor.micro_batch_size)
+            capture_updates(self.learner, config.actor.micro_batch_size)
+
+
+def _statistics(decisions: Decisions, num_dropped: int) -> dict[str, float]:
+    """Mean, largest and smallest of what the algorithm prepared, and how many decisions it dropped, if any."""
+    dropped = {"decisions_dropped": float(num_dropped)} if num_dropped else {}
+    if not len(decisions):
+        return dropped
+    found = {name: decisions[name] for name in ("advantages", "returns") if name in decisions.columns}
+    return {
+        f"{name}_{kind}": float(getattr(values, kind)())
+        for name, values in found.items()
+        for kind in ("mean", "max", "min")
+    }

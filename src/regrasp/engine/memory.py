@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from regrasp.engine.policies import check_inputs, input_names
 from regrasp.experiment import ExperimentConfig
 from regrasp.experiment.batches import num_samples, num_updates
-from regrasp.learner.learner import ActorWorker
+from regrasp.learner.learner import Learner
 from regrasp.learner.precision import apply_precision
 from regrasp.logging.text import byte_size
 from regrasp.models.contract import Policy
@@ -87,17 +87,11 @@ def policy_memory(policy: Policy, config: ExperimentConfig) -> PolicyMemory:
     model = config.actor.model
     num_parameters = sum(tensor.numel() for tensor in policy.state_dict().values())
     apply_precision(policy, model, _CPU)
-    actor = ActorWorker(
-        policy,
-        config.actor,
-        config.algorithm,
-        num_updates=num_updates(config),
-        seed=0,
-        recompute_features=_recomputes(config),
-        device=_CPU,
+    learner = Learner(
+        policy, config.algorithm.build(), config.actor, num_updates=num_updates(config), seed=0, device=_CPU
     )
-    trained: list[nn.Parameter] = [weight for group in actor.optimizer.param_groups for weight in group["params"]]
-    halves = {} if actor.halved is None else actor.halved.halves
+    trained: list[nn.Parameter] = [weight for group in learner.optimizer.param_groups for weight in group["params"]]
+    halves = {} if learner.halved is None else learner.halved.halves
     computing = [halves.get(parameter, parameter) for parameter in trained]
     summed = halves if config.actor.global_batch_size > config.actor.micro_batch_size else {}
     return PolicyMemory(

@@ -13,9 +13,9 @@ from torch import Tensor
 from regrasp.checkpoint.layout import EXPORT
 from regrasp.checkpoint.read import checkpoint_of, load_full_weights
 from regrasp.envs.contract import EnvSpec
+from regrasp.envs.mapping_config import MappingConfig
 from regrasp.envs.selection import ObservationSelection, camera_names, state_names
 from regrasp.errors import UserError
-from regrasp.experiment import MappingConfig
 from regrasp.models.config import ModelConfig
 from regrasp.models.contract import Policy
 from regrasp.models.inputs import InputNames, embodiment_id

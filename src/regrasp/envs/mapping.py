@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from regrasp.envs.contract import Observation
+from regrasp.envs.mapping_config import MappingConfig
 from regrasp.envs.selection import STATE, ObservationSelection, Range, check_action_mapping, width_of
-from regrasp.experiment import MappingConfig
 
 
 class ObservationMapping(ObservationSelection):

@@ -2,28 +2,89 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable
-from importlib.metadata import entry_points
-from types import ModuleType
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from regrasp.envs.selection import ArraySpec, ObservationSelection, check_action_mapping
-from regrasp.envs.task_choice import lab_settings
+from regrasp.envs.config import EnvConfig, EnvName
+from regrasp.envs.env_type import EnvType, FactoryEnvType
 from regrasp.errors import UserError
-from regrasp.experiment import EnvConfig, ExperimentConfig
 
 if TYPE_CHECKING:
     from regrasp.envs.contract import VecEnv
 
-_FACTORIES = {
-    "mujoco": "regrasp.envs.mujoco.env:create_env",
-    "isaaclab": "regrasp.envs.isaaclab.env:create_env",
-}
-"""`env_type` to `module:callable`, called as (config, name, max_chunk, seed)."""
+_GROUP = "regrasp.envs"
+_BUILT_IN = (
+    EntryPoint("mujoco", "regrasp.envs.mujoco.env:Mujoco", _GROUP),
+    EntryPoint("isaaclab", "regrasp.envs.isaaclab.env:IsaacLab", _GROUP),
+)
+"""What the entry points name: a class that extends `EnvType`, or a function that is called as its `create_env`."""
 
 
-def create_env(config: EnvConfig, name: Literal["train", "eval"], max_chunk: int, seed: int = 0) -> VecEnv:
+class EnvTypes(Mapping[str, EnvType[Any]]):
+    """Every simulator by its `env_type`; one is imported when it is asked for."""
+
+    def __init__(self) -> None:
+        self._entries = {entry.name: entry for entry in (*_BUILT_IN, *entry_points(group=_GROUP))}
+
+    def __getitem__(self, name: str) -> EnvType[Any]:
+        found = self._entries[name].load()
+        return found() if isinstance(found, type) and issubclass(found, EnvType) else FactoryEnvType(found)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def of_task(self, task_id: str) -> str | None:
+        """The `env_type` that a task's name tells, None where it tells none."""
+        return next((name for name, env_type in self.items() if env_type.owns_task(task_id)), None)
+
+
+def env_type_of(config: EnvConfig, name: str) -> EnvType[Any]:
+    """The simulator of `env.<name>`.
+
+    Raises:
+        UserError: It is unknown.
+    """
+    known = EnvTypes()
+    if config.env_type in known:
+        return known[config.env_type]
+    raise unknown_env_type(config.env_type, f"env.{name}")
+
+
+def unknown_env_type(value: object, key: str) -> UserError:
+    """The error for a simulator that is not known.
+
+    Args:
+        value: Its name.
+        key: The block that has it.
+    """
+    return UserError(
+        "Unknown simulator",
+        key=f"{key}.env_type",
+        value=value,
+        expected=f"one of {', '.join(sorted(EnvTypes()))}",
+        mend=f"correct the name, or install the package that offers it through the entry point group {_GROUP}",
+    )
+
+
+def evaluation_task(task_id: str) -> str:
+    """The variant of a task that is for evaluation, or the task itself where it has none."""
+    known = EnvTypes()
+    owner = known.of_task(task_id)
+    return task_id if owner is None else known[owner].evaluation_task(task_id)
+
+
+def experiment_folders(overrides: Sequence[str]) -> Iterator[Path]:
+    """Folders in which installed tasks bring experiments of their own."""
+    for env_type in EnvTypes().values():
+        yield from env_type.experiment_folders(overrides)
+
+
+def create_env(config: EnvConfig, name: EnvName, max_chunk: int, seed: int = 0) -> VecEnv:
     """Start the environments of `env.<name>`.
 
     Args:
@@ -37,22 +98,17 @@ def create_env(config: EnvConfig, name: Literal["train", "eval"], max_chunk: int
     """
     from regrasp.seeding import construction_seed
 
-    module, function = _factory(config, name)
-    _check_lab_keys(config, name)
-    return getattr(module, function)(config, name, max_chunk, construction_seed(seed, name, config.seed))
+    env_type = env_type_of(config, name)
+    return env_type.create_env(config, name, max_chunk, construction_seed(seed, name, config.seed))
 
 
 def check_expert(config: EnvConfig, name: str) -> None:
     """Check, before an environment starts, what the scripted expert of `env.<name>` needs.
 
-    A simulator takes part by a function `check_expert(config, name)` beside its factory.
-
     Raises:
         UserError: Names what is missing.
     """
-    module, _ = _factory(config, name)
-    if hasattr(module, "check_expert"):
-        module.check_expert(config, name)
+    env_type_of(config, name).check_expert(config, name)
 
 
 def step_seconds(config: EnvConfig, name: str) -> float | None:
@@ -61,81 +117,22 @@ def step_seconds(config: EnvConfig, name: str) -> float | None:
     Raises:
         UserError: The simulator or task is unknown.
     """
-    module, _ = _factory(config, name)
-    return module.describe(config, name).step_seconds if hasattr(module, "describe") else None
+    spec = env_type_of(config, name).describe(config, name)
+    return None if spec is None else spec.step_seconds
 
 
-def preflight(config: ExperimentConfig, file_of: Callable[[str], str]) -> None:
-    """Check task, mapping and action width of training and evaluation without starting an environment.
-
-    A simulator takes part by a function `describe(config, name) -> SimulatorSpec` beside its factory, or by
-    `check(config, name)` where what it offers is only known once it has started.
-
-    Args:
-        config: The experiment.
-        file_of: Where the value of a key was written.
+def preflight(config: EnvConfig, name: str, action_dim: int) -> None:
+    """Check task, mapping and action width of `env.<name>` without starting an environment.
 
     Raises:
-        UserError: Names the file, the key, what was found and what the simulator offers.
+        UserError: Names the key, what was found and what the simulator offers.
     """
-    for name, env in (("train", config.env.train), ("eval", config.env.eval)):
-        try:
-            _check(env, name, config.actor.model.action_dim)
-        except UserError as error:
-            raise error.in_file(file_of(error.key or f"env.{name}")) from None
+    from regrasp.envs.selection import ArraySpec, ObservationSelection, check_action_mapping
 
-
-def _check(env: EnvConfig, name: str, action_dim: int) -> None:
-    module, _ = _factory(env, name)
-    _check_lab_keys(env, name)
-    if hasattr(module, "check"):
-        module.check(env, name)
-    if not hasattr(module, "describe"):
-        return
-    spec = module.describe(env, name)
-    raw = {key: ArraySpec(tuple(shape), dtype) for key, (shape, dtype) in spec.raw_observations.items()}
-    ObservationSelection(env.mapping, raw, f"env.{name}.mapping")
-    check_action_mapping(env.mapping, action_dim, spec.action_dim, f"env.{name}.mapping")
-
-
-def _check_lab_keys(config: EnvConfig, name: str) -> None:
-    """Check that no key is set that has no effect with this simulator."""
-    if config.env_type == "isaaclab":
-        options, key = config.init_params.task_options, f"env.{name}.init_params.task_options"
-        if options:
-            raise UserError(
-                "Tasks of Isaac Lab have no task_options",
-                key=key,
-                value=options,
-                expected="no options",
-                mend=f"remove {key}",
-            )
-        return
-    for block, key, value, default in lab_settings(config):
-        raise UserError(
-            "The key has an effect with Isaac Lab only",
-            key=f"env.{name}.{block}.{key}",
-            value=value,
-            expected=f"{default!r} with env_type {config.env_type}",
-            mend=f"remove it, or set env.{name}.env_type=isaaclab",
-        )
-
-
-def _factory(config: EnvConfig, name: str) -> tuple[ModuleType, str]:
-    """Module and function name of the simulator's factory."""
-    factories = known_env_types()
-    if config.env_type not in factories:
-        raise UserError(
-            "Unknown simulator",
-            key=f"env.{name}.env_type",
-            value=config.env_type,
-            expected=f"one of {sorted(factories)}",
-            mend="correct the name, or install the package that offers it through the entry point group regrasp.envs",
-        )
-    module, function = factories[config.env_type].split(":")
-    return importlib.import_module(module), function
-
-
-def known_env_types() -> dict[str, str]:
-    """Every registered `env_type` and its factory."""
-    return _FACTORIES | {entry.name: entry.value for entry in entry_points(group="regrasp.envs")}
+    env_type = env_type_of(config, name)
+    env_type.check(config, name)
+    spec = env_type.describe(config, name)
+    if spec is not None:
+        raw = {key: ArraySpec(tuple(shape), dtype) for key, (shape, dtype) in spec.raw_observations.items()}
+        ObservationSelection(config.mapping, raw, f"env.{name}.mapping")
+        check_action_mapping(config.mapping, action_dim, spec.action_dim, f"env.{name}.mapping")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from regrasp.errors import UserError
 
 if TYPE_CHECKING:
-    from regrasp.experiment import ActionMapping, MappingConfig
+    from regrasp.envs.mapping_config import ActionMapping, MappingConfig
 
 
 @dataclass(frozen=True)

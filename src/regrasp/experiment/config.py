@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pydantic.dataclasses import dataclass
 
+from regrasp.algorithms.ppo import PpoConfig
 from regrasp.config.types import BLOCK
 from regrasp.experiment.actor import ActorConfig
-from regrasp.experiment.algorithm import AlgorithmConfig
 from regrasp.experiment.env import EnvsConfig
 from regrasp.experiment.runner import ClusterConfig, RunnerConfig
 from regrasp.experiment.stages import CollectConfig, PretrainConfig, SftConfig
@@ -24,7 +24,7 @@ class ExperimentConfig:
     """Simulators, tasks, observations and actions."""
     actor: ActorConfig
     """The policy and its optimizer."""
-    algorithm: AlgorithmConfig = AlgorithmConfig()
+    algorithm: PpoConfig = PpoConfig()
     """Rollout, advantages and loss."""
     pretrain: PretrainConfig | None = None
     """Grounding of a tiny backbone; null: the backbone exists."""

@@ -1,318 +1,57 @@
-"""Block `env`: the simulators of training and evaluation, and the mapping between simulator and policy."""
+"""Block `env`: the environments of training and of evaluation, each with the keys of its own simulator."""
 
 from __future__ import annotations
 
-from dataclasses import field
-from typing import Annotated, Any, Literal
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass as plain_dataclass
+from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field
 from pydantic.dataclasses import dataclass
 
-from regrasp.config.types import (
-    BLOCK,
-    Expect,
-    Name,
-    Names,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    Slice,
-)
-from regrasp.models.inputs import NEW_EMBODIMENT, NormalizationMode, Rotation
+from regrasp.config.owned import ByType
+from regrasp.config.types import BLOCK
+from regrasp.envs.config import EnvName, EvalEnvConfig, TrainEnvConfig
+from regrasp.envs.registry import EnvTypes, unknown_env_type
 
 
-@dataclass(frozen=True, config=BLOCK)
-class StateEntry:
-    """One observation vector of the simulator that becomes part of the policy's state."""
+@plain_dataclass(frozen=True)
+class _Blocks(Mapping[str, type]):
+    """The block `env.<name>` of each simulator, which is imported when its block is asked for."""
 
-    key: Name
-    """Observation key, with or without its group (`policy/gripper_position`)."""
-    slice: Slice | None = None
-    """Range of the vector that is used; null: all of it."""
+    name: EnvName
 
+    def __getitem__(self, env_type: str) -> type:
+        return getattr(EnvTypes()[env_type], self.name)
 
-def _entry_from_key(value: Any) -> Any:
-    return StateEntry(key=value) if isinstance(value, str) and value else value
+    def __iter__(self) -> Iterator[str]:
+        return iter(EnvTypes())
 
+    def __len__(self) -> int:
+        return len(EnvTypes())
 
-States = Annotated[
-    tuple[
-        Annotated[
-            StateEntry,
-            BeforeValidator(_entry_from_key),
-            Expect("an observation key, or a block with the keys key and slice"),
-        ],
-        ...,
-    ],
-    Field(strict=False),
-]
+    def table(self) -> Mapping[str, type]:
+        """Itself, as `ByType` asks for it."""
+        return self
 
+    def find(self, values: Mapping[str, Any]) -> type:
+        """The class of a block.
 
-@dataclass(frozen=True, config=BLOCK)
-class Gr00tVideoMapping:
-    """GR00T's names of the camera views; `video.` may be left out."""
-
-    main_images: Name
-    """Name of the main view (`video.room_view`)."""
-    extra_view_images: Names = ()
-    """Names of the extra views, in the order of the mapping's `extra_view_images`."""
+        Raises:
+            UserError: No such simulator.
+        """
+        if values["env_type"] not in self:
+            raise unknown_env_type(values["env_type"], f"env.{self.name}")
+        return self[values["env_type"]]
 
 
-@dataclass(frozen=True, config=BLOCK)
-class Gr00tStateEntry:
-    """GR00T's name of a part of the state."""
-
-    gr00t_key: Name
-    """Name of the part (`state.left_arm`); `state.` may be left out."""
-    slice: Slice
-    """Range of the concatenated state that it covers."""
-
-
-@dataclass(frozen=True, config=BLOCK)
-class Gr00tMapping:
-    """How the policy's inputs are called in the statistics of a GR00T checkpoint."""
-
-    video: Gr00tVideoMapping
-    """Names of the camera views."""
-    state: Annotated[tuple[Gr00tStateEntry, ...], Field(strict=False)]
-    """Names of the parts of the state."""
-
-
-Numbers = Annotated[tuple[float, ...], Field(strict=False)]
-
-
-@dataclass(frozen=True, config=BLOCK)
-class ActionSlice:
-    """Where a part of the policy's action goes."""
-
-    policy: Slice
-    """Range of the policy's action."""
-    simulator: Slice
-    """Range of the simulator's action, as long."""
-
-
-@dataclass(frozen=True, config=BLOCK)
-class ActionConstant:
-    """Entries of the simulator's action that the policy does not drive."""
-
-    slice: Slice
-    """Range of the simulator's action."""
-    value: float | Numbers
-    """One number, or one per entry."""
-
-
-@dataclass(frozen=True, config=BLOCK)
-class DataKeyEntry:
-    """A part of the state or of the action, and how GR00T scales it."""
-
-    key: Name
-    """Name in the checkpoint's metadata; `state.` and `action.` may be left out."""
-    mode: NormalizationMode = "min_max"
-    """Normalisation; `sin_cos` is for states only, `binary` is 1 above 0.5 and else 0, `none` changes nothing."""
-    rotation: Rotation | None = None
-    """Representation into which a rotation is turned first; null: the data's own."""
-
-
-def _data_key(value: Any) -> Any:
-    return DataKeyEntry(key=value) if isinstance(value, str) and value else value
-
-
-DataKeys = Annotated[
-    tuple[
-        Annotated[
-            DataKeyEntry,
-            BeforeValidator(_data_key),
-            Expect("a key, or a block with the keys key, mode and rotation"),
-        ],
-        ...,
-    ],
-    Field(strict=False),
-]
-
-
-@dataclass(frozen=True, config=BLOCK)
-class DataConfigBlock:
-    """What a GR00T checkpoint sees and gives, in the order in which it was trained."""
-
-    video: Names
-    """Cameras."""
-    state: DataKeys
-    """Parts of the state; each a key or `{key, mode, rotation}`."""
-    action: DataKeys
-    """Parts of the action; each a key or `{key, mode, rotation}`."""
-    language: Name = "annotation.human.task_description"
-    """Annotation of the demonstrations that held the instruction."""
-    crop_scale: Annotated[float, Field(gt=0, le=1)] = 0.95
-    """Side of the images' centre crop, as a part of the whole."""
-
-
-@dataclass(frozen=True, config=BLOCK)
-class ActionMapping:
-    """How a policy's action becomes a simulator's action: scale, then place among constants (zeros by default)."""
-
-    prefix_pad: NonNegativeInt = 0
-    """Entries before the policy's action."""
-    suffix_pad: NonNegativeInt = 0
-    """Entries after the policy's action."""
-    scale: float | Numbers = 1.0
-    """Factor of the policy's action: one number, or one per dimension."""
-    slices: Annotated[tuple[ActionSlice, ...], Field(strict=False)] = ()
-    """Where each part of the policy's action goes, in place of the pads; each a block `{policy, simulator}`."""
-    constants: Annotated[tuple[ActionConstant, ...], Field(strict=False)] = ()
-    """Values other than 0 of entries that the policy does not drive; each a block `{slice, value}`."""
-
-
-@dataclass(frozen=True, config=BLOCK)
-class MappingConfig:
-    """Which observations of the simulator the policy sees and how its actions reach the actuators.
-
-    In a YAML file null stands for a key's default.
-    """
-
-    task_description: Name | None = None
-    """Instruction given to the policy; null: the task's own."""
-    main_images: Name | None = None
-    """Key of the main camera; null: no images."""
-    extra_view_images: Names = ()
-    """Keys of further cameras."""
-    states: States = ()
-    """State vectors, concatenated in this order; each a key or `{key, slice}`."""
-    gr00t_mapping: Gr00tMapping | None = None
-    """Names of these inputs in a GR00T checkpoint; null: the checkpoint was made by Regrasp."""
-    action_mapping: ActionMapping = ActionMapping()
-    """How the policy's action becomes the simulator's."""
-    reward_source: Literal["task", "success"] = "task"
-    """`task`: the task's own reward; `success`: 1 in the first step of success. Isaac Lab only."""
-    success_term: Name | None = None
-    """Termination term that tells success; null: the one called success or task_success. Isaac Lab only."""
-    call_zero_weight_terms: Names = ()
-    """Reward terms of weight 0 that are called once per step all the same. Isaac Lab only."""
-    instruction_key: Name | None = None
-    """Integer observation that chooses among `instructions`; null: `task_description`. Isaac Lab only."""
-    instructions: Names = ()
-    """The instructions that `instruction_key` chooses from. Isaac Lab only."""
-    obs_converter_type: Name | None = None
-    """Name of the robot's layout in the reference; it must agree with `actor.model`."""
-    embodiment_tag: Name = NEW_EMBODIMENT
-    """Embodiment whose normalisation statistics are used."""
-    embodiment_tag_id: Annotated[int, Field(ge=0, le=31)] | None = None
-    """Slot of the embodiment's projectors in a GR00T checkpoint; null: the model folder's own, in a published
-    folder the slot of `embodiment_tag`."""
-    data_config_class: Name | None = None
-    """Published data configuration of the checkpoint, a short name or `module:Class`; null: as the checkpoint says."""
-    data_config: DataConfigBlock | None = None
-    """The same written out, in place of `data_config_class`."""
-
-
-@dataclass(frozen=True, config=BLOCK)
-class VideoConfig:
-    """Videos of episodes."""
-
-    save_video: bool = False
-    """Record episodes as MP4."""
-    info_on_video: bool = True
-    """Write instruction, step, reward and outcome onto the frames."""
-    video_base_dir: Name | None = None
-    """Folder of the videos; null: `videos` in the run's log folder."""
-
-
-@dataclass(frozen=True, config=BLOCK)
-class InitParams:
-    """What the simulator is started with."""
-
-    id: Name
-    """Task, by its registered name."""
-    num_envs: PositiveInt | None = None
-    """The reference's second name of `total_num_envs`, which it must equal; null: not given."""
-    max_episode_steps: PositiveInt | None = None
-    """The reference's second name of the environment's `max_episode_steps`, which it must equal; null: not given."""
-    device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$"), Expect("'cpu', or 'cuda:<n>'")] = "cuda:0"
-    """Device of the simulation, `cpu` or `cuda:<n>`; one simulator per GPU. Isaac Lab only."""
-    headless: bool = True
-    """Run without a window. Isaac Lab only."""
-    camera_size: (
-        Annotated[
-            tuple[PositiveInt, PositiveInt], Field(strict=False), Expect("[height, width], two integers of at least 1")
-        ]
-        | None
-    ) = None
-    """(height, width) of every camera of the task; null: the task's own. Isaac Lab only."""
-    presets: Names = ()
-    """Configuration presets of Isaac Lab 3.x, such as `physics=newton_mjwarp`. Isaac Lab only."""
-    hold_action: Literal["last", "zero"] = "last"
-    """What an environment executes from its end to its reset: `last` suits absolute targets, `zero` relative ones.
-    Isaac Lab only."""
-    task_options: Annotated[dict[str, Any], Expect("a block of options that the task knows")] = field(
-        default_factory=dict
-    )
-    """The task's own options, which it checks itself; only tasks of the embedded simulator have any."""
-
-
-@dataclass(frozen=True, config=BLOCK)
-class TimeoutsConfig:
-    """Seconds after which a silent simulator is an error."""
-
-    startup_s: PositiveFloat = 300.0
-    """Start of the simulator's process."""
-    reset_s: PositiveFloat = 120.0
-    """One reset."""
-    step_s: PositiveFloat = 120.0
-    """One action chunk."""
-
-
-@dataclass(frozen=True, config=BLOCK)
-class EnvConfig:
-    """One set of parallel environments."""
-
-    env_type: Name
-    """Simulator: `mujoco`, `isaaclab`, `gymnasium`, or a registered name."""
-    total_num_envs: PositiveInt
-    """Environments stepped together."""
-    max_episode_steps: PositiveInt
-    """An episode is truncated after this many environment steps."""
-    init_params: InitParams
-    """What the simulator is started with."""
-    mapping: MappingConfig
-    """Observations and actions; `isaaclab` is another name of this block."""
-    ignore_terminations: bool = False
-    """Let episodes run to the step limit, whatever the task says."""
-    seed: NonNegativeInt = 0
-    """Seed of the episodes; training and evaluation draw from different streams even where it is equal."""
-    video_cfg: VideoConfig = VideoConfig()
-    """Videos of episodes."""
-    num_workers: PositiveInt | None = None
-    """Simulator processes; null: one per free core."""
-    timeouts: TimeoutsConfig = TimeoutsConfig()
-    """Deadlines of the simulator's processes."""
-    python: Name | None = None
-    """Interpreter of the simulator's processes; null: the one that runs Regrasp."""
-
-
-@dataclass(frozen=True, config=BLOCK, kw_only=True)
-class TrainEnvConfig(EnvConfig):
-    """The environments of training."""
-
-    max_steps_per_rollout_epoch: PositiveInt
-    """Environment steps per environment and rollout epoch; a multiple of `actor.model.num_action_chunks`."""
-    auto_reset: bool = False
-    """Begin a new episode where one ends; otherwise a rollout epoch holds one episode per environment."""
-
-
-@dataclass(frozen=True, config=BLOCK)
-class EvalEnvConfig(EnvConfig):
-    """The environments of an evaluation."""
-
-    num_episodes: PositiveInt = 500
-    """Episodes of one evaluation pass, each with its own fixed seed."""
-    inference_block: PositiveInt = 32
-    """Rows of one padded inference call, so that an outcome does not depend on the number of environments."""
+_TRAIN, _EVAL = _Blocks("train"), _Blocks("eval")
 
 
 @dataclass(frozen=True, config=BLOCK)
 class EnvsConfig:
     """The environments of training and of evaluation."""
 
-    train: TrainEnvConfig
+    train: Annotated[TrainEnvConfig, ByType("env_type", _TRAIN.table, _TRAIN.find)]
     """Environments of training."""
-    eval: EvalEnvConfig
+    eval: Annotated[EvalEnvConfig, ByType("env_type", _EVAL.table, _EVAL.find)]
     """Environments of evaluation."""

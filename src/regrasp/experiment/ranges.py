@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations, pairwise
 
-from regrasp.experiment import MappingConfig, StateEntry
-from regrasp.models.inputs import bare_key
+from regrasp.config.types import bare_key
+from regrasp.envs.mapping_config import MappingConfig, StateEntry
 
 
 @dataclass(frozen=True)

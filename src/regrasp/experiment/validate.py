@@ -12,18 +12,15 @@ from typing import Any
 
 from regrasp.config.problems import Problem
 from regrasp.config.sources import split_key
+from regrasp.config.types import NEW_EMBODIMENT, bare_key
+from regrasp.envs.config import EnvConfig, TrainEnvConfig
+from regrasp.envs.mapping_config import MappingConfig
 from regrasp.errors import UserError
-from regrasp.experiment import (
-    ArchitectureConfig,
-    EnvConfig,
-    ExperimentConfig,
-    MappingConfig,
-    TrainEnvConfig,
-)
+from regrasp.experiment import ArchitectureConfig, ExperimentConfig
 from regrasp.experiment.batches import batch_equation, num_optimizer_steps, num_samples, num_updates
 from regrasp.experiment.ranges import gaps, gr00t_ranges, overlaps, repeated_values
 from regrasp.models.groot.processing.data_config import data_config
-from regrasp.models.inputs import EMBODIMENT_IDS, NEW_EMBODIMENT, bare_key
+from regrasp.models.inputs import EMBODIMENT_IDS
 
 _DEVICES = re.compile(r"all|\d+(-\d+)?(,\d+(-\d+)?)*")
 _ROLES = ("actor", "env", "rollout")

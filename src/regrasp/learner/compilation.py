@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,9 +14,9 @@ from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 from torch._dynamo.utils import counters
 
 from regrasp.errors import UserError
-from regrasp.learner.learner import ActorWorker, Backward
+from regrasp.learner.learner import Backward, Learner
 from regrasp.models.contract import Action, Evaluation, Noise, Policy
-from regrasp.rollout.buffers import Rollout
+from regrasp.rollout.decisions import Decisions
 
 _WARM_UP = 2
 """Runs before a capture: the first ones compile, tune and allocate."""
@@ -58,11 +59,16 @@ def compile_policy(
     _fix_batch_sizes(policy, sorted(batch_sizes))
 
 
-def capture_updates(actor: ActorWorker, size: int, *, backend: str | Callable[..., Any] = "inductor") -> None:
-    """Compile the losses of an actor on a GPU, and replay its passes over micro-batches of `size` as a CUDA graph."""
-    compiled = torch.compile(actor.losses, fullgraph=True, dynamic=False, backend=backend)
-    actor.losses = lambda *arguments: _without_fallback(lambda: compiled(*arguments))
-    actor.backward = CapturedBackward(actor.backward, actor.computing, size)
+def capture_updates(learner: Learner, size: int, *, backend: str | Callable[..., Any] = "inductor") -> None:
+    """Compile the losses of a learner on a GPU, and replay its passes over micro-batches of `size` as CUDA graphs."""
+    for name in learner.algorithm.compiled:
+        compiled = torch.compile(getattr(learner.algorithm, name), fullgraph=True, dynamic=False, backend=backend)
+        setattr(learner.algorithm, name, partial(_compiled_call, compiled))
+    learner.backward = CapturedBackward(learner.backward, learner.computing, size)
+
+
+def _compiled_call(compiled: Callable[..., Any], *arguments: Any) -> Any:
+    return _without_fallback(lambda: compiled(*arguments))
 
 
 def num_compilations() -> int:
@@ -190,7 +196,7 @@ class CapturedMethod:
 class _CapturedBackward:
     graph: torch.cuda.CUDAGraph
     schedule: tuple[float, ...]
-    micro: Rollout
+    micro: Decisions
     shares: Tensor
     names: tuple[str, ...]
     metrics: Tensor
@@ -214,39 +220,40 @@ class CapturedBackward:
         self._policy = policy
         self._size = size
         self._parameters = [parameter for parameter in policy.parameters() if parameter.requires_grad]
-        self._capture: _CapturedBackward | None = None
+        self._captures: dict[tuple[str, ...], _CapturedBackward] = {}
 
-    def __call__(self, micro: Rollout, shares: Tensor) -> dict[str, Tensor]:
+    def __call__(self, micro: Decisions, shares: Tensor, groups: tuple[str, ...]) -> dict[str, Tensor]:
         """Replay; metrics are copies that the next call leaves alone."""
         if len(micro) != self._size:
-            return self._backward(micro, shares)
+            return self._backward(micro, shares, groups)
         earlier = [parameter.grad for parameter in self._parameters]
-        if self._capture is None or self._capture.schedule != self._policy.schedule:
-            self._capture = None  # its memory is free before the new one is recorded
-            self._capture = self._record(micro, shares)
-        capture = self._capture
+        capture = self._captures.get(groups)
+        if capture is None or capture.schedule != self._policy.schedule:
+            capture = None
+            self._captures.pop(groups, None)  # its memory is free before the new one is recorded
+            capture = self._captures[groups] = self._record(micro, shares, groups)
         kept = [None if gradient is None else gradient.clone() for gradient in earlier]
-        _copy(micro, capture.micro)
+        capture.micro.copy_from(micro)
         capture.shares.copy_(shares)
         capture.graph.replay()
         for parameter, gradient, before in zip(self._parameters, capture.gradients, kept, strict=True):
             parameter.grad = gradient if before is None else gradient.add_(before)
         return dict(zip(capture.names, capture.metrics.clone().unbind(), strict=True))
 
-    def _record(self, micro: Rollout, shares: Tensor) -> _CapturedBackward:
-        own = Rollout(**{name: value.clone() for name, value in vars(micro).items()})
+    def _record(self, micro: Decisions, shares: Tensor, groups: tuple[str, ...]) -> _CapturedBackward:
+        own = micro.clone()
         own_shares = shares.clone()
 
         def run() -> None:
             self._policy.zero_grad(set_to_none=True)
-            self._backward(own, own_shares)
+            self._backward(own, own_shares, groups)
 
         _warm_up(run)
         self._policy.zero_grad(set_to_none=True)
         torch.cuda.empty_cache()  # what the warm-up held; the graph has memory of its own
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            metrics = self._backward(own, own_shares)
+            metrics = self._backward(own, own_shares, groups)
             values = torch.stack([*metrics.values()])
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._parameters]
         return _CapturedBackward(graph, self._policy.schedule, own, own_shares, tuple(metrics), values, gradients)
@@ -260,13 +267,3 @@ def _warm_up(run: Callable[[], Any]) -> None:
         for _ in range(_WARM_UP):
             run()
     torch.cuda.current_stream().wait_stream(stream)
-
-
-def _copy(source: Rollout, target: Rollout) -> None:
-    for name, value in vars(source).items():
-        own = getattr(target, name)
-        if isinstance(value, TensorDict):
-            for key, tensor in value.items():
-                own[key].copy_(tensor)
-        else:
-            own.copy_(value)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from regrasp.algorithms.base import ACTOR
 from regrasp.learner.bfloat16 import write_halves
 from regrasp.learner.fused_adamw import FusedAdamW, HalvedWeights, Settings
 
@@ -19,13 +20,11 @@ _CLIP_EPS = 1e-6
 
 
 def adamw(
-    policy: Iterable[nn.Parameter], value: Iterable[nn.Parameter], optim: OptimConfig, device: torch.device
+    parameters: Mapping[str, Sequence[nn.Parameter]], optim: OptimConfig, device: torch.device
 ) -> torch.optim.AdamW:
-    """AdamW with a group each for policy and value head; `base_lr` of a group is what schedules scale."""
-    groups = [
-        {"params": list(policy), "lr": optim.lr, "base_lr": optim.lr},
-        {"params": list(value), "lr": optim.value_lr, "base_lr": optim.value_lr},
-    ]
+    """AdamW with the groups of an algorithm; `base_lr` of a group is what schedules scale."""
+    rates = {name: optim.lr if name == ACTOR else optim.value_lr for name in parameters}
+    groups = [{"params": list(own), "lr": rates[name], "base_lr": rates[name]} for name, own in parameters.items()]
     return torch.optim.AdamW(
         groups,
         betas=(optim.adam_beta1, optim.adam_beta2),

@@ -3,6 +3,18 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from regrasp.experiment import OptimConfig
+
+
+def factor(optim: OptimConfig, update: int, num_updates: int) -> float:
+    """Of the learning rates of update `update`, from 0, as `lr_scheduler` has it."""
+    if optim.lr_scheduler == "constant":
+        return constant(update, num_warmup_steps=optim.lr_warmup_steps)
+    decay = linear if optim.lr_scheduler == "linear" else cosine
+    return decay(update, num_steps=num_updates, num_warmup_steps=optim.lr_warmup_steps, min_ratio=optim.min_lr_ratio)
 
 
 def constant(step: int, *, num_warmup_steps: int = 0) -> float:

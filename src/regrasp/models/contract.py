@@ -100,6 +100,11 @@ class Policy(nn.Module, ABC):
     product_layers: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv2d)
     """Layers whose weights are used in matrix products alone, so that autocast casts them."""
 
+    @property
+    def offers(self) -> frozenset[str]:
+        """What an algorithm may ask for: `log_prob`, `value`, `entropy` in closed form."""
+        return frozenset({"log_prob", "value"})
+
     @abstractmethod
     def prepare(self, observation: Observation) -> TensorDict:
         """Turn an observation into plain tensors (images, token ids, normalised state); no weights involved."""

@@ -5,26 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from regrasp.config.types import NEW_EMBODIMENT
 from regrasp.errors import UserError
 
-NormalizationMode = Literal["min_max", "q99", "mean_std", "binary", "sin_cos", "none"]
-Rotation = Literal[
-    "axis_angle",
-    "quaternion",
-    "rotation_6d",
-    "euler_angles_rpy",
-    "euler_angles_ryp",
-    "euler_angles_pry",
-    "euler_angles_pyr",
-    "euler_angles_yrp",
-    "euler_angles_ypr",
-]
-"""Representations of a rotation, under the names of GR00T's metadata; quaternions are (w, x, y, z)."""
-
-NEW_EMBODIMENT = "new_embodiment"
-"""Tag of what a published model was not trained for."""
 EMBODIMENT_IDS = {NEW_EMBODIMENT: 31, "gr1": 24, "oxe_droid": 17, "agibot_genie1": 26}
 """Slots of the published GR00T N1.5 by embodiment tag."""
 
@@ -71,9 +56,3 @@ def embodiment_id(tag: str, given: int | None, *, key: str, trained: tuple[str, 
             mend="set embodiment_tag_id to the slot that the checkpoint was trained with",
         )
     return EMBODIMENT_IDS[tag]
-
-
-def bare_key(name: str) -> str:
-    """`left_arm` of `state.left_arm`: the modality before the point is optional."""
-    prefix, _, rest = name.partition(".")
-    return rest if prefix in ("video", "state", "action") and rest else name

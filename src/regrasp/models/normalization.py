@@ -9,8 +9,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from regrasp.config.types import NormalizationMode
 from regrasp.errors import UserError
-from regrasp.models.inputs import NormalizationMode
 
 
 @dataclass(frozen=True)

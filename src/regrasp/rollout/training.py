@@ -10,7 +10,7 @@ from torch import Tensor
 from regrasp.envs.contract import Observation, VecEnv
 from regrasp.envs.mapping import ActionMapping
 from regrasp.errors import UserError
-from regrasp.rollout.buffers import RolloutBuilder
+from regrasp.rollout.buffers import RolloutBuffer
 from regrasp.rollout.episodes import EpisodeResult, Episodes
 from regrasp.rollout.inference import Inference
 from regrasp.seeding import episode_seed
@@ -98,14 +98,14 @@ def collect_rollout(
     episodes: TrainingEpisodes,
     inference: Inference,
     mapping: ActionMapping,
-    builder: RolloutBuilder,
+    buffer: RolloutBuffer,
     *,
     num_decisions: int,
     first_column: int,
     bootstrap_truncated: bool,
     should_stop: Callable[[], bool],
 ) -> list[EpisodeResult]:
-    """One rollout epoch: every environment takes up to `num_decisions` decisions, which are added to `builder`.
+    """One rollout epoch: every environment takes up to `num_decisions` decisions, which are added to `buffer`.
 
     Where an episode does not end with the rollout, its return continues with the value of the observation reached; with
     `bootstrap_truncated` also where the step limit ended it.
@@ -129,7 +129,7 @@ def collect_rollout(
         decision = inference.decide(episodes.observed(), episodes.keys())
         step, finished = episodes.step(mapping(decision.action.actions.cpu()))
         results += finished.values()
-        builder.add(
+        buffer.add(
             time,
             rows + first_column,
             decision.inputs,
@@ -146,5 +146,5 @@ def collect_rollout(
             to_value.append((time, rows + first_column, step.observation.rows(rows).clone()))
         episodes.begin_finished()
     for time, columns, observation in to_value:
-        builder.bootstrap(time, columns, inference.values(observation))
+        buffer.bootstrap(time, columns, inference.values(observation))
     return results

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from regrasp.errors import TrainingHaltedError
-from regrasp.rollout.buffers import Rollout
 from regrasp.rollout.episodes import EpisodeResult
 
 _log = logging.getLogger(__name__)
@@ -57,8 +56,8 @@ class SignalGuard:
         """Go on from what `state_dict` returned."""
         self._signal = Signal(**state)
 
-    def after_rollout(self, rollout: Rollout, episodes: Sequence[EpisodeResult]) -> None:
-        """Check the experience of one update.
+    def after_rollout(self, episodes: Sequence[EpisodeResult], *, is_flat: bool) -> None:
+        """Check the experience of one update: the episodes that ended, and whether its advantages do not vary.
 
         Raises:
             TrainingHaltedError: No episode of the first ones earned any reward, or the advantages do not vary.
@@ -66,8 +65,7 @@ class SignalGuard:
         signal = self._signal
         signal.episodes += len(episodes)
         signal.rewarded |= any(episode.success or episode.total_reward != 0 for episode in episodes)
-        flat = float(rollout.advantages.std(correction=0)) < 1e-8 if len(rollout) > 1 else True
-        signal.flat_advantages = signal.flat_advantages + 1 if flat else 0
+        signal.flat_advantages = signal.flat_advantages + 1 if is_flat else 0
         if not signal.rewarded and signal.episodes >= _MIN_EPISODES:
             self._stop(
                 "no reward",
@@ -91,7 +89,8 @@ class SignalGuard:
         Raises:
             TrainingHaltedError: The gradient of the policy was zero for several updates.
         """
-        zero = metrics.get("actor/grad_norm") == 0.0 and metrics.get("critic/grad_norm") == 0.0
+        norms = [value for name, value in metrics.items() if name.endswith("/grad_norm")]
+        zero = bool(norms) and not any(norms)
         self._signal.zero_gradients = self._signal.zero_gradients + 1 if zero else 0
         if self._signal.zero_gradients >= _PATIENCE:
             self._stop(

@@ -11,34 +11,14 @@ from typing import Any
 import yaml
 
 from regrasp.checkpoint.layout import step_folders
-from regrasp.checkpoint.read import Checkpoint
 from regrasp.checkpoint.verify import verify
-from regrasp.engine.local import LocalEngine
-from regrasp.engine.policies import input_names, load_weights
+from regrasp.engine.policies import input_names
 from regrasp.errors import UserError
 from regrasp.experiment import ExperimentConfig
-from regrasp.experiment.load import strip_foreign
+from regrasp.experiment.load import own_keys
 
 _NUM_CHANGES_SHOWN = 5
 _ABSENT = "not there"
-
-
-def restore_engine(engine: LocalEngine, checkpoint: Checkpoint) -> None:
-    """Put weights, optimizer and environments into the state of a checkpoint.
-
-    Raises:
-        UserError: The checkpoint is of another policy, or of other environments.
-    """
-    load_weights(
-        engine.policy,
-        checkpoint.model_state,
-        problem="The checkpoint is of another policy than the configuration's",
-        file=checkpoint.path,
-        key="actor.model",
-        mend="resume with the settings of actor.model that the run was begun with",
-    )
-    engine.actor.load_state_dict(checkpoint.optimizer_state)
-    engine.load_state_dict(checkpoint.tensors)
 
 
 def check_slot(before: str, config: ExperimentConfig, file: Path) -> None:
@@ -92,9 +72,7 @@ def changes_warning(before: str, now: str) -> str | None:
     """What differs between two configurations, given as YAML, key by key; None where nothing does."""
     if before == now:
         return None
-    old, new = (yaml.safe_load(text) for text in (before, now))
-    strip_foreign(old)
-    old, new = (dict(_leaves(values, "")) for values in (old, new))
+    old, new = (dict(_leaves(own_keys(yaml.safe_load(text)), "")) for text in (before, now))
     changed = [key for key in {**old, **new} if old.get(key, _ABSENT) != new.get(key, _ABSENT)]
     shown = "; ".join(
         f"{key} was {old.get(key, _ABSENT)} and is {new.get(key, _ABSENT)}" for key in changed[:_NUM_CHANGES_SHOWN]

@@ -9,15 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from regrasp.checkpoint.read import Checkpoint
-from regrasp.checkpoint.write import CheckpointContent, prune, write_checkpoint
-from regrasp.engine.local import Collected, LocalEngine
+from regrasp.checkpoint.write import prune, write_checkpoint
+from regrasp.engine.base import Collected, Engine
 from regrasp.errors import SimulatorError, TrainingHaltedError
 from regrasp.experiment import ExperimentConfig
 from regrasp.experiment.batches import num_optimizer_steps, num_updates
-from regrasp.learner.learner import AbandonedError, NonFiniteError
+from regrasp.learner.learner import AbandonedError
 from regrasp.logging.console import ConsoleTable
 from regrasp.logging.metrics import ENV_STEPS, STEPS_PER_SECOND, MetricsLogger
 from regrasp.logging.progress import progress
@@ -42,14 +40,6 @@ class Progress:
     env_steps: int = 0
 
 
-@dataclass(frozen=True)
-class Boundary:
-    """What a run is between two updates, beside its weights and its progress."""
-
-    engine: dict[str, torch.Tensor]
-    guard: dict[str, Any]
-
-
 @dataclass
 class EmbodiedRunner:
     """Trains a policy until the last update, a signal, or a halt.
@@ -64,7 +54,7 @@ class EmbodiedRunner:
     """
 
     config: ExperimentConfig
-    engine: LocalEngine
+    engine: Engine
     logger: MetricsLogger
     run_dir: Path
     config_text: str
@@ -73,6 +63,8 @@ class EmbodiedRunner:
     def __post_init__(self) -> None:
         self._guard = SignalGuard(force=self.config.runner.force, num_steps=num_optimizer_steps(self.config))
         self._table = ConsoleTable(num_updates(self.config))
+        self._guard_before: dict[str, Any] | None = None
+        """What the guard had seen when the update began that is not finished."""
         self._saved_update: int | None = None
 
     def run(self) -> bool:
@@ -91,7 +83,7 @@ class EmbodiedRunner:
                     metrics |= self._evaluate_or_save(metrics, stop)
                 self._log(metrics)
                 if self._due(runner.save_interval) or self._finished or stop.requested:
-                    self._save(self._boundary())
+                    self._save()
         return self._finished
 
     def resume(self, checkpoint: Checkpoint) -> None:
@@ -103,23 +95,21 @@ class EmbodiedRunner:
 
     def _update(self, stop: StopRequest) -> dict[str, float]:
         started = time.monotonic()
-        update, boundary = self.progress.update, self._boundary()
-        collected = self._collect(stop, boundary)
+        self._guard_before = self._guard.state_dict()
+        collected = self._collect(stop)
         trained = time.monotonic()
         try:
-            metrics = self.engine.update(collected.rollout, update, lambda: stop.overdue(_FINISH_SECONDS))
-        except AbandonedError:
-            self._save(boundary)
+            metrics = self.engine.update(self.progress.update, lambda: stop.overdue(_FINISH_SECONDS))
+        except (AbandonedError, TrainingHaltedError):
+            self._save()
             raise
-        except NonFiniteError as error:
-            self._save(boundary)
-            raise self._halted(error) from error
+        self._guard_before = None
         self.progress.update += 1
         self.progress.env_steps += collected.num_steps
         try:
             self._guard.after_update(metrics)
         except TrainingHaltedError:
-            self._save(self._boundary())
+            self._save()
             raise
         finished = time.monotonic()
         return {
@@ -132,13 +122,13 @@ class EmbodiedRunner:
             STEPS_PER_SECOND: collected.num_steps / (finished - started),
         }
 
-    def _collect(self, stop: StopRequest, boundary: Boundary) -> Collected:
+    def _collect(self, stop: StopRequest) -> Collected:
         """The rollout of one update; where it ends the run, the state before it is saved."""
         try:
             collected = self.engine.collect(self.progress.update, lambda: stop.requested)
-            self._guard.after_rollout(collected.rollout, collected.episodes)
+            self._guard.after_rollout(collected.episodes, is_flat=collected.is_flat)
         except Exception:
-            self._save(boundary)
+            self._save()
             raise
         return collected
 
@@ -148,7 +138,7 @@ class EmbodiedRunner:
             return self._evaluate(stop)
         except Exception:
             self._log(metrics)
-            self._save(self._boundary())
+            self._save()
             raise
 
     def _evaluate(self, stop: StopRequest) -> dict[str, float]:
@@ -191,51 +181,35 @@ class EmbodiedRunner:
         self.logger.log(self.progress.update, metrics)
         self._table.row(self.progress.update, metrics)
 
-    def _boundary(self) -> Boundary:
-        """What to continue from.
+    def _save(self) -> None:
+        """Write the checkpoint of the last finished update, unless there is one.
+
+        Where the update after it broke off, its weights are those of the last good step.
 
         Raises:
             SimulatorError: A training simulator died since the last rollout. The run is saved without the simulators'
                 state, so that their episodes begin anew when it is resumed.
         """
-        guard = self._guard.state_dict()
-        try:
-            return Boundary(self.engine.state_dict(), guard)
-        except SimulatorError:
-            self._save(Boundary(self.engine.state_dict(simulators=False), guard))
-            raise
-
-    def _save(self, boundary: Boundary) -> None:
-        """Write the checkpoint of the last finished update, unless there is one.
-
-        Where the update after it broke off, its weights are those of the last good step.
-        """
         if self._saved_update == self.progress.update:
             return
         runner = self.config.runner
-        policy = self.engine.policy
-        frozen = (name for name, parameter in policy.named_parameters() if not parameter.requires_grad)
-        content = CheckpointContent(
-            model_state=policy.state_dict(),
-            frozen_names=frozenset(frozen),
-            optimizer_state=self.engine.actor.state_dict(),
-            tensors=boundary.engine,
-            state={"env_steps": self.progress.env_steps, "settings": self.config_text, "guard": boundary.guard},
-            export=policy.save if runner.export_model == "always" or self._finished else None,
-        )
+        state = {
+            "env_steps": self.progress.env_steps,
+            "settings": self.config_text,
+            "guard": self._guard.state_dict() if self._guard_before is None else self._guard_before,
+        }
+        export = runner.export_model == "always" or self._finished
+        died = None
+        try:
+            content = self.engine.content(state, export=export)
+        except SimulatorError as error:
+            died, content = error, self.engine.content(state, export=export)
         folder = checkpoints_folder(self.run_dir, self.config)
         write_checkpoint(folder, self.progress.update, content)
         self._saved_update = self.progress.update
         prune(folder, runner.keep_checkpoints)
-
-    def _halted(self, error: NonFiniteError) -> TrainingHaltedError:
-        file = self.run_dir / "halted" / f"batch_update_{self.progress.update}.pt"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        batch = {
-            name: value.to_dict() if name in ("inputs", "trace") else value for name, value in vars(error.batch).items()
-        }
-        torch.save(batch, file)
-        return TrainingHaltedError(f"{error} The batch that caused it is in {file}.")
+        if died is not None:
+            raise died
 
 
 def checkpoints_folder(run_dir: Path, config: ExperimentConfig) -> Path:
@@ -244,14 +218,8 @@ def checkpoints_folder(run_dir: Path, config: ExperimentConfig) -> Path:
 
 
 def _rollout_metrics(collected: Collected) -> dict[str, float]:
-    rollout = collected.rollout
     return {
         **episode_metrics(collected.episodes, "env"),
-        "rollout/advantages_mean": float(rollout.advantages.mean()),
-        "rollout/advantages_max": float(rollout.advantages.max()),
-        "rollout/advantages_min": float(rollout.advantages.min()),
-        "rollout/returns_mean": float(rollout.returns.mean()),
-        "rollout/returns_max": float(rollout.returns.max()),
-        "rollout/returns_min": float(rollout.returns.min()),
-        "rollout/decisions": float(len(rollout)),
+        **{f"rollout/{name}": value for name, value in collected.metrics.items()},
+        "rollout/decisions": float(collected.num_decisions),
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from regrasp.experiment import VideoConfig
+from regrasp.envs.config import VideoConfig
 from regrasp.logging.report import Group, VideoItem
 from regrasp.logging.video import write_episode, write_video
 from regrasp.rollout.evaluation import RecordedEpisode

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from regrasp.data.lerobot import DatasetWriter
+from regrasp.envs.config import EnvConfig
 from regrasp.envs.contract import STATE, Observation, VecEnv
 from regrasp.envs.mapping import ActionMapping
 from regrasp.envs.selection import ObservationSelection
 from regrasp.errors import SimulatorError
-from regrasp.experiment import CollectConfig, EnvConfig
+from regrasp.experiment import CollectConfig
 from regrasp.logging.progress import progress
 from regrasp.rollout.choosers import one_step_at_a_time
 from regrasp.rollout.episodes import Choose, EpisodeResult, Episodes, NumberedEpisodes, Recorder, play_episodes

@@ -10,10 +10,12 @@ from pathlib import Path
 
 from regrasp.data.isaaclab_hdf5 import EpisodeError, RecordedEpisode, RecorderFile
 from regrasp.data.lerobot import DatasetWriter
+from regrasp.envs.config import EnvConfig
 from regrasp.envs.isaaclab.catalog import is_recording_of
+from regrasp.envs.isaaclab.config import IsaacLabEnvConfig
 from regrasp.envs.registry import step_seconds
 from regrasp.errors import UserError
-from regrasp.experiment import EnvConfig, ExperimentConfig
+from regrasp.experiment import ExperimentConfig
 from regrasp.logging.progress import progress
 from regrasp.stages.demonstrations import demonstration_features, modality, sources
 from regrasp.stages.recordings import LOCATION, ConvertedEpisode, EpisodeConverter, Layout
@@ -234,8 +236,8 @@ class _Findings:
 
 
 def _check_instruction(env: EnvConfig) -> None:
-    if env.mapping.task_description is None and env.mapping.instruction_key is None:
-        if env.env_type != "isaaclab":
+    if env.mapping.task_description is None and env.mapping.instruction_choice()[0] is None:
+        if not isinstance(env, IsaacLabEnvConfig):
             raise UserError(
                 "The recordings are of Isaac Lab, and this experiment's task is not",
                 key="env.train.env_type",

@@ -13,6 +13,7 @@ from regrasp.data.lerobot import DemonstrationDataset, FeatureSpec
 from regrasp.data.lerobot.metadata import damaged
 from regrasp.data.lerobot.schema import SOURCES_PATH
 from regrasp.engine.policies import input_names
+from regrasp.envs.mapping_config import MappingConfig
 from regrasp.envs.selection import (
     ObservationSelection,
     Range,
@@ -23,7 +24,7 @@ from regrasp.envs.selection import (
     state_names,
 )
 from regrasp.errors import UserError
-from regrasp.experiment import ExperimentConfig, MappingConfig
+from regrasp.experiment import ExperimentConfig
 from regrasp.models.groot.processing.data_config import HUMAN_TASK
 from regrasp.models.groot.processing.processor_config import given_data_config
 from regrasp.models.groot.processing.selection import key_ranges

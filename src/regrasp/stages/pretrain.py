@@ -78,7 +78,7 @@ def check_instructions(config: ExperimentConfig) -> None:
         num_image_tokens = (1 + len(mapping.extra_view_images)) * (sizes.image_size // sizes.patch_size) ** 2
         room = sizes.text_length if padding is None else padding - num_image_tokens
         described = [] if mapping.task_description is None else [("task_description", mapping.task_description)]
-        for key, text in (*described, *(("instructions", text) for text in mapping.instructions)):
+        for key, text in (*described, *(("instructions", text) for text in mapping.instruction_choice()[1])):
             needed = len(tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True))
             if needed > room:
                 raise UserError(

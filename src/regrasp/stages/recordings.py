@@ -55,11 +55,11 @@ class EpisodeConverter:
         self._actions = ActionMapping(mapping, config.actor.model.action_dim, episode.action_dim, LOCATION)
         self._episode = episode
         self._mapping = mapping
-        self._instruction_key = None
-        if mapping.instruction_key is not None:
-            self._instruction_key = self.observations.find(mapping.instruction_key, "instruction_key")
+        self._instruction_key, (key, self._instructions) = None, mapping.instruction_choice()
+        if key is not None:
+            self._instruction_key = self.observations.find(key, "instruction_key")
             if "int" not in raw[self._instruction_key].dtype:
-                raise EpisodeError(f"{mapping.instruction_key}, which chooses the instruction, is no whole number")
+                raise EpisodeError(f"{key}, which chooses the instruction, is no whole number")
         for key in (*self.observations.keys, self._instruction_key):
             if key is not None:
                 episode.check_rows(key)
@@ -92,11 +92,9 @@ class EpisodeConverter:
             assert self._mapping.task_description is not None
             return self._mapping.task_description
         index = int(recording.read_observation(self._episode, self._instruction_key).reshape(-1)[0])
-        if not 0 <= index < len(self._mapping.instructions):
-            raise EpisodeError(
-                f"{self._instruction_key} chose instruction {index} of {len(self._mapping.instructions)}"
-            )
-        return self._mapping.instructions[index]
+        if not 0 <= index < len(self._instructions):
+            raise EpisodeError(f"{self._instruction_key} chose instruction {index} of {len(self._instructions)}")
+        return self._instructions[index]
 
 
 def _check_even(camera: RecordedArray) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from regrasp.checkpoint.read import Checkpoint, find_checkpoint, read_checkpoint
+from regrasp.engine.base import Engine
 from regrasp.engine.local import LocalEngine
 from regrasp.engine.policies import check_fit, choose_device, create_policy, load_model
 from regrasp.envs.contract import EnvSpec, VecEnv
@@ -18,7 +19,7 @@ from regrasp.experiment import ExperimentConfig
 from regrasp.experiment.load import LoadedConfig
 from regrasp.logging.metrics import MetricsLogger
 from regrasp.models.contract import Policy
-from regrasp.runner.resume import changes_warning, check_slot, passed_over_warning, restore_engine
+from regrasp.runner.resume import changes_warning, check_slot, passed_over_warning
 from regrasp.runner.runner import EmbodiedRunner
 
 _log = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ def train(loaded: LoadedConfig, run_dir: Path) -> bool:
         policy = _policy(config, env.spec, seed, checkpoint)
         if eval_env is not None:
             check_fit(policy, config.env.eval.mapping, eval_env.spec, "env.eval.mapping")
-        engine = LocalEngine(config, policy, env, seed, choose_device(), eval_env)
+        engine = LocalEngine(config, policy, env, seed, choose_device(), run_dir, eval_env)
         return _run(loaded, engine, run_dir, checkpoint)
 
 
@@ -86,7 +87,7 @@ def lost_guarantees(env: VecEnv) -> list[str]:
     return [text for text, lost in losses.items() if lost]
 
 
-def _run(loaded: LoadedConfig, engine: LocalEngine, run_dir: Path, checkpoint: Checkpoint | None) -> bool:
+def _run(loaded: LoadedConfig, engine: Engine, run_dir: Path, checkpoint: Checkpoint | None) -> bool:
     names = loaded.config.runner.logger
     text = _settings(loaded)
     if checkpoint is not None:
@@ -94,7 +95,7 @@ def _run(loaded: LoadedConfig, engine: LocalEngine, run_dir: Path, checkpoint: C
         check_slot(before, loaded.config, checkpoint.path)
         if warning := changes_warning(before, text):
             _log.warning(warning)
-        restore_engine(engine, checkpoint)
+        engine.load(checkpoint)
     with MetricsLogger(
         run_dir,
         project=names.project_name,

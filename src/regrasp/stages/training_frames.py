@@ -13,9 +13,10 @@ from torch import Tensor
 from regrasp.data.lerobot import DemonstrationDataset, action_chunks
 from regrasp.envs.contract import Observation
 from regrasp.envs.mapping import named_state
+from regrasp.envs.mapping_config import MappingConfig
 from regrasp.envs.selection import camera_names, state_names
 from regrasp.errors import UserError
-from regrasp.experiment import MappingConfig, SftConfig
+from regrasp.experiment import SftConfig
 from regrasp.logging.progress import progress
 from regrasp.models.contract import Policy
 from regrasp.stages.demonstrations import ACTION, STATE, camera_features

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from regrasp.envs.config import EnvName
+from regrasp.envs.env_type import EnvType, TaskRow
+from regrasp.envs.isaaclab import task_packages
+from regrasp.envs.isaaclab.catalog import evaluation_task, is_lab_task
 from regrasp.envs.isaaclab.child.options import TaskOptions
-from regrasp.envs.process.process import Deadlines
+from regrasp.envs.isaaclab.config import IsaacLabEnvConfig, IsaacLabEvalConfig, IsaacLabMapping, IsaacLabTrainConfig
 from regrasp.errors import UserError
-from regrasp.experiment import EnvConfig, MappingConfig
 
 if TYPE_CHECKING:
     from regrasp.envs.contract import VecEnv
@@ -16,48 +21,142 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 
-def create_env(config: EnvConfig, name: str, max_chunk: int, seed: int) -> VecEnv:
-    """Start an Isaac Lab task as `env.<name>` says, in one process of its own; `seed` becomes its `cfg.seed`.
+class IsaacLab(EnvType[IsaacLabEnvConfig]):
+    """Tasks of Isaac Lab, and of packages for it."""
 
-    Raises:
-        UserError: The task, a camera, a state, a term or the simulator's Python does not exist.
-        SimulatorError: The simulator failed, died or did not start in time.
-    """
-    from regrasp.envs.isaaclab.vector import IsaacLabVecEnv
-
-    check(config, name)
-    env = IsaacLabVecEnv(
-        name=name,
-        factory="regrasp.envs.isaaclab.child.main:create",
-        settings={"options": task_options(config, name, seed).to_json()},
-        num_envs=config.total_num_envs,
-        num_workers=1,
-        max_chunk=max_chunk,
-        mapping=config.mapping,
-        deadlines=Deadlines(config.timeouts.startup_s, config.timeouts.reset_s, config.timeouts.step_s),
-        python=config.python,
-    )
-    for note in env.notes:
-        _log.warning("env.%s (%s): %s", name, env.spec.task_id, note)
-    return env
-
-
-def check_expert(config: EnvConfig, name: str) -> None:
-    """Say, before a simulator starts, that no task of Isaac Lab has a scripted expert.
-
-    Raises:
-        UserError: Always.
-    """
-    raise UserError(
-        "Tasks of Isaac Lab have no scripted expert",
-        key=f"env.{name}.init_params.id",
-        value=config.init_params.id,
-        mend="`regrasp collect` also records a script of your own, with --policy module:function, or a policy, with"
-        " --model_path; `regrasp convert` takes recordings that Isaac Lab made",
+    train = IsaacLabTrainConfig
+    eval = IsaacLabEvalConfig
+    shared = {"python": ("python",)} | {
+        key: ("init_params", key) for key in ("device", "headless", "camera_size", "presets", "hold_action")
+    }
+    mapping_alias = "isaaclab"
+    without_experiment = (
+        "--config_name with it, or a task that names its experiment"
+        f" ({task_packages.EXPERIMENT_KEY}, docs/isaaclab.md)",
+        "add --config_name; if the task's package is in another Python, add env.isaaclab.python=<it>",
     )
 
+    def create_env(self, config: IsaacLabEnvConfig, name: EnvName, max_chunk: int, seed: int) -> VecEnv:
+        """Start an Isaac Lab task as `env.<name>` says, in one process of its own; `seed` becomes its `cfg.seed`.
 
-def task_options(config: EnvConfig, name: str, seed: int) -> TaskOptions:
+        Raises:
+            UserError: The task, a camera, a state, a term or the simulator's Python does not exist.
+            SimulatorError: The simulator failed, died or did not start in time.
+        """
+        from regrasp.envs.isaaclab.vector import IsaacLabVecEnv
+        from regrasp.envs.process.process import Deadlines
+
+        self.check(config, name)
+        env = IsaacLabVecEnv(
+            name=name,
+            factory="regrasp.envs.isaaclab.child.main:create",
+            settings={"options": task_options(config, name, seed).to_json()},
+            num_envs=config.total_num_envs,
+            num_workers=1,
+            max_chunk=max_chunk,
+            mapping=config.mapping,
+            deadlines=Deadlines(config.timeouts.startup_s, config.timeouts.reset_s, config.timeouts.step_s),
+            python=config.python,
+        )
+        for note in env.notes:
+            _log.warning("env.%s (%s): %s", name, env.spec.task_id, note)
+        return env
+
+    def check_expert(self, config: IsaacLabEnvConfig, name: str) -> None:
+        """Say, before a simulator starts, that no task of Isaac Lab has a scripted expert.
+
+        Raises:
+            UserError: Always.
+        """
+        raise UserError(
+            "Tasks of Isaac Lab have no scripted expert",
+            key=f"env.{name}.init_params.id",
+            value=config.init_params.id,
+            mend="`regrasp collect` also records a script of your own, with --policy module:function, or a policy, with"
+            " --model_path; `regrasp convert` takes recordings that Isaac Lab made",
+        )
+
+    def check(self, config: IsaacLabEnvConfig, name: str) -> None:
+        """Check what can be checked of `env.<name>` before the simulator starts.
+
+        Raises:
+            UserError: Instructions, workers or videos are asked for in a way that cannot work.
+        """
+        mapping = config.mapping
+        if (config.num_workers or 1) > 1:
+            raise UserError(
+                "Isaac Lab runs one simulator per GPU",
+                key=f"env.{name}.num_workers",
+                value=config.num_workers,
+                expected="1 or null",
+                mend=f"raise env.{name}.total_num_envs: they step together on the GPU",
+            )
+        if (mapping.instruction_key is None) != (not mapping.instructions):
+            raise UserError(
+                "An instruction is chosen by an observation among given ones",
+                key=f"env.{name}.mapping.instructions",
+                value=list(mapping.instructions),
+                expected="instruction_key and instructions together, or neither",
+                mend="give both, or the one instruction as task_description",
+            )
+        if mapping.task_description is None and mapping.instruction_key is None:
+            raise UserError(
+                "The policy has no instruction: Isaac Lab tasks carry none",
+                key=f"env.{name}.mapping.task_description",
+                value=None,
+                expected="a sentence, as in the demonstrations that the policy was trained on",
+                mend="write it, or choose among several by instruction_key and instructions",
+            )
+        if mapping.task_description is not None and mapping.instruction_key is not None:
+            raise UserError(
+                "Two sources of the instruction",
+                key=f"env.{name}.mapping.task_description",
+                value=mapping.task_description,
+                expected="task_description, or instruction_key with instructions",
+                mend="set task_description to null",
+            )
+        if config.video_cfg.save_video and mapping.main_images is None:
+            raise UserError(
+                "There is no camera to record",
+                key=f"env.{name}.video_cfg.save_video",
+                value=True,
+                expected="false, or a camera in main_images",
+                mend=f"set env.{name}.video_cfg.save_video=false",
+            )
+
+    def owns_task(self, task_id: str) -> bool:
+        """Its tasks begin with `Isaac-`, or are written with their package, `package:Task-Id`."""
+        return is_lab_task(task_id)
+
+    def evaluation_task(self, task_id: str) -> str:
+        """The task's own variant for evaluation, or itself."""
+        return evaluation_task(task_id)
+
+    def experiment_of_task(self, task_id: str, overrides: Sequence[str]) -> Path | None:
+        """The experiment that the task names where its package registers it.
+
+        Raises:
+            UserError: It names one that cannot be found.
+        """
+        return task_packages.experiment_of_task(task_id, task_packages.pythons_in(overrides))
+
+    def experiment_folders(self, overrides: Sequence[str]) -> Iterator[Path]:
+        """Isaac Lab's own tasks, which keep their experiments beside them, in every interpreter that is known."""
+        for python in (None, *task_packages.pythons_in(overrides)):
+            folder = task_packages.package_folder(task_packages.LAB_PACKAGE, python)
+            if folder is not None:
+                yield folder
+
+    def tasks(self, task_id: str | None, overrides: Sequence[str], shipped: Sequence[str]) -> Iterator[TaskRow]:
+        """The tasks of Isaac Lab and of the given task's package, then those of which only an experiment is here."""
+        found = task_packages.installed_tasks(task_id, task_packages.pythons_in(overrides))
+        rows = {row.task_id: row for row in reversed(list(found))}
+        yield from reversed(rows.values())
+        for name in sorted(set(shipped) - rows.keys()):
+            yield TaskRow(name, "not here, see env.isaaclab.python")
+
+
+def task_options(config: IsaacLabEnvConfig, name: str, seed: int) -> TaskOptions:
     """What the simulator's process is told of `env.<name>`, and the seed under which it is to be built."""
     mapping, init = config.mapping, config.init_params
     return TaskOptions(
@@ -82,56 +181,7 @@ def task_options(config: EnvConfig, name: str, seed: int) -> TaskOptions:
     )
 
 
-def _observation_names(mapping: MappingConfig) -> tuple[str, ...]:
+def _observation_names(mapping: IsaacLabMapping) -> tuple[str, ...]:
     cameras = (mapping.main_images, *mapping.extra_view_images)
     states = (entry.key for entry in mapping.states)
     return tuple(name for name in (*cameras, *states, mapping.instruction_key) if name is not None)
-
-
-def check(config: EnvConfig, name: str) -> None:
-    """Check what can be checked of `env.<name>` before the simulator starts.
-
-    Raises:
-        UserError: Instructions, workers or videos are asked for in a way that cannot work.
-    """
-    mapping = config.mapping
-    if (config.num_workers or 1) > 1:
-        raise UserError(
-            "Isaac Lab runs one simulator per GPU",
-            key=f"env.{name}.num_workers",
-            value=config.num_workers,
-            expected="1 or null",
-            mend=f"raise env.{name}.total_num_envs: they step together on the GPU",
-        )
-    if (mapping.instruction_key is None) != (not mapping.instructions):
-        raise UserError(
-            "An instruction is chosen by an observation among given ones",
-            key=f"env.{name}.mapping.instructions",
-            value=list(mapping.instructions),
-            expected="instruction_key and instructions together, or neither",
-            mend="give both, or the one instruction as task_description",
-        )
-    if mapping.task_description is None and mapping.instruction_key is None:
-        raise UserError(
-            "The policy has no instruction: Isaac Lab tasks carry none",
-            key=f"env.{name}.mapping.task_description",
-            value=None,
-            expected="a sentence, as in the demonstrations that the policy was trained on",
-            mend="write it, or choose among several by instruction_key and instructions",
-        )
-    if mapping.task_description is not None and mapping.instruction_key is not None:
-        raise UserError(
-            "Two sources of the instruction",
-            key=f"env.{name}.mapping.task_description",
-            value=mapping.task_description,
-            expected="task_description, or instruction_key with instructions",
-            mend="set task_description to null",
-        )
-    if config.video_cfg.save_video and mapping.main_images is None:
-        raise UserError(
-            "There is no camera to record",
-            key=f"env.{name}.video_cfg.save_video",
-            value=True,
-            expected="false, or a camera in main_images",
-            mend=f"set env.{name}.video_cfg.save_video=false",
-        )

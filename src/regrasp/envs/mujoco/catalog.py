@@ -19,17 +19,6 @@ TASK_OPTIONS: dict[str, str] = dict.fromkeys(
 """Task id to the class of its options, with which the task is created; other tasks have none."""
 
 
-def is_embedded(task_id: str) -> bool:
-    """Whether a task, by its name, is one of the embedded simulator's, known or misspelt."""
-    return task_id.startswith("Regrasp-")
-
-
-def evaluation_task(task_id: str) -> str:
-    """The task's own variant for evaluation, or itself."""
-    variant = f"{task_id.removesuffix('-v0')}-Eval-v0"
-    return variant if variant in TASK_IDS else task_id
-
-
 def load_class(path: str) -> Any:
     """The class of a `module:Class`."""
     module, name = path.split(":")

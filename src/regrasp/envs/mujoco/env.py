@@ -4,79 +4,100 @@ from __future__ import annotations
 
 import difflib
 import json
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from regrasp.config.describe import block_fields
-from regrasp.envs.mujoco.backend import require_backend, require_chosen_backend
+from regrasp.config.describe import Spec
+from regrasp.envs.config import EnvName
+from regrasp.envs.env_type import EnvType, TaskRow
+from regrasp.envs.mujoco import backend
 from regrasp.envs.mujoco.catalog import TASK_IDS, TASK_OPTIONS, load_class
-from regrasp.envs.process.process import Deadlines
-from regrasp.envs.process.simulator import SimulatorSpec
+from regrasp.envs.mujoco.config import MujocoEnvConfig, MujocoEvalConfig, MujocoTrainConfig
 from regrasp.errors import UserError
-from regrasp.experiment import EnvConfig
 
 if TYPE_CHECKING:
     from regrasp.envs.contract import VecEnv
+    from regrasp.envs.process.simulator import SimulatorSpec
 
 
-def describe(config: EnvConfig, name: str) -> SimulatorSpec:
-    """What the environments of `env.<name>` will offer; starts none.
+class Mujoco(EnvType[MujocoEnvConfig]):
+    """The embedded simulator."""
 
-    Raises:
-        UserError: The task is unknown, or an option of it wrong.
-    """
-    _check_task(config, name)
-    require_chosen_backend()
-    from regrasp.envs.mujoco.simulator import create_task, describe_task
+    train = MujocoTrainConfig
+    eval = MujocoEvalConfig
 
-    return describe_task(create_task(config.init_params.id, _options(config, name)), config.max_episode_steps)
+    def describe(self, config: MujocoEnvConfig, name: str) -> SimulatorSpec:
+        """What the environments of `env.<name>` will offer; starts none.
+
+        Raises:
+            UserError: The task is unknown, or an option of it wrong.
+        """
+        _check_task(config, name)
+        backend.require_chosen_backend()
+        from regrasp.envs.mujoco.simulator import create_task, describe_task
+
+        return describe_task(create_task(config.init_params.id, _options(config, name)), config.max_episode_steps)
+
+    def check_expert(self, config: MujocoEnvConfig, name: str) -> None:
+        """Check that the task's scripted expert can act; starts no environment.
+
+        Raises:
+            UserError: The task is unknown, an option of it wrong, or a package missing that its expert needs.
+        """
+        _check_task(config, name)
+        backend.require_chosen_backend()
+        from regrasp.envs.mujoco.simulator import create_task
+
+        create_task(config.init_params.id, _options(config, name)).check_expert()
+
+    def create_env(self, config: MujocoEnvConfig, name: EnvName, max_chunk: int, seed: int) -> VecEnv:
+        """Start MuJoCo environments as `env.<name>` says; nothing is drawn for that, so `seed` does not matter.
+
+        Raises:
+            UserError: The task is unknown, an option of it wrong, its observations do not fit the mapping, or images
+                cannot be rendered.
+        """
+        from regrasp.envs.process.process import Deadlines
+        from regrasp.envs.process.vector import RemoteVecEnv
+
+        _check_task(config, name)
+        renders = config.mapping.main_images is not None or config.video_cfg.save_video
+        return RemoteVecEnv(
+            name=name,
+            factory="regrasp.envs.mujoco.simulator:create",
+            settings={
+                "task_id": config.init_params.id,
+                "task_options": _options(config, name),
+                "max_episode_steps": config.max_episode_steps,
+                "ignore_terminations": config.ignore_terminations,
+            },
+            num_envs=config.total_num_envs,
+            num_workers=config.num_workers,
+            max_chunk=max_chunk,
+            mapping=config.mapping,
+            deadlines=Deadlines(config.timeouts.startup_s, config.timeouts.reset_s, config.timeouts.step_s),
+            python=config.python,
+            environment={"MUJOCO_GL": backend.require_backend() if renders else "disable"},
+        )
+
+    def owns_task(self, task_id: str) -> bool:
+        """Its tasks begin with `Regrasp-`."""
+        return task_id.startswith("Regrasp-")
+
+    def evaluation_task(self, task_id: str) -> str:
+        """The task's own variant for evaluation, or itself."""
+        variant = f"{task_id.removesuffix('-v0')}-Eval-v0"
+        return variant if variant in TASK_IDS else task_id
+
+    def tasks(self, task_id: str | None, overrides: Sequence[str], shipped: Sequence[str]) -> Iterator[TaskRow]:
+        """Every task of the catalog."""
+        runnable = "runs here" if backend.working_backend() else "cannot render here, see regrasp doctor"
+        yield from (TaskRow(name, runnable) for name in TASK_IDS)
 
 
-def check_expert(config: EnvConfig, name: str) -> None:
-    """Check that the task's scripted expert can act; starts no environment.
-
-    Raises:
-        UserError: The task is unknown, an option of it wrong, or a package missing that its expert needs.
-    """
-    _check_task(config, name)
-    require_chosen_backend()
-    from regrasp.envs.mujoco.simulator import create_task
-
-    create_task(config.init_params.id, _options(config, name)).check_expert()
-
-
-def create_env(config: EnvConfig, name: str, max_chunk: int, seed: int) -> VecEnv:
-    """Start MuJoCo environments as `env.<name>` says; nothing is drawn for that, so `seed` does not matter.
-
-    Raises:
-        UserError: The task is unknown, an option of it wrong, its observations do not fit the mapping, or images
-            cannot be rendered.
-    """
-    from regrasp.envs.process.vector import RemoteVecEnv
-
-    _check_task(config, name)
-    renders = config.mapping.main_images is not None or config.video_cfg.save_video
-    return RemoteVecEnv(
-        name=name,
-        factory="regrasp.envs.mujoco.simulator:create",
-        settings={
-            "task_id": config.init_params.id,
-            "task_options": _options(config, name),
-            "max_episode_steps": config.max_episode_steps,
-            "ignore_terminations": config.ignore_terminations,
-        },
-        num_envs=config.total_num_envs,
-        num_workers=config.num_workers,
-        max_chunk=max_chunk,
-        mapping=config.mapping,
-        deadlines=Deadlines(config.timeouts.startup_s, config.timeouts.reset_s, config.timeouts.step_s),
-        python=config.python,
-        environment={"MUJOCO_GL": require_backend() if renders else "disable"},
-    )
-
-
-def _check_task(config: EnvConfig, name: str) -> None:
+def _check_task(config: MujocoEnvConfig, name: str) -> None:
     task_id = config.init_params.id
     if task_id in TASK_IDS:
         return
@@ -90,7 +111,7 @@ def _check_task(config: EnvConfig, name: str) -> None:
     )
 
 
-def _options(config: EnvConfig, name: str) -> dict[str, Any]:
+def _options(config: MujocoEnvConfig, name: str) -> dict[str, Any]:
     """The task's options as given, after a check against the task's own class."""
     given, key = config.init_params.task_options, f"env.{name}.init_params.task_options"
     if config.init_params.id not in TASK_OPTIONS:
@@ -112,7 +133,7 @@ def _options(config: EnvConfig, name: str) -> dict[str, Any]:
 
 
 def _option_error(options: type, option: str, given: dict[str, Any], key: str) -> UserError:
-    fields = block_fields(options)
+    fields = Spec(options).fields()
     if option in fields:
         problem, expected, mend = "Invalid value of a task option", fields[option].words(), "correct it"
     else:

@@ -16,11 +16,11 @@ from torch import Tensor
 from regrasp.device import available_cores
 from regrasp.envs.contract import ArraySpec, Capabilities, EnvSpec, Observation, Step, VecEnv
 from regrasp.envs.mapping import ObservationMapping
+from regrasp.envs.mapping_config import MappingConfig
 from regrasp.envs.process.process import Deadlines, SimulatorProcess
 from regrasp.envs.process.protocol import SharedArrays
 from regrasp.envs.process.simulator import INFO, OBSERVATION, SimulatorSpec
 from regrasp.errors import TrainingHaltedError
-from regrasp.experiment import MappingConfig
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "LP_NUM_THREADS")
 _IMAGE_AXES = 3

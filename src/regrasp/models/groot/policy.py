@@ -98,6 +98,12 @@ class GrootPolicy(Policy):
             embodiment_id=self.processor.config.embodiment_id,
         )
 
+    @property
+    def offers(self) -> frozenset[str]:
+        """Values where there is a value head, and an entropy where the noise is learned."""
+        parts = {"value": self.value_head, "entropy": self.noise_net}
+        return frozenset({"log_prob", *(name for name, part in parts.items() if part is not None)})
+
     def prepare(self, observation: Observation) -> TensorDict:
         """Images (B, V, H, W, 3) uint8, input_ids (B, L), state (B, max_state_dim); see `GrootProcessor.prepare`."""
         return self.processor.prepare(observation)

@@ -84,6 +84,11 @@ class MlpPolicy(Policy):
         init_mlp(self.actor, generator)
         init_mlp(self.value_head, generator)
 
+    @property
+    def offers(self) -> frozenset[str]:
+        """The Gaussian's entropy too."""
+        return super().offers | {"entropy"}
+
     def prepare(self, observation: Observation) -> TensorDict:
         """The normalised `state` (B, D).
 

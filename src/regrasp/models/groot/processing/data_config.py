@@ -14,9 +14,9 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn, get_args
 
+from regrasp.config.types import NormalizationMode, Rotation, bare_key
 from regrasp.errors import UserError
 from regrasp.models.groot.processing.data_config_class import UnreadableError, read_class
-from regrasp.models.inputs import NormalizationMode, Rotation, bare_key
 
 PROCESSOR_FILE = "processor_config.json"
 EAGLE_WORDS = 82

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from regrasp.config.types import Rotation
 from regrasp.errors import UserError
 from regrasp.models.groot.processing.data_config import DataConfig, KeyConfig
 from regrasp.models.groot.processing.rotations import RotationScaling, rotation_bounds, rotation_width
-from regrasp.models.inputs import Rotation
 from regrasp.models.normalization import Concatenation, Normalizer, Scaling, Statistics
 from regrasp.models.weights import read_json, write_json
 

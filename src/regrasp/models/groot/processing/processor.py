@@ -12,6 +12,7 @@ from tensordict import TensorDict
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from regrasp.config.types import NEW_EMBODIMENT
 from regrasp.device import send
 from regrasp.envs.contract import STATE, Observation, numbered_cameras
 from regrasp.errors import UserError
@@ -28,7 +29,7 @@ from regrasp.models.groot.processing.processor_config import (
 )
 from regrasp.models.groot.processing.selection import Range, split_statistics
 from regrasp.models.groot.processing.tokenizer import TextEncoder, load_tokenizer, save_tokenizer, train_tokenizer
-from regrasp.models.inputs import NEW_EMBODIMENT, InputNames, embodiment_id
+from regrasp.models.inputs import InputNames, embodiment_id
 from regrasp.models.normalization import Statistics
 from regrasp.models.observations import images_of, state_of
 from regrasp.models.weights import write_json

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from regrasp.models.inputs import Rotation
+from regrasp.config.types import Rotation
 from regrasp.models.normalization import Scaling, Statistics
 
 _AXES = {"r": 0, "p": 1, "y": 2}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import logging
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -11,8 +12,10 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from regrasp.envs.env_type import TaskRow
 from regrasp.errors import UserError
 
+_log = logging.getLogger(__name__)
 LAB_PACKAGE = "isaaclab_tasks"
 EXPERIMENT_KEY = "regrasp_cfg_entry_point"
 """Key of `gym.register(kwargs=...)` under which a task names its experiment's YAML file, as `module:file.yaml`."""
@@ -101,6 +104,27 @@ def experiment_of_task(task_id: str, pythons: Sequence[str] = ()) -> Path | None
             if task.id == name and task.experiment is not None:
                 return task.experiment
     return None
+
+
+def installed_tasks(task_id: str | None, pythons: Sequence[str]) -> Iterator[TaskRow]:
+    """Isaac Lab's tasks and those of the package in `package:Task-Id`; an interpreter later on may repeat some."""
+    packages = [LAB_PACKAGE, *([task_id.rpartition(":")[0].split(".")[0]] if task_id and ":" in task_id else [])]
+    for python in pythons:
+        if package_folder(LAB_PACKAGE, python) is None:
+            _log.warning("%s cannot be started, or has no package %s", python, LAB_PACKAGE)
+    for package in packages[1:]:
+        if not any(package_folder(package, python) for python in (None, *pythons)):
+            _log.warning("no package %s was found; name the Python that has it: env.isaaclab.python=<it>", package)
+    for python in (None, *pythons):
+        runnable = "Isaac Sim is here" if has_simulator(python) else "no Isaac Sim here"
+        for package in packages:
+            folder = package_folder(package, python)
+            for found in registered_tasks(folder) if folder else ():
+                name = found.id if package == LAB_PACKAGE else f"{package}:{found.id}"
+                if found.lost_experiment is not None:
+                    lost = found.lost_experiment
+                    _log.warning("%s names an experiment that cannot be found: %s (%s)", name, lost, found.file)
+                yield TaskRow(name, runnable, (str(found.experiment),) if found.experiment else (), folder)
 
 
 def registered_tasks(folder: Path) -> list[RegisteredTask]:

@@ -1,0 +1,190 @@
+"""What PPO and its critic-free relatives share: epochs over a rollout, the clipped surrogate, penalties."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from regrasp.algorithms import losses
+from regrasp.algorithms.base import ACTOR, Algorithm, Minibatch
+from regrasp.algorithms.reduce import broadcast_like, reduce_log_probs
+from regrasp.config.types import BLOCK, Fraction, Level, NonNegativeFloat, PositiveFloat, PositiveInt
+from regrasp.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from regrasp.models.contract import Evaluation, Policy
+    from regrasp.rollout.decisions import Decisions
+
+
+@dataclass(frozen=True, config=BLOCK)
+class PolicyGradientConfig:
+    """How an update collects its rollout and what it optimises."""
+
+    rollout_epoch: PositiveInt = 1
+    """Times every training environment is rolled out before one update."""
+    eval_rollout_epoch: PositiveInt = 1
+    """Passes over the episodes of an evaluation."""
+    group_size: PositiveInt = 1
+    """Environments that share an initial state, for group-relative advantages; 1: none."""
+    update_epoch: PositiveInt = 1
+    """Passes over the rollout in one update."""
+    normalize_advantages: bool = True
+    """Give the advantages of an update mean 0 and standard deviation 1, over all its samples."""
+    reward_type: Literal["chunk_level", "action_level"] = "chunk_level"
+    """`chunk_level`: gamma counts decisions; `action_level`: gamma counts environment steps."""
+    logprob_type: Level = "chunk_level"
+    """Over what the probability ratio is taken: a whole chunk, each action, or each action dimension."""
+    entropy_type: Level = "chunk_level"
+    """Over what the entropy is summed: a whole chunk, each action, or each action dimension."""
+    entropy_bonus: NonNegativeFloat = 0.0
+    """Weight of the entropy in the loss."""
+    kl_beta: NonNegativeFloat = 0.0
+    """Weight of the penalty on the divergence from the policy that the run started from."""
+    kl_penalty: Literal["kl", "abs", "mse", "low_var_kl"] = "kl"
+    """Estimator of that divergence."""
+    target_kl: PositiveFloat | None = None
+    """An update stops its epochs when a minibatch's divergence from the rollout policy passes this; null: never."""
+    clip_ratio_low: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """The probability ratio is clipped below 1 minus this."""
+    clip_ratio_high: PositiveFloat = 0.2
+    """The probability ratio is clipped above 1 plus this."""
+    clip_ratio_c: Annotated[float, Field(gt=1)] | None = None
+    """Dual clip: bound on the ratio where the advantage is negative; null: none."""
+    gamma: Fraction = 0.99
+    """Discount, per decision or per environment step (see `reward_type`)."""
+
+
+class PolicyGradient(Algorithm):
+    """Epochs of minibatches over one rollout, on the clipped surrogate of advantages that `prepare` gives."""
+
+    config: PolicyGradientConfig
+    maxima = frozenset({"actor/max_ratio_error"})
+    compiled = ("objective",)
+
+    @property
+    def keeps_start(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether the divergence from the start is penalized."""
+        return bool(self.config.kl_beta)
+
+    @property
+    def needs(self) -> frozenset[str]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Log-probabilities, and an entropy where it is rewarded."""
+        return frozenset({"log_prob", *(["entropy"] if self.config.entropy_bonus else [])})
+
+    def lacking(self, need: str) -> UserError:
+        """Also: the entropy."""
+        if need != "entropy":
+            return super().lacking(need)
+        return UserError(
+            "This policy has no entropy in closed form",
+            key="algorithm.entropy_bonus",
+            value=self.config.entropy_bonus,
+            expected="0",
+            mend="set algorithm.entropy_bonus=0; exploration is set by actor.model.rl_head_config.noise_level",
+        )
+
+    def parameters(self, policy: Policy, trainable: str) -> dict[str, list[nn.Parameter]]:
+        """The policy alone; a value head that it may have stays as it is."""
+        trained = policy.prepare_training(trainable)
+        values = {id(parameter) for _, parameter in policy.trainable("value_head")}
+        for _, parameter in policy.trainable("value_head"):
+            parameter.requires_grad_(False)
+        return {ACTOR: [parameter for _, parameter in trained if id(parameter) not in values]}
+
+    def minibatches(self, decisions: Decisions, size: int, generator: torch.Generator) -> Iterator[Minibatch]:
+        """`update_epoch` passes in random orders."""
+        for _ in range(self.config.update_epoch):
+            for batch in decisions.minibatches(size, generator):
+                yield Minibatch(batch, (ACTOR,))
+
+    def shares(self, micro: Decisions, batch: Decisions) -> Tensor:
+        """(3,): of the policy's terms, of terms with one value per decision, of the entropy."""
+        whole = batch["log_probs"].new_full((), len(micro) / len(batch))
+        executed = micro["num_executed"].sum() / batch["num_executed"].sum()
+        levels = (self.config.logprob_type, "chunk_level", self.config.entropy_type)
+        return torch.stack([whole if level == "chunk_level" else executed for level in levels])
+
+    def loss(
+        self, policy: Policy, micro: Decisions, shares: Tensor, groups: tuple[str, ...]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The surrogate, and what else the configuration weighs; see `Algorithm.loss`."""
+        del groups
+        evaluation = policy.evaluate(micro.features(policy), micro.trace)
+        return self.objective(evaluation, micro.columns, shares, self._start_log_probs(micro))
+
+    def objective(
+        self, evaluation: Evaluation, columns: Mapping[str, Tensor], shares: Tensor, start_log_probs: Tensor | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss and metrics of B decisions, from tensors alone.
+
+        Args:
+            evaluation: Of the decisions, by the present policy.
+            columns: Their record, with `advantages` (B,).
+            shares: (3,), see `shares`.
+            start_log_probs: (B, T, A), by the policy that the run started from, for `kl_beta`.
+        """
+        config = self.config
+        policy_share, _, entropy_share = shares.unbind()
+        new, mask = reduce_log_probs(evaluation.log_probs, columns["num_executed"], config.logprob_type)
+        old, _ = reduce_log_probs(columns["log_probs"], columns["num_executed"], config.logprob_type)
+        surrogate, found = losses.policy_loss(
+            new,
+            old,
+            broadcast_like(columns["advantages"], new),
+            mask,
+            clip_low=config.clip_ratio_low,
+            clip_high=config.clip_ratio_high,
+            clip_c=config.clip_ratio_c,
+        )
+        metrics = {f"actor/{name}": policy_share * value for name, value in found.items()}
+        loss = self.add_critic(policy_share * surrogate, metrics, evaluation, columns, shares)
+        if evaluation.entropy is not None:
+            term = losses.entropy_term(evaluation.entropy, columns["num_executed"], config.entropy_type)
+            entropy = entropy_share * term
+            loss = loss - config.entropy_bonus * entropy
+            metrics["actor/entropy_loss"] = entropy.detach()
+        if start_log_probs is not None:
+            start, _ = reduce_log_probs(start_log_probs, columns["num_executed"], config.logprob_type)
+            divergence = policy_share * losses.kl_penalty(new, start, mask, config.kl_penalty)
+            loss = loss + config.kl_beta * divergence
+            metrics["actor/kl_to_start"] = divergence.detach()
+        metrics["actor/total_loss"] = loss.detach()
+        metrics["actor/max_ratio_error"] = losses.largest_ratio_error(new, old, mask)
+        return loss, metrics
+
+    def add_critic(
+        self,
+        loss: Tensor,
+        metrics: dict[str, Tensor],
+        evaluation: Evaluation,
+        columns: Mapping[str, Tensor],
+        shares: Tensor,
+    ) -> Tensor:
+        """The loss with a critic's term, whose metrics are added; without a critic, the loss itself."""
+        del metrics, evaluation, columns, shares
+        return loss
+
+    def forbids(self, metrics: Mapping[str, Tensor]) -> Tensor | None:
+        """A step is not made once the policy has moved past the target KL."""
+        target = self.config.target_kl
+        return None if target is None else metrics["actor/approx_kl"] > target
+
+    def summary(self, decisions: Decisions, history: Mapping[str, Sequence[float]]) -> dict[str, float]:
+        """How far the ratio of the first minibatch is from 1, where it has to be."""
+        del decisions
+        if not history:
+            return {}
+        return {"actor/first_ratio_error": history["actor/max_ratio_error"][0]}
+
+    @torch.no_grad()
+    def _start_log_probs(self, micro: Decisions) -> Tensor | None:
+        """Log-probabilities of a micro-batch by the policy that the run started from, where they are asked for."""
+        if self.start is None:
+            return None
+        return self.start.evaluate(micro.features(self.start), micro.trace).log_probs

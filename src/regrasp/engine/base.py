@@ -1,0 +1,92 @@
+"""The contract of an engine: where rollout, update and evaluation of a run take place.
+
+Only plain data crosses it, numbers and names, never a policy or a decision, so that an engine may keep each of its
+parts in a process of its own.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from regrasp.checkpoint.read import Checkpoint
+from regrasp.checkpoint.write import CheckpointContent
+from regrasp.rollout.episodes import EpisodeResult
+from regrasp.rollout.evaluation import VideoRecorder
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What is told of one update's experience."""
+
+    episodes: list[EpisodeResult]
+    """Those that ended."""
+    num_decisions: int
+    num_steps: int
+    """Environment steps executed."""
+    seconds: float
+    metrics: Mapping[str, float]
+    """Of the experience as the algorithm prepared it, such as `advantages_mean`."""
+    is_flat: bool
+    """Whether no advantage differs from another, so that there is nothing to learn."""
+
+
+class Engine(ABC):
+    """A run's policy, optimizer and environments.
+
+    A run calls `collect` and `update` in turn. Where a method is given a function to ask whether to stop, it is asked
+    in the process of the caller.
+    """
+
+    step_seconds: float
+    """Simulated seconds per environment step."""
+
+    @abstractmethod
+    def collect(self, update: int, should_stop: Callable[[], bool]) -> Collected:
+        """Roll the policy out for update number `update`, and keep the experience.
+
+        Raises:
+            InterruptedError: `should_stop` said so; nothing of the rollout is kept.
+            SimulatorError: A simulator failed. What `content` then saves is the state before the rollout, or, if the
+                simulators could not give theirs, one from which their episodes begin anew.
+        """
+
+    @abstractmethod
+    def update(self, update: int, should_abandon: Callable[[], bool]) -> dict[str, float]:
+        """Train on the experience collected last.
+
+        Raises:
+            TrainingHaltedError: A loss or gradient is not finite; the weights are those of the last good step.
+            AbandonedError: `should_abandon` said so; the weights are those of the last step.
+        """
+
+    @abstractmethod
+    def evaluate(
+        self,
+        num_episodes: int,
+        on_episode: Callable[[EpisodeResult], None] | None = None,
+        recorder: VideoRecorder | None = None,
+    ) -> list[EpisodeResult]:
+        """Evaluate the policy on episodes 0 to `num_episodes` - 1 of the evaluation stream."""
+
+    @abstractmethod
+    def content(self, state: Mapping[str, object], *, export: bool) -> CheckpointContent:
+        """What a checkpoint holds: weights and optimizer as they are, environments as they were between updates.
+
+        Args:
+            state: The run's own part.
+            export: Whether it holds a model folder too.
+        """
+
+    @abstractmethod
+    def load(self, checkpoint: Checkpoint) -> None:
+        """Put weights, optimizer and environments into the state of a checkpoint.
+
+        Raises:
+            UserError: The checkpoint is of another policy, or of other environments.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Stop the environments."""

@@ -1,0 +1,96 @@
+"""Blocks `env.train` and `env.eval`: what every simulator has. A simulator's own block adds its own keys."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic.dataclasses import dataclass
+
+from regrasp.config.types import BLOCK, Name, NonNegativeInt, PositiveFloat, PositiveInt
+from regrasp.envs.mapping_config import MappingConfig
+
+EnvName = Literal["train", "eval"]
+
+
+@dataclass(frozen=True, config=BLOCK)
+class VideoConfig:
+    """Videos of episodes."""
+
+    save_video: bool = False
+    """Record episodes as MP4."""
+    info_on_video: bool = True
+    """Write instruction, step, reward and outcome onto the frames."""
+    video_base_dir: Name | None = None
+    """Folder of the videos; null: `videos` in the run's log folder."""
+
+
+@dataclass(frozen=True, config=BLOCK)
+class InitParams:
+    """What the simulator is started with."""
+
+    id: Name
+    """Task, by its registered name."""
+    num_envs: PositiveInt | None = None
+    """The reference's second name of `total_num_envs`, which it must equal; null: not given."""
+    max_episode_steps: PositiveInt | None = None
+    """The reference's second name of the environment's `max_episode_steps`, which it must equal; null: not given."""
+
+
+@dataclass(frozen=True, config=BLOCK)
+class TimeoutsConfig:
+    """Seconds after which a silent simulator is an error."""
+
+    startup_s: PositiveFloat = 300.0
+    """Start of the simulator's process."""
+    reset_s: PositiveFloat = 120.0
+    """One reset."""
+    step_s: PositiveFloat = 120.0
+    """One action chunk."""
+
+
+@dataclass(frozen=True, config=BLOCK)
+class EnvConfig:
+    """One set of parallel environments."""
+
+    env_type: Name
+    """Simulator, by its registered name."""
+    total_num_envs: PositiveInt
+    """Environments stepped together."""
+    max_episode_steps: PositiveInt
+    """An episode is truncated after this many environment steps."""
+    init_params: InitParams
+    """What the simulator is started with."""
+    mapping: MappingConfig
+    """Observations and actions; `isaaclab` is another name of this block."""
+    ignore_terminations: bool = False
+    """Let episodes run to the step limit, whatever the task says."""
+    seed: NonNegativeInt = 0
+    """Seed of the episodes; training and evaluation draw from different streams even where it is equal."""
+    video_cfg: VideoConfig = VideoConfig()
+    """Videos of episodes."""
+    num_workers: PositiveInt | None = None
+    """Simulator processes; null: one per free core."""
+    timeouts: TimeoutsConfig = TimeoutsConfig()
+    """Deadlines of the simulator's processes."""
+    python: Name | None = None
+    """Interpreter of the simulator's processes; null: the one that runs Regrasp."""
+
+
+@dataclass(frozen=True, config=BLOCK, kw_only=True)
+class TrainEnvConfig(EnvConfig):
+    """The environments of training."""
+
+    max_steps_per_rollout_epoch: PositiveInt
+    """Environment steps per environment and rollout epoch; a multiple of `actor.model.num_action_chunks`."""
+    auto_reset: bool = False
+    """Begin a new episode where one ends; otherwise a rollout epoch holds one episode per environment."""
+
+
+@dataclass(frozen=True, config=BLOCK)
+class EvalEnvConfig(EnvConfig):
+    """The environments of an evaluation."""
+
+    num_episodes: PositiveInt = 500
+    """Episodes of one evaluation pass, each with its own fixed seed."""
+    inference_block: PositiveInt = 32
+    """Rows of one padded inference call, so that an outcome does not depend on the number of environments."""

@@ -1,0 +1,197 @@
+"""Block `env.<name>.mapping`: what the policy sees of the simulator, and how its actions reach the actuators."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field
+from pydantic.dataclasses import dataclass
+
+from regrasp.config.types import (
+    BLOCK,
+    NEW_EMBODIMENT,
+    Expect,
+    Name,
+    Names,
+    NonNegativeInt,
+    NormalizationMode,
+    Rotation,
+    Slice,
+)
+
+
+@dataclass(frozen=True, config=BLOCK)
+class StateEntry:
+    """One observation vector of the simulator that becomes part of the policy's state."""
+
+    key: Name
+    """Observation key, with or without its group (`policy/gripper_position`)."""
+    slice: Slice | None = None
+    """Range of the vector that is used; null: all of it."""
+
+
+def _entry_from_key(value: Any) -> Any:
+    return StateEntry(key=value) if isinstance(value, str) and value else value
+
+
+States = Annotated[
+    tuple[
+        Annotated[
+            StateEntry,
+            BeforeValidator(_entry_from_key),
+            Expect("an observation key, or a block with the keys key and slice"),
+        ],
+        ...,
+    ],
+    Field(strict=False),
+]
+
+
+@dataclass(frozen=True, config=BLOCK)
+class Gr00tVideoMapping:
+    """GR00T's names of the camera views; `video.` may be left out."""
+
+    main_images: Name
+    """Name of the main view (`video.room_view`)."""
+    extra_view_images: Names = ()
+    """Names of the extra views, in the order of the mapping's `extra_view_images`."""
+
+
+@dataclass(frozen=True, config=BLOCK)
+class Gr00tStateEntry:
+    """GR00T's name of a part of the state."""
+
+    gr00t_key: Name
+    """Name of the part (`state.left_arm`); `state.` may be left out."""
+    slice: Slice
+    """Range of the concatenated state that it covers."""
+
+
+@dataclass(frozen=True, config=BLOCK)
+class Gr00tMapping:
+    """How the policy's inputs are called in the statistics of a GR00T checkpoint."""
+
+    video: Gr00tVideoMapping
+    """Names of the camera views."""
+    state: Annotated[tuple[Gr00tStateEntry, ...], Field(strict=False)]
+    """Names of the parts of the state."""
+
+
+Numbers = Annotated[tuple[float, ...], Field(strict=False)]
+
+
+@dataclass(frozen=True, config=BLOCK)
+class ActionSlice:
+    """Where a part of the policy's action goes."""
+
+    policy: Slice
+    """Range of the policy's action."""
+    simulator: Slice
+    """Range of the simulator's action, as long."""
+
+
+@dataclass(frozen=True, config=BLOCK)
+class ActionConstant:
+    """Entries of the simulator's action that the policy does not drive."""
+
+    slice: Slice
+    """Range of the simulator's action."""
+    value: float | Numbers
+    """One number, or one per entry."""
+
+
+@dataclass(frozen=True, config=BLOCK)
+class DataKeyEntry:
+    """A part of the state or of the action, and how GR00T scales it."""
+
+    key: Name
+    """Name in the checkpoint's metadata; `state.` and `action.` may be left out."""
+    mode: NormalizationMode = "min_max"
+    """Normalisation; `sin_cos` is for states only, `binary` is 1 above 0.5 and else 0, `none` changes nothing."""
+    rotation: Rotation | None = None
+    """Representation into which a rotation is turned first; null: the data's own."""
+
+
+def _data_key(value: Any) -> Any:
+    return DataKeyEntry(key=value) if isinstance(value, str) and value else value
+
+
+DataKeys = Annotated[
+    tuple[
+        Annotated[
+            DataKeyEntry,
+            BeforeValidator(_data_key),
+            Expect("a key, or a block with the keys key, mode and rotation"),
+        ],
+        ...,
+    ],
+    Field(strict=False),
+]
+
+
+@dataclass(frozen=True, config=BLOCK)
+class DataConfigBlock:
+    """What a GR00T checkpoint sees and gives, in the order in which it was trained."""
+
+    video: Names
+    """Cameras."""
+    state: DataKeys
+    """Parts of the state; each a key or `{key, mode, rotation}`."""
+    action: DataKeys
+    """Parts of the action; each a key or `{key, mode, rotation}`."""
+    language: Name = "annotation.human.task_description"
+    """Annotation of the demonstrations that held the instruction."""
+    crop_scale: Annotated[float, Field(gt=0, le=1)] = 0.95
+    """Side of the images' centre crop, as a part of the whole."""
+
+
+@dataclass(frozen=True, config=BLOCK)
+class ActionMapping:
+    """How a policy's action becomes a simulator's action: scale, then place among constants (zeros by default)."""
+
+    prefix_pad: NonNegativeInt = 0
+    """Entries before the policy's action."""
+    suffix_pad: NonNegativeInt = 0
+    """Entries after the policy's action."""
+    scale: float | Numbers = 1.0
+    """Factor of the policy's action: one number, or one per dimension."""
+    slices: Annotated[tuple[ActionSlice, ...], Field(strict=False)] = ()
+    """Where each part of the policy's action goes, in place of the pads; each a block `{policy, simulator}`."""
+    constants: Annotated[tuple[ActionConstant, ...], Field(strict=False)] = ()
+    """Values other than 0 of entries that the policy does not drive; each a block `{slice, value}`."""
+
+
+@dataclass(frozen=True, config=BLOCK)
+class MappingConfig:
+    """Which observations of the simulator the policy sees and how its actions reach the actuators.
+
+    In a YAML file null stands for a key's default.
+    """
+
+    task_description: Name | None = None
+    """Instruction given to the policy; null: the task's own."""
+    main_images: Name | None = None
+    """Key of the main camera; null: no images."""
+    extra_view_images: Names = ()
+    """Keys of further cameras."""
+    states: States = ()
+    """State vectors, concatenated in this order; each a key or `{key, slice}`."""
+    gr00t_mapping: Gr00tMapping | None = None
+    """Names of these inputs in a GR00T checkpoint; null: the checkpoint was made by Regrasp."""
+    action_mapping: ActionMapping = ActionMapping()
+    """How the policy's action becomes the simulator's."""
+    obs_converter_type: Name | None = None
+    """Name of the robot's layout in the reference; it must agree with `actor.model`."""
+    embodiment_tag: Name = NEW_EMBODIMENT
+    """Embodiment whose normalisation statistics are used."""
+    embodiment_tag_id: Annotated[int, Field(ge=0, le=31)] | None = None
+    """Slot of the embodiment's projectors in a GR00T checkpoint; null: the model folder's own, in a published
+    folder the slot of `embodiment_tag`."""
+    data_config_class: Name | None = None
+    """Published data configuration of the checkpoint, a short name or `module:Class`; null: as the checkpoint says."""
+    data_config: DataConfigBlock | None = None
+    """The same written out, in place of `data_config_class`."""
+
+    def instruction_choice(self) -> tuple[str | None, tuple[str, ...]]:
+        """The observation that chooses the instruction, and what it chooses from; (None, ()) without a choice."""
+        return None, ()
