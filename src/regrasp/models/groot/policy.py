@@ -18,11 +18,11 @@ from regrasp.envs.contract import Observation
 from regrasp.errors import UserError
 from regrasp.models.contract import Action, Evaluation, Noise, Policy, PolicySpec
 from regrasp.models.groot.config import GrootConfig
-from regrasp.models.groot.network.action_head import ActionHead, CategoryLinear, ContextCache
+from regrasp.models.groot.network.action_head import ActionHead, CategoryLinear
 from regrasp.models.groot.network.backbone import Backbone
 from regrasp.models.groot.network.lora import adapters, add_adapters, merge_adapters
 from regrasp.models.groot.network.noise_net import NoiseNet
-from regrasp.models.groot.network.transformer import DiffusionBlock
+from regrasp.models.groot.network.transformer import ContextCache, DiffusionBlock
 from regrasp.models.groot.processing.processor import GrootProcessor
 from regrasp.models.groot.settings import GrootModelConfig
 from regrasp.models.initialization import seeded
@@ -123,11 +123,11 @@ class GrootPolicy(Policy):
         transformer = self.action_head.model
         steps = torch.arange(self.settings.denoising_steps, device=transformer.proj_out_1.weight.device)
         table = torch.stack(transformer.modulations(self._bucket(steps)), dim=1)
+        transformer.pack()
         if self._modulations is not None:
             self._modulations.copy_(table)  # a recorded CUDA graph reads it where it is
             return
         self._modulations = table
-        transformer.pack()
         if self.settings.trainable != "all" and self.settings.adapters is None:
             self.backbone.eagle_model.keep_padding_feature()
 
