@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from regrasp.engine.policies import check_inputs, input_names
+from regrasp.engine.policies import check_inputs
 from regrasp.experiment import ExperimentConfig
 from regrasp.experiment.batches import num_samples, num_updates
+from regrasp.experiment.inputs import input_names
 from regrasp.learner.learner import Learner
 from regrasp.learner.precision import apply_precision
 from regrasp.logging.text import byte_size

@@ -10,7 +10,8 @@ from regrasp.config.types import BLOCK
 from regrasp.experiment.actor import ActorConfig
 from regrasp.experiment.env import EnvsConfig
 from regrasp.experiment.runner import ClusterConfig, RunnerConfig
-from regrasp.experiment.stages import CollectConfig, PretrainConfig, SftConfig
+from regrasp.experiment.stages import CollectConfig, SftConfig
+from regrasp.models.pretraining import PretrainConfig
 
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
