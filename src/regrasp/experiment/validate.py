@@ -79,15 +79,8 @@ def _check_batches(config: ExperimentConfig) -> Iterator[Problem]:
 
 
 def _check_algorithm(config: ExperimentConfig) -> Iterator[Problem]:
-    algorithm, optim = config.algorithm, config.actor.optim
-    if algorithm.group_size != 1:
-        yield _problem(
-            "algorithm.group_size",
-            algorithm.group_size,
-            "Not in this release",
-            "1: advantages come from the value function (gae), not from groups of environments",
-            "set algorithm.group_size=1",
-        )
+    yield from map(Problem.of, config.algorithm.problems(config.env.train))
+    optim = config.actor.optim
     run_steps = num_updates(config) * num_optimizer_steps(config)
     trains = config.runner.task_type == "embodied" and not config.runner.only_eval
     if trains and 0 < run_steps <= optim.critic_warmup_steps:
@@ -216,12 +209,12 @@ def _check_gr00t_ranges(key: str, mapping: MappingConfig) -> Iterator[Problem]:
 def _check_model(config: ExperimentConfig) -> Iterator[Problem]:
     model = config.actor.model
     yield from map(Problem.of, model.problems())
-    if not model.add_value_head:
+    if "value" in config.algorithm.needs and not model.add_value_head:
         yield _problem(
             "actor.model.add_value_head",
             False,
             "A value head is needed",
-            "true, since algorithm.loss_type is actor_critic",
+            f"true, since algorithm.loss_type is {config.algorithm.loss_type}",
             "set actor.model.add_value_head=true",
         )
 
