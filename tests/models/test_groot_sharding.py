@@ -84,6 +84,7 @@ def ppo(policy: GrootPolicy) -> Tensor:
     with torch.no_grad():
         action = policy.act(policy.encode(inputs), keyed_noise(BATCH))
     evaluation = policy.evaluate(policy.encode(inputs), action.trace)
+    assert evaluation.values is not None
     ratio = (evaluation.log_probs - action.log_probs + 0.1).exp()
     return -ratio.clamp(max=1.2).mean() + (evaluation.values - 1).square().mean()
 
@@ -93,7 +94,9 @@ def value(policy: GrootPolicy) -> Tensor:
     with torch.no_grad():
         features = policy.encode(inputs)
         action = policy.act(features, keyed_noise(BATCH))
-    return policy.evaluate(features, action.trace).values.square().mean()
+    values = policy.evaluate(features, action.trace).values
+    assert values is not None
+    return values.square().mean()
 
 
 def decode(policy: GrootPolicy) -> Tensor:

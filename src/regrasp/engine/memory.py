@@ -101,7 +101,7 @@ def policy_memory(policy: Policy, config: ExperimentConfig) -> PolicyMemory:
         weights=_bytes((*policy.parameters(), *policy.buffers())),
         training=_MOMENTS * _bytes(trained) + _bytes(computing) + _bytes(summed),
         half_copy=_bytes(halves.values()),
-        start=_bytes(computing) if config.algorithm.kl_beta else 0,
+        start=_bytes(computing) if config.algorithm.keeps_start else 0,
     )
 
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, is_dataclass
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 from regrasp.config.problems import Problem
@@ -26,21 +24,15 @@ _DEVICES = re.compile(r"all|\d+(-\d+)?(,\d+(-\d+)?)*")
 _ROLES = ("actor", "env", "rollout")
 
 
-def cross_check(config: ExperimentConfig, folder: Path | None = None) -> list[Problem]:
-    """Everything that is wrong with a configuration whose single values are right.
-
-    Args:
-        config: The experiment.
-        folder: Where its file is; a class that it names is looked for there too, to be shown as data.
-    """
-    folders = [path for path in (folder, Path.cwd(), *map(Path, sys.path)) if path is not None]
+def cross_check(config: ExperimentConfig) -> list[Problem]:
+    """Everything that is wrong with a configuration whose single values are right."""
     inputs = _inputs(config)
     return [
         *_check_batches(config),
         *_check_algorithm(config),
         *_check_environment(config, "train", config.env.train),
         *_check_environment(config, "eval", config.env.eval),
-        *map(Problem.of, chain.from_iterable(names.problems(key, folders) for key, names in inputs.items())),
+        *map(Problem.of, chain.from_iterable(names.problems(key) for key, names in inputs.items())),
         *_check_model(config),
         *_check_embodiment(config),
         *_check_placement(config),
@@ -87,15 +79,8 @@ def _check_batches(config: ExperimentConfig) -> Iterator[Problem]:
 
 
 def _check_algorithm(config: ExperimentConfig) -> Iterator[Problem]:
-    algorithm, optim = config.algorithm, config.actor.optim
-    if algorithm.group_size != 1:
-        yield _problem(
-            "algorithm.group_size",
-            algorithm.group_size,
-            "Not in this release",
-            "1: advantages come from the value function (gae), not from groups of environments",
-            "set algorithm.group_size=1",
-        )
+    yield from map(Problem.of, config.algorithm.problems(config.env.train))
+    optim = config.actor.optim
     run_steps = num_updates(config) * num_optimizer_steps(config)
     trains = config.runner.task_type == "embodied" and not config.runner.only_eval
     if trains and 0 < run_steps <= optim.critic_warmup_steps:
@@ -224,12 +209,12 @@ def _check_gr00t_ranges(key: str, mapping: MappingConfig) -> Iterator[Problem]:
 def _check_model(config: ExperimentConfig) -> Iterator[Problem]:
     model = config.actor.model
     yield from map(Problem.of, model.problems())
-    if not model.add_value_head:
+    if "value" in config.algorithm.needs and not model.add_value_head:
         yield _problem(
             "actor.model.add_value_head",
             False,
             "A value head is needed",
-            "true, since algorithm.loss_type is actor_critic",
+            f"true, since algorithm.loss_type is {config.algorithm.loss_type}",
             "set actor.model.add_value_head=true",
         )
 
