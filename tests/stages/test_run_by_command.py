@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import shlex
 import signal
@@ -13,9 +12,9 @@ import pytest
 import torch
 from run_toys import SMALL, saved_steps
 
-from regrasp.cli.common import resume_command
 from regrasp.cli.main import main
 from regrasp.engine.local import LocalEngine
+from regrasp.runner.run_folder import resume_command
 
 
 @pytest.fixture
@@ -95,5 +94,5 @@ def test_an_evaluation_that_is_refused_leaves_no_folder(
 
 def test_the_command_that_continues_names_the_run_once() -> None:
     given = ["train", "--resume_dir", "old run", "a=1", "--resume_dir=x", "runner.resume_dir=y", "--num_envs", "4"]
-    command = resume_command(argparse.Namespace(given=given), Path("the run"))
+    command = resume_command(given, Path("the run"))
     assert shlex.split(command) == ["regrasp", "train", "a=1", "--num_envs", "4", "--resume_dir", "the run"]

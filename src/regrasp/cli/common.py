@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import argparse
 import logging
-import shlex
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from regrasp.config.compose import as_override
-from regrasp.errors import SimulatorError, UserError
-from regrasp.folders import COMMAND_FILE, CONFIG_FILE, discard_unused, require_writable
+from regrasp.errors import UserError
 
 if TYPE_CHECKING:
     from regrasp.experiment.load import LoadedConfig
@@ -215,52 +211,6 @@ def _model_warnings(loaded: LoadedConfig) -> Iterator[str]:
     for name, mapping in (("train", env.train.mapping), ("eval", env.eval.mapping)):
         if warning := model.slot_warning(input_names(mapping)):
             yield f"env.{name}.mapping.embodiment_tag_id: {warning}"
-
-
-@contextmanager
-def open_run_folder(args: argparse.Namespace, loaded: LoadedConfig, *, kind: Sequence[str] = ()) -> Iterator[Path]:
-    """Create `<log_path>/<timestamp>-<task>[_<run_name>]/` and print it first, as the reference does.
-
-    Configuration and command line are written into it. A command that ends before it wrote more leaves nothing.
-
-    Raises:
-        UserError: The folder cannot be written.
-    """
-    root = Path(loaded.config.runner.logger.log_path or Path("logs") / "regrasp").joinpath(*kind)
-    require_writable(root, key="runner.logger.log_path")
-    env = loaded.config.env
-    task = (env.eval if "eval" in kind else env.train).init_params.id
-    stamp = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
-    name = f"{stamp}-{task}" + (f"_{args.run_name}" if args.run_name else "")
-    folder = root / name
-    number = 1
-    while folder.exists():
-        number += 1
-        folder = root / f"{name}.{number}"
-    folder.mkdir(parents=True)
-    _log.info("Logging to: %s", folder.resolve())
-    (folder / CONFIG_FILE).write_text(loaded.to_yaml())
-    (folder / COMMAND_FILE).write_text(f"{command_line(args)}\n")
-    try:
-        yield folder
-    except (UserError, SimulatorError, KeyboardInterrupt):
-        discard_unused(folder)
-        raise
-
-
-def command_line(args: argparse.Namespace) -> str:
-    """The command as the user gave it, quoted for a shell."""
-    return shlex.join(["regrasp", *args.given])
-
-
-def resume_command(args: argparse.Namespace, run_dir: Path) -> str:
-    """The command that continues a run: the user's own, with the run's folder to resume."""
-    given, skip = [], False
-    for text in args.given:
-        if not (skip or text == "--resume_dir" or text.startswith(("--resume_dir=", "runner.resume_dir="))):
-            given.append(text)
-        skip = text == "--resume_dir"
-    return shlex.join(["regrasp", *given, "--resume_dir", str(run_dir)])
 
 
 def prepare_torch(loaded: LoadedConfig) -> None:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from regrasp.cli.common import add_run_arguments, load_to_run, open_run_folder, prepare_torch
+from regrasp.cli.common import add_run_arguments, load_to_run, prepare_torch
 
 if TYPE_CHECKING:
     from regrasp.experiment.load import LoadedConfig
@@ -39,7 +39,9 @@ def run(args: argparse.Namespace) -> int:
         from regrasp.checkpoint.read import full_weights_file
 
         full_weights_file(args.rl_model_path)
-    with open_run_folder(args, loaded, kind=("eval",)) as run_dir:
+    from regrasp.runner.run_folder import open_run_folder
+
+    with open_run_folder(loaded, args.given, args.run_name, evaluates=True) as run_dir:
         _play(args, loaded, run_dir)
     return 0
 

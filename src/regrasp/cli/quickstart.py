@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from regrasp.cli.common import add_config_arguments, command_line, load_to_run, prepare_torch
+from regrasp.cli.common import add_config_arguments, load_to_run, prepare_torch
 from regrasp.folders import require_writable
 
 INTERRUPTED = (
@@ -30,7 +30,8 @@ def run(args: argparse.Namespace) -> int:
     output = args.output or Path("quickstart-run") / f"seed_{loaded.config.seed}"
     require_writable(output, key="--output")
     prepare_torch(loaded)
+    from regrasp.runner.run_folder import command_line
     from regrasp.stages.quickstart import quickstart
 
-    quickstart(loaded, output, command_line(args))
+    quickstart(loaded, output, command_line(args.given))
     return 0

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import shlex
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from regrasp.checkpoint.layout import EXPORT, step_folders
-from regrasp.cli.common import add_run_arguments, load_to_run, open_run_folder, prepare_torch, resume_command
+from regrasp.checkpoint.layout import EXPORT
+from regrasp.cli.common import add_run_arguments, load_to_run, prepare_torch
 from regrasp.errors import UserError
-from regrasp.folders import require_writable
 
 if TYPE_CHECKING:
     from regrasp.experiment.load import LoadedConfig
-
-_log = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,7 +45,13 @@ def run(args: argparse.Namespace) -> int:
     if runner.only_eval or runner.task_type == "embodied_eval":
         return _evaluate(args, loaded)
     require_paths(loaded.config, "train", loaded.file)
-    with _run_folder(args, loaded) as run_dir:
+    from regrasp.runner.run_folder import newest_checkpoint, open_run_folder, resumed_folder
+
+    if runner.resume_dir is not None:
+        place = nullcontext(resumed_folder(runner.resume_dir))
+    else:
+        place = open_run_folder(loaded, args.given, args.run_name)
+    with place as run_dir:
         prepare_torch(loaded)
         from regrasp.stages.train import train
 
@@ -65,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
                 error.add_note(kept)
             raise
         if finished:
-            checkpoint = _newest_checkpoint(run_dir, loaded)
+            checkpoint = newest_checkpoint(run_dir, loaded.config)
             assert checkpoint is not None
             print(f"Model: {checkpoint / EXPORT}\nReport: {shlex.join(['regrasp', 'report', str(run_dir)])}")
             return 0
@@ -78,7 +79,9 @@ def _evaluate(args: argparse.Namespace, loaded: LoadedConfig) -> int:
     from regrasp.experiment.paths import require_paths
 
     require_paths(loaded.config, "play", loaded.file)
-    with open_run_folder(args, loaded, kind=("eval",)) as run_dir:
+    from regrasp.runner.run_folder import open_run_folder
+
+    with open_run_folder(loaded, args.given, args.run_name, evaluates=True) as run_dir:
         prepare_torch(loaded)
         from regrasp.stages.play import PlayOptions, play
 
@@ -86,33 +89,11 @@ def _evaluate(args: argparse.Namespace, loaded: LoadedConfig) -> int:
     return 0
 
 
-@contextmanager
-def _run_folder(args: argparse.Namespace, loaded: LoadedConfig) -> Iterator[Path]:
-    """The folder of a new run, or of the one that is resumed."""
-    resume = loaded.config.runner.resume_dir
-    if resume is None:
-        with open_run_folder(args, loaded) as folder:
-            yield folder
-        return
-    from regrasp.checkpoint.read import find_checkpoint
-
-    folder = find_checkpoint(Path(resume)).absolute().parents[2]
-    require_writable(folder, key="--resume_dir")
-    _log.info("Logging to: %s", folder.resolve())
-    yield folder
-
-
-def _newest_checkpoint(run_dir: Path, loaded: LoadedConfig) -> Path | None:
-    from regrasp.checkpoint.verify import is_complete
-    from regrasp.runner.runner import checkpoints_folder
-
-    folders = step_folders(checkpoints_folder(run_dir, loaded.config).resolve())
-    return next(filter(is_complete, folders), None)
-
-
 def _how_to_continue(args: argparse.Namespace, run_dir: Path, loaded: LoadedConfig) -> str | None:
     """What a run that ended early has kept, and the command that continues it; None if it has kept nothing."""
-    checkpoint = _newest_checkpoint(run_dir, loaded)
+    from regrasp.runner.run_folder import newest_checkpoint, resume_command
+
+    checkpoint = newest_checkpoint(run_dir, loaded.config)
     if checkpoint is None:
         return None
-    return f"Checkpoint: {checkpoint}\nTo continue: {resume_command(args, run_dir)}"
+    return f"Checkpoint: {checkpoint}\nTo continue: {resume_command(args.given, run_dir)}"

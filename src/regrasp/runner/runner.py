@@ -23,6 +23,7 @@ from regrasp.rollout.episodes import EpisodeResult
 from regrasp.rollout.evaluation import VideoRecorder
 from regrasp.runner.guards import SignalGuard
 from regrasp.runner.interrupt import StopRequest
+from regrasp.runner.run_folder import checkpoints_folder
 from regrasp.runner.summary import episode_metrics
 from regrasp.runner.videos import NUM_VIDEOS, EpisodeVideos
 
@@ -210,11 +211,6 @@ class EmbodiedRunner:
         prune(folder, runner.keep_checkpoints)
         if died is not None:
             raise died
-
-
-def checkpoints_folder(run_dir: Path, config: ExperimentConfig) -> Path:
-    """`<run>/<experiment_name>/checkpoints`, as in the reference."""
-    return run_dir / config.runner.logger.experiment_name / "checkpoints"
 
 
 def _rollout_metrics(collected: Collected) -> dict[str, float]:

@@ -17,7 +17,7 @@ from regrasp.errors import UserError
 from regrasp.experiment import ExperimentConfig
 from regrasp.experiment.load import LoadedConfig
 from regrasp.folders import CONFIG_FILE, atomic_file
-from regrasp.runner.runner import checkpoints_folder
+from regrasp.runner.run_folder import checkpoints_folder
 from regrasp.stages.collect import collect
 from regrasp.stages.play import PlayOptions, PlayResult, play
 from regrasp.stages.pretrain import pretrain

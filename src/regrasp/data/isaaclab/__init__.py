@@ -1,0 +1,1 @@
+"""Recordings of Isaac Lab, and their episodes as demonstrations."""
