@@ -15,6 +15,7 @@ from regrasp.errors import UserError
 ENTRY_POINT_GROUP = "regrasp.algorithms"
 _BUILT_IN = {
     "gae": "regrasp.algorithms.ppo:PpoConfig",
+    "grpo": "regrasp.algorithms.grpo:GrpoConfig",
 }
 """`adv_type` to the algorithm's block."""
 
