@@ -12,8 +12,7 @@ from regrasp.models.registry import load_policy
 from regrasp.stages.play import PlayOptions, play
 from regrasp.stages.train import train
 
-ALGORITHMS = {"grpo": ("algorithm.group_size=3",)}
-PPO_ONLY = ("bootstrap_type", "huber_delta", "value_clip", "gae_lambda", "value_epochs")
+ALGORITHMS = {"grpo": ("algorithm.group_size=3",), "reinpp": ("algorithm.kl_beta=0.01",)}
 
 
 def overrides(adv_type: str, start: Path) -> list[str]:
