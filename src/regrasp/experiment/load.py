@@ -105,7 +105,7 @@ def load_config(
     except ValidationError as error:
         raise_problems(problems + schema_problems(error, values, Spec(ExperimentConfig)), sources)
         raise
-    raise_problems(problems + cross_check(config, file.parent), sources)
+    raise_problems(problems + cross_check(config), sources)
     config = _without_idle_value_head(config)
     warnings += idle + oddities(config)
     if reasons:

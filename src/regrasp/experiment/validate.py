@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, is_dataclass
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 from regrasp.config.problems import Problem
@@ -26,21 +24,15 @@ _DEVICES = re.compile(r"all|\d+(-\d+)?(,\d+(-\d+)?)*")
 _ROLES = ("actor", "env", "rollout")
 
 
-def cross_check(config: ExperimentConfig, folder: Path | None = None) -> list[Problem]:
-    """Everything that is wrong with a configuration whose single values are right.
-
-    Args:
-        config: The experiment.
-        folder: Where its file is; a class that it names is looked for there too, to be shown as data.
-    """
-    folders = [path for path in (folder, Path.cwd(), *map(Path, sys.path)) if path is not None]
+def cross_check(config: ExperimentConfig) -> list[Problem]:
+    """Everything that is wrong with a configuration whose single values are right."""
     inputs = _inputs(config)
     return [
         *_check_batches(config),
         *_check_algorithm(config),
         *_check_environment(config, "train", config.env.train),
         *_check_environment(config, "eval", config.env.eval),
-        *map(Problem.of, chain.from_iterable(names.problems(key, folders) for key, names in inputs.items())),
+        *map(Problem.of, chain.from_iterable(names.problems(key) for key, names in inputs.items())),
         *_check_model(config),
         *_check_embodiment(config),
         *_check_placement(config),
