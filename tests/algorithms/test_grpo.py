@@ -125,8 +125,8 @@ def learner(policy: Any, config: GrpoConfig) -> Learner:
 
 def test_an_update_raises_the_probability_of_what_was_better() -> None:
     policy = mlp_policy()
-    assert policy.value_head is not None
-    untouched = policy.value_head[0].weight.detach().clone()
+    untouched = {name: value.detach().clone() for name, value in policy.trainable("value_head")}
+    assert untouched
     rollout = rollout_of(policy, 8, uneven=False).with_columns(column=torch.arange(8))
     algorithm = GrpoConfig(group_size=4, update_epoch=1)
     prepared = algorithm.build().prepare(rollout)
@@ -137,7 +137,7 @@ def test_an_update_raises_the_probability_of_what_was_better() -> None:
         after = policy.evaluate(prepared.table, prepared.trace).log_probs.sum((1, 2))
     moved = after - prepared["log_probs"].sum((1, 2))
     assert float((moved * prepared["advantages"]).sum()) > 0
-    assert torch.equal(policy.value_head[0].weight, untouched)
+    assert all(torch.equal(value, untouched[name]) for name, value in policy.trainable("value_head"))
 
 
 def test_an_update_without_a_group_to_learn_from_makes_no_step() -> None:

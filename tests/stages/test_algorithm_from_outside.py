@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ TUTORIAL = Path(__file__).parents[2] / "docs" / "algorithms.md"
 
 
 @pytest.fixture
-def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The tutorial's two code blocks as an installed package."""
     text = TUTORIAL.read_text().partition("<!-- tutorial -->")[2]
     module, entry = re.findall(r"```(?:python|toml)\n(.*?)```", text, re.DOTALL)[:2]
