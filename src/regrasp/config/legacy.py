@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,7 +47,7 @@ LEGACY: tuple[Legacy, ...] = (
     Legacy("env.channel", _CHANNEL, _PROCESS),
     Legacy("env.*", ("use_rel_reward",), "rewards are the task's own"),
     Legacy("env.*", ("reward_coef",), "rewards are not scaled", (1.0,)),
-    Legacy("env.*", ("group_size",), "environments do not share initial states", (1,)),
+    Legacy("env.eval", ("group_size",), "an evaluation's episodes are one each"),
     Legacy("env.*", ("use_fixed_reset_state_ids",), "every episode has its own seed"),
     Legacy("env.*.init_params", ("task_description",), "the mapping's task_description is the instruction"),
     Legacy("env.eval", ("auto_reset", "max_steps_per_rollout_epoch"), "an evaluation runs every episode to its end"),
@@ -103,6 +103,7 @@ DUPLICATES: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     (("rollout", "model", "obs_converter_type"), ("actor", "model", "obs_converter_type")),
     (("rollout", "model", "embodiment_tag"), ("actor", "model", "embodiment_tag")),
     (("actor", "model", "rl_head_config", "add_value_head"), ("actor", "model", "add_value_head")),
+    (("env", "train", "group_size"), ("algorithm", "group_size")),
 )
 """Keys that the reference writes twice, and the one that counts."""
 
@@ -165,8 +166,12 @@ def translate_synonyms(values: dict[str, Any]) -> None:
             block[path[-1]] = ours
 
 
-def strip_legacy(values: dict[str, Any]) -> tuple[dict[str, str], list[Active]]:
+def strip_legacy(values: dict[str, Any], own: Collection[Path] = ()) -> tuple[dict[str, str], list[Active]]:
     """Remove every legacy key.
+
+    Args:
+        values: The configuration.
+        own: Keys that have an effect in this one.
 
     Returns:
         Why each removed key has no effect (a section that held several and nothing else counts as one), and the
@@ -174,7 +179,7 @@ def strip_legacy(values: dict[str, Any]) -> tuple[dict[str, str], list[Active]]:
     """
     reasons: dict[str, str] = {}
     active: list[Active] = []
-    _strip(values, (), reasons, active)
+    _strip(values, (), own, reasons, active)
     return reasons, active
 
 
@@ -187,10 +192,12 @@ def ignored_warning(reasons: Mapping[str, str], file: object) -> str:
     return "\n".join([f"These keys of {file} have no effect here:", *lines])
 
 
-def _strip(node: dict[str, Any], path: Path, reasons: dict[str, str], active: list[Active]) -> None:
+def _strip(
+    node: dict[str, Any], path: Path, own: Collection[Path], reasons: dict[str, str], active: list[Active]
+) -> None:
     found: dict[str, str] = {}
     for key in list(node):
-        legacy = _legacy_of(path, key)
+        legacy = None if (*path, key) in own else _legacy_of(path, key)
         if legacy is not None:
             value = node.pop(key)
             found[dotted((*path, key))] = legacy.why
@@ -198,7 +205,7 @@ def _strip(node: dict[str, Any], path: Path, reasons: dict[str, str], active: li
                 active.append(Active((*path, key), value, legacy))
         elif isinstance(node[key], dict):
             below: dict[str, str] = {}
-            _strip(node[key], (*path, key), below, active)
+            _strip(node[key], (*path, key), own, below, active)
             found |= below
             if not node[key] and key in known_children(path):
                 del node[key]

@@ -77,12 +77,12 @@ class _Tables:
         return _section(title, block, [name for name in field_infos(block) if name not in shared], note)
 
     def _additions(self, block: type, base: type, path: Path, case: str) -> Iterator[str]:
-        """The tables of what a class has beyond the one that it extends."""
+        """The tables of what a class has beyond the one that it extends, or with another default."""
         if block in self._paths or block is base:
             return
         self._paths[block] = path
-        common = Spec(base).fields()
-        if own := [name for name in field_infos(block) if name not in common]:
+        common, infos, shared = Spec(base).fields(), field_infos(block), field_infos(base)
+        if own := [name for name in infos if name not in common or infos[name].default != shared[name].default]:
             yield _section(f"`{dotted(path)}` with {case}", block, own)
         for name, child in Spec(block).fields().items():
             before = common[name].base if name in common else None

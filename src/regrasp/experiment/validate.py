@@ -3,48 +3,40 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, is_dataclass
-from pathlib import Path
+from itertools import chain
 from typing import Any
 
 from regrasp.config.problems import Problem
 from regrasp.config.sources import split_key
-from regrasp.config.types import NEW_EMBODIMENT, bare_key
+from regrasp.config.types import bare_key
 from regrasp.envs.config import EnvConfig, TrainEnvConfig
 from regrasp.envs.mapping_config import MappingConfig
-from regrasp.errors import UserError
-from regrasp.experiment import ArchitectureConfig, ExperimentConfig
+from regrasp.experiment import ExperimentConfig
 from regrasp.experiment.batches import batch_equation, num_optimizer_steps, num_samples, num_updates
+from regrasp.experiment.inputs import input_names
 from regrasp.experiment.ranges import gaps, gr00t_ranges, overlaps, repeated_values
-from regrasp.models.groot.processing.data_config import data_config
-from regrasp.models.inputs import EMBODIMENT_IDS
+from regrasp.models.inputs import InputNames
 
 _DEVICES = re.compile(r"all|\d+(-\d+)?(,\d+(-\d+)?)*")
 _ROLES = ("actor", "env", "rollout")
 
 
-def cross_check(config: ExperimentConfig, folder: Path | None = None) -> list[Problem]:
-    """Everything that is wrong with a configuration whose single values are right.
-
-    Args:
-        config: The experiment.
-        folder: Where its file is; a class that it names is looked for there too, to be shown as data.
-    """
-    folders = [path for path in (folder, Path.cwd(), *map(Path, sys.path)) if path is not None]
+def cross_check(config: ExperimentConfig) -> list[Problem]:
+    """Everything that is wrong with a configuration whose single values are right."""
+    inputs = _inputs(config)
     return [
         *_check_batches(config),
         *_check_algorithm(config),
         *_check_environment(config, "train", config.env.train),
         *_check_environment(config, "eval", config.env.eval),
-        *_check_data_config("env.train.mapping", config.env.train.mapping, folders),
-        *_check_data_config("env.eval.mapping", config.env.eval.mapping, folders),
+        *map(Problem.of, chain.from_iterable(names.problems(key) for key, names in inputs.items())),
         *_check_model(config),
         *_check_embodiment(config),
         *_check_placement(config),
-        *_check_architecture(config),
+        *_check_pretraining(config),
     ]
 
 
@@ -87,15 +79,8 @@ def _check_batches(config: ExperimentConfig) -> Iterator[Problem]:
 
 
 def _check_algorithm(config: ExperimentConfig) -> Iterator[Problem]:
-    algorithm, optim = config.algorithm, config.actor.optim
-    if algorithm.group_size != 1:
-        yield _problem(
-            "algorithm.group_size",
-            algorithm.group_size,
-            "Not in this release",
-            "1: advantages come from the value function (gae), not from groups of environments",
-            "set algorithm.group_size=1",
-        )
+    yield from map(Problem.of, config.algorithm.problems(config.env.train))
+    optim = config.actor.optim
     run_steps = num_updates(config) * num_optimizer_steps(config)
     trains = config.runner.task_type == "embodied" and not config.runner.only_eval
     if trains and 0 < run_steps <= optim.critic_warmup_steps:
@@ -221,27 +206,15 @@ def _check_gr00t_ranges(key: str, mapping: MappingConfig) -> Iterator[Problem]:
         )
 
 
-def _check_data_config(key: str, mapping: MappingConfig, folders: Sequence[Path]) -> Iterator[Problem]:
-    """What the block's own types do not say: known names, keys given once, modes that can be undone."""
-    for field in ("data_config_class", "data_config"):
-        value = getattr(mapping, field)
-        if value is not None:
-            try:
-                content = value if isinstance(value, str) else asdict(value)
-                data_config(content, file=None, key=f"{key}.{field}", folders=folders)
-            except UserError as error:
-                yield Problem.of(error)
-
-
 def _check_model(config: ExperimentConfig) -> Iterator[Problem]:
     model = config.actor.model
     yield from map(Problem.of, model.problems())
-    if not model.add_value_head:
+    if "value" in config.algorithm.needs and not model.add_value_head:
         yield _problem(
             "actor.model.add_value_head",
             False,
             "A value head is needed",
-            "true, since algorithm.loss_type is actor_critic",
+            f"true, since algorithm.loss_type is {config.algorithm.loss_type}",
             "set actor.model.add_value_head=true",
         )
 
@@ -294,52 +267,14 @@ def _check_placement(config: ExperimentConfig) -> Iterator[Problem]:
         )
 
 
-def _check_architecture(config: ExperimentConfig) -> Iterator[Problem]:
-    if config.pretrain is None:
-        return
-    sizes: ArchitectureConfig = config.pretrain.architecture
-    key = "pretrain.architecture"
-    for name, divisor in (
-        ("image_size", "patch_size"),
-        ("vision_width", "vision_heads"),
-        ("head_width", "head_heads"),
-        ("language_heads", "language_kv_heads"),
-    ):
-        value, by = getattr(sizes, name), getattr(sizes, divisor)
-        if value % by:
-            yield _problem(
-                f"{key}.{name}",
-                value,
-                "Not divisible",
-                f"a multiple of {key}.{divisor} ({by})",
-                f"set {key}.{name}={_near_multiple(value, by)}",
-            )
-    model = config.actor.model
-    for name, env in (("train", config.env.train), ("eval", config.env.eval)):
-        slot = env.mapping.embodiment_tag_id
-        if slot is None:
-            tag = env.mapping.embodiment_tag
-            slot = 0 if tag == NEW_EMBODIMENT else EMBODIMENT_IDS.get(tag, 0)  # `pretrain` has the new one in slot 0
-        if slot >= sizes.num_embodiments:
-            yield _problem(
-                f"env.{name}.mapping.embodiment_tag_id",
-                slot,
-                "No such embodiment slot",
-                f"below {key}.num_embodiments ({sizes.num_embodiments})",
-                f"set env.{name}.mapping.embodiment_tag_id=0",
-            )
-    for name, limit, needed in (
-        ("action_horizon", sizes.action_horizon, ("num_action_chunks", model.num_action_chunks)),
-        ("max_action_dim", sizes.max_action_dim, ("action_dim", model.action_dim)),
-    ):
-        if limit < needed[1]:
-            yield _problem(
-                f"{key}.{name}",
-                limit,
-                "Too small",
-                f"at least actor.model.{needed[0]} ({needed[1]})",
-                f"set {key}.{name}={needed[1]}",
-            )
+def _check_pretraining(config: ExperimentConfig) -> Iterator[Problem]:
+    if config.pretrain is not None:
+        yield from map(Problem.of, config.pretrain.architecture.problems(config.actor.model, _inputs(config)))
+
+
+def _inputs(config: ExperimentConfig) -> dict[str, InputNames]:
+    """What the model is told of its inputs, by the key of each mapping."""
+    return {f"env.{name}.mapping": input_names(env.mapping) for name, env in vars(config.env).items()}
 
 
 def _written(value: Any) -> Any:
