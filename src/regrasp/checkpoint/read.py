@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -42,17 +43,17 @@ class Checkpoint:
     regrasp_version: str
     """Version that wrote the checkpoint."""
 
-    @property
+    @cached_property
     def model_state(self) -> dict[str, Tensor]:
         """The whole policy."""
         return torch.load(self.path / FULL_WEIGHTS, map_location="cpu", weights_only=True)
 
-    @property
+    @cached_property
     def optimizer_state(self) -> dict[str, Any]:
         """Of the optimizer or optimizers."""
         return torch.load(self.path / OPTIMIZER, map_location="cpu", weights_only=True)
 
-    @property
+    @cached_property
     def tensors(self) -> dict[str, Tensor]:
         """Everything else that is a tensor, sorted by name."""
         return dict(sorted(load_file(self.path / TENSORS).items()))
