@@ -1,1 +1,1 @@
-"""Algorithms, one file each with its configuration, and pure functions on tensors: advantages, losses, flow sampling."""
+"""Algorithms, one file each with its configuration, and pure functions: advantages, losses, flow sampling."""
