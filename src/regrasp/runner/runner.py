@@ -1,4 +1,4 @@
-"""Stage 3: reinforcement learning."""
+"""The training loop: collect, check, update, check, evaluate, log, save."""
 
 from __future__ import annotations
 
