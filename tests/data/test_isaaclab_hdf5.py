@@ -13,7 +13,7 @@ import pytest
 
 from lab_python import needs_lab
 from lab_recordings import ACTION_DIM, ENV_NAME, IMAGE, Demo, demo, record_with_handler, write_recording
-from regrasp.data.isaaclab.hdf5 import EpisodeError, RecordedEpisode, RecorderFile
+from regrasp.data.isaaclab_hdf5 import EpisodeError, RecordedEpisode, RecorderFile
 from regrasp.errors import UserError
 
 DEMOS = [demo(seed, length=4 + seed % 3, success=seed != 2) for seed in range(12)]
@@ -344,8 +344,8 @@ def read_everything(path: Path) -> str:
 
 def test_a_missing_package_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "h5py", None)
-    monkeypatch.delitem(sys.modules, "regrasp.data.isaaclab.hdf5")
+    monkeypatch.delitem(sys.modules, "regrasp.data.isaaclab_hdf5")
     with pytest.raises(UserError, match="needs the package h5py") as caught:
-        import regrasp.data.isaaclab.hdf5  # noqa: F401
+        import regrasp.data.isaaclab_hdf5  # noqa: F401
     assert caught.value.mend is not None
     assert caught.value.mend.startswith('pip install "h5py')

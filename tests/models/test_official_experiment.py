@@ -12,7 +12,6 @@ from official_layout import write_official
 
 import regrasp
 from lab_recordings import demo, write_recording
-from regrasp.data.demonstrations import ACTION, STATE, camera_features
 from regrasp.data.lerobot import DatasetWriter, FeatureSpec
 from regrasp.engine.policies import create_policy
 from regrasp.envs.contract import EnvSpec
@@ -24,6 +23,7 @@ from regrasp.models.groot.checkpoint import load_groot
 from regrasp.models.groot.processing.data_config import KeyConfig
 from regrasp.models.inputs import InputNames
 from regrasp.stages.convert import convert
+from regrasp.stages.demonstrations import ACTION, STATE, camera_features
 from regrasp.stages.sft import train_base
 
 (MAIN_CAMERA,) = camera_features(1)

@@ -11,7 +11,6 @@ import torch
 from run_toys import groot_experiment
 from torch import Tensor
 
-from regrasp.data.demonstrations import ACTION, STATE, camera_features
 from regrasp.data.lerobot import DemonstrationDataset
 from regrasp.envs.config import EnvConfig
 from regrasp.envs.contract import Observation, Step, VecEnv
@@ -23,6 +22,7 @@ from regrasp.experiment.load import load_config
 from regrasp.rollout.choosers import expert_chooser
 from regrasp.seeding import episode_seed
 from regrasp.stages.collect import Demonstrator, record
+from regrasp.stages.demonstrations import ACTION, STATE, camera_features
 
 (MAIN_CAMERA,) = camera_features(1)
 

@@ -15,8 +15,7 @@ import torch
 from lab_python import LAB_PYTHON, STAND_IN, needs_lab
 from lab_recordings import IMAGE, Demo, demo, record_with_handler, write_recording
 from regrasp.cli.main import main
-from regrasp.data.demonstrations import ACTION, STATE
-from regrasp.data.isaaclab.hdf5 import RecordedEpisode, RecorderFile
+from regrasp.data.isaaclab_hdf5 import RecordedEpisode, RecorderFile
 from regrasp.data.lerobot import DatasetWriter, DemonstrationDataset
 from regrasp.envs.contract import Observation
 from regrasp.errors import UserError
@@ -24,6 +23,7 @@ from regrasp.experiment import ExperimentConfig
 from regrasp.experiment.load import load_config
 from regrasp.models.registry import load_policy
 from regrasp.stages.convert import ConvertReport, convert, omission_lines, survey, write_dataset
+from regrasp.stages.demonstrations import ACTION, STATE
 from regrasp.stages.sft import train_base
 
 EXPERIMENT = "isaaclab_stack_cube_ppo_groot"

@@ -12,7 +12,6 @@ from run_toys import SMALL
 
 from lab_python import LAB_PYTHON, STAND_IN, needs_lab
 from regrasp.cli.main import main
-from regrasp.data.demonstrations import ACTION, STATE
 from regrasp.data.lerobot import DemonstrationDataset
 from regrasp.envs.contract import Observation
 from regrasp.errors import SimulatorError, UserError
@@ -21,6 +20,7 @@ from regrasp.experiment.load import load_config
 from regrasp.models.registry import load_policy
 from regrasp.rollout.choosers import load_script, nested
 from regrasp.stages.collect import collect
+from regrasp.stages.demonstrations import ACTION, STATE
 
 SCRIPT = """
 import numpy as np

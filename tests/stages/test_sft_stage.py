@@ -11,15 +11,15 @@ import torch
 from run_toys import groot_experiment
 
 from regrasp.checkpoint.hub_folder import load_safetensors
-from regrasp.data.demonstrations import ACTION, STATE
 from regrasp.data.lerobot import DatasetWriter, DemonstrationDataset, FeatureSpec
-from regrasp.data.training_frames import load_frames
 from regrasp.errors import UserError
 from regrasp.models.groot.checkpoint import load_groot
 from regrasp.models.mlp.policy import MlpPolicy
 from regrasp.models.registry import load_policy
+from regrasp.stages.demonstrations import ACTION, STATE
 from regrasp.stages.pretrain import cached_backbone
 from regrasp.stages.sft import train_base
+from regrasp.stages.training_frames import load_frames
 
 
 def changed_parts(first: Path, second: Path) -> set[str]:
@@ -72,9 +72,11 @@ def test_held_out_episodes_are_not_trained_on(backbone: Path, demos: Path, tmp_p
 def test_every_nth_frame_of_each_episode_is_trained_on_with_its_own_chunk(base_model: Path, demos: Path) -> None:
     dataset, policy = DemonstrationDataset.open(demos), load_groot(base_model)
     columns = dataset.load_columns([ACTION, "frame_index", "episode_index"])
-    mapping = groot_experiment().config.env.train.mapping
+    configs = (groot_experiment(f"sft.frame_stride={n}", "sft.validation_fraction=0").config for n in (1, 3))
     (every, _), (thinned, _) = (
-        load_frames(policy, dataset, mapping, frame_stride=n, validation_fraction=0.0) for n in (1, 3)
+        load_frames(policy, dataset, config.env.train.mapping, config.sft)
+        for config in configs
+        if config.sft is not None
     )
     kept = torch.from_numpy(columns["frame_index"] % 3 == 0)
     assert 0 < len(thinned.actions) < len(every.actions) == dataset.num_frames

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from regrasp.data.demonstrations import demonstration_columns, demonstration_features, sources
 from regrasp.data.lerobot import DatasetWriter
 from regrasp.data.lerobot.schema import INFO_PATH
 from regrasp.engine.acting import create_chooser
@@ -27,6 +26,7 @@ from regrasp.logging.progress import progress
 from regrasp.rollout.choosers import load_script, one_step_at_a_time
 from regrasp.rollout.episodes import Choose, EpisodeResult, Episodes, NumberedEpisodes, Recorder, play_episodes
 from regrasp.seeding import numpy_generator
+from regrasp.stages.demonstrations import demonstration_columns, demonstration_features, sources
 
 
 @dataclass(frozen=True)

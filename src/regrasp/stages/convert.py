@@ -5,27 +5,23 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from regrasp.data.demonstrations import camera_features, demonstration_features, sources
-from regrasp.data.isaaclab.episodes import LOCATION, ConvertedEpisode, EpisodeConverter, Layout
-from regrasp.data.isaaclab.hdf5 import EpisodeError, RecordedEpisode, RecorderFile
+from regrasp.data.isaaclab_hdf5 import EpisodeError, RecordedEpisode, RecorderFile
 from regrasp.data.lerobot import DatasetWriter
 from regrasp.data.lerobot.schema import INFO_PATH
 from regrasp.envs.config import EnvConfig
 from regrasp.envs.isaaclab.catalog import is_recording_of
 from regrasp.envs.isaaclab.config import IsaacLabEnvConfig
-from regrasp.envs.mapping_config import MappingConfig
 from regrasp.envs.registry import step_seconds
-from regrasp.envs.selection import ObservationSelection, Range, StateSource, camera_names, state_names
 from regrasp.errors import UserError
 from regrasp.experiment import ExperimentConfig
-from regrasp.experiment.inputs import input_names
 from regrasp.folders import require_output
 from regrasp.logging.progress import progress
+from regrasp.stages.demonstrations import demonstration_features, modality, sources
+from regrasp.stages.recordings import LOCATION, ConvertedEpisode, EpisodeConverter, Layout
 
 _log = logging.getLogger(__name__)
 
@@ -185,7 +181,7 @@ def write_dataset(config: ExperimentConfig, chosen: Survey, output: Path, *, ove
 
 def _writer(config: ExperimentConfig, chosen: Survey, output: Path, overwrite: bool) -> DatasetWriter:
     env, model = config.env.train, config.actor.model
-    first = _converter(config, chosen.candidates[0].episode)
+    first = EpisodeConverter(config, chosen.candidates[0].episode)
     cameras = first.layout.camera_shapes
     return DatasetWriter(
         output,
@@ -193,13 +189,9 @@ def _writer(config: ExperimentConfig, chosen: Survey, output: Path, overwrite: b
         robot_type=env.init_params.id,
         features=demonstration_features(first.layout.state_dim, model.action_dim, cameras),
         overwrite=overwrite,
-        modality=_modality(env.mapping, first.observations, model.action_dim),
+        modality=modality(env.mapping, first.observations, model.action_dim),
         sources=sources(first.observations),
     )
-
-
-def _converter(config: ExperimentConfig, episode: RecordedEpisode) -> EpisodeConverter:
-    return EpisodeConverter(config.env.train.mapping, config.actor.model.action_dim, episode)
 
 
 def _episodes(
@@ -210,7 +202,7 @@ def _episodes(
         with RecorderFile(path) as recording:
             for candidate in group:
                 try:
-                    yield candidate, _converter(config, candidate.episode).read(recording)
+                    yield candidate, EpisodeConverter(config, candidate.episode).read(recording)
                 except EpisodeError as error:
                     yield candidate, error
 
@@ -263,7 +255,7 @@ class _Findings:
             raise EpisodeError(f"too short: {episode.num_steps} actions")
         if not episode.success and not self._keep_failed:
             raise EpisodeError("not recorded as successful" if episode.success is None else "not successful", _KEEP)
-        layout = _converter(self._config, episode).layout
+        layout = EpisodeConverter(self._config, episode).layout
         self._layout = self._layout or layout
         if layout != self._layout:
             raise EpisodeError(f"it has {layout}, and the first episode {self._layout}")
@@ -367,58 +359,3 @@ def _lost_action_warning(largest: float) -> str:
         "The recordings move entries of the action that the policy does not drive: they are up to"
         f" {largest:g} away from the constants of action_mapping. A policy trained on this cannot repeat them."
     )
-
-
-def _modality(mapping: MappingConfig, observations: ObservationSelection, action_dim: int) -> dict[str, Any]:
-    """Content of GR00T's `meta/modality.json`: names of cameras, and of slices of state and action.
-
-    The names are those of `gr00t_mapping` and `data_config`. Without them cameras and parts of the state are called as
-    their observations, and the action is one part.
-
-    Args:
-        mapping: The model's inputs.
-        observations: What images and state are made of.
-        action_dim: Width of the policy's action.
-
-    Raises:
-        UserError: The data configuration's parts do not fit the state or the action.
-    """
-    names = input_names(mapping).in_dataset(state_names(mapping), observations.state_dim, action_dim)
-    cameras = observations.cameras
-    views = camera_names(mapping) if mapping.gr00t_mapping else _short_names(cameras)
-    return {
-        "state": _slices(names.state or _observation_ranges(observations.states)),
-        "action": _slices(names.action or {"action": (0, action_dim)}),
-        "video": {
-            view: {"original_key": name} for view, name in zip(views, camera_features(len(cameras)), strict=False)
-        },
-        "annotation": {names.language.removeprefix("annotation."): {"original_key": "task_index"}},
-    }
-
-
-def _observation_ranges(states: Sequence[StateSource]) -> dict[str, Range]:
-    """Parts of the state by the last name of their observation, in full where that is not unique."""
-    short = [_last_name(source.key) for source in states]
-    ranges: dict[str, Range] = {}
-    start = 0
-    for name, source in zip(short, states, strict=True):
-        stop = start + source.stop - source.start
-        key = name if short.count(name) == 1 else f"{source.key}[{source.start}:{source.stop}]"
-        ranges[key] = (start, stop)
-        start = stop
-    return ranges
-
-
-def _last_name(key: str) -> str:
-    """`eef_pos` of `policy/eef_pos`."""
-    return key.rpartition("/")[2]
-
-
-def _short_names(keys: Sequence[str]) -> tuple[str, ...]:
-    """Last names of observations, in full where they are not unique."""
-    short = [_last_name(key) for key in keys]
-    return tuple(name if short.count(name) == 1 else key for name, key in zip(short, keys, strict=True))
-
-
-def _slices(ranges: Mapping[str, Range]) -> dict[str, dict[str, int]]:
-    return {key: {"start": start, "end": stop} for key, (start, stop) in ranges.items()}

@@ -6,17 +6,14 @@ import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 
-from regrasp.data.demonstrations import ACTION, STATE, read_sources
 from regrasp.data.lerobot import DemonstrationDataset
-from regrasp.data.training_frames import Frames, load_frames
 from regrasp.engine.policies import check_inputs, choose_device
-from regrasp.envs.selection import camera_names, is_name_of, state_names
+from regrasp.envs.selection import camera_names, state_names
 from regrasp.errors import TrainingHaltedError, UserError
 from regrasp.experiment import ExperimentConfig, SftConfig
 from regrasp.experiment.inputs import input_names
@@ -29,7 +26,9 @@ from regrasp.models.config import DatasetFacts
 from regrasp.models.contract import Policy
 from regrasp.models.normalization import Statistics
 from regrasp.seeding import KeyedNoise, torch_generator
+from regrasp.stages.demonstrations import ACTION, STATE, check_sources
 from regrasp.stages.pretrain import cached_backbone
+from regrasp.stages.training_frames import Frames, load_frames
 
 _log = logging.getLogger(__name__)
 
@@ -83,17 +82,11 @@ def train_base(
         backbone = backbone or _backbone(config)
     seed = config.seed if sft.seed is None else sft.seed
     dataset = DemonstrationDataset.open(data)
-    for warning in _check_sources(dataset, config, uses_images=config.actor.model.uses_images):
+    for warning in check_sources(dataset, config, uses_images=config.actor.model.uses_images):
         _log.warning(warning)
     device = choose_device()
     policy = _base_policy(config, dataset, backbone, sft.train == "all", seed).to(device)
-    train, validation = load_frames(
-        policy,
-        dataset,
-        config.env.train.mapping,
-        frame_stride=sft.frame_stride,
-        validation_fraction=sft.validation_fraction,
-    )
+    train, validation = load_frames(policy, dataset, config.env.train.mapping, sft)
     with torch.autocast(device.type, torch.bfloat16, enabled=config.actor.model.precision == "bf16"):
         if sft.train == "head":
             train.inputs = _encode(policy, train.inputs, device)
@@ -208,59 +201,3 @@ def _loss(policy: Policy, batch: Frames, frozen: bool, noise: KeyedNoise, repeat
 def _noise(seed: int, rows: Iterable[int], step: int) -> KeyedNoise:
     """Noise of a step, keyed by the row."""
     return KeyedNoise(seed, "data", [(row, 1, step) for row in rows])
-
-
-def _check_sources(dataset: DemonstrationDataset, config: ExperimentConfig, *, uses_images: bool) -> list[str]:
-    """Check that the experiment maps to a policy what the demonstrations were made of.
-
-    Datasets of other programs do not say what they were made of: of them, widths and numbers are checked.
-
-    Returns:
-        Warnings.
-
-    Raises:
-        UserError: Cameras, states or the action's width differ.
-    """
-    mapping, action_dim = config.env.train.mapping, dataset.features[ACTION].shape[0]
-    if config.actor.model.action_dim != action_dim:
-        raise _other_mapping(dataset, "actor.model.action_dim", config.actor.model.action_dim, str(action_dim))
-    asked = [name for name in (mapping.main_images, *mapping.extra_view_images) if name is not None]
-    if uses_images and len(asked) != len(dataset.cameras):
-        key = "env.train.mapping.extra_view_images" if asked else "env.train.mapping.main_images"
-        raise _other_mapping(dataset, key, asked, f"{len(dataset.cameras)} camera(s) in all")
-    text, warnings = mapping.task_description, []
-    if text is not None and text not in dataset.tasks:
-        known = ", ".join(f"'{task}'" for task in dataset.tasks[:3])
-        warnings = [
-            f"env.train.mapping.task_description is '{text}'; the demonstrations in {dataset.root} say {known}."
-        ]
-    found = read_sources(dataset)
-    if found is None:
-        return warnings
-    cameras, states = found
-    named = [is_name_of(*pair) for pair in zip(asked, cameras, strict=False)]
-    if uses_images and not (all(named) and len(asked) == len(cameras)):
-        key = "extra_view_images" if named[:1] == [True] else "main_images"
-        raise _other_mapping(dataset, f"env.train.mapping.{key}", asked, ", ".join(cameras))
-    same = len(mapping.states) == len(states) and all(
-        is_name_of(entry.key, part.key)
-        and (part.start == 0 if entry.slice is None else entry.slice == (part.start, part.stop))
-        for entry, part in zip(mapping.states, states, strict=True)
-    )
-    if not same:
-        expected = ", ".join(f"{part.key}[{part.start}:{part.stop}]" for part in states)
-        asked_states = [
-            entry.key if entry.slice is None else f"{entry.key}{list(entry.slice)}" for entry in mapping.states
-        ]
-        raise _other_mapping(dataset, "env.train.mapping.states", asked_states, expected)
-    return warnings
-
-
-def _other_mapping(dataset: DemonstrationDataset, key: str, value: Any, expected: str) -> UserError:
-    return UserError(
-        f"Another mapping than the demonstrations in {dataset.root} were made with",
-        key=key,
-        value=value,
-        expected=expected,
-        mend="correct it, or record or convert the demonstrations again with this mapping",
-    )

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from regrasp.data.demonstrations import demonstration_columns
-from regrasp.data.isaaclab.hdf5 import EpisodeError, RecordedArray, RecordedEpisode, RecorderFile
+from regrasp.data.isaaclab_hdf5 import EpisodeError, RecordedArray, RecordedEpisode, RecorderFile
 from regrasp.envs.mapping import ActionMapping, ObservationMapping
-from regrasp.envs.mapping_config import MappingConfig
 from regrasp.envs.selection import STATE, ArraySpec
+from regrasp.experiment import ExperimentConfig
+from regrasp.stages.demonstrations import demonstration_columns
 
 LOCATION = "env.train.mapping"
 """Where the mapping stands, for errors."""
@@ -48,10 +48,11 @@ class EpisodeConverter:
         UserError: The mapping asks for what the recording does not hold, or the action has another width.
     """
 
-    def __init__(self, mapping: MappingConfig, action_dim: int, episode: RecordedEpisode) -> None:
+    def __init__(self, config: ExperimentConfig, episode: RecordedEpisode) -> None:
+        mapping = config.env.train.mapping
         raw = {key: ArraySpec(array.shape, array.dtype) for key, array in episode.observations.items()}
         self.observations = ObservationMapping(mapping, raw, LOCATION, "The recording", _advice(episode))
-        self._actions = ActionMapping(mapping, action_dim, episode.action_dim, LOCATION)
+        self._actions = ActionMapping(mapping, config.actor.model.action_dim, episode.action_dim, LOCATION)
         self._episode = episode
         self._mapping = mapping
         self._instruction_key, (key, self._instructions) = None, mapping.instruction_choice()

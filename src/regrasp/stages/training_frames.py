@@ -10,15 +10,16 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from regrasp.data.demonstrations import ACTION, STATE, camera_features
 from regrasp.data.lerobot import DemonstrationDataset, action_chunks
 from regrasp.envs.contract import Observation
 from regrasp.envs.mapping import named_state
 from regrasp.envs.mapping_config import MappingConfig
 from regrasp.envs.selection import camera_names, state_names
 from regrasp.errors import UserError
+from regrasp.experiment import SftConfig
 from regrasp.logging.progress import progress
 from regrasp.models.contract import Policy
+from regrasp.stages.demonstrations import ACTION, STATE, camera_features
 
 _PART = 256
 """Frames prepared at once."""
@@ -45,30 +46,18 @@ class Frames:
 
 
 def load_frames(
-    policy: Policy,
-    dataset: DemonstrationDataset,
-    mapping: MappingConfig,
-    *,
-    frame_stride: int,
-    validation_fraction: float,
+    policy: Policy, dataset: DemonstrationDataset, mapping: MappingConfig, sft: SftConfig
 ) -> tuple[Frames, Frames | None]:
     """Training and validation frames, split by episode: the last episodes are held out.
 
     Images are held in memory as the policy prepares them; at the size they were recorded in, for one episode at a time.
-
-    Args:
-        policy: Prepares the observations.
-        dataset: The demonstrations.
-        mapping: Gives cameras and parts of the state the names that the policy knows.
-        frame_stride: Every so many frames of an episode are taken.
-        validation_fraction: Share of the episodes that is held out.
     """
     columns = dataset.load_columns([STATE, ACTION, "episode_index", "frame_index", "task_index"])
-    kept = np.flatnonzero(columns["frame_index"] % frame_stride == 0)
+    kept = np.flatnonzero(columns["frame_index"] % sft.frame_stride == 0)
     actions, valid = action_chunks(columns[ACTION], columns["episode_index"], policy.spec.action_horizon)
     parts = _prepared(policy, dataset, mapping, columns[STATE], columns["task_index"], kept)
     frames = Frames(TensorDict.cat(list(parts)), torch.from_numpy(actions[kept]), torch.from_numpy(valid[kept]))
-    num_held_out = int(dataset.num_episodes * validation_fraction)
+    num_held_out = int(dataset.num_episodes * sft.validation_fraction)
     held_out = torch.from_numpy(columns["episode_index"][kept] >= dataset.num_episodes - num_held_out)
     train = frames.rows(torch.nonzero(~held_out).flatten())
     return train, frames.rows(torch.nonzero(held_out).flatten()) if num_held_out else None

@@ -1,1 +1,0 @@
-"""Recordings of Isaac Lab, and their episodes as demonstrations."""
