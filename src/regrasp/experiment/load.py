@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from regrasp.config.compose import compose_experiment
 from regrasp.config.describe import Path, Spec, dotted
 from regrasp.config.legacy import Active, ignored_warning, merge_duplicates, strip_legacy, translate_synonyms
-from regrasp.config.problems import Problem, raise_problems, schema_problems
+from regrasp.config.problems import raise_problems, schema_problems
 from regrasp.config.search import find_config
 from regrasp.config.sources import COMMAND_LINE, Sources, split_key
 from regrasp.envs.registry import experiment_folders
@@ -104,7 +104,7 @@ def load_config(
     except ValidationError as error:
         raise_problems(problems + schema_problems(error, values, Spec(ExperimentConfig)), sources)
         raise
-    raise_problems(problems + cross_check(config, file.parent), sources)
+    raise_problems([*problems, *cross_check(config, file.parent)], sources)
     warnings += idle + oddities(config)
     if reasons:
         warnings.insert(0, ignored_warning(reasons, file))
@@ -128,13 +128,8 @@ def _strip_models(values: Mapping[str, Any]) -> list[str]:
     return [] if warning is None else [warning]
 
 
-def _active_problem(active: Active) -> Problem:
+def _active_problem(active: Active) -> UserError:
     key, neutral = dotted(active.path), active.legacy.neutral[0]
     text = "null" if neutral is None else str(neutral).lower()
-    return Problem(
-        problem=f"Not supported: {key}",
-        path=active.path,
-        value=active.value,
-        expected=f"{text}: {active.legacy.why}",
-        mend=f"set {key} to {text}, or remove it",
-    )
+    mend = f"set {key} to {text}, or remove it"
+    return UserError("Not supported", key=key, value=active.value, expected=f"{text}: {active.legacy.why}", mend=mend)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from regrasp.config.problems import not_a_multiple
 from regrasp.config.types import (
     BLOCK,
     Name,
@@ -15,6 +17,7 @@ from regrasp.config.types import (
     PositiveFloat,
     PositiveInt,
 )
+from regrasp.errors import UserError
 
 
 @dataclass(frozen=True, config=BLOCK)
@@ -69,6 +72,16 @@ class ArchitectureConfig:
     """Width to which actions are padded."""
     num_embodiments: PositiveInt = 2
     """Slots of embodiment-specific projectors."""
+
+    def problems(self, key: str) -> Iterator[UserError]:
+        """Widths that their parts do not divide."""
+        for name, divisor in (
+            ("image_size", "patch_size"),
+            ("vision_width", "vision_heads"),
+            ("head_width", "head_heads"),
+            ("language_heads", "language_kv_heads"),
+        ):
+            yield from not_a_multiple(f"{key}.{name}", getattr(self, name), f"{key}.{divisor}", getattr(self, divisor))
 
 
 @dataclass(frozen=True, config=BLOCK)
