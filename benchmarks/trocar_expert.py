@@ -52,14 +52,15 @@ def run(case: Case, seed: int) -> dict[str, int | None]:
     simulator = simulator_of(case.timestep, case.squeeze)
     noise = np.random.default_rng((seed, 1))
     steps: dict[str, int | None] = dict.fromkeys((*STAGES, "truly_inserted"))
-    simulator.begin(0, seed)
+    simulator.reset([0], [seed])
+    action = np.zeros((1, simulator.describe().action_dim))
     for step in range(1, LIMIT + 1):
-        action = simulator.expert(0)
-        outcome = simulator.advance(0, action + case.noise * noise.standard_normal(action.shape))
+        simulator.expert([0], action)
+        outcome = simulator.advance(action + case.noise * noise.standard_normal(action.shape), np.ones(1, bool))
         for name in steps:
-            if outcome.info[name] and steps[name] is None:
+            if outcome.info[name][0] and steps[name] is None:
                 steps[name] = step
-        if outcome.terminated or outcome.truncated:
+        if outcome.terminated[0] or outcome.truncated[0]:
             break
     return steps
 

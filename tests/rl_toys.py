@@ -14,10 +14,11 @@ from regrasp.envs.contract import Capabilities, EnvSpec, Observation, Step, VecE
 from regrasp.envs.mapping import ActionMapping
 from regrasp.envs.mapping_config import ActionMapping as ActionMappingConfig
 from regrasp.envs.mapping_config import MappingConfig
-from regrasp.experiment import ActorConfig, AlgorithmConfig, ArchitectureConfig, OptimConfig
+from regrasp.experiment import ActorConfig, AlgorithmConfig, OptimConfig
 from regrasp.learner.learner import Learner
 from regrasp.models.config import RlHeadConfig
 from regrasp.models.contract import Action, Evaluation, Noise, Policy, PolicySpec
+from regrasp.models.groot.architecture import ArchitectureConfig
 from regrasp.models.groot.config import GrootConfig
 from regrasp.models.groot.policy import GrootPolicy
 from regrasp.models.groot.processing.processor import GrootProcessor

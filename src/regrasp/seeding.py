@@ -60,7 +60,7 @@ def _sequence(seed: int, role: Role, key: tuple[int, ...]) -> np.random.SeedSequ
 class KeyedNoise:
     """Noise for B rows; row i depends on (seed, role, keys[i], name) alone.
 
-    Keys are (environment or episode, episode, decision) triples. Streams are Philox counters (Salmon et al. 2011,
+    What the three numbers of a key are, `rollout/episodes.py` says. Streams are Philox counters (Salmon et al. 2011,
     "Parallel random numbers: as easy as 1, 2, 3"), as NumPy implements them.
     """
 

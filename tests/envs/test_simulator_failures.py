@@ -68,7 +68,7 @@ def close_within(env: RemoteVecEnv, seconds: float, deadline: float = 10.0) -> N
     assert not any(is_alive(pid) for pid in pids)
 
 
-@pytest.mark.parametrize(("at", "method"), [("reset", "begin"), ("step", "advance"), ("observe", "observe")])
+@pytest.mark.parametrize(("at", "method"), [("reset", "reset"), ("step", "advance"), ("observe", "observe")])
 def test_an_exception_arrives_with_its_traceback_and_closing_is_quick(at: str, method: str):
     env = faulty(at, "raise", seed=1)
     with pytest.raises(SimulatorError) as caught:

@@ -163,14 +163,14 @@ def test_the_dense_reward_is_an_option():
 def test_an_object_that_falls_truncates_the_episode():
     task = create_task(TROCAR)
     simulator = MujocoSimulator(task, 1, 256)
-    simulator.begin(0, 0)
+    simulator.reset([0], [0])
     layout = Layout(task.model)
     layout.place(simulator._data[0], 1, np.array([-1.0, 1.0, 0.6]), np.array([1.0, 0, 0, 0]))
-    outcomes = [simulator.advance(0, np.zeros(43)) for _ in range(15)]
-    falls = [outcome.truncated for outcome in outcomes]
+    outcomes = [simulator.advance(np.zeros((1, 43)), np.ones(1, bool)) for _ in range(15)]
+    falls = [outcome.truncated[0] for outcome in outcomes]
     assert not falls[0]
     assert falls[-1]
-    assert not any(outcome.terminated or outcome.success for outcome in outcomes)
+    assert not any(outcome.terminated[0] or outcome.success[0] for outcome in outcomes)
 
 
 def test_one_step_gets_one_answer_however_often_it_is_asked():

@@ -8,13 +8,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from regrasp.envs.chunk import ChunkedSimulator, Outcome
-from regrasp.envs.process.simulator import SimulatorSpec
+from regrasp.envs.process.simulator import Outcome, Simulator, SimulatorSpec
 
 INSTRUCTIONS = ("go left", "go right", "stay")
 HEIGHT, WIDTH = 4, 6
@@ -27,16 +26,14 @@ def create(
     num_envs: int,
     max_episode_steps: int = 12,
     lengths: tuple[int, ...] = (5, 9, 100),
-    ignore_terminations: bool = False,
     saves_state: bool = True,
     fault: Mapping[str, Any] | None = None,
-) -> ChunkedSimulator:
+) -> Simulator:
     """The factory. `fault` is {"at": command, "kind": what, "seed": of which episode}."""
-    inner = ToySimulator(num_envs, max_episode_steps, tuple(lengths), saves_state, fault or {})
-    return ChunkedSimulator(inner, num_envs, ignore_terminations=ignore_terminations)
+    return ToySimulator(num_envs, max_episode_steps, tuple(lengths), saves_state, fault or {})
 
 
-class ToySimulator:
+class ToySimulator(Simulator):
     """A point moved by its actions; seed s terminates after `lengths[s % len(lengths)]` steps, with success if even."""
 
     def __init__(
@@ -71,49 +68,57 @@ class ToySimulator:
             capabilities={"partial_reset": True},
         )
 
-    def begin(self, row: int, seed: int) -> int:
-        self._misbehave("reset", seed)
-        self._states[row] = [seed, 0, *np.random.default_rng(seed).normal(size=2)]
-        return seed % len(INSTRUCTIONS)
+    def reset(self, rows: Sequence[int], seeds: Sequence[int]) -> list[int]:
+        for row, seed in zip(rows, seeds, strict=True):
+            self._misbehave("reset", seed)
+            self._states[row] = [seed, 0, *np.random.default_rng(seed).normal(size=2)]
+        return [seed % len(INSTRUCTIONS) for seed in seeds]
 
-    def advance(self, row: int, action: np.ndarray) -> Outcome:
-        state = self._states[row]
-        seed = int(state[SEED])
-        self._misbehave("step", seed)
-        state[TIME] += 1
-        state[POSITION] += action * np.sin(state[POSITION] + state[TIME])
-        length = self._lengths[seed % len(self._lengths)]
-        ended, success = state[TIME] >= length, state[TIME] == length and seed % 2 == 0
-        reward = np.nan if self._is("nan", "step", seed) else float(action.sum())
-        return Outcome(reward, bool(ended), bool(success), {"distance": float(abs(state[2]))})
+    def advance(self, actions: np.ndarray, running: np.ndarray) -> Outcome:
+        states, lengths = self._states, np.array(self._lengths)
+        seeds = states[:, SEED].astype(int)
+        for seed in seeds[running]:
+            self._misbehave("step", int(seed))
+        states[running, TIME] += 1
+        moved = actions * np.sin(states[:, POSITION] + states[:, TIME, None])
+        states[running, POSITION] += moved[running]
+        length = lengths[seeds % len(lengths)]
+        rewards = actions.sum(1)
+        rewards[[self._is("nan", "step", int(seed)) for seed in seeds]] = np.nan
+        success = (states[:, TIME] == length) & (seeds % 2 == 0)
+        info = {"distance": np.abs(states[:, 2])}
+        return Outcome(rewards, states[:, TIME] >= length, np.zeros(len(states), bool), success, info)
 
-    def observe(self, row: int, targets: Mapping[str, np.ndarray]) -> None:
-        state = self._states[row]
-        self._misbehave("observe", int(state[SEED]))
+    def observe(self, rows: Sequence[int], targets: Mapping[str, np.ndarray]) -> None:
         shade = {"main": 0, "left": 1, "right": 2}
-        values = {
-            "policy/position": state[POSITION],
-            "policy/clock": state[TIME],
-            "policy/imported_torch": "torch" in sys.modules,
-            "policy/matrix": state.reshape(2, 2),
-        } | {f"camera_images/{name}": 10 * state[TIME] + number for name, number in shade.items()}
-        for key, target in targets.items():
-            target[...] = values[key]
-        if self._is("nan", "observe", int(state[SEED])):
-            targets["policy/position"][:] = np.nan
+        for row in rows:
+            state = self._states[row]
+            self._misbehave("observe", int(state[SEED]))
+            values = {
+                "policy/position": state[POSITION],
+                "policy/clock": state[TIME],
+                "policy/imported_torch": "torch" in sys.modules,
+                "policy/matrix": state.reshape(2, 2),
+            } | {f"camera_images/{name}": 10 * state[TIME] + number for name, number in shade.items()}
+            for key, target in targets.items():
+                target[row] = values[key]
+            if self._is("nan", "observe", int(state[SEED])):
+                targets["policy/position"][row] = np.nan
 
-    def frame(self, row: int, target: np.ndarray) -> None:
-        target[:] = 0
-        target[0, 0] = self._states[row, SEED], self._states[row, TIME], 255
+    def render(self, rows: Sequence[int], targets: Sequence[np.ndarray]) -> None:
+        for row, target in zip(rows, targets, strict=True):
+            target[:] = 0
+            target[0, 0] = self._states[row, SEED], self._states[row, TIME], 255
 
-    def expert(self, row: int) -> np.ndarray:
-        return np.array([0.5, self._states[row, TIME]], np.float32)
+    def expert(self, rows: Sequence[int], target: np.ndarray) -> None:
+        target[rows, 0] = 0.5
+        target[rows, 1] = self._states[rows, TIME]
 
-    def save(self, row: int, target: np.ndarray) -> None:
-        target[:] = self._states[row]
+    def save(self, target: np.ndarray) -> None:
+        target[:] = self._states
 
-    def load(self, row: int, source: np.ndarray) -> None:
-        self._states[row] = source
+    def load(self, source: np.ndarray) -> None:
+        self._states[:] = source
 
     def close(self) -> None:
         self._misbehave("close")

@@ -68,7 +68,7 @@ def make_env(
     kind: type[RemoteVecEnv] = KeepingVecEnv,
     **toy: Any,
 ) -> RemoteVecEnv:
-    settings: dict[str, Any] = {"max_episode_steps": limit or 12, "ignore_terminations": ignore_terminations, **toy}
+    settings: dict[str, Any] = {"max_episode_steps": limit or 12, **toy}
     environment: Mapping[str, str] = {"PYTHONPATH": HERE}
     factory = "toy_simulator:create"
     if task != TOY:
@@ -84,6 +84,7 @@ def make_env(
         max_chunk=max_chunk,
         mapping=mapping or (TOY_MAPPING if task == TOY else CUBE_MAPPING),
         deadlines=deadlines or Deadlines(60.0, 30.0, 30.0),
+        ignore_terminations=ignore_terminations,
         python=python,
         environment=environment,
     )

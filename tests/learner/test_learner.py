@@ -64,6 +64,7 @@ def test_one_epoch_is_a_plain_ppo_step(level: str) -> None:
         weight_decay=0.01,
     )
     evaluated = expected.evaluate(rollout.table, rollout.trace)
+    assert evaluated.values is not None
     policy_terms, value_terms = [], []
     for i in range(SIZE):
         executed = int(rollout["num_executed"][i])

@@ -48,13 +48,15 @@ def test_compiled_losses_are_the_plain_ones(backend: str, settings: dict[str, An
     policy = groot_policy(noise_method="flow_noise" if "entropy_bonus" in settings else "flow_sde")
     rollout = rollout_of(policy, SIZE, uneven=True)
     evaluation = policy.evaluate(rollout.table, rollout.trace)
+    assert evaluation.values is not None
+    values = evaluation.values.detach()
     start = evaluation.log_probs.detach() + 0.1 if "kl_beta" in settings else None
     objective = AlgorithmConfig(**settings).build().objective
     compiled = torch.compile(objective, fullgraph=True, dynamic=False, backend=backend)
 
     def run(function: Any, scale: float) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         log_probs = (evaluation.log_probs.detach() * scale).requires_grad_()
-        of_loss = Evaluation(log_probs, evaluation.values.detach(), evaluation.entropy)
+        of_loss = Evaluation(log_probs, values, evaluation.entropy)
         loss, metrics = function(of_loss, rollout.columns, torch.tensor([0.5, 0.25, 0.5]), start)
         (gradient,) = torch.autograd.grad(loss, log_probs)
         return loss, metrics, gradient

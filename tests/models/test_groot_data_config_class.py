@@ -14,8 +14,8 @@ from official_layout import write as write_json
 
 from regrasp.cli.main import main
 from regrasp.config.search import SHIPPED
-from regrasp.engine.policies import input_names
 from regrasp.errors import UserError
+from regrasp.experiment.inputs import input_names
 from regrasp.experiment.load import load_config
 from regrasp.models.groot.processing.data_config import BUILT_IN, data_config
 from regrasp.models.groot.processing.data_config_class import UnreadableError, read_class

@@ -32,14 +32,16 @@ from regrasp.cli.main import main
 from regrasp.engine.policies import overlay_rl_weights
 from regrasp.envs.contract import Observation
 from regrasp.errors import UserError
+from regrasp.models.config import ExportOptions, RlHeadConfig
+from regrasp.models.groot import export as exporting
 from regrasp.models.groot.checkpoint import load_groot
 from regrasp.models.groot.policy import GrootPolicy
 from regrasp.models.groot.settings import GrootModelConfig
 from regrasp.models.mlp.policy import MlpPolicy
-from regrasp.stages import export as exporting
-from regrasp.stages.export import ExportOptions, export
+from regrasp.stages.export import export
 
 SETTINGS = GrootModelConfig(num_action_chunks=3, action_dim=5, value_head_hidden=(8,))
+PADDED = replace(SETTINGS, rl_head_config=RlHeadConfig(padding_value=60))
 BATCH = 2
 
 
@@ -104,7 +106,7 @@ def test_a_trained_policy_comes_back_bit_for_bit(base: Path, tmp_path: Path, wit
 
 @pytest.mark.parametrize("place", ["actor", "actor/model_state_dict/full_weights.pt"])
 def test_a_place_inside_a_checkpoint_is_exported_as_the_checkpoint_is(base: Path, tmp_path: Path, place: str):
-    settings = replace(SETTINGS, padding_value=60, denoising_steps=6)
+    settings = replace(PADDED, denoising_steps=6)
     step = checkpoint(load_groot(base, settings, INPUTS), tmp_path / "checkpoints")
     out = export(ExportOptions(base, tmp_path / "out", rl_model_path=step / place))
     again = load_groot(out)
@@ -141,13 +143,13 @@ def test_a_policy_loads_with_the_denoising_steps_it_was_saved_with(base: Path, t
 
 
 def test_weights_are_not_laid_over_a_base_model_with_other_inputs(base: Path, tmp_path: Path):
-    policy = load_groot(base, replace(SETTINGS, padding_value=60), INPUTS)
+    policy = load_groot(base, PADDED, INPUTS)
     step = checkpoint(policy, tmp_path / "checkpoints")
     with pytest.raises(UserError, match="inputs in another way") as caught:
         overlay_rl_weights(load_groot(base, SETTINGS, INPUTS), step)
     assert (caught.value.key, caught.value.value) == ("--rl_model_path", "sequence_length")
     assert str(step / "model") in str(caught.value.mend)
-    overlay_rl_weights(load_groot(base, replace(SETTINGS, padding_value=60), INPUTS), step)
+    overlay_rl_weights(load_groot(base, PADDED, INPUTS), step)
     sibling = tmp_path / "sibling"
     shutil.copytree(base, sibling)
     metadata = json.loads((sibling / "experiment_cfg/metadata.json").read_text())
@@ -155,7 +157,7 @@ def test_weights_are_not_laid_over_a_base_model_with_other_inputs(base: Path, tm
     next(iter(entry.values()))["max"][0] += 1.0
     (sibling / "experiment_cfg/metadata.json").write_text(json.dumps(metadata))
     with pytest.raises(UserError, match="inputs in another way") as caught:
-        overlay_rl_weights(load_groot(sibling, replace(SETTINGS, padding_value=60), INPUTS), step)
+        overlay_rl_weights(load_groot(sibling, PADDED, INPUTS), step)
     assert caught.value.value == "statistics"
 
 
@@ -283,7 +285,7 @@ def test_an_interruption_leaves_nothing(base: Path, tmp_path: Path, monkeypatch:
 def test_mistakes_are_named(base: Path, tmp_path: Path):
     out = tmp_path / "out"
     MlpPolicy(state_dim=3, action_dim=2).save(tmp_path / "mlp")
-    with pytest.raises(UserError, match="Only a GR00T"):
+    with pytest.raises(UserError, match="No published layout"):
         export(ExportOptions(tmp_path / "mlp", out))
     with pytest.raises(UserError, match="No such model folder"):
         export(ExportOptions(tmp_path / "nowhere", out))

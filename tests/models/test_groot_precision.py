@@ -37,6 +37,7 @@ def test_half_precision_agrees_with_single(trainable: str, noise_method: str) ->
             decided = policy.act(features, keyed_noise(BATCH))
         trace = decided.trace if trace is None else trace
         evaluated = policy.evaluate(features, trace)
+        assert evaluated.values is not None
         loss = policy.sft_loss(features, actions, valid, keyed_noise(BATCH), repeats=2)
         (loss + evaluated.log_probs.mean() + evaluated.values.mean()).backward()
         assert all(p.grad is not None and p.grad.isfinite().all() for _, p in policy.trainable("head"))

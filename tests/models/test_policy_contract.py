@@ -67,6 +67,13 @@ def features_of(policy: Policy, batch: int = BATCH) -> TensorDict:
         return policy.encode(policy.prepare(observation))
 
 
+def equal(first: torch.Tensor | None, second: torch.Tensor | None) -> bool:
+    """Whether two policies' values are the same; those without a value head are."""
+    if first is None or second is None:
+        return first is second
+    return torch.equal(first, second)
+
+
 def act(policy: Policy, features: TensorDict, *, deterministic: bool = False, seed: int = 0) -> Action:
     with torch.no_grad():
         return policy.act(features, keyed_noise(len(features), seed), deterministic=deterministic)
@@ -83,9 +90,10 @@ def test_shapes_and_types(policy):
     assert chunk == (BATCH, 3, ACTION_DIM)
     assert spec.state_dim == STATE_DIM
     assert action.actions.shape == action.log_probs.shape == chunk
-    assert action.values.shape == (BATCH,)
+    assert (action.values is not None) == ("value" in policy.offers)
+    assert action.values is None or action.values.shape == (BATCH,)
     assert action.trace.batch_size == torch.Size([BATCH])
-    for tensor in (action.actions, action.log_probs, action.values):
+    for tensor in (action.actions, action.log_probs, *(() if action.values is None else (action.values,))):
         assert tensor.dtype == torch.float32
         assert tensor.isfinite().all()
 
@@ -98,7 +106,7 @@ def test_the_first_ratio_is_one(policy):
         torch.testing.assert_close(evaluation.log_probs, action.log_probs, atol=1e-4, rtol=1e-5)
     else:
         assert torch.equal(evaluation.log_probs, action.log_probs)
-    assert torch.equal(evaluation.values, action.values)
+    assert equal(evaluation.values, action.values)
 
 
 def test_log_probabilities_vary_and_follow_the_noise(policy):
@@ -113,7 +121,8 @@ def test_log_probabilities_vary_and_follow_the_noise(policy):
 def test_gradients_reach_everything_after_the_features(policy):
     features = features_of(policy)
     evaluation = policy.evaluate(features, act(policy, features).trace)
-    (evaluation.log_probs.sum() + evaluation.values.sum()).backward()
+    values = 0.0 if evaluation.values is None else evaluation.values.sum()
+    (evaluation.log_probs.sum() + values).backward()
     for part in ("head", "value_head"):
         for name, parameter in policy.trainable(part):
             assert parameter.grad is not None, name
@@ -127,7 +136,7 @@ def test_values_agree_between_methods(policy):
             policy.value(features_of(policy))
         return
     features = features_of(policy)
-    assert torch.equal(policy.value(features), act(policy, features).values)
+    assert equal(policy.value(features), act(policy, features).values)
 
 
 def test_decode_is_the_deterministic_action_and_differentiable(policy):
@@ -200,7 +209,7 @@ def test_a_saved_policy_is_the_same(policy, tmp_path):
     assert all(torch.equal(again[str(name)], features[str(name)]) for name in features.keys())  # noqa: SIM118
     ours, theirs = act(policy, features), act(loaded, features)
     assert torch.equal(ours.actions, theirs.actions)
-    assert torch.equal(ours.values, theirs.values)
+    assert equal(ours.values, theirs.values)
     observation = toy_observation(BATCH, num_views=max(policy.spec.num_views, 1))
     assert torch.equal(policy.predict(observation), loaded.predict(observation))
 

@@ -56,7 +56,7 @@ class Session:
             buffer,
             num_decisions=num_decisions,
             first_column=first_column,
-            bootstrap_truncated=self.bootstrap_truncated,
+            bootstrap="truncated" if self.bootstrap_truncated else "cut",
             should_stop=lambda: False,
         )
 
@@ -218,7 +218,7 @@ def test_a_request_to_stop_is_heard_before_the_next_decision() -> None:
             RolloutBuffer(),
             num_decisions=8,
             first_column=0,
-            bootstrap_truncated=True,
+            bootstrap="truncated",
             should_stop=lambda: next(asked),
         )
     assert session.env.num_calls == 2

@@ -13,9 +13,10 @@ from torch import Tensor
 from regrasp.cli.main import main
 from regrasp.engine.local import LocalEngine
 from regrasp.engine.memory import PolicyMemory, memory_estimate, policy_memory
-from regrasp.engine.policies import create_policy, input_names
+from regrasp.engine.policies import create_policy
 from regrasp.envs.registry import create_env
 from regrasp.experiment import ExperimentConfig
+from regrasp.experiment.inputs import input_names
 from regrasp.learner.learner import Learner
 from regrasp.models.groot.policy import GrootPolicy
 from regrasp.rollout.decisions import Decisions

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from run_toys import groot_experiment, mlp_experiment
 
-from regrasp.engine.policies import check_inputs, input_names, load_model
+from regrasp.engine.policies import check_inputs, load_model
 from regrasp.envs.mapping_config import Gr00tVideoMapping
 from regrasp.envs.selection import camera_names, state_names
 from regrasp.errors import UserError
+from regrasp.experiment.inputs import input_names
 from regrasp.experiment.load import LoadedConfig, load_config
 from regrasp.models.groot.processing.data_config import BUILT_IN, data_config
 from regrasp.models.inputs import InputNames

@@ -11,8 +11,8 @@ from run_toys import groot_experiment
 from regrasp.checkpoint.hub_folder import load_safetensors
 from regrasp.cli.main import main
 from regrasp.errors import TrainingHaltedError, UserError
-from regrasp.experiment import PretrainConfig
 from regrasp.models.groot.checkpoint import load_groot
+from regrasp.models.pretraining import PretrainConfig
 from regrasp.stages.commands import pretrain_backbone
 from regrasp.stages.pretrain import cached_backbone, check_instructions, pretrain
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -49,6 +50,38 @@ def gae(
     return advantages, torch.where(valid, advantages + values, 0.0)
 
 
+def of_decisions(
+    columns: Mapping[str, Tensor], *, reward_type: RewardType, gamma: float, lam: float
+) -> tuple[Tensor, Tensor]:
+    """Advantages and returns (B,) of a rollout's decisions, each episode for itself, see `gae`.
+
+    Args:
+        columns: Of B decisions, in any order, see `Decisions.record`.
+        reward_type: See `chunk_rewards`.
+        gamma: See `chunk_rewards`.
+        lam: See `gae`.
+    """
+    time, column = columns["time"], columns["column"]
+    shape = (int(time.max()) + 1, int(column.max()) + 1)
+
+    def grid(values: Tensor) -> Tensor:
+        return values.new_zeros(shape).index_put((time, column), values)
+
+    rewards, discounts = chunk_rewards(
+        columns["rewards"], columns["num_executed"], reward_type=reward_type, gamma=gamma
+    )
+    valid, values = grid(torch.ones_like(time, dtype=torch.bool)), grid(columns["values"])
+    follows = torch.zeros_like(valid)
+    follows[:-1] = valid[1:]
+    ends = grid(columns["ends"]) | (valid & ~follows)
+    following = torch.zeros_like(values)
+    following[:-1] = values[1:]
+    next_values = torch.where(ends, 0.0, following)
+    next_values = torch.where(grid(columns["is_bootstrapped"]), grid(columns["next_values"]), next_values)
+    advantages, returns = gae(grid(rewards), values, next_values, ends, valid=valid, discounts=grid(discounts), lam=lam)
+    return advantages[time, column], returns[time, column]
+
+
 def chunk_rewards(
     rewards: Tensor, num_executed: Tensor, *, reward_type: RewardType, gamma: float
 ) -> tuple[Tensor, Tensor]:
@@ -80,18 +113,21 @@ def is_flat(advantages: Tensor) -> bool:
     return len(advantages) < 2 or float(advantages.std(correction=0)) < 1e-8
 
 
-def normalize(advantages: Tensor, valid: Tensor) -> Tensor:
-    """(A - mean) / (std + 1e-8) over the valid entries, with the population's standard deviation (divisor n).
+def normalize(advantages: Tensor) -> Tensor:
+    """(A - mean) / (std + 1e-8), with the population's standard deviation (divisor n).
 
     Computed in float64, so that the order of the entries does not matter at the precision of the result. To be called
-    on all entries of an update at once, never per worker.
-
-    Args:
-        advantages: Any shape.
-        valid: Bool, same shape; other entries give 0.
+    on all advantages of an update (B,) at once, never per process.
     """
-    chosen = advantages[valid].double()
-    if not len(chosen):
-        return torch.zeros_like(advantages)
-    scaled = (advantages.double() - chosen.mean()) / (chosen.std(correction=0) + 1e-8)
-    return torch.where(valid, scaled, 0.0).to(advantages.dtype)
+    exact = advantages.double()
+    if not len(exact):
+        return advantages
+    return ((exact - exact.mean()) / (exact.std(correction=0) + 1e-8)).to(advantages.dtype)
+
+
+def explained_variance(values: Tensor, returns: Tensor) -> float:
+    """1 - Var(R - V) / Var(R), over all decisions (B,); 0 where the returns do not vary."""
+    variance = float(returns.var(correction=0))
+    if variance == 0:
+        return 0.0
+    return 1 - float((returns - values).var(correction=0)) / variance

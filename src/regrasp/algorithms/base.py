@@ -1,31 +1,37 @@
 """The contract that every algorithm keeps. Learner and engine know this file and nothing of a loss.
 
 An algorithm says what it needs of a policy, turns experience into minibatches, and gives the scalar that each of them
-minimizes. It holds its configuration and no tensors but those of the policy that a run started from.
+minimizes. It holds its configuration and no tensors but those of the policy that a run started from. Configurations are
+loaded without torch: where an algorithm's file has its `Config` too, its methods import what is heavy.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import dataclass as plain_dataclass
+from typing import TYPE_CHECKING, Literal
 
-import torch
+from pydantic.dataclasses import dataclass
 
+from regrasp.config.types import BLOCK, Name, PositiveInt
 from regrasp.errors import UserError
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
+    from regrasp.envs.config import TrainEnvConfig
     from regrasp.models.contract import Policy
     from regrasp.rollout.decisions import Decisions
 
+Bootstrap = Literal["never", "cut", "truncated"]
+"""`cut`: those of episodes that the rollout's end cuts; `truncated`: those that the step limit cuts, too."""
 ACTOR = "actor"
 """Optimizer group of the policy; it has the learning rate `actor.optim.lr`, every other group `value_lr`."""
 
 
-@dataclass(frozen=True)
+@plain_dataclass(frozen=True)
 class Minibatch:
     """Decisions of one optimizer step."""
 
@@ -34,28 +40,58 @@ class Minibatch:
     """Optimizer groups that the step moves; gradients of the others are dropped."""
 
 
+@dataclass(frozen=True, kw_only=True, config=BLOCK)
+class AlgorithmConfig(ABC):
+    """How an update collects its experience and what it optimizes; each algorithm's own block extends this one."""
+
+    adv_type: Name
+    """Advantage estimator; it chooses the algorithm."""
+    loss_type: Name
+    """Loss, which has to go with `adv_type`."""
+    rollout_epoch: PositiveInt = 1
+    """Times every training environment is rolled out before one update."""
+    eval_rollout_epoch: PositiveInt = 1
+    """Passes over the episodes of an evaluation."""
+    group_size: PositiveInt = 1
+    """Environments that share an initial state, for group-relative advantages; 1: none."""
+    update_epoch: PositiveInt = 1
+    """Passes over the rollout in one update."""
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What the algorithm asks of a policy, see `Policy.offers`: compared before anything starts."""
+        return frozenset({"log_prob"})
+
+    @property
+    def keeps_start(self) -> bool:
+        """Whether the policy is compared with the one that the run started from."""
+        return False
+
+    @abstractmethod
+    def build(self) -> Algorithm:
+        """The algorithm of this configuration."""
+
+    def problems(self, env: TrainEnvConfig) -> Iterator[UserError]:
+        """What is wrong with values that are right by themselves, among them those of the training environments."""
+        yield from ()
+
+
 class Algorithm(ABC):
     """What an update is: which experience, which minibatches, which losses.
 
     Args:
-        config: An instance of `Config`.
+        config: Its block of the experiment.
     """
 
-    Config: ClassVar[type]
-    """The block `algorithm` of an experiment, a frozen dataclass; `adv_type` and `loss_type` choose it."""
-    needs: frozenset[str] = frozenset({"log_prob"})
-    """What it asks of a policy, see `Policy.offers`: compared before anything starts."""
-    keeps_start: bool = False
-    """Whether it compares with the policy that the run started from, `start`."""
     maxima: frozenset[str] = frozenset()
     """Metrics of which a minibatch has the largest of its micro-batches'; of all others it has the sum."""
     compiled: tuple[str, ...] = ()
     """Methods from tensors to tensors that a GPU may compile."""
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: AlgorithmConfig) -> None:
         self.config = config
         self.start: Policy | None = None
-        """The policy that the run started from, where `keeps_start`; the learner sets it."""
+        """The policy that the run started from, where the configuration `keeps_start`; the learner sets it."""
 
     @property
     def group_size(self) -> int:
@@ -63,9 +99,9 @@ class Algorithm(ABC):
         return self.config.group_size
 
     @property
-    def bootstraps_truncated(self) -> bool:
-        """Whether a return that the step limit cuts goes on with the value of the final observation."""
-        return False
+    def bootstrap(self) -> Bootstrap:
+        """Which returns go on with the value of the observation reached."""
+        return "never"
 
     @abstractmethod
     def parameters(self, policy: Policy, trainable: str) -> dict[str, list[nn.Parameter]]:
@@ -82,7 +118,7 @@ class Algorithm(ABC):
         Raises:
             UserError: It does not.
         """
-        for missing in sorted(self.needs - policy.offers):
+        for missing in sorted(self.config.needs - policy.offers):
             raise self.lacking(missing)
 
     def lacking(self, need: str) -> UserError:

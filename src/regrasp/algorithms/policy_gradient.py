@@ -5,39 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
 
-import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from regrasp.algorithms import losses
-from regrasp.algorithms.base import ACTOR, Algorithm, Minibatch
-from regrasp.algorithms.reduce import broadcast_like, reduce_log_probs
-from regrasp.config.types import BLOCK, Fraction, Level, NonNegativeFloat, PositiveFloat, PositiveInt
+from regrasp.algorithms.base import ACTOR, Algorithm, AlgorithmConfig, Minibatch
+from regrasp.config.types import BLOCK, Fraction, Level, NonNegativeFloat, PositiveFloat
 from regrasp.errors import UserError
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
     from regrasp.models.contract import Evaluation, Policy
     from regrasp.rollout.decisions import Decisions
 
 
-@dataclass(frozen=True, config=BLOCK)
-class PolicyGradientConfig:
-    """How an update collects its rollout and what it optimises."""
+@dataclass(frozen=True, kw_only=True, config=BLOCK)
+class PolicyGradientConfig(AlgorithmConfig):
+    """The clipped surrogate, entropy and penalty."""
 
-    rollout_epoch: PositiveInt = 1
-    """Times every training environment is rolled out before one update."""
-    eval_rollout_epoch: PositiveInt = 1
-    """Passes over the episodes of an evaluation."""
-    group_size: PositiveInt = 1
-    """Environments that share an initial state, for group-relative advantages; 1: none."""
-    update_epoch: PositiveInt = 1
-    """Passes over the rollout in one update."""
-    normalize_advantages: bool = True
-    """Give the advantages of an update mean 0 and standard deviation 1, over all its samples."""
-    reward_type: Literal["chunk_level", "action_level"] = "chunk_level"
-    """`chunk_level`: gamma counts decisions; `action_level`: gamma counts environment steps."""
     logprob_type: Level = "chunk_level"
     """Over what the probability ratio is taken: a whole chunk, each action, or each action dimension."""
     entropy_type: Level = "chunk_level"
@@ -56,6 +42,26 @@ class PolicyGradientConfig:
     """The probability ratio is clipped above 1 plus this."""
     clip_ratio_c: Annotated[float, Field(gt=1)] | None = None
     """Dual clip: bound on the ratio where the advantage is negative; null: none."""
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Log-probabilities, and an entropy where it is rewarded."""
+        return super().needs | ({"entropy"} if self.entropy_bonus else set())
+
+    @property
+    def keeps_start(self) -> bool:
+        """Whether the divergence from the start is penalized."""
+        return bool(self.kl_beta)
+
+
+@dataclass(frozen=True, kw_only=True, config=BLOCK)
+class DiscountedConfig(PolicyGradientConfig):
+    """Returns are discounted, and their advantages normalized over an update."""
+
+    normalize_advantages: bool = True
+    """Give the advantages of an update mean 0 and standard deviation 1, over all its samples."""
+    reward_type: Literal["chunk_level", "action_level"] = "chunk_level"
+    """`chunk_level`: gamma counts decisions; `action_level`: gamma counts environment steps."""
     gamma: Fraction = 0.99
     """Discount, per decision or per environment step (see `reward_type`)."""
 
@@ -63,19 +69,9 @@ class PolicyGradientConfig:
 class PolicyGradient(Algorithm):
     """Epochs of minibatches over one rollout, on the clipped surrogate of advantages that `prepare` gives."""
 
-    config: PolicyGradientConfig
+    config: PolicyGradientConfig  # pyright: ignore[reportIncompatibleVariableOverride]
     maxima = frozenset({"actor/max_ratio_error"})
     compiled = ("objective",)
-
-    @property
-    def keeps_start(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Whether the divergence from the start is penalized."""
-        return bool(self.config.kl_beta)
-
-    @property
-    def needs(self) -> frozenset[str]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Log-probabilities, and an entropy where it is rewarded."""
-        return frozenset({"log_prob", *(["entropy"] if self.config.entropy_bonus else [])})
 
     def lacking(self, need: str) -> UserError:
         """Also: the entropy."""
@@ -105,10 +101,10 @@ class PolicyGradient(Algorithm):
 
     def shares(self, micro: Decisions, batch: Decisions) -> Tensor:
         """(3,): of the policy's terms, of terms with one value per decision, of the entropy."""
-        whole = batch["log_probs"].new_full((), len(micro) / len(batch))
-        executed = micro["num_executed"].sum() / batch["num_executed"].sum()
-        levels = (self.config.logprob_type, "chunk_level", self.config.entropy_type)
-        return torch.stack([whole if level == "chunk_level" else executed for level in levels])
+        from regrasp.algorithms.reduce import share
+
+        levels: tuple[Level, ...] = (self.config.logprob_type, "chunk_level", self.config.entropy_type)
+        return share(micro["num_executed"], batch["num_executed"], levels)
 
     def loss(
         self, policy: Policy, micro: Decisions, shares: Tensor, groups: tuple[str, ...]
@@ -129,6 +125,9 @@ class PolicyGradient(Algorithm):
             shares: (3,), see `shares`.
             start_log_probs: (B, T, A), by the policy that the run started from, for `kl_beta`.
         """
+        from regrasp.algorithms import losses
+        from regrasp.algorithms.reduce import broadcast_like, reduce_log_probs
+
         config = self.config
         policy_share, _, entropy_share = shares.unbind()
         new, mask = reduce_log_probs(evaluation.log_probs, columns["num_executed"], config.logprob_type)
@@ -182,9 +181,11 @@ class PolicyGradient(Algorithm):
             return {}
         return {"actor/first_ratio_error": history["actor/max_ratio_error"][0]}
 
-    @torch.no_grad()
     def _start_log_probs(self, micro: Decisions) -> Tensor | None:
         """Log-probabilities of a micro-batch by the policy that the run started from, where they are asked for."""
+        import torch
+
         if self.start is None:
             return None
-        return self.start.evaluate(micro.features(self.start), micro.trace).log_probs
+        with torch.no_grad():
+            return self.start.evaluate(micro.features(self.start), micro.trace).log_probs

@@ -5,26 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
-import torch
 from pydantic.dataclasses import dataclass
 
-from regrasp.algorithms import losses
-from regrasp.algorithms.advantages import chunk_rewards, gae, normalize
-from regrasp.algorithms.base import ACTOR, Minibatch
-from regrasp.algorithms.policy_gradient import PolicyGradient, PolicyGradientConfig
+from regrasp.algorithms.base import ACTOR, Bootstrap, Minibatch
+from regrasp.algorithms.policy_gradient import DiscountedConfig, PolicyGradient
 from regrasp.config.types import BLOCK, Fraction, NonNegativeInt, PositiveFloat
+from regrasp.errors import UserError
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
+    from regrasp.envs.config import TrainEnvConfig
     from regrasp.models.contract import Evaluation, Policy
     from regrasp.rollout.decisions import Decisions
 
 CRITIC = "critic"
 
 
-@dataclass(frozen=True, config=BLOCK)
-class PpoConfig(PolicyGradientConfig):
+@dataclass(frozen=True, kw_only=True, config=BLOCK)
+class PpoConfig(DiscountedConfig):
     """PPO: generalised advantage estimation, and a value function beside the policy."""
 
     adv_type: Literal["gae"] = "gae"
@@ -43,6 +43,22 @@ class PpoConfig(PolicyGradientConfig):
     gae_lambda: Fraction = 0.95
     """Decay of the advantage estimator, per decision."""
 
+    @property
+    def needs(self) -> frozenset[str]:
+        """Values too."""
+        return super().needs | {"value"}
+
+    def problems(self, env: TrainEnvConfig) -> Iterator[UserError]:
+        """Groups, which a value function has no use for."""
+        if self.group_size != 1:
+            yield UserError(
+                "Groups of environments have no effect with a value function",
+                key="algorithm.group_size",
+                value=self.group_size,
+                expected="1: advantages come from the value function (gae), not from groups of environments",
+                mend="set algorithm.group_size=1, or choose a group-relative algorithm, such as adv_type grpo",
+            )
+
     def build(self) -> Ppo:
         """The algorithm of this configuration."""
         return Ppo(self)
@@ -51,18 +67,12 @@ class PpoConfig(PolicyGradientConfig):
 class Ppo(PolicyGradient):
     """The clipped surrogate with advantages of a value head, which is trained beside the policy."""
 
-    Config = PpoConfig
     config: PpoConfig  # pyright: ignore[reportIncompatibleVariableOverride]
 
     @property
-    def needs(self) -> frozenset[str]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Values too."""
-        return super().needs | {"value"}
-
-    @property
-    def bootstraps_truncated(self) -> bool:
+    def bootstrap(self) -> Bootstrap:
         """As `bootstrap_type` says."""
-        return self.config.bootstrap_type == "standard"
+        return "truncated" if self.config.bootstrap_type == "standard" else "cut"
 
     def parameters(self, policy: Policy, trainable: str) -> dict[str, list[nn.Parameter]]:
         """The policy's and the value head's."""
@@ -74,30 +84,15 @@ class Ppo(PolicyGradient):
 
     def prepare(self, decisions: Decisions) -> Decisions:
         """Advantages and returns, (B,) each, see `gae`."""
-        config, record = self.config, decisions.record
-        time, column = record["time"], record["column"]
-        shape = (int(time.max()) + 1, int(column.max()) + 1)
+        from regrasp.algorithms.advantages import normalize, of_decisions
 
-        def grid(values: Tensor) -> Tensor:
-            return values.new_zeros(shape).index_put((time, column), values)
-
-        rewards, discounts = chunk_rewards(
-            record["rewards"], record["num_executed"], reward_type=config.reward_type, gamma=config.gamma
-        )
-        valid, values = grid(torch.ones_like(time, dtype=torch.bool)), grid(record["values"])
-        follows = torch.zeros_like(valid)
-        follows[:-1] = valid[1:]
-        ends = grid(record["ends"]) | (valid & ~follows)
-        following = torch.zeros_like(values)
-        following[:-1] = values[1:]
-        next_values = torch.where(ends, 0.0, following)
-        next_values = torch.where(grid(record["is_bootstrapped"]), grid(record["next_values"]), next_values)
-        advantages, returns = gae(
-            grid(rewards), values, next_values, ends, valid=valid, discounts=grid(discounts), lam=config.gae_lambda
+        config = self.config
+        advantages, returns = of_decisions(
+            decisions.columns, reward_type=config.reward_type, gamma=config.gamma, lam=config.gae_lambda
         )
         if config.normalize_advantages:
-            advantages = normalize(advantages, valid)
-        return decisions.with_columns(advantages=advantages[time, column], returns=returns[time, column])
+            advantages = normalize(advantages)
+        return decisions.with_columns(advantages=advantages, returns=returns)
 
     def minibatches(self, decisions: Decisions, size: int, generator: torch.Generator) -> Iterator[Minibatch]:
         """`value_epochs` passes for the value head alone, then `update_epoch` for both."""
@@ -125,13 +120,16 @@ class Ppo(PolicyGradient):
         shares: Tensor,
     ) -> Tensor:
         """Adds the value's loss."""
+        assert evaluation.values is not None
         critic_loss, found = self.value_loss(evaluation.values, columns)
         metrics |= {f"critic/{name}": shares[1] * value for name, value in found.items()}
         return loss + shares[1] * critic_loss
 
     def value_loss(self, values: Tensor, columns: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """The value term of values (B,), and its metrics."""
-        return losses.value_loss(
+        from regrasp.algorithms.losses import value_loss
+
+        return value_loss(
             values,
             columns["values"],
             columns["returns"],
@@ -141,13 +139,7 @@ class Ppo(PolicyGradient):
 
     def summary(self, decisions: Decisions, history: Mapping[str, Sequence[float]]) -> dict[str, float]:
         """Further: the explained variance of the values that acted."""
+        from regrasp.algorithms.advantages import explained_variance
+
         variance = explained_variance(decisions["values"], decisions["returns"])
         return super().summary(decisions, history) | {"critic/explained_variance": variance}
-
-
-def explained_variance(values: Tensor, returns: Tensor) -> float:
-    """1 - Var(R - V) / Var(R), over all decisions (B,); 0 where the returns do not vary."""
-    variance = float(returns.var(correction=0))
-    if variance == 0:
-        return 0.0
-    return 1 - float((returns - values).var(correction=0)) / variance

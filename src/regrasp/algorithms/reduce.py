@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -41,3 +42,16 @@ def broadcast_like(x: Tensor, target: Tensor) -> Tensor:
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
     """Mean of `x` where `mask`, over the dimensions of `mask`, the last ones of `x`; 0 where nothing is left."""
     return torch.where(mask, x, 0.0).flatten(-mask.ndim).sum(-1) / mask.sum().clamp(min=1)
+
+
+def share(part: Tensor, whole: Tensor, levels: Sequence[Level]) -> Tensor:
+    """The share (L,) float32 of some chunks in means over all of them, of elements at each level.
+
+    Args:
+        part: (b,) int64, executed steps of the chunks.
+        whole: (B,) int64, of all chunks.
+        levels: L of them; at `chunk_level` every chunk is one element, else every executed step counts.
+    """
+    chunks = torch.full((), len(part) / len(whole), device=part.device)
+    steps = part.sum() / whole.sum()
+    return torch.stack([chunks if level == "chunk_level" else steps for level in levels])

@@ -210,7 +210,7 @@ def _model_warnings(loaded: LoadedConfig) -> Iterator[str]:
     if not Path(model.model_path).expanduser().exists():
         yield f"actor.model.model_path: {model.model_path} was not found, so it was not checked."
         return
-    from regrasp.engine.policies import input_names
+    from regrasp.experiment.inputs import input_names
 
     for name, mapping in (("train", env.train.mapping), ("eval", env.eval.mapping)):
         if warning := model.slot_warning(input_names(mapping)):

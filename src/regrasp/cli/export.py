@@ -43,7 +43,8 @@ def run(args: argparse.Namespace) -> int:
     """Write the folder."""
     import torch
 
-    from regrasp.stages.export import ExportOptions, export
+    from regrasp.models.config import ExportOptions
+    from regrasp.stages.export import export
 
     folder = export(
         ExportOptions(

@@ -30,6 +30,8 @@ class ByType:
     """Every name and its class; a class may have several names."""
     find: Callable[[Mapping[str, Any]], type]
     """The class of a block's values, whose name is there; a `UserError` where there is none."""
+    default: str | None = None
+    """The name of a block that gives none; None: it has to."""
 
     def blocks(self) -> tuple[type, ...]:
         """The classes, each once."""
@@ -37,7 +39,7 @@ class ByType:
 
     def block_of(self, values: Any) -> type | None:
         """The class of a block's values; None where they do not say which."""
-        name = values.get(self.key) if isinstance(values, Mapping) else None
+        name = values.get(self.key, self.default) if isinstance(values, Mapping) else None
         return self.table().get(name) if isinstance(name, str) else None
 
     def strip_foreign(self, values: dict[str, Any], path: str) -> str | None:
@@ -58,7 +60,8 @@ class ByType:
                 idle += _changed(values.pop(name), default, f"{path}.{name}")
         if not idle:
             return None
-        return f"These keys have no effect with {path}.{self.key}: {values[self.key]}: {', '.join(idle)}."
+        name = values.get(self.key, self.default)
+        return f"These keys have no effect with {path}.{self.key}: {name}: {', '.join(idle)}."
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         """Validate and write the block as the class that it names."""
@@ -66,6 +69,8 @@ class ByType:
         def validate(value: Any, base: Callable[[Any], Any]) -> Any:
             if not isinstance(value, dict):
                 return base(value)
+            if self.default is not None:
+                value = {self.key: self.default, **value}
             if not isinstance(value.get(self.key), str):
                 kind = "string_type" if self.key in value else "missing"
                 details: Any = [{"type": kind, "loc": (self.key,), "input": value.get(self.key)}]

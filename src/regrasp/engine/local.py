@@ -108,7 +108,7 @@ class LocalEngine(Engine):
                     buffer,
                     num_decisions=env.max_steps_per_rollout_epoch // self.config.actor.model.num_action_chunks,
                     first_column=epoch * env.total_num_envs,
-                    bootstrap_truncated=self.algorithm.bootstraps_truncated,
+                    bootstrap=self.algorithm.bootstrap,
                     should_stop=should_stop,
                 )
                 epoch += 1

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from regrasp.engine.policies import check_inputs, input_names
+from regrasp.engine.policies import check_inputs
 from regrasp.experiment import ExperimentConfig
 from regrasp.experiment.batches import num_samples, num_updates
+from regrasp.experiment.inputs import input_names
 from regrasp.learner.learner import Learner
 from regrasp.learner.precision import apply_precision
 from regrasp.logging.text import byte_size
@@ -100,7 +101,7 @@ def policy_memory(policy: Policy, config: ExperimentConfig) -> PolicyMemory:
         weights=_bytes((*policy.parameters(), *policy.buffers())),
         training=_MOMENTS * _bytes(trained) + _bytes(computing) + _bytes(summed),
         half_copy=_bytes(halves.values()),
-        start=_bytes(computing) if config.algorithm.kl_beta else 0,
+        start=_bytes(computing) if config.algorithm.keeps_start else 0,
     )
 
 

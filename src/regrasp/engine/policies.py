@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,22 +15,13 @@ from regrasp.envs.contract import EnvSpec
 from regrasp.envs.mapping_config import MappingConfig
 from regrasp.envs.selection import ObservationSelection, camera_names, state_names
 from regrasp.errors import UserError
+from regrasp.experiment.inputs import input_names
 from regrasp.models.config import ModelConfig
 from regrasp.models.contract import Policy
-from regrasp.models.inputs import InputNames, embodiment_id
+from regrasp.models.inputs import embodiment_id
 from regrasp.models.registry import check_folder
 
 _log = logging.getLogger(__name__)
-
-
-def input_names(mapping: MappingConfig) -> InputNames:
-    """What an experiment says of the model's inputs, beside their names."""
-    block = mapping.data_config
-    return InputNames(
-        embodiment_tag=mapping.embodiment_tag,
-        embodiment_tag_id=mapping.embodiment_tag_id,
-        data_config=mapping.data_config_class if block is None else dataclasses.asdict(block),
-    )
 
 
 def load_model(model: ModelConfig, folder: str | Path, mapping: MappingConfig) -> Policy:

@@ -5,19 +5,17 @@ from regrasp.experiment.actor import ActorConfig, OptimConfig
 from regrasp.experiment.config import ExperimentConfig
 from regrasp.experiment.env import EnvsConfig
 from regrasp.experiment.runner import ClusterConfig, LoggerConfig, RunnerConfig
-from regrasp.experiment.stages import ArchitectureConfig, CollectConfig, PretrainConfig, SftConfig
+from regrasp.experiment.stages import CollectConfig, SftConfig
 
 __all__ = [
     "ActorConfig",
     "AlgorithmConfig",
-    "ArchitectureConfig",
     "ClusterConfig",
     "CollectConfig",
     "EnvsConfig",
     "ExperimentConfig",
     "LoggerConfig",
     "OptimConfig",
-    "PretrainConfig",
     "RunnerConfig",
     "SftConfig",
 ]

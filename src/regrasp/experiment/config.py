@@ -5,11 +5,13 @@ from __future__ import annotations
 from pydantic.dataclasses import dataclass
 
 from regrasp.algorithms.ppo import PpoConfig
+from regrasp.algorithms.registry import AnyAlgorithmConfig
 from regrasp.config.types import BLOCK
 from regrasp.experiment.actor import ActorConfig
 from regrasp.experiment.env import EnvsConfig
 from regrasp.experiment.runner import ClusterConfig, RunnerConfig
-from regrasp.experiment.stages import CollectConfig, PretrainConfig, SftConfig
+from regrasp.experiment.stages import CollectConfig, SftConfig
+from regrasp.models.pretraining import PretrainConfig
 
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
@@ -24,7 +26,7 @@ class ExperimentConfig:
     """Simulators, tasks, observations and actions."""
     actor: ActorConfig
     """The policy and its optimizer."""
-    algorithm: PpoConfig = PpoConfig()
+    algorithm: AnyAlgorithmConfig = PpoConfig()
     """Rollout, advantages and loss."""
     pretrain: PretrainConfig | None = None
     """Grounding of a tiny backbone; null: the backbone exists."""

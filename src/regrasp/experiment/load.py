@@ -14,7 +14,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from regrasp.config.compose import compose_experiment
 from regrasp.config.describe import Path, Spec, dotted
-from regrasp.config.legacy import Active, ignored_warning, merge_duplicates, strip_legacy, translate_synonyms
+from regrasp.config.legacy import ignored_warning, merge_duplicates, strip_legacy, translate_synonyms
+from regrasp.config.owned import ByType, field_infos
 from regrasp.config.problems import raise_problems, schema_problems
 from regrasp.config.search import find_config
 from regrasp.config.sources import COMMAND_LINE, Sources, split_key
@@ -92,19 +93,20 @@ def load_config(
     values = composition.values
     translate_synonyms(values)
     warnings = merge_duplicates(values)
-    reasons, active = strip_legacy(values)
+    reasons, unsupported = strip_legacy(values, _algorithms_own(values))
     if composition.has_idle_hydra_block:
         reasons["hydra"] = "nothing is left to Hydra but composition"
     simulators = settle_simulators(values.get("env"), task, composition.sources.overrides)
-    idle = [*simulators.warnings, *_strip_models(values)]
-    problems = [*simulators.problems, *map(_active_problem, active)]
+    idle = [*simulators.warnings, *_strip_foreign(values)]
+    problems = [*simulators.problems, *unsupported]
     sources = dataclasses.replace(composition.sources, renamed=simulators.renamed)
     try:
         config = _ADAPTER.validate_json(json.dumps(values, default=str))
     except ValidationError as error:
         raise_problems(problems + schema_problems(error, values, Spec(ExperimentConfig)), sources)
         raise
-    raise_problems([*problems, *cross_check(config, file.parent)], sources)
+    raise_problems([*problems, *cross_check(config)], sources)
+    config = _without_idle_value_head(config)
     warnings += idle + oddities(config)
     if reasons:
         warnings.insert(0, ignored_warning(reasons, file))
@@ -114,22 +116,36 @@ def load_config(
 def own_keys(values: dict[str, Any]) -> dict[str, Any]:
     """A configuration that an earlier version wrote, without the keys of other simulators and models, in place."""
     settle_simulators(values.get("env"), None, ())
-    _strip_models(values)
+    _strip_foreign(values)
     return values
 
 
-def _strip_models(values: Mapping[str, Any]) -> list[str]:
-    """Remove, in place, the keys of other models than the experiment's; a warning where one is set."""
-    spec, actor = Spec(ExperimentConfig).at(("actor", "model")), values.get("actor")
-    block = actor.get("model") if isinstance(actor, dict) else None
+def _by_type(path: Path) -> ByType:
+    """What chooses the class of a block."""
+    spec = Spec(ExperimentConfig).at(path)
     assert spec is not None
     assert spec.by_type is not None
-    warning = spec.by_type.strip_foreign(block, "actor.model") if isinstance(block, dict) else None
-    return [] if warning is None else [warning]
+    return spec.by_type
 
 
-def _active_problem(active: Active) -> UserError:
-    key, neutral = dotted(active.path), active.legacy.neutral[0]
-    text = "null" if neutral is None else str(neutral).lower()
-    mend = f"set {key} to {text}, or remove it"
-    return UserError("Not supported", key=key, value=active.value, expected=f"{text}: {active.legacy.why}", mend=mend)
+def _strip_foreign(values: Mapping[str, Any]) -> list[str]:
+    """Remove, in place, the keys of other models and algorithms than the experiment's; a warning where one is set."""
+    actor = values.get("actor")
+    model = actor.get("model") if isinstance(actor, dict) else None
+    blocks: Sequence[tuple[Path, Any]] = ((("actor", "model"), model), (("algorithm",), values.get("algorithm")))
+    warnings = (_by_type(path).strip_foreign(block, dotted(path)) for path, block in blocks if isinstance(block, dict))
+    return [warning for warning in warnings if warning is not None]
+
+
+def _algorithms_own(values: Mapping[str, Any]) -> set[Path]:
+    """The keys that the experiment's algorithm has, whatever the reference's others do with them."""
+    block = _by_type(("algorithm",)).block_of(values.get("algorithm"))
+    return set() if block is None else {("algorithm", name) for name in field_infos(block)}
+
+
+def _without_idle_value_head(config: ExperimentConfig) -> ExperimentConfig:
+    """The experiment without a value head where its algorithm has no use for one."""
+    if "value" in config.algorithm.needs:
+        return config
+    model = dataclasses.replace(config.actor.model, add_value_head=False)
+    return dataclasses.replace(config, actor=dataclasses.replace(config.actor, model=model))

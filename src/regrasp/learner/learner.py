@@ -79,7 +79,7 @@ class Learner:
         self.num_steps = 0
         self.backward: Backward = self._backward
         """An engine may put a captured one in its place."""
-        if algorithm.keeps_start:
+        if algorithm.config.keeps_start:
             algorithm.start = _frozen_copy(self.computing)
 
     def update(self, decisions: Decisions, update: int, should_abandon: Callable[[], bool]) -> dict[str, float]:

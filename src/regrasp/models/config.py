@@ -6,6 +6,7 @@ nothing heavy: a configuration is loaded without torch.
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -28,6 +29,8 @@ from regrasp.errors import UserError
 from regrasp.models.inputs import InputNames
 
 if TYPE_CHECKING:
+    import torch
+
     from regrasp.models.contract import Policy
     from regrasp.models.normalization import Statistics
 
@@ -51,6 +54,24 @@ class DatasetFacts(NamedTuple):
     """What it calls parts of the state vector, and where in it they are."""
     fps: float
     """Control frequency in Hz."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportOptions:
+    """What to write, and how."""
+
+    model_path: Path
+    """The base model's folder."""
+    output: Path
+    """A folder that does not exist or is empty."""
+    rl_model_path: Path | None = None
+    """A `global_step_<N>` folder, or a `full_weights.pt`, trained from the base model."""
+    dtype: torch.dtype | None = None
+    """Of the written weights; None: as they are."""
+    max_shard_bytes: int = 5_000_000_000
+    """Largest weight file; a tensor is never split."""
+    with_value_head: bool = False
+    """Keep what RL added, which the published layout does not have: value head and noise network."""
 
 
 @dataclass(frozen=True, config=BLOCK)
@@ -263,10 +284,30 @@ class ModelConfig(ABC):
             mend="train with `regrasp train --model_path`",
         )
 
+    @classmethod
+    def export(cls, options: ExportOptions) -> Path:
+        """Write a folder in the layout that the model is published in, and return it; by default there is none.
+
+        Raises:
+            UserError: There is no such layout, or the model cannot be written.
+        """
+        raise UserError(
+            "No published layout is known for this kind of model",
+            file=options.model_path / CONFIG_FILE,
+            key="model_type",
+            value=cls.names()[0],
+            mend="use its folder as it is",
+        )
+
     @property
     def trains_backbone(self) -> bool:
         """Whether training changes the features, so that they cannot be cached."""
         return self.trainable == "all"
+
+    @property
+    def sequence_length(self) -> int | None:
+        """Tokens to which the experiment pads words and images together; None: as the model says."""
+        return None
 
     def problems(self) -> Iterator[UserError]:
         """What keys that are right one by one say against each other."""

@@ -43,8 +43,8 @@ class Action:
     """(B, T, A) float32 in the policy's physical units: T = num_action_chunks, A = action_dim."""
     log_probs: Tensor
     """(B, T, A) float32, element by element."""
-    values: Tensor
-    """(B,) float32."""
+    values: Tensor | None
+    """(B,) float32; None without a value head."""
     trace: TensorDict
     """What `evaluate` needs to recompute the log-probabilities (for a flow head: denoising chain and step index)."""
 
@@ -55,8 +55,8 @@ class Evaluation:
 
     log_probs: Tensor
     """(B, T, A)."""
-    values: Tensor
-    """(B,)."""
+    values: Tensor | None
+    """(B,); None without a value head."""
     entropy: Tensor | None
     """(B, T, A), or None where the policy's density has none in closed form."""
 

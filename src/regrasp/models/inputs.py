@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from regrasp.config.types import NEW_EMBODIMENT
 from regrasp.errors import UserError
+
+Range = tuple[int, int]
+"""(start, stop) in a vector."""
 
 EMBODIMENT_IDS = {NEW_EMBODIMENT: 31, "gr1": 24, "oxe_droid": 17, "agibot_genie1": 26}
 """Slots of the published GR00T N1.5 by embodiment tag."""
@@ -28,6 +31,51 @@ class InputNames:
     """Keys and their normalisation, as `data_config` of the GR00T models reads them."""
     tokenizer_path: Path | None = None
     """Where the tokenizer is, if the model folder has none."""
+
+    def problems(self, key: str, folders: Sequence[Path]) -> Iterator[UserError]:
+        """What is wrong with the data configuration: unknown names, keys given twice, modes that cannot be undone.
+
+        Args:
+            key: Where the mapping stands, for errors.
+            folders: Where the source of a class that is not built in may be, to show what to write in its place.
+        """
+        from regrasp.models.groot.processing.data_config import data_config
+
+        if self.data_config is not None:
+            field = "data_config_class" if isinstance(self.data_config, str) else "data_config"
+            try:
+                data_config(self.data_config, file=None, key=f"{key}.{field}", folders=folders)
+            except UserError as error:
+                yield error
+
+    def in_dataset(self, state_names: Mapping[str, Range], state_dim: int, action_dim: int) -> DatasetNames:
+        """The names that demonstrations for the model carry.
+
+        Args:
+            state_names: What the mapping calls parts of the state; empty where it names none.
+            state_dim: Width of the state.
+            action_dim: Width of the action.
+
+        Raises:
+            UserError: The data configuration's parts do not fit the state or the action.
+        """
+        from regrasp.models.groot.processing.data_config import HUMAN_TASK
+        from regrasp.models.groot.processing.processor_config import given_data_config
+        from regrasp.models.groot.processing.selection import key_ranges
+
+        data = given_data_config(self)
+        if data is None:
+            return DatasetNames(state_names, {}, HUMAN_TASK)
+        return DatasetNames(*key_ranges(data, state_names, state_dim, action_dim), data.language)
+
+
+class DatasetNames(NamedTuple):
+    """What the parts of a state and of an action are called, each with its range in the vector; empty: not named."""
+
+    state: Mapping[str, Range]
+    action: Mapping[str, Range]
+    language: str
+    """The annotation that holds the instruction."""
 
 
 def embodiment_id(tag: str, given: int | None, *, key: str, trained: tuple[str, int] | None = None) -> int:

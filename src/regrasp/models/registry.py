@@ -81,7 +81,7 @@ def load_policy(path: str | Path, inputs: InputNames | None = None) -> Policy:
         UserError: The folder is missing or damaged, or its model is of an unknown or unsupported kind.
     """
     folder = Path(path).expanduser()
-    return _model_in(folder).open(folder, inputs)
+    return model_in(folder).open(folder, inputs)
 
 
 def check_folder(model: ModelConfig, path: str | Path) -> Path:
@@ -91,7 +91,7 @@ def check_folder(model: ModelConfig, path: str | Path) -> Path:
         UserError: The folder is missing or damaged, or holds another model.
     """
     folder = Path(path).expanduser()
-    found = _model_in(folder)
+    found = model_in(folder)
     if not isinstance(model, found):
         raise UserError(
             "The model folder holds another model than the experiment asks for",
@@ -103,7 +103,7 @@ def check_folder(model: ModelConfig, path: str | Path) -> Path:
     return folder
 
 
-def _model_in(folder: Path) -> type[ModelConfig]:
+def model_in(folder: Path) -> type[ModelConfig]:
     """The model of a folder.
 
     Raises:

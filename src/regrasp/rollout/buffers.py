@@ -95,23 +95,25 @@ class RolloutBuffer:
             ends: (B,) bool, the episode ended in this chunk, however.
             version: Number of updates that the acting policy had seen.
         """
-        values = action.values.cpu()
         self._inputs.add(inputs)
         self._traces.append(action.trace.cpu())
-        self._parts.append(
-            {
-                "time": torch.full_like(columns, time),
-                "column": columns,
-                "log_probs": action.log_probs.cpu(),
+        part = {
+            "time": torch.full_like(columns, time),
+            "column": columns,
+            "log_probs": action.log_probs.cpu(),
+            "rewards": rewards,
+            "num_executed": num_executed,
+            "ends": ends,
+            "versions": torch.full_like(columns, version),
+        }
+        if action.values is not None:
+            values = action.values.cpu()
+            part |= {
                 "values": values,
-                "rewards": rewards,
-                "num_executed": num_executed,
-                "ends": ends,
-                "versions": torch.full_like(columns, version),
                 "is_bootstrapped": torch.zeros_like(ends),
                 "next_values": torch.zeros_like(values),
             }
-        )
+        self._parts.append(part)
 
     def bootstrap(self, time: int, columns: Tensor, values: Tensor) -> None:
         """Give the value (B,) of the observation after decision `time`, where it was truncated or the rollout cut."""

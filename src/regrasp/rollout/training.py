@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from regrasp.algorithms.base import Bootstrap
 from regrasp.envs.contract import Observation, VecEnv
 from regrasp.envs.mapping import ActionMapping
 from regrasp.errors import UserError
@@ -102,13 +103,12 @@ def collect_rollout(
     *,
     num_decisions: int,
     first_column: int,
-    bootstrap_truncated: bool,
+    bootstrap: Bootstrap,
     should_stop: Callable[[], bool],
 ) -> list[EpisodeResult]:
     """One rollout epoch: every environment takes up to `num_decisions` decisions, which are added to `buffer`.
 
-    Where an episode does not end with the rollout, its return continues with the value of the observation reached; with
-    `bootstrap_truncated` also where the step limit ended it.
+    Where an episode's return goes on, as `bootstrap` says, the value of the observation reached is added too.
 
     Returns:
         The episodes that ended.
@@ -118,7 +118,7 @@ def collect_rollout(
     """
     results: list[EpisodeResult] = []
     to_value: list[tuple[int, Tensor, Observation]] = []
-    values_truncated = bootstrap_truncated and episodes.env.capabilities.true_final_observation
+    values_truncated = bootstrap == "truncated" and episodes.env.capabilities.true_final_observation
     episodes.begin()
     for time in range(num_decisions):
         rows = episodes.rows
@@ -139,7 +139,7 @@ def collect_rollout(
             step.done[rows],
             inference.version,
         )
-        cut = ~step.done & (time == num_decisions - 1)
+        cut = ~step.done & (time == num_decisions - 1 and bootstrap != "never")
         goes_on = cut | (step.truncated & values_truncated)
         rows = rows[goes_on[rows]]
         if len(rows):

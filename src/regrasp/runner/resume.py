@@ -12,9 +12,9 @@ import yaml
 
 from regrasp.checkpoint.layout import step_folders
 from regrasp.checkpoint.verify import verify
-from regrasp.engine.policies import input_names
 from regrasp.errors import UserError
 from regrasp.experiment import ExperimentConfig
+from regrasp.experiment.inputs import input_names
 from regrasp.experiment.load import own_keys
 
 _NUM_CHANGES_SHOWN = 5

@@ -12,7 +12,6 @@ import numpy as np
 from regrasp.data.lerobot import DemonstrationDataset, FeatureSpec
 from regrasp.data.lerobot.metadata import damaged
 from regrasp.data.lerobot.schema import SOURCES_PATH
-from regrasp.engine.policies import input_names
 from regrasp.envs.mapping_config import MappingConfig
 from regrasp.envs.selection import (
     ObservationSelection,
@@ -25,9 +24,7 @@ from regrasp.envs.selection import (
 )
 from regrasp.errors import UserError
 from regrasp.experiment import ExperimentConfig
-from regrasp.models.groot.processing.data_config import HUMAN_TASK
-from regrasp.models.groot.processing.processor_config import given_data_config
-from regrasp.models.groot.processing.selection import key_ranges
+from regrasp.experiment.inputs import input_names
 
 STATE = "observation.state"
 ACTION = "action"
@@ -82,22 +79,16 @@ def modality(mapping: MappingConfig, observations: ObservationSelection, action_
     Raises:
         UserError: The data configuration's parts do not fit the state or the action.
     """
-    data = given_data_config(input_names(mapping))
-    names = state_names(mapping)
-    state_ranges = names or _observation_ranges(observations.states)
-    action_ranges = {"action": (0, action_dim)}
-    if data is not None:
-        state_ranges, action_ranges = key_ranges(data, names, observations.state_dim, action_dim)
+    names = input_names(mapping).in_dataset(state_names(mapping), observations.state_dim, action_dim)
     cameras = observations.cameras
     views = camera_names(mapping) if mapping.gr00t_mapping else _short_names(cameras)
-    language = HUMAN_TASK if data is None else data.language
     return {
-        "state": _slices(state_ranges),
-        "action": _slices(action_ranges),
+        "state": _slices(names.state or _observation_ranges(observations.states)),
+        "action": _slices(names.action or {"action": (0, action_dim)}),
         "video": {
             view: {"original_key": name} for view, name in zip(views, camera_features(len(cameras)), strict=False)
         },
-        "annotation": {language.removeprefix("annotation."): {"original_key": "task_index"}},
+        "annotation": {names.language.removeprefix("annotation."): {"original_key": "task_index"}},
     }
 
 

@@ -12,10 +12,11 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 
 from regrasp.data.lerobot import DemonstrationDataset
-from regrasp.engine.policies import check_inputs, choose_device, input_names
+from regrasp.engine.policies import check_inputs, choose_device
 from regrasp.envs.selection import camera_names, state_names
 from regrasp.errors import TrainingHaltedError
 from regrasp.experiment import ExperimentConfig, SftConfig
+from regrasp.experiment.inputs import input_names
 from regrasp.folders import atomic_folder
 from regrasp.learner.schedule import cosine
 from regrasp.logging.progress import progress

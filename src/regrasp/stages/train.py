@@ -121,7 +121,7 @@ def _policy(config: ExperimentConfig, env: EnvSpec, seed: int, checkpoint: Check
     again = model.model_path is not None or not model.needs_pretrained
     if again or checkpoint is None or checkpoint.export is None:
         return create_policy(model, mapping, env, seed)
-    if config.algorithm.kl_beta:
+    if config.algorithm.keeps_start:
         raise UserError(
             "The penalty on the divergence from the start needs the policy that the run started from",
             key="actor.model.model_path",

@@ -51,6 +51,7 @@ class IsaacLab(EnvType[IsaacLabEnvConfig]):
             name=name,
             factory="regrasp.envs.isaaclab.child.main:create",
             settings={"options": task_options(config, name, seed).to_json()},
+            ignore_terminations=config.ignore_terminations,
             num_envs=config.total_num_envs,
             num_workers=1,
             max_chunk=max_chunk,

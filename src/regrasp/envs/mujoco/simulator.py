@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import mujoco
 import numpy as np
 
-from regrasp.envs.chunk import ChunkedSimulator, Outcome
 from regrasp.envs.mujoco.catalog import TASK_IDS, TASK_OPTIONS, load_class
 from regrasp.envs.mujoco.renderer import Renderer
 from regrasp.envs.mujoco.task import Task
-from regrasp.envs.process.simulator import Simulator, SimulatorSpec
+from regrasp.envs.process.simulator import Outcome, Simulator, SimulatorSpec
 
 CAMERA_GROUP = "camera_images/"
 VECTOR_GROUP = "policy/"
@@ -20,16 +19,10 @@ _PHYSICS_STATE = mujoco.mjtState.mjSTATE_INTEGRATION
 
 
 def create(
-    task_id: str,
-    num_envs: int,
-    max_episode_steps: int,
-    *,
-    ignore_terminations: bool,
-    task_options: Mapping[str, Any] | None = None,
-) -> Simulator:
+    task_id: str, num_envs: int, max_episode_steps: int, *, task_options: Mapping[str, Any] | None = None
+) -> MujocoSimulator:
     """The factory that worker processes call."""
-    inner = MujocoSimulator(create_task(task_id, task_options), num_envs, max_episode_steps)
-    return ChunkedSimulator(inner, num_envs, ignore_terminations=ignore_terminations)
+    return MujocoSimulator(create_task(task_id, task_options), num_envs, max_episode_steps)
 
 
 def create_task(task_id: str, options: Mapping[str, Any] | None = None) -> Task:
@@ -60,8 +53,8 @@ def describe_task(task: Task, max_episode_steps: int) -> SimulatorSpec:
     )
 
 
-class MujocoSimulator:
-    """A `SingleStepSimulator` over one task."""
+class MujocoSimulator(Simulator):
+    """Environments of one task, stepped one after the other."""
 
     def __init__(self, task: Task, num_envs: int, max_episode_steps: int) -> None:
         self._task = task
@@ -75,48 +68,64 @@ class MujocoSimulator:
         """Sizes of the task."""
         return describe_task(self._task, self._limit)
 
-    def begin(self, row: int, seed: int) -> int:
-        """Start an episode."""
-        return self._task.reset(self._data[row], self._episodes[row], np.random.default_rng(seed))
+    def reset(self, rows: Sequence[int], seeds: Sequence[int]) -> list[int]:
+        """Start episodes."""
+        return [
+            self._task.reset(self._data[row], self._episodes[row], np.random.default_rng(seed))
+            for row, seed in zip(rows, seeds, strict=True)
+        ]
 
-    def advance(self, row: int, action: np.ndarray) -> Outcome:
-        """One control step."""
-        task, data, episode = self._task, self._data[row], self._episodes[row]
-        task.actuate(data, episode, action)
-        mujoco.mj_step(task.model, data, task.physics_steps)
-        _update_positions(task.model, data)
-        return task.outcome(data, episode)
+    def advance(self, actions: np.ndarray, running: np.ndarray) -> Outcome:
+        """One control step of the running rows."""
+        task, count = self._task, len(self._data)
+        rewards, (terminated, truncated, success) = np.zeros(count, np.float32), np.zeros((3, count), bool)
+        info = {name: np.zeros(count, np.float32) for name in task.info}
+        for row in np.flatnonzero(running):
+            data, episode = self._data[row], self._episodes[row]
+            task.actuate(data, episode, actions[row])
+            mujoco.mj_step(task.model, data, task.physics_steps)
+            _update_positions(task.model, data)
+            outcome = task.outcome(data, episode)
+            rewards[row], terminated[row], truncated[row] = outcome.reward, outcome.terminated, outcome.truncated
+            success[row] = outcome.success
+            for name, value in outcome.info.items():
+                info[name][row] = value
+        return Outcome(rewards, terminated, truncated, success, info)
 
-    def observe(self, row: int, targets: Mapping[str, np.ndarray]) -> None:
+    def observe(self, rows: Sequence[int], targets: Mapping[str, np.ndarray]) -> None:
         """Render the cameras asked for and copy the vectors."""
-        data = self._data[row]
-        vectors = self._task.observe(data, self._episodes[row])
-        for key, target in targets.items():
-            if key.startswith(CAMERA_GROUP):
-                self._render(data, key.removeprefix(CAMERA_GROUP), target)
-            else:
-                target[:] = vectors[key.removeprefix(VECTOR_GROUP)]
+        for row in rows:
+            vectors = self._task.observe(self._data[row], self._episodes[row])
+            for key, target in targets.items():
+                if key.startswith(CAMERA_GROUP):
+                    self._render(self._data[row], key.removeprefix(CAMERA_GROUP), target[row])
+                else:
+                    target[row] = vectors[key.removeprefix(VECTOR_GROUP)]
 
-    def frame(self, row: int, target: np.ndarray) -> None:
-        """The video camera at the size of `target`."""
-        self._render(self._data[row], self._task.video_camera, target)
+    def render(self, rows: Sequence[int], targets: Sequence[np.ndarray]) -> None:
+        """The video camera at the size of the targets."""
+        for row, target in zip(rows, targets, strict=True):
+            self._render(self._data[row], self._task.video_camera, target)
 
-    def expert(self, row: int) -> np.ndarray:
+    def expert(self, rows: Sequence[int], target: np.ndarray) -> None:
         """The task's expert."""
-        return self._task.expert(self._data[row], self._episodes[row])
+        for row in rows:
+            target[row] = self._task.expert(self._data[row], self._episodes[row])
 
-    def save(self, row: int, target: np.ndarray) -> None:
-        """Physics, then the episode's own variables."""
+    def save(self, target: np.ndarray) -> None:
+        """Physics, then the episodes' own variables."""
         physics = np.empty(self._physics_size)
-        mujoco.mj_getState(self._task.model, self._data[row], physics, _PHYSICS_STATE)
-        target[: self._physics_size] = physics
-        target[self._physics_size :] = self._episodes[row]
+        for row, data in enumerate(self._data):
+            mujoco.mj_getState(self._task.model, data, physics, _PHYSICS_STATE)
+            target[row, : self._physics_size] = physics
+        target[:, self._physics_size :] = self._episodes
 
-    def load(self, row: int, source: np.ndarray) -> None:
+    def load(self, source: np.ndarray) -> None:
         """Restore what `save` wrote."""
-        mujoco.mj_setState(self._task.model, self._data[row], source[: self._physics_size].copy(), _PHYSICS_STATE)
-        mujoco.mj_forward(self._task.model, self._data[row])
-        self._episodes[row] = source[self._physics_size :]
+        for row, data in enumerate(self._data):
+            mujoco.mj_setState(self._task.model, data, source[row, : self._physics_size].copy(), _PHYSICS_STATE)
+            mujoco.mj_forward(self._task.model, data)
+        self._episodes[:] = source[:, self._physics_size :]
 
     def close(self) -> None:
         """Free the graphics contexts."""

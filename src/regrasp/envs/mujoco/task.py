@@ -4,12 +4,22 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import mujoco
 import numpy as np
 
-from regrasp.envs.chunk import Outcome
+
+@dataclass(frozen=True)
+class TaskOutcome:
+    """What one step of one environment led to."""
+
+    reward: float
+    terminated: bool
+    success: bool
+    info: Mapping[str, float] = field(default_factory=dict)
+    truncated: bool = False
+    """The task gave the episode up, which is no verdict on its final state."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +83,7 @@ class Task(ABC):
         """The vector observations."""
 
     @abstractmethod
-    def outcome(self, data: mujoco.MjData, episode: np.ndarray) -> Outcome:
+    def outcome(self, data: mujoco.MjData, episode: np.ndarray) -> TaskOutcome:
         """Reward, end and success after a control step."""
 
     @abstractmethod

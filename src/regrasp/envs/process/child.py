@@ -12,8 +12,8 @@ import sys
 import traceback
 from typing import Any
 
+from regrasp.envs.chunk import COMMANDS, ChunkRunner
 from regrasp.envs.process import protocol
-from regrasp.envs.process.simulator import Simulator
 from regrasp.errors import UserError
 
 
@@ -54,49 +54,36 @@ def _serve(sock: socket.socket) -> None:
     if hello["version"] != protocol.VERSION:
         protocol.send(sock, {"error": f"protocol version {protocol.VERSION} here, {hello['version']} there"})
         return
-    simulator: Simulator | None = None
+    runner: ChunkRunner | None = None
     message = hello
     while message["op"] != "close":
         try:
             reply: dict[str, Any] = {"ok": True}
             if message["op"] == "hello":
-                simulator = _create(message["factory"], message["settings"])
-                reply["spec"] = simulator.describe().to_json()
+                runner = _create(**message["arguments"])
+                reply["spec"] = runner.describe().to_json()
             else:
-                assert simulator is not None, "the first command is hello"
-                _execute(sock, simulator, message)
+                assert runner is not None, "the first command is hello"
+                _execute(sock, runner, message)
         except UserError as error:
             reply = {"user_error": error.fields()}
         except Exception as error:
             reply = {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
         protocol.send(sock, reply)
         message = protocol.receive(sock)
-    if simulator is not None:
-        simulator.close()
+    if runner is not None:
+        runner.close()
     protocol.send(sock, {"ok": True})
 
 
-def _create(factory: str, settings: dict[str, Any]) -> Simulator:
+def _create(factory: str, settings: dict[str, Any], *, ignore_terminations: bool) -> ChunkRunner:
     module, name = factory.split(":")
-    return getattr(importlib.import_module(module), name)(**settings)
+    simulator = getattr(importlib.import_module(module), name)(**settings)
+    return ChunkRunner(simulator, settings["num_envs"], ignore_terminations=ignore_terminations)
 
 
-def _execute(sock: socket.socket, simulator: Simulator, message: protocol.Message) -> None:
-    match message["op"]:
-        case "attach":
-            simulator.attach(protocol.SharedArrays.receive_from(sock, message))
-        case "reset":
-            simulator.reset(message["rows"], message["seeds"])
-        case "step":
-            simulator.step(message["num_steps"])
-        case "expert":
-            simulator.expert()
-        case "record":
-            shared = protocol.SharedArrays.receive_from(sock, message) if message["rows"] else {}
-            simulator.record(message["rows"], shared.get("frames"))
-        case "save_state":
-            simulator.save_state()
-        case "load_state":
-            simulator.load_state()
-        case unknown:
-            raise ValueError(f"unknown command {unknown!r}")
+def _execute(sock: socket.socket, runner: ChunkRunner, message: protocol.Message) -> None:
+    """Call the method of the command's name, with the arrays that came along if any did."""
+    assert message["op"] in COMMANDS, message["op"]
+    arrays = {"arrays": protocol.SharedArrays.receive_from(sock, message)} if "layout" in message else {}
+    getattr(runner, message["op"])(**message["arguments"], **arrays)

@@ -43,7 +43,7 @@ class Deadlines:
 
 
 class SimulatorProcess:
-    """One child process that serves a `Simulator`.
+    """One child process that serves the environments of a `Simulator`.
 
     Args:
         name: Shown in errors, for example "train environments 0-63".
@@ -52,6 +52,7 @@ class SimulatorProcess:
         deadlines: How long start, reset and step may take.
         python: The child's interpreter; None for ours.
         environment: Environment variables set for the child.
+        ignore_terminations: Only the step limit ends an episode.
         python_key: Dotted path of the configuration key that names `python`, for errors.
     """
 
@@ -63,6 +64,8 @@ class SimulatorProcess:
         deadlines: Deadlines,
         python: str | None = None,
         environment: Mapping[str, str] | None = None,
+        *,
+        ignore_terminations: bool = False,
         python_key: str | None = None,
     ) -> None:
         self.name = name
@@ -78,7 +81,8 @@ class SimulatorProcess:
         finally:
             theirs.close()
             os.close(their_lifeline)
-        self._begin("hello", deadlines.startup, version=protocol.VERSION, factory=factory, settings=dict(settings))
+        arguments = {"factory": factory, "settings": dict(settings), "ignore_terminations": ignore_terminations}
+        self._send("hello", deadlines.startup, None, arguments, version=protocol.VERSION)
 
     def _spawn(
         self, python: str, descriptor: int, lifeline: int, environment: Mapping[str, str]
@@ -119,18 +123,16 @@ class SimulatorProcess:
         """Wait for the simulator to start and return what it offers."""
         return spec_from_json(self.finish()["spec"])
 
-    def share(self, op: str, shared: protocol.SharedArrays | None, **arguments: Any) -> None:
-        """Send a command with the arrays that it is about, if any; `finish` waits for the reply."""
-        self._begin(op, self.deadlines.step, shared, **arguments)
+    def begin(self, op: str, shared: protocol.SharedArrays | None = None, **arguments: Any) -> None:
+        """Send a command, with the arrays that it is about, without waiting for the reply; `finish` waits."""
+        self._send(op, self.deadlines.reset if op == "reset" else self.deadlines.step, shared, arguments)
 
-    def begin(self, op: str, **arguments: Any) -> None:
-        """Send a command without waiting for the reply; `finish` waits."""
-        self._begin(op, self.deadlines.reset if op == "reset" else self.deadlines.step, **arguments)
-
-    def _begin(self, op: str, deadline: float, shared: protocol.SharedArrays | None = None, **arguments: Any) -> None:
+    def _send(
+        self, op: str, deadline: float, shared: protocol.SharedArrays | None, arguments: dict[str, Any], **fields: Any
+    ) -> None:
         assert self._awaited is None, "one command at a time"
         self._awaited = (op, time.monotonic() + deadline)
-        message = {"op": op, **arguments}
+        message = {"op": op, "arguments": arguments, **fields}
         try:
             if shared is None:
                 protocol.send(self._socket, message)

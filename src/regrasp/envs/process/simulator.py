@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-
-OBSERVATION = "observation:"
-INFO = "info:"
-
-Arrays = Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -30,6 +26,9 @@ class SimulatorSpec:
     info: tuple[str, ...] = ()
     """Names of further float measures per environment."""
     has_expert: bool = False
+    hold_last_action: bool = False
+    """Until its reset, an ended environment is told its last action (right for absolute targets), else zeros (right for
+    relative commands)."""
     capabilities: dict[str, bool] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     """What the user should be warned of before the first episode."""
@@ -56,47 +55,65 @@ def spec_from_json(data: Mapping[str, Any]) -> SimulatorSpec:
     )
 
 
-class Simulator(Protocol):
-    """`num_envs` environments of one task, in one process.
+@dataclass(frozen=True)
+class Outcome:
+    """What one step of N environments led to; each array is (N,), and rows that do not run may hold anything."""
 
-    `attach` gives the shared arrays; only observations present there need to be computed. Arrays, each with a leading
-    environment axis: `actions` (T, A) float32, `rewards` (T,) float32, `num_executed` int32,
-    `terminated`, `truncated`, `success` bool, `instruction` int32, `expert_actions` (A,) float32, `state` float64,
-    `observation:<group/key>` and `info:<name>`.
+    rewards: np.ndarray
+    """float32."""
+    terminated: np.ndarray
+    """bool."""
+    truncated: np.ndarray
+    """bool, the task gave the episode up, which is no verdict on its final state; the step limit is not meant."""
+    success: np.ndarray
+    """bool."""
+    info: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """float32, by the names in `SimulatorSpec.info`."""
+
+
+class Simulator(ABC):
+    """N environments of one task, in one process: what the author of a simulator writes.
+
+    An environment is a row, and no row is reset but by `reset`. Chunks of actions, step limits and what becomes of a
+    row that has ended are the business of `envs/chunk.py`.
     """
 
+    @abstractmethod
     def describe(self) -> SimulatorSpec:
         """What this simulator offers."""
-        ...
 
-    def attach(self, arrays: Arrays) -> None:
-        """Use these shared arrays from now on."""
-        ...
+    @abstractmethod
+    def reset(self, rows: Sequence[int], seeds: Sequence[int]) -> Sequence[int]:
+        """Start an episode in each of `rows`, and return the indices of their instructions."""
 
-    def reset(self, rows: Sequence[int], seeds: Sequence[int]) -> None:
-        """Start an episode in each of `rows` and write its first observation."""
-        ...
+    @abstractmethod
+    def advance(self, actions: np.ndarray, running: np.ndarray) -> Outcome:
+        """Execute one action (N, A) in the rows `running` (N,) bool.
 
-    def step(self, num_steps: int) -> None:
-        """Execute the first `num_steps` of `actions` in every environment that is in an episode."""
-        ...
+        Where rows can only be stepped together, the others are stepped too: they are given a hold action, see
+        `SimulatorSpec.hold_last_action`, and nobody sees what it does.
+        """
 
-    def expert(self) -> None:
-        """Write `expert_actions` for the present states."""
-        ...
+    @abstractmethod
+    def observe(self, rows: Sequence[int], targets: Mapping[str, np.ndarray]) -> None:
+        """Write the present observations of `rows` into their rows of the arrays (N, ...), by `group/key`.
 
-    def record(self, rows: Sequence[int], frames: np.ndarray | None) -> None:
-        """Write a frame per step of `rows` into `frames` (R, T, H, W, 3) from now on; None stops it."""
-        ...
+        Right after the step that ended an episode these are its true final observations. Only what is in `targets` has
+        to be computed.
+        """
 
-    def save_state(self) -> None:
-        """Write every environment's state into `state`."""
-        ...
+    @abstractmethod
+    def render(self, rows: Sequence[int], targets: Sequence[np.ndarray]) -> None:
+        """Write a video frame (H, W, 3) uint8 of each of `rows` into its target."""
 
-    def load_state(self) -> None:
-        """Restore every environment from `state` and write the present observations."""
-        ...
+    def expert(self, rows: Sequence[int], target: np.ndarray) -> None:  # noqa: B027
+        """Write the scripted expert's actions of `rows` into theirs of (N, A); with `SimulatorSpec.has_expert`."""
 
-    def close(self) -> None:
+    def save(self, target: np.ndarray) -> None:  # noqa: B027
+        """Write the complete state of all rows (N, S) float64; with a `SimulatorSpec.state_size` S above 0."""
+
+    def load(self, source: np.ndarray) -> None:  # noqa: B027
+        """Restore what `save` wrote."""
+
+    def close(self) -> None:  # noqa: B027
         """Release the simulator."""
-        ...

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from regrasp.device import available_cores
+from regrasp.envs.chunk import INFO, OBSERVATION, shared_arrays
 from regrasp.envs.contract import ArraySpec, Capabilities, EnvSpec, Observation, Step, VecEnv
 from regrasp.envs.mapping import ObservationMapping
 from regrasp.envs.mapping_config import MappingConfig
 from regrasp.envs.process.process import Deadlines, SimulatorProcess
 from regrasp.envs.process.protocol import SharedArrays
-from regrasp.envs.process.simulator import INFO, OBSERVATION, SimulatorSpec
+from regrasp.envs.process.simulator import SimulatorSpec
 from regrasp.errors import TrainingHaltedError
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "LP_NUM_THREADS")
@@ -39,6 +40,7 @@ class RemoteVecEnv(VecEnv):
         max_chunk: Longest action chunk.
         mapping: Which raw observations become policy inputs.
         deadlines: How long the workers may take.
+        ignore_terminations: Only the step limit ends an episode.
         python: Interpreter of the workers; None for ours.
         environment: Environment variables for the workers.
     """
@@ -54,6 +56,7 @@ class RemoteVecEnv(VecEnv):
         max_chunk: int,
         mapping: MappingConfig,
         deadlines: Deadlines,
+        ignore_terminations: bool = False,
         python: str | None = None,
         environment: Mapping[str, str] | None = None,
     ) -> None:
@@ -74,7 +77,8 @@ class RemoteVecEnv(VecEnv):
                     deadlines,
                     python,
                     {**threads, **(environment or {})},
-                    f"env.{name}.python",
+                    ignore_terminations=ignore_terminations,
+                    python_key=f"env.{name}.python",
                 )
                 self._workers.append(worker)
             simulator = [worker.wait_until_ready() for worker in _as_they_reply(self._workers)][0]  # noqa: RUF015
@@ -82,7 +86,7 @@ class RemoteVecEnv(VecEnv):
                 **simulator.capabilities, saves_state=simulator.state_size > 0, has_expert=simulator.has_expert
             )
             self._mapping = self._create_mapping(mapping, simulator, f"env.{name}.mapping")
-            self._shapes = self._array_shapes(simulator)
+            self._shapes = shared_arrays(simulator, max_chunk, self._mapping.keys)
             self._arrays = self._attach()
         except BaseException:
             self.close(deadline=1.0)
@@ -107,30 +111,13 @@ class RemoteVecEnv(VecEnv):
     def _create_mapping(config: MappingConfig, simulator: SimulatorSpec, location: str) -> ObservationMapping:
         return ObservationMapping(config, _array_specs(simulator), location)
 
-    def _array_shapes(self, simulator: SimulatorSpec) -> dict[str, tuple[tuple[int, ...], str]]:
-        shapes: dict[str, tuple[tuple[int, ...], str]] = {
-            "actions": ((self._max_chunk, simulator.action_dim), "float32"),
-            "rewards": ((self._max_chunk,), "float32"),
-            "num_executed": ((), "int32"),
-            "terminated": ((), "bool"),
-            "truncated": ((), "bool"),
-            "success": ((), "bool"),
-            "instruction": ((), "int32"),
-            "expert_actions": ((simulator.action_dim,), "float32"),
-            "state": ((simulator.state_size,), "float64"),
-        }
-        shapes |= {INFO + name: ((), "float32") for name in simulator.info}
-        shapes |= {OBSERVATION + key: simulator.raw_observations[key] for key in self._mapping.keys}
-        return shapes
-
     def _attach(self) -> dict[str, np.ndarray]:
         """Share arrays of all environments, of which each worker maps its part."""
         shapes = {key: ((self._slices[-1].stop, *shape), dtype) for key, (shape, dtype) in self._shapes.items()}
         shared = SharedArrays.create(shapes)
         for worker, part in zip(self._workers, self._slices, strict=True):
-            worker.share("attach", shared.part(part))
-        for worker in _as_they_reply(self._workers):
-            worker.finish()
+            worker.begin("attach", shared.part(part))
+        self._finish(self._workers)
         if self._shared is not None:
             self._shared.close()
         self._shared = shared
@@ -159,8 +146,7 @@ class RemoteVecEnv(VecEnv):
                 rows, row_seeds = zip(*chosen, strict=True)
                 worker.begin("reset", rows=[int(row) for row in rows], seeds=[int(seed) for seed in row_seeds])
                 begun.append(worker)
-        for worker in _as_they_reply(begun):
-            worker.finish()
+        self._finish(begun)
         return self._observe()
 
     def step(self, actions: Tensor) -> Step:
@@ -207,9 +193,8 @@ class RemoteVecEnv(VecEnv):
         for worker, part in zip(self._workers, self._slices, strict=True):
             start, stop = (bisect.bisect_left(recorded, bound) for bound in (part.start, part.stop))
             rows = [row - part.start for row in recorded[start:stop]]
-            worker.share("record", shared.part(slice(start, stop)) if shared and rows else None, rows=rows)
-        for worker in _as_they_reply(self._workers):
-            worker.finish()
+            worker.begin("record", shared.part(slice(start, stop)) if shared and rows else None, rows=rows)
+        self._finish(self._workers)
         if self._recording is not None:
             self._recording.close()
         self._recording = shared
@@ -243,7 +228,11 @@ class RemoteVecEnv(VecEnv):
     def _all(self, op: str, **arguments: Any) -> None:
         for worker in self._workers:
             worker.begin(op, **arguments)
-        for worker in _as_they_reply(self._workers):
+        self._finish(self._workers)
+
+    @staticmethod
+    def _finish(workers: Sequence[SimulatorProcess]) -> None:
+        for worker in _as_they_reply(workers):
             worker.finish()
 
     def _copy(self, name: str) -> Tensor:

@@ -18,11 +18,11 @@ from regrasp.envs.contract import Observation
 from regrasp.errors import UserError
 from regrasp.models.contract import Action, Evaluation, Noise, Policy, PolicySpec
 from regrasp.models.groot.config import GrootConfig
-from regrasp.models.groot.network.action_head import ActionHead, CategoryLinear, ContextCache
+from regrasp.models.groot.network.action_head import ActionHead, CategoryLinear
 from regrasp.models.groot.network.backbone import Backbone
 from regrasp.models.groot.network.lora import adapters, add_adapters, merge_adapters
 from regrasp.models.groot.network.noise_net import NoiseNet
-from regrasp.models.groot.network.transformer import DiffusionBlock
+from regrasp.models.groot.network.transformer import ContextCache, DiffusionBlock
 from regrasp.models.groot.processing.processor import GrootProcessor
 from regrasp.models.groot.settings import GrootModelConfig
 from regrasp.models.initialization import seeded
@@ -123,11 +123,11 @@ class GrootPolicy(Policy):
         transformer = self.action_head.model
         steps = torch.arange(self.settings.denoising_steps, device=transformer.proj_out_1.weight.device)
         table = torch.stack(transformer.modulations(self._bucket(steps)), dim=1)
+        transformer.pack()
         if self._modulations is not None:
             self._modulations.copy_(table)  # a recorded CUDA graph reads it where it is
             return
         self._modulations = table
-        transformer.pack()
         if self.settings.trainable != "all" and self.settings.adapters is None:
             self.backbone.eagle_model.keep_padding_feature()
 
@@ -259,7 +259,7 @@ class GrootPolicy(Policy):
             step = None if joint else send(noise.integers("index", self._num_stochastic_steps), device)
         self._move_color(device)
         initial = send(noise.normal("initial", *shape), device)
-        chunk, log_probs, chain, values = self._sample(
+        chunk, log_probs, chain, *values = self._sample(
             features["context"], features["state"], initial, step_noise, step, self.noise_level
         )
         batch = len(chain)
@@ -267,7 +267,7 @@ class GrootPolicy(Policy):
         return Action(
             actions=self._physical(chunk),
             log_probs=self._executed(log_probs),
-            values=values,
+            values=values[0] if values else None,
             trace=TensorDict({"chain": chain, "step": stored_step}, batch_size=[batch]),
         )
 
@@ -279,8 +279,11 @@ class GrootPolicy(Policy):
         step_noise: Tensor | None,
         step: Tensor | None,
         noise_level: float,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Action chunk, its log-probabilities, the denoising chain and values; deterministic without `step_noise`."""
+    ) -> tuple[Tensor, ...]:
+        """Action chunk, its log-probabilities, the denoising chain and, with a value head, values.
+
+        Deterministic without `step_noise`.
+        """
         decision = self._read(context, state)
         denoised = flow.denoise(
             self._velocity_fn(decision.cache),
@@ -294,7 +297,8 @@ class GrootPolicy(Policy):
             learned_std_fn=self._std_fn(decision),
             deterministic=step_noise is None,
         )
-        return denoised.actions, denoised.log_probs, denoised.chain, self._value_of(decision)
+        values = () if self.value_head is None else (self.value_head(decision.context, decision.state),)
+        return denoised.actions, denoised.log_probs, denoised.chain, *values
 
     def evaluate(self, features: TensorDict, trace: TensorDict) -> Evaluation:
         """Log-probabilities of stored denoising chains, and values."""
@@ -312,7 +316,7 @@ class GrootPolicy(Policy):
         )
         return Evaluation(
             log_probs=self._executed(evaluated.log_probs),
-            values=self._value_of(decision),
+            values=None if self.value_head is None else self.value_head(decision.context, decision.state),
             entropy=None if evaluated.entropy is None else self._executed(evaluated.entropy),
         )
 
@@ -320,7 +324,8 @@ class GrootPolicy(Policy):
         """Values (B,) float32; a policy without a value head has none."""
         if self.value_head is None:
             raise ValueError("this policy was built without a value head")
-        return self._value_of(self._read(features["context"], features["state"]))
+        decision = self._read(features["context"], features["state"])
+        return self.value_head(decision.context, decision.state)
 
     def decode(self, features: TensorDict, initial_noise: Tensor) -> Tensor:
         """Denoise the given initial noise (B, H, max_action_dim) without further noise."""
@@ -362,11 +367,6 @@ class GrootPolicy(Policy):
         # In float64, as int(1000 * (k / K)) is computed by the published sampler.
         time = step_index.double() / self.settings.denoising_steps
         return flow.time_bucket(time, self.config.action_head_cfg.num_timestep_buckets)
-
-    def _value_of(self, decision: _Decision) -> Tensor:
-        if self.value_head is None:
-            return torch.zeros(len(decision.context), device=decision.context.device)
-        return self.value_head(decision.context, decision.state)
 
     def _executed(self, chunk: Tensor) -> Tensor:
         return chunk[:, : self.settings.num_action_chunks, : self.settings.action_dim]

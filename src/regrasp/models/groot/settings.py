@@ -11,7 +11,7 @@ from pydantic.dataclasses import dataclass
 
 from regrasp.config.types import BLOCK, Beta, Name, PositiveInt, Sizes
 from regrasp.errors import UserError
-from regrasp.models.config import DatasetFacts, ModelConfig, RlHeadConfig
+from regrasp.models.config import DatasetFacts, ExportOptions, ModelConfig, RlHeadConfig
 from regrasp.models.groot.generations import check_generation
 from regrasp.models.groot.processing.data_config import PROCESSOR_FILE
 from regrasp.models.inputs import EMBODIMENT_IDS, InputNames, embodiment_id
@@ -106,10 +106,22 @@ class GrootModelConfig(ModelConfig):
         )
         return load_groot(backbone, settings, processor=processor)
 
+    @classmethod
+    def export(cls, options: ExportOptions) -> Path:
+        """Write a folder as GR00T N1.5 is published."""
+        from regrasp.models.groot.export import export
+
+        return export(options)
+
     @property
     def trains_backbone(self) -> bool:
         """Whether training changes the features, so that they cannot be cached."""
         return super().trains_backbone or self.is_lora
+
+    @property
+    def sequence_length(self) -> int | None:
+        """Tokens to which the experiment pads words and images together; None: as the model says."""
+        return self.rl_head_config.padding_value
 
     @property
     def adapters(self) -> LoraConfig | None:

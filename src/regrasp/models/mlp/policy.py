@@ -47,6 +47,7 @@ class MlpPolicy(Policy):
         initial_std: Initial standard deviation, in normalised action units.
         state: Statistics of the state (mean_std), None to leave it as it is.
         action: Statistics of the action (min_max), None to leave it as it is.
+        add_value_head: Without it, values are None.
         seed: Draws the initial weights.
     """
 
@@ -60,6 +61,7 @@ class MlpPolicy(Policy):
         initial_std: float = 0.5,
         state: Statistics | None = None,
         action: Statistics | None = None,
+        add_value_head: bool = True,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -78,16 +80,17 @@ class MlpPolicy(Policy):
         self._action = Normalizer(self.statistics["action"], "min_max")
         with seeded(seed):
             self.actor = silu_mlp((state_dim, *hidden, num_action_chunks * action_dim))
-            self.value_head = silu_mlp((state_dim, *hidden, 1))
+            self.value_head = silu_mlp((state_dim, *hidden, 1)) if add_value_head else None
         self.log_std = nn.Parameter(torch.full((num_action_chunks, action_dim), math.log(initial_std)))
         generator = torch.Generator().manual_seed(seed)
         init_mlp(self.actor, generator)
-        init_mlp(self.value_head, generator)
+        if self.value_head is not None:
+            init_mlp(self.value_head, generator)
 
     @property
     def offers(self) -> frozenset[str]:
-        """The Gaussian's entropy too."""
-        return super().offers | {"entropy"}
+        """The Gaussian's entropy too, and values where there is a value head."""
+        return frozenset({"log_prob", "entropy", *(() if self.value_head is None else ("value",))})
 
     def prepare(self, observation: Observation) -> TensorDict:
         """The normalised `state` (B, D).
@@ -151,15 +154,20 @@ class MlpPolicy(Policy):
         )
 
     def value(self, features: TensorDict) -> Tensor:
-        """Values (B,) float32."""
-        return self._values(features)
+        """Values (B,) float32; a policy without a value head has none."""
+        values = self._values(features)
+        if values is None:
+            raise ValueError("this policy was built without a value head")
+        return values
 
     def decode(self, features: TensorDict, initial_noise: Tensor) -> Tensor:
         """The mean chunk: this policy has no noise that decides which action is the best one."""
         mean, _ = self._distribution(features)
         return self._action.unnormalize(mean)
 
-    def _values(self, features: TensorDict) -> Tensor:
+    def _values(self, features: TensorDict) -> Tensor | None:
+        if self.value_head is None:
+            return None
         return self.value_head(features["state"].to(self.log_std.dtype)).squeeze(-1).float()
 
     def _distribution(self, features: TensorDict) -> tuple[Tensor, Tensor]:
@@ -167,8 +175,12 @@ class MlpPolicy(Policy):
         return mean.unflatten(-1, tuple(self.log_std.shape)), self.log_std.float().exp()
 
 
-def load_mlp(folder: Path) -> MlpPolicy:
+def load_mlp(folder: Path, *, add_value_head: bool | None = None) -> MlpPolicy:
     """Read a folder written by `MlpPolicy.save`.
+
+    Args:
+        folder: The model folder.
+        add_value_head: Whether the policy has a value head, a new one where the folder has none; None: as the folder.
 
     Raises:
         UserError: A file is missing or damaged.
@@ -182,6 +194,11 @@ def load_mlp(folder: Path) -> MlpPolicy:
         kind: Statistics.from_mapping(content["statistics"][kind], file=file, key=f"statistics.{kind}")
         for kind in ("state", "action")
     }
+    stored = list_safetensors(folder)
+    if add_value_head is None:
+        add_value_head = any(name.startswith("value_head.") for name in stored)
+    elif not add_value_head:
+        stored = {name: tensor for name, tensor in stored.items() if not name.startswith("value_head.")}
     policy = MlpPolicy(
         state_dim=content["state_dim"],
         action_dim=content["action_dim"],
@@ -189,6 +206,8 @@ def load_mlp(folder: Path) -> MlpPolicy:
         hidden=tuple(content["hidden"]),
         state=statistics["state"],
         action=statistics["action"],
+        add_value_head=add_value_head,
     )
-    assign_weights(policy, list_safetensors(folder), file=folder / WEIGHTS_FILE)
+    optional = ("value_head",) if add_value_head else ()
+    assign_weights(policy, stored, file=folder / WEIGHTS_FILE, optional=optional)
     return policy

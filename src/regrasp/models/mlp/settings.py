@@ -46,6 +46,14 @@ class MlpModelConfig(ModelConfig):
 
         return load_mlp(folder)
 
+    def load(self, folder: Path, inputs: InputNames) -> Policy:
+        """Load a folder, with a value head or without, as this configuration says."""
+        from regrasp.models.mlp.policy import load_mlp
+
+        policy = super().load(folder, inputs)
+        has_value_head = "value" in policy.offers
+        return policy if has_value_head == self.add_value_head else load_mlp(folder, add_value_head=self.add_value_head)
+
     def preview(self, folder: Path, inputs: InputNames) -> Policy:
         """The policy itself: it is small."""
         return self.load(folder, inputs)
@@ -67,5 +75,6 @@ class MlpModelConfig(ModelConfig):
     def _policy(self, **arguments: Any) -> MlpPolicy:
         from regrasp.models.mlp.policy import MlpPolicy
 
-        sizes = {"hidden": self.mlp.hidden, "initial_std": self.mlp.initial_std}
-        return MlpPolicy(num_action_chunks=self.num_action_chunks, **sizes, **arguments)
+        sizes: dict[str, Any] = {"hidden": self.mlp.hidden, "initial_std": self.mlp.initial_std}
+        sizes |= {"num_action_chunks": self.num_action_chunks, "add_value_head": self.add_value_head}
+        return MlpPolicy(**sizes, **arguments)

@@ -6,13 +6,12 @@ import contextlib
 from collections.abc import Mapping
 from typing import Any
 
-from regrasp.envs.chunk import BatchedChunkSimulator
 from regrasp.envs.isaaclab.child import episodes, launch, task
 from regrasp.envs.isaaclab.child.options import options_from_json
 from regrasp.envs.isaaclab.child.simulator import IsaacLabSimulator
 
 
-def create(num_envs: int, options: Mapping[str, Any]) -> BatchedChunkSimulator:
+def create(num_envs: int, options: Mapping[str, Any]) -> IsaacLabSimulator:
     """The factory, called by name with the JSON of `TaskOptions`.
 
     Raises:
@@ -32,10 +31,4 @@ def create(num_envs: int, options: Mapping[str, Any]) -> BatchedChunkSimulator:
         config = task.configure(name, settings, num_envs)
     way = episodes.choose(config, ignore_terminations=settings.ignore_terminations)
     env = task.build(name, config)
-    simulator = IsaacLabSimulator(way(env), settings, running.close)
-    return BatchedChunkSimulator(
-        simulator,
-        num_envs,
-        ignore_terminations=settings.ignore_terminations,
-        hold_last_action=settings.hold_action == "last",
-    )
+    return IsaacLabSimulator(way(env), settings, running.close)

@@ -9,16 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from regrasp.envs.chunk import BatchOutcome
 from regrasp.envs.isaaclab.child import observations, signals
 from regrasp.envs.isaaclab.child.episodes import Episodes
 from regrasp.envs.isaaclab.child.options import TaskOptions
-from regrasp.envs.process.simulator import SimulatorSpec
+from regrasp.envs.process.simulator import Outcome, Simulator, SimulatorSpec
 from regrasp.envs.selection import find_observation
 from regrasp.errors import UserError
 
 
-class IsaacLabSimulator:
+class IsaacLabSimulator(Simulator):
     """N environments of one task that step together on the simulator's device.
 
     Args:
@@ -60,12 +59,13 @@ class IsaacLabSimulator:
             step_seconds=float(env.step_dt),
             max_episode_steps=self._options.max_episode_steps,
             state_size=0,
+            hold_last_action=self._options.hold_action == "last",
             capabilities={"seed_per_env": False},
             notes=self._notes(),
             reward_doubts=tuple(f"reward term '{name}' has weight 0, so it is never called" for name in self._uncalled),
         )
 
-    def begin(self, rows: Sequence[int], seeds: Sequence[int]) -> Sequence[int]:
+    def reset(self, rows: Sequence[int], seeds: Sequence[int]) -> Sequence[int]:
         """Start an episode in each row and return the indices of their instructions."""
         self._observation = self._episodes.reset(rows, seeds)
         self._succeeded[list(rows)] = False
@@ -89,8 +89,8 @@ class IsaacLabSimulator:
                 mend="add the missing instructions, in the task's order, or choose another instruction_key",
             )
 
-    def advance(self, actions: np.ndarray) -> BatchOutcome:
-        """Execute one action (N, A) in every environment."""
+    def advance(self, actions: np.ndarray, running: np.ndarray) -> Outcome:
+        """Execute one action (N, A) in every environment, those that do not run included."""
         result = self._episodes.step(self._torch.from_numpy(actions).to(self._episodes.env.device))
         self._observation = result.observation
         success = np.zeros(self._num_envs, bool) if self._success is None else self._success().cpu().numpy()
@@ -98,7 +98,7 @@ class IsaacLabSimulator:
         if self._options.reward_source == "success":
             rewards = (success & ~self._succeeded).astype(np.float32)
         self._succeeded |= success
-        return BatchOutcome(
+        return Outcome(
             rewards=rewards,
             terminated=result.terminated.cpu().numpy(),
             truncated=result.truncated.cpu().numpy(),
@@ -110,7 +110,7 @@ class IsaacLabSimulator:
         for key, target in targets.items():
             observations.copy_rows(self._observation[key], rows, target)
 
-    def frames(self, rows: Sequence[int], targets: Sequence[np.ndarray]) -> None:
+    def render(self, rows: Sequence[int], targets: Sequence[np.ndarray]) -> None:
         """Write the main camera's images of `rows`, scaled by the nearest pixel."""
         assert self._video is not None, "the settings of a recorded task name a camera"
         images = self._observation[self._video][list(rows)].cpu().numpy()

@@ -7,7 +7,7 @@ from enum import IntEnum
 import mujoco
 import numpy as np
 
-from regrasp.envs.chunk import Outcome
+from regrasp.envs.mujoco.task import TaskOutcome
 from regrasp.envs.mujoco.tasks.cube_table import (
     CLOSED_STEPS,
     COLORS,
@@ -43,11 +43,11 @@ class PickCube(CubeTable):
     max_episode_steps = 40
     info = ("wrong_object",)
 
-    def outcome(self, data: mujoco.MjData, episode: np.ndarray) -> Outcome:
+    def outcome(self, data: mujoco.MjData, episode: np.ndarray) -> TaskOutcome:
         """Success ends the episode; `wrong_object` tells whether another cube is lifted."""
         lifted = cube_positions(data)[:, 2] > LIFTED
         success = bool(lifted[int(episode[OBJECT])])
-        return Outcome(float(success), success, success, {"wrong_object": float(lifted.any() and not success)})
+        return TaskOutcome(float(success), success, success, {"wrong_object": float(lifted.any() and not success)})
 
     def expert(self, data: mujoco.MjData, episode: np.ndarray) -> np.ndarray:
         """Hover over the cube, descend, close, lift."""

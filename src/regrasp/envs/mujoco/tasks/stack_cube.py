@@ -7,7 +7,7 @@ from enum import IntEnum
 import mujoco
 import numpy as np
 
-from regrasp.envs.chunk import Outcome
+from regrasp.envs.mujoco.task import TaskOutcome
 from regrasp.envs.mujoco.tasks.cube_table import (
     BASE,
     CLOSED_STEPS,
@@ -53,13 +53,13 @@ class StackCube(CubeTable):
     max_episode_steps = 60
     info = ("lifted",)
 
-    def outcome(self, data: mujoco.MjData, episode: np.ndarray) -> Outcome:
+    def outcome(self, data: mujoco.MjData, episode: np.ndarray) -> TaskOutcome:
         """Success ends the episode; `lifted` tells whether the first cube is off the table."""
         cubes = cube_positions(data)
         offset = cubes[int(episode[OBJECT])] - cubes[int(episode[BASE])]
         on_top = np.linalg.norm(offset[:2]) < MAX_OFFSET and abs(offset[2] - 2 * CUBE_HALF) < 0.006
         success = bool(on_top and data.qpos[FINGERS].sum() > _RELEASED)
-        return Outcome(float(success), success, success, {"lifted": float(cubes[int(episode[OBJECT]), 2] > 0.035)})
+        return TaskOutcome(float(success), success, success, {"lifted": float(cubes[int(episode[OBJECT]), 2] > 0.035)})
 
     def expert(self, data: mujoco.MjData, episode: np.ndarray) -> np.ndarray:
         """Hover, descend, close, lift, carry over the base, lower, release."""

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from regrasp.models.groot.config import ActionHeadConfig
 from regrasp.models.groot.network.transformer import (
     AdaptiveNorm,
     Attention,
+    ContextCache,
     ContextTransformer,
     DiffusionTransformer,
     FeedForward,
-    KeysValues,
     compute_dtype,
     sinusoids,
 )
@@ -57,8 +58,6 @@ class CategoryLinear(nn.Module):
                 self.register_buffer(name, whole)
                 self.register_parameter(own, nn.Parameter(whole[slot].clone()))
             self.slot = slot
-            self.register_state_dict_post_hook(_merge_slot)
-            self.register_load_state_dict_pre_hook(_split_slot)
 
     def reset_parameters(self, generator: torch.Generator, gain: float = 1.0) -> None:
         """Fan-in scaled weights for every embodiment, zero biases."""
@@ -69,6 +68,34 @@ class CategoryLinear(nn.Module):
         """(..., in) to (..., out), all rows being of one embodiment."""
         W, b = (self.slot_weight, self.slot_bias) if category == self.slot else (self.W[category], self.b[category])
         return F.linear(x, W.T, b)
+
+    def _save_to_state_dict(self, destination: dict[str, Tensor], prefix: str, keep_vars: bool) -> None:
+        """Put the trained weights in their slot."""
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.slot is None:
+            return
+        for name, own in _SLOT_NAMES.items():
+            whole, trained = destination[prefix + name], destination.pop(prefix + own)
+            trained = trained.full_tensor() if isinstance(trained, DTensor) else trained
+            destination[prefix + name] = torch.cat([whole[: self.slot], trained[None], whole[self.slot + 1 :]])
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Tensor],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """Take the trained weights out of their slot."""
+        for name, own in _SLOT_NAMES.items() if self.slot is not None else ():
+            if prefix + name in state_dict:
+                state_dict[prefix + own] = state_dict[prefix + name][self.slot]
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
 
 
 class CategoryMlp(nn.Module):
@@ -102,18 +129,12 @@ class ActionEncoder(nn.Module):
         return self.W3(F.silu(self.W2(torch.cat([tokens, time], dim=-1), category)), category)
 
 
-@dataclass(frozen=True)
-class ContextCache:
-    """What all denoising steps of a decision share."""
+class ContextNorm(nn.LayerNorm):
+    """Layer norm in the dtype of its weights, whatever the features are stored in."""
 
-    prefix: Tensor
-    """(B, 1 + F, width): the state token and the future tokens."""
-    keys_values: tuple[KeysValues, ...]
-    """The context's keys and values, for each block that attends to it."""
-
-    def rows(self, index: Tensor) -> ContextCache:
-        """The cache of the decisions in `index` (R,), which may repeat."""
-        return ContextCache(self.prefix[index], tuple(layer.rows(index) for layer in self.keys_values))
+    def forward(self, input: Tensor) -> Tensor:
+        """(B, S, D) to the same."""
+        return super().forward(input.to(self.weight.dtype))
 
 
 class ActionHead(nn.Module):
@@ -134,7 +155,7 @@ class ActionHead(nn.Module):
         self.action_decoder = CategoryMlp(slots, config.hidden_size, config.hidden_size, config.max_action_dim)
         self.future_tokens = nn.Embedding(config.num_target_vision_tokens, width)
         self.position_embedding = nn.Embedding(config.max_seq_len, width)
-        self.vlln = nn.LayerNorm(config.backbone_embedding_dim)
+        self.vlln = ContextNorm(config.backbone_embedding_dim)
         self.vl_self_attention = ContextTransformer(self_attention, self_attention.dropout * use_dropout)
         self.model = DiffusionTransformer(diffusion, diffusion.dropout * use_dropout)
 
@@ -181,10 +202,9 @@ class ActionHead(nn.Module):
         return self.state_encoder(state.to(self.dtype), slot)
 
     def cache(self, context: Tensor, state_feature: Tensor) -> ContextCache:
-        """Compute once what does not change over denoising steps."""
-        future = self.future_tokens.weight.expand(len(context), -1, -1)
-        prefix = torch.cat([state_feature.unsqueeze(1), future], dim=1)
-        return ContextCache(prefix, self.model.context_keys_values(context))
+        """What does not change over denoising steps."""
+        future = _first(self.future_tokens, self.future_tokens.num_embeddings).expand(len(context), -1, -1)
+        return ContextCache(torch.cat([state_feature.unsqueeze(1), future], dim=1), context)
 
     def velocity(
         self,
@@ -203,11 +223,9 @@ class ActionHead(nn.Module):
             slot: Embodiment slot, the same for all rows.
             modulations: Of the DiT at `bucket`, where they are known.
         """
-        actions = self.action_encoder(x.to(self.dtype), bucket, slot) + self.position_embedding.weight[: self.horizon]
+        actions = self.action_encoder(x.to(self.dtype), bucket, slot) + _first(self.position_embedding, self.horizon)
         tokens = torch.cat([cache.prefix, actions], dim=1)
-        if modulations is None:
-            modulations = self.model.modulations(bucket)
-        outputs = self.model(tokens, modulations, cache.keys_values, self.horizon)
+        outputs = self.model(tokens, bucket, cache, self.horizon, modulations)
         return self.action_decoder(outputs, slot).float()
 
 
@@ -216,16 +234,6 @@ def _shrink(module: nn.Module, generator: torch.Generator) -> None:
     init_linear(module, generator, RESIDUAL_GAIN)
 
 
-def _merge_slot(layer: nn.Module, state: dict[str, Tensor], prefix: str, _metadata: object) -> None:
-    """Write the trained weights of a saved `CategoryLinear` into their slot, which `state` shares."""
-    assert isinstance(layer, CategoryLinear)
-    for name, own in _SLOT_NAMES.items():
-        state[prefix + name][layer.slot] = state.pop(prefix + own).detach()
-
-
-def _split_slot(layer: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
-    """Give a `CategoryLinear` that is loaded its slot's weights under their own names too."""
-    assert isinstance(layer, CategoryLinear)
-    for name, own in _SLOT_NAMES.items():
-        if prefix + name in state:
-            state[prefix + own] = state[prefix + name][layer.slot].clone()
+def _first(embedding: nn.Embedding, count: int) -> Tensor:
+    """The first embeddings (count, width)."""
+    return embedding(torch.arange(count, device=embedding.weight.device))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -30,11 +30,34 @@ def siglip(config: VisionConfig, attention: AttentionKernel = "sdpa") -> SiglipV
 
 
 def qwen3(config: LanguageConfig, attention: AttentionKernel = "sdpa") -> Qwen3Model:
-    """The language model, without its output layer."""
+    """The language model, without its output layer; its layers are `LanguageLayer`."""
     sizes = asdict(config)
     rope = {"rope_type": "default", "rope_theta": sizes.pop("rope_theta")}
     sizes |= {"rope_parameters": rope, "use_cache": False}
-    return Qwen3Model(Qwen3Config.from_dict(sizes, attn_implementation=attention))
+    model = Qwen3Model(Qwen3Config.from_dict(sizes, attn_implementation=attention))
+    for layer in model.layers:
+        layer.__class__ = LanguageLayer
+    return model
+
+
+class LanguageLayer(Qwen3DecoderLayer):
+    """A layer that also takes along the feature of a padded position, which attends to nothing."""
+
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, x: Tensor, padding: Tensor | None, **arguments: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """Features (B, S, D), and that of a padded position (D,) where it is not known ahead, to the same.
+
+        Args:
+            x: Features.
+            padding: Feature of a padded position.
+            **arguments: Of the library's layer.
+        """
+        return super().forward(x, **arguments), None if padding is None else self.without_attention(padding)
+
+    def without_attention(self, x: Tensor) -> Tensor:
+        """The layer's feed-forward part, (..., D) to the same."""
+        return x + self.mlp(self.post_attention_layernorm(x))
 
 
 class VisionTower(nn.Module):
@@ -71,19 +94,23 @@ class LanguageModel(nn.Module):
             padding: (D,), the embedding of a padded position.
         """
         mask = is_token if self._attention == "flash_attention_2" else _causal_mask(is_token)
-        output = self.model(inputs_embeds=embeddings, attention_mask={"full_attention": mask}, use_cache=False)
-        feature = self._without_attention(padding) if self._padding_feature is None else self._padding_feature
-        return torch.where(is_token.unsqueeze(-1), output.last_hidden_state, feature)
+        positions = torch.arange(embeddings.shape[1], device=embeddings.device).unsqueeze(0)
+        rotary = self.model.rotary_emb(embeddings, positions)
+        x, padded = embeddings, padding if self._padding_feature is None else None
+        for layer in self.model.layers:
+            x, padded = layer(
+                x, padded, attention_mask=mask, position_embeddings=rotary, position_ids=positions, use_cache=False
+            )
+        feature = self._padding_feature if padded is None else self.model.norm(padded)
+        assert feature is not None
+        return torch.where(is_token.unsqueeze(-1), self.model.norm(x), feature)
 
     def keep_padding_feature(self, padding: Tensor) -> None:
         """Compute the feature of a padded position (D,) once, for weights that do not change any more."""
-        self._padding_feature = self._without_attention(padding)
-
-    def _without_attention(self, x: Tensor) -> Tensor:
         for layer in self.model.layers:
-            assert isinstance(layer, Qwen3DecoderLayer)
-            x = x + layer.mlp(layer.post_attention_layernorm(x))
-        return self.model.norm(x)
+            assert isinstance(layer, LanguageLayer)
+            padding = layer.without_attention(padding)
+        self._padding_feature = self.model.norm(padding)
 
     def reset_buffers(self) -> None:
         """Recompute the rotary frequencies, where the weights are."""
@@ -123,15 +150,15 @@ class EagleModel(nn.Module):
         embeddings = _fill_placeholders(
             words, input_ids == self.image_token, views.reshape(len(images), -1, words.shape[-1])
         )
-        return self.language_model(embeddings, input_ids != self.pad_token, self._padding_embedding)
+        return self.language_model(embeddings, input_ids != self.pad_token, self._padding_embedding())
 
     def keep_padding_feature(self) -> None:
         """Compute the feature of padded positions once, for weights that do not change any more."""
-        self.language_model.keep_padding_feature(self._padding_embedding)
+        self.language_model.keep_padding_feature(self._padding_embedding())
 
-    @property
     def _padding_embedding(self) -> Tensor:
-        return self.language_model.model.embed_tokens.weight[PADDING_WORD]
+        embedding = self.language_model.model.embed_tokens
+        return embedding(torch.full((), PADDING_WORD, device=embedding.weight.device))
 
 
 class Backbone(nn.Module):

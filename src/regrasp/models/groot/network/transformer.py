@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -29,16 +29,11 @@ def compute_dtype(weight: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
 
 
-def pack(layers: Sequence[nn.Module]) -> tuple[Tensor, Tensor]:
-    """Weight and bias of several linear layers as one layer's; the layers' own become parts of them."""
-    packed = []
-    for name in ("weight", "bias"):
-        own = [layer.get_parameter(name) for layer in layers]
-        whole = torch.cat([parameter.detach() for parameter in own])
-        for parameter, part in zip(own, whole.split([len(parameter) for parameter in own]), strict=True):
-            parameter.data = part
-        packed.append(whole)
-    return packed[0], packed[1]
+def joined(layers: Sequence[nn.Linear]) -> tuple[Tensor, Tensor]:
+    """Weight and bias of several linear layers with the same input, as those of one, in the dtype of their product."""
+    dtype = compute_dtype(layers[0].weight)
+    weights, biases = ([getattr(layer, name).to(dtype) for layer in layers] for name in ("weight", "bias"))
+    return torch.cat(weights), torch.cat(biases)
 
 
 def dropout(p: float) -> nn.Module:
@@ -58,9 +53,14 @@ class Attention(nn.Module):
         self.to_out = nn.ModuleList([nn.Linear(width, width), dropout(p)])
         self._packed: tuple[Tensor, Tensor] | None = None
 
-    def pack(self) -> None:
-        """Make one product of the three of self-attention, for a copy that only acts."""
-        self._packed = pack([self.to_q, self.to_k, self.to_v])
+    def pack(self, *layers: nn.Linear) -> None:
+        """Make one product of those of several layers; for a copy that only acts, whenever its weights have changed."""
+        packed = joined(layers)
+        if self._packed is None:
+            self._packed = packed
+            return
+        for kept, new in zip(self._packed, packed, strict=True):
+            kept.copy_(new)  # a recorded CUDA graph reads it where it is
 
     def forward(self, x: Tensor) -> Tensor:
         """Attend from x (B, N, width) to x itself."""
@@ -77,6 +77,11 @@ class Attention(nn.Module):
             return self.queries(x), keys, values
         queries, keys, values = map(self._split, F.linear(x, *self._packed).chunk(3, dim=-1))
         return queries, keys, values
+
+    def keys_values(self, context: Tensor) -> KeysValues:
+        """Of context tokens (B, S, context_width)."""
+        weight, bias = joined((self.to_k, self.to_v)) if self._packed is None else self._packed
+        return keys_values(context, weight, bias, self.num_heads, num_layers=1)[0]
 
     def project_out(self, attended: Tensor) -> Tensor:
         """What is attended to (B, heads, N, head_dim) to (B, N, width)."""
@@ -124,7 +129,8 @@ class ContextBlock(nn.Module):
         self.final_dropout = dropout(p if config.final_dropout else 0.0)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, S, width) to the same."""
+        """(B, S, width) to the same, in the dtype of its products."""
+        x = x.to(compute_dtype(self.attn1.to_q.weight))
         x = x + self.final_dropout(self.attn1(self.norm1(x)))
         return x + self.final_dropout(self.ff(self.norm3(x)))
 
@@ -136,11 +142,9 @@ class ContextTransformer(nn.Module):
         super().__init__()
         self.transformer_blocks = nn.ModuleList(ContextBlock(config, p) for _ in range(config.num_layers))
 
-    def forward(self, features: Tensor, norm: nn.LayerNorm) -> Tensor:
-        """Features (B, S, width) to the same, in the dtype of its products, after `norm`, the published `vlln`."""
-        x = norm(features.to(norm.weight.dtype))
-        if self.transformer_blocks:
-            x = x.to(compute_dtype(self.transformer_blocks[0].get_parameter("attn1.to_q.weight")))
+    def forward(self, x: Tensor, norm: nn.Module) -> Tensor:
+        """Features x (B, S, width) to the same, after `norm`, the published `vlln`."""
+        x = norm(x)
         for block in self.transformer_blocks:
             x = block(x)
         return x
@@ -153,10 +157,45 @@ class AdaptiveNorm(nn.Module):
         super().__init__()
         self.linear = nn.Linear(width, 2 * width)
 
-    def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
-        """Normalise x (B, N, width) and apply `modulation` (B, 2 width)."""
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        """Normalise x (B, N, width); `time` is an embedding (B, width), or scale and shift (B, 2 width) known ahead."""
+        modulation = time if time.shape[-1] == self.linear.out_features else self.linear(time)
         scale, shift = modulation.unsqueeze(1).chunk(2, dim=-1)
         return F.layer_norm(x, x.shape[-1:], eps=NORM_EPS) * (1 + scale) + shift
+
+
+class ContextCache:
+    """What all denoising steps of a decision share.
+
+    Args:
+        prefix: (B, 1 + F, width): the state token and the future tokens.
+        context: (B, S, D): what the DiT attends to.
+    """
+
+    def __init__(self, prefix: Tensor, context: Tensor) -> None:
+        self.prefix = prefix
+        self.context = context
+        self._index: Tensor | None = None
+        self._known: dict[nn.Module, KeysValues] = {}
+
+    def rows(self, index: Tensor) -> ContextCache:
+        """The cache of the decisions in `index` (R,) int64, which may repeat."""
+        assert self._index is None, "rows of rows"
+        chosen = ContextCache(self.prefix[index], self.context)
+        chosen._index, chosen._known = index, self._known
+        return chosen
+
+    def keys_values(self, layer: Attention, context: Tensor) -> KeysValues:
+        """Keys and values of the context, row by row, which a layer computes when it first attends to it.
+
+        Args:
+            layer: Whose.
+            context: That of the cache, as it came into the layer's block, which may be sharded.
+        """
+        if layer not in self._known:
+            self._known[layer] = layer.keys_values(context)
+        known = self._known[layer]
+        return known if self._index is None else known.rows(self._index)
 
 
 class DiffusionBlock(nn.Module):
@@ -175,16 +214,30 @@ class DiffusionBlock(nn.Module):
         self.ff = FeedForward(width, p)
         self.final_dropout = dropout(p if config.final_dropout else 0.0)
 
-    def forward(self, x: Tensor, modulation: Tensor, context: KeysValues | None) -> Tensor:
-        """(B, N, width) to the same; `context` None is self-attention."""
-        queries, own = self.before_attention(x, modulation)
-        keys_values = context if own is None else KeysValues(*own)
-        assert keys_values is not None
-        return self.after_attention(x, attend(queries, keys_values))
+    def pack(self) -> None:
+        """See `Attention.pack`."""
+        attention = self.attn1
+        own = () if self.attends_to_context else (attention.to_q,)
+        attention.pack(*own, attention.to_k, attention.to_v)
 
-    def before_attention(self, x: Tensor, modulation: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+    def forward(self, x: Tensor, time: Tensor, context: Tensor | None, cache: ContextCache) -> Tensor:
+        """(B, N, width) to the same.
+
+        Args:
+            x: Tokens (B, N, width).
+            time: See `AdaptiveNorm`.
+            context: That of `cache`, where the block attends to it.
+            cache: Where it keeps the context's keys and values for the denoising steps that follow.
+        """
+        queries, own = self.before_attention(x, time)
+        if own is not None:
+            return self.after_attention(x, attend(queries, KeysValues(*own)))
+        assert context is not None
+        return self.after_attention(x, attend(queries, cache.keys_values(self.attn1, context)))
+
+    def before_attention(self, x: Tensor, time: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
         """Queries, and among the tokens themselves also keys and values, each (B, heads, N, head_dim)."""
-        x = self.norm1(x, modulation)
+        x = self.norm1(x, time)
         if self.attends_to_context:
             return self.attn1.queries(x), None
         queries, keys, values = self.attn1.queries_keys_values(x)
@@ -230,62 +283,55 @@ class DiffusionTransformer(nn.Module):
     def __init__(self, config: DiffusionConfig, p: float) -> None:
         super().__init__()
         width = config.width
-        self.num_heads = config.num_attention_heads
         self.timestep_encoder = TimestepEncoder(width)
         self.transformer_blocks = nn.ModuleList(
             DiffusionBlock(config, p, attends_to_context=index % 2 == 0) for index in range(config.num_layers)
         )
         self.proj_out_1 = nn.Linear(width, 2 * width)
         self.proj_out_2 = nn.Linear(width, config.output_dim)
-        self._packed_keys_values: tuple[Tensor, Tensor] | None = None
 
     def pack(self) -> None:
-        """Make one layer each of products with the same input, for a copy that only acts."""
-        self._packed_keys_values = pack(self._keys_values_layers)
-        for block in self.transformer_blocks:
-            assert isinstance(block, DiffusionBlock)
-            if not block.attends_to_context:
-                block.attn1.pack()
-
-    @property
-    def _keys_values_layers(self) -> list[nn.Module]:
-        names = [f"{index}.attn1.to_{part}" for index in range(0, len(self.transformer_blocks), 2) for part in "kv"]
-        return [self.transformer_blocks.get_submodule(name) for name in names]
-
-    def context_keys_values(self, context: Tensor) -> tuple[KeysValues, ...]:
-        """Keys and values of the context for every even block, from context tokens (B, S, cross_attention_dim)."""
-        layers = self._keys_values_layers
-        if self._packed_keys_values is None:
-            dtype = compute_dtype(layers[0].get_parameter("weight"))
-            weight, bias = (
-                torch.cat([layer.get_parameter(name).to(dtype) for layer in layers]) for name in ("weight", "bias")
-            )
-        else:
-            weight, bias = self._packed_keys_values
-        return tuple(keys_values(context, weight, bias, self.num_heads, len(layers) // 2))
+        """See `Attention.pack`."""
+        for block in self._blocks:
+            block.pack()
 
     def modulations(self, bucket: Tensor) -> tuple[Tensor, ...]:
         """Scales and shifts (B, 2 width) of every block's first norm and of the last one, at discrete times (B,)."""
-        time = F.silu(self.timestep_encoder(bucket))
-        layers = [
-            self.transformer_blocks.get_submodule(f"{i}.norm1.linear") for i in range(len(self.transformer_blocks))
-        ]
-        return tuple(layer(time) for layer in (*layers, self.proj_out_1))
+        time = self.embed_time(bucket)
+        return tuple(layer(time) for layer in (*(block.norm1.linear for block in self._blocks), self.proj_out_1))
+
+    def embed_time(self, bucket: Tensor) -> Tensor:
+        """What every block makes its modulation of (B, width), of discrete times (B,)."""
+        return F.silu(self.timestep_encoder(bucket))
 
     def forward(
-        self, x: Tensor, modulations: tuple[Tensor, ...], context: tuple[KeysValues, ...], num_outputs: int
+        self,
+        x: Tensor,
+        bucket: Tensor,
+        cache: ContextCache,
+        num_outputs: int,
+        modulations: tuple[Tensor, ...] | None = None,
     ) -> Tensor:
         """Outputs (B, num_outputs, output_dim) of the last tokens.
 
         Args:
             x: Tokens (B, N, width).
-            modulations: As `modulations` gives them.
-            context: As `context_keys_values` gives it.
+            bucket: (B,) int64, discrete times.
+            cache: Of B rows.
             num_outputs: Trailing tokens whose output is wanted.
+            modulations: As the method of that name gives them for `bucket`, where they are known ahead.
         """
-        *of_blocks, of_output = modulations
-        for index, (block, modulation) in enumerate(zip(self.transformer_blocks, of_blocks, strict=True)):
-            x = block(x, modulation, context[index // 2] if block.attends_to_context else None)
+        time = self.embed_time(bucket) if modulations is None else None
+        for index, block in enumerate(self._blocks):
+            own = time if modulations is None else modulations[index]
+            x = block(x, own, cache.context if block.attends_to_context else None, cache)
         x = x[:, -num_outputs:]
-        shift, scale = of_output.unsqueeze(1).chunk(2, dim=-1)
+        modulation = self.proj_out_1(time) if modulations is None else modulations[-1]
+        shift, scale = modulation.unsqueeze(1).chunk(2, dim=-1)
         return self.proj_out_2(F.layer_norm(x, x.shape[-1:], eps=OUTPUT_NORM_EPS) * (1 + scale) + shift)
+
+    @property
+    def _blocks(self) -> Iterator[DiffusionBlock]:
+        for block in self.transformer_blocks:
+            assert isinstance(block, DiffusionBlock)
+            yield block

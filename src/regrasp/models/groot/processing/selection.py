@@ -6,10 +6,8 @@ from collections.abc import Mapping
 
 from regrasp.errors import UserError
 from regrasp.models.groot.processing.data_config import DataConfig
+from regrasp.models.inputs import Range
 from regrasp.models.normalization import Statistics
-
-Range = tuple[int, int]
-"""(start, stop) in a vector."""
 
 
 def split_statistics(

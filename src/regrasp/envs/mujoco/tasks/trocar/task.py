@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 import mujoco
 import numpy as np
 
-from regrasp.envs.chunk import Outcome
-from regrasp.envs.mujoco.task import Camera, GroundingScene, Task
+from regrasp.envs.mujoco.task import Camera, GroundingScene, Task, TaskOutcome
 from regrasp.envs.mujoco.tasks.trocar import stages
 from regrasp.envs.mujoco.tasks.trocar.memory import SIZE, memory_of
 from regrasp.envs.mujoco.tasks.trocar.options import TrocarOptions
@@ -104,7 +103,7 @@ class AssembleTrocar(Task):
         body = [data.qpos[self._body], data.qvel[self._body_velocity], data.qfrc_actuator[self._body_velocity]]
         return {"robot_joint_state": np.concatenate(body), "robot_dex3_joint_state": data.qpos[self._hands]}
 
-    def outcome(self, data: mujoco.MjData, episode: np.ndarray) -> Outcome:
+    def outcome(self, data: mujoco.MjData, episode: np.ndarray) -> TaskOutcome:
         """Advance the stage machine; a fall truncates, as in the reference."""
         memory, poses = memory_of(episode), self._layout.poses(data)
         before = int(memory["stage"])
@@ -118,7 +117,7 @@ class AssembleTrocar(Task):
         reached = [float(stage > index) for index in range(stages.NUM_STAGES)]
         measures = [float(stage), *reached, float(memory["depth"] >= stages.TRUE_DEPTH)]
         info = dict(zip(self.info, measures, strict=True))
-        return Outcome(reward, done, done, info, truncated=stages.dropped(poses))
+        return TaskOutcome(reward, done, done, info, truncated=stages.dropped(poses))
 
     def expert(self, data: mujoco.MjData, episode: np.ndarray) -> np.ndarray:
         """The scripted expert's joint positions.

@@ -1,4 +1,4 @@
-"""The chunk executor of environments that step together, against a simulator of a few lines."""
+"""Chunks of actions, against a simulator of a few lines whose environments can only step together."""
 
 from __future__ import annotations
 
@@ -7,59 +7,50 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pytest
 
-from regrasp.envs.chunk import BatchedChunkSimulator, BatchOutcome
-from regrasp.envs.process.simulator import SimulatorSpec
+from regrasp.envs.chunk import ChunkRunner, shared_arrays
+from regrasp.envs.process.simulator import Outcome, Simulator, SimulatorSpec
 
 NUM_ENVS, CHUNK, LIMIT = 4, 3, 5
 ENDS = np.array([2, 100, 3, 100])
 """Step in which each row's task ends: row 0 by termination, row 2 by a limit of the task's own."""
 
 
-class Counter:
+class Counter(Simulator):
     """Counts each row's steps, never stops by itself, and remembers the actions that it was given."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, hold_last_action: bool) -> None:
+        self.hold_last_action = hold_last_action
         self.steps = np.zeros(NUM_ENVS, np.int64)
         self.actions: list[list[float]] = []
 
     def describe(self) -> SimulatorSpec:
-        return SimulatorSpec("Counter", {"policy/steps": ((), "int64")}, 1, ("count",), 0.1, LIMIT, 0)
+        raw: dict[str, tuple[tuple[int, ...], str]] = {"policy/steps": ((), "int64")}
+        return SimulatorSpec("Counter", raw, 1, ("count",), 0.1, LIMIT, 0, hold_last_action=self.hold_last_action)
 
-    def begin(self, rows: Sequence[int], seeds: Sequence[int]) -> list[int]:
+    def reset(self, rows: Sequence[int], seeds: Sequence[int]) -> list[int]:
         self.steps[rows] = 0
         return [0] * len(rows)
 
-    def advance(self, actions: np.ndarray) -> BatchOutcome:
+    def advance(self, actions: np.ndarray, running: np.ndarray) -> Outcome:
         self.actions.append(actions[:, 0].tolist())
         self.steps += 1
         ended = self.steps >= ENDS
         kinds = np.arange(NUM_ENVS) == 2
-        return BatchOutcome(self.steps.astype(np.float32), ended & ~kinds, ended & kinds, ended)
+        return Outcome(self.steps.astype(np.float32), ended & ~kinds, ended & kinds, ended)
 
     def observe(self, rows: Sequence[int], targets: Mapping[str, np.ndarray]) -> None:
         targets["policy/steps"][rows] = self.steps[rows]
 
-    def frames(self, rows: Sequence[int], targets: Sequence[np.ndarray]) -> None:
+    def render(self, rows: Sequence[int], targets: Sequence[np.ndarray]) -> None:
         for row, target in zip(rows, targets, strict=True):
             target[:] = self.steps[row]
 
-    def close(self) -> None:
-        pass
-
 
 def make(*, ignore_terminations: bool = False, hold_last_action: bool = True):
-    inner = Counter()
-    simulator = BatchedChunkSimulator(
-        inner, NUM_ENVS, ignore_terminations=ignore_terminations, hold_last_action=hold_last_action
-    )
-    arrays = {
-        "actions": np.zeros((NUM_ENVS, CHUNK, 1), np.float32),
-        "rewards": np.zeros((NUM_ENVS, CHUNK), np.float32),
-        "num_executed": np.zeros(NUM_ENVS, np.int32),
-        **{name: np.zeros(NUM_ENVS, bool) for name in ("terminated", "truncated", "success")},
-        "instruction": np.zeros(NUM_ENVS, np.int32),
-        "observation:policy/steps": np.zeros(NUM_ENVS, np.int64),
-    }
+    inner = Counter(hold_last_action=hold_last_action)
+    simulator = ChunkRunner(inner, NUM_ENVS, ignore_terminations=ignore_terminations)
+    shapes = shared_arrays(simulator.describe(), CHUNK, ["policy/steps"])
+    arrays = {name: np.zeros((NUM_ENVS, *shape), dtype) for name, (shape, dtype) in shapes.items()}
     arrays["actions"][:] = np.arange(1, CHUNK + 1)[None, :, None] + 10 * np.arange(NUM_ENVS)[:, None, None]
     simulator.attach(arrays)
     simulator.reset(range(NUM_ENVS), range(NUM_ENVS))
@@ -116,6 +107,6 @@ def test_terminations_can_be_ignored() -> None:
 def test_recorded_rows_have_a_frame_per_step() -> None:
     _, simulator, _ = make()
     frames = np.zeros((2, CHUNK, 1, 1, 3), np.uint8)
-    simulator.record([0, 3], frames)
+    simulator.record([0, 3], {"frames": frames})
     simulator.step(CHUNK)
     assert frames[:, :, 0, 0, 0].tolist() == [[1, 2, 0], [1, 2, 3]]

@@ -1,0 +1,113 @@
+"""Block `pretrain.architecture`: the sizes of a tiny GR00T. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from pydantic.dataclasses import dataclass
+
+from regrasp.config.types import BLOCK, NEW_EMBODIMENT, NonNegativeInt, PositiveInt
+from regrasp.errors import UserError
+from regrasp.models.config import ModelConfig
+from regrasp.models.inputs import EMBODIMENT_IDS, InputNames
+
+_KEY = "pretrain.architecture"
+
+
+@dataclass(frozen=True, config=BLOCK)
+class ArchitectureConfig:
+    """Sizes of a tiny GR00T that is trained from scratch."""
+
+    image_size: PositiveInt = 84
+    """Height and width of a camera image, pixels."""
+    patch_size: PositiveInt = 14
+    """Height and width of a vision patch, pixels."""
+    vision_width: PositiveInt = 96
+    """Width of the vision transformer."""
+    vision_layers: PositiveInt = 2
+    """Layers of the vision transformer."""
+    vision_heads: PositiveInt = 3
+    """Attention heads of the vision transformer."""
+    vision_mlp: PositiveInt = 192
+    """Hidden width of the vision transformer's feed-forward layers."""
+    language_width: PositiveInt = 96
+    """Width of the language model."""
+    language_layers: PositiveInt = 2
+    """Layers of the language model."""
+    language_heads: PositiveInt = 3
+    """Query heads of the language model."""
+    language_kv_heads: PositiveInt = 1
+    """Key and value heads of the language model."""
+    language_head_dim: PositiveInt = 32
+    """Width of a language attention head."""
+    language_mlp: PositiveInt = 192
+    """Hidden width of the language model's feed-forward layers."""
+    vocab_size: PositiveInt = 512
+    """Tokens of the tokenizer."""
+    text_length: PositiveInt = 10
+    """Fixed length of an instruction, tokens."""
+    text_first: bool = True
+    """Put the instruction before the image tokens."""
+    head_width: PositiveInt = 96
+    """Width of the action head."""
+    head_layers: PositiveInt = 4
+    """Layers of the action head's diffusion transformer."""
+    head_heads: PositiveInt = 3
+    """Attention heads of the diffusion transformer."""
+    vl_self_attention_layers: NonNegativeInt = 1
+    """Self-attention layers of the action head over the backbone's features."""
+    num_future_tokens: NonNegativeInt = 1
+    """Learned tokens between state and actions."""
+    action_horizon: PositiveInt = 4
+    """Actions that the head predicts per decision."""
+    max_state_dim: PositiveInt = 4
+    """Width to which states are padded."""
+    max_action_dim: PositiveInt = 4
+    """Width to which actions are padded."""
+    num_embodiments: PositiveInt = 2
+    """Slots of embodiment-specific projectors."""
+
+    def problems(self, model: ModelConfig, inputs: Mapping[str, InputNames]) -> Iterator[UserError]:
+        """Sizes that no network can have, or that have no room for an experiment.
+
+        Args:
+            model: What RL asks of the model.
+            inputs: The experiment's names, by the key of their mapping.
+        """
+        for name, divisor in (
+            ("image_size", "patch_size"),
+            ("vision_width", "vision_heads"),
+            ("head_width", "head_heads"),
+            ("language_heads", "language_kv_heads"),
+        ):
+            value, by = getattr(self, name), getattr(self, divisor)
+            if value % by:
+                yield UserError(
+                    "Not divisible",
+                    key=f"{_KEY}.{name}",
+                    value=value,
+                    expected=f"a multiple of {_KEY}.{divisor} ({by})",
+                    mend=f"set {_KEY}.{name}={max(1, round(value / by)) * by}",
+                )
+        for key, names in inputs.items():
+            slot = names.embodiment_tag_id
+            if slot is None:
+                tag = names.embodiment_tag or NEW_EMBODIMENT
+                slot = 0 if tag == NEW_EMBODIMENT else EMBODIMENT_IDS.get(tag, 0)  # the new one is put into slot 0
+            if slot >= self.num_embodiments:
+                yield UserError(
+                    "No such embodiment slot",
+                    key=f"{key}.embodiment_tag_id",
+                    value=slot,
+                    expected=f"below {_KEY}.num_embodiments ({self.num_embodiments})",
+                    mend=f"set {key}.embodiment_tag_id=0",
+                )
+        for name, needed in (("action_horizon", "num_action_chunks"), ("max_action_dim", "action_dim")):
+            if getattr(self, name) < getattr(model, needed):
+                yield UserError(
+                    "Too small",
+                    key=f"{_KEY}.{name}",
+                    value=getattr(self, name),
+                    expected=f"at least actor.model.{needed} ({getattr(model, needed)})",
+                    mend=f"set {_KEY}.{name}={getattr(model, needed)}",
+                )

@@ -1,0 +1,90 @@
+"""Block `pretrain`: a backbone that a model starts from, where none is published. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Protocol
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from regrasp.config.types import BLOCK, Name, NonNegativeInt, PositiveFloat, PositiveInt
+from regrasp.models.groot.architecture import ArchitectureConfig
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+class Scenes(Protocol):
+    """N scenes of one task, with I instructions of which each names up to S objects."""
+
+    @property
+    def instructions(self) -> tuple[str, ...]:
+        """Everything that can be asked."""
+        ...
+
+    @property
+    def images(self) -> np.ndarray:
+        """(N, H, W, 3) uint8."""
+        ...
+
+    @property
+    def positions(self) -> np.ndarray:
+        """(N, I, S, 2) float32 metres, xy of the objects; NaN past the last one."""
+        ...
+
+    @property
+    def pixels(self) -> np.ndarray:
+        """(N, I, S, 2) float32, the same in the image, (0, 0) top left and (1, 1) bottom right."""
+        ...
+
+
+@dataclass(frozen=True, config=BLOCK)
+class PretrainConfig:
+    """Grounding of a tiny vision-language backbone on rendered scenes."""
+
+    tasks: Annotated[tuple[Name, ...], Field(strict=False, min_length=1)]
+    """Tasks whose scenes are rendered."""
+    num_scenes: PositiveInt = 24_000
+    """Random scenes."""
+    batch_size: PositiveInt = 256
+    """Scenes of one optimizer step."""
+    steps: PositiveInt = 550
+    """Optimizer steps."""
+    lr: PositiveFloat = 1e-3
+    """Peak learning rate."""
+    seed: NonNegativeInt = 0
+    """Seed of scenes, weights and batches; not the run's, so that runs of other seeds share the backbone."""
+    max_median_error_cm: PositiveFloat = 0.7
+    """The stage fails when the named object is located worse than this on held-out scenes."""
+    architecture: ArchitectureConfig = ArchitectureConfig()
+    """Sizes of the model."""
+
+    def num_tokens(self, sentences: Sequence[str], texts: Sequence[str]) -> list[int]:
+        """Tokens of each text, where the tokenizer is trained on `sentences`."""
+        from regrasp.models.groot.processing.tokenizer import train_tokenizer
+
+        tokenizer = train_tokenizer(sentences, self.architecture.vocab_size)
+        return [len(tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)) for text in texts]
+
+    def train(
+        self, scenes: Sequence[Scenes], num_validation: int, learning_rate: Callable[[int], float], output: Path
+    ) -> float:
+        """Train a backbone and write the policy folder `output`, whose action head is untrained.
+
+        Args:
+            scenes: Of every task.
+            num_validation: Scenes that are held out.
+            learning_rate: Of each optimizer step.
+            output: The folder.
+
+        Returns:
+            Median distance between predicted and true position over held-out scenes, in centimetres.
+
+        Raises:
+            TrainingHaltedError: The error is above `max_median_error_cm`; nothing is written.
+        """
+        from regrasp.models.groot.pretraining import pretrain
+
+        return pretrain(self, scenes, num_validation, learning_rate, output)
