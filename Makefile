@@ -29,10 +29,11 @@ test: lint ## everything CI runs: linters, types, tests
 	@sh scripts/install_isaaclab_tests.sh $(VENV_PYTHON)
 	$(VENV_PYTHON) -m pytest -n 2
 
-lint: $(DEVELOPMENT) ## ruff and pyright, changing nothing
+lint: $(DEVELOPMENT) ## ruff, pyright and the direction of imports, changing nothing
 	$(VENV_PYTHON) -m ruff check
 	$(VENV_PYTHON) -m ruff format --check
 	$(VENV_PYTHON) -m pyright
+	.venv/bin/lint-imports --no-logo
 
 format: $(DEVELOPMENT) ## let ruff rewrite what it can
 	$(VENV_PYTHON) -m ruff check --fix

@@ -9,10 +9,8 @@ from pathlib import Path
 import pytest
 
 from regrasp.cli.main import main
-from regrasp.stages import commands as stages
-from regrasp.stages import convert
-from regrasp.stages.convert import ConvertReport, Survey
-from regrasp.stages.sft import SftResult
+from regrasp.errors import SimulatorError
+from regrasp.stages import collect, convert, sft
 
 ROOT = Path(__file__).resolve().parents[2]
 LAB = "isaaclab_stack_cube_ppo_groot"
@@ -118,12 +116,12 @@ def test_what_is_there_is_replaced_only_when_asked(
     command: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(stages, "collect_demonstrations", lambda _config, output, _policy: (output, 1))
-    monkeypatch.setattr(convert, "survey", lambda *_, **__: Survey((), (), (), 20))
-    monkeypatch.setattr(
-        convert, "convert", lambda _config, _survey, output, **_: ConvertReport(output, 1, 1, 20, (), ())
-    )
-    monkeypatch.setattr(stages, "train_base", lambda _config, output: (output, SftResult(1, 1, 0.0, None)))
+
+    def begin(*_: object, **__: object) -> None:
+        raise SimulatorError("the stage has begun")
+
+    for module, name in ((collect, "check_expert"), (convert, "survey"), (sft, "_backbone")):
+        monkeypatch.setattr(module, name, begin)
     precious = tmp_path / "out" / "precious"
     (tmp_path / "out" / "meta").mkdir(parents=True)
     arguments = [*command.split(), "--output", "out"]
@@ -133,7 +131,7 @@ def test_what_is_there_is_replaced_only_when_asked(
     (tmp_path / "out" / ("config.json" if command.startswith("sft") else "meta/info.json")).touch()
     assert main(arguments) == 2
     assert "--overwrite" in capsys.readouterr().err
-    assert main([*arguments, "--overwrite"]) == 0
+    assert main([*arguments, "--overwrite"]) == SimulatorError.exit_code
     assert precious.exists(), "replaced by the stage, not by the check"
 
 

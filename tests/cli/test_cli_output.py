@@ -19,8 +19,7 @@ from regrasp.cli.main import COMMANDS, main
 from regrasp.config.search import SHIPPED
 from regrasp.envs.mujoco import backend
 from regrasp.experiment.load import load_config
-from regrasp.stages import commands as stages
-from regrasp.stages import convert, play, quickstart
+from regrasp.stages import collect, convert, play, pretrain, quickstart, sft
 
 ROOT = Path(__file__).resolve().parents[2]
 LAB = "isaaclab_stack_cube_ppo_groot"
@@ -197,10 +196,10 @@ def test_interrupt_says_what_is_kept(
 
     monkeypatch.chdir(tmp_path)
     for module, name in (
-        (stages, "pretrain_backbone"),
-        (stages, "collect_demonstrations"),
-        (stages, "train_base"),
-        (convert, "survey"),
+        (pretrain, "pretrain"),
+        (collect, "collect"),
+        (sft, "train_base"),
+        (convert, "convert"),
         (quickstart, "quickstart"),
         (play, "play"),
     ):

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from regrasp.errors import UserError
-from regrasp.models.groot.processing.data_config import BUILT_IN, KeyConfig, data_config, default_data_config, example
+from regrasp.models.groot.processing.data_config import BUILT_IN, EXAMPLE, KeyConfig, data_config, default_data_config
 
 PUBLISHED = {
     "fourier_gr1_arms_waist": ("FourierGr1ArmsWaistDataConfig", 1, 5, 5),
@@ -77,10 +77,9 @@ def test_an_inline_block_drops_prefixes_and_fills_in_defaults():
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_data_and_yaml_read_back_the_same(name):
+def test_data_reads_back_the_same(name):
     config = BUILT_IN[name]
     assert read(config.to_json()) == config
-    assert read(yaml.safe_load(config.to_yaml("  "))) == config
 
 
 def test_a_class_of_the_user_is_refused_with_the_yaml_to_write():
@@ -90,7 +89,7 @@ def test_a_class_of_the_user_is_refused_with_the_yaml_to_write():
     assert error.value.mend is not None
     block = yaml.safe_load(textwrap.dedent(error.value.mend.partition("\n")[2]))
     assert read(block["data_config"]) == BUILT_IN["so100_dualcam"]
-    assert example() in error.value.mend
+    assert EXAMPLE in error.value.mend
 
 
 def test_an_unknown_name_is_answered_with_the_nearest():

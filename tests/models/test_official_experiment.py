@@ -22,9 +22,9 @@ from regrasp.experiment.load import load_config
 from regrasp.models.groot.checkpoint import load_groot
 from regrasp.models.groot.processing.data_config import KeyConfig
 from regrasp.models.inputs import InputNames
-from regrasp.stages.commands import train_base
-from regrasp.stages.convert import convert, survey
+from regrasp.stages.convert import convert
 from regrasp.stages.demonstrations import ACTION, STATE, camera_features
+from regrasp.stages.sft import train_base
 
 (MAIN_CAMERA,) = camera_features(1)
 
@@ -136,7 +136,7 @@ def test_it_is_trained_on_a_recording_of_isaac_lab(published: Path, tmp_path: Pa
         "sft.validation_fraction=0",
     ]
     config = load_config("isaaclab_stack_cube_ppo_groot", small).config
-    convert(config, survey(config, [recording]), tmp_path / "demos")
+    convert(config, [recording], tmp_path / "demos")
     folder, result = train_base(config, tmp_path / "demos", published, tmp_path / "base")
     assert result.num_frames == 12
     config = load_config("isaaclab_stack_cube_ppo_groot", [*small, f"actor.model.model_path={folder}"]).config

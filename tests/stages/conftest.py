@@ -11,8 +11,9 @@ from run_toys import groot_experiment, mlp_experiment
 from regrasp.models.groot.checkpoint import load_groot
 from regrasp.models.groot.settings import GrootModelConfig
 from regrasp.models.mlp.policy import MlpPolicy
-from regrasp.stages.commands import collect_demonstrations, train_base
-from regrasp.stages.pretrain import pretrain
+from regrasp.stages.collect import collect
+from regrasp.stages.pretrain import train_backbone
+from regrasp.stages.sft import train_base
 from regrasp.stages.train import train
 
 
@@ -43,7 +44,7 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("backbone")
     config = groot_experiment().config.pretrain
     assert config is not None
-    pretrain(config, folder)
+    train_backbone(config, folder)
     return folder
 
 
@@ -51,7 +52,7 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def demos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Five demonstrations of the whole task."""
     config = groot_experiment("env.train.max_episode_steps=40", "env.train.max_steps_per_rollout_epoch=40").config
-    folder, _ = collect_demonstrations(config, tmp_path_factory.mktemp("demos") / "dataset")
+    folder, _ = collect(config, tmp_path_factory.mktemp("demos") / "dataset")
     return folder
 
 

@@ -21,7 +21,7 @@ from regrasp.experiment import CollectConfig
 from regrasp.experiment.load import load_config
 from regrasp.rollout.choosers import expert_chooser
 from regrasp.seeding import episode_seed
-from regrasp.stages.collect import Demonstrator, collect
+from regrasp.stages.collect import Demonstrator, record
 from regrasp.stages.demonstrations import ACTION, STATE, camera_features
 
 (MAIN_CAMERA,) = camera_features(1)
@@ -63,7 +63,7 @@ def env_config(num_envs: int) -> EnvConfig:
     return load_config("pick_cube_ppo_groot", [*settings, "actor.micro_batch_size=1"]).config.env.train
 
 
-def record(folder: Path, num_envs: int, **settings) -> tuple[DemonstrationDataset, Recorder, int]:
+def recorded_with(folder: Path, num_envs: int, **settings) -> tuple[DemonstrationDataset, Recorder, int]:
     config = env_config(num_envs)
     env = create_env(config, "train", max_chunk=1)
     try:
@@ -71,7 +71,7 @@ def record(folder: Path, num_envs: int, **settings) -> tuple[DemonstrationDatase
         recorder = Recorder(env)
         expert = Demonstrator("expert", expert_chooser(recorder), noisy=True)  # pyright: ignore[reportArgumentType]
         values = {"num_demos": 4, "action_noise": 0.15} | settings
-        attempts = collect(CollectConfig(**values), config, recorder, mapping, SEED, folder, expert)  # pyright: ignore[reportArgumentType]
+        attempts = record(CollectConfig(**values), config, recorder, mapping, SEED, folder, expert)  # pyright: ignore[reportArgumentType]
         return DemonstrationDataset.open(folder), recorder, attempts
     finally:
         env.close()
@@ -79,7 +79,7 @@ def record(folder: Path, num_envs: int, **settings) -> tuple[DemonstrationDatase
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[DemonstrationDataset, Recorder, int]:
-    return record(tmp_path_factory.mktemp("recorded"), num_envs=4)
+    return recorded_with(tmp_path_factory.mktemp("recorded"), num_envs=4)
 
 
 def test_a_dataset_of_successful_episodes(demos: Path) -> None:
@@ -132,7 +132,7 @@ def test_images_are_those_of_the_decision(recorded: tuple[DemonstrationDataset, 
 def test_the_dataset_does_not_depend_on_the_number_of_environments(
     recorded: tuple[DemonstrationDataset, Recorder, int], tmp_path: Path, num_envs: int
 ) -> None:
-    first, second = recorded[0], record(tmp_path, num_envs)[0]
+    first, second = recorded[0], recorded_with(tmp_path, num_envs)[0]
     names = [STATE, ACTION, "episode_index", "task_index", "timestamp"]
     one, other = first.load_columns(names), second.load_columns(names)
     assert all(np.array_equal(one[name], other[name]) for name in names)
@@ -145,9 +145,9 @@ def test_seeds_are_those_of_data(recorded: tuple[DemonstrationDataset, Recorder,
 
 def test_failures_are_left_out_or_kept_as_asked(tmp_path: Path) -> None:
     # So much noise that the expert fails now and then.
-    only, _, attempts = record(tmp_path / "only", 4, action_noise=1.2, num_demos=3, max_attempts_factor=10.0)
+    only, _, attempts = recorded_with(tmp_path / "only", 4, action_noise=1.2, num_demos=3, max_attempts_factor=10.0)
     assert attempts > 3
-    every, _, all_attempts = record(
+    every, _, all_attempts = recorded_with(
         tmp_path / "every", 4, action_noise=1.2, num_demos=attempts, max_attempts_factor=10.0, only_successful=False
     )
     assert all_attempts == attempts
@@ -162,7 +162,7 @@ def _episodes(dataset: DemonstrationDataset) -> list[np.ndarray]:
 
 def test_an_expert_that_fails_too_often_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(SimulatorError, match=r"succeeded in \d+ of 4 attempts.*max_attempts_factor"):
-        record(tmp_path, 4, action_noise=20.0, num_demos=4, max_attempts_factor=1.0)
+        recorded_with(tmp_path, 4, action_noise=20.0, num_demos=4, max_attempts_factor=1.0)
 
 
 def test_a_task_without_an_expert_is_refused() -> None:

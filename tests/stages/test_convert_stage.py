@@ -22,9 +22,9 @@ from regrasp.errors import UserError
 from regrasp.experiment import ExperimentConfig
 from regrasp.experiment.load import load_config
 from regrasp.models.registry import load_policy
-from regrasp.stages.commands import train_base
-from regrasp.stages.convert import ConvertReport, convert, omission_lines, survey
+from regrasp.stages.convert import ConvertReport, convert, omission_lines, survey, write_dataset
 from regrasp.stages.demonstrations import ACTION, STATE
+from regrasp.stages.sft import train_base
 
 EXPERIMENT = "isaaclab_stack_cube_ppo_groot"
 INSTRUCTION = "stack the red block on the blue block, then stack the green block on the red block"
@@ -40,7 +40,7 @@ def run(
     """Convert one recording of `demos`."""
     path = write_recording(folder / "demos.hdf5", demos, **recording)
     config = config or experiment()
-    report = convert(config, survey(config, [path], keep_failed=keep_failed), folder / "dataset")
+    report = convert(config, [path], folder / "dataset", keep_failed=keep_failed)
     return DemonstrationDataset.open(folder / "dataset"), report
 
 
@@ -63,7 +63,7 @@ def test_the_dataset_is_the_recording_through_the_mapping(tmp_path: Path, writer
     if writer == "handler":
         record_with_handler({path: tmp_path / "handler.hdf5"})
         path = tmp_path / "handler.hdf5"
-    report = convert(experiment(), survey(experiment(), [path]), tmp_path / "dataset")
+    report = convert(experiment(), [path], tmp_path / "dataset")
     dataset = DemonstrationDataset.open(tmp_path / "dataset")
     assert (report.num_episodes, report.num_frames, report.omissions) == (3, 18, ())
     assert (dataset.num_episodes, dataset.num_frames, dataset.fps) == (3, 18, 20)
@@ -129,7 +129,7 @@ def test_what_does_not_fit_is_left_out_and_said(tmp_path: Path) -> None:
 def test_a_damaged_episode_leaves_the_others(tmp_path: Path) -> None:
     path = write_recording(tmp_path / "demos.hdf5", [demo(0), demo(1), demo(2)])
     damage(path, "data/demo_1/obs/wrist_cam")
-    report = convert(experiment(), survey(experiment(), [path]), tmp_path / "dataset")
+    report = convert(experiment(), [path], tmp_path / "dataset")
     assert report.num_episodes == DemonstrationDataset.open(tmp_path / "dataset").num_episodes == 2
     assert reasons(report)["demo_1"].startswith("damaged: obs/wrist_cam cannot be read")
 
@@ -145,7 +145,7 @@ def damage(path: Path, dataset: str) -> None:
 def test_several_recordings_are_one_dataset(tmp_path: Path) -> None:
     files = [write_recording(tmp_path / f"{i}.hdf5", [demo(2 * i), demo(2 * i + 1)]) for i in range(2)]
     files.append(write_recording(tmp_path / "none.hdf5", []))
-    report = convert(experiment(), survey(experiment(), files), tmp_path / "dataset")
+    report = convert(experiment(), files, tmp_path / "dataset")
     columns = DemonstrationDataset.open(tmp_path / "dataset").load_columns([ACTION])
     assert np.array_equal(columns[ACTION], np.concatenate([demo(i)["actions"] for i in range(4)]))
     assert omission_lines(report.omissions) == [f"{tmp_path / 'none.hdf5'}: the file: it holds no episode"]
@@ -223,7 +223,7 @@ def test_nothing_sound_leaves_nothing(tmp_path: Path) -> None:
     damage(path, "data/demo_0/obs/wrist_cam")
     chosen = survey(experiment(), [path])
     with pytest.raises(UserError, match="None of the recorded episodes") as caught:
-        convert(experiment(), chosen, tmp_path / "dataset")
+        write_dataset(experiment(), chosen, tmp_path / "dataset")
     assert "damaged" in str(caught.value.value)
     assert [file.name for file in tmp_path.iterdir()] == ["demos.hdf5"]
 
@@ -241,7 +241,7 @@ def test_an_interrupted_conversion_leaves_what_was_there(tmp_path: Path, monkeyp
 
     monkeypatch.setattr(DatasetWriter, "add_episode", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        convert(experiment(), survey(experiment(), [path]), tmp_path / "dataset", overwrite=True)
+        convert(experiment(), [path], tmp_path / "dataset", overwrite=True)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["dataset", "demos.hdf5"]
     again = DemonstrationDataset.open(tmp_path / "dataset").load_columns([ACTION])[ACTION]
     assert np.array_equal(again, dataset.load_columns([ACTION])[ACTION])
@@ -270,8 +270,8 @@ def test_a_dataset_is_replaced_only_when_asked(tmp_path: Path) -> None:
     path = write_recording(tmp_path / "more.hdf5", [demo(1), demo(2)])
     chosen = survey(experiment(), [path])
     with pytest.raises(UserError, match="not empty"):
-        convert(experiment(), chosen, tmp_path / "dataset")
-    convert(experiment(), chosen, tmp_path / "dataset", overwrite=True)
+        write_dataset(experiment(), chosen, tmp_path / "dataset")
+    write_dataset(experiment(), chosen, tmp_path / "dataset", overwrite=True)
     assert DemonstrationDataset.open(tmp_path / "dataset").num_episodes == 2
 
 

@@ -19,7 +19,7 @@ from regrasp.experiment import ExperimentConfig
 from regrasp.experiment.load import load_config
 from regrasp.models.registry import load_policy
 from regrasp.rollout.choosers import load_script, nested
-from regrasp.stages.commands import collect_demonstrations
+from regrasp.stages.collect import collect
 from regrasp.stages.demonstrations import ACTION, STATE
 
 SCRIPT = """
@@ -61,7 +61,7 @@ def experiment(*overrides: str) -> ExperimentConfig:
 
 
 def record(config: ExperimentConfig, policy: str, folder: Path) -> DemonstrationDataset:
-    return DemonstrationDataset.open(collect_demonstrations(config, folder, policy)[0])
+    return DemonstrationDataset.open(collect(config, folder, policy)[0])
 
 
 def test_a_function_acts_on_the_observation_of_the_groups(script: Path) -> None:

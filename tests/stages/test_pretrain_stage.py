@@ -13,8 +13,7 @@ from regrasp.cli.main import main
 from regrasp.errors import TrainingHaltedError, UserError
 from regrasp.models.groot.checkpoint import load_groot
 from regrasp.models.pretraining import PretrainConfig
-from regrasp.stages.commands import pretrain_backbone
-from regrasp.stages.pretrain import cached_backbone, check_instructions, pretrain
+from regrasp.stages.pretrain import cached_backbone, check_instructions, pretrain, train_backbone
 
 
 def pretrain_config(*overrides: str) -> PretrainConfig:
@@ -31,7 +30,7 @@ def test_what_is_written_is_a_policy_folder(backbone: Path) -> None:
 
 
 def test_the_same_seed_gives_the_same_backbone(backbone: Path, tmp_path: Path) -> None:
-    error = pretrain(pretrain_config(), tmp_path)
+    error = train_backbone(pretrain_config(), tmp_path)
     first, second = load_safetensors(backbone), load_safetensors(tmp_path)
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert 0 < error < 100
@@ -52,7 +51,7 @@ def test_an_instruction_that_is_too_long_is_found_before_anything_is_rendered(
 ) -> None:
     long = f"+env.{name}.mapping.task_description={LONG}"
     with pytest.raises(UserError, match=r"An instruction of \d+ tokens, with room for") as caught:
-        pretrain_backbone(groot_experiment(long, *overrides).config, tmp_path / "backbone")
+        pretrain(groot_experiment(long, *overrides).config, tmp_path / "backbone")
     assert caught.value.key == f"env.{name}.mapping.task_description"
     advised = str(caught.value.mend).partition(", or set ")[2]
     assert advised.startswith(mend)
@@ -82,18 +81,18 @@ def test_an_unknown_task_of_pretraining_is_one_error() -> None:
 def test_an_error_above_the_limit_writes_nothing(tmp_path: Path) -> None:
     config = pretrain_config("pretrain.max_median_error_cm=0.01", "pretrain.steps=1")
     with pytest.raises(TrainingHaltedError, match=r"median error of \d+\.\d+ cm, above the limit of 0.01 cm"):
-        pretrain(config, tmp_path / "backbone")
+        train_backbone(config, tmp_path / "backbone")
     assert not (tmp_path / "backbone").exists()
 
 
 def test_every_task_contributes_its_words(tmp_path: Path) -> None:
     config = pretrain_config("pretrain.tasks=[Regrasp-Pick-Cube-v0,Regrasp-Stack-Cube-v0]", "pretrain.steps=2")
-    assert 0 < pretrain(config, tmp_path) < 100
+    assert 0 < train_backbone(config, tmp_path) < 100
 
 
 def test_what_is_cached_is_not_made_again(backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = groot_experiment().config
-    made, error = pretrain_backbone(config, backbone)
+    made, error = pretrain(config, backbone)
     assert (made, error) == (backbone, None)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert config.pretrain is not None

@@ -16,10 +16,9 @@ from regrasp.errors import UserError
 from regrasp.models.groot.checkpoint import load_groot
 from regrasp.models.mlp.policy import MlpPolicy
 from regrasp.models.registry import load_policy
-from regrasp.stages.commands import train_base
 from regrasp.stages.demonstrations import ACTION, STATE
 from regrasp.stages.pretrain import cached_backbone
-from regrasp.stages.sft import train_base_model
+from regrasp.stages.sft import train_base
 from regrasp.stages.training_frames import load_frames
 
 
@@ -102,7 +101,7 @@ def test_a_missing_camera_is_named(backbone: Path, tmp_path: Path) -> None:
         columns = {name: np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32) for name in features}
         writer.add_episode(columns, "pick up the red cube", True)
     with pytest.raises(UserError, match="Another mapping than the demonstrations") as caught:
-        train_base_model(groot_experiment().config, tmp_path / "blind", backbone, 0, tmp_path / "model")
+        train_base(groot_experiment().config, tmp_path / "blind", backbone, tmp_path / "model")
     assert (caught.value.key, caught.value.expected) == (
         "env.train.mapping.extra_view_images",
         "0 camera(s) in all",
@@ -132,7 +131,7 @@ def test_the_experiment_maps_what_the_demonstrations_were_made_of(
     backbone: Path, demos: Path, tmp_path: Path, override: str, key: str, expected: str
 ) -> None:
     with pytest.raises(UserError, match="Another mapping than the demonstrations") as caught:
-        train_base_model(groot_experiment(override).config, demos, backbone, 0, tmp_path / "model")
+        train_base(groot_experiment(override).config, demos, backbone, tmp_path / "model")
     assert str(caught.value.key).endswith(key)
     assert caught.value.expected == expected
     assert not (tmp_path / "model").exists()
@@ -141,14 +140,14 @@ def test_the_experiment_maps_what_the_demonstrations_were_made_of(
 def test_slices_may_be_written_out_and_groups_left_out(backbone: Path, demos: Path, tmp_path: Path) -> None:
     states = "env.train.mapping.states=[{key: gripper_position, slice: [0, 3]},gripper_opening]"
     config = groot_experiment(states, "env.train.mapping.main_images=front_camera", "sft.steps=1").config
-    train_base_model(config, demos, backbone, 0, tmp_path / "model")
+    train_base(config, demos, backbone, tmp_path / "model")
 
 
 def test_another_instruction_than_the_demonstrations_have_is_a_warning(
     backbone: Path, demos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = groot_experiment("env.train.mapping.task_description=pick up the red", "sft.steps=1").config
-    train_base_model(config, demos, backbone, 0, tmp_path / "model")
+    train_base(config, demos, backbone, tmp_path / "model")
     (line,) = caplog.messages
     assert "'pick up the red'" in line
     assert "'pick up the" in line.partition("say")[2]
@@ -160,10 +159,10 @@ def test_a_dataset_that_does_not_say_what_it_is_made_of(backbone: Path, demos: P
     (other / "meta/sources.json").write_text('{"cameras": 3}')
     config = groot_experiment("sft.steps=1").config
     with pytest.raises(UserError, match="cameras and states") as caught:
-        train_base_model(config, other, backbone, 0, tmp_path / "model")
+        train_base(config, other, backbone, tmp_path / "model")
     assert str(caught.value.file) == str(other / "meta/sources.json")
     (other / "meta/sources.json").unlink()
-    train_base_model(config, other, backbone, 0, tmp_path / "model")
+    train_base(config, other, backbone, tmp_path / "model")
 
 
 def test_a_missing_backbone_says_how_to_get_one(demos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

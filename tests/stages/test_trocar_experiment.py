@@ -9,8 +9,10 @@ from run_toys import ARCHITECTURE, metrics
 from regrasp.data.lerobot import DemonstrationDataset
 from regrasp.experiment.load import LoadedConfig, load_config
 from regrasp.models.registry import load_policy
-from regrasp.stages.commands import collect_demonstrations, pretrain_backbone, train_base
+from regrasp.stages.collect import collect
 from regrasp.stages.play import PlayOptions, play
+from regrasp.stages.pretrain import pretrain
+from regrasp.stages.sft import train_base
 from regrasp.stages.train import train
 
 TOY = (
@@ -46,8 +48,8 @@ def experiment(*overrides: str) -> LoadedConfig:
 
 def test_every_stage_of_the_trocar_experiment_runs(tmp_path: Path) -> None:
     config = experiment().config
-    backbone, _ = pretrain_backbone(config, tmp_path / "backbone")
-    demos, attempts = collect_demonstrations(config, tmp_path / "demos")
+    backbone, _ = pretrain(config, tmp_path / "backbone")
+    demos, attempts = collect(config, tmp_path / "demos")
     assert attempts == 2
     assert DemonstrationDataset.open(demos).num_frames == 2 * 32
     base, result = train_base(config, demos, backbone, tmp_path / "base")

@@ -15,6 +15,8 @@ from regrasp.errors import UserError
 ENTRY_POINT_GROUP = "regrasp.algorithms"
 _BUILT_IN = {
     "gae": "regrasp.algorithms.ppo:PpoConfig",
+    "grpo": "regrasp.algorithms.grpo:GrpoConfig",
+    "reinpp": "regrasp.algorithms.reinforce:ReinforceConfig",
 }
 """`adv_type` to the algorithm's block."""
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from regrasp.cli.common import STAGE_INTERRUPTED, add_config_arguments, load_to_run, prepare_torch
 from regrasp.errors import UserError
-from regrasp.folders import require_output
 
 if TYPE_CHECKING:
     from regrasp.experiment.load import LoadedConfig
@@ -37,16 +36,12 @@ def run(args: argparse.Namespace) -> int:
     loaded = load_to_run(args, block="collect")
     if loaded is None:
         return 0
-    assert loaded.config.collect is not None
     if policy == "model":
         _require_model(loaded)
-    key = "collect.output_dir" if args.output is None else "--output"
-    output = args.output or Path(loaded.config.collect.output_dir)
-    require_output(output, replaces="meta/info.json", overwrite=args.overwrite, key=key)
     prepare_torch(loaded)
-    from regrasp.stages.commands import collect_demonstrations
+    from regrasp.stages.collect import collect
 
-    folder, attempts = collect_demonstrations(loaded.config, output, policy)
+    folder, attempts = collect(loaded.config, args.output, policy, overwrite=args.overwrite)
     print(f"Demonstrations: {folder} ({attempts} attempts)")
     return 0
 

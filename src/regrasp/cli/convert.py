@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 from regrasp.cli.common import STAGE_INTERRUPTED, add_config_arguments, load, print_resolved
 from regrasp.errors import UserError
-from regrasp.folders import require_output
 
 if TYPE_CHECKING:
     from regrasp.experiment.load import LoadedConfig
@@ -44,19 +43,11 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         _rehearse(args, loaded, files)
         return 0
-    output, key = args.output, "--output"
-    if output is None:
-        collect = loaded.config.collect
-        output, key = Path(collect.output_dir if collect else "demos"), "collect.output_dir"
-    require_output(output, replaces="meta/info.json", overwrite=args.overwrite, key=key)
-    from regrasp.stages.convert import convert, omission_lines, survey
+    from regrasp.stages.convert import convert, omission_lines
 
-    chosen = survey(loaded.config, files, fps=args.fps, keep_failed=args.keep_failed)
-    for warning in chosen.warnings:
-        _log.warning(warning)
-    report = convert(loaded.config, chosen, output, overwrite=args.overwrite)
-    for warning in report.warnings:
-        _log.warning(warning)
+    report = convert(
+        loaded.config, files, args.output, fps=args.fps, keep_failed=args.keep_failed, overwrite=args.overwrite
+    )
     for line in omission_lines(report.omissions):
         print(f"Left out: {line}")
     print(

@@ -27,9 +27,9 @@ def run(args: argparse.Namespace) -> int:
             check_instructions(args.loaded.config)
         return 0
     prepare_torch(loaded)
-    from regrasp.stages.commands import pretrain_backbone
+    from regrasp.stages.pretrain import pretrain
 
-    folder, error = pretrain_backbone(loaded.config, args.output, again=args.again)
+    folder, error = pretrain(loaded.config, args.output, again=args.again)
     done = "already there" if error is None else f"median grounding error {error:.2f} cm"
     print(f"Backbone: {folder} ({done})")
     return 0

@@ -6,7 +6,6 @@ import argparse
 from pathlib import Path
 
 from regrasp.cli.common import STAGE_INTERRUPTED, add_config_arguments, load_to_run, prepare_torch
-from regrasp.folders import require_output
 
 INTERRUPTED = STAGE_INTERRUPTED
 
@@ -28,14 +27,10 @@ def run(args: argparse.Namespace) -> int:
     if loaded is None:
         return 0
     require_paths(loaded.config, "sft", loaded.file)
-    assert loaded.config.sft is not None
-    key = "sft.output_dir" if args.output is None else "--output"
-    output = args.output or Path(loaded.config.sft.output_dir)
-    require_output(output, replaces="config.json", overwrite=args.overwrite, key=key)
     prepare_torch(loaded)
-    from regrasp.stages.commands import train_base
+    from regrasp.stages.sft import train_base
 
-    folder, result = train_base(loaded.config, output=output)
+    folder, result = train_base(loaded.config, output=args.output, overwrite=args.overwrite)
     validation = "" if result.validation_loss is None else f", validation loss {result.validation_loss:.3f}"
     print(f"Base model: {folder} ({result.num_frames} frames, training loss {result.train_loss:.3f}{validation})")
     return 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,19 +32,18 @@ class InputNames:
     tokenizer_path: Path | None = None
     """Where the tokenizer is, if the model folder has none."""
 
-    def problems(self, key: str, folders: Sequence[Path]) -> Iterator[UserError]:
+    def problems(self, key: str) -> Iterator[UserError]:
         """What is wrong with the data configuration: unknown names, keys given twice, modes that cannot be undone.
 
         Args:
             key: Where the mapping stands, for errors.
-            folders: Where the source of a class that is not built in may be, to show what to write in its place.
         """
         from regrasp.models.groot.processing.data_config import data_config
 
         if self.data_config is not None:
             field = "data_config_class" if isinstance(self.data_config, str) else "data_config"
             try:
-                data_config(self.data_config, file=None, key=f"{key}.{field}", folders=folders)
+                data_config(self.data_config, file=None, key=f"{key}.{field}")
             except UserError as error:
                 yield error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,14 +12,18 @@ import torch
 from torch import Tensor
 
 from regrasp.data.lerobot import DatasetWriter
+from regrasp.data.lerobot.schema import INFO_PATH
+from regrasp.engine.acting import create_chooser
 from regrasp.envs.config import EnvConfig
 from regrasp.envs.contract import STATE, Observation, VecEnv
 from regrasp.envs.mapping import ActionMapping
+from regrasp.envs.registry import check_expert, create_env
 from regrasp.envs.selection import ObservationSelection
 from regrasp.errors import SimulatorError
-from regrasp.experiment import CollectConfig
+from regrasp.experiment import CollectConfig, ExperimentConfig
+from regrasp.folders import require_output
 from regrasp.logging.progress import progress
-from regrasp.rollout.choosers import one_step_at_a_time
+from regrasp.rollout.choosers import load_script, one_step_at_a_time
 from regrasp.rollout.episodes import Choose, EpisodeResult, Episodes, NumberedEpisodes, Recorder, play_episodes
 from regrasp.seeding import numpy_generator
 from regrasp.stages.demonstrations import demonstration_columns, demonstration_features, sources
@@ -92,6 +97,47 @@ class DemonstrationRecorder(Recorder):
 
 
 def collect(
+    config: ExperimentConfig, output: Path | None = None, policy: str = "expert", *, overwrite: bool = False
+) -> tuple[Path, int]:
+    """Record a dataset into `output` (default: `collect.output_dir`).
+
+    Args:
+        config: The experiment.
+        output: The folder.
+        policy: What acts: `expert`, the task's own; `model`, the policy of `actor.model.model_path`; or
+            `module:function`, see `script_chooser`.
+        overwrite: Replace the dataset that is there.
+
+    Returns:
+        The folder and the number of attempts.
+
+    Raises:
+        UserError: The folder is taken or cannot be written, the task has no expert, or the function is not found.
+        SimulatorError: As `record`.
+    """
+    assert config.collect is not None
+    key = "collect.output_dir" if output is None else "--output"
+    folder = output or Path(config.collect.output_dir)
+    require_output(folder, replaces=INFO_PATH, overwrite=overwrite, key=key)
+    if policy == "expert":
+        check_expert(config.env.train, "train")
+    elif policy != "model":
+        load_script(policy)
+    seed = config.seed if config.collect.seed is None else config.collect.seed
+    num_envs = min(config.env.train.total_num_envs, config.collect.num_demos)
+    train = dataclasses.replace(config.env.train, total_num_envs=num_envs)
+    env = create_env(train, "train", 1, config.seed)
+    try:
+        mapping = ActionMapping(train.mapping, config.actor.model.action_dim, env.spec.action_dim, "env.train.mapping")
+        name = {"expert": "expert", "model": "policy"}.get(policy, f"script {policy}")
+        choose = create_chooser(policy, config, env, "train", seed)
+        demonstrator = Demonstrator(name, choose, noisy=policy == "expert")
+        return folder, record(config.collect, train, env, mapping, seed, folder, demonstrator)
+    finally:
+        env.close()
+
+
+def record(
     config: CollectConfig,
     env_config: EnvConfig,
     env: VecEnv,

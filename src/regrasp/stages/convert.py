@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,15 +11,19 @@ from pathlib import Path
 
 from regrasp.data.isaaclab_hdf5 import EpisodeError, RecordedEpisode, RecorderFile
 from regrasp.data.lerobot import DatasetWriter
+from regrasp.data.lerobot.schema import INFO_PATH
 from regrasp.envs.config import EnvConfig
 from regrasp.envs.isaaclab.catalog import is_recording_of
 from regrasp.envs.isaaclab.config import IsaacLabEnvConfig
 from regrasp.envs.registry import step_seconds
 from regrasp.errors import UserError
 from regrasp.experiment import ExperimentConfig
+from regrasp.folders import require_output
 from regrasp.logging.progress import progress
 from regrasp.stages.demonstrations import demonstration_features, modality, sources
 from regrasp.stages.recordings import LOCATION, ConvertedEpisode, EpisodeConverter, Layout
+
+_log = logging.getLogger(__name__)
 
 MIN_STEPS = 2
 """A shorter episode is a reset that was recorded."""
@@ -121,7 +126,33 @@ def survey(
     return Survey(tuple(found.candidates), tuple(found.omissions), (*found.warnings, *warnings), rate)
 
 
-def convert(config: ExperimentConfig, chosen: Survey, output: Path, *, overwrite: bool = False) -> ConvertReport:
+def convert(
+    config: ExperimentConfig,
+    files: Sequence[Path],
+    output: Path | None = None,
+    *,
+    fps: int | None = None,
+    keep_failed: bool = False,
+    overwrite: bool = False,
+) -> ConvertReport:
+    """Convert recordings into the dataset folder `output` (default: `collect.output_dir`).
+
+    Raises:
+        UserError: As `survey` and `write_dataset`.
+    """
+    key = "collect.output_dir" if output is None else "--output"
+    folder = output or Path(config.collect.output_dir if config.collect else "demos")
+    require_output(folder, replaces=INFO_PATH, overwrite=overwrite, key=key)
+    chosen = survey(config, files, fps=fps, keep_failed=keep_failed)
+    for warning in chosen.warnings:
+        _log.warning(warning)
+    report = write_dataset(config, chosen, folder, overwrite=overwrite)
+    for warning in report.warnings:
+        _log.warning(warning)
+    return report
+
+
+def write_dataset(config: ExperimentConfig, chosen: Survey, output: Path, *, overwrite: bool = False) -> ConvertReport:
     """Write the surveyed episodes into the dataset folder `output`, one in memory at a time.
 
     An episode that turns out to be damaged is left out and reported. An interrupted conversion leaves nothing.

@@ -15,8 +15,10 @@ from regrasp.envs.mujoco.catalog import TASK_IDS, load_class
 from regrasp.envs.mujoco.scenes import Scenes, render_scenes
 from regrasp.errors import UserError
 from regrasp.experiment import ExperimentConfig
+from regrasp.folders import require_output
 from regrasp.learner.schedule import cosine
 from regrasp.logging.progress import progress
+from regrasp.models.config import CONFIG_FILE
 from regrasp.models.pretraining import PretrainConfig
 
 _NUM_VALIDATION = 1000
@@ -82,7 +84,26 @@ def cached_backbone(config: PretrainConfig) -> Path:
     return default_cache() / hashlib.sha256(described.encode()).hexdigest()[:16]
 
 
-def pretrain(config: PretrainConfig, output: Path) -> float:
+def pretrain(config: ExperimentConfig, output: Path | None = None, *, again: bool = False) -> tuple[Path, float | None]:
+    """Pretrain into `output` (default: the user's cache), unless it was done before.
+
+    Returns:
+        The folder, and the median grounding error in centimetres, None where nothing had to be done.
+
+    Raises:
+        UserError: The folder cannot be written, or an instruction is too long for the network.
+        TrainingHaltedError: The error is above `pretrain.max_median_error_cm`.
+    """
+    assert config.pretrain is not None
+    check_instructions(config)
+    folder = output or cached_backbone(config.pretrain)
+    if (folder / CONFIG_FILE).is_file() and not again:
+        return folder, None
+    require_output(folder, replaces=CONFIG_FILE, overwrite=True, key="--output")
+    return folder, train_backbone(config.pretrain, folder)
+
+
+def train_backbone(config: PretrainConfig, output: Path) -> float:
     """Pretrain on rendered scenes and write the policy folder `output`; see `PretrainConfig.train`."""
 
     def learning_rate(step: int) -> float:

@@ -18,9 +18,11 @@ from regrasp.experiment import ExperimentConfig
 from regrasp.experiment.load import LoadedConfig
 from regrasp.folders import CONFIG_FILE, atomic_file
 from regrasp.runner.runner import checkpoints_folder
-from regrasp.stages.commands import collect_demonstrations, pretrain_backbone, train_base
+from regrasp.stages.collect import collect
 from regrasp.stages.play import PlayOptions, PlayResult, play
+from regrasp.stages.pretrain import pretrain
 from regrasp.stages.report import SUMMARY_FILE, report_run, versions
+from regrasp.stages.sft import train_base
 from regrasp.stages.train import train
 
 _log = logging.getLogger(__name__)
@@ -127,18 +129,18 @@ def quickstart(loaded: LoadedConfig, folder: Path, command: str) -> None:
 
 
 def _pretrain(config: ExperimentConfig) -> dict[str, Any]:
-    folder, error = pretrain_backbone(config)
+    folder, error = pretrain(config)
     print(f"   {folder}" + (" (from an earlier run)" if error is None else f", median error {error:.2f} cm"))
     return {"folder": str(folder), "median_error_cm": error}
 
 
 def _collect(config: ExperimentConfig, output: Path) -> dict[str, Any]:
-    _, attempts = collect_demonstrations(config, output)
+    _, attempts = collect(config, output, overwrite=True)
     return {"attempts": attempts}
 
 
 def _sft(config: ExperimentConfig, data: Path, backbone: Path, output: Path) -> dict[str, Any]:
-    _, result = train_base(config, data, backbone, output)
+    _, result = train_base(config, data, backbone, output, overwrite=True)
     return dataclasses.asdict(result)
 
 

@@ -14,17 +14,20 @@ from torch import Tensor, nn
 from regrasp.data.lerobot import DemonstrationDataset
 from regrasp.engine.policies import check_inputs, choose_device
 from regrasp.envs.selection import camera_names, state_names
-from regrasp.errors import TrainingHaltedError
+from regrasp.errors import TrainingHaltedError, UserError
 from regrasp.experiment import ExperimentConfig, SftConfig
 from regrasp.experiment.inputs import input_names
-from regrasp.folders import atomic_folder
+from regrasp.experiment.paths import DOWNLOAD_BACKBONE, PUBLISHED_BACKBONE
+from regrasp.folders import atomic_folder, require_output
 from regrasp.learner.schedule import cosine
 from regrasp.logging.progress import progress
+from regrasp.models.config import CONFIG_FILE as MODEL_FILE
 from regrasp.models.config import DatasetFacts
 from regrasp.models.contract import Policy
 from regrasp.models.normalization import Statistics
 from regrasp.seeding import KeyedNoise, torch_generator
 from regrasp.stages.demonstrations import ACTION, STATE, check_sources
+from regrasp.stages.pretrain import cached_backbone
 from regrasp.stages.training_frames import Frames, load_frames
 
 _log = logging.getLogger(__name__)
@@ -43,17 +46,41 @@ class SftResult:
     validation_loss: float | None
 
 
-def train_base_model(config: ExperimentConfig, data: Path, backbone: Path | None, seed: int, output: Path) -> SftResult:
-    """Train on the dataset `data` and write the policy folder `output`.
+def train_base(
+    config: ExperimentConfig,
+    data: Path | None = None,
+    backbone: Path | None = None,
+    output: Path | None = None,
+    *,
+    overwrite: bool = False,
+) -> tuple[Path, SftResult]:
+    """Train a base model on demonstrations.
 
-    `backbone` is the folder that a model with pretrained features starts from, None for another one.
+    Args:
+        config: The experiment.
+        data: Folder of the dataset; default: `sft.data`, else where `collect` writes.
+        backbone: Folder that a model with pretrained features starts from; default: `sft.backbone`, or the cached one.
+        output: Folder of the model; default: `sft.output_dir`.
+        overwrite: Replace the model that is there.
+
+    Returns:
+        The folder written, and how the training ended.
 
     Raises:
-        UserError: The dataset is damaged, or was made with another mapping than the experiment's.
+        UserError: The folder is taken or cannot be written, the dataset or the backbone is not there or damaged, or the
+            dataset was made with another mapping than the experiment's.
         TrainingHaltedError: The loss is not finite.
     """
     sft = config.sft
     assert sft is not None
+    key = "sft.output_dir" if output is None else "--output"
+    folder = output or Path(sft.output_dir)
+    require_output(folder, replaces=MODEL_FILE, overwrite=overwrite, key=key)
+    if data is None:
+        data = Path(sft.data or (config.collect.output_dir if config.collect else "demos"))
+    if config.actor.model.needs_pretrained:
+        backbone = backbone or _backbone(config)
+    seed = config.seed if sft.seed is None else sft.seed
     dataset = DemonstrationDataset.open(data)
     for warning in check_sources(dataset, config, uses_images=config.actor.model.uses_images):
         _log.warning(warning)
@@ -66,9 +93,36 @@ def train_base_model(config: ExperimentConfig, data: Path, backbone: Path | None
             if validation is not None:
                 validation.inputs = _encode(policy, validation.inputs, device)
         losses = _train(policy, train, validation, sft, seed, device)
-    with atomic_folder(output, overwrite=True) as draft:
+    with atomic_folder(folder, overwrite=overwrite) as draft:
         policy.save(draft)
-    return SftResult(dataset.num_episodes, len(train.actions), *losses)
+    return folder, SftResult(dataset.num_episodes, len(train.actions), *losses)
+
+
+def _backbone(config: ExperimentConfig) -> Path:
+    """The pretrained backbone that the configuration names, or the cached one.
+
+    Raises:
+        UserError: It is not there.
+    """
+    assert config.sft is not None
+    expected = "a folder written by `regrasp pretrain`"
+    mend = (
+        "run `regrasp pretrain` with the same --config_name and the same pretrain.* overrides first (minutes),"
+        " or use another backbone with sft.backbone=<folder>"
+    )
+    if config.pretrain is None:
+        expected, mend = PUBLISHED_BACKBONE, DOWNLOAD_BACKBONE
+    if config.sft.backbone:
+        folder = Path(config.sft.backbone)
+        problem = "The pretrained backbone that sft.backbone names is not there"
+    elif config.pretrain is not None:
+        folder = cached_backbone(config.pretrain)
+        problem = f"No backbone was pretrained with these values of pretrain.*; it would be {folder}"
+    else:
+        raise UserError("No pretrained backbone is given", key="sft.backbone", expected=expected, mend=mend)
+    if not (folder / MODEL_FILE).is_file():
+        raise UserError(problem, key="sft.backbone", value=str(folder), expected=expected, mend=mend)
+    return folder
 
 
 def _base_policy(

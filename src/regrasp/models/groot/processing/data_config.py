@@ -6,23 +6,30 @@ is checked with it.
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any, NoReturn, get_args
 
 from regrasp.config.types import NormalizationMode, Rotation, bare_key
 from regrasp.errors import UserError
-from regrasp.models.groot.processing.data_config_class import UnreadableError, read_class
 
 PROCESSOR_FILE = "processor_config.json"
 EAGLE_WORDS = 82
 """Positions beside the image tokens in a published checkpoint's sequence: with three cameras 850 in all, as the
 reference pads."""
-_YAML_WORDS = {"y", "n", "yes", "no", "on", "off", "true", "false", "null"}
+EXAMPLE = """\
+  data_config:
+    video: [front, wrist]
+    state:
+      - {key: single_arm, mode: min_max}
+      - {key: gripper, mode: min_max}
+    action:
+      - {key: single_arm, mode: min_max}
+      - {key: gripper, mode: min_max}
+    language: annotation.human.task_description
+    crop_scale: 0.95"""
+"""A complete block as it is written below `mapping`."""
 HUMAN_TASK = "annotation.human.task_description"
 _HUMAN_ACTION_TASK = "annotation.human.action.task_description"
 _COARSE_ACTION = "annotation.human.coarse_action"
@@ -65,24 +72,14 @@ class DataConfig:
             "crop_scale": self.crop_scale,
         }
 
-    def to_yaml(self, indent: str) -> str:
-        """The same as a YAML block, each line after `indent`."""
-        lines = [f"video: [{', '.join(map(_scalar, self.video))}]"]
-        for kind, keys in (("state", self.state), ("action", self.action)):
-            flow = (", ".join(f"{name}: {_scalar(value)}" for name, value in _plain(item).items()) for item in keys)
-            lines += [f"{kind}:", *(f"  - {{{entry}}}" for entry in flow)]
-        lines += [f"language: {_scalar(self.language)}", f"crop_scale: {self.crop_scale}"]
-        return "\n".join(indent + line for line in lines)
 
-
-def data_config(value: str | Mapping[str, Any], *, file: Any, key: str, folders: Sequence[Path] = ()) -> DataConfig:
+def data_config(value: str | Mapping[str, Any], *, file: Any, key: str) -> DataConfig:
     """Read a data configuration: a built-in name, `module:Class` of a built-in class, or an inline mapping.
 
     Args:
         value: The name or the mapping.
         file: Where it stands, for errors.
         key: Its key there.
-        folders: Where the source of a class that is not built in may be, to show what to write in its place.
 
     Raises:
         UserError: The name is unknown, or the mapping is not a data configuration.
@@ -91,7 +88,7 @@ def data_config(value: str | Mapping[str, Any], *, file: Any, key: str, folders:
         return _from_mapping(value, file, key)
     name = value.rpartition(":")[2]
     if name not in BUILT_IN:
-        raise _refused_class(value, file, key, folders) if ":" in value else _unknown(value, file, key)
+        raise _refused_class(value, file, key) if ":" in value else _unknown(value, file, key)
     return BUILT_IN[name]
 
 
@@ -99,21 +96,6 @@ def default_data_config(tag: str) -> DataConfig | None:
     """The published data configuration of a pretrained embodiment, None for another embodiment."""
     name = {"gr1": "fourier_gr1_arms_waist", "oxe_droid": "oxe_droid", "agibot_genie1": "agibot_genie1"}.get(tag)
     return None if name is None else BUILT_IN[name]
-
-
-def example(indent: str = "  ") -> str:
-    """A complete `data_config` block as it is written below `mapping`."""
-    return _block(BUILT_IN["so100_dualcam"], indent)
-
-
-def _block(config: DataConfig, indent: str = "  ") -> str:
-    return f"{indent}data_config:\n{config.to_yaml(indent + '  ')}"
-
-
-def _scalar(text: str) -> str:
-    """A string as YAML, in quotes where it would be read as something else."""
-    is_plain = re.fullmatch(r"[A-Za-z_][\w.]*", text) and text.lower() not in _YAML_WORDS
-    return text if is_plain else json.dumps(text)
 
 
 def _plain(item: KeyConfig) -> dict[str, str]:
@@ -129,30 +111,20 @@ def _unknown(value: str, file: Any, key: str) -> UserError:
         key=key,
         value=value,
         expected=_short_names(),
-        mend=f"write {close[0]}" if close else f"describe it in the mapping, for example\n{example()}",
+        mend=f"write {close[0]}" if close else f"describe it in the mapping, for example\n{EXAMPLE}",
     )
 
 
-def _refused_class(value: str, file: Any, key: str, folders: Sequence[Path]) -> UserError:
-    """The refusal of a user's class, with the block that says the same, where its source can be read."""
-    published = {name: config.to_json() for name, config in BUILT_IN.items()}
-    try:
-        same = _from_mapping(read_class(value, folders, published), file, value)
-        mend = f"in its place, write into the mapping what that class says\n{_block(same)}"
-    except (UnreadableError, UserError) as error:
-        reason = error if isinstance(error, UnreadableError) else f"{error.problem} ({error.key}: {error.value})"
-        mend = (
-            f"in its place, write into the mapping the keys and modes of that class, which could not be read: {reason}."
-            f" Modes are {', '.join(get_args(NormalizationMode))}; a target rotation is added as rotation: rotation_6d."
-            f" For example\n{example()}"
-        )
+def _refused_class(value: str, file: Any, key: str) -> UserError:
     return UserError(
         "A data configuration class is code, which is not run; only the published ones are built in",
         file=file,
         key=key,
         value=value,
         expected=f"a class or a short name of {_short_names()}",
-        mend=mend,
+        mend=f"in its place, write into the mapping the keys and modes of that class. Modes are"
+        f" {', '.join(get_args(NormalizationMode))}; a target rotation is added as rotation: rotation_6d. For example\n"
+        f"{EXAMPLE}",
     )
 
 

@@ -11,11 +11,11 @@ from regrasp.errors import UserError
 from regrasp.models.groot.config import GrootConfig
 from regrasp.models.groot.processing.data_config import (
     EAGLE_WORDS,
+    EXAMPLE,
     PROCESSOR_FILE,
     DataConfig,
     data_config,
     default_data_config,
-    example,
 )
 from regrasp.models.groot.processing.metadata import Metadata
 from regrasp.models.groot.processing.prompt import PromptFormat
@@ -90,7 +90,7 @@ def published_config(groot: GrootConfig, metadata: Metadata, inputs: InputNames)
             key="mapping.data_config",
             value=None,
             expected="a data configuration",
-            mend="set mapping.data_config_class to a published one, such as so100, or write for example\n" + example(),
+            mend="set mapping.data_config_class to a published one, such as so100, or write for example\n" + EXAMPLE,
         )
     return ProcessorConfig(
         embodiment_tag=tag,
