@@ -12,7 +12,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-TABLES = ("env_steps", "policy_latency", "train_samples", "correctness")
+TABLES = ("env_steps", "policy_latency", "train_samples", "correctness", "algorithm_curves")
 Document = dict[str, Any]
 
 

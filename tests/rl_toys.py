@@ -10,11 +10,12 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 
+from regrasp.algorithms.ppo import PpoConfig
 from regrasp.envs.contract import Capabilities, EnvSpec, Observation, Step, VecEnv
 from regrasp.envs.mapping import ActionMapping
 from regrasp.envs.mapping_config import ActionMapping as ActionMappingConfig
 from regrasp.envs.mapping_config import MappingConfig
-from regrasp.experiment import ActorConfig, AlgorithmConfig, OptimConfig
+from regrasp.experiment import ActorConfig, OptimConfig
 from regrasp.learner.learner import Learner
 from regrasp.models.config import RlHeadConfig
 from regrasp.models.contract import Action, Evaluation, Noise, Policy, PolicySpec
@@ -281,7 +282,7 @@ def rollout_of(policy: Policy, size: int, *, keep_features: bool = True, uneven:
         torch.ones(size, dtype=torch.bool),
         version=0,
     )
-    return AlgorithmConfig(gamma=0.9, gae_lambda=0.9).build().prepare(buffer.build())
+    return PpoConfig(gamma=0.9, gae_lambda=0.9).build().prepare(buffer.build())
 
 
 def worker(
@@ -313,7 +314,7 @@ def worker(
     )
     return Learner(
         policy,
-        AlgorithmConfig(**algorithm).build(),
+        PpoConfig(**algorithm).build(),
         actor,
         num_updates=num_updates,
         seed=SEED,

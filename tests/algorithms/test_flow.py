@@ -2,13 +2,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
 
 from regrasp.algorithms import flow
-from regrasp.algorithms.flow import NoiseMethod, RowFn, denoise, evaluate_chain
+from regrasp.algorithms.flow import NoiseMethod, RowFn
+
+denoise = partial(flow.denoise, noise_level=0.5)
+evaluate_chain = partial(flow.evaluate_chain, noise_level=0.5)
 
 METHODS: tuple[NoiseMethod, ...] = ("flow_sde", "flow_cps", "flow_noise")
 NUM_STEPS, SHAPE = 4, (3, 2)

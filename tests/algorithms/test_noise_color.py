@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
-from regrasp.algorithms.flow import NoiseMethod, RowFn, denoise, evaluate_chain, flow_sde_step
+from regrasp.algorithms import flow
+from regrasp.algorithms.flow import NoiseMethod, RowFn, flow_sde_step
 from regrasp.algorithms.noise_color import noise_color
+
+denoise = partial(flow.denoise, noise_level=0.5)
+evaluate_chain = partial(flow.evaluate_chain, noise_level=0.5)
 
 HORIZON, DIM, NUM_STEPS = 6, 2, 4
 

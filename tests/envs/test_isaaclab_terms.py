@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from vec_envs import HERE, TOY_MAPPING
+from vec_envs import make_env
 
 from regrasp.envs.isaaclab.child import episodes, signals, task
 from regrasp.envs.isaaclab.child.options import TaskOptions, options_from_json
@@ -20,7 +20,6 @@ from regrasp.envs.isaaclab.child.seeds import joint_seed, seed31
 from regrasp.envs.isaaclab.config import IsaacLabTrainConfig
 from regrasp.envs.isaaclab.env import task_options
 from regrasp.envs.isaaclab.vector import IsaacLabVecEnv
-from regrasp.envs.process.process import Deadlines
 from regrasp.errors import UserError
 from regrasp.experiment.load import load_config
 from regrasp.seeding import Role, episode_seed
@@ -268,17 +267,8 @@ def test_the_way_to_the_final_observation_depends_on_what_is_there() -> None:
 
 @pytest.mark.parametrize("push", [0.0, 0.5])
 def test_a_constant_reward_is_reported_once(push: float, caplog: pytest.LogCaptureFixture) -> None:
-    env = IsaacLabVecEnv(
-        name="train",
-        factory="toy_simulator:create",
-        settings={"max_episode_steps": 4, "lengths": [100]},
-        num_envs=2,
-        num_workers=1,
-        max_chunk=4,
-        mapping=TOY_MAPPING,
-        deadlines=Deadlines(60.0, 30.0, 30.0),
-        environment={"PYTHONPATH": HERE},
-    )
+    env = make_env(num_envs=2, limit=4, lengths=[100], kind=IsaacLabVecEnv)
+    assert isinstance(env, IsaacLabVecEnv)
     env.reward_doubts = ("reward term 'update_stage' has weight 0, so it is never called",)
     try:
         for _ in range(4):

@@ -18,15 +18,16 @@ import pytest
 import torch
 from vec_envs import HERE, TOY, all_gone, is_alive, make_env, worker_pids
 
+from regrasp.envs.config import TimeoutsConfig
 from regrasp.envs.mapping_config import MappingConfig
 from regrasp.envs.process import protocol
 from regrasp.envs.process.output import OutputTail
-from regrasp.envs.process.process import Deadlines, SimulatorProcess
+from regrasp.envs.process.process import SimulatorProcess
 from regrasp.envs.process.simulator import SimulatorSpec, spec_from_json
 from regrasp.envs.process.vector import RemoteVecEnv
 from regrasp.errors import SimulatorError, UserError
 
-SHORT = Deadlines(startup=60.0, reset=0.6, step=0.8)
+SHORT = TimeoutsConfig(startup_s=60.0, reset_s=0.6, step_s=0.8)
 
 
 @pytest.fixture(autouse=True)
@@ -87,7 +88,7 @@ def test_an_exception_at_the_start_leaves_nothing_running():
 
 
 def test_an_unknown_factory_is_named():
-    process = SimulatorProcess("eval environments 0-1", "no_such_simulator:create", {}, Deadlines())
+    process = SimulatorProcess("eval environments 0-1", "no_such_simulator:create", {}, TimeoutsConfig())
     with pytest.raises(SimulatorError, match="No module named 'no_such_simulator'"):
         process.wait_until_ready()
     process.request_close()
@@ -149,7 +150,7 @@ def test_a_death_is_told_while_another_worker_is_still_busy():
     ("at", "kind", "deadline"), [("reset", "hang", 0.6), ("step", "hang", 0.8), ("step", "block", 0.8)]
 )
 def test_silence_ends_at_the_deadline(at: str, kind: str, deadline: float):
-    env = faulty(at, kind, deadlines=SHORT)
+    env = faulty(at, kind, timeouts=SHORT)
     start = time.monotonic()
     with pytest.raises(SimulatorError, match=r"did not answer .* within its deadline") as caught:
         reset_and_step(env)
@@ -165,7 +166,7 @@ def test_a_silent_start_ends_at_its_deadline():
         "eval environments 0-1",
         "toy_simulator:create",
         {"num_envs": 1, "fault": {"at": "create", "kind": "hang"}},
-        Deadlines(startup=0.6),
+        TimeoutsConfig(startup_s=0.6),
         environment={"PYTHONPATH": HERE},
     )
     start = time.monotonic()
@@ -293,12 +294,13 @@ def test_an_error_in_the_mapping_ends_the_processes():
 
 PARENT = """
 import sys, time
-from regrasp.envs.process.process import Deadlines, SimulatorProcess
+from regrasp.envs.config import TimeoutsConfig
+from regrasp.envs.process.process import SimulatorProcess
 
 def start(kind):
     settings = {"num_envs": 1, "fault": {"at": "create", "kind": kind}}
     python_path = {"PYTHONPATH": sys.argv[1]}
-    return SimulatorProcess(kind, "toy_simulator:create", settings, Deadlines(), environment=python_path)
+    return SimulatorProcess(kind, "toy_simulator:create", settings, TimeoutsConfig(), environment=python_path)
 
 simulators = [start(kind) for kind in ("idle", "hang", "block")]
 simulators[0].wait_until_ready()

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
+from regrasp.envs.config import EnvConfig, InitParams, TimeoutsConfig
 from regrasp.envs.contract import Observation, Step, VecEnv
 from regrasp.envs.mapping_config import MappingConfig, StateEntry
 from regrasp.envs.mujoco.backend import require_backend
-from regrasp.envs.process.process import Deadlines
 from regrasp.envs.process.vector import RemoteVecEnv
 
 TOY = "toy"
@@ -62,7 +62,7 @@ def make_env(
     mapping: MappingConfig | None = None,
     limit: int | None = None,
     ignore_terminations: bool = False,
-    deadlines: Deadlines | None = None,
+    timeouts: TimeoutsConfig | None = None,
     python: str | None = None,
     name: str = "train",
     kind: type[RemoteVecEnv] = KeepingVecEnv,
@@ -75,19 +75,18 @@ def make_env(
         settings |= {"task_id": task}
         environment = {"MUJOCO_GL": require_backend()}
         factory = "regrasp.envs.mujoco.simulator:create"
-    return kind(
-        name=name,
-        factory=factory,
-        settings=settings,
-        num_envs=num_envs,
-        num_workers=num_workers,
-        max_chunk=max_chunk,
+    config = EnvConfig(
+        env_type="toy",
+        total_num_envs=num_envs,
+        max_episode_steps=limit or 12,
+        init_params=InitParams(id=task),
         mapping=mapping or (TOY_MAPPING if task == TOY else CUBE_MAPPING),
-        deadlines=deadlines or Deadlines(60.0, 30.0, 30.0),
         ignore_terminations=ignore_terminations,
+        num_workers=num_workers,
+        timeouts=timeouts or TimeoutsConfig(60.0, 30.0, 30.0),
         python=python,
-        environment=environment,
     )
+    return kind(config, name, max_chunk, factory=factory, settings=settings, environment=environment)
 
 
 def worker_pids(env: VecEnv) -> list[int]:

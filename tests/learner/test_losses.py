@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from regrasp.experiment import AlgorithmConfig
+from regrasp.algorithms.ppo import PpoConfig
 from regrasp.learner.compilation import capture_updates, num_compilations
 from regrasp.learner.precision import apply_precision
 from regrasp.models.contract import Evaluation
@@ -51,7 +51,7 @@ def test_compiled_losses_are_the_plain_ones(backend: str, settings: dict[str, An
     assert evaluation.values is not None
     values = evaluation.values.detach()
     start = evaluation.log_probs.detach() + 0.1 if "kl_beta" in settings else None
-    objective = AlgorithmConfig(**settings).build().objective
+    objective = PpoConfig(**settings).build().objective
     compiled = torch.compile(objective, fullgraph=True, dynamic=False, backend=backend)
 
     def run(function: Any, scale: float) -> tuple[Tensor, dict[str, Tensor], Tensor]:

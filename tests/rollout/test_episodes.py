@@ -9,10 +9,10 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
+from regrasp.algorithms.ppo import PpoConfig
 from regrasp.envs.contract import Capabilities, Step, VecEnv
 from regrasp.envs.registry import create_env
 from regrasp.errors import TrainingHaltedError, UserError
-from regrasp.experiment import AlgorithmConfig
 from regrasp.experiment.load import load_config
 from regrasp.rollout.buffers import RolloutBuffer
 from regrasp.rollout.decisions import Decisions
@@ -68,7 +68,7 @@ class Session:
 
 def one_step_rollout(buffer: RolloutBuffer) -> Decisions:
     """With gamma 1 and lambda 0, returns - rewards is the value of the next observation."""
-    return AlgorithmConfig(gamma=1.0, gae_lambda=0.0, normalize_advantages=False).build().prepare(buffer.build())
+    return PpoConfig(gamma=1.0, gae_lambda=0.0, normalize_advantages=False).build().prepare(buffer.build())
 
 
 def states_of(rollout: Decisions) -> list[tuple[int, int, int]]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from tensordict import TensorDict
 
-from regrasp.experiment import AlgorithmConfig
+from regrasp.algorithms.ppo import PpoConfig
 from regrasp.models.contract import Action
 from regrasp.rollout.buffers import RolloutBuffer
 from regrasp.rollout.decisions import Decisions
@@ -113,7 +113,7 @@ def build(episodes: list[Episode], **settings: Any) -> tuple[Decisions, list[tup
         if episode.ending in ("truncated", "cut"):
             end = episode.start + len(episode.decisions) - 1
             buffer.bootstrap(end, torch.tensor([episode.column]), torch.tensor([episode.final_value]))
-    config = AlgorithmConfig(**{"gamma": 0.9, "gae_lambda": 0.8, "normalize_advantages": False, **settings})
+    config = PpoConfig(**{"gamma": 0.9, "gae_lambda": 0.8, "normalize_advantages": False, **settings})
     return config.build().prepare(buffer.build()), rows
 
 

@@ -1,1 +1,1 @@
-"""Pure functions on tensors: advantages, PPO losses, log-probability reduction, flow sampling, schedules."""
+"""Algorithms, one file each with its configuration, and pure functions: advantages, losses, flow sampling."""

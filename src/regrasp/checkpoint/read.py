@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,24 +32,35 @@ _NUM_RUNS_SHOWN = 10
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What `write_checkpoint` was given, bit for bit, on the CPU."""
+    """What `write_content` was given, bit for bit; tensors are read, to the CPU, where they are asked for."""
 
     path: Path
     step: int
-    model_state: dict[str, Tensor]
     frozen_names: frozenset[str]
-    optimizer_state: dict[str, Any]
-    tensors: dict[str, Tensor]
-    """Sorted by name."""
     state: dict[str, Any]
     export: Path | None
     """The Hugging Face folder, None where none was written."""
     regrasp_version: str
     """Version that wrote the checkpoint."""
 
+    @cached_property
+    def model_state(self) -> dict[str, Tensor]:
+        """The whole policy."""
+        return torch.load(self.path / FULL_WEIGHTS, map_location="cpu", weights_only=True)
+
+    @cached_property
+    def optimizer_state(self) -> dict[str, Any]:
+        """Of the optimizer or optimizers."""
+        return torch.load(self.path / OPTIMIZER, map_location="cpu", weights_only=True)
+
+    @cached_property
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything else that is a tensor, sorted by name."""
+        return dict(sorted(load_file(self.path / TENSORS).items()))
+
 
 def read_checkpoint(folder: Path) -> Checkpoint:
-    """Read a `global_step_<N>` folder after verifying every byte of it.
+    """Open a `global_step_<N>` folder after verifying every byte of it.
 
     Raises:
         UserError: A file is missing, damaged or foreign; names it, and the newest earlier checkpoint that is sound.
@@ -56,15 +68,11 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     if problems := verify(folder):
         raise _damaged(folder, problems)
     document = json.loads((folder / STATE).read_bytes())
-    tensors = load_file(folder / TENSORS)
     export = folder / EXPORT
     return Checkpoint(
         path=folder,
         step=document["step"],
-        model_state=torch.load(folder / FULL_WEIGHTS, map_location="cpu", weights_only=True),
         frozen_names=frozenset(document["frozen_names"]),
-        optimizer_state=torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True),
-        tensors={name: tensors[name] for name in sorted(tensors)},
         state=document["state"],
         export=export if export.is_dir() else None,
         regrasp_version=document["regrasp_version"],

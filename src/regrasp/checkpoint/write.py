@@ -53,46 +53,46 @@ class CheckpointContent:
 
 
 def write_checkpoint(checkpoints_dir: Path, step: int, content: CheckpointContent) -> Path:
-    """Write `global_step_<step>/`; one process calls this, whatever the number of workers.
+    """Write `global_step_<step>/` with everything that is in this process, see `new_checkpoint`."""
+    return new_checkpoint(checkpoints_dir, step, lambda draft: write_content(draft, step, content))
+
+
+def new_checkpoint(checkpoints_dir: Path, step: int, write: Callable[[Path], None]) -> Path:
+    """Write `global_step_<step>/`; one process calls this, whatever the number of those that write into it.
 
     A crash at any instant leaves every earlier checkpoint as it was. An existing checkpoint of the step is replaced,
     and stays findable until the new one is in place.
 
     Files of `model/` whose bytes equal those of the newest complete checkpoint become hard links to them where the
-    filesystem allows. An `export` that calls `save_safetensors` with `frozen_names` puts the frozen weights in a file
-    of their own, so that all checkpoints of a run hold them once. `full_weights.pt` is always complete, because readers
-    of this layout load it strictly; it therefore costs the size of the model in each checkpoint.
+    filesystem allows.
 
     Args:
         checkpoints_dir: `<run>/checkpoints`, created if missing.
         step: Global step, the number of updates done.
-        content: See `CheckpointContent`.
+        write: Fills the folder given, see `write_content`.
 
     Returns:
         The folder written.
 
     Raises:
         UserError: The disk is full or refuses; nothing of the attempt remains.
-        TypeError: Something in `content` would not load without pickle.
-        ValueError: Negative step, or a frozen name that the model does not have.
+        ValueError: Negative step.
     """
     if step < 0:
         raise ValueError(f"step must not be negative: {step}")
-    if unknown := sorted(content.frozen_names - content.model_state.keys()):
-        raise ValueError(f"frozen names without a tensor in model_state: {unknown[:3]}")
     target = step_folder(checkpoints_dir, step)
     try:
         checkpoints_dir.mkdir(parents=True, exist_ok=True)
         tidy(checkpoints_dir)
         with atomic_folder(target, overwrite=True) as draft:
-            _write_content(draft, step, content)
+            write(draft)
             files = {name: describe(draft / name) for name in _file_names(draft)}
             _link_unchanged(checkpoints_dir, draft, files)
             (draft / MANIFEST).write_bytes(encode(Manifest(step, files)))
         sync(checkpoints_dir.parent)
     except Exception as error:
         if cause := _storage_failure(error):
-            raise _unwritable(checkpoints_dir, step, content, cause) from error
+            raise _unwritable(checkpoints_dir, step, cause) from error
         raise
     return target
 
@@ -120,7 +120,19 @@ def prune(checkpoints_dir: Path, keep: int | None) -> list[Path]:
     return surplus
 
 
-def _write_content(draft: Path, step: int, content: CheckpointContent) -> None:
+def write_content(draft: Path, step: int, content: CheckpointContent) -> None:
+    """Write weights, optimizer, environments, counters and model folder into an empty folder.
+
+    An `export` that calls `save_safetensors` with `frozen_names` puts the frozen weights in a file of their own, so
+    that all checkpoints of a run hold them once. `full_weights.pt` is always complete, because readers of this layout
+    load it strictly; it therefore costs the size of the model in each checkpoint.
+
+    Raises:
+        TypeError: Something in `content` would not load without pickle.
+        ValueError: A frozen name that the model does not have.
+    """
+    if unknown := sorted(content.frozen_names - content.model_state.keys()):
+        raise ValueError(f"frozen names without a tensor in model_state: {unknown[:3]}")
     state = dict(content.state)
     check_json(state, "state")
     for name in (FULL_WEIGHTS, OPTIMIZER):
@@ -181,13 +193,17 @@ def _storage_failure(error: Exception) -> Exception | None:
     return None
 
 
-def _unwritable(checkpoints_dir: Path, step: int, content: CheckpointContent, cause: Exception) -> UserError:
+def _unwritable(checkpoints_dir: Path, step: int, cause: Exception) -> UserError:
     existing = next(folder for folder in (checkpoints_dir, *checkpoints_dir.absolute().parents) if folder.exists())
     free = shutil.disk_usage(existing).free / 1e9
-    weights = sum(tensor.nbytes for tensor in content.model_state.values()) / 1e9
+    earlier = next((folder for folder in step_folders(checkpoints_dir) if is_complete(folder)), None)
+    room = f"{free:.2f} GB are free"
+    if earlier is not None:
+        size = sum(entry.size for entry in read_manifest(earlier).files.values()) / 1e9
+        room += f", and the checkpoint before it holds {size:.2f} GB"
     return UserError(
         f"The checkpoint of step {step} could not be written: {cause}. Earlier checkpoints are intact.",
         file=checkpoints_dir,
-        expected=f"a writable folder with room (the weights alone need {weights:.2f} GB, {free:.2f} GB are free)",
+        expected=f"a writable folder with room ({room})",
         mend="Free space or correct the folder's permissions, then resume from the newest checkpoint.",
     )

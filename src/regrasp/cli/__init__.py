@@ -1,1 +1,1 @@
-"""The command line: one file per command; each parses, calls a runner, and prints."""
+"""The command line: one file per command; each parses, calls a stage, and prints."""

@@ -1,1 +1,1 @@
-"""Demonstrations on disk and rollouts in memory."""
+"""Demonstrations on disk: datasets, recordings, statistics."""

@@ -1,1 +1,1 @@
-"""Where the roles run: `local` in one process tree."""
+"""Where policy, optimizer and environments of a run live: the contract, and `local` in one process tree."""

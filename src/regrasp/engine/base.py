@@ -9,9 +9,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
+from regrasp.checkpoint.plain import JSON
 from regrasp.checkpoint.read import Checkpoint
-from regrasp.checkpoint.write import CheckpointContent
 from regrasp.rollout.episodes import EpisodeResult
 from regrasp.rollout.evaluation import VideoRecorder
 
@@ -48,7 +49,7 @@ class Engine(ABC):
 
         Raises:
             InterruptedError: `should_stop` said so; nothing of the rollout is kept.
-            SimulatorError: A simulator failed. What `content` then saves is the state before the rollout, or, if the
+            SimulatorError: A simulator failed. What `save` then writes is the state before the rollout, or, if the
                 simulators could not give theirs, one from which their episodes begin anew.
         """
 
@@ -71,12 +72,18 @@ class Engine(ABC):
         """Evaluate the policy on episodes 0 to `num_episodes` - 1 of the evaluation stream."""
 
     @abstractmethod
-    def content(self, state: Mapping[str, object], *, export: bool) -> CheckpointContent:
-        """What a checkpoint holds: weights and optimizer as they are, environments as they were between updates.
+    def save(self, folder: Path, step: int, state: Mapping[str, JSON], *, export: bool) -> None:
+        """Fill a checkpoint's folder: weights and optimizer as they are, environments as they were between updates.
 
         Args:
+            folder: Empty; the caller seals it.
+            step: Updates made.
             state: The run's own part.
             export: Whether it holds a model folder too.
+
+        Raises:
+            SimulatorError: A simulator cannot give its state any more; asked again, the engine saves without it, so
+                that the episodes begin anew.
         """
 
     @abstractmethod

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from regrasp.algorithms.advantages import is_flat
+from regrasp.checkpoint.plain import JSON
 from regrasp.checkpoint.read import Checkpoint
-from regrasp.checkpoint.write import CheckpointContent
+from regrasp.checkpoint.write import CheckpointContent, write_content
 from regrasp.engine.acting import acting_chooser
 from regrasp.engine.base import Collected, Engine
 from regrasp.engine.policies import load_weights
@@ -151,17 +152,18 @@ class LocalEngine(Engine):
             self._eval_env, self._choose, num_episodes, self._seed, self.config.env.eval.seed, on_episode, recorder
         )
 
-    def content(self, state: Mapping[str, object], *, export: bool) -> CheckpointContent:
-        """See `Engine.content`."""
+    def save(self, folder: Path, step: int, state: Mapping[str, JSON], *, export: bool) -> None:
+        """See `Engine.save`."""
         frozen = (name for name, parameter in self.policy.named_parameters() if not parameter.requires_grad)
-        return CheckpointContent(
+        content = CheckpointContent(
             model_state=self.policy.state_dict(),
             frozen_names=frozenset(frozen),
             optimizer_state=self.learner.state_dict(),
             tensors=self._between_updates() if self._boundary is None else self._boundary,
-            state=state,  # pyright: ignore[reportArgumentType]
+            state=state,
             export=self.policy.save if export else None,
         )
+        write_content(folder, step, content)
 
     def load(self, checkpoint: Checkpoint) -> None:
         """See `Engine.load`."""

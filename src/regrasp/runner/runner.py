@@ -1,4 +1,4 @@
-"""Stage 3: reinforcement learning."""
+"""The training loop: collect, check, update, check, evaluate, log, save."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from regrasp.checkpoint.plain import JSON
 from regrasp.checkpoint.read import Checkpoint
-from regrasp.checkpoint.write import prune, write_checkpoint
+from regrasp.checkpoint.write import new_checkpoint, prune
 from regrasp.engine.base import Collected, Engine
 from regrasp.errors import SimulatorError, TrainingHaltedError
 from regrasp.experiment import ExperimentConfig
@@ -193,20 +194,20 @@ class EmbodiedRunner:
         if self._saved_update == self.progress.update:
             return
         runner = self.config.runner
-        state = {
+        state: dict[str, JSON] = {
             "env_steps": self.progress.env_steps,
             "settings": self.config_text,
             "guard": self._guard.state_dict() if self._guard_before is None else self._guard_before,
         }
-        export = runner.export_model == "always" or self._finished
+        export, step = runner.export_model == "always" or self._finished, self.progress.update
+        folder = checkpoints_folder(self.run_dir, self.config)
         died = None
         try:
-            content = self.engine.content(state, export=export)
+            new_checkpoint(folder, step, lambda draft: self.engine.save(draft, step, state, export=export))
         except SimulatorError as error:
-            died, content = error, self.engine.content(state, export=export)
-        folder = checkpoints_folder(self.run_dir, self.config)
-        write_checkpoint(folder, self.progress.update, content)
-        self._saved_update = self.progress.update
+            died = error
+            new_checkpoint(folder, step, lambda draft: self.engine.save(draft, step, state, export=export))
+        self._saved_update = step
         prune(folder, runner.keep_checkpoints)
         if died is not None:
             raise died

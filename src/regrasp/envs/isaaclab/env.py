@@ -44,20 +44,15 @@ class IsaacLab(EnvType[IsaacLabEnvConfig]):
             SimulatorError: The simulator failed, died or did not start in time.
         """
         from regrasp.envs.isaaclab.vector import IsaacLabVecEnv
-        from regrasp.envs.process.process import Deadlines
 
         self.check(config, name)
         env = IsaacLabVecEnv(
-            name=name,
+            config,
+            name,
+            max_chunk,
             factory="regrasp.envs.isaaclab.child.main:create",
             settings={"options": task_options(config, name, seed).to_json()},
-            ignore_terminations=config.ignore_terminations,
-            num_envs=config.total_num_envs,
             num_workers=1,
-            max_chunk=max_chunk,
-            mapping=config.mapping,
-            deadlines=Deadlines(config.timeouts.startup_s, config.timeouts.reset_s, config.timeouts.step_s),
-            python=config.python,
         )
         for note in env.notes:
             _log.warning("env.%s (%s): %s", name, env.spec.task_id, note)

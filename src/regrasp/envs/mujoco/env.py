@@ -59,26 +59,20 @@ class Mujoco(EnvType[MujocoEnvConfig]):
             UserError: The task is unknown, an option of it wrong, its observations do not fit the mapping, or images
                 cannot be rendered.
         """
-        from regrasp.envs.process.process import Deadlines
         from regrasp.envs.process.vector import RemoteVecEnv
 
         _check_task(config, name)
         renders = config.mapping.main_images is not None or config.video_cfg.save_video
         return RemoteVecEnv(
-            name=name,
+            config,
+            name,
+            max_chunk,
             factory="regrasp.envs.mujoco.simulator:create",
             settings={
                 "task_id": config.init_params.id,
                 "task_options": _options(config, name),
                 "max_episode_steps": config.max_episode_steps,
             },
-            ignore_terminations=config.ignore_terminations,
-            num_envs=config.total_num_envs,
-            num_workers=config.num_workers,
-            max_chunk=max_chunk,
-            mapping=config.mapping,
-            deadlines=Deadlines(config.timeouts.startup_s, config.timeouts.reset_s, config.timeouts.step_s),
-            python=config.python,
             environment={"MUJOCO_GL": backend.require_backend() if renders else "disable"},
         )
 

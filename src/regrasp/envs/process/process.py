@@ -10,11 +10,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import regrasp
+from regrasp.envs.config import TimeoutsConfig
 from regrasp.envs.process import protocol
 from regrasp.envs.process.output import OutputTail
 from regrasp.envs.process.simulator import SimulatorSpec, spec_from_json
@@ -33,15 +33,6 @@ main({descriptor}, {lifeline})
 _TAIL_BYTES = 3000
 
 
-@dataclass(frozen=True)
-class Deadlines:
-    """Seconds a simulator may take."""
-
-    startup: float = 300.0
-    reset: float = 120.0
-    step: float = 120.0
-
-
 class SimulatorProcess:
     """One child process that serves the environments of a `Simulator`.
 
@@ -49,7 +40,7 @@ class SimulatorProcess:
         name: Shown in errors, for example "train environments 0-63".
         factory: `module:callable` that creates the simulator inside the child.
         settings: JSON keyword arguments of the factory.
-        deadlines: How long start, reset and step may take.
+        timeouts: How long start, reset and step may take.
         python: The child's interpreter; None for ours.
         environment: Environment variables set for the child.
         ignore_terminations: Only the step limit ends an episode.
@@ -61,7 +52,7 @@ class SimulatorProcess:
         name: str,
         factory: str,
         settings: Mapping[str, Any],
-        deadlines: Deadlines,
+        timeouts: TimeoutsConfig,
         python: str | None = None,
         environment: Mapping[str, str] | None = None,
         *,
@@ -70,7 +61,7 @@ class SimulatorProcess:
     ) -> None:
         self.name = name
         self._python_key = python_key
-        self.deadlines = deadlines
+        self._timeouts = timeouts
         self._output = OutputTail()
         self._awaited: tuple[str, float] | None = None
         self._socket, theirs = socket.socketpair()
@@ -82,7 +73,7 @@ class SimulatorProcess:
             theirs.close()
             os.close(their_lifeline)
         arguments = {"factory": factory, "settings": dict(settings), "ignore_terminations": ignore_terminations}
-        self._send("hello", deadlines.startup, None, arguments, version=protocol.VERSION)
+        self._send("hello", timeouts.startup_s, None, arguments, version=protocol.VERSION)
 
     def _spawn(
         self, python: str, descriptor: int, lifeline: int, environment: Mapping[str, str]
@@ -125,7 +116,7 @@ class SimulatorProcess:
 
     def begin(self, op: str, shared: protocol.SharedArrays | None = None, **arguments: Any) -> None:
         """Send a command, with the arrays that it is about, without waiting for the reply; `finish` waits."""
-        self._send(op, self.deadlines.reset if op == "reset" else self.deadlines.step, shared, arguments)
+        self._send(op, self._timeouts.reset_s if op == "reset" else self._timeouts.step_s, shared, arguments)
 
     def _send(
         self, op: str, deadline: float, shared: protocol.SharedArrays | None, arguments: dict[str, Any], **fields: Any

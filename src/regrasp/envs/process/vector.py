@@ -15,10 +15,10 @@ from torch import Tensor
 
 from regrasp.device import available_cores
 from regrasp.envs.chunk import INFO, OBSERVATION, shared_arrays
+from regrasp.envs.config import EnvConfig
 from regrasp.envs.contract import ArraySpec, Capabilities, EnvSpec, Observation, Step, VecEnv
 from regrasp.envs.mapping import ObservationMapping
-from regrasp.envs.mapping_config import MappingConfig
-from regrasp.envs.process.process import Deadlines, SimulatorProcess
+from regrasp.envs.process.process import SimulatorProcess
 from regrasp.envs.process.protocol import SharedArrays
 from regrasp.envs.process.simulator import SimulatorSpec
 from regrasp.errors import TrainingHaltedError
@@ -32,35 +32,28 @@ class RemoteVecEnv(VecEnv):
     """N environments split over worker processes.
 
     Args:
-        name: "train" or "eval", shown in errors.
+        config: The block `env.<name>`.
+        name: "train" or "eval".
+        max_chunk: Longest action chunk.
         factory: `module:callable` creating a `Simulator`; it is given `num_envs` besides `settings`.
         settings: JSON keyword arguments of the factory.
-        num_envs: Environments in all.
-        num_workers: Processes; None for one per core this process may use.
-        max_chunk: Longest action chunk.
-        mapping: Which raw observations become policy inputs.
-        deadlines: How long the workers may take.
-        ignore_terminations: Only the step limit ends an episode.
-        python: Interpreter of the workers; None for ours.
+        num_workers: Processes; None for what the block says, else one per core this process may use.
         environment: Environment variables for the workers.
     """
 
     def __init__(
         self,
-        *,
+        config: EnvConfig,
         name: str,
+        max_chunk: int,
+        *,
         factory: str,
         settings: Mapping[str, Any],
-        num_envs: int,
-        num_workers: int | None,
-        max_chunk: int,
-        mapping: MappingConfig,
-        deadlines: Deadlines,
-        ignore_terminations: bool = False,
-        python: str | None = None,
+        num_workers: int | None = None,
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        num_workers = min(num_envs, num_workers or available_cores())
+        num_envs = config.total_num_envs
+        num_workers = min(num_envs, num_workers or config.num_workers or available_cores())
         bounds = [i * num_envs // num_workers for i in range(num_workers + 1)]
         self._slices = [slice(start, stop) for start, stop in itertools.pairwise(bounds)]
         self._max_chunk = max_chunk
@@ -74,10 +67,10 @@ class RemoteVecEnv(VecEnv):
                     f"{name} environments {part.start}-{part.stop - 1}",
                     factory,
                     {**settings, "num_envs": part.stop - part.start},
-                    deadlines,
-                    python,
+                    config.timeouts,
+                    config.python,
                     {**threads, **(environment or {})},
-                    ignore_terminations=ignore_terminations,
+                    ignore_terminations=config.ignore_terminations,
                     python_key=f"env.{name}.python",
                 )
                 self._workers.append(worker)
@@ -85,7 +78,7 @@ class RemoteVecEnv(VecEnv):
             capabilities = Capabilities(
                 **simulator.capabilities, saves_state=simulator.state_size > 0, has_expert=simulator.has_expert
             )
-            self._mapping = self._create_mapping(mapping, simulator, f"env.{name}.mapping")
+            self._mapping = ObservationMapping(config.mapping, _array_specs(simulator), f"env.{name}.mapping")
             self._shapes = shared_arrays(simulator, max_chunk, self._mapping.keys)
             self._arrays = self._attach()
         except BaseException:
@@ -106,10 +99,6 @@ class RemoteVecEnv(VecEnv):
             state_dim=self._mapping.state_dim,
             cameras=self._mapping.camera_names,
         )
-
-    @staticmethod
-    def _create_mapping(config: MappingConfig, simulator: SimulatorSpec, location: str) -> ObservationMapping:
-        return ObservationMapping(config, _array_specs(simulator), location)
 
     def _attach(self) -> dict[str, np.ndarray]:
         """Share arrays of all environments, of which each worker maps its part."""

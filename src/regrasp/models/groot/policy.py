@@ -331,7 +331,8 @@ class GrootPolicy(Policy):
         """Denoise the given initial noise (B, H, max_action_dim) without further noise."""
         velocity = self._velocity_fn(self._read(features["context"], features["state"]).cache)
         num_steps = self.settings.denoising_steps
-        return self._physical(flow.denoise(velocity, initial_noise, num_steps, deterministic=True).actions)
+        denoised = flow.denoise(velocity, initial_noise, num_steps, noise_level=self.noise_level, deterministic=True)
+        return self._physical(denoised.actions)
 
     def _read(self, context: Tensor, state: Tensor) -> _Decision:
         if not self._caches_context:

@@ -1,4 +1,4 @@
-"""A vectorised Isaac Lab environment as a `BatchedSimulator`."""
+"""A vectorised Isaac Lab environment as a `Simulator`."""
 
 from __future__ import annotations
 
