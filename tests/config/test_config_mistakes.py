@@ -132,7 +132,7 @@ ACROSS = [
     edit(MAPPING_END, f"{MAPPING_END}      data_config_class: 'my_config:MyRobot'\n", "env.train.mapping.data_config_class", "'my_config:MyRobot'", "so100_dualcam", "in its place, write into the mapping"),
     edit(MAPPING_END, f"{MAPPING_END}      data_config_class: so100\n{DATA_CONFIG}", "env.train.mapping.data_config_class", "'so100'", "env.train.mapping.data_config is given", "remove env.train.mapping.data_config_class"),
     edit(MAPPING_END, f"{MAPPING_END}{DATA_CONFIG.replace('mode: q99', 'mode: sin_cos')}", "env.train.mapping.data_config.action", "'sin_cos'", "min_max", "set env.train.mapping.data_config.action"),
-    edit(MAPPING_END, f"{MAPPING_END}{DATA_CONFIG.replace('[room]', '[]')}", "env.train.mapping.data_config.video", "()", "a list that is not empty", "set env.train.mapping.data_config.video"),
+    edit(MAPPING_END, f"{MAPPING_END}{DATA_CONFIG.replace('[room]', '[]')}", "env.train.mapping.data_config.video", "[]", "a non-empty list", "set env.train.mapping.data_config.video"),
     edit(MAPPING_END, f"{MAPPING_END}{DATA_CONFIG.replace('hand', 'arm')}", "env.train.mapping.data_config.state", "['arm', 'arm']", "each key once", "set env.train.mapping.data_config.state"),
     edit(MAPPING_END, named("{gr00t_key: arm, slice: [0, 3]}, {gr00t_key: state.arm, slice: [3, 7]}"), "env.train.mapping.gr00t_mapping.state", "['arm', 'arm']", "each key once", "one range"),
     edit(MAPPING_END, named("{gr00t_key: eef, slice: [0, 3]}, {gr00t_key: gripper, slice: [2, 3]}"), "env.train.mapping.gr00t_mapping.state", "'eef [0, 3] and gripper [2, 3]'", "none has values of another", "such as gripper [3, 4]; a value that is meant for two parts is listed twice in the mapping's states"),

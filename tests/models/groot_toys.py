@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +11,8 @@ import torch
 from regrasp.envs.contract import Observation, numbered_cameras
 from regrasp.models.groot.config import GrootConfig
 from regrasp.models.groot.policy import GrootPolicy
+from regrasp.models.groot.processing.data_config import KeyConfig
+from regrasp.models.groot.processing.metadata import Metadata
 from regrasp.models.groot.processing.processor import GrootProcessor
 from regrasp.models.groot.settings import GrootModelConfig
 from regrasp.models.normalization import Statistics
@@ -74,7 +77,18 @@ def toy_processor(
     generator = torch.Generator().manual_seed(5)
     state = Statistics.of(torch.randn(50, STATE_DIM, generator=generator) * 2 + 1)
     action = Statistics.of(torch.randn(50, ACTION_DIM, generator=generator) * 0.3)
-    return processor.with_statistics(state, action, embodiment_id=2)
+    return with_statistics(processor, state, action, embodiment_id=2)
+
+
+def with_statistics(
+    processor: GrootProcessor, state: Statistics, action: Statistics, *, embodiment_id: int
+) -> GrootProcessor:
+    """The processor for other data, whose states and actions are one key each, in another slot."""
+    data = replace(processor.config.data_config, state=(KeyConfig("state"),), action=(KeyConfig("action"),))
+    config = replace(processor.config, data_config=data, embodiment_id=embodiment_id)
+    parts = ({"state": state}, {"action": action})
+    metadata = Metadata.of(config.embodiment_tag, *parts, video=data.video, image_size=28, fps=10.0)
+    return GrootProcessor(processor.groot, config, metadata, processor.tokenizer)
 
 
 def toy_policy(*, num_views: int = 1, seed: int = 0, **settings: Any) -> GrootPolicy:

@@ -150,9 +150,9 @@ IN_BOTH: dict[str, tuple[Damage, list[str]]] = {
     "config is no object": (text(CONFIG, "[]"), ["Not a JSON object", CONFIG]),
     "config is a folder": (lambda f: ((f / CONFIG).unlink(), (f / CONFIG).mkdir()), ["cannot be read", CONFIG]),
     "no action head": (edited(CONFIG, action_head_cfg=...), ["lacks a block", CONFIG, "action_head_cfg"]),
-    "no network": (edited(CONFIG, *DIT, num_layers=-1), ["A size", "diffusion_model_cfg.num_layers", "-1"]),
-    "no heads": (edited(CONFIG, *DIT, num_attention_heads=0), ["A size", "num_attention_heads", "at least 1"]),
-    "no patches": (edited(EAGLE, "vision_config", patch_size=0), ["A size", EAGLE, "vision_config.patch_size"]),
+    "no network": (edited(CONFIG, *DIT, num_layers=-1), ["diffusion_model_cfg.num_layers", "-1"]),
+    "no heads": (edited(CONFIG, *DIT, num_attention_heads=0), ["num_attention_heads", "at least 1"]),
+    "no patches": (edited(EAGLE, "vision_config", patch_size=0), [EAGLE, "vision_config.patch_size"]),
     "odd heads": (
         edited(EAGLE, "vision_config", num_attention_heads=3),
         [EAGLE, "vision_config.hidden_size", "multiple"],

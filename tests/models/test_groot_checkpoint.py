@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from groot_toys import keyed_noise, toy_observation, toy_policy, toy_settings
+from groot_toys import keyed_noise, toy_observation, toy_policy, toy_settings, with_statistics
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -145,7 +145,7 @@ def test_missing_and_damaged_files_are_named(folder, name):
 
 def test_a_backbone_is_adopted_for_other_data(folder):
     processor = load_processor(folder)
-    other = processor.with_statistics(Statistics.identity(5), Statistics.identity(4), embodiment_id=0)
+    other = with_statistics(processor, Statistics.identity(5), Statistics.identity(4), embodiment_id=0)
     policy = load_groot(folder, toy_settings(action_dim=4), processor=other)
     assert (policy.spec.state_dim, policy.spec.action_dim) == (5, 4)
     observation = dataclasses.replace(toy_observation(2), state={"state": torch.zeros(2, 5)})

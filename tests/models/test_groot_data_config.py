@@ -107,7 +107,7 @@ def test_an_unknown_name_is_answered_with_the_nearest():
         ({"state": "state.arm"}, "state"),
         ({"state": ["arm", "state.arm"]}, "state"),
         ({"state": [3]}, "state[0]"),
-        ({"state": [{"key": "arm", "normalization": "q99"}]}, "state[0]"),
+        ({"state": [{"key": "arm", "normalization": "q99"}]}, "state[0].normalization"),
         ({"state": [{"key": "arm", "mode": "minmax"}]}, "state[0].mode"),
         ({"state": [{"key": "arm", "rotation": "euler"}]}, "state[0].rotation"),
         ({"action": [{"key": "arm", "mode": "sin_cos"}]}, "action"),

@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from groot_toys import ACTION_DIM, STATE_DIM, TEXT_LENGTH, toy_config, toy_observation, toy_processor
+from groot_toys import ACTION_DIM, STATE_DIM, TEXT_LENGTH, toy_config, toy_observation, toy_processor, with_statistics
 
 from regrasp.errors import UserError
 from regrasp.models.groot.processing.data_config import PROCESSOR_FILE, KeyConfig
@@ -142,7 +142,7 @@ def test_damaged_processor_files_name_what_is_wrong(tmp_path, change, key):
 def test_more_dimensions_than_the_model_has_are_refused():
     processor = toy_processor(toy_config())
     with pytest.raises(UserError, match="state dimensions"):
-        processor.with_statistics(Statistics.identity(6), Statistics.identity(2), embodiment_id=0)
+        with_statistics(processor, Statistics.identity(6), Statistics.identity(2), embodiment_id=0)
 
 
 def test_padding_value_is_the_length_of_the_whole_sequence():

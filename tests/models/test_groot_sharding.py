@@ -19,6 +19,7 @@ from regrasp.models.groot.kernels.few_queries import KeysValues
 from regrasp.models.groot.network.transformer import Attention
 from regrasp.models.groot.policy import GrootPolicy
 
+pytestmark = pytest.mark.filterwarnings("ignore:FSDP2-wrapped module")
 BATCH = 5
 
 

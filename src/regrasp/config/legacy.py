@@ -3,99 +3,64 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from regrasp.config.describe import Path, dotted
+from regrasp.errors import UserError
 
-_ANY = "*"
+NO_EFFECT: dict[str, str] = {
+    "for text generation": """
+        runner.seq_length runner.max_prompt_length algorithm.sampling_params.do_sample
+        algorithm.sampling_params.temperature_train algorithm.sampling_params.temperature_eval
+        algorithm.sampling_params.top_k algorithm.sampling_params.top_p algorithm.sampling_params.repetition_penalty
+        algorithm.sampling_params.add_BOS algorithm.length_params.max_new_token algorithm.length_params.max_length
+        algorithm.length_params.min_length""",
+    "a policy is given as actor.model.model_path": "runner.eval_policy_path",
+    "rewards are not scaled": "algorithm.reward_coef env.*.reward_coef",
+    "no rollout is filtered out": """
+        algorithm.filter_rewards algorithm.rewards_lower_bound algorithm.rewards_upper_bound""",
+    "losses are averaged over the valid samples": "algorithm.loss_agg_func",
+    "processes and queues need no names": """
+        env.group_name env.channel.name env.channel.queue_name env.channel.queue_size
+        rollout.group_name rollout.channel.name rollout.channel.queue_name rollout.channel.queue_size
+        actor.group_name actor.channel.name actor.channel.queue_name actor.channel.queue_size""",
+    "weights stay where they are used": "env.enable_offload rollout.enable_offload actor.enable_offload",
+    "rewards are the task's own": "env.*.use_rel_reward",
+    "an evaluation's episodes are one each": "env.eval.group_size",
+    "every episode has its own seed": "env.*.use_fixed_reset_state_ids",
+    "the mapping's task_description is the instruction": "env.*.init_params.task_description",
+    "an evaluation runs every episode to its end": "env.eval.auto_reset env.eval.max_steps_per_rollout_epoch",
+    "the policy runs inside Regrasp": "rollout.mode rollout.backend rollout.pipeline_stage_num",
+    "the engine chooses": "actor.training_backend",
+    "code inside a checkpoint is never run": "actor.model.trust_remote_code",
+    "robots are described by the mapping": "actor.model.policy_setup",
+    "GR00T's log-probability is the Gaussian density either way, and 0 where a step is deterministic": """
+        actor.model.rl_head_config.safe_get_logprob""",
+    "GR00T's value head reads context and state, as in the reference; only pi0's reads action tokens": """
+        actor.model.rl_head_config.chunk_critic_input""",
+    "sharding is set up by the engine": """
+        actor.fsdp_config.strategy actor.fsdp_config.sharding_strategy actor.fsdp_config.gradient_checkpointing
+        actor.fsdp_config.cpu_offload actor.fsdp_config.offload_pin_memory actor.fsdp_config.reshard_after_forward
+        actor.fsdp_config.enable_gradient_accumulation actor.fsdp_config.forward_prefetch
+        actor.fsdp_config.limit_all_gathers actor.fsdp_config.backward_prefetch actor.fsdp_config.use_orig_params
+        actor.fsdp_config.use_liger_kernel actor.fsdp_config.fsdp_size actor.fsdp_config.mixed_precision.param_dtype
+        actor.fsdp_config.mixed_precision.reduce_dtype actor.fsdp_config.mixed_precision.buffer_dtype
+        actor.fsdp_config.amp.enabled actor.fsdp_config.amp.precision actor.fsdp_config.amp.use_grad_scaler""",
+    "rewards come from the simulator": "reward.use_reward_model",
+    "values come from the policy's value head": "critic.use_critic_model",
+}
+"""The keys without effect, by the reason. `*` stands for any one key."""
 
-
-@dataclass(frozen=True)
-class Legacy:
-    """Keys of one block without effect. `*` in `block` stands for any one key."""
-
-    block: str
-    names: tuple[str, ...]
-    why: str
-    neutral: tuple[Any, ...] = ()
-    """The values that ask for nothing; another value would change the training, so it is an error. Empty: any value."""
-
-
-_CHANNEL = ("name", "queue_name", "queue_size")
-_PROCESS = "processes and queues need no names"
-_OFFLOAD = "weights stay where they are used"
-_TEXT = "for text generation"
-_SHARDING = "sharding is set up by the engine"
-
-LEGACY: tuple[Legacy, ...] = (
-    Legacy("runner", ("seq_length", "max_prompt_length"), _TEXT),
-    Legacy("runner", ("eval_policy_path",), "a policy is given as actor.model.model_path", (None,)),
-    Legacy("algorithm", ("reward_coef",), "rewards are not scaled", (1.0,)),
-    Legacy("algorithm", ("filter_rewards",), "no rollout is filtered out", (False,)),
-    Legacy("algorithm", ("rewards_lower_bound", "rewards_upper_bound"), "no rollout is filtered out"),
-    Legacy("algorithm", ("loss_agg_func",), "losses are averaged over the valid samples"),
-    Legacy(
-        "algorithm.sampling_params",
-        ("do_sample", "temperature_train", "temperature_eval", "top_k", "top_p", "repetition_penalty", "add_BOS"),
-        _TEXT,
-    ),
-    Legacy("algorithm.length_params", ("max_new_token", "max_length", "min_length"), _TEXT),
-    Legacy("env", ("group_name",), _PROCESS),
-    Legacy("env", ("enable_offload",), _OFFLOAD),
-    Legacy("env.channel", _CHANNEL, _PROCESS),
-    Legacy("env.*", ("use_rel_reward",), "rewards are the task's own"),
-    Legacy("env.*", ("reward_coef",), "rewards are not scaled", (1.0,)),
-    Legacy("env.eval", ("group_size",), "an evaluation's episodes are one each"),
-    Legacy("env.*", ("use_fixed_reset_state_ids",), "every episode has its own seed"),
-    Legacy("env.*.init_params", ("task_description",), "the mapping's task_description is the instruction"),
-    Legacy("env.eval", ("auto_reset", "max_steps_per_rollout_epoch"), "an evaluation runs every episode to its end"),
-    Legacy("rollout", ("group_name",), _PROCESS),
-    Legacy("rollout", ("enable_offload",), _OFFLOAD),
-    Legacy("rollout", ("mode", "backend", "pipeline_stage_num"), "the policy runs inside Regrasp"),
-    Legacy("rollout.channel", _CHANNEL, _PROCESS),
-    Legacy("rollout.model", (), "the policy is described in actor.model"),
-    Legacy("actor", ("group_name",), _PROCESS),
-    Legacy("actor", ("enable_offload",), _OFFLOAD),
-    Legacy("actor", ("training_backend",), "the engine chooses"),
-    Legacy("actor.channel", _CHANNEL, _PROCESS),
-    Legacy("actor.model", ("trust_remote_code",), "code inside a checkpoint is never run"),
-    Legacy("actor.model", ("policy_setup",), "robots are described by the mapping"),
-    Legacy(
-        "actor.model.rl_head_config",
-        ("safe_get_logprob",),
-        "GR00T's log-probability is the Gaussian density either way, and 0 where a step is deterministic",
-    ),
-    Legacy(
-        "actor.model.rl_head_config",
-        ("chunk_critic_input",),
-        "GR00T's value head reads context and state, as in the reference; only pi0's reads action tokens",
-    ),
-    Legacy(
-        "actor.fsdp_config",
-        (
-            "strategy",
-            "sharding_strategy",
-            "gradient_checkpointing",
-            "cpu_offload",
-            "offload_pin_memory",
-            "reshard_after_forward",
-            "enable_gradient_accumulation",
-            "forward_prefetch",
-            "limit_all_gathers",
-            "backward_prefetch",
-            "use_orig_params",
-            "use_liger_kernel",
-            "fsdp_size",
-        ),
-        _SHARDING,
-    ),
-    Legacy("actor.fsdp_config.mixed_precision", ("param_dtype", "reduce_dtype", "buffer_dtype"), _SHARDING),
-    Legacy("actor.fsdp_config.amp", ("enabled", "precision", "use_grad_scaler"), _SHARDING),
-    Legacy("reward", ("use_reward_model",), "rewards come from the simulator", (False,)),
-    Legacy("critic", ("use_critic_model",), "values come from the policy's value head", (False,)),
-)
+NEUTRAL: dict[str, Any] = {
+    "runner.eval_policy_path": None,
+    "algorithm.reward_coef": 1.0,
+    "env.*.reward_coef": 1.0,
+    "algorithm.filter_rewards": False,
+    "reward.use_reward_model": False,
+    "critic.use_critic_model": False,
+}
+"""The value that asks for nothing; another one would change the training, so it is an error."""
 
 DUPLICATES: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     (("rollout", "model", "model_path"), ("actor", "model", "model_path")),
@@ -112,29 +77,15 @@ SYNONYMS: tuple[tuple[tuple[str, ...], str, str], ...] = (
 )
 """Values with another name in the reference: the key, the value's name there, and its name here."""
 
-
-@dataclass(frozen=True)
-class Active:
-    """A legacy key whose value asks for something that is not done here."""
-
-    path: Path
-    value: Any
-    legacy: Legacy
+_REASONS: dict[Path, str] = {tuple(key.split(".")): why for why, keys in NO_EFFECT.items() for key in keys.split()}
+_PATHS = [*_REASONS, *(copy for copy, _ in DUPLICATES)]
 
 
 def known_children(path: Path) -> tuple[str, ...]:
     """The legacy keys, duplicates and legacy sections directly below a path."""
-    names: dict[str, None] = {}
-    for legacy in LEGACY:
-        block = tuple(legacy.block.split("."))
-        if _matches(block, path):
-            names.update(dict.fromkeys(legacy.names))
-        elif len(block) > len(path) and _matches(block[: len(path)], path) and block[len(path)] != _ANY:
-            names[block[len(path)]] = None
-    for copy, _ in DUPLICATES:
-        if copy[:-1] == path:
-            names[copy[-1]] = None
-    return tuple(names)
+    depth = len(path)
+    below = (str(pattern[depth]) for pattern in _PATHS if len(pattern) > depth and _matches(pattern[:depth], path))
+    return tuple(dict.fromkeys(name for name in below if name != "*"))
 
 
 def merge_duplicates(values: dict[str, Any]) -> list[str]:
@@ -166,7 +117,7 @@ def translate_synonyms(values: dict[str, Any]) -> None:
             block[path[-1]] = ours
 
 
-def strip_legacy(values: dict[str, Any], own: Collection[Path] = ()) -> tuple[dict[str, str], list[Active]]:
+def strip_legacy(values: dict[str, Any], own: Collection[Path] = ()) -> tuple[dict[str, str], list[UserError]]:
     """Remove every legacy key.
 
     Args:
@@ -174,13 +125,36 @@ def strip_legacy(values: dict[str, Any], own: Collection[Path] = ()) -> tuple[di
         own: Keys that have an effect in this one.
 
     Returns:
-        Why each removed key has no effect (a section that held several and nothing else counts as one), and the
-        removed keys whose value would have changed the training.
+        Why each removed key has no effect (a section that held several and nothing else counts as one), and a problem
+        for each whose value would have changed the training.
     """
-    reasons: dict[str, str] = {}
-    active: list[Active] = []
-    _strip(values, (), own, reasons, active)
-    return reasons, active
+    problems: list[UserError] = []
+
+    def strip(node: dict[str, Any], above: Path) -> dict[str, str]:
+        found: dict[str, str] = {}
+        for name in list(node):
+            path = (*above, name)
+            pattern = next((one for one in _REASONS if path not in own and _matches(one, path)), None)
+            if pattern is not None:
+                found[dotted(path)] = _REASONS[pattern]
+                problems.extend(_unsupported(dotted(path), node.pop(name), pattern))
+            elif isinstance(node[name], dict):
+                found |= strip(node[name], path)
+                if not node[name] and name in known_children(above):
+                    del node[name]
+        whole_section = above and len(found) > 1 and not node and len(set(found.values())) == 1
+        return {dotted(above): next(iter(found.values()))} if whole_section else found
+
+    return strip(values, ()), problems
+
+
+def _unsupported(key: str, value: Any, pattern: Path) -> Iterator[UserError]:
+    """The mistake of a legacy key whose value asks for what is not done here, if it does."""
+    neutral = NEUTRAL.get(dotted(pattern), value)
+    if value != neutral:
+        text = "null" if neutral is None else str(neutral).lower()
+        expected, mend = f"{text}: {_REASONS[pattern]}", f"set {key} to {text}, or remove it"
+        yield UserError("Not supported", key=key, value=value, expected=expected, mend=mend)
 
 
 def ignored_warning(reasons: Mapping[str, str], file: object) -> str:
@@ -192,36 +166,8 @@ def ignored_warning(reasons: Mapping[str, str], file: object) -> str:
     return "\n".join([f"These keys of {file} have no effect here:", *lines])
 
 
-def _strip(
-    node: dict[str, Any], path: Path, own: Collection[Path], reasons: dict[str, str], active: list[Active]
-) -> None:
-    found: dict[str, str] = {}
-    for key in list(node):
-        legacy = None if (*path, key) in own else _legacy_of(path, key)
-        if legacy is not None:
-            value = node.pop(key)
-            found[dotted((*path, key))] = legacy.why
-            if legacy.neutral and value not in legacy.neutral:
-                active.append(Active((*path, key), value, legacy))
-        elif isinstance(node[key], dict):
-            below: dict[str, str] = {}
-            _strip(node[key], (*path, key), own, below, active)
-            found |= below
-            if not node[key] and key in known_children(path):
-                del node[key]
-    whole_section = path and len(found) > 1 and not node and len(set(found.values())) == 1
-    reasons |= {dotted(path): next(iter(found.values()))} if whole_section else found
-
-
-def _legacy_of(path: Path, key: str) -> Legacy | None:
-    for legacy in LEGACY:
-        if key in legacy.names and _matches(tuple(legacy.block.split(".")), path):
-            return legacy
-    return None
-
-
-def _matches(pattern: tuple[str, ...], path: Path) -> bool:
-    return len(pattern) == len(path) and all(a in (_ANY, b) for a, b in zip(pattern, path, strict=True))
+def _matches(pattern: Path, path: Path) -> bool:
+    return len(pattern) == len(path) and all(a in ("*", b) for a, b in zip(pattern, path, strict=True))
 
 
 def _block(values: dict[str, Any], path: Path) -> dict[str, Any] | None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from typing import Any
 
@@ -14,35 +13,21 @@ from regrasp.config.legacy import known_children
 from regrasp.config.sources import Place, Sources, split_key
 from regrasp.errors import UserError
 
-ABSENT = object()
-"""Stands for the value of a key that is missing."""
+
+def not_a_multiple(key: str, value: int, of: str, divisor: int) -> Iterator[UserError]:
+    """The mistake of a key whose value is no multiple of another key's, if it is one."""
+    if value % divisor:
+        near = max(1, round(value / divisor)) * divisor
+        expected = f"a multiple of {of} ({divisor})"
+        yield UserError("Not divisible", key=key, value=value, expected=expected, mend=f"set {key}={near}")
 
 
-@dataclass(frozen=True)
-class Problem:
-    """One mistake in a configuration, before the file is known in which it was made."""
-
-    problem: str
-    path: Path
-    value: Any
-    expected: str
-    mend: str
-
-    @classmethod
-    def of(cls, error: UserError) -> Problem:
-        """What a check beside the blocks found."""
-        key = error.key or ""
-        return cls(
-            f"{error.problem}: {key}", split_key(key), error.value, error.expected or "", error.mend or f"set {key}"
-        )
-
-
-def raise_problems(problems: Sequence[Problem], sources: Sources) -> None:
-    """Raise one `UserError` that holds every problem, each with its own file, key, value, expectation and mend."""
+def raise_problems(problems: Iterable[UserError], sources: Sources) -> None:
+    """Raise one `UserError` that holds every problem, each with the file and the key as they were written."""
     errors: dict[tuple[str, str], UserError] = {}
-    for problem in problems:
-        place = sources.locate(problem.path)
-        errors.setdefault((problem.problem.partition(":")[0], place.identity), _located(problem, place))
+    for error in problems:
+        place = sources.locate(split_key(error.key or ""))
+        errors.setdefault((error.problem, place.identity), _located(error, place))
     if len(errors) == 1:
         raise next(iter(errors.values()))
     if errors:
@@ -50,20 +35,15 @@ def raise_problems(problems: Sequence[Problem], sources: Sources) -> None:
         raise UserError(f"{len(errors)} problems in the configuration:\n{texts}")
 
 
-def _located(problem: Problem, place: Place) -> UserError:
-    name = dotted(problem.path)
-
-    def as_written(text: str) -> str:
-        return text.replace(name, place.key) if name else text
-
-    return UserError(
-        as_written(problem.problem),
-        file=place.file,
-        key=place.key,
-        expected=as_written(problem.expected),
-        mend=as_written(problem.mend),
-        **({} if problem.value is ABSENT else {"value": _short(problem.value)}),
-    )
+def _located(error: UserError, place: Place) -> UserError:
+    """The error with its key, in all its texts, as it was written."""
+    fields, key = error.fields(), error.key or ""
+    fields |= {"problem": f"{error.problem}: {key or 'the configuration'}", "mend": error.mend or f"set {key}"}
+    for name in ("problem", "expected", "mend") if key else ():
+        fields[name] = (fields[name] or "").replace(key, place.key)
+    if "value" in fields:
+        fields["value"] = _short(fields["value"])
+    return UserError(**{**fields, "file": place.file, "key": place.key})
 
 
 def _short(value: Any) -> Any:
@@ -71,22 +51,22 @@ def _short(value: Any) -> Any:
     return dict.fromkeys(value, "...") if isinstance(value, Mapping) and len(repr(value)) > 100 else value
 
 
-def schema_problems(error: ValidationError, values: Mapping[str, Any], root: Spec) -> list[Problem]:
+def schema_problems(error: ValidationError, values: Mapping[str, Any], root: Spec) -> list[UserError]:
     """Translate Pydantic's errors; alternatives of one value (a union) give one problem."""
-    problems: dict[Path, Problem] = {}
+    problems: dict[Path, UserError] = {}
     for detail in error.errors(include_url=False):
         path, value = _resolve(detail["loc"], values)
         if detail["type"] == "user_error":
-            found = [Problem.of(detail.get("ctx", {})["error"])]
+            found = [(path, detail.get("ctx", {})["error"])]
         elif detail["type"] == "unexpected_keyword_argument":
-            found = [_unknown_key(*leaf, values, root) for leaf in _unknown_leaves(path, value)]
+            found = [(leaf, _unknown_key(leaf, value, values, root)) for leaf, value in _unknown_leaves(path, value)]
         elif detail["type"] == "missing" and isinstance(detail["loc"][-1], str):
             path = (*path, detail["loc"][-1])
-            found = [_missing_key(path, root.at(path, values))]
+            found = [(path, _missing_key(path, root.at(path, values)))]
         else:
-            found = [_bad_value(path, value, values, root)]
-        for problem in found:
-            problems.setdefault(problem.path, problem)
+            found = [(path, _bad_value(path, value, values, root))]
+        for place, problem in found:
+            problems.setdefault(place, problem)
     above = set(problems)
     return [found for path, found in problems.items() if not any(path[:depth] in above for depth in range(len(path)))]
 
@@ -115,7 +95,7 @@ def _unknown_leaves(path: Path, value: Any) -> list[tuple[Path, Any]]:
     return [leaf for key, inner in value.items() for leaf in _unknown_leaves((*path, key), inner)]
 
 
-def _unknown_key(path: Path, value: Any, values: Mapping[str, Any], root: Spec) -> Problem:
+def _unknown_key(path: Path, value: Any, values: Mapping[str, Any], root: Spec) -> UserError:
     *parent, name = path
     above = root.at(tuple(parent), values)
     own = list(above.fields()) if above else []
@@ -125,27 +105,22 @@ def _unknown_key(path: Path, value: Any, values: Mapping[str, Any], root: Spec) 
         leaves = {str(known[-1]): known for known in reversed(list(root.paths()))}
         close = [dotted(leaves[key]) for key in get_close_matches(str(name), leaves, n=1, cutoff=0.8)]
     where = dotted(tuple(parent)) or "the top level"
-    return Problem(
-        problem=f"Unknown key: {dotted(path)}",
-        path=path,
+    return UserError(
+        "Unknown key",
+        key=dotted(path),
         value=value,
         expected=f"one of the keys of {where}: {', '.join(siblings)}",
         mend=f"did you mean {' or '.join(close)}?" if close else "remove it, or see docs/configuration.md",
     )
 
 
-def _missing_key(path: Path, spec: Spec | None) -> Problem:
+def _missing_key(path: Path, spec: Spec | None) -> UserError:
     assert spec is not None
-    return Problem(
-        problem=f"Missing key: {dotted(path)}",
-        path=path,
-        value=ABSENT,
-        expected=spec.words(),
-        mend=f"add {dotted(path)}: {'a block' if spec.block else spec.words()}",
-    )
+    mend = f"add {dotted(path)}: {'a block' if spec.block else spec.words()}"
+    return UserError("Missing key", key=dotted(path), expected=spec.words(), mend=mend)
 
 
-def _bad_value(path: Path, value: Any, values: Mapping[str, Any], root: Spec) -> Problem:
+def _bad_value(path: Path, value: Any, values: Mapping[str, Any], root: Spec) -> UserError:
     spec = root.at(path, values)
     assert spec is not None
     key, expected = dotted(path), spec.words()
@@ -159,4 +134,4 @@ def _bad_value(path: Path, value: Any, values: Mapping[str, Any], root: Spec) ->
         mend = f"set {key} to {expected}, for example {key}={str(default).lower()}"
     else:
         mend = f"set {key} to {expected}"
-    return Problem(f"Invalid value: {key or 'the configuration'}", path, value, expected, mend)
+    return UserError("Invalid value", key=key, value=value, expected=expected, mend=mend)

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic.fields import FieldInfo
 
 from regrasp.config.describe import Path, Spec, dotted
-from regrasp.config.legacy import DUPLICATES, LEGACY, SYNONYMS
+from regrasp.config.legacy import DUPLICATES, NEUTRAL, NO_EFFECT, SYNONYMS
 from regrasp.config.owned import field_infos
 
 _HEAD = """\
@@ -134,12 +134,11 @@ def _yaml_text(value: Any) -> str:
 
 def _legacy_section(root: type) -> str:
     rows: list[str] = []
-    for legacy in LEGACY:
-        block = legacy.block.replace("*", "{train,eval}")
-        keys = ", ".join(f"`{block}.{name}`" for name in legacy.names)
-        accepted = ", ".join(f"`{_yaml_text(value)}`" for value in legacy.neutral) or "any"
-        if keys:
-            rows.append(f"| {keys} | {accepted} | {legacy.why} |")
+    for why, keys in NO_EFFECT.items():
+        accepted = {key: f"`{_yaml_text(NEUTRAL[key])}`" if key in NEUTRAL else "any" for key in keys.split()}
+        for values in dict.fromkeys(accepted.values()):
+            same = ", ".join(f"`{key.replace('*', '{train,eval}')}`" for key in accepted if accepted[key] == values)
+            rows.append(f"| {same} | {values} | {why} |")
     for copy, original in DUPLICATES:
         assert Spec(root).at(original) is not None
         rows.append(f"| `{dotted(copy)}` | any | a second name of `{dotted(original)}`, which is used |")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
 from pydantic.dataclasses import dataclass
 
+from regrasp.config.problems import not_a_multiple
 from regrasp.config.types import BLOCK, Name, NonNegativeInt, PositiveFloat, PositiveInt
 from regrasp.envs.mapping_config import MappingConfig
+from regrasp.errors import UserError
 
 EnvName = Literal["train", "eval"]
 
@@ -75,6 +78,24 @@ class EnvConfig:
     python: Name | None = None
     """Interpreter of the simulator's processes; null: the one that runs Regrasp."""
 
+    def problems(self, key: str) -> Iterator[UserError]:
+        """What keys that are right one by one say against each other.
+
+        Args:
+            key: Where this block stands.
+        """
+        for copy, original in (("num_envs", "total_num_envs"), ("max_episode_steps", "max_episode_steps")):
+            value, counts = getattr(self.init_params, copy), getattr(self, original)
+            if value not in (None, counts):
+                yield UserError(
+                    "Contradiction",
+                    key=f"{key}.init_params.{copy}",
+                    value=value,
+                    expected=f"null, or the same as {key}.{original} ({counts})",
+                    mend=f"remove {key}.init_params.{copy}; {key}.{original} is the number that counts",
+                )
+        yield from self.mapping.problems(f"{key}.mapping")
+
 
 @dataclass(frozen=True, config=BLOCK, kw_only=True)
 class TrainEnvConfig(EnvConfig):
@@ -84,6 +105,32 @@ class TrainEnvConfig(EnvConfig):
     """Environment steps per environment and rollout epoch; a multiple of `actor.model.num_action_chunks`."""
     auto_reset: bool = False
     """Begin a new episode where one ends; otherwise a rollout epoch holds one episode per environment."""
+
+    def problems(self, key: str) -> Iterator[UserError]:
+        """See `EnvConfig.problems`; training episodes cannot be recorded either."""
+        yield from super().problems(key)
+        if self.video_cfg.save_video:
+            yield UserError(
+                "Training episodes are not recorded",
+                key=f"{key}.video_cfg.save_video",
+                value=True,
+                expected="false",
+                mend="set env.eval.video_cfg.save_video=true and runner.val_check_interval, which records evaluations",
+            )
+
+    def rollout_problems(self, key: str, chunk: int) -> Iterator[UserError]:
+        """What the length of a rollout has against action chunks of this length, and against an episode's."""
+        steps, key = self.max_steps_per_rollout_epoch, f"{key}.max_steps_per_rollout_epoch"
+        yield from not_a_multiple(key, steps, "actor.model.num_action_chunks", chunk)
+        if steps % chunk == 0 and not self.auto_reset and steps - chunk >= self.max_episode_steps:
+            yield UserError(
+                "Longer than an episode",
+                key=key,
+                value=steps,
+                expected=f"at most {-(-self.max_episode_steps // chunk) * chunk}: without auto_reset an environment"
+                f" does nothing after its episode of {self.max_episode_steps} steps",
+                mend=f"lower {key}, or set env.train.auto_reset=true",
+            )
 
 
 @dataclass(frozen=True, config=BLOCK)

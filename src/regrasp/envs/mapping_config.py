@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
@@ -17,7 +18,10 @@ from regrasp.config.types import (
     NormalizationMode,
     Rotation,
     Slice,
+    bare_key,
 )
+from regrasp.envs.ranges import NamedRange, gaps, overlaps, repeated_values
+from regrasp.errors import UserError
 
 
 @dataclass(frozen=True, config=BLOCK)
@@ -75,6 +79,42 @@ class Gr00tMapping:
     """Names of the camera views."""
     state: Annotated[tuple[Gr00tStateEntry, ...], Field(strict=False)]
     """Names of the parts of the state."""
+
+    def ranges(self) -> list[NamedRange]:
+        """The parts of the state by where they start."""
+        parts = [NamedRange(bare_key(entry.gr00t_key), *entry.slice) for entry in self.state]
+        return sorted(parts, key=lambda part: (part.start, part.stop))
+
+    def problems(self, key: str, num_extra_views: int) -> Iterator[UserError]:
+        """Names that do not fit the mapping; parts that overlap, so that a model would see a value as another."""
+        if len(self.video.extra_view_images) != num_extra_views:
+            yield UserError(
+                "One name per camera",
+                key=f"{key}.video.extra_view_images",
+                value=list(self.video.extra_view_images),
+                expected=f"{num_extra_views} names, one for each of extra_view_images",
+                mend=f"give {key}.video.extra_view_images one name per extra view, in the same order",
+            )
+        keys = [bare_key(entry.gr00t_key) for entry in self.state]
+        twice = overlaps(self.ranges())
+        if len(set(keys)) < len(keys):
+            yield UserError(
+                "A part of the state is named twice",
+                key=f"{key}.state",
+                value=keys,
+                expected="each key once",
+                mend=f"give each key of {key}.state one range",
+            )
+        elif twice:
+            first, second = twice[0]
+            yield UserError(
+                "Slices of the state overlap",
+                key=f"{key}.state",
+                value="; ".join(f"{one} and {other}" for one, other in twice),
+                expected="slices of which none has values of another",
+                mend=f"correct the slices in {key}.state, such as {second.moved_to(first.stop)};"
+                " a value that is meant for two parts is listed twice in the mapping's states",
+            )
 
 
 Numbers = Annotated[tuple[float, ...], Field(strict=False)]
@@ -195,3 +235,46 @@ class MappingConfig:
     def instruction_choice(self) -> tuple[str | None, tuple[str, ...]]:
         """The observation that chooses the instruction, and what it chooses from; (None, ()) without a choice."""
         return None, ()
+
+    def problems(self, key: str) -> Iterator[UserError]:
+        """What keys that are right one by one say against each other.
+
+        Args:
+            key: Where this block stands.
+        """
+        if self.main_images is None and not self.states:
+            yield UserError(
+                "The policy would see nothing",
+                key=f"{key}.states",
+                value=[],
+                expected="at least one state entry, or a camera in main_images",
+                mend=f"add {key}.states or {key}.main_images",
+            )
+        if self.main_images is None and self.extra_view_images:
+            yield UserError(
+                "Extra views without a main view",
+                key=f"{key}.main_images",
+                value=None,
+                expected="a camera key, since extra_view_images has some",
+                mend=f"set {key}.main_images, or empty {key}.extra_view_images",
+            )
+        if self.data_config is not None and self.data_config_class is not None:
+            yield UserError(
+                "Two data configurations",
+                key=f"{key}.data_config_class",
+                value=self.data_config_class,
+                expected=f"null, since {key}.data_config is given",
+                mend=f"remove {key}.data_config_class or {key}.data_config",
+            )
+        if self.gr00t_mapping is not None:
+            yield from self.gr00t_mapping.problems(f"{key}.gr00t_mapping", len(self.extra_view_images))
+
+    def oddities(self, key: str) -> Iterator[str]:
+        """Values that the policy's state holds twice, and values that no part of it takes."""
+        for first, second in repeated_values(self.states):
+            yield f"{key}.states gives the policy some values twice: {first} and {second}."
+        parts = self.gr00t_mapping.ranges() if self.gr00t_mapping else []
+        left_over = [] if overlaps(parts) else gaps(parts)
+        if left_over:
+            where = "; ".join(f"between {one} and {other}" if one else f"before {other}" for one, other in left_over)
+            yield f"{key}.gr00t_mapping.state leaves values of the state out: {where}."

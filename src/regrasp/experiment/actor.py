@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
 from pydantic.dataclasses import dataclass
 
+from regrasp.config.problems import not_a_multiple
 from regrasp.config.types import (
     BLOCK,
     Beta,
@@ -15,6 +17,7 @@ from regrasp.config.types import (
     PositiveFloat,
     PositiveInt,
 )
+from regrasp.errors import UserError
 from regrasp.models.registry import AnyModelConfig
 
 
@@ -60,3 +63,10 @@ class ActorConfig:
     """The optimizer."""
     seed: NonNegativeInt = 1234
     """Seed of the run's random streams where `runner.seed` is null."""
+
+    def problems(self) -> Iterator[UserError]:
+        """What keys that are right one by one say against each other."""
+        yield from not_a_multiple(
+            "actor.global_batch_size", self.global_batch_size, "actor.micro_batch_size", self.micro_batch_size
+        )
+        yield from self.model.problems()

@@ -14,9 +14,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from regrasp.config.compose import compose_experiment
 from regrasp.config.describe import Path, Spec, dotted
-from regrasp.config.legacy import Active, ignored_warning, merge_duplicates, strip_legacy, translate_synonyms
+from regrasp.config.legacy import ignored_warning, merge_duplicates, strip_legacy, translate_synonyms
 from regrasp.config.owned import ByType, field_infos
-from regrasp.config.problems import Problem, raise_problems, schema_problems
+from regrasp.config.problems import raise_problems, schema_problems
 from regrasp.config.search import find_config
 from regrasp.config.sources import COMMAND_LINE, Sources, split_key
 from regrasp.envs.registry import experiment_folders
@@ -93,19 +93,19 @@ def load_config(
     values = composition.values
     translate_synonyms(values)
     warnings = merge_duplicates(values)
-    reasons, active = strip_legacy(values, _algorithms_own(values))
+    reasons, unsupported = strip_legacy(values, _algorithms_own(values))
     if composition.has_idle_hydra_block:
         reasons["hydra"] = "nothing is left to Hydra but composition"
     simulators = settle_simulators(values.get("env"), task, composition.sources.overrides)
     idle = [*simulators.warnings, *_strip_foreign(values)]
-    problems = [*simulators.problems, *map(_active_problem, active)]
+    problems = [*simulators.problems, *unsupported]
     sources = dataclasses.replace(composition.sources, renamed=simulators.renamed)
     try:
         config = _ADAPTER.validate_json(json.dumps(values, default=str))
     except ValidationError as error:
         raise_problems(problems + schema_problems(error, values, Spec(ExperimentConfig)), sources)
         raise
-    raise_problems(problems + cross_check(config), sources)
+    raise_problems([*problems, *cross_check(config)], sources)
     config = _without_idle_value_head(config)
     warnings += idle + oddities(config)
     if reasons:
@@ -149,15 +149,3 @@ def _without_idle_value_head(config: ExperimentConfig) -> ExperimentConfig:
         return config
     model = dataclasses.replace(config.actor.model, add_value_head=False)
     return dataclasses.replace(config, actor=dataclasses.replace(config.actor, model=model))
-
-
-def _active_problem(active: Active) -> Problem:
-    key, neutral = dotted(active.path), active.legacy.neutral[0]
-    text = "null" if neutral is None else str(neutral).lower()
-    return Problem(
-        problem=f"Not supported: {key}",
-        path=active.path,
-        value=active.value,
-        expected=f"{text}: {active.legacy.why}",
-        mend=f"set {key} to {text}, or remove it",
-    )

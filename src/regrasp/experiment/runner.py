@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from regrasp.config.types import BLOCK, Expect, Interval, Name, NonNegativeInt, PositiveInt
+from regrasp.errors import UserError
 
+_DEVICES = re.compile(r"all|\d+(-\d+)?(,\d+(-\d+)?)*")
+_ROLES = ("actor", "env", "rollout")
 Backend = Literal["tensorboard", "wandb", "swanlab"]
 
 
@@ -72,3 +77,24 @@ class ClusterConfig:
         dict[str, int | str], Expect("a block of roles (actor, env, rollout) and devices: 'all', 0 or '0-3'")
     ] = Field(default_factory=lambda: {"actor,env,rollout": "all"})
     """Devices by role; roles that share a placement are joined by a comma."""
+
+    def problems(self) -> Iterator[UserError]:
+        """Machines and placements that are not supported."""
+        if self.num_nodes > 1:
+            yield UserError(
+                "Not in this release",
+                key="cluster.num_nodes",
+                value=self.num_nodes,
+                expected="1: several machines are not in this release",
+                mend="set cluster.num_nodes=1",
+            )
+        given = sorted(role.strip() for roles in self.component_placement for role in roles.split(","))
+        devices = (str(value).replace(" ", "") for value in self.component_placement.values())
+        if given != list(_ROLES) or not all(map(_DEVICES.fullmatch, devices)):
+            yield UserError(
+                "Not a placement",
+                key="cluster.component_placement",
+                value=dict(self.component_placement),
+                expected=f"each of {', '.join(_ROLES)} once, on 'all' or on devices such as '0-3' or '0,2'",
+                mend="write cluster.component_placement: {'actor,env,rollout': all}",
+            )

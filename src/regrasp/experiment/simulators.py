@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from regrasp.config.describe import Path, Spec, dotted
-from regrasp.config.problems import Problem
 from regrasp.envs.registry import EnvTypes
+from regrasp.errors import UserError
 
 _NAMES = ("train", "eval")
 
@@ -19,7 +19,7 @@ class Settled:
 
     renamed: dict[str, str] = field(default_factory=dict)
     """Keys as they are now, and as they were written."""
-    problems: list[Problem] = field(default_factory=list)
+    problems: list[UserError] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
 
@@ -97,12 +97,12 @@ def _settle(env: dict[str, Any], name: str, known: EnvTypes, found: Settled, tas
                 idle.append(key)
             else:
                 found.problems.append(
-                    Problem(
-                        f"The key has an effect with {other} only: {key}",
-                        ("env", name, *path),
-                        value,
-                        f"{default!r} with env_type {env['env_type']}",
-                        f"remove it, or set env.{name}.env_type={other}",
+                    UserError(
+                        f"The key has an effect with {other} only",
+                        key=key,
+                        value=value,
+                        expected=f"{default!r} with env_type {env['env_type']}",
+                        mend=f"remove it, or set env.{name}.env_type={other}",
                     )
                 )
             break
@@ -122,12 +122,12 @@ def _rename_mapping(env: dict[str, Any], name: str, own: Spec, known: EnvTypes, 
         found.renamed[f"env.{name}.mapping"] = key
         return
     found.problems.append(
-        Problem(
-            f"Two names of one block: {key}",
-            ("env", name, alias),
-            block,
-            f"{key} or env.{name}.mapping, not both: they are two names of the same block",
-            f"keep env.{name}.mapping and remove {key}, or set the keys of {key} itself",
+        UserError(
+            "Two names of one block",
+            key=key,
+            value=block,
+            expected=f"{key} or env.{name}.mapping, not both: they are two names of the same block",
+            mend=f"keep env.{name}.mapping and remove {key}, or set the keys of {key} itself",
         )
     )
 

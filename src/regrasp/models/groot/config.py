@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
-from typing import Any, Self, get_type_hints
+from dataclasses import asdict, field, replace
+from typing import Any, Literal, Self
 
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
+
+from regrasp.config.parse import parse
+from regrasp.config.types import NonNegativeInt, PositiveInt
 from regrasp.errors import UserError
 
 MODEL_TYPE = "gr00t_n1_5"
@@ -32,19 +37,24 @@ _GIVE_EAGLE = (
     "the sizes of its vision-language model are taken to be the published ones; if they are others, put that model's"
     " config.json beside this file, as eagle2_hg_model/config.json"
 )
-_MAY_BE_ZERO = {"image_token_index", "pad_token_index", "num_layers", "num_target_vision_tokens"}
+_BLOCK = ConfigDict(strict=True, extra="ignore")
+"""A published file also has keys that do not change the network: training flags, dtypes, versions."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_BLOCK)
 class VisionConfig:
     """SigLIP sizes; the defaults are so400m's, as GR00T N1.5 uses it."""
 
-    hidden_size: int = 1152
-    num_hidden_layers: int = 27
-    num_attention_heads: int = 16
-    intermediate_size: int = 4304
-    patch_size: int = 14
-    image_size: int = 224
+    hidden_size: PositiveInt = 1152
+    num_hidden_layers: PositiveInt = 27
+    num_attention_heads: PositiveInt = 16
+    intermediate_size: PositiveInt = 4304
+    patch_size: PositiveInt = 14
+    image_size: PositiveInt = 224
+
+    def __post_init__(self) -> None:
+        _check_multiple("vision_config", self, "hidden_size", "num_attention_heads")
+        _check_multiple("vision_config", self, "image_size", "patch_size")
 
     @property
     def num_tokens(self) -> int:
@@ -52,30 +62,33 @@ class VisionConfig:
         return (self.image_size // self.patch_size) ** 2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_BLOCK)
 class LanguageConfig:
     """Qwen3 sizes; the defaults are those of the 1.7 B model, cut to the 12 layers GR00T N1.5 keeps."""
 
-    hidden_size: int = 2048
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 16
-    num_key_value_heads: int = 8
-    head_dim: int = 128
-    intermediate_size: int = 6144
-    vocab_size: int = 151680
+    hidden_size: PositiveInt = 2048
+    num_hidden_layers: PositiveInt = 12
+    num_attention_heads: PositiveInt = 16
+    num_key_value_heads: PositiveInt = 8
+    head_dim: PositiveInt = 128
+    intermediate_size: PositiveInt = 6144
+    vocab_size: PositiveInt = 151680
     rope_theta: float = 1e6
     rms_norm_eps: float = 1e-6
-    max_position_embeddings: int = 40960
+    max_position_embeddings: PositiveInt = 40960
+
+    def __post_init__(self) -> None:
+        _check_multiple("text_config", self, "num_attention_heads", "num_key_value_heads")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_BLOCK)
 class EagleConfig:
     """The vision-language model, which the published config.json names by path only."""
 
     vision_config: VisionConfig = field(default_factory=VisionConfig)
     text_config: LanguageConfig = field(default_factory=LanguageConfig)
-    image_token_index: int = 151669
-    pad_token_index: int = 151643
+    image_token_index: NonNegativeInt = 151669
+    pad_token_index: NonNegativeInt = 151643
 
     @classmethod
     def from_published(cls, content: Mapping[str, Any], *, file: Any = None) -> Self:
@@ -91,16 +104,12 @@ class EagleConfig:
             "image_token_index": content.get("image_token_index"),
             "pad_token_index": text.get("pad_token_id") if isinstance(text, Mapping) else None,
         }
-        config = _build(cls, {key: value for key, value in values.items() if value is not None}, file, "")
+        config = parse(cls, {key: value for key, value in values.items() if value is not None}, file=file)
         for key, expected in {**_EAGLE_FIXED, "force_image_size": config.vision_config.image_size}.items():
             *block, name = key.split(".")
             place = content.get(block[0], {}) if block else content
             if (value := place.get(name, expected)) != expected:
                 raise _unsupported(key, value, expected).in_file(file)
-        try:
-            _check_sizes(config)
-        except UserError as error:
-            raise error.in_file(file) from None
         return config
 
     def cut(self, num_layers: int) -> Self:
@@ -108,25 +117,25 @@ class EagleConfig:
         return replace(self, text_config=replace(self.text_config, num_hidden_layers=num_layers))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_BLOCK)
 class BackboneConfig:
     """`backbone_cfg` of the published config.json."""
 
-    select_layer: int = 12
-    project_to_dim: int | None = None
-    reproject_vision: bool = False
+    select_layer: PositiveInt = 12
+    project_to_dim: Literal[None] = None
+    reproject_vision: Literal[False] = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_BLOCK)
 class TransformerConfig:
     """`vl_self_attention_cfg`: attention sizes common to both transformers of the head."""
 
-    attention_head_dim: int
-    num_attention_heads: int
-    num_layers: int
+    attention_head_dim: PositiveInt
+    num_attention_heads: PositiveInt
+    num_layers: NonNegativeInt
     dropout: float = 0.2
     final_dropout: bool = True
-    positional_embeddings: str | None = None
+    positional_embeddings: Literal[None] = None
 
     @property
     def width(self) -> int:
@@ -134,14 +143,14 @@ class TransformerConfig:
         return self.attention_head_dim * self.num_attention_heads
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_BLOCK)
 class DiffusionConfig(TransformerConfig):
     """`diffusion_model_cfg`: the diffusion transformer."""
 
-    cross_attention_dim: int = 2048
-    output_dim: int = 1024
-    interleave_self_attention: bool = True
-    norm_type: str = "ada_norm"
+    cross_attention_dim: PositiveInt = 2048
+    output_dim: PositiveInt = 1024
+    interleave_self_attention: Literal[True] = True
+    norm_type: Literal["ada_norm"] = "ada_norm"
 
 
 def _published_diffusion() -> DiffusionConfig:
@@ -152,32 +161,32 @@ def _published_self_attention() -> TransformerConfig:
     return TransformerConfig(attention_head_dim=64, num_attention_heads=32, num_layers=4)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_BLOCK)
 class ActionHeadConfig:
     """`action_head_cfg` of the published config.json."""
 
-    action_dim: int = 32
-    action_horizon: int = 16
-    add_pos_embed: bool = True
-    backbone_embedding_dim: int = 2048
-    hidden_size: int = 1024
-    input_embedding_dim: int = 1536
-    max_action_dim: int = 32
-    max_state_dim: int = 64
-    max_num_embodiments: int = 32
-    max_seq_len: int = 1024
+    action_dim: PositiveInt = 32
+    action_horizon: PositiveInt = 16
+    add_pos_embed: Literal[True] = True
+    backbone_embedding_dim: PositiveInt = 2048
+    hidden_size: PositiveInt = 1024
+    input_embedding_dim: PositiveInt = 1536
+    max_action_dim: PositiveInt = 32
+    max_state_dim: PositiveInt = 64
+    max_num_embodiments: PositiveInt = 32
+    max_seq_len: PositiveInt = 1024
     noise_beta_alpha: float = 1.5
     noise_beta_beta: float = 1.0
     noise_s: float = 0.999
-    num_inference_timesteps: int = 4
-    num_target_vision_tokens: int = 32
-    num_timestep_buckets: int = 1000
-    use_vlln: bool = True
+    num_inference_timesteps: PositiveInt = 4
+    num_target_vision_tokens: NonNegativeInt = 32
+    num_timestep_buckets: PositiveInt = 1000
+    use_vlln: Literal[True] = True
     diffusion_model_cfg: DiffusionConfig = field(default_factory=_published_diffusion)
     vl_self_attention_cfg: TransformerConfig = field(default_factory=_published_self_attention)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_BLOCK)
 class GrootConfig:
     """Everything that fixes the network; the defaults are the published GR00T N1.5 3B.
 
@@ -185,38 +194,28 @@ class GrootConfig:
         UserError: A value asks for a variant of the architecture that the published model does not use.
     """
 
-    model_type: str = MODEL_TYPE
-    action_dim: int = 32
-    action_horizon: int = 16
-    hidden_size: int = 2048
+    model_type: Literal["gr00t_n1_5"] = MODEL_TYPE
+    action_dim: PositiveInt = 32
+    action_horizon: PositiveInt = 16
+    hidden_size: PositiveInt = 2048
     backbone_cfg: BackboneConfig = field(default_factory=BackboneConfig)
     action_head_cfg: ActionHeadConfig = field(default_factory=ActionHeadConfig)
     eagle_cfg: EagleConfig = field(default_factory=EagleConfig)
 
     def __post_init__(self) -> None:
-        _check_sizes(self)
         head, language = self.action_head_cfg, self.eagle_cfg.text_config
         diffusion, self_attention = head.diffusion_model_cfg, head.vl_self_attention_cfg
         if head.max_seq_len < head.action_horizon:
             raise _wrong_size("action_head_cfg.max_seq_len", head.max_seq_len, f"at least {head.action_horizon}")
         fixed = (
-            ("model_type", self.model_type, MODEL_TYPE),
             ("backbone_cfg.select_layer", self.backbone_cfg.select_layer, language.num_hidden_layers),
-            ("backbone_cfg.project_to_dim", self.backbone_cfg.project_to_dim, None),
-            ("backbone_cfg.reproject_vision", self.backbone_cfg.reproject_vision, False),
             ("action_head_cfg.action_horizon", head.action_horizon, self.action_horizon),
             ("action_head_cfg.backbone_embedding_dim", head.backbone_embedding_dim, language.hidden_size),
             ("action_head_cfg.input_embedding_dim", head.input_embedding_dim, diffusion.width),
             ("action_head_cfg.hidden_size", head.hidden_size, diffusion.output_dim),
-            ("action_head_cfg.add_pos_embed", head.add_pos_embed, True),
-            ("action_head_cfg.use_vlln", head.use_vlln, True),
             ("action_head_cfg.noise_beta_alpha", head.noise_beta_alpha, 1.5),
             ("action_head_cfg.noise_beta_beta", head.noise_beta_beta, 1.0),
-            ("diffusion_model_cfg.norm_type", diffusion.norm_type, "ada_norm"),
-            ("diffusion_model_cfg.interleave_self_attention", diffusion.interleave_self_attention, True),
-            ("diffusion_model_cfg.positional_embeddings", diffusion.positional_embeddings, None),
             ("diffusion_model_cfg.cross_attention_dim", diffusion.cross_attention_dim, language.hidden_size),
-            ("vl_self_attention_cfg.positional_embeddings", self_attention.positional_embeddings, None),
             ("vl_self_attention_cfg width", self_attention.width, language.hidden_size),
         )
         for key, value, expected in fixed:
@@ -327,43 +326,23 @@ class GrootConfig:
         assumes_eagle = eagle is None and "eagle_cfg" not in content
         if "eagle_cfg" not in content:
             whole = eagle or EagleConfig().cut(QWEN3_LAYERS)
-            backbone = _value(BackboneConfig, content.get("backbone_cfg", {}), file, "backbone_cfg")
+            backbone = parse(BackboneConfig, content["backbone_cfg"], file=file, key="backbone_cfg")
             cut, num_layers = backbone.select_layer, whole.text_config.num_hidden_layers
             if not 1 <= cut <= num_layers:
                 raise _unsupported("backbone_cfg.select_layer", cut, f"1 to {num_layers}").in_file(file)
             content = {**content, "eagle_cfg": asdict(whole.cut(cut))}
         try:
-            return _build(cls, content, file, "")
+            return parse(cls, content, file=file)
         except UserError as error:
             if assumes_eagle and error.key in _EAGLE_DECIDES:
-                error = UserError(**{**error.fields(), "mend": _GIVE_EAGLE})
-            raise error.in_file(file) from None
+                raise UserError(**{**error.fields(), "mend": _GIVE_EAGLE}) from None
+            raise
 
 
-_DIVISIBLE: Mapping[type, tuple[tuple[str, str], ...]] = {
-    VisionConfig: (("hidden_size", "num_attention_heads"), ("image_size", "patch_size")),
-    LanguageConfig: (("num_attention_heads", "num_key_value_heads"),),
-}
-
-
-def _check_sizes(config: Any, prefix: str = "") -> None:
-    """Check that every whole number of a configuration, nested ones included, can be a size.
-
-    Raises:
-        UserError: One is too small, or not divisible by the number of heads that share it.
-    """
-    for item in fields(config):
-        key, value = prefix + item.name, getattr(config, item.name)
-        if is_dataclass(value):
-            _check_sizes(value, f"{key}.")
-        elif isinstance(value, int) and not isinstance(value, bool):
-            lowest = int(item.name not in _MAY_BE_ZERO)
-            if value < lowest:
-                raise _wrong_size(key, value, f"at least {lowest}")
-    for name, divisor in _DIVISIBLE.get(type(config), ()):
-        value, by = getattr(config, name), getattr(config, divisor)
-        if value % by:
-            raise _wrong_size(prefix + name, value, f"a multiple of {divisor}, {by}")
+def _check_multiple(block: str, config: Any, name: str, divisor: str) -> None:
+    value, by = getattr(config, name), getattr(config, divisor)
+    if value % by:
+        raise _wrong_size(f"{block}.{name}", value, f"a multiple of {divisor}, {by}")
 
 
 def _wrong_size(key: str, value: Any, expected: str) -> UserError:
@@ -372,26 +351,3 @@ def _wrong_size(key: str, value: Any, expected: str) -> UserError:
 
 def _unsupported(key: str, value: Any, expected: Any) -> UserError:
     return UserError("A GR00T variant that is not supported", key=key, value=value, expected=str(expected))
-
-
-def _build(cls: type[Any], content: Mapping[str, Any], file: Any, prefix: str) -> Any:
-    hints = get_type_hints(cls)
-    values: dict[str, Any] = {}
-    for item in fields(cls):
-        key = prefix + item.name
-        if item.name in content:
-            values[item.name] = _value(hints[item.name], content[item.name], file, key)
-        elif item.default is MISSING and item.default_factory is MISSING:
-            raise UserError("A model configuration lacks a key", file=file, key=key)
-    return cls(**values)
-
-
-def _value(kind: Any, value: Any, file: Any, key: str) -> Any:
-    if is_dataclass(kind) and isinstance(kind, type):
-        if not isinstance(value, Mapping):
-            raise UserError("Not an object", file=file, key=key, value=value, expected="{...}")
-        return _build(kind, value, file, f"{key}.")
-    accepted: Any = (int, float) if kind is float else kind
-    if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
-        raise UserError("A value of the wrong type", file=file, key=key, value=value, expected=str(kind))
-    return value

@@ -6,12 +6,16 @@ is checked with it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from difflib import get_close_matches
-from typing import Any, NoReturn, get_args
+from typing import Annotated, Any, get_args
 
-from regrasp.config.types import NormalizationMode, Rotation, bare_key
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator
+from pydantic.dataclasses import dataclass
+
+from regrasp.config.parse import parse, refusal
+from regrasp.config.types import BLOCK, NormalizationMode, Rotation, bare_key
 from regrasp.errors import UserError
 
 PROCESSOR_FILE = "processor_config.json"
@@ -35,32 +39,58 @@ _HUMAN_ACTION_TASK = "annotation.human.action.task_description"
 _COARSE_ACTION = "annotation.human.coarse_action"
 
 
-@dataclass(frozen=True)
+_BareKey = Annotated[str, AfterValidator(bare_key)]
+
+
+@dataclass(frozen=True, config=BLOCK)
 class KeyConfig:
     """One part of the state or of the action."""
 
-    key: str
+    key: _BareKey
     """Name in the metadata, without `state.` or `action.`."""
     mode: NormalizationMode = "min_max"
     rotation: Rotation | None = None
     """Representation that the model sees; None: the data's own."""
 
 
-@dataclass(frozen=True)
+def _by_name(item: Any) -> Any:
+    """A key by its name alone is one of the default mode."""
+    return {"key": item} if isinstance(item, str) else item
+
+
+_Keys = Annotated[tuple[Annotated[KeyConfig, BeforeValidator(_by_name)], ...], Field(min_length=1)]
+
+
+@dataclass(frozen=True, config=BLOCK)
 class DataConfig:
     """What a model sees and gives, in the order in which it is laid end to end.
 
     A state is one time step; the action horizon is the network's.
     """
 
-    video: tuple[str, ...]
+    video: Annotated[tuple[_BareKey, ...], Field(min_length=1)]
     """Cameras, without `video.`."""
-    state: tuple[KeyConfig, ...]
-    action: tuple[KeyConfig, ...]
+    state: _Keys
+    action: _Keys
     language: str = HUMAN_TASK
     """Annotation of the demonstrations that held the instruction."""
-    crop_scale: float = 0.95
+    crop_scale: Annotated[float, Field(gt=0, le=1)] = 0.95
     """Side of the centre crop, as a part of the image's."""
+
+    @field_validator("video", "state", "action")
+    @classmethod
+    def _check_once(cls, items: tuple[Any, ...]) -> tuple[Any, ...]:
+        names = [item.key if isinstance(item, KeyConfig) else item for item in items]
+        if len(set(names)) < len(names):
+            raise refusal("A key is there twice", names, "each key once")
+        return items
+
+    @field_validator("action")
+    @classmethod
+    def _check_ways_back(cls, action: tuple[KeyConfig, ...]) -> tuple[KeyConfig, ...]:
+        if any(item.mode == "sin_cos" for item in action):
+            raise refusal("sin_cos has no way back to an action", "sin_cos", "another mode, such as min_max")
+        return action
 
     def to_json(self) -> dict[str, Any]:
         """What `data_config` reads back."""
@@ -85,7 +115,7 @@ def data_config(value: str | Mapping[str, Any], *, file: Any, key: str) -> DataC
         UserError: The name is unknown, or the mapping is not a data configuration.
     """
     if isinstance(value, Mapping):
-        return _from_mapping(value, file, key)
+        return parse(DataConfig, value, file=file, key=key)
     name = value.rpartition(":")[2]
     if name not in BUILT_IN:
         raise _refused_class(value, file, key) if ":" in value else _unknown(value, file, key)
@@ -130,57 +160,6 @@ def _refused_class(value: str, file: Any, key: str) -> UserError:
 
 def _short_names() -> str:
     return ", ".join(name for name in BUILT_IN if not name.endswith("DataConfig"))
-
-
-def _from_mapping(content: Mapping[str, Any], file: Any, key: str) -> DataConfig:
-    def wrong(field: str, problem: str, value: Any, expected: str) -> NoReturn:
-        raise UserError(problem, file=file, key=f"{key}.{field}", value=value, expected=expected)
-
-    fields = ("video", "state", "action", "language", "crop_scale")
-    for field in content.keys() - set(fields):
-        wrong(field, "Unknown key of a data configuration", content[field], ", ".join(fields))
-    for field in ("video", "state", "action"):
-        items = content.get(field)
-        if not isinstance(items, Sequence) or isinstance(items, str) or not items:
-            wrong(field, "A data configuration needs a list of keys", items, "a list that is not empty")
-    config = DataConfig(
-        video=tuple(bare_key(name) for name in content["video"]),
-        state=tuple(_key(item, file, f"{key}.state[{i}]") for i, item in enumerate(content["state"])),
-        action=tuple(_key(item, file, f"{key}.action[{i}]") for i, item in enumerate(content["action"])),
-        language=content.get("language", HUMAN_TASK),
-        crop_scale=content.get("crop_scale", DataConfig.crop_scale),
-    )
-    for field in ("video", "state", "action"):
-        names = [item.key if isinstance(item, KeyConfig) else item for item in getattr(config, field)]
-        if len(set(names)) < len(names):
-            wrong(field, "A key is there twice", names, "each key once")
-    if any(item.mode == "sin_cos" for item in config.action):
-        wrong("action", "sin_cos has no way back to an action", "sin_cos", "another mode, such as min_max")
-    if not isinstance(config.crop_scale, float | int) or not 0 < config.crop_scale <= 1:
-        wrong("crop_scale", "Not a part of the image", config.crop_scale, "above 0 and at most 1")
-    return config
-
-
-def _key(item: Any, file: Any, key: str) -> KeyConfig:
-    """A key by its name alone, or with mode and rotation."""
-    entry: Mapping[str, Any] = {"key": item} if isinstance(item, str) else item
-    known = {"key", "mode", "rotation"}
-    if not isinstance(entry, Mapping) or not isinstance(entry.get("key"), str) or entry.keys() - known:
-        raise UserError("Not a key", file=file, key=key, value=item, expected="a name, or {key, mode, rotation}")
-    config = KeyConfig(bare_key(entry["key"]), entry.get("mode", "min_max"), entry.get("rotation"))
-    for field, value, choices in (
-        ("mode", config.mode, get_args(NormalizationMode)),
-        ("rotation", config.rotation, (None, *get_args(Rotation))),
-    ):
-        if value not in choices:
-            raise UserError(
-                f"Unknown {field} of a key",
-                file=file,
-                key=f"{key}.{field}",
-                value=value,
-                expected=", ".join(str(choice) for choice in choices),
-            )
-    return config
 
 
 def _keys(names: str, mode: NormalizationMode = "min_max") -> tuple[KeyConfig, ...]:

@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from regrasp.config.types import Rotation
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass as pydantic_dataclass
+
+from regrasp.config.parse import parse
+from regrasp.config.types import Expect, PositiveInt, Rotation
 from regrasp.errors import UserError
 from regrasp.models.groot.processing.data_config import DataConfig, KeyConfig
 from regrasp.models.groot.processing.rotations import RotationScaling, rotation_bounds, rotation_width
@@ -16,6 +20,15 @@ from regrasp.models.weights import read_json, write_json
 
 METADATA_FILE = "experiment_cfg/metadata.json"
 Kind = Literal["state", "action"]
+
+
+@pydantic_dataclass(frozen=True, config=ConfigDict(strict=True, extra="ignore"))
+class Modality:
+    """What the metadata says of a state or action key, beside its statistics."""
+
+    shape: Annotated[tuple[PositiveInt], Expect("[width]")]
+    rotation_type: str | None = None
+    absolute: bool = True
 
 
 @dataclass(frozen=True)
@@ -86,16 +99,7 @@ class Metadata:
 
     def width(self, kind: Kind, key: str) -> int:
         """Numbers under a key."""
-        shape = self._modality(kind, key).get("shape")
-        if not (isinstance(shape, list) and len(shape) == 1 and isinstance(shape[0], int)):
-            raise UserError(
-                "Not the shape of a vector",
-                file=self.file,
-                key=self._dotted(kind, key),
-                value=shape,
-                expected="[width]",
-            )
-        return shape[0]
+        return self._modality(kind, key).shape[0]
 
     def statistics(self, kind: Kind, key: str) -> Statistics:
         """Statistics of a key."""
@@ -115,7 +119,7 @@ class Metadata:
                 expected=f"{width}, as {self._dotted(kind, item.key)}.shape says",
             )
         modality = self._modality(kind, item.key)
-        source: Any = modality.get("rotation_type")
+        source: Any = modality.rotation_type
         if item.rotation is None or item.rotation == source:
             normalizer = Normalizer(statistics, item.mode)
             if not normalizer.is_finite:
@@ -135,7 +139,7 @@ class Metadata:
                 expected=f"a representation by {width} numbers, to be turned into {item.rotation}:"
                 f" {', '.join(get_args(Rotation))}",
             )
-        bounded = modality.get("absolute", True) and item.mode == "min_max"
+        bounded = modality.absolute and item.mode == "min_max"
         if not bounded and item.mode != "none":
             raise UserError(
                 "A rotation that is turned into another representation has no statistics",
@@ -146,15 +150,11 @@ class Metadata:
             )
         return RotationScaling(source, item.rotation, Normalizer(rotation_bounds(item.rotation), item.mode))
 
-    def _modality(self, kind: Kind, key: str) -> Mapping[str, Any]:
+    def _modality(self, kind: Kind, key: str) -> Modality:
         known = self._section("modalities", kind)
         if key not in known:
             raise self._missing(f"{kind} key", f"modalities.{kind}.{key}", known)
-        if not isinstance(known[key], Mapping):
-            raise UserError(
-                "Not an object", file=self.file, key=self._dotted(kind, key), value=known[key], expected="{...}"
-            )
-        return known[key]
+        return parse(Modality, known[key], file=self.file, key=self._dotted(kind, key))
 
     def _section(self, name: str, kind: str) -> Mapping[str, Any]:
         section = self.content.get(name)

@@ -185,13 +185,6 @@ class GrootProcessor:
         metadata = _new_metadata(groot, config, *parts, fps=fps)
         return cls(groot, config, metadata, load_tokenizer(folder, inputs.tokenizer_path))
 
-    def with_statistics(self, state: Statistics, action: Statistics, *, embodiment_id: int) -> Self:
-        """This processor for other data, whose states and actions are one key each, in another slot."""
-        data = replace(self.config.data_config, state=(KeyConfig("state"),), action=(KeyConfig("action"),))
-        config = replace(self.config, data_config=data, embodiment_id=embodiment_id)
-        metadata = _new_metadata(self.groot, config, {"state": state}, {"action": action}, fps=10.0)
-        return type(self)(self.groot, config, metadata, self.tokenizer)
-
     def padded_to(self, sequence_length: int) -> Self:
         """This processor with instructions padded so that words and image tokens together have this length.
 

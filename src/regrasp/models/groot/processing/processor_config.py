@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Self, get_args
+from typing import Any
 
+from pydantic.dataclasses import dataclass
+
+from regrasp.config.parse import parse
+from regrasp.config.types import BLOCK
 from regrasp.errors import UserError
 from regrasp.models.groot.config import GrootConfig
 from regrasp.models.groot.processing.data_config import (
@@ -23,7 +26,7 @@ from regrasp.models.inputs import InputNames, embodiment_id
 from regrasp.models.weights import read_json
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=BLOCK)
 class ProcessorConfig:
     """What the published metadata.json cannot say."""
 
@@ -39,31 +42,6 @@ class ProcessorConfig:
         """`processor_config.json`."""
         return {**asdict(self), "data_config": self.data_config.to_json()}
 
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any], *, file: Any = None) -> Self:
-        """Read `processor_config.json`.
-
-        Raises:
-            UserError: A key is missing or unknown, or a value is of the wrong kind.
-        """
-        kinds = {
-            "embodiment_tag": str,
-            "embodiment_id": int,
-            "data_config": Mapping,
-            "prompt": str,
-            "sequence_length": int,
-        }
-        if set(content) != set(kinds):
-            wrong = sorted(set(kinds) ^ set(content))
-            raise UserError(f"Missing or unknown keys: {', '.join(wrong)}", file=file, expected=", ".join(kinds))
-        choices = {key: kind.__name__ for key, kind in kinds.items()} | {"prompt": ", ".join(get_args(PromptFormat))}
-        for key, kind in kinds.items():
-            value = content[key]
-            if not isinstance(value, kind) or (key == "prompt" and value not in get_args(PromptFormat)):
-                raise UserError("A value of the wrong kind", file=file, key=key, value=value, expected=choices[key])
-        values = {**content, "data_config": data_config(content["data_config"], file=file, key="data_config")}
-        return cls(**values)
-
 
 def read_config(folder: Path) -> ProcessorConfig | None:
     """`processor_config.json` of a folder; None for a published folder, which has none.
@@ -72,7 +50,7 @@ def read_config(folder: Path) -> ProcessorConfig | None:
         UserError: A key is missing or unknown, or a value is of the wrong kind.
     """
     file = folder / PROCESSOR_FILE
-    return ProcessorConfig.from_json(read_json(file), file=file) if file.is_file() else None
+    return parse(ProcessorConfig, read_json(file), file=file) if file.is_file() else None
 
 
 def published_config(groot: GrootConfig, metadata: Metadata, inputs: InputNames) -> ProcessorConfig:

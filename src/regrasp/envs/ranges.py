@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations, pairwise
+from typing import TYPE_CHECKING
 
-from regrasp.config.types import bare_key
-from regrasp.envs.mapping_config import MappingConfig, StateEntry
+if TYPE_CHECKING:
+    from regrasp.envs.mapping_config import StateEntry
 
 
 @dataclass(frozen=True)
@@ -24,13 +25,6 @@ class NamedRange:
     def moved_to(self, start: int) -> NamedRange:
         """As wide, from `start` on."""
         return NamedRange(self.name, start, start + self.stop - self.start)
-
-
-def gr00t_ranges(mapping: MappingConfig) -> list[NamedRange]:
-    """The parts of the state that GR00T's names cover, by where they start."""
-    entries = mapping.gr00t_mapping.state if mapping.gr00t_mapping else ()
-    parts = [NamedRange(bare_key(entry.gr00t_key), *entry.slice) for entry in entries]
-    return sorted(parts, key=lambda part: (part.start, part.stop))
 
 
 def overlaps(parts: Sequence[NamedRange]) -> list[tuple[NamedRange, NamedRange]]:
