@@ -1,4 +1,4 @@
-"""Learning curves of the algorithms on pick-cube, from one base model, over about 200,000 environment steps.
+"""Learning curves of the algorithms on pick-cube, from one base model, over 160,000 to 180,000 environment steps.
 
     python benchmarks/algorithm_curves.py [--model_path quickstart-run/seed_0/base] [--logs FOLDER]
 
@@ -29,28 +29,38 @@ NAMES = {"ppo": "PPO", "grpo": "GRPO", "reinpp": "REINFORCE++"}
 PICTURE = Path(__file__).parents[1] / "docs" / "images" / "algorithm_curves.png"
 
 
+def regrasp(*arguments: str) -> None:
+    """Run a command."""
+    subprocess.run([sys.executable, "-m", "regrasp.cli.main", *arguments], check=True)
+
+
+def evaluate(model: str, logs: Path) -> None:
+    """The base model's success, the first point of every curve."""
+    episodes = ["--num_episodes", str(EPISODES), f"runner.logger.log_path={logs}"]
+    regrasp("play", "--config_name", "pick_cube_ppo_groot", "--seed", "0", "--model_path", model, *episodes)
+
+
 def train(name: str, model: str, logs: Path) -> None:
     """Run an experiment; the noise is annealed over it."""
     updates, interval = UPDATES[name]
-    command = [sys.executable, "-m", "regrasp.cli.main", "train", "--config_name", f"pick_cube_{name}_groot"]
-    command += ["--seed", "0", "--model_path", model, "--max_epochs", str(updates)]
+    command = ["train", "--config_name", f"pick_cube_{name}_groot", "--seed", "0"]
+    command += ["--model_path", model, "--max_epochs", str(updates)]
     command += [f"actor.model.rl_head_config.noise_params=[1.0,0.4,{updates - 2}]"]
     command += [f"runner.val_check_interval={interval}", f"env.eval.num_episodes={EPISODES}"]
     command += ["runner.save_interval=-1", f"runner.logger.log_path={logs}", "runner.logger.logger_backends=[]"]
-    subprocess.run(command, check=True)
+    regrasp(*command)
 
 
-def curve(name: str, logs: Path) -> list[dict[str, Any]]:
-    """The evaluations of the only run in `logs`."""
+def curve(name: str, logs: Path, base: float) -> list[dict[str, Any]]:
+    """The base model's success and the evaluations of the only run in `logs`."""
     run = next(logs.glob("*-*"))
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    points = [(0, base)]
+    points += [(int(row["env/total_steps"]), row["eval/success_once"]) for row in lines if "eval/success_once" in row]
     rows = []
-    for line in lines:
-        if "eval/success_once" in line:
-            success = line["eval/success_once"]
-            low, high = wilson_interval(round(success * EPISODES), EPISODES)
-            steps = int(line["env/total_steps"])
-            rows.append({"algorithm": NAMES[name], "env steps": steps, "success": success, "low": low, "high": high})
+    for steps, success in points:
+        low, high = (round(bound, 3) for bound in wilson_interval(round(success * EPISODES), EPISODES))
+        rows.append({"algorithm": NAMES[name], "env steps": steps, "success": success, "low": low, "high": high})
     return rows
 
 
@@ -82,12 +92,15 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         root = args.logs or Path(temporary)
-        rows = []
+        if not (root / "logs_base").is_dir():
+            evaluate(args.model_path, root / "logs_base")
+        outcome = next((root / "logs_base" / "eval").glob("*-*")) / "evaluation.json"
+        base, rows = json.loads(outcome.read_text())["success"], []
         for name in UPDATES:
             logs = root / f"logs_{name}"
             if not logs.is_dir():
                 train(name, args.model_path, logs)
-            rows += curve(name, logs)
+            rows += curve(name, logs, base)
     save("algorithm_curves", "python benchmarks/algorithm_curves.py", rows)
     draw(rows)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-TABLES = ("env_steps", "policy_latency", "train_samples", "correctness", "algorithm_curves")
+TABLES = ("env_steps", "policy_latency", "train_samples", "correctness")
 Document = dict[str, Any]
 
 
@@ -86,7 +86,7 @@ def main() -> None:
     for stage, seconds in quickstart_stages(document).items():
         text = re.sub(rf"(?m)^(\| {stage} \| .* \|)[^|]*\|$", lambda match, s=seconds: f"{match[1]} {s} |", text)
     readme.write_text(text)
-    for page, name in (("algorithms", "noise_gain"), ("trocar", "trocar_steps")):
+    for page, name in (("algorithms", "noise_gain"), ("algorithms", "algorithm_curves"), ("trocar", "trocar_steps")):
         file, rows = ROOT / "docs" / f"{page}.md", table(json.loads((RESULTS / f"{name}.json").read_text()))
         file.write_text(replace_between(file.read_text(), name, markdown(rows)))
     models = ROOT / "docs" / "models.md"

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from importlib.metadata import EntryPoint
+from types import MappingProxyType
 from typing import Any
 
 import pytest
+from pydantic.dataclasses import dataclass
 from vec_envs import CUBE_MAPPING, PICK, STACK
 
+from regrasp.config.types import BLOCK
 from regrasp.envs import registry
 from regrasp.envs.config import EnvConfig, EvalEnvConfig, InitParams, TrainEnvConfig
+from regrasp.envs.env_type import EnvType
 from regrasp.envs.mujoco import backend
 from regrasp.envs.mujoco.catalog import TASK_IDS
 from regrasp.envs.mujoco.config import MujocoEnvConfig, MujocoInitParams
@@ -79,6 +84,52 @@ def test_packages_add_simulators_by_entry_points(monkeypatch: pytest.MonkeyPatch
     ]
     assert given[0][:3] == ("toy", "train", 5)
     assert len({seed for *_, seed in given}) == 3
+
+
+@dataclass(frozen=True, config=BLOCK)
+class ToyInitParams(InitParams):
+    """What the toy is started with."""
+
+    gravity: float = 9.81
+    """Metres per second squared."""
+
+
+@dataclass(frozen=True, config=BLOCK, kw_only=True)
+class ToyTrainConfig(TrainEnvConfig):
+    """The environments of training in the toy."""
+
+    init_params: ToyInitParams
+    """What the toy is started with."""
+
+
+class Toy(EnvType[EnvConfig]):
+    """A simulator with a key of its own."""
+
+    train = ToyTrainConfig
+    shared = MappingProxyType({"gravity": ("init_params", "gravity")})
+
+    def owns_task(self, task_id: str) -> bool:
+        return task_id.startswith("Toy-")
+
+
+def test_a_package_brings_keys_of_its_own(monkeypatch: pytest.MonkeyPatch):
+    point = EntryPoint("toy", f"{__name__}:Toy", "regrasp.envs")
+    monkeypatch.setattr(registry, "entry_points", lambda *, group: [point])
+    on_toy = ["env.train.env_type=toy", "env.train.init_params.id=Toy-v0"]
+    train = load_config("pick_cube_ppo_mlp", [*on_toy, "env.train.init_params.gravity=1.6"]).config.env.train
+    assert isinstance(train, ToyTrainConfig)
+    assert train.init_params.gravity == 1.6
+    shared = load_config("pick_cube_ppo_mlp", [*on_toy, "env.toy.gravity=3.7"]).config.env
+    assert shared.train == dataclasses.replace(train, init_params=ToyInitParams("Toy-v0", gravity=3.7))
+    assert load_config("pick_cube_ppo_mlp", task="Toy-v0").config.env.train.env_type == "toy"
+    for overrides, key, words in (
+        ([*on_toy, "env.train.init_params.gravty=1"], "gravty", "did you mean env.train.init_params.gravity"),
+        (["env.train.init_params.gravity=1.6"], "gravity", "has an effect with toy only"),
+        ([*on_toy, "env.train.init_params.gravity=x"], "gravity", "for example env.train.init_params.gravity=9.81"),
+    ):
+        with pytest.raises(UserError, match=words) as caught:
+            load_config("pick_cube_ppo_mlp", overrides)
+        assert caught.value.key == f"env.train.init_params.{key}"
 
 
 def create_toy(config: EnvConfig, name: str, max_chunk: int, seed: int) -> tuple[str, str, int, int]:

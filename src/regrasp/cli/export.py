@@ -6,6 +6,8 @@ import argparse
 import re
 from pathlib import Path
 
+from regrasp.folders import require_writable
+
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
@@ -41,6 +43,7 @@ def size(text: str) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Write the folder."""
+    require_writable(args.output, key="--output")
     import torch
 
     from regrasp.models.config import ExportOptions

@@ -103,14 +103,15 @@ def check_folder(model: ModelConfig, path: str | Path) -> Path:
     return folder
 
 
-def model_in(folder: Path) -> type[ModelConfig]:
-    """The model of a folder.
+def model_in(folder: Path, key: str | None = None) -> type[ModelConfig]:
+    """The model of a folder, which `key` names.
 
     Raises:
         UserError: The folder is missing, or its model is of an unknown or unsupported kind.
     """
     if not folder.is_dir():
-        raise UserError("No such model folder", file=folder, mend="give a folder with config.json and weights")
+        advice = "give a folder with config.json and weights"
+        raise UserError("No such model folder", file=folder, key=key, mend=advice)
     from regrasp.models.weights import read_json
 
     return model_of(read_json(folder / CONFIG_FILE), folder / CONFIG_FILE)

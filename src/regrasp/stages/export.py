@@ -18,4 +18,4 @@ def export(options: ExportOptions) -> Path:
         UserError: The model has no published layout, a file is missing or damaged, the RL weights are of another model,
             or `output` is taken or cannot be written. Nothing remains of the attempt.
     """
-    return model_in(options.model_path).export(options)
+    return model_in(options.model_path, "--model_path").export(options)
