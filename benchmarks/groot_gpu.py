@@ -306,7 +306,7 @@ def made_update(
     learner = Learner(
         policy, ALGORITHM.build(), actor_config(sizes, trainable), num_updates=1, seed=0, device=sizes.device
     )
-    acting = ActingPolicy(policy, model_config(trainable), sizes.device, learner.halved).policy
+    acting = ActingPolicy(policy, model_config(trainable), sizes.device, learner.bfloat16).policy
     release(sizes.device)  # the float32 weights that precision has replaced
     if compiled:
         compile_policy(learner.computing, {sizes.minibatch}, sizes.device, backend=sizes.backend)

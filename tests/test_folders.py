@@ -36,10 +36,10 @@ def test_an_output_is_new_or_empty_or_of_our_own_and_asked_for(tmp_path: Path) -
     require_output(tmp_path, replaces="config.json", overwrite=True, key="--output")
     with pytest.raises(UserError, match="is a file"):
         require_output(tmp_path / "config.json", replaces="config.json", overwrite=True)
-    for replaces, overwrite, mends in ((None, False, False), ("info.json", True, False), ("config.json", False, True)):
+    for replaces, overwrite, fixes in ((None, False, False), ("info.json", True, False), ("config.json", False, True)):
         with pytest.raises(UserError, match="not empty") as caught:
             require_output(tmp_path, replaces=replaces, overwrite=overwrite)
-        assert ("--overwrite" in str(caught.value.mend)) == mends
+        assert ("--overwrite" in str(caught.value.fix)) == fixes
     with pytest.raises(UserError, match="cannot be written"):
         require_output(tmp_path / "config.json" / "below")
 

@@ -17,7 +17,7 @@ class RegraspError(Exception):
 
 
 class UserError(RegraspError):
-    """Something the user gave is wrong, and the user can mend it.
+    """Something the user gave is wrong, and the user can fix it.
 
     Args:
         problem: What is wrong, one sentence.
@@ -25,7 +25,7 @@ class UserError(RegraspError):
         key: Dotted configuration key or flag.
         value: The value found; omit it where there is none.
         expected: What would have been accepted.
-        mend: What to do about it.
+        fix: What to do about it.
     """
 
     exit_code = 2
@@ -38,7 +38,7 @@ class UserError(RegraspError):
         key: str | None = None,
         value: Any = _UNSET,
         expected: str | None = None,
-        mend: str | None = None,
+        fix: str | None = None,
     ) -> None:
         self.problem = problem
         self.file = None if file is None else str(file)
@@ -46,13 +46,13 @@ class UserError(RegraspError):
         self.value = None if value is _UNSET else value
         self._has_value = value is not _UNSET
         self.expected = expected
-        self.mend = mend
+        self.fix = fix
         rows = [
             ("file", self.file),
             ("key", key),
             ("value", None if value is _UNSET else repr(value)),
             ("expected", expected),
-            ("mend", mend),
+            ("fix", fix),
         ]
         lines = [problem, *(f"  {name + ':':<10}{text}" for name, text in rows if text)]
         super().__init__("\n".join(lines))
@@ -60,7 +60,7 @@ class UserError(RegraspError):
     def fields(self) -> dict[str, Any]:
         """The arguments that make this error again, in another process for example."""
         fields = {"problem": self.problem, "file": self.file, "key": self.key, "expected": self.expected}
-        return {**fields, "mend": self.mend, **({"value": self.value} if self._has_value else {})}
+        return {**fields, "fix": self.fix, **({"value": self.value} if self._has_value else {})}
 
     def in_file(self, file: Any) -> UserError:
         """The same error, naming the file that holds the mistake."""

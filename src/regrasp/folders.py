@@ -161,7 +161,7 @@ def require_writable(folder: Path, *, key: str | None) -> None:
             key=key,
             value=str(folder),
             expected="a folder that exists, or can be made, on a disk with room and with permission to write",
-            mend="name another folder, or correct the permissions of this one",
+            fix="name another folder, or correct the permissions of this one",
         ) from error
     finally:
         for path in missing:
@@ -191,14 +191,14 @@ def require_output(
             key=key,
             value=str(folder),
             expected="a folder that is new or empty" + (f", or one with {replaces}" if overwrite else ""),
-            mend=("pass --overwrite to replace it, or " if is_ours else "") + "name another folder with --output",
+            fix=("pass --overwrite to replace it, or " if is_ours else "") + "name another folder with --output",
         )
     if folder.is_mount():
         raise UserError(
             "The output folder is where a disk is mounted, so it cannot be replaced as a whole",
             key=key,
             value=str(folder),
-            mend="name a folder inside it",
+            fix="name a folder inside it",
         )
     require_writable(folder, key=key)
     if folder.exists():

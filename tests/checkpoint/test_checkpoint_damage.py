@@ -87,7 +87,7 @@ def test_damage_is_found(copied: Path, name: str, damage: str) -> None:
     with pytest.raises(UserError) as raised:
         read_checkpoint(copied / "global_step_10")
     assert name in raised.value.problem
-    assert str(copied / "global_step_5") in str(raised.value.mend)
+    assert str(copied / "global_step_5") in str(raised.value.fix)
     assert read_checkpoint(copied / "global_step_5").state == {"update": 5}
 
 

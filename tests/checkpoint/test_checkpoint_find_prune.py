@@ -59,7 +59,7 @@ def test_several_runs_are_ambiguous(tmp_path: Path) -> None:
     write(tmp_path / "b/checkpoints", 2)
     with pytest.raises(UserError, match="2 runs") as raised:
         find_checkpoint(tmp_path)
-    assert "a/checkpoints/global_step_1" in str(raised.value.mend)
+    assert "a/checkpoints/global_step_1" in str(raised.value.fix)
 
 
 def test_a_folder_above_the_runs_is_refused(tmp_path: Path) -> None:
@@ -68,7 +68,7 @@ def test_a_folder_above_the_runs_is_refused(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "logs", tmp_path / "logs" / "regrasp"):
         with pytest.raises(UserError, match="no run") as raised:
             find_checkpoint(path)
-        assert all(str(tmp_path / "logs" / "regrasp" / name) in str(raised.value.mend) for name in ("first", "second"))
+        assert all(str(tmp_path / "logs" / "regrasp" / name) in str(raised.value.fix) for name in ("first", "second"))
 
 
 def test_prune_keeps_the_newest_complete(tmp_path: Path) -> None:

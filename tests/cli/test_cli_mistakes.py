@@ -33,7 +33,7 @@ def flag(name: str) -> list[str]:
         ("train --config_name pick_cube_ppo_mlp --resume_dir no/such", ["no/such", *flag("--resume_dir")]),
         ("train --task No-Such-v0", ["'No-Such-v0'", *flag("--task")]),
         ("sft --data no/such", ["no/such", *flag("--data")]),
-        ("play --policy zero --rl_model_path no/such", ["no/such", "mend:"]),
+        ("play --policy zero --rl_model_path no/such", ["no/such", "fix:"]),
         ("train --logger tensorbord", ["'tensorbord'", "'tensorboard'"]),
         ("train --num_envs 0", flag("--num_envs")),
         ("play --num_episodes 0", flag("--num_episodes")),

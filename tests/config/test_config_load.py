@@ -201,7 +201,7 @@ def test_installed_isaac_lab_tasks_are_searched(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.parametrize(
-    ("name", "config_path", "key", "mend"),
+    ("name", "config_path", "key", "fix"),
     [
         ("pick_cube_ppo_grot", None, "--config_name", "did you mean pick_cube_ppo_groot?"),
         ("zzz", None, "--config_name", "--config_path"),
@@ -211,13 +211,13 @@ def test_installed_isaac_lab_tasks_are_searched(tmp_path: Path, monkeypatch: pyt
         ("small_experiment", Path("/no/such/folder"), "--config_path", "correct the path"),
     ],
 )
-def test_unknown_name(name: str, config_path: Path | None, key: str, mend: str) -> None:
+def test_unknown_name(name: str, config_path: Path | None, key: str, fix: str) -> None:
     with pytest.raises(UserError) as caught:
         load_config(name, config_path=config_path)
     assert caught.value.file == "command line"
     assert caught.value.key == key
-    assert caught.value.mend is not None
-    assert mend in caught.value.mend
+    assert caught.value.fix is not None
+    assert fix in caught.value.fix
     assert config_path is not None or "pick_cube_ppo_mlp" in (caught.value.expected or "")
 
 
@@ -330,8 +330,8 @@ def test_the_cache_is_offered_only_where_it_can_hold_a_backbone(
     with pytest.raises(UserError, match="does not exist") as caught:
         require_paths(load_config(str(SMALL), overrides).config, "sft")
     assert caught.value.key == "sft.backbone"
-    assert ("user's cache" in str(caught.value.mend)) == cache
-    assert ("hf download nvidia/GR00T-N1.5-3B" in str(caught.value.mend)) != cache
+    assert ("user's cache" in str(caught.value.fix)) == cache
+    assert ("hf download nvidia/GR00T-N1.5-3B" in str(caught.value.fix)) != cache
 
 
 def test_a_bad_configuration_is_rejected_within_three_seconds() -> None:

@@ -1,4 +1,4 @@
-"""Every mistake is one message that names file, key, value, expectation and mend."""
+"""Every mistake is one message that names file, key, value, expectation and fix."""
 # ruff: noqa: E501 - one row per mistake
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ class Mistake:
     value: str | None
     """The value as printed, None where there is none to print."""
     expected: str
-    mend: str
+    fix: str
     in_file: bool
     """The message names a line of the file, not the command line."""
 
 
-def edit(old: str, new: str, key: str, value: str | None, expected: str, mend: str) -> Mistake:
-    return Mistake((old, new), key, value, expected, mend, in_file=True)
+def edit(old: str, new: str, key: str, value: str | None, expected: str, fix: str) -> Mistake:
+    return Mistake((old, new), key, value, expected, fix, in_file=True)
 
 
-def override(text: str, key: str, value: str | None, expected: str, mend: str, *, in_file: bool = False) -> Mistake:
+def override(text: str, key: str, value: str | None, expected: str, fix: str, *, in_file: bool = False) -> Mistake:
     """An override; `in_file` where it makes a value of the file wrong."""
-    return Mistake(text, key, value, expected, mend, in_file)
+    return Mistake(text, key, value, expected, fix, in_file)
 
 
 UNKNOWN = [
@@ -185,7 +185,7 @@ def test_mistake_is_explained(mistake: Mistake, tmp_path: Path) -> None:
     assert mistake.value is None or rows["value"].strip().startswith(mistake.value), message
     assert (mistake.value is None) == ("value" not in rows), message
     assert mistake.expected.lower() in message.lower(), message
-    assert mistake.mend in rows["mend"], message
+    assert mistake.fix in rows["fix"], message
 
 
 @pytest.mark.parametrize(
@@ -225,7 +225,7 @@ def test_broken_yaml(text: str, problem: str, line: int | None, tmp_path: Path) 
         load_config(str(file))
     assert caught.value.file == (f"{file}:{line}" if line else str(file))
     assert caught.value.expected
-    assert caught.value.mend
+    assert caught.value.fix
 
 
 def test_unreadable_text(tmp_path: Path) -> None:
@@ -254,7 +254,7 @@ def test_all_problems_in_one_message(tmp_path: Path) -> None:
     assert message.startswith("4 problems")
     for key in ("algorithm.gama", "actor.optim.lr", "runner.max_steps", "reward.use_reward_model"):
         assert f"key:      {key}\n" in message
-    assert message.count("mend:") == 4
+    assert message.count("fix:") == 4
 
 
 def test_a_shared_value_is_reported_once_where_it_was_written(tmp_path: Path) -> None:

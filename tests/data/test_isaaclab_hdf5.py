@@ -240,14 +240,14 @@ def test_a_file_of_another_kind_is_one_error(tmp_path: Path, content: bytes) -> 
 
 
 @pytest.mark.parametrize(
-    ("place", "problem", "mend"),
+    ("place", "problem", "fix"),
     [("nowhere.hdf5", "no such recording", "correct the path"), (".", "folder is no recording", "files in it")],
 )
-def test_a_missing_file_is_one_error(tmp_path: Path, place: str, problem: str, mend: str) -> None:
+def test_a_missing_file_is_one_error(tmp_path: Path, place: str, problem: str, fix: str) -> None:
     with pytest.raises(UserError, match=problem) as caught:
         RecorderFile(tmp_path / place)
     assert caught.value.value == str(tmp_path / place)
-    assert mend in str(caught.value.mend)
+    assert fix in str(caught.value.fix)
 
 
 def test_hdf5_of_something_else_is_one_error(tmp_path: Path) -> None:
@@ -347,5 +347,5 @@ def test_a_missing_package_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.delitem(sys.modules, "regrasp.data.isaaclab_hdf5")
     with pytest.raises(UserError, match="needs the package h5py") as caught:
         import regrasp.data.isaaclab_hdf5  # noqa: F401
-    assert caught.value.mend is not None
-    assert caught.value.mend.startswith('pip install "h5py')
+    assert caught.value.fix is not None
+    assert caught.value.fix.startswith('pip install "h5py')

@@ -38,7 +38,7 @@ def refused(**fields) -> UserError:
         mapping(**fields)
     assert caught.value.key is not None
     assert caught.value.key.startswith(LOCATION)
-    assert caught.value.mend
+    assert caught.value.fix
     return caught.value
 
 
@@ -119,21 +119,21 @@ def test_a_misspelt_key_is_an_error_that_names_the_nearest(fields: dict, key: st
     error = refused(**fields)
     assert "offers no observation named" in error.problem
     assert error.key == f"{LOCATION}.{key}"
-    assert error.mend is not None
-    assert hint in error.mend
+    assert error.fix is not None
+    assert hint in error.fix
     assert error.expected is not None
     assert all(name in error.expected for name in RAW), "everything on offer is listed"
 
 
 def test_a_key_like_none_has_no_hint():
-    assert refused(states=("xyzzy",)).mend == "correct the name"
+    assert refused(states=("xyzzy",)).fix == "correct the name"
 
 
 def test_a_key_of_several_groups_must_be_written_in_full():
     error = refused(states=("object",))
     assert "several observations named 'object'" in error.problem
     assert error.expected == "one of ['policy/object', 'critic/object']"
-    assert error.mend == "write it as group/key"
+    assert error.fix == "write it as group/key"
     assert mapping(states=("policy/object",)).state_dim == 3
     assert mapping(states=("critic/object",)).state_dim == 6
 
@@ -156,16 +156,16 @@ def test_a_slice_past_the_end_is_an_error_and_never_a_shorter_vector(name: str, 
 def test_what_is_no_colour_image_is_no_camera(field: str, name: str):
     error = refused(**{field: name if field == "main_images" else (name,)})
     assert "is not a camera image" in error.problem
-    assert error.mend is not None
+    assert error.fix is not None
     cameras = ["camera_images/front", "camera_images/left_wrist", "camera_images/right_wrist"]
-    assert error.mend.startswith(f"choose one of {cameras}, or have the task give 8-bit RGB")
+    assert error.fix.startswith(f"choose one of {cameras}, or have the task give 8-bit RGB")
 
 
 def test_an_image_is_no_state():
     error = refused(states=("front",))
     assert "is an image" in error.problem
-    assert error.mend is not None
-    assert "policy/joint_pos" in error.mend
+    assert error.fix is not None
+    assert "policy/joint_pos" in error.fix
 
 
 def actions(**fields) -> MappingConfig:

@@ -67,8 +67,8 @@ def test_an_unknown_task_is_the_users_mistake(task: str, hint: str):
     with pytest.raises(UserError) as caught:
         create_env(config(task=task), "train", 1)
     assert caught.value.key == "env.train.init_params.id"
-    assert caught.value.mend is not None
-    assert hint in caught.value.mend
+    assert caught.value.fix is not None
+    assert hint in caught.value.fix
 
 
 def test_packages_add_simulators_by_entry_points(monkeypatch: pytest.MonkeyPatch):
@@ -166,8 +166,8 @@ def test_a_machine_without_graphics_is_told_what_to_install(monkeypatch: pytest.
     backend.working_backend.cache_clear()
     assert "vulkan" in caught.value.problem
     assert caught.value.key == "MUJOCO_GL"
-    assert caught.value.mend is not None
-    assert "apt-get install" in caught.value.mend
+    assert caught.value.fix is not None
+    assert "apt-get install" in caught.value.fix
 
 
 def test_a_backend_that_hangs_is_not_a_working_one(monkeypatch: pytest.MonkeyPatch):

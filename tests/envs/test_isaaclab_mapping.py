@@ -101,7 +101,7 @@ def test_a_python_without_isaac_lab_is_the_users_mistake() -> None:
     with pytest.raises(UserError, match="no 'isaaclab'") as caught:
         create_env(lab(), "train", 1)
     assert caught.value.key == "env.train.python"
-    assert "set env.isaaclab.python" in str(caught.value.mend)
+    assert "set env.isaaclab.python" in str(caught.value.fix)
 
 
 def test_a_python_that_does_not_exist_is_named_as_it_is_written() -> None:
@@ -111,7 +111,7 @@ def test_a_python_that_does_not_exist_is_named_as_it_is_written() -> None:
     assert caught.value.key == "env.eval.python"
     located = loaded.located(caught.value)
     assert (located.key, located.file) == ("env.isaaclab.python", "command line")
-    assert "env.isaaclab.python" in str(located.mend)
+    assert "env.isaaclab.python" in str(located.fix)
 
 
 def test_keys_of_isaac_lab_have_no_effect_elsewhere() -> None:

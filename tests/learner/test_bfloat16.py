@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 LORA = LoraConfig(rank=2, alpha=4)
 
 
-def halved(policy: Policy, trainable: str = "head", **settings: Any) -> Learner:
+def bfloat16(policy: Policy, trainable: str = "head", **settings: Any) -> Learner:
     """An actor that computes with bfloat16 weights."""
     return autocast(policy, trainable, **settings, precision="bf16")
 
@@ -40,8 +40,8 @@ def update(actor: Learner, rollout: Decisions) -> tuple[dict[str, float], dict[s
 
 def rounded(actor: Learner) -> bool:
     """Whether the bfloat16 weights are the float32 ones, rounded."""
-    assert actor.halved is not None
-    return all(torch.equal(half, weight.to(torch.bfloat16)) for weight, half in actor.halved.halves.items())
+    assert actor.bfloat16 is not None
+    return all(torch.equal(half, weight.to(torch.bfloat16)) for weight, half in actor.bfloat16.rounded.items())
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_an_update_is_that_of_autocast(
     trainable: str, policy_settings: dict[str, Any], settings: dict[str, Any], micro: int
 ) -> None:
     results = []
-    for make in (autocast, halved):
+    for make in (autocast, bfloat16):
         policy = groot_policy(trainable=trainable, **policy_settings)
         actor = make(policy, trainable, micro=micro, **settings)
         rollout = rollout_of(policy, SIZE, keep_features=trainable != "all" and not settings.get("is_lora"))
@@ -80,7 +80,7 @@ def test_an_update_is_that_of_autocast(
 
 def test_gradients_of_products_are_bfloat16_and_of_norms_float32() -> None:
     policy = groot_policy()
-    actor = halved(policy)
+    actor = bfloat16(policy)
     rollout = rollout_of(policy, SIZE)
     actor._backward(rollout, actor.algorithm.shares(rollout, rollout), ("actor", "critic"))
     other = autocast(twin := groot_policy())
@@ -102,17 +102,17 @@ def test_gradients_of_products_are_bfloat16_and_of_norms_float32() -> None:
 
 def test_what_does_not_train_is_shared() -> None:
     policy = groot_policy(trainable="head_without_context")
-    actor = halved(policy, "head_without_context")
-    assert actor.halved is not None
+    actor = bfloat16(policy, "head_without_context")
+    assert actor.bfloat16 is not None
     own = {id(tensor) for tensor in (*policy.parameters(), *policy.buffers())}
-    others = {id(half) for half in actor.halved.halves.values()}
+    others = {id(half) for half in actor.bfloat16.rounded.values()}
     assert {id(tensor) for tensor in (*actor.computing.parameters(), *actor.computing.buffers())} - own == others
-    assert len(others) == sum(weight in actor.halved.halves for weight in policy.parameters()) > 0
+    assert len(others) == sum(weight in actor.bfloat16.rounded for weight in policy.parameters()) > 0
 
 
 def test_adapters_are_stored_and_stepped_in_float32() -> None:
     policy = groot_policy(lora=LORA)
-    actor = halved(policy, is_lora=True, optim={"lr": 1e-6})
+    actor = bfloat16(policy, is_lora=True, optim={"lr": 1e-6})
     found = adapters(policy)
     assert found
     with torch.no_grad():
@@ -128,13 +128,13 @@ def test_adapters_are_stored_and_stepped_in_float32() -> None:
 def test_a_run_resumes_from_its_state() -> None:
     straight = groot_policy()
     rollout = rollout_of(straight, SIZE)
-    actor = halved(straight, batch=16)
+    actor = bfloat16(straight, batch=16)
     actor.update(rollout, 0, never)
     state, model = copy.deepcopy(actor.state_dict()), weights(straight)
     assert {value.dtype for kept in state["optimizer"]["state"].values() for value in kept.values()} == {torch.float32}
     actor.update(rollout, 1, never)
     resumed = groot_policy()
-    other = halved(resumed, batch=16)
+    other = bfloat16(resumed, batch=16)
     resumed.load_state_dict(model)
     other.load_state_dict(state)
     other.update(rollout, 1, never)
@@ -148,7 +148,7 @@ def test_a_state_of_the_library_alone_is_continued() -> None:
     before = autocast(policy)
     before.update(rollout, 0, never)
     other = mlp_policy()
-    after = halved(other)
+    after = bfloat16(other)
     other.load_state_dict(weights(policy))
     after.load_state_dict(copy.deepcopy(before.state_dict()))
     (metrics, expected), (found_metrics, found) = (update(actor, rollout) for actor in (before, after))
@@ -159,7 +159,7 @@ def test_a_state_of_the_library_alone_is_continued() -> None:
 
 def test_the_noise_of_an_update_reaches_what_computes() -> None:
     policy = groot_policy(noise_anneal=True, noise_params=(0.8, 0.2, 5))
-    actor = halved(policy)
+    actor = bfloat16(policy)
     assert isinstance(actor.computing, GrootPolicy)
     actor.update(rollout_of(policy, SIZE), 5, never)
     assert actor.computing.noise_level == 0.2
@@ -167,17 +167,17 @@ def test_the_noise_of_an_update_reaches_what_computes() -> None:
 
 def test_a_gradient_that_is_not_finite_stops_before_any_step() -> None:
     policy = mlp_policy()
-    actor = halved(policy)
-    assert actor.halved is not None
+    actor = bfloat16(policy)
+    assert actor.bfloat16 is not None
     rollout = rollout_of(policy, SIZE)
     actor.update(rollout, 0, never)
-    before = [half.detach().clone() for half in actor.halved.halves.values()]
+    before = [half.detach().clone() for half in actor.bfloat16.rounded.values()]
     state = copy.deepcopy(actor.state_dict()["optimizer"]["state"])
     stored = weights(policy)
-    next(iter(actor.halved.halves.values())).register_hook(lambda gradient: gradient * float("inf"))
+    next(iter(actor.bfloat16.rounded.values())).register_hook(lambda gradient: gradient * float("inf"))
     with pytest.raises(NonFiniteError, match="gradient is not finite"):
         actor.update(rollout, 1, never)
     assert all(torch.equal(value, stored[name]) for name, value in policy.state_dict().items())
-    assert all(torch.equal(half, kept) for half, kept in zip(actor.halved.halves.values(), before, strict=True))
+    assert all(torch.equal(half, kept) for half, kept in zip(actor.bfloat16.rounded.values(), before, strict=True))
     for index, kept in actor.state_dict()["optimizer"]["state"].items():
         assert all(torch.equal(kept[name], state[index][name]) for name in kept)

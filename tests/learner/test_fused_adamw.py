@@ -1,4 +1,4 @@
-"""The fused step of halved weights against torch's AdamW with torch's clipping."""
+"""The fused step of bfloat16 weights against torch's AdamW with torch's clipping."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Pair:
 
     optimizer: torch.optim.AdamW
     steps: Steps
-    halves: dict[nn.Parameter, nn.Parameter]
+    rounded: dict[nn.Parameter, nn.Parameter]
     plain: torch.optim.AdamW
 
     @property
@@ -44,8 +44,8 @@ class Pair:
         for weight, other in zip(self.weights, weights_of(self.plain), strict=True):
             gradient = (scale * torch.randn(weight.shape, generator=generator)).to(weight.device, torch.bfloat16)
             other.grad = gradient.float()
-            if weight in self.halves:
-                self.halves[weight].grad = gradient
+            if weight in self.rounded:
+                self.rounded[weight].grad = gradient
             else:
                 weight.grad = gradient.float()
 
@@ -65,8 +65,8 @@ class Pair:
             assert all(state[name].dtype == torch.float32 for name in state)
             for name in state:
                 close(state[name], expected[name])
-            if weight in self.halves:
-                assert torch.equal(self.halves[weight], weight.to(torch.bfloat16))
+            if weight in self.rounded:
+                assert torch.equal(self.rounded[weight], weight.to(torch.bfloat16))
 
 
 def weights_of(optimizer: torch.optim.AdamW) -> list[nn.Parameter]:
@@ -82,12 +82,12 @@ def pair(device: str, **settings: float) -> Pair:
     generator, place = torch.Generator().manual_seed(0), torch.device(device)
     values = [torch.randn(shape, generator=generator).to(place) for shape in (*HALVED, *OWN)]
     ours, plain = ([nn.Parameter(value.clone()) for value in values] for _ in range(2))
-    halves = {weight: nn.Parameter(weight.detach().to(torch.bfloat16)) for weight in ours[: len(HALVED)]}
+    rounded = {weight: nn.Parameter(weight.detach().to(torch.bfloat16)) for weight in ours[: len(HALVED)]}
     optim: Any = SimpleNamespace(**vars(OPTIM) | settings)
     optimizer, other = (
         adamw({"actor": weights[::2], "critic": weights[1::2]}, optim, place) for weights in (ours, plain)
     )
-    return Pair(optimizer, Steps(optimizer, halves, OPTIM.clip_grad), halves, other)
+    return Pair(optimizer, Steps(optimizer, rounded, OPTIM.clip_grad), rounded, other)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -119,13 +119,13 @@ def test_a_forbidden_step_leaves_everything_alone(device: str, number: float) ->
     both = pair(device)
     both.set_gradients(0, 1.0)
     both.step()
-    kept = [weight.detach().clone() for weight in (*both.weights, *both.halves.values())]
+    kept = [weight.detach().clone() for weight in (*both.weights, *both.rounded.values())]
     state = copy.deepcopy(both.optimizer.state_dict()["state"])
     both.set_gradients(1, number)
     for group in range(2):
         both.steps.clip(group)
     both.steps.step_unless(torch.tensor(True, device=device))
-    for weight, before in zip((*both.weights, *both.halves.values()), kept, strict=True):
+    for weight, before in zip((*both.weights, *both.rounded.values()), kept, strict=True):
         assert torch.equal(weight, before)
     for index, found in both.optimizer.state_dict()["state"].items():
         assert all(torch.equal(found[name], state[index][name]) for name in found)
@@ -173,7 +173,7 @@ def test_gathered_gradients_add_up_in_float32(device: str) -> None:
     for weight, other, start in zip(both.weights, weights_of(both.plain), first, strict=True):
         assert other.grad is not None
         assert start is not None
-        if weight in both.halves:
+        if weight in both.rounded:
             other.grad += start
             assert weight.grad is not None
             assert torch.equal(weight.grad, other.grad), "1e-3 of a bfloat16 number would be lost"

@@ -167,7 +167,7 @@ def test_flash_attention_that_cannot_run_is_a_clear_error():
     with pytest.raises(UserError, match="flash-attn") as caught:
         Backbone(toy_config().eagle_cfg, "flash_attention_2")
     assert caught.value.key == "actor.model.attn_implementation"
-    assert "sdpa" in str(caught.value.mend)
+    assert "sdpa" in str(caught.value.fix)
 
 
 @pytest.mark.skipif(not is_flash_attn_2_available(), reason="needs a GPU and the package flash-attn")

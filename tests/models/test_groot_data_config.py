@@ -86,16 +86,16 @@ def test_a_class_of_the_user_is_refused_with_the_yaml_to_write():
     with pytest.raises(UserError) as error:
         read("my_config:MyRobotDataConfig")
     assert error.value.value == "my_config:MyRobotDataConfig"
-    assert error.value.mend is not None
-    block = yaml.safe_load(textwrap.dedent(error.value.mend.partition("\n")[2]))
+    assert error.value.fix is not None
+    block = yaml.safe_load(textwrap.dedent(error.value.fix.partition("\n")[2]))
     assert read(block["data_config"]) == BUILT_IN["so100_dualcam"]
-    assert EXAMPLE in error.value.mend
+    assert EXAMPLE in error.value.fix
 
 
 def test_an_unknown_name_is_answered_with_the_nearest():
     with pytest.raises(UserError) as error:
         read("so100_dual_cam")
-    assert error.value.mend == "write so100_dualcam"
+    assert error.value.fix == "write so100_dualcam"
     assert error.value.expected is not None
     assert all(name in error.value.expected for name in PUBLISHED)
 

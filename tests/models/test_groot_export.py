@@ -148,7 +148,7 @@ def test_weights_are_not_laid_over_a_base_model_with_other_inputs(base: Path, tm
     with pytest.raises(UserError, match="inputs in another way") as caught:
         overlay_rl_weights(load_groot(base, SETTINGS, INPUTS), step)
     assert (caught.value.key, caught.value.value) == ("--rl_model_path", "sequence_length")
-    assert str(step / "model") in str(caught.value.mend)
+    assert str(step / "model") in str(caught.value.fix)
     overlay_rl_weights(load_groot(base, PADDED, INPUTS), step)
     sibling = tmp_path / "sibling"
     shutil.copytree(base, sibling)

@@ -66,9 +66,9 @@ def test_the_padding_that_is_advised_is_just_enough():
     text = "an instruction nobody trained"
     with pytest.raises(UserError) as error:
         encoder(sequence_length=6).encode([text])
-    mend = str(error.value.mend)
-    needed = int(mend.partition("padding_value=")[2].partition(",")[0])
-    assert needed == 3 + int(mend.partition("pretrain.architecture.text_length=")[2])
+    fix = str(error.value.fix)
+    needed = int(fix.partition("padding_value=")[2].partition(",")[0])
+    assert needed == 3 + int(fix.partition("pretrain.architecture.text_length=")[2])
     assert 0 not in encoder(sequence_length=needed).encode([text])
     with pytest.raises(UserError, match="with room for"):
         encoder(sequence_length=needed - 1).encode([text])

@@ -234,4 +234,4 @@ def test_without_peft_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(UserError, match="peft") as caught:
         toy_policy(lora=LORA).prepare_training("head")
-    assert "peft" in str(caught.value.mend)
+    assert "peft" in str(caught.value.fix)

@@ -243,7 +243,7 @@ def test_a_prediction_needs_tensors(kind: str, part: str, name: str | None, valu
             )
         )
     assert caught.value.key == (part if name is None else f"{part}.{name}")
-    assert all(text in str(caught.value) for text in ("expected: a", "torch tensor", "mend:", *complaint))
+    assert all(text in str(caught.value) for text in ("expected: a", "torch tensor", "fix:", *complaint))
 
 
 @pytest.mark.parametrize("kind", ["mlp", "flow_sde"])

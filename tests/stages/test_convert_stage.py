@@ -176,7 +176,7 @@ def test_a_mapping_that_never_fits_is_the_experiments_mistake(tmp_path: Path) ->
     with pytest.raises(UserError, match=r"no observation named 'tabel_cam' \(.*demos.hdf5, demo_1\)") as caught:
         run(tmp_path, demo(0, success=False), demo(1), config=config)
     assert caught.value.key == "env.train.mapping.main_images"
-    assert str(caught.value.mend).startswith("did you mean 'table_cam'? Otherwise record with a task that has it")
+    assert str(caught.value.fix).startswith("did you mean 'table_cam'? Otherwise record with a task that has it")
     assert not (tmp_path / "dataset").exists()
 
 
@@ -185,7 +185,7 @@ TERMS = {name: None for name in demo().arrays if name.startswith("obs/")}
 
 
 @pytest.mark.parametrize(
-    ("changes", "mend"),
+    ("changes", "fix"),
     [
         (BLIND, "a camera: the Visuomotor task, with --enable_cameras"),
         (TERMS, "this recording has none"),
@@ -194,16 +194,16 @@ TERMS = {name: None for name in demo().arrays if name.startswith("obs/")}
     ids=["no camera", "no observation", "one vector"],
 )
 def test_what_the_recorder_left_out_is_mended_by_recording_again(
-    tmp_path: Path, changes: dict[str, np.ndarray | None], mend: str
+    tmp_path: Path, changes: dict[str, np.ndarray | None], fix: str
 ) -> None:
     with pytest.raises(UserError, match="no observation named 'table_cam'") as caught:
         run(tmp_path, demo(0).but(changes))
-    assert mend in str(caught.value.mend)
+    assert fix in str(caught.value.fix)
     assert "correct the name" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("demos", "mend"),
+    ("demos", "fix"),
     [
         ([demo(0, success=False)], "--keep_failed"),
         ([], "record"),
@@ -212,10 +212,10 @@ def test_what_the_recorder_left_out_is_mended_by_recording_again(
         ([demo().but({"obs/table_cam": np.zeros((6, 47, 47, 3), np.uint8)})], "even height and width"),
     ],
 )
-def test_nothing_to_convert_is_one_error(tmp_path: Path, demos: list[Demo], mend: str) -> None:
+def test_nothing_to_convert_is_one_error(tmp_path: Path, demos: list[Demo], fix: str) -> None:
     with pytest.raises(UserError, match="None of the recorded episodes") as caught:
         run(tmp_path, *demos)
-    assert mend in str(caught.value.mend)
+    assert fix in str(caught.value.fix)
 
 
 def test_nothing_sound_leaves_nothing(tmp_path: Path) -> None:
@@ -320,7 +320,7 @@ def test_an_experiment_of_another_simulator_asks_for_the_recordings_own() -> Non
     with pytest.raises(UserError, match="this experiment's task is not") as caught:
         survey(load_config("pick_cube_ppo_groot").config, [])
     assert caught.value.key == "env.train.env_type"
-    assert "--config_name" in str(caught.value.mend)
+    assert "--config_name" in str(caught.value.fix)
 
 
 @pytest.mark.parametrize(

@@ -40,21 +40,21 @@ LONG = "take the red cube from the table and put it on top of the blue cube that
 
 
 @pytest.mark.parametrize(
-    ("name", "overrides", "mend"),
+    ("name", "overrides", "fix"),
     [
         ("train", [], "pretrain.architecture.text_length="),
         ("eval", ["+actor.model.rl_head_config.padding_value=46"], "actor.model.rl_head_config.padding_value="),
     ],
 )
 def test_an_instruction_that_is_too_long_is_found_before_anything_is_rendered(
-    name: str, overrides: list[str], mend: str, tmp_path: Path
+    name: str, overrides: list[str], fix: str, tmp_path: Path
 ) -> None:
     long = f"+env.{name}.mapping.task_description={LONG}"
     with pytest.raises(UserError, match=r"An instruction of \d+ tokens, with room for") as caught:
         pretrain(groot_experiment(long, *overrides).config, tmp_path / "backbone")
     assert caught.value.key == f"env.{name}.mapping.task_description"
-    advised = str(caught.value.mend).partition(", or set ")[2]
-    assert advised.startswith(mend)
+    advised = str(caught.value.fix).partition(", or set ")[2]
+    assert advised.startswith(fix)
     check_instructions(groot_experiment(long, f"++{advised}").config)
     key, _, needed = advised.partition("=")
     with pytest.raises(UserError, match="with room for"):

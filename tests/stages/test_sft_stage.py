@@ -172,8 +172,8 @@ def test_a_missing_backbone_says_how_to_get_one(demos: Path, tmp_path: Path, mon
     with pytest.raises(UserError, match=r"these values of pretrain\.\*") as caught:
         train_base(config, demos, None, tmp_path / "model")
     assert str(cached_backbone(config.pretrain)) in str(caught.value)
-    assert "same pretrain.* overrides" in str(caught.value.mend)
-    assert "sft.backbone=<folder>" in str(caught.value.mend)
+    assert "same pretrain.* overrides" in str(caught.value.fix)
+    assert "sft.backbone=<folder>" in str(caught.value.fix)
 
 
 @pytest.mark.parametrize("given", [None, "empty"])
@@ -186,7 +186,7 @@ def test_an_experiment_that_pretrains_nothing_asks_for_a_published_model(
         train_base(config, demos, None, tmp_path / "model")
     assert caught.value.key == "sft.backbone"
     assert "GR00T N1.5" in str(caught.value.expected)
-    assert "hf download" in str(caught.value.mend)
+    assert "hf download" in str(caught.value.fix)
     assert "regrasp pretrain" not in str(caught.value)
 
 

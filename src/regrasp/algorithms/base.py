@@ -129,7 +129,7 @@ class Algorithm(ABC):
             key="algorithm.loss_type",
             value=self.config.loss_type,
             expected="an algorithm that suits the policy",
-            mend="choose another algorithm, or another policy; with add_value_head=true a policy gets a value head",
+            fix="choose another algorithm, or another policy; with add_value_head=true a policy gets a value head",
         )
 
     def wants_more(self, decisions: Decisions, num_epochs: int) -> bool:

@@ -52,7 +52,7 @@ class GrpoConfig(PolicyGradientConfig):
                 key="algorithm.group_size",
                 value=self.group_size,
                 expected=f"a divisor of env.train.total_num_envs ({env.total_num_envs})",
-                mend="change one of the two",
+                fix="change one of the two",
             )
         if env.auto_reset:
             yield UserError(
@@ -60,7 +60,7 @@ class GrpoConfig(PolicyGradientConfig):
                 key="env.train.auto_reset",
                 value=True,
                 expected="false: the episodes of a group are compared one by one",
-                mend="set env.train.auto_reset=false, and algorithm.rollout_epoch for more episodes",
+                fix="set env.train.auto_reset=false, and algorithm.rollout_epoch for more episodes",
             )
         if self.filter_rewards and self.rewards_lower_bound >= self.rewards_upper_bound:
             yield UserError(
@@ -68,7 +68,7 @@ class GrpoConfig(PolicyGradientConfig):
                 key="algorithm.rewards_lower_bound",
                 value=self.rewards_lower_bound,
                 expected=f"less than algorithm.rewards_upper_bound ({self.rewards_upper_bound})",
-                mend="correct the bounds",
+                fix="correct the bounds",
             )
 
     def build(self) -> Grpo:

@@ -1,6 +1,6 @@
 """Losses of policy-gradient algorithms and their metrics; the surrogate is that of arXiv:1707.06347.
 
-Metrics are detached scalars under the names that the reference logs.
+Metrics are detached scalars under the names that RLinf logs.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def policy_loss(
 
     Returns:
         The loss, and metrics: `policy_loss`; `policy_loss_abs`, mean |loss|; `ratio`; `ratio_abs`, mean |r - 1|;
-        `clipped_ratio`, mean of the ratio after clipping; `dual_cliped_ratio` (the reference's spelling), mean of the
+        `clipped_ratio`, mean of the ratio after clipping; `dual_cliped_ratio` (RLinf's spelling), mean of the
         ratio where the dual clip is active and 0 elsewhere; `approx_kl`, mean (r - 1) - log r, the low-variance
         estimator of KL(old || new); `clip_fraction`, share of elements whose loss the ratio's clip changed.
     """

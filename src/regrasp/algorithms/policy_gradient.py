@@ -82,7 +82,7 @@ class PolicyGradient(Algorithm):
             key="algorithm.entropy_bonus",
             value=self.config.entropy_bonus,
             expected="0",
-            mend="set algorithm.entropy_bonus=0; exploration is set by actor.model.rl_head_config.noise_level",
+            fix="set algorithm.entropy_bonus=0; exploration is set by actor.model.rl_head_config.noise_level",
         )
 
     def parameters(self, policy: Policy, trainable: str) -> dict[str, list[nn.Parameter]]:

@@ -56,7 +56,7 @@ class PpoConfig(DiscountedConfig):
                 key="algorithm.group_size",
                 value=self.group_size,
                 expected="1: advantages come from the value function (gae), not from groups of environments",
-                mend="set algorithm.group_size=1, or choose a group-relative algorithm, such as adv_type grpo",
+                fix="set algorithm.group_size=1, or choose a group-relative algorithm, such as adv_type grpo",
             )
 
     def build(self) -> Ppo:

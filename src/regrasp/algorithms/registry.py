@@ -45,7 +45,7 @@ def algorithm_of(values: Mapping[str, Any]) -> type[AlgorithmConfig]:
             key="algorithm.adv_type",
             value=adv_type,
             expected=pairs,
-            mend=f"{near}install the package that provides it, as an entry point of {ENTRY_POINT_GROUP}",
+            fix=f"{near}install the package that provides it, as an entry point of {ENTRY_POINT_GROUP}",
         )
     if loss_type not in (None, loss_types[adv_type]):
         raise UserError(
@@ -53,7 +53,7 @@ def algorithm_of(values: Mapping[str, Any]) -> type[AlgorithmConfig]:
             key="algorithm.loss_type",
             value=loss_type,
             expected=pairs,
-            mend=f"set algorithm.loss_type={loss_types[adv_type]}, or another adv_type",
+            fix=f"set algorithm.loss_type={loss_types[adv_type]}, or another adv_type",
         )
     return known[adv_type]
 

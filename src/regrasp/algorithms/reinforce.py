@@ -37,7 +37,7 @@ class ReinforceConfig(DiscountedConfig):
                 key="algorithm.use_reinpp_baseline",
                 value=self.use_reinpp_baseline,
                 expected=f"{str(self.group_size > 1).lower()}, with algorithm.group_size {self.group_size}",
-                mend="set algorithm.group_size above 1 with the baseline, and to 1 without",
+                fix="set algorithm.group_size above 1 with the baseline, and to 1 without",
             )
         if self.use_reinpp_baseline and env.auto_reset:
             yield UserError(
@@ -45,7 +45,7 @@ class ReinforceConfig(DiscountedConfig):
                 key="env.train.auto_reset",
                 value=True,
                 expected="false: the episodes of a group are compared one by one",
-                mend="set env.train.auto_reset=false, and algorithm.rollout_epoch for more episodes",
+                fix="set env.train.auto_reset=false, and algorithm.rollout_epoch for more episodes",
             )
 
     def build(self) -> Reinforce:

@@ -195,7 +195,7 @@ def _without_weights(folder: Path) -> UserError:
         "No weights in this folder.",
         file=folder / _SINGLE,
         expected=f"{_SINGLE}, or {_INDEX} with its shards",
-        mend="Convert its weights to safetensors: pickled ones are not read, because reading them runs code."
+        fix="Convert its weights to safetensors: pickled ones are not read, because reading them runs code."
         if pickled
         else "Give a model folder in Hugging Face layout, for example `global_step_<N>/model`.",
     )
@@ -205,7 +205,7 @@ def _read_index(file: Path) -> dict[str, str]:
     try:
         content: Any = json.loads(file.read_bytes())
     except ValueError as error:
-        raise UserError(f"Not a JSON file: {error}.", file=file, mend=_AGAIN) from error
+        raise UserError(f"Not a JSON file: {error}.", file=file, fix=_AGAIN) from error
     weight_map: Any = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(weight_map, dict) or not all(map(_is_plain_name, weight_map.values())):
         raise UserError(
@@ -213,7 +213,7 @@ def _read_index(file: Path) -> dict[str, str]:
             file=file,
             key="weight_map",
             expected="tensor names mapped to plain file names",
-            mend=_AGAIN,
+            fix=_AGAIN,
         )
     return {str(name): str(shard) for name, shard in weight_map.items()}
 
@@ -227,7 +227,7 @@ def _list_file(file: Path) -> list[StoredTensor]:
             f"Weights of a type that is not read: {', '.join(foreign)}.",
             file=file,
             expected=", ".join(_DTYPES),
-            mend="Give the weights as they were before they were quantised.",
+            fix="Give the weights as they were before they were quantised.",
         )
     return [StoredTensor(file, name, shape, _DTYPES[dtype]) for name, (shape, dtype) in found.items()]
 
@@ -238,13 +238,13 @@ def _opened(file: Path) -> Iterator[Any]:
         with safe_open(file, "pt") as content:
             yield content
     except OSError as error:
-        raise UserError(f"The file cannot be read: {error}.", file=file, mend=_AGAIN) from error
+        raise UserError(f"The file cannot be read: {error}.", file=file, fix=_AGAIN) from error
     except SafetensorError as error:
         if _is_lfs_pointer(file):
             raise UserError(
-                "A pointer of git-lfs in place of the file.", file=file, mend="Run `git lfs pull` in its repository."
+                "A pointer of git-lfs in place of the file.", file=file, fix="Run `git lfs pull` in its repository."
             ) from error
-        raise UserError(f"Not a sound safetensors file: {error}.", file=file, mend=_AGAIN) from error
+        raise UserError(f"Not a sound safetensors file: {error}.", file=file, fix=_AGAIN) from error
 
 
 def _is_lfs_pointer(file: Path) -> bool:
@@ -257,7 +257,7 @@ def _is_in(tensor: StoredTensor | None, shard: str) -> bool:
 
 
 def _incomplete(problem: str, index: Path) -> UserError:
-    return UserError(problem, file=index, mend="Download or copy the folder again, completely.")
+    return UserError(problem, file=index, fix="Download or copy the folder again, completely.")
 
 
 def _is_plain_name(shard: Any) -> bool:

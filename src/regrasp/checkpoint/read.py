@@ -112,7 +112,7 @@ def find_checkpoint(path: Path) -> Path:
             f"This folder holds the checkpoints of {len(newest)} runs.",
             file=path,
             expected="one run",
-            mend="Name one of: " + ", ".join(str(found) for found in newest),
+            fix="Name one of: " + ", ".join(str(found) for found in newest),
         )
     return newest[0]
 
@@ -133,7 +133,7 @@ def _checkpoint_folders(path: Path) -> list[Path]:
             "This folder is no run; there are runs below it.",
             file=path,
             expected="a global_step_<N> folder, a checkpoints folder or a run folder",
-            mend="Name one of: " + ", ".join(str(folder.parent.parent) for folder in below[-_NUM_RUNS_SHOWN:]),
+            fix="Name one of: " + ", ".join(str(folder.parent.parent) for folder in below[-_NUM_RUNS_SHOWN:]),
         )
     return found
 
@@ -154,9 +154,7 @@ def load_full_weights(folder_or_file: Path) -> dict[str, Tensor]:
     except Exception as error:
         # torch raises half a dozen unrelated types here; all mean the same to the user.
         first_line = str(error).partition("\n")[0]
-        raise UserError(
-            f"These weights cannot be read: {first_line}", file=file, mend="Copy the file again."
-        ) from error
+        raise UserError(f"These weights cannot be read: {first_line}", file=file, fix="Copy the file again.") from error
     is_state = isinstance(weights, dict) and all(isinstance(tensor, Tensor) for tensor in weights.values())
     if not is_state:
         raise UserError("This file does not hold weights.", file=file, expected="a dict of tensors by name")
@@ -179,7 +177,7 @@ def full_weights_file(path: Path) -> Path:
         "No full_weights.pt here.",
         file=path,
         expected=f"a .pt file, or a global_step_<N> folder with {FULL_WEIGHTS}",
-        mend="Correct the path; a folder with a config.json is a model of its own and is given as --model_path.",
+        fix="Correct the path; a folder with a config.json is a model of its own and is given as --model_path.",
     )
 
 
@@ -213,7 +211,7 @@ def _newest_complete(checkpoints_dir: Path) -> Path | None:
 def _damaged(folder: Path, problems: Sequence[Problem]) -> UserError:
     shown = "; ".join(str(problem) for problem in problems[:_NUM_PROBLEMS_SHOWN])
     more = f"; and {len(problems) - _NUM_PROBLEMS_SHOWN} more" if len(problems) > _NUM_PROBLEMS_SHOWN else ""
-    return UserError(f"This checkpoint is not sound: {shown}{more}.", file=folder, mend=_alternative(folder))
+    return UserError(f"This checkpoint is not sound: {shown}{more}.", file=folder, fix=_alternative(folder))
 
 
 def _alternative(folder: Path) -> str:
@@ -241,5 +239,5 @@ def _none_complete(path: Path, parents: Sequence[Path]) -> UserError:
         problem,
         file=path,
         expected="a global_step_<N> folder, a checkpoints folder or a run folder",
-        mend="For weights that another tool wrote, use --rl_model_path.",
+        fix="For weights that another tool wrote, use --rl_model_path.",
     )

@@ -205,5 +205,5 @@ def _unwritable(checkpoints_dir: Path, step: int, cause: Exception) -> UserError
         f"The checkpoint of step {step} could not be written: {cause}. Earlier checkpoints are intact.",
         file=checkpoints_dir,
         expected=f"a writable folder with room ({room})",
-        mend="Free space or correct the folder's permissions, then resume from the newest checkpoint.",
+        fix="Free space or correct the folder's permissions, then resume from the newest checkpoint.",
     )

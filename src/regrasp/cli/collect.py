@@ -59,7 +59,7 @@ def _policy(args: argparse.Namespace) -> str:
             key="--policy",
             value=policy,
             expected="expert, model, or module:function",
-            mend="correct it",
+            fix="correct it",
         )
     if args.model_path is not None and policy != "model":
         raise UserError(
@@ -67,7 +67,7 @@ def _policy(args: argparse.Namespace) -> str:
             key="--model_path",
             value=args.model_path,
             expected=f"no model with --policy {policy}",
-            mend="leave one of the two out",
+            fix="leave one of the two out",
         )
     return policy
 
@@ -81,6 +81,6 @@ def _require_model(loaded: LoadedConfig) -> None:
             file=loaded.file,
             key="actor.model.model_path",
             expected="the folder of a trained model",
-            mend="pass --model_path",
+            fix="pass --model_path",
         )
     require_paths(loaded.config, "play", loaded.file)

@@ -1,4 +1,4 @@
-"""Flags that commands share, under the reference's names, and what they mean as configuration overrides."""
+"""Flags that commands share, under RLinf's names, and what they mean as configuration overrides."""
 
 from __future__ import annotations
 
@@ -134,9 +134,9 @@ def _experiment_of_task(args: argparse.Namespace) -> str | None:
         return None
     shipped = shipped_experiments().get(args.task)
     if shipped is None:
-        expected, mend = advice
+        expected, fix = advice
         raise UserError(
-            "No experiment is known for this task", key="--task", value=args.task, expected=expected, mend=mend
+            "No experiment is known for this task", key="--task", value=args.task, expected=expected, fix=fix
         )
     return shipped[0]
 
@@ -233,5 +233,5 @@ def _require_block(loaded: LoadedConfig, name: str) -> None:
             file=loaded.file,
             key=name,
             expected=f"a block '{name}:'",
-            mend=f"add the block, or use an experiment that has one, such as {DEFAULT_CONFIG}",
+            fix=f"add the block, or use an experiment that has one, such as {DEFAULT_CONFIG}",
         )

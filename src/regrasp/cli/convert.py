@@ -87,7 +87,7 @@ def _check(files: Sequence[Path], fps: int | None) -> None:
             "No recording is given",
             key="FILE",
             expected="one or more .hdf5 files that Isaac Lab's recorder wrote",
-            mend="name them: regrasp convert demos.hdf5 --config_name ...",
+            fix="name them: regrasp convert demos.hdf5 --config_name ...",
         )
     if fps is not None and fps < 1:
-        raise UserError("No step rate", key="--fps", value=fps, expected="at least 1", mend="correct it")
+        raise UserError("No step rate", key="--fps", value=fps, expected="at least 1", fix="correct it")

@@ -83,7 +83,7 @@ def _parse(text: str) -> Override:
         raise _bad_override(
             text,
             f"The override {text} gives several values.",
-            mend=f"write a list in brackets: '{override.key_or_group}=[{text.partition('=')[2]}]'",
+            fix=f"write a list in brackets: '{override.key_or_group}=[{text.partition('=')[2]}]'",
         )
     return override
 
@@ -93,19 +93,19 @@ def _unreadable(text: str) -> UserError:
     key, equals, value = text.partition("=")
     if not equals:
         return _bad_override(
-            text, f"The override {text} has no value.", mend=f"write key=value, without spaces: {key.strip()}=..."
+            text, f"The override {text} has no value.", fix=f"write key=value, without spaces: {key.strip()}=..."
         )
     if not key.strip():
         return _bad_override(text, "The override names no key.")
     return _bad_override(
         text,
         f"The value of the override cannot be read: {value}",
-        mend=f"write key=value; close brackets and quotes, and quote special characters: \"{key}='...'\"",
+        fix=f"write key=value; close brackets and quotes, and quote special characters: \"{key}='...'\"",
     )
 
 
 def _bad_override(
-    text: str, problem: str, mend: str = "write key=value; quote values with special characters"
+    text: str, problem: str, fix: str = "write key=value; quote values with special characters"
 ) -> UserError:
     return UserError(
         problem,
@@ -113,7 +113,7 @@ def _bad_override(
         key=text.partition("=")[0].strip() or text,
         value=text,
         expected="key=value, for example algorithm.update_epoch=2",
-        mend=mend,
+        fix=fix,
     )
 
 
@@ -168,7 +168,7 @@ def _composition_error(error: Exception, file: Path, overrides: Sequence[Overrid
         return _bad_override(
             texts[0],
             f"The override cannot be applied: {str(error.__cause__ or error.__context__ or reason).splitlines()[0]}",
-            mend="set a key that exists; docs/configuration.md lists them",
+            fix="set a key that exists; docs/configuration.md lists them",
         )
     return _defaults_error(reason, file)
 
@@ -179,7 +179,7 @@ def _defaults_error(reason: str, file: Path) -> UserError:
         file=file,
         key="defaults",
         expected="a `defaults` list whose entries exist beside this file or among the shipped configurations",
-        mend="remove the entry from `defaults` (or from a `hydra` block), or add the file it names",
+        fix="remove the entry from `defaults` (or from a `hydra` block), or add the file it names",
     )
 
 
@@ -200,10 +200,10 @@ def _resolved(config: DictConfig, sources: Sources) -> dict[str, Any]:
         path = split_key(error.full_key or "")
         place = sources.locate(path, follow=False)
         if isinstance(error, MissingMandatoryValue):
-            problem, expected, mend = f"{place.key} has no value.", "a value instead of ???", f"set {place.key}"
+            problem, expected, fix = f"{place.key} has no value.", "a value instead of ???", f"set {place.key}"
         else:
             problem = f"The interpolation in {place.key} cannot be resolved: {str(error).splitlines()[0]}"
-            expected, mend = "${key} of an existing key", "correct the key between ${ and }, or write the value itself"
+            expected, fix = "${key} of an existing key", "correct the key between ${ and }, or write the value itself"
         raise UserError(
-            problem, file=place.file, key=place.key, value=sources.value(path), expected=expected, mend=mend
+            problem, file=place.file, key=place.key, value=sources.value(path), expected=expected, fix=fix
         ) from error

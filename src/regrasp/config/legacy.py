@@ -1,4 +1,4 @@
-"""Keys of the reference's configuration files that are read but have no effect here."""
+"""Keys of RLinf's configuration files that are read but have no effect here."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ NO_EFFECT: dict[str, str] = {
     "robots are described by the mapping": "actor.model.policy_setup",
     "GR00T's log-probability is the Gaussian density either way, and 0 where a step is deterministic": """
         actor.model.rl_head_config.safe_get_logprob""",
-    "GR00T's value head reads context and state, as in the reference; only pi0's reads action tokens": """
+    "GR00T's value head reads context and state, as in RLinf; only pi0's reads action tokens": """
         actor.model.rl_head_config.chunk_critic_input""",
     "sharding is set up by the engine": """
         actor.fsdp_config.strategy actor.fsdp_config.sharding_strategy actor.fsdp_config.gradient_checkpointing
@@ -70,12 +70,12 @@ DUPLICATES: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     (("actor", "model", "rl_head_config", "add_value_head"), ("actor", "model", "add_value_head")),
     (("env", "train", "group_size"), ("algorithm", "group_size")),
 )
-"""Keys that the reference writes twice, and the one that counts."""
+"""Keys that RLinf writes twice, and the one that counts."""
 
 SYNONYMS: tuple[tuple[tuple[str, ...], str, str], ...] = (
     (("actor", "model", "rl_head_config", "noise_method"), "reinflow", "flow_noise"),
 )
-"""Values with another name in the reference: the key, the value's name there, and its name here."""
+"""Values with another name in RLinf: the key, the value's name there, and its name here."""
 
 _REASONS: dict[Path, str] = {tuple(key.split(".")): why for why, keys in NO_EFFECT.items() for key in keys.split()}
 _PATHS = [*_REASONS, *(copy for copy, _ in DUPLICATES)]
@@ -89,7 +89,7 @@ def known_children(path: Path) -> tuple[str, ...]:
 
 
 def merge_duplicates(values: dict[str, Any]) -> list[str]:
-    """Remove the keys that the reference writes twice; a warning for each that disagrees with the one that counts.
+    """Remove the keys that RLinf writes twice; a warning for each that disagrees with the one that counts.
 
     A copy fills the place of an original that is missing or null.
     """
@@ -110,7 +110,7 @@ def merge_duplicates(values: dict[str, Any]) -> list[str]:
 
 
 def translate_synonyms(values: dict[str, Any]) -> None:
-    """Give the values that the reference names otherwise their names here, in place."""
+    """Give the values that RLinf names otherwise their names here, in place."""
     for path, theirs, ours in SYNONYMS:
         block = _block(values, path[:-1])
         if block is not None and block.get(path[-1]) == theirs:
@@ -153,8 +153,8 @@ def _unsupported(key: str, value: Any, pattern: Path) -> Iterator[UserError]:
     neutral = NEUTRAL.get(dotted(pattern), value)
     if value != neutral:
         text = "null" if neutral is None else str(neutral).lower()
-        expected, mend = f"{text}: {_REASONS[pattern]}", f"set {key} to {text}, or remove it"
-        yield UserError("Not supported", key=key, value=value, expected=expected, mend=mend)
+        expected, fix = f"{text}: {_REASONS[pattern]}", f"set {key} to {text}, or remove it"
+        yield UserError("Not supported", key=key, value=value, expected=expected, fix=fix)
 
 
 def ignored_warning(reasons: Mapping[str, str], file: object) -> str:

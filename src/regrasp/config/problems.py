@@ -19,7 +19,7 @@ def not_a_multiple(key: str, value: int, of: str, divisor: int) -> Iterator[User
     if value % divisor:
         near = max(1, round(value / divisor)) * divisor
         expected = f"a multiple of {of} ({divisor})"
-        yield UserError("Not divisible", key=key, value=value, expected=expected, mend=f"set {key}={near}")
+        yield UserError("Not divisible", key=key, value=value, expected=expected, fix=f"set {key}={near}")
 
 
 def raise_problems(problems: Iterable[UserError], sources: Sources) -> None:
@@ -38,8 +38,8 @@ def raise_problems(problems: Iterable[UserError], sources: Sources) -> None:
 def _located(error: UserError, place: Place) -> UserError:
     """The error with its key, in all its texts, as it was written."""
     fields, key = error.fields(), error.key or ""
-    fields |= {"problem": f"{error.problem}: {key or 'the configuration'}", "mend": error.mend or f"set {key}"}
-    for name in ("problem", "expected", "mend") if key else ():
+    fields |= {"problem": f"{error.problem}: {key or 'the configuration'}", "fix": error.fix or f"set {key}"}
+    for name in ("problem", "expected", "fix") if key else ():
         fields[name] = (fields[name] or "").replace(key, place.key)
     if "value" in fields:
         fields["value"] = _short(fields["value"])
@@ -110,14 +110,14 @@ def _unknown_key(path: Path, value: Any, values: Mapping[str, Any], root: Spec) 
         key=dotted(path),
         value=value,
         expected=f"one of the keys of {where}: {', '.join(siblings)}",
-        mend=f"did you mean {' or '.join(close)}?" if close else "remove it, or see docs/configuration.md",
+        fix=f"did you mean {' or '.join(close)}?" if close else "remove it, or see docs/configuration.md",
     )
 
 
 def _missing_key(path: Path, spec: Spec | None) -> UserError:
     assert spec is not None
-    mend = f"add {dotted(path)}: {'a block' if spec.block else spec.words()}"
-    return UserError("Missing key", key=dotted(path), expected=spec.words(), mend=mend)
+    fix = f"add {dotted(path)}: {'a block' if spec.block else spec.words()}"
+    return UserError("Missing key", key=dotted(path), expected=spec.words(), fix=fix)
 
 
 def _bad_value(path: Path, value: Any, values: Mapping[str, Any], root: Spec) -> UserError:
@@ -127,11 +127,11 @@ def _bad_value(path: Path, value: Any, values: Mapping[str, Any], root: Spec) ->
     default = root.default_at(path, values)
     close = get_close_matches(str(value), [choice for choice in spec.choices if isinstance(choice, str)], n=1)
     if close:
-        mend = f"did you mean {key}={close[0]}?"
+        fix = f"did you mean {key}={close[0]}?"
     elif expected.startswith("a block with the keys"):
-        mend = f"write {key} as a block of keys" + (", or remove it" if default is not None else "")
+        fix = f"write {key} as a block of keys" + (", or remove it" if default is not None else "")
     elif isinstance(default, (bool, int, float, str)):
-        mend = f"set {key} to {expected}, for example {key}={str(default).lower()}"
+        fix = f"set {key} to {expected}, for example {key}={str(default).lower()}"
     else:
-        mend = f"set {key} to {expected}"
-    return UserError("Invalid value", key=key, value=value, expected=expected, mend=mend)
+        fix = f"set {key} to {expected}"
+    return UserError("Invalid value", key=key, value=value, expected=expected, fix=fix)

@@ -36,7 +36,7 @@ def find_config(name: str, config_path: Path | None = None, more: Folders = tupl
             key="--config_path",
             value=str(config_path),
             expected="an existing folder with YAML files",
-            mend="correct the path; a single file is given as --config_name /path/to/file.yaml",
+            fix="correct the path; a single file is given as --config_name /path/to/file.yaml",
         )
     if not name or Path(name).suffix in (".yaml", ".yml") or "/" in name:
         return _by_path(name, config_path, more)
@@ -49,7 +49,7 @@ def find_config(name: str, config_path: Path | None = None, more: Folders = tupl
                 key="--config_name",
                 value=name,
                 expected="one file of that name",
-                mend=f"give the path: --config_name {found[0]}",
+                fix=f"give the path: --config_name {found[0]}",
             )
         if found:
             return found[0]
@@ -96,5 +96,5 @@ def _unknown(name: str, config_path: Path | None, more: Folders) -> UserError:
         key="--config_name",
         value=name,
         expected=f"the path of a .yaml file, or one of {', '.join(known)} (searched: {searched})",
-        mend=f"did you mean {close[0]}?" if close else "give one of these names, or a folder with --config_path",
+        fix=f"did you mean {close[0]}?" if close else "give one of these names, or a folder with --config_path",
     )

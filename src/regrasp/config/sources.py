@@ -137,14 +137,14 @@ def compose_nodes(file: Path) -> yaml.MappingNode | None:
             f"Unreadable configuration file: {error}",
             file=file,
             expected="a YAML file in UTF-8",
-            mend="check the file's permissions and its encoding",
+            fix="check the file's permissions and its encoding",
         ) from error
     if node is not None and not isinstance(node, yaml.MappingNode):
         raise UserError(
             "The configuration is not a block of keys.",
             file=file,
             expected="a YAML block of `key: value` lines at the top level",
-            mend="start from a shipped configuration",
+            fix="start from a shipped configuration",
         )
     return node
 
@@ -156,7 +156,7 @@ def broken_yaml(error: yaml.MarkedYAMLError, file: Path) -> UserError:
         f"Broken YAML: {error.problem or error.context}",
         file=f"{file}:{mark.line + 1}" if mark else file,
         expected="a YAML block of `key: value` lines",
-        mend="check indentation, brackets, quotes, anchors and colons at this line and just above it",
+        fix="check indentation, brackets, quotes, anchors and colons at this line and just above it",
     )
 
 

@@ -28,7 +28,7 @@ except ImportError:
     raise UserError(
         "Reading Isaac Lab's recordings needs the package h5py",
         expected="h5py to be installed",
-        mend=install_command("isaaclab"),
+        fix=install_command("isaaclab"),
     ) from None
 
 POLICY_GROUP = "policy"
@@ -47,12 +47,12 @@ class EpisodeError(Exception):
 
     Args:
         reason: Why.
-        mend: What the user can do about it, if there is anything but to record it again.
+        fix: What the user can do about it, if there is anything but to record it again.
     """
 
-    def __init__(self, reason: str, mend: str | None = None) -> None:
+    def __init__(self, reason: str, fix: str | None = None) -> None:
         super().__init__(reason)
-        self.mend = mend
+        self.fix = fix
 
 
 @dataclass(frozen=True)
@@ -222,14 +222,14 @@ def _open(path: Path) -> h5py.File:
             "A folder is no recording",
             value=str(path),
             expected="an HDF5 file that Isaac Lab's recorder wrote",
-            mend="name the .hdf5 files in it",
+            fix="name the .hdf5 files in it",
         )
     if not path.is_file():
         raise UserError(
             "There is no such recording",
             value=str(path),
             expected="an HDF5 file that Isaac Lab's recorder wrote",
-            mend="correct the path",
+            fix="correct the path",
         )
     try:
         return h5py.File(path, "r")
@@ -242,7 +242,7 @@ def _unreadable(path: Path, why: str) -> UserError:
         f"This is no readable recording of Isaac Lab: {why}",
         file=path,
         expected="a complete HDF5 file with the group 'data', as Isaac Lab's recorder writes it",
-        mend="leave the file out, or record it again",
+        fix="leave the file out, or record it again",
     )
 
 

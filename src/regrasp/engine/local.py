@@ -69,7 +69,7 @@ class LocalEngine(Engine):
         self.learner = Learner(
             policy, self.algorithm, config.actor, num_updates=num_updates(config), seed=seed, device=device
         )
-        self._acting = ActingPolicy(policy, model, device, self.learner.halved)
+        self._acting = ActingPolicy(policy, model, device, self.learner.bfloat16)
         if model.compile:
             self._compile(config)
         acting = self._acting.policy
@@ -173,7 +173,7 @@ class LocalEngine(Engine):
             problem="The checkpoint is of another policy than the configuration's",
             file=checkpoint.path,
             key="actor.model",
-            mend="resume with the settings of actor.model that the run was begun with",
+            fix="resume with the settings of actor.model that the run was begun with",
         )
         self.learner.load_state_dict(checkpoint.optimizer_state)
         self._episodes.load_state_dict(checkpoint.tensors)

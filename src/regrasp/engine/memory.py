@@ -92,15 +92,15 @@ def policy_memory(policy: Policy, config: ExperimentConfig) -> PolicyMemory:
         policy, config.algorithm.build(), config.actor, num_updates=num_updates(config), seed=0, device=_CPU
     )
     trained: list[nn.Parameter] = [weight for group in learner.optimizer.param_groups for weight in group["params"]]
-    halves = {} if learner.halved is None else learner.halved.halves
-    computing = [halves.get(parameter, parameter) for parameter in trained]
-    summed = halves if config.actor.global_batch_size > config.actor.micro_batch_size else {}
+    rounded = {} if learner.bfloat16 is None else learner.bfloat16.rounded
+    computing = [rounded.get(parameter, parameter) for parameter in trained]
+    summed = rounded if config.actor.global_batch_size > config.actor.micro_batch_size else {}
     return PolicyMemory(
         num_parameters=num_parameters,
         num_trained=sum(parameter.numel() for parameter in trained),
         weights=_bytes((*policy.parameters(), *policy.buffers())),
         training=_MOMENTS * _bytes(trained) + _bytes(computing) + _bytes(summed),
-        half_copy=_bytes(halves.values()),
+        half_copy=_bytes(rounded.values()),
         start=_bytes(computing) if config.algorithm.keeps_start else 0,
     )
 

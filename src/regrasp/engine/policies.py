@@ -89,7 +89,7 @@ def check_fit(policy: Policy, mapping: MappingConfig, env: EnvSpec, location: st
             key=f"{location}.states",
             value=f"{env.state_dim} values",
             expected=f"{width} values",
-            mend="list the same state keys, in the same order, as for the model's demonstrations"
+            fix="list the same state keys, in the same order, as for the model's demonstrations"
             + ("; or correct the slices of gr00t_mapping.state" if mapping.gr00t_mapping else ""),
         )
     if expected.cameras and len(expected.cameras) != len(env.cameras):
@@ -98,7 +98,7 @@ def check_fit(policy: Policy, mapping: MappingConfig, env: EnvSpec, location: st
             key=f"{location}.{'main_images' if mapping.main_images is None else 'extra_view_images'}",
             value=f"{len(env.cameras)} cameras in all",
             expected=f"{len(expected.cameras)} cameras in all",
-            mend="list the same cameras, in the same order, as for the model's demonstrations",
+            fix="list the same cameras, in the same order, as for the model's demonstrations",
         )
 
 
@@ -120,7 +120,7 @@ def check_inputs(policy: Policy, mapping: MappingConfig, location: str = "env.tr
             key=key,
             value=slot,
             expected=str(expected),
-            mend="correct embodiment_tag_id, or train a base model for this embodiment with `regrasp sft`",
+            fix="correct embodiment_tag_id, or train a base model for this embodiment with `regrasp sft`",
         )
 
 
@@ -133,7 +133,7 @@ def _check_names(policy: Policy, mapping: MappingConfig, location: str) -> None:
             key=f"{location}.video",
             value=", ".join(cameras),
             expected=", ".join(policy.spec.cameras),
-            mend="name main_images and each of extra_view_images as the model calls it",
+            fix="name main_images and each of extra_view_images as the model calls it",
         )
     wrong = [
         f"{key} {list(names[key])} ({names[key][1] - names[key][0]} wide)" if key in names else f"{key} missing"
@@ -146,7 +146,7 @@ def _check_names(policy: Policy, mapping: MappingConfig, location: str) -> None:
             key=f"{location}.state",
             value="; ".join(wrong),
             expected=", ".join(f"{key} {width} wide" for key, width in parts) + f" ({policy.spec.embodiment_tag})",
-            mend="give in gr00t_mapping.state each key its range of the concatenated `states`",
+            fix="give in gr00t_mapping.state each key its range of the concatenated `states`",
         )
 
 
@@ -163,7 +163,7 @@ def overlay_rl_weights(policy: Policy, checkpoint: Path) -> None:
             file=checkpoint,
             key="--rl_model_path",
             expected="weights without adapters",
-            mend=f"give {checkpoint / 'model'} as --model_path instead: it holds them merged",
+            fix=f"give {checkpoint / 'model'} as --model_path instead: it holds them merged",
         )
     own = policy.state_dict()
     unused = {name for name in weights if name not in own and name.split(".")[0] in ("value_head", "noise_net")}
@@ -173,7 +173,7 @@ def overlay_rl_weights(policy: Policy, checkpoint: Path) -> None:
         problem="The RL weights do not fit the base model",
         file=checkpoint,
         key="--rl_model_path",
-        mend="give as --model_path the base model that this RL run started from",
+        fix="give as --model_path the base model that this RL run started from",
     )
     _check_same_inputs(policy, checkpoint)
 
@@ -194,17 +194,17 @@ def _check_same_inputs(policy: Policy, path: Path) -> None:
             key="--rl_model_path",
             value=", ".join(differ),
             expected="the same in both",
-            mend=f"give {folder} as --model_path, and no --rl_model_path",
+            fix=f"give {folder} as --model_path, and no --rl_model_path",
         )
 
 
 def load_weights(
-    policy: Policy, weights: Mapping[str, Tensor], *, problem: str, file: Path, key: str, mend: str
+    policy: Policy, weights: Mapping[str, Tensor], *, problem: str, file: Path, key: str, fix: str
 ) -> None:
     """Load weights of the policy's very architecture.
 
     Raises:
-        UserError: Names or shapes differ; `problem`, `file`, `key` and `mend` are its fields.
+        UserError: Names or shapes differ; `problem`, `file`, `key` and `fix` are its fields.
     """
     own = policy.state_dict()
     wrong = sorted(
@@ -219,7 +219,7 @@ def load_weights(
             key=key,
             value=", ".join(wrong[:5]) + (f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""),
             expected="tensors of the same names and shapes as the policy's",
-            mend=mend,
+            fix=fix,
         )
     policy.load_state_dict(weights)
 

@@ -34,9 +34,9 @@ class InitParams:
     id: Name
     """Task, by its registered name."""
     num_envs: PositiveInt | None = None
-    """The reference's second name of `total_num_envs`, which it must equal; null: not given."""
+    """RLinf's second name of `total_num_envs`, which it must equal; null: not given."""
     max_episode_steps: PositiveInt | None = None
-    """The reference's second name of the environment's `max_episode_steps`, which it must equal; null: not given."""
+    """RLinf's second name of the environment's `max_episode_steps`, which it must equal; null: not given."""
 
 
 @dataclass(frozen=True, config=BLOCK)
@@ -92,7 +92,7 @@ class EnvConfig:
                     key=f"{key}.init_params.{copy}",
                     value=value,
                     expected=f"null, or the same as {key}.{original} ({counts})",
-                    mend=f"remove {key}.init_params.{copy}; {key}.{original} is the number that counts",
+                    fix=f"remove {key}.init_params.{copy}; {key}.{original} is the number that counts",
                 )
         yield from self.mapping.problems(f"{key}.mapping")
 
@@ -115,7 +115,7 @@ class TrainEnvConfig(EnvConfig):
                 key=f"{key}.video_cfg.save_video",
                 value=True,
                 expected="false",
-                mend="set env.eval.video_cfg.save_video=true and runner.val_check_interval, which records evaluations",
+                fix="set env.eval.video_cfg.save_video=true and runner.val_check_interval, which records evaluations",
             )
 
     def rollout_problems(self, key: str, chunk: int) -> Iterator[UserError]:
@@ -129,7 +129,7 @@ class TrainEnvConfig(EnvConfig):
                 value=steps,
                 expected=f"at most {-(-self.max_episode_steps // chunk) * chunk}: without auto_reset an environment"
                 f" does nothing after its episode of {self.max_episode_steps} steps",
-                mend=f"lower {key}, or set env.train.auto_reset=true",
+                fix=f"lower {key}, or set env.train.auto_reset=true",
             )
 
 

@@ -40,7 +40,7 @@ class EnvType(Generic[ConfigT]):
     mapping_alias: ClassVar[str | None] = None
     """Another name of the block `mapping`, whichever simulator the environments are of."""
     without_experiment: ClassVar[tuple[str, str] | None] = None
-    """What is expected, and what mends it, where no experiment is known for a task; None: the default one fits."""
+    """What is expected, and what fixes it, where no experiment is known for a task; None: the default one fits."""
 
     def create_env(self, config: ConfigT, name: EnvName, max_chunk: int, seed: int) -> VecEnv:
         """Start the environments of `env.<name>`; what is drawn while they are built depends on `seed`.

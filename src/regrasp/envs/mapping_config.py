@@ -93,7 +93,7 @@ class Gr00tMapping:
                 key=f"{key}.video.extra_view_images",
                 value=list(self.video.extra_view_images),
                 expected=f"{num_extra_views} names, one for each of extra_view_images",
-                mend=f"give {key}.video.extra_view_images one name per extra view, in the same order",
+                fix=f"give {key}.video.extra_view_images one name per extra view, in the same order",
             )
         keys = [bare_key(entry.gr00t_key) for entry in self.state]
         twice = overlaps(self.ranges())
@@ -103,7 +103,7 @@ class Gr00tMapping:
                 key=f"{key}.state",
                 value=keys,
                 expected="each key once",
-                mend=f"give each key of {key}.state one range",
+                fix=f"give each key of {key}.state one range",
             )
         elif twice:
             first, second = twice[0]
@@ -112,7 +112,7 @@ class Gr00tMapping:
                 key=f"{key}.state",
                 value="; ".join(f"{one} and {other}" for one, other in twice),
                 expected="slices of which none has values of another",
-                mend=f"correct the slices in {key}.state, such as {second.moved_to(first.stop)};"
+                fix=f"correct the slices in {key}.state, such as {second.moved_to(first.stop)};"
                 " a value that is meant for two parts is listed twice in the mapping's states",
             )
 
@@ -221,7 +221,7 @@ class MappingConfig:
     action_mapping: ActionMapping = ActionMapping()
     """How the policy's action becomes the simulator's."""
     obs_converter_type: Name | None = None
-    """Name of the robot's layout in the reference; it must agree with `actor.model`."""
+    """Name of the robot's layout in RLinf; it must agree with `actor.model`."""
     embodiment_tag: Name = NEW_EMBODIMENT
     """Embodiment whose normalisation statistics are used."""
     embodiment_tag_id: Annotated[int, Field(ge=0, le=31)] | None = None
@@ -248,7 +248,7 @@ class MappingConfig:
                 key=f"{key}.states",
                 value=[],
                 expected="at least one state entry, or a camera in main_images",
-                mend=f"add {key}.states or {key}.main_images",
+                fix=f"add {key}.states or {key}.main_images",
             )
         if self.main_images is None and self.extra_view_images:
             yield UserError(
@@ -256,7 +256,7 @@ class MappingConfig:
                 key=f"{key}.main_images",
                 value=None,
                 expected="a camera key, since extra_view_images has some",
-                mend=f"set {key}.main_images, or empty {key}.extra_view_images",
+                fix=f"set {key}.main_images, or empty {key}.extra_view_images",
             )
         if self.data_config is not None and self.data_config_class is not None:
             yield UserError(
@@ -264,7 +264,7 @@ class MappingConfig:
                 key=f"{key}.data_config_class",
                 value=self.data_config_class,
                 expected=f"null, since {key}.data_config is given",
-                mend=f"remove {key}.data_config_class or {key}.data_config",
+                fix=f"remove {key}.data_config_class or {key}.data_config",
             )
         if self.gr00t_mapping is not None:
             yield from self.gr00t_mapping.problems(f"{key}.gr00t_mapping", len(self.extra_view_images))

@@ -67,7 +67,7 @@ def unknown_env_type(value: object, key: str) -> UserError:
         key=f"{key}.env_type",
         value=value,
         expected=f"one of {', '.join(sorted(EnvTypes()))}",
-        mend=f"correct the name, or install the package that offers it through the entry point group {_GROUP}",
+        fix=f"correct the name, or install the package that offers it through the entry point group {_GROUP}",
     )
 
 

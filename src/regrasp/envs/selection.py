@@ -118,7 +118,7 @@ class ObservationSelection:
                 key=f"{self._location}.{field}",
                 value=f"{spec.dtype} {spec.shape}",
                 expected="uint8 of shape (height, width, 3)",
-                mend=_choice(key for key in self.raw if _is_camera(self.raw[key]))
+                fix=_choice(key for key in self.raw if _is_camera(self.raw[key]))
                 + "have the task give 8-bit RGB (in Isaac Lab: data type rgb, normalize=False)",
             )
         return key
@@ -133,7 +133,7 @@ class ObservationSelection:
                 key=f"{self._location}.{field}",
                 value=f"{spec.dtype} {spec.shape}",
                 expected="a vector observation",
-                mend=_choice(key for key in self.raw if self.raw[key].dtype != "uint8") + "name it in main_images",
+                fix=_choice(key for key in self.raw if self.raw[key].dtype != "uint8") + "name it in main_images",
             )
         width = width_of(spec)
         start, stop = bounds or (0, width)
@@ -143,7 +143,7 @@ class ObservationSelection:
                 key=f"{self._location}.{field}.slice",
                 value=[start, stop],
                 expected=f"0 <= start < stop <= {width}, the width of the observation",
-                mend="shorten the slice or choose another key",
+                fix="shorten the slice or choose another key",
             )
         return StateSource(key, start, stop)
 
@@ -180,7 +180,7 @@ def find_observation(
         key=location,
         value=name,
         expected=f"one of {matches or sorted(offered)}",
-        mend="write it as group/key" if matches else _correction(name, offered, advice),
+        fix="write it as group/key" if matches else _correction(name, offered, advice),
     )
 
 
@@ -252,7 +252,7 @@ def _check_scale(scale: float | tuple[float, ...], policy_dim: int, location: st
             key=f"{location}.scale",
             value=list(factors),
             expected=f"one number, or {policy_dim} numbers",
-            mend="give one factor per policy action",
+            fix="give one factor per policy action",
         )
     if not all(factors):
         raise UserError(
@@ -260,7 +260,7 @@ def _check_scale(scale: float | tuple[float, ...], policy_dim: int, location: st
             key=f"{location}.scale",
             value=list(factors),
             expected="factors other than 0",
-            mend="leave the dimension out of the policy's action and pad it instead",
+            fix="leave the dimension out of the policy's action and pad it instead",
         )
 
 
@@ -273,7 +273,7 @@ def _targets_of_pads(mapping: ActionMapping, policy_dim: int, simulator_dim: int
             value=f"prefix_pad {mapping.prefix_pad} + action_dim {policy_dim} + suffix_pad {mapping.suffix_pad}"
             f" = {total}",
             expected=f"{simulator_dim} in total",
-            mend="change the pads, or actor.model.action_dim",
+            fix="change the pads, or actor.model.action_dim",
         )
     return tuple(range(mapping.prefix_pad, mapping.prefix_pad + policy_dim))
 
@@ -284,7 +284,7 @@ def _targets_of_slices(mapping: ActionMapping, policy_dim: int, simulator_dim: i
             "The policy's action is placed twice, by slices and by pads",
             key=f"{location}.slices",
             expected="slices, or prefix_pad and suffix_pad",
-            mend="remove the pads",
+            fix="remove the pads",
         )
     targets: dict[int, int] = {}
     for number, part in enumerate(mapping.slices):
@@ -296,7 +296,7 @@ def _targets_of_slices(mapping: ActionMapping, policy_dim: int, simulator_dim: i
                 key=key,
                 value={"policy": list(part.policy), "simulator": list(part.simulator)},
                 expected=f"two ranges of one length, within [0, {policy_dim}) and [0, {simulator_dim})",
-                mend="correct the range",
+                fix="correct the range",
             )
         if any(i in targets for i in ours) or any(j in targets.values() for j in theirs):
             raise UserError(
@@ -304,7 +304,7 @@ def _targets_of_slices(mapping: ActionMapping, policy_dim: int, simulator_dim: i
                 key=key,
                 value={"policy": list(part.policy), "simulator": list(part.simulator)},
                 expected="ranges that do not overlap those before",
-                mend="correct the range",
+                fix="correct the range",
             )
         targets |= dict(zip(ours, theirs, strict=True))
     missing = [i for i in range(policy_dim) if i not in targets]
@@ -314,7 +314,7 @@ def _targets_of_slices(mapping: ActionMapping, policy_dim: int, simulator_dim: i
             key=f"{location}.slices",
             value=missing,
             expected=f"slices that cover all {policy_dim} entries of the policy's action",
-            mend="add them to the slices, or lower actor.model.action_dim",
+            fix="add them to the slices, or lower actor.model.action_dim",
         )
     return tuple(targets[i] for i in range(policy_dim))
 
@@ -331,7 +331,7 @@ def _base(mapping: ActionMapping, targets: tuple[int, ...], simulator_dim: int, 
                 key=f"{location}.constants[{number}]",
                 value={"slice": list(constant.slice), "value": constant.value},
                 expected=f"one value per entry, within [0, {simulator_dim}), for entries that nothing else sets",
-                mend="correct the range or the values",
+                fix="correct the range or the values",
             )
         taken.update(entries)
         base[entries.start : entries.stop] = values

@@ -36,7 +36,7 @@ class LoadedConfig:
     file: pathlib.Path
     overrides: tuple[str, ...]
     ignored_keys: tuple[str, ...]
-    """Keys of the reference that were given and have no effect here; a whole section counts as one."""
+    """Keys of RLinf that were given and have no effect here; a whole section counts as one."""
     warnings: tuple[str, ...]
     """What the user should be told before the run starts: one text about `ignored_keys`, one per contradiction."""
     sources: Sources
@@ -138,7 +138,7 @@ def _strip_foreign(values: Mapping[str, Any]) -> list[str]:
 
 
 def _algorithms_own(values: Mapping[str, Any]) -> set[Path]:
-    """The keys that the experiment's algorithm has, whatever the reference's others do with them."""
+    """The keys that the experiment's algorithm has, whatever RLinf's others do with them."""
     block = _by_type(("algorithm",)).block_of(values.get("algorithm"))
     return set() if block is None else {("algorithm", name) for name in field_infos(block)}
 

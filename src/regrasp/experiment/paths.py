@@ -53,12 +53,12 @@ def _require_model(config: ExperimentConfig, file: Path | None) -> None:
                 file=file,
                 key="actor.model.model_path",
                 expected=expected,
-                mend="pass --model_path; `regrasp sft` makes a base model",
+                fix="pass --model_path; `regrasp sft` makes a base model",
             )
         return
-    mend = "correct the path; a model of the Hugging Face hub has to be downloaded first (`hf download`)"
-    folder = _require_folder("actor.model.model_path", model.model_path, expected, mend, file)
-    _require_file(folder / "config.json", "actor.model.model_path", expected, mend, file)
+    fix = "correct the path; a model of the Hugging Face hub has to be downloaded first (`hf download`)"
+    folder = _require_folder("actor.model.model_path", model.model_path, expected, fix, file)
+    _require_file(folder / "config.json", "actor.model.model_path", expected, fix, file)
     check_folder(model, folder)
 
 
@@ -69,36 +69,36 @@ def _require_demonstrations(config: ExperimentConfig, file: Path | None) -> None
             file=file,
             key="sft",
             expected="a block with the settings of the stage",
-            mend="add `sft: {}` for the defaults",
+            fix="add `sft: {}` for the defaults",
         )
     data = config.sft.data or (config.collect.output_dir if config.collect else None)
-    mend = "run `regrasp collect` first, or `regrasp convert` on recordings (.hdf5), or give the folder of a dataset"
+    fix = "run `regrasp collect` first, or `regrasp convert` on recordings (.hdf5), or give the folder of a dataset"
     expected = "the folder of a dataset of demonstrations"
     if data is None:
-        raise UserError("No demonstrations are given.", file=file, key="sft.data", expected=expected, mend=mend)
-    _require_folder("sft.data" if config.sft.data else "collect.output_dir", data, expected, mend, file)
+        raise UserError("No demonstrations are given.", file=file, key="sft.data", expected=expected, fix=fix)
+    _require_folder("sft.data" if config.sft.data else "collect.output_dir", data, expected, fix, file)
     if config.sft.backbone is not None:
         _require_backbone(config, config.sft.backbone, file)
 
 
 def _require_backbone(config: ExperimentConfig, folder: str, file: Path | None) -> None:
     if config.pretrain is None:
-        expected, mend = PUBLISHED_BACKBONE, f"correct the path, or get one: {DOWNLOAD_BACKBONE}"
+        expected, fix = PUBLISHED_BACKBONE, f"correct the path, or get one: {DOWNLOAD_BACKBONE}"
     else:
         expected = "the folder of a pretrained backbone"
-        mend = "correct the path, or set sft.backbone=null to use the user's cache"
-    _require_folder("sft.backbone", folder, expected, mend, file)
+        fix = "correct the path, or set sft.backbone=null to use the user's cache"
+    _require_folder("sft.backbone", folder, expected, fix, file)
 
 
-def _require_folder(key: str, value: str, expected: str, mend: str, file: Path | None) -> Path:
+def _require_folder(key: str, value: str, expected: str, fix: str, file: Path | None) -> Path:
     folder = Path(value).expanduser()
     if not folder.is_dir():
         problem = "This is a file, not a folder." if folder.exists() else "The folder does not exist."
-        raise UserError(problem, file=file, key=key, value=value, expected=expected, mend=mend)
+        raise UserError(problem, file=file, key=key, value=value, expected=expected, fix=fix)
     return folder
 
 
-def _require_file(path: Path, key: str, expected: str, mend: str, file: Path | None) -> None:
+def _require_file(path: Path, key: str, expected: str, fix: str, file: Path | None) -> None:
     if not path.is_file():
         raise UserError(
             f"The folder has no {path.name}.",
@@ -106,5 +106,5 @@ def _require_file(path: Path, key: str, expected: str, mend: str, file: Path | N
             key=key,
             value=str(path.parent),
             expected=expected,
-            mend=mend,
+            fix=fix,
         )

@@ -86,7 +86,7 @@ class ClusterConfig:
                 key="cluster.num_nodes",
                 value=self.num_nodes,
                 expected="1: several machines are not in this release",
-                mend="set cluster.num_nodes=1",
+                fix="set cluster.num_nodes=1",
             )
         given = sorted(role.strip() for roles in self.component_placement for role in roles.split(","))
         devices = (str(value).replace(" ", "") for value in self.component_placement.values())
@@ -96,5 +96,5 @@ class ClusterConfig:
                 key="cluster.component_placement",
                 value=dict(self.component_placement),
                 expected=f"each of {', '.join(_ROLES)} once, on 'all' or on devices such as '0-3' or '0,2'",
-                mend="write cluster.component_placement: {'actor,env,rollout': all}",
+                fix="write cluster.component_placement: {'actor,env,rollout': all}",
             )

@@ -102,7 +102,7 @@ def _settle(env: dict[str, Any], name: str, known: EnvTypes, found: Settled, tas
                         key=key,
                         value=value,
                         expected=f"{default!r} with env_type {env['env_type']}",
-                        mend=f"remove it, or set env.{name}.env_type={other}",
+                        fix=f"remove it, or set env.{name}.env_type={other}",
                     )
                 )
             break
@@ -127,7 +127,7 @@ def _rename_mapping(env: dict[str, Any], name: str, own: Spec, known: EnvTypes, 
             key=key,
             value=block,
             expected=f"{key} or env.{name}.mapping, not both: they are two names of the same block",
-            mend=f"keep env.{name}.mapping and remove {key}, or set the keys of {key} itself",
+            fix=f"keep env.{name}.mapping and remove {key}, or set the keys of {key} itself",
         )
     )
 

@@ -50,7 +50,7 @@ def _check_learning(config: ExperimentConfig) -> Iterator[UserError]:
             key="actor.model.add_value_head",
             value=False,
             expected=f"true, since algorithm.loss_type is {config.algorithm.loss_type}",
-            mend="set actor.model.add_value_head=true",
+            fix="set actor.model.add_value_head=true",
         )
     warmup, run_steps = config.actor.optim.critic_warmup_steps, num_updates(config) * num_optimizer_steps(config)
     trains = config.runner.task_type == "embodied" and not config.runner.only_eval
@@ -60,7 +60,7 @@ def _check_learning(config: ExperimentConfig) -> Iterator[UserError]:
             key="actor.optim.critic_warmup_steps",
             value=warmup,
             expected=f"less than the run's {run_steps} optimizer steps, or the policy is never trained",
-            mend="lower actor.optim.critic_warmup_steps or raise runner.max_epochs",
+            fix="lower actor.optim.critic_warmup_steps or raise runner.max_epochs",
         )
 
 
@@ -75,7 +75,7 @@ def _check_embodiment(config: ExperimentConfig) -> Iterator[UserError]:
                 key=f"env.eval.mapping.{field}",
                 value=evaluated,
                 expected=f"{trained}, as in env.train.mapping: one policy is trained and evaluated",
-                mend=f"give env.eval.mapping.{field} the value of env.train.mapping.{field}",
+                fix=f"give env.eval.mapping.{field} the value of env.train.mapping.{field}",
             )
     for field in ("obs_converter_type", "embodiment_tag"):
         value = getattr(config.actor.model, field)
@@ -86,7 +86,7 @@ def _check_embodiment(config: ExperimentConfig) -> Iterator[UserError]:
                     key=f"actor.model.{field}",
                     value=value,
                     expected=f"null, or {getattr(mapping, field)!r} as in the mapping of env.{name}",
-                    mend=f"remove actor.model.{field}; the mapping is what counts",
+                    fix=f"remove actor.model.{field}; the mapping is what counts",
                 )
 
 

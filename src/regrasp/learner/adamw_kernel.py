@@ -29,14 +29,14 @@ def adamw_kernel(
         row = table + 6 * tensor
         size = tl.load(row)
         weights = tl.load(row + 1).to(tl.pointer_type(tl.float32))
-        halves = tl.load(row + 2).to(tl.pointer_type(tl.bfloat16))
+        rounded = tl.load(row + 2).to(tl.pointer_type(tl.bfloat16))
         gradients = tl.load(row + 3).to(tl.pointer_type(tl.bfloat16))
         means = tl.load(row + 4).to(tl.pointer_type(tl.float32))
         squares = tl.load(row + 5).to(tl.pointer_type(tl.float32))
         if ALIGNED:
             size = tl.multiple_of(size, 16)
             weights = tl.multiple_of(weights, 16)
-            halves = tl.multiple_of(halves, 16)
+            rounded = tl.multiple_of(rounded, 16)
             gradients = tl.multiple_of(gradients, 16)
             means = tl.multiple_of(means, 16)
             squares = tl.multiple_of(squares, 16)
@@ -53,4 +53,4 @@ def adamw_kernel(
         tl.store(means + index, mean, mask=inside)
         tl.store(squares + index, square, mask=inside)
         tl.store(weights + index, weight, mask=inside)
-        tl.store(halves + index, weight.to(tl.bfloat16), mask=inside)
+        tl.store(rounded + index, weight.to(tl.bfloat16), mask=inside)

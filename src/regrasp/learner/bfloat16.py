@@ -14,7 +14,7 @@ from regrasp.models.contract import Policy
 PolicyT = TypeVar("PolicyT", bound=Policy)
 
 
-class HalvedPolicy:
+class Bfloat16Policy:
     """A copy of a policy, in which the trained weights that autocast would cast in every pass are bfloat16.
 
     Everything else is shared with the policy: what does not train, norms, embeddings, buffers. A bfloat16 weight is a
@@ -25,7 +25,7 @@ class HalvedPolicy:
     """
 
     def __init__(self, policy: Policy) -> None:
-        self.halves: dict[nn.Parameter, nn.Parameter] = {
+        self.rounded: dict[nn.Parameter, nn.Parameter] = {
             weight: nn.Parameter(weight.detach().to(torch.bfloat16))
             for layer in policy.modules()
             if isinstance(layer, policy.product_layers)
@@ -33,12 +33,12 @@ class HalvedPolicy:
             if weight.requires_grad
         }
         """The bfloat16 weight of every float32 one that has one."""
-        self.policy = shared_copy(policy, self.halves)
+        self.policy = shared_copy(policy, self.rounded)
 
     @torch.no_grad()
     def refresh(self) -> None:
         """Take over the float32 weights, wherever they came from."""
-        write_halves(self.halves)
+        round_weights(self.rounded)
 
 
 def shared_copy(policy: PolicyT, replaced: Mapping[nn.Parameter, nn.Parameter] | None = None) -> PolicyT:
@@ -47,7 +47,7 @@ def shared_copy(policy: PolicyT, replaced: Mapping[nn.Parameter, nn.Parameter] |
     return copy.deepcopy(policy, same | {id(weight): other for weight, other in (replaced or {}).items()})
 
 
-def write_halves(halves: Mapping[nn.Parameter, nn.Parameter]) -> None:
+def round_weights(rounded: Mapping[nn.Parameter, nn.Parameter]) -> None:
     """Round float32 weights to the bfloat16 ones that they are given with."""
-    if halves:
-        torch._foreach_copy_([*halves.values()], [*halves])  # pyright: ignore[reportPrivateImportUsage]
+    if rounded:
+        torch._foreach_copy_([*rounded.values()], [*rounded])  # pyright: ignore[reportPrivateImportUsage]

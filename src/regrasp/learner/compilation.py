@@ -20,7 +20,7 @@ from regrasp.rollout.decisions import Decisions
 
 _WARM_UP = 2
 """Runs before a capture: the first ones compile, tune and allocate."""
-_MEND = "set actor.model.compile=false"
+_FIX = "set actor.model.compile=false"
 
 
 def compile_policy(
@@ -48,7 +48,7 @@ def compile_policy(
     methods = policy.methods_to_compile()
     if not methods:
         raise UserError(
-            "This policy has nothing to compile", key="actor.model.compile", value=True, expected="false", mend=_MEND
+            "This policy has nothing to compile", key="actor.model.compile", value=True, expected="false", fix=_FIX
         )
     for module, name in methods:
         setattr(module, name, torch.compile(getattr(module, name), fullgraph=True, dynamic=False, backend=backend))
@@ -100,7 +100,7 @@ def _without_fallback(call: Callable[[], Any]) -> Any:
             key="actor.model.compile",
             value=True,
             expected="layers that compile, and on a CPU a C++ compiler",
-            mend=_MEND,
+            fix=_FIX,
         ) from error
 
 

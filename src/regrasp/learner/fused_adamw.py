@@ -18,13 +18,13 @@ _BLOCK, _WARPS = 2048, 8
 
 
 @dataclass(frozen=True)
-class HalvedWeights:
+class Bfloat16Weights:
     """N float32 weights of one optimizer group, what AdamW keeps of them, and the bfloat16 weights that compute."""
 
     weights: list[Tensor]
-    halves: list[Tensor]
+    rounded: list[Tensor]
     gradients: list[Tensor]
-    """Of `halves`, bfloat16."""
+    """Of `rounded`, bfloat16."""
     means: list[Tensor]
     """AdamW's `exp_avg`, float32."""
     squares: list[Tensor]
@@ -49,7 +49,7 @@ class Settings:
 
 
 class FusedAdamW:
-    """The step of torch.optim.AdamW on `HalvedWeights`.
+    """The step of torch.optim.AdamW on `Bfloat16Weights`.
 
     On a GPU it is a Triton kernel over all tensors, found by their addresses: 28 bytes are read and written for a
     weight. torch.compile would make a launch with its checks for each of hundreds of tensors, or compile one graph of
@@ -60,30 +60,30 @@ class FusedAdamW:
         self._addresses = _Addresses()
 
     @torch.no_grad()
-    def step(self, halved: HalvedWeights, settings: Settings, coefficient: Tensor, forbidden: Tensor) -> None:
+    def step(self, batch: Bfloat16Weights, settings: Settings, coefficient: Tensor, forbidden: Tensor) -> None:
         """Step, unless `forbidden`: then weights, moments and step counts stay as they are.
 
         Args:
-            halved: What to step.
+            batch: What to step.
             settings: Of the step.
             coefficient: (), float32, that gradients are multiplied by.
             forbidden: (), bool; on a GPU the host does not wait for it.
         """
         allowed = (~forbidden).float()
         # One addend for each: with a single tensor the host would wait for its value.
-        torch._foreach_add_(halved.steps, [allowed] * len(halved.steps))  # pyright: ignore[reportPrivateImportUsage]
+        torch._foreach_add_(batch.steps, [allowed] * len(batch.steps))  # pyright: ignore[reportPrivateImportUsage]
         first, second = settings.betas
-        counts = torch.stack(halved.steps).double()  # (N,); 1 - beta^count is small, and a float32 one inexact
+        counts = torch.stack(batch.steps).double()  # (N,); 1 - beta^count is small, and a float32 one inexact
         step_sizes = (settings.lr / _bias_correction(first, counts)).float()
         roots = _bias_correction(second, counts).sqrt().float()
         if forbidden.is_cuda and HAS_TRITON:
-            self.launch(halved, settings, step_sizes, roots, coefficient, allowed)
+            self.launch(batch, settings, step_sizes, roots, coefficient, allowed)
         elif not forbidden:
-            _step_each(halved, settings, step_sizes, roots, coefficient)
+            _step_each(batch, settings, step_sizes, roots, coefficient)
 
     def launch(
         self,
-        halved: HalvedWeights,
+        batch: Bfloat16Weights,
         settings: Settings,
         step_sizes: Tensor,
         roots: Tensor,
@@ -95,7 +95,7 @@ class FusedAdamW:
 
         first, second = settings.betas
         numbers = (settings.decay, 1 - first, second, 1 - second, settings.eps)
-        table, blocks = self._addresses.of(halved)
+        table, blocks = self._addresses.of(batch)
         with torch.cuda.device_of(table):
             for aligned, own in blocks.items():
                 kernel = adamw_kernel[(len(own),)]  # pyright: ignore[reportIndexIssue]
@@ -109,13 +109,13 @@ def _bias_correction(beta: float, counts: Tensor) -> Tensor:
 
 
 def _step_each(
-    halved: HalvedWeights, settings: Settings, step_sizes: Tensor, roots: Tensor, coefficient: Tensor
+    batch: Bfloat16Weights, settings: Settings, step_sizes: Tensor, roots: Tensor, coefficient: Tensor
 ) -> None:
     """The same arithmetic, tensor by tensor."""
     first, second = settings.betas
-    for index, (weight, half) in enumerate(zip(halved.weights, halved.halves, strict=True)):
-        mean, square = halved.means[index], halved.squares[index]
-        gradient = halved.gradients[index].float() * coefficient
+    for index, (weight, half) in enumerate(zip(batch.weights, batch.rounded, strict=True)):
+        mean, square = batch.means[index], batch.squares[index]
+        gradient = batch.gradients[index].float() * coefficient
         mean.lerp_(gradient, 1 - first)
         square.mul_(second).addcmul_(gradient, gradient, value=1 - second)
         weight.mul_(settings.decay).sub_(step_sizes[index] * mean / (square.sqrt() / roots[index] + settings.eps))
@@ -131,12 +131,12 @@ class _Addresses:
     table: Tensor = field(default_factory=lambda: torch.empty(0))
     blocks: dict[bool, Tensor] = field(default_factory=dict)
 
-    def of(self, halved: HalvedWeights) -> tuple[Tensor, dict[bool, Tensor]]:
+    def of(self, batch: Bfloat16Weights) -> tuple[Tensor, dict[bool, Tensor]]:
         """(N, 6) int64: size and addresses; and, for aligned and other tensors, (P, 2) int32: tensor and block."""
-        tensors = (halved.weights, halved.halves, halved.gradients, halved.means, halved.squares)
+        tensors = (batch.weights, batch.rounded, batch.gradients, batch.means, batch.squares)
         assert all(tensor.is_contiguous() for tensor in chain(*tensors))
         rows = [(own[0].numel(), *(tensor.data_ptr() for tensor in own)) for own in zip(*tensors, strict=True)]
-        device = halved.weights[0].device
+        device = batch.weights[0].device
         if rows != self.rows:
             self.rows, self.table = rows, send(torch.tensor(rows), device)
         layout = [(row[0], all(number % _ALIGNMENT == 0 for number in row)) for row in rows]

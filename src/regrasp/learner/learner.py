@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from regrasp.algorithms.base import ACTOR, Algorithm, Minibatch
 from regrasp.errors import RegraspError, TrainingHaltedError, UserError
 from regrasp.learner import schedule
-from regrasp.learner.bfloat16 import HalvedPolicy, shared_copy
+from regrasp.learner.bfloat16 import Bfloat16Policy, shared_copy
 from regrasp.learner.optimizer import Steps, adamw, reader
 from regrasp.models.contract import Policy
 from regrasp.rollout.decisions import Decisions
@@ -41,7 +41,7 @@ class AbandonedError(RegraspError):
 
 
 class Learner:
-    """Owns the optimizer, and in bf16 the copy of the policy that computes losses, see `HalvedPolicy`.
+    """Owns the optimizer, and in bf16 the copy of the policy that computes losses, see `Bfloat16Policy`.
 
     Args:
         policy: The policy to train.
@@ -72,10 +72,10 @@ class Learner:
         self._device = device
         self._groups = algorithm.parameters(policy, actor.model.trainable)
         self.optimizer = adamw(self._groups, actor.optim, device)
-        self.halved = HalvedPolicy(policy) if actor.model.precision == "bf16" else None
-        self.computing = policy if self.halved is None else self.halved.policy
+        self.bfloat16 = Bfloat16Policy(policy) if actor.model.precision == "bf16" else None
+        self.computing = policy if self.bfloat16 is None else self.bfloat16.policy
         """What losses are computed with."""
-        self._steps = Steps(self.optimizer, self.halved.halves if self.halved else {}, actor.optim.clip_grad)
+        self._steps = Steps(self.optimizer, self.bfloat16.rounded if self.bfloat16 else {}, actor.optim.clip_grad)
         self.num_steps = 0
         self.backward: Backward = self._backward
         """An engine may put a captured one in its place."""
@@ -91,9 +91,9 @@ class Learner:
         """
         if self.algorithm.start is not None:
             self.algorithm.start.begin_update(update)
-        if self.halved is not None:
-            self.halved.refresh()
-            self.halved.policy.begin_update(update)
+        if self.bfloat16 is not None:
+            self.bfloat16.refresh()
+            self.bfloat16.policy.begin_update(update)
         factor = schedule.factor(self._optim, update, self._num_updates)
         for group in self.optimizer.param_groups:
             group["lr"] = group["base_lr"] * factor
@@ -133,7 +133,7 @@ class Learner:
                 key="actor.model.trainable",
                 value=f"{counts[1]} tensors of {' and '.join(self._groups)}",
                 expected=f"{counts[0]} tensors, of the shapes that the checkpoint's moments have",
-                mend="resume with the settings of actor.model that the run was begun with",
+                fix="resume with the settings of actor.model that the run was begun with",
             )
         self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
         self.num_steps = state["num_steps"]

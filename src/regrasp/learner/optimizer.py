@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from regrasp.algorithms.base import ACTOR
-from regrasp.learner.bfloat16 import write_halves
-from regrasp.learner.fused_adamw import FusedAdamW, HalvedWeights, Settings
+from regrasp.learner.bfloat16 import round_weights
+from regrasp.learner.fused_adamw import Bfloat16Weights, FusedAdamW, Settings
 
 if TYPE_CHECKING:
     from regrasp.experiment import OptimConfig
@@ -56,15 +56,15 @@ class Steps:
 
     Args:
         optimizer: Of the float32 weights.
-        halves: The bfloat16 weight of every float32 one that has one.
+        rounded: The bfloat16 weight of every float32 one that has one.
         max_norm: Of the gradients of an optimizer group.
     """
 
     def __init__(
-        self, optimizer: torch.optim.AdamW, halves: Mapping[nn.Parameter, nn.Parameter], max_norm: float
+        self, optimizer: torch.optim.AdamW, rounded: Mapping[nn.Parameter, nn.Parameter], max_norm: float
     ) -> None:
         self._optimizer = optimizer
-        self._halves = halves
+        self._rounded = rounded
         self._max_norm = max_norm
         self._fused = [FusedAdamW() for _ in optimizer.param_groups]
         self._coefficients: dict[int, Tensor] = {}
@@ -72,12 +72,12 @@ class Steps:
     def zero_grad(self) -> None:
         """Forget all gradients."""
         self._optimizer.zero_grad(set_to_none=True)
-        _forget(self._halves.values())
+        _forget(self._rounded.values())
 
     @torch.no_grad()
     def gather(self) -> None:
         """Move bfloat16 gradients to the float32 weights, where those of several micro-batches add up."""
-        for weight, half in self._halves.items():
+        for weight, half in self._rounded.items():
             if half.grad is not None:
                 weight.grad = half.grad.float() if weight.grad is None else weight.grad.add_(half.grad)
                 half.grad = None
@@ -86,7 +86,7 @@ class Steps:
         """Make the next step leave a group and its moments alone."""
         weights = self._weights(group)
         _forget(weights)
-        _forget(self._halves[weight] for weight in weights if weight in self._halves)
+        _forget(self._rounded[weight] for weight in weights if weight in self._rounded)
 
     @torch.no_grad()
     def clip(self, group: int) -> Tensor:
@@ -106,25 +106,25 @@ class Steps:
     def step_unless(self, forbidden: Tensor) -> None:
         """Step with clipped gradients, unless `forbidden` (), bool, is true; see the function of this name."""
         step_unless(self._optimizer, forbidden)
-        write_halves({weight: half for weight, half in self._halves.items() if weight.grad is not None})
+        round_weights({weight: half for weight, half in self._rounded.items() if weight.grad is not None})
         for group, fused in enumerate(self._fused):
             if lent := self._lent(group):
                 settings = _settings(self._optimizer.param_groups[group])
-                fused.step(self._halved(lent), settings, self._coefficients[group], forbidden)
+                fused.step(self._bfloat16(lent), settings, self._coefficients[group], forbidden)
 
     def _weights(self, group: int) -> list[nn.Parameter]:
         return self._optimizer.param_groups[group]["params"]
 
     def _lent(self, group: int) -> list[tuple[nn.Parameter, nn.Parameter]]:
         """Weights of a group whose gradient their bfloat16 weight has, with it."""
-        pairs = [(weight, self._halves[weight]) for weight in self._weights(group) if weight in self._halves]
+        pairs = [(weight, self._rounded[weight]) for weight in self._weights(group) if weight in self._rounded]
         return [(weight, half) for weight, half in pairs if half.grad is not None]
 
-    def _halved(self, lent: list[tuple[nn.Parameter, nn.Parameter]]) -> HalvedWeights:
+    def _bfloat16(self, lent: list[tuple[nn.Parameter, nn.Parameter]]) -> Bfloat16Weights:
         states = [self._state(weight) for weight, _ in lent]
-        return HalvedWeights(
+        return Bfloat16Weights(
             weights=[weight for weight, _ in lent],
-            halves=[half for _, half in lent],
+            rounded=[half for _, half in lent],
             gradients=[half.grad for _, half in lent if half.grad is not None],
             means=[state["exp_avg"] for state in states],
             squares=[state["exp_avg_sq"] for state in states],

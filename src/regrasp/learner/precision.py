@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from regrasp.learner.bfloat16 import HalvedPolicy, shared_copy
+from regrasp.learner.bfloat16 import Bfloat16Policy, shared_copy
 from regrasp.models.contract import Policy
 
 if TYPE_CHECKING:
@@ -46,30 +46,30 @@ class ActingPolicy:
     """The policy that rollouts and evaluations run.
 
     In float32 it is the policy that trains. In bf16 it is a copy that shares all weights with the one that computes
-    losses (see `HalvedPolicy`), and computes once per update what depends on weights alone. Its results are those of
+    losses (see `Bfloat16Policy`), and computes once per update what depends on weights alone. Its results are those of
     the policy under autocast, but for the order of sums where several products are made one.
 
     Args:
         policy: What trains; `requires_grad` says which of its weights do.
         model: `precision`.
         device: Where it acts; weights that it shares are moved there.
-        halved: What losses are computed with; None for a policy that is not going to train.
+        bfloat16: What losses are computed with; None for a policy that is not going to train.
     """
 
     def __init__(
-        self, policy: Policy, model: ModelConfig, device: torch.device, halved: HalvedPolicy | None = None
+        self, policy: Policy, model: ModelConfig, device: torch.device, bfloat16: Bfloat16Policy | None = None
     ) -> None:
-        self._halved = (halved or HalvedPolicy(policy)) if model.precision == "bf16" else None
-        self.policy = policy if self._halved is None else shared_copy(self._halved.policy).eval()
+        self._bfloat16 = (bfloat16 or Bfloat16Policy(policy)) if model.precision == "bf16" else None
+        self.policy = policy if self._bfloat16 is None else shared_copy(self._bfloat16.policy).eval()
         self.policy.to(device)
-        if self._halved is not None:
+        if self._bfloat16 is not None:
             with torch.no_grad():
                 self.policy.prepare_acting()
 
     @torch.no_grad()
     def refresh(self) -> None:
         """Take over the trained weights."""
-        if self._halved is not None:
-            self._halved.refresh()
+        if self._bfloat16 is not None:
+            self._bfloat16.refresh()
             self.policy.prepare_acting()
         self.policy.eval()

@@ -116,7 +116,7 @@ def _import_extra(name: str) -> ModuleType:
             f"The metrics backend {name} is not installed.",
             key=_KEY,
             value=name,
-            mend=install_command(name),
+            fix=install_command(name),
         ) from error
 
 

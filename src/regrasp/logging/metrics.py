@@ -92,7 +92,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         UserError: The file is missing or a line is not a JSON object with a step.
     """
     if not path.is_file():
-        raise UserError("There are no metrics here.", file=path, mend="Give the folder of a run that has started.")
+        raise UserError("There are no metrics here.", file=path, fix="Give the folder of a run that has started.")
     rows = []
     for number, line in enumerate(_whole_lines(path), start=1):
         row = _decode(path, number, line)

@@ -224,7 +224,7 @@ def _episodes(videos: list[VideoItem]) -> list[list[_Clip]]:
 
 def _data_uri(path: Path) -> str:
     if not path.is_file():
-        raise UserError("A video of the report is missing.", file=path, mend="Record it again with --video.")
+        raise UserError("A video of the report is missing.", file=path, fix="Record it again with --video.")
     return "data:video/mp4;base64," + base64.b64encode(path.read_bytes()).decode()
 
 

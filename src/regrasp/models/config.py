@@ -119,7 +119,7 @@ class RlHeadConfig:
                 key=f"{key}.noise_params",
                 value=list(self.noise_params),
                 expected="[start, end, updates] with start >= end > 0",
-                mend=f"exchange the first two numbers of {key}.noise_params",
+                fix=f"exchange the first two numbers of {key}.noise_params",
             )
         if self.noise_method == "flow_cps" and level > 1:
             yield UserError(
@@ -127,7 +127,7 @@ class RlHeadConfig:
                 key=f"{key}.{origin}",
                 value=level,
                 expected="at most 1",
-                mend="lower it, or use noise_method flow_sde",
+                fix="lower it, or use noise_method flow_sde",
             )
         if self.noise_method == "flow_cps" and self.noise_color:
             yield UserError(
@@ -135,7 +135,7 @@ class RlHeadConfig:
                 key=f"{key}.noise_color",
                 value=self.noise_color,
                 expected="0",
-                mend="use noise_method flow_sde, or set noise_color=0",
+                fix="use noise_method flow_sde, or set noise_color=0",
             )
         skips_last = self.noise_method == "flow_cps" or (self.ignore_last and not self.joint_logprob)
         if denoising_steps - skips_last < 1:
@@ -144,7 +144,7 @@ class RlHeadConfig:
                 key="actor.model.denoising_steps",
                 value=denoising_steps,
                 expected="at least 2 with flow_cps, whose last step is deterministic, and with ignore_last",
-                mend="raise denoising_steps, or use noise_method flow_sde without ignore_last",
+                fix="raise denoising_steps, or use noise_method flow_sde without ignore_last",
             )
 
     def oddities(self, num_action_chunks: int) -> Iterator[str]:
@@ -261,7 +261,7 @@ class ModelConfig(ABC):
             "No pretrained model is given",
             key="actor.model.model_path",
             expected="the folder of a pretrained model",
-            mend="pass --model_path; `regrasp sft` trains a base model",
+            fix="pass --model_path; `regrasp sft` trains a base model",
         )
 
     def from_dataset(self, data: DatasetFacts, *, backbone: Path | None, whole: bool, seed: int) -> Policy:
@@ -281,7 +281,7 @@ class ModelConfig(ABC):
             key="actor.model.model_type",
             value=self.model_type,
             expected="a model that starts from demonstrations",
-            mend="train with `regrasp train --model_path`",
+            fix="train with `regrasp train --model_path`",
         )
 
     @classmethod
@@ -296,7 +296,7 @@ class ModelConfig(ABC):
             file=options.model_path / CONFIG_FILE,
             key="model_type",
             value=cls.names()[0],
-            mend="use its folder as it is",
+            fix="use its folder as it is",
         )
 
     @property

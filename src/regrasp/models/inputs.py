@@ -100,6 +100,6 @@ def embodiment_id(tag: str, given: int | None, *, key: str, trained: tuple[str, 
             key=key,
             value=None,
             expected=f"an integer; the published slots are {published}",
-            mend="set embodiment_tag_id to the slot that the checkpoint was trained with",
+            fix="set embodiment_tag_id to the slot that the checkpoint was trained with",
         )
     return EMBODIMENT_IDS[tag]

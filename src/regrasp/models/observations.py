@@ -53,7 +53,7 @@ def state_of(observation: Observation, widths: Mapping[str, int]) -> Tensor:
                 key=f"state.{name}",
                 value=tuple(found[name].shape),
                 expected=f"(B, {width})",
-                mend="compare the mapping's `states` with the one the base model was trained with",
+                fix="compare the mapping's `states` with the one the base model was trained with",
             )
     parts = [found[name] for name in asked]
     return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
@@ -92,12 +92,12 @@ def check_observation(observation: Observation, *, uses_images: bool) -> None:
 
 def _no_tensor(key: str, found: Any, expected: str) -> UserError:
     if found is None:
-        problem, mend = "The policy needs a part of the observation that is None", f"give the observation its {key}"
+        problem, fix = "The policy needs a part of the observation that is None", f"give the observation its {key}"
     else:
         problem = "A part of the observation is of the wrong type"
-        mend = "torch.from_numpy turns a NumPy array into a tensor, torch.tensor a list"
+        fix = "torch.from_numpy turns a NumPy array into a tensor, torch.tensor a list"
     value = None if found is None else _described(found)
-    return UserError(problem, key=key, value=value, expected=expected, mend=mend)
+    return UserError(problem, key=key, value=value, expected=expected, fix=fix)
 
 
 def _check_finite(key: str, values: Tensor) -> None:
@@ -108,7 +108,7 @@ def _check_finite(key: str, values: Tensor) -> None:
             key=f"{key}{wrong[0]}",
             value=values[tuple(wrong[0])].item(),
             expected="a finite number",
-            mend="look at where the observation comes from: a simulator or sensor that fails gives such values",
+            fix="look at where the observation comes from: a simulator or sensor that fails gives such values",
         )
 
 

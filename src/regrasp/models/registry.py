@@ -60,7 +60,7 @@ def model_of(content: Mapping[str, Any], file: Path | None = None) -> type[Model
         key="model_type" if file else "actor.model.model_type",
         value=name,
         expected=", ".join(models),
-        mend="give a complete model folder"
+        fix="give a complete model folder"
         if name is None
         else f"correct it, or install the package that provides it, as an entry point of the group {ENTRY_POINT_GROUP}",
     )
@@ -98,7 +98,7 @@ def check_folder(model: ModelConfig, path: str | Path) -> Path:
             key="actor.model.model_type",
             value=model.model_type,
             expected=f"{found.names()[0]}, which {folder / CONFIG_FILE} is of",
-            mend="correct actor.model.model_type, or give another --model_path",
+            fix="correct actor.model.model_type, or give another --model_path",
         )
     return folder
 
@@ -111,7 +111,7 @@ def model_in(folder: Path, key: str | None = None) -> type[ModelConfig]:
     """
     if not folder.is_dir():
         advice = "give a folder with config.json and weights"
-        raise UserError("No such model folder", file=folder, key=key, mend=advice)
+        raise UserError("No such model folder", file=folder, key=key, fix=advice)
     from regrasp.models.weights import read_json
 
     return model_of(read_json(folder / CONFIG_FILE), folder / CONFIG_FILE)

@@ -30,7 +30,7 @@ class ValueHead(nn.Module):
     """State value V(s) from the vision-language context and the encoded robot state.
 
     The last layer starts at zero, so initial values are 0. Pooling counts all S tokens of the context, padding among
-    them, as the reference does: the action head attends to padding too, and S is fixed. With padding on the left, the
+    them, as RLinf does: the action head attends to padding too, and S is fixed. With padding on the left, the
     first token is one of padding, which has attended to the others in the head's context layers only.
 
     Args:

@@ -31,13 +31,13 @@ def read_json(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"A model folder without {file.name}", file=file, mend="give a complete model folder") from None
+        raise UserError(f"A model folder without {file.name}", file=file, fix="give a complete model folder") from None
     except OSError as error:
         raise UserError(
-            f"The file cannot be read: {error.strerror}", file=file, mend="put a readable file there"
+            f"The file cannot be read: {error.strerror}", file=file, fix="put a readable file there"
         ) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"Not valid JSON: {error}", file=file, mend="restore the file") from None
+        raise UserError(f"Not valid JSON: {error}", file=file, fix="restore the file") from None
     if not isinstance(content, dict):
         raise UserError("Not a JSON object", file=file, expected="{...}")
     return content
@@ -129,7 +129,7 @@ def check_shapes(expected: Mapping[str, Shape], found: Mapping[str, Shape], *, f
         raise UserError(
             f"Weights that do not fit the configuration beside them. Tensors {problem}",
             file=file,
-            mend="use the config.json and settings these weights were saved with",
+            fix="use the config.json and settings these weights were saved with",
         )
 
 
@@ -144,7 +144,7 @@ def check_kinds(expected: Mapping[str, torch.dtype], found: Mapping[str, torch.d
         raise UserError(
             f"Whole numbers in place of fractions, or the other way round, in {len(wrong)} tensors: {_listed(wrong)}",
             file=file,
-            mend="give the weights as they were before they were quantised",
+            fix="give the weights as they were before they were quantised",
         )
 
 

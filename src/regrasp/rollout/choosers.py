@@ -38,7 +38,7 @@ def expert_chooser(env: VecEnv, location: str = "env.eval") -> Choose:
             f"Task {env.spec.task_id} has no scripted expert",
             key=f"{location}.init_params.id",
             value=env.spec.task_id,
-            mend="pass --model_path <folder> to let a policy act; `collect --policy module:function` records a script",
+            fix="pass --model_path <folder> to let a policy act; `collect --policy module:function` records a script",
         )
     return lambda _observation, rows, _keys: env.expert_actions()[rows][:, None]
 
@@ -149,16 +149,16 @@ def _as_actions(returned: Any, env: VecEnv, name: str) -> Tensor:
             key="--policy",
             value=f"{name} returned {tuple(actions.shape)}",
             expected=f"{shape}: environments, and the width of the task's action",
-            mend="correct the function",
+            fix="correct the function",
         )
     return actions
 
 
-def _no_script(name: str, problem: str, mend: str) -> UserError:
+def _no_script(name: str, problem: str, fix: str) -> UserError:
     return UserError(
         problem,
         key="--policy",
         value=name,
         expected="expert, model, or module:function of a Python module that can be imported",
-        mend=mend,
+        fix=fix,
     )

@@ -41,7 +41,7 @@ class TrainingEpisodes(Episodes):
                 key="algorithm.group_size",
                 value=group_size,
                 expected=f"a divisor of env.train.total_num_envs ({count})",
-                mend="change one of the two",
+                fix="change one of the two",
             )
         self._seed = seed
         self._stream = stream
@@ -75,7 +75,7 @@ class TrainingEpisodes(Episodes):
                 key="env.train.total_num_envs",
                 value=len(self.running),
                 expected=str(len(state["episodes"])),
-                mend="resume with the number of environments that the run was begun with",
+                fix="resume with the number of environments that the run was begun with",
             )
         for name, counter in self._counters().items():
             counter.copy_(state[name])

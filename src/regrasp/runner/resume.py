@@ -47,7 +47,7 @@ def check_slot(before: str, config: ExperimentConfig, file: Path) -> None:
             key=key,
             value=f"{now[0]} in slot {now[1]}",
             expected=f"{then[0]} in slot {then[1]}",
-            mend="resume with the embodiment that the run was begun with, or begin a new run",
+            fix="resume with the embodiment that the run was begun with, or begin a new run",
         )
 
 

@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 def open_run_folder(
     loaded: LoadedConfig, given: Sequence[str], run_name: str | None, *, evaluates: bool = False
 ) -> Iterator[Path]:
-    """Create `<log_path>/[eval/]<timestamp>-<task>[_<run_name>]/` and print it first, as the reference does.
+    """Create `<log_path>/[eval/]<timestamp>-<task>[_<run_name>]/` and print it first, as RLinf does.
 
     Configuration and command line are written into it. A command that ends before it wrote more leaves nothing.
 
@@ -72,7 +72,7 @@ def resumed_folder(resume_dir: str) -> Path:
 
 
 def checkpoints_folder(run_dir: Path, config: ExperimentConfig) -> Path:
-    """`<run>/<experiment_name>/checkpoints`, as in the reference."""
+    """`<run>/<experiment_name>/checkpoints`, as in RLinf."""
     return run_dir / config.runner.logger.experiment_name / "checkpoints"
 
 

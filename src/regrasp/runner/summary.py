@@ -11,7 +11,7 @@ from regrasp.rollout.episodes import EpisodeResult
 
 
 def episode_metrics(episodes: Sequence[EpisodeResult], prefix: str) -> dict[str, float]:
-    """Mean success, return, length and task measures, under the reference's names; empty without episodes."""
+    """Mean success, return, length and task measures, under RLinf's names; empty without episodes."""
     if not episodes:
         return {f"{prefix}/num_trajectories": 0.0}
     count = len(episodes)

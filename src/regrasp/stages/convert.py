@@ -44,7 +44,7 @@ class Omission:
     episode: str | None
     """None for the file."""
     reason: str
-    mend: str | None = None
+    fix: str | None = None
     """What can be done about it, if there is anything but to record it again."""
 
 
@@ -167,7 +167,7 @@ def write_dataset(config: ExperimentConfig, chosen: Survey, output: Path, *, ove
     ):
         for candidate, result in _episodes(config, chosen.candidates):
             if isinstance(result, EpisodeError):
-                omissions.append(Omission(candidate.file, candidate.episode.name, str(result), result.mend))
+                omissions.append(Omission(candidate.file, candidate.episode.name, str(result), result.fix))
             else:
                 writer.add_episode(result.columns, result.instruction, candidate.episode.success is True)
                 num_frames += candidate.episode.num_steps
@@ -244,7 +244,7 @@ class _Findings:
             try:
                 self.candidates.append(Candidate(recording.path, self._fitting(recording.describe(episode))))
             except EpisodeError as error:
-                self.omissions.append(Omission(recording.path, episode, str(error), error.mend))
+                self.omissions.append(Omission(recording.path, episode, str(error), error.fix))
             except UserError as error:
                 self._mistake = self._mistake or _named(error, recording.path, episode)
                 self.omissions.append(Omission(recording.path, episode, _reason(error)))
@@ -274,13 +274,13 @@ def _check_instruction(env: EnvConfig) -> None:
                 key="env.train.env_type",
                 value=env.env_type,
                 expected="isaaclab, or a mapping with an instruction (task_description)",
-                mend="name the experiment of the recordings with --config_name",
+                fix="name the experiment of the recordings with --config_name",
             )
         raise UserError(
             "The demonstrations have no instruction: recordings of Isaac Lab carry none",
             key=f"{LOCATION}.task_description",
             expected="a sentence, as the policy will be given in the task",
-            mend="write it, or choose among several by instruction_key and instructions",
+            fix="write it, or choose among several by instruction_key and instructions",
         )
 
 
@@ -296,7 +296,7 @@ def _step_rate(rates: dict[Path, float | None], given: int | None, env: EnvConfi
             "The recordings have different step rates, and a dataset has one",
             value=", ".join(f"{path}: {rate}" for rate, path in {f"{r:g} Hz": p for p, r in known.items()}.items()),
             expected="one rate",
-            mend="convert them one by one with --output, or give the rate that holds with --fps",
+            fix="convert them one by one with --output, or give the rate that holds with --fps",
         )
     seconds = step_seconds(env, "train") if told is None else None
     exact = told if seconds is None else 1 / seconds
@@ -306,7 +306,7 @@ def _step_rate(rates: dict[Path, float | None], given: int | None, env: EnvConfi
             key="--fps",
             value=", ".join(map(str, rates)),
             expected="environment steps per second of simulated time, 1 / (sim.dt * decimation)",
-            mend="pass --fps",
+            fix="pass --fps",
         )
     rate = max(1, round(exact))
     silent = [path for path in rates if path not in known] if known else []
@@ -340,12 +340,12 @@ def _reason(error: UserError) -> str:
 
 
 def _nothing_left(omissions: Sequence[Omission]) -> UserError:
-    mends = dict.fromkeys(omission.mend for omission in omissions if omission.mend is not None)
+    fixes = dict.fromkeys(omission.fix for omission in omissions if omission.fix is not None)
     return UserError(
         "None of the recorded episodes can be converted",
         value="; ".join(omission_lines(omissions)[:_NAMES]),
         expected="at least one episode that fits the experiment",
-        mend="; or ".join(mends) or "record demonstrations again",
+        fix="; or ".join(fixes) or "record demonstrations again",
     )
 
 

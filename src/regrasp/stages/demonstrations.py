@@ -160,7 +160,7 @@ def _other_mapping(dataset: DemonstrationDataset, key: str, value: Any, expected
         key=key,
         value=value,
         expected=expected,
-        mend="correct it, or record or convert the demonstrations again with this mapping",
+        fix="correct it, or record or convert the demonstrations again with this mapping",
     )
 
 

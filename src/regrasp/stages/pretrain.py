@@ -49,7 +49,7 @@ def check_instructions(config: ExperimentConfig) -> None:
                     key=f"env.{name}.mapping.{key}",
                     value=text,
                     expected=f"at most {room} tokens",
-                    mend="shorten it, or set "
+                    fix="shorten it, or set "
                     + (
                         f"pretrain.architecture.text_length={needed}"
                         if padding is None
@@ -67,7 +67,7 @@ def _sentences(config: PretrainConfig) -> list[str]:
             key="pretrain.tasks",
             value=unknown,
             expected=f"some of {sorted(TASK_IDS)}",
-            mend="correct the names; `regrasp tasks` lists them",
+            fix="correct the names; `regrasp tasks` lists them",
         )
     require_chosen_backend()
     return [text for task in config.tasks for text in load_class(TASK_IDS[task]).instructions]

@@ -55,7 +55,7 @@ class _Journal:
                 "This folder holds a quickstart with other settings",
                 file=config_file,
                 expected="the settings that it was begun with",
-                mend="give another --output, or remove the folder",
+                fix="give another --output, or remove the folder",
             )
         journal.stages = json.loads(journal.file.read_text())
         return journal

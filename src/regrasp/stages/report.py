@@ -45,7 +45,7 @@ def report_run(run_dir: Path, output: Path) -> Path:
             "There is nothing to report in this folder",
             file=run_dir,
             expected=f"{SUMMARY_FILE}, or {CONFIG_FILE} with {METRICS_FILE} or {EVALUATION_FILE}",
-            mend="give the folder that was printed as [INFO] Logging to: ...",
+            fix="give the folder that was printed as [INFO] Logging to: ...",
         )
     write_report(data, output)
     return output

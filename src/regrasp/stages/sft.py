@@ -106,12 +106,12 @@ def _backbone(config: ExperimentConfig) -> Path:
     """
     assert config.sft is not None
     expected = "a folder written by `regrasp pretrain`"
-    mend = (
+    fix = (
         "run `regrasp pretrain` with the same --config_name and the same pretrain.* overrides first (minutes),"
         " or use another backbone with sft.backbone=<folder>"
     )
     if config.pretrain is None:
-        expected, mend = PUBLISHED_BACKBONE, DOWNLOAD_BACKBONE
+        expected, fix = PUBLISHED_BACKBONE, DOWNLOAD_BACKBONE
     if config.sft.backbone:
         folder = Path(config.sft.backbone)
         problem = "The pretrained backbone that sft.backbone names is not there"
@@ -119,9 +119,9 @@ def _backbone(config: ExperimentConfig) -> Path:
         folder = cached_backbone(config.pretrain)
         problem = f"No backbone was pretrained with these values of pretrain.*; it would be {folder}"
     else:
-        raise UserError("No pretrained backbone is given", key="sft.backbone", expected=expected, mend=mend)
+        raise UserError("No pretrained backbone is given", key="sft.backbone", expected=expected, fix=fix)
     if not (folder / MODEL_FILE).is_file():
-        raise UserError(problem, key="sft.backbone", value=str(folder), expected=expected, mend=mend)
+        raise UserError(problem, key="sft.backbone", value=str(folder), expected=expected, fix=fix)
     return folder
 
 

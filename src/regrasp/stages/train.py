@@ -126,7 +126,7 @@ def _policy(config: ExperimentConfig, env: EnvSpec, seed: int, checkpoint: Check
             "The penalty on the divergence from the start needs the policy that the run started from",
             key="actor.model.model_path",
             expected="the folder that the run was begun with",
-            mend="pass --model_path",
+            fix="pass --model_path",
         )
     policy = load_model(model, checkpoint.export, mapping)
     check_fit(policy, mapping, env)

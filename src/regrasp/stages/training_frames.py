@@ -99,6 +99,6 @@ def _cameras(dataset: DemonstrationDataset, mapping: MappingConfig) -> dict[str,
             file=dataset.root,
             value=missing[0],
             expected=f"one of {list(dataset.cameras)}",
-            mend="record the demonstrations with `regrasp collect`, or rename the camera",
+            fix="record the demonstrations with `regrasp collect`, or rename the camera",
         )
     return dict(zip(names, features, strict=True))

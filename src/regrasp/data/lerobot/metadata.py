@@ -57,7 +57,7 @@ def read_info(root: Path) -> Info:
             key="codebase_version",
             value=version,
             expected=CODEBASE_VERSION,
-            mend="convert it with LeRobot's own converter",
+            fix="convert it with LeRobot's own converter",
         )
     try:
         return Info(
@@ -102,7 +102,7 @@ def read_episodes(root: Path, info: Info) -> tuple[Episode, ...]:
     folder = root / EPISODES_FOLDER
     paths = sorted(folder.glob("*/*.parquet"))
     if not paths:
-        raise UserError("The dataset's episode table is missing.", file=folder, mend=RESTORE)
+        raise UserError("The dataset's episode table is missing.", file=folder, fix=RESTORE)
     cameras = [name for name, feature in info.features.items() if feature.is_video]
     episodes: list[Episode] = []
     for path in paths:
@@ -128,7 +128,7 @@ def read_episodes(root: Path, info: Info) -> tuple[Episode, ...]:
 def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     """Read a Parquet file, or the given columns of it."""
     if not path.is_file():
-        raise UserError("A table of the dataset is missing.", file=path, mend=RESTORE)
+        raise UserError("A table of the dataset is missing.", file=path, fix=RESTORE)
     try:
         with pq.ParquetFile(path) as file:
             missing = set(columns or ()) - set(file.schema_arrow.names)
@@ -146,7 +146,7 @@ def count_rows(path: Path) -> int:
 
 def damaged(path: Path, why: str) -> UserError:
     """The error for a file of the dataset whose content cannot be right."""
-    return UserError(f"A file of the dataset is damaged: {why}.", file=path, mend=RESTORE)
+    return UserError(f"A file of the dataset is damaged: {why}.", file=path, fix=RESTORE)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -154,7 +154,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise UserError(
             "A metadata file of the dataset is missing, or the folder is no LeRobotDataset v3.0.",
             file=path,
-            mend="check the path of the dataset",
+            fix="check the path of the dataset",
         )
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

@@ -226,5 +226,5 @@ def _compare(path: Path, found: int, expected: int) -> None:
             file=path,
             value=found,
             expected=f"{expected} frames",
-            mend=RESTORE,
+            fix=RESTORE,
         )

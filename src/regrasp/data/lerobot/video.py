@@ -70,7 +70,7 @@ class VideoReader:
         self._fps = fps
         self._reformatter = VideoReformatter()
         if not path.is_file():
-            raise UserError("A video of the dataset is missing.", file=path, mend=RESTORE)
+            raise UserError("A video of the dataset is missing.", file=path, fix=RESTORE)
         try:
             self._container = av.open(str(path))
         except FFmpegError as error:

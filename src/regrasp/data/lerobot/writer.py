@@ -338,7 +338,7 @@ def _checked_camera(name: str, feature: FeatureSpec) -> FeatureSpec:
             key=name,
             value=feature.image_size,
             expected="an even height and an even width",
-            mend="change the camera's size by one pixel",
+            fix="change the camera's size by one pixel",
         )
     return FeatureSpec(feature.dtype, feature.shape, names)
 

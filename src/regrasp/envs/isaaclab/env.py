@@ -68,7 +68,7 @@ class IsaacLab(EnvType[IsaacLabEnvConfig]):
             "Tasks of Isaac Lab have no scripted expert",
             key=f"env.{name}.init_params.id",
             value=config.init_params.id,
-            mend="`regrasp collect` also records a script of your own, with --policy module:function, or a policy, with"
+            fix="`regrasp collect` also records a script of your own, with --policy module:function, or a policy, with"
             " --model_path; `regrasp convert` takes recordings that Isaac Lab made",
         )
 
@@ -85,7 +85,7 @@ class IsaacLab(EnvType[IsaacLabEnvConfig]):
                 key=f"env.{name}.num_workers",
                 value=config.num_workers,
                 expected="1 or null",
-                mend=f"raise env.{name}.total_num_envs: they step together on the GPU",
+                fix=f"raise env.{name}.total_num_envs: they step together on the GPU",
             )
         if (mapping.instruction_key is None) != (not mapping.instructions):
             raise UserError(
@@ -93,7 +93,7 @@ class IsaacLab(EnvType[IsaacLabEnvConfig]):
                 key=f"env.{name}.mapping.instructions",
                 value=list(mapping.instructions),
                 expected="instruction_key and instructions together, or neither",
-                mend="give both, or the one instruction as task_description",
+                fix="give both, or the one instruction as task_description",
             )
         if mapping.task_description is None and mapping.instruction_key is None:
             raise UserError(
@@ -101,7 +101,7 @@ class IsaacLab(EnvType[IsaacLabEnvConfig]):
                 key=f"env.{name}.mapping.task_description",
                 value=None,
                 expected="a sentence, as in the demonstrations that the policy was trained on",
-                mend="write it, or choose among several by instruction_key and instructions",
+                fix="write it, or choose among several by instruction_key and instructions",
             )
         if mapping.task_description is not None and mapping.instruction_key is not None:
             raise UserError(
@@ -109,7 +109,7 @@ class IsaacLab(EnvType[IsaacLabEnvConfig]):
                 key=f"env.{name}.mapping.task_description",
                 value=mapping.task_description,
                 expected="task_description, or instruction_key with instructions",
-                mend="set task_description to null",
+                fix="set task_description to null",
             )
         if config.video_cfg.save_video and mapping.main_images is None:
             raise UserError(
@@ -117,7 +117,7 @@ class IsaacLab(EnvType[IsaacLabEnvConfig]):
                 key=f"env.{name}.video_cfg.save_video",
                 value=True,
                 expected="false, or a camera in main_images",
-                mend=f"set env.{name}.video_cfg.save_video=false",
+                fix=f"set env.{name}.video_cfg.save_video=false",
             )
 
     def owns_task(self, task_id: str) -> bool:

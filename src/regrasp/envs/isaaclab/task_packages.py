@@ -99,7 +99,7 @@ def experiment_of_task(task_id: str, pythons: Sequence[str] = ()) -> Path | None
                     key=EXPERIMENT_KEY,
                     value=task.lost_experiment,
                     expected="a literal `module:file.yaml`, a module of the task's own package, or the path of a file",
-                    mend="correct it where the task is registered, or name an experiment with --config_name",
+                    fix="correct it where the task is registered, or name an experiment with --config_name",
                 )
             if task.id == name and task.experiment is not None:
                 return task.experiment

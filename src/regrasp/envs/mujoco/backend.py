@@ -60,14 +60,14 @@ def require_backend() -> str:
         install = f"on Debian or Ubuntu: sudo apt-get install {' '.join(PACKAGES)}; `regrasp doctor` tells more"
         chosen = os.environ.get("MUJOCO_GL")
         if chosen is None:
-            raise UserError(problem, expected=expected, mend=install)
+            raise UserError(problem, expected=expected, fix=install)
         raise UserError(
             problem,
             file="the environment",
             key="MUJOCO_GL",
             value=chosen,
             expected=expected,
-            mend=f"unset MUJOCO_GL, and Regrasp chooses; {install}",
+            fix=f"unset MUJOCO_GL, and Regrasp chooses; {install}",
         )
     return backend
 

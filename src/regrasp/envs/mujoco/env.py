@@ -101,7 +101,7 @@ def _check_task(config: MujocoEnvConfig, name: str) -> None:
         key=f"env.{name}.init_params.id",
         value=task_id,
         expected=f"one of {sorted(TASK_IDS)}",
-        mend=f"did you mean '{near[0]}'?" if near else "`regrasp tasks` lists them",
+        fix=f"did you mean '{near[0]}'?" if near else "`regrasp tasks` lists them",
     )
 
 
@@ -115,7 +115,7 @@ def _options(config: MujocoEnvConfig, name: str) -> dict[str, Any]:
                 key=key,
                 value=given,
                 expected="no options",
-                mend=f"remove {key}",
+                fix=f"remove {key}",
             )
         return {}
     options = load_class(TASK_OPTIONS[config.init_params.id])
@@ -129,9 +129,9 @@ def _options(config: MujocoEnvConfig, name: str) -> dict[str, Any]:
 def _option_error(options: type, option: str, given: dict[str, Any], key: str) -> UserError:
     fields = Spec(options).fields()
     if option in fields:
-        problem, expected, mend = "Invalid value of a task option", fields[option].words(), "correct it"
+        problem, expected, fix = "Invalid value of a task option", fields[option].words(), "correct it"
     else:
         near = difflib.get_close_matches(option, fields, 1)
         problem, expected = "Unknown task option", f"one of {', '.join(fields)}"
-        mend = f"did you mean '{near[0]}'?" if near else "remove it"
-    return UserError(problem, key=f"{key}.{option}", value=given[option], expected=expected, mend=mend)
+        fix = f"did you mean '{near[0]}'?" if near else "remove it"
+    return UserError(problem, key=f"{key}.{option}", value=given[option], expected=expected, fix=fix)

@@ -97,7 +97,7 @@ class SimulatorProcess:
                 key=self._python_key,
                 value=python,
                 expected="the path of a Python interpreter",
-                mend="name the interpreter that has the simulator installed: for Isaac Lab env.isaaclab.python, which"
+                fix="name the interpreter that has the simulator installed: for Isaac Lab env.isaaclab.python, which"
                 " holds for training and evaluation, otherwise env.<train|eval>.python",
             ) from error
 

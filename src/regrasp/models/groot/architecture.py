@@ -87,7 +87,7 @@ class ArchitectureConfig:
                     key=f"{_KEY}.{name}",
                     value=value,
                     expected=f"a multiple of {_KEY}.{divisor} ({by})",
-                    mend=f"set {_KEY}.{name}={max(1, round(value / by)) * by}",
+                    fix=f"set {_KEY}.{name}={max(1, round(value / by)) * by}",
                 )
         for key, names in inputs.items():
             slot = names.embodiment_tag_id
@@ -100,7 +100,7 @@ class ArchitectureConfig:
                     key=f"{key}.embodiment_tag_id",
                     value=slot,
                     expected=f"below {_KEY}.num_embodiments ({self.num_embodiments})",
-                    mend=f"set {key}.embodiment_tag_id=0",
+                    fix=f"set {key}.embodiment_tag_id=0",
                 )
         for name, needed in (("action_horizon", "num_action_chunks"), ("max_action_dim", "action_dim")):
             if getattr(self, name) < getattr(model, needed):
@@ -109,5 +109,5 @@ class ArchitectureConfig:
                     key=f"{_KEY}.{name}",
                     value=getattr(self, name),
                     expected=f"at least actor.model.{needed} ({getattr(model, needed)})",
-                    mend=f"set {_KEY}.{name}={getattr(model, needed)}",
+                    fix=f"set {_KEY}.{name}={getattr(model, needed)}",
                 )

@@ -335,7 +335,7 @@ class GrootConfig:
             return parse(cls, content, file=file)
         except UserError as error:
             if assumes_eagle and error.key in _EAGLE_DECIDES:
-                raise UserError(**{**error.fields(), "mend": _GIVE_EAGLE}) from None
+                raise UserError(**{**error.fields(), "fix": _GIVE_EAGLE}) from None
             raise
 
 

@@ -66,7 +66,7 @@ def export(options: ExportOptions) -> Path:
             "The RL weights are of another model than the base model",
             file=trained,
             key="--rl_model_path",
-            mend="give as --model_path the base model that this RL run started from",
+            fix="give as --model_path the base model that this RL run started from",
         )
     tensors = _exported_tensors(options, config, trained)
     dtypes = {_written_dtype(name, tensor, options) for name, tensor in tensors.items()}
@@ -79,7 +79,7 @@ def export(options: ExportOptions) -> Path:
         raise UserError(
             f"The export could not be written: {error}",
             file=output,
-            mend="free space, or correct the permissions of the folder above it",
+            fix="free space, or correct the permissions of the folder above it",
         ) from error
     return output
 
@@ -104,7 +104,7 @@ def _trained_folder(path: Path | None) -> Path | None:
 
 
 def _unsound(checkpoint: Path, name: str, what: str) -> UserError:
-    return UserError(f"This checkpoint is not sound: {name} {what}", file=checkpoint, mend="take another checkpoint")
+    return UserError(f"This checkpoint is not sound: {name} {what}", file=checkpoint, fix="take another checkpoint")
 
 
 def _exported_tensors(options: ExportOptions, config: GrootConfig, trained: Path | None) -> dict[str, Source]:
@@ -119,7 +119,7 @@ def _exported_tensors(options: ExportOptions, config: GrootConfig, trained: Path
         raise UserError(
             f"Weights with adapters that are not merged: {len(adapters)} tensors, such as {adapters[0]}",
             file=origin,
-            mend="give a checkpoint with a model/ folder: a run's last, or any with runner.export_model=always",
+            fix="give a checkpoint with a model/ folder: a run's last, or any with runner.export_model=always",
         )
     tensors = published_tensors(given, origin)
     extras = {name: tensor for name, tensor in tensors.items() if name.split(".")[0] in RL_PARTS}

@@ -31,7 +31,7 @@ def check_generation(content: Mapping[str, Any], file: Path | None) -> None:
             file=file,
             key="type",
             value="groot",
-            mend="put config.json and experiment_cfg/metadata.json of its GR00T N1.5 base model in their place",
+            fix="put config.json and experiment_cfg/metadata.json of its GR00T N1.5 base model in their place",
         )
     found = _by_name(content) or (None if file is None else _by_keys(content, file))
     if found is not None:
@@ -41,7 +41,7 @@ def check_generation(content: Mapping[str, Any], file: Path | None) -> None:
             key=f"actor.model.{found.key}" if file is None else found.key,
             value=found.value,
             expected="a GR00T N1.5: model_type gr00t_n1_5, with action_head_cfg and backbone_cfg",
-            mend="use a GR00T N1.5 checkpoint",
+            fix="use a GR00T N1.5 checkpoint",
         )
 
 

@@ -136,7 +136,7 @@ class GrootModelConfig(ModelConfig):
                 key="actor.model.is_lora",
                 value=True,
                 expected="false, since actor.model.trainable is all",
-                mend="set actor.model.trainable=head to train the adapters and the head",
+                fix="set actor.model.trainable=head to train the adapters and the head",
             )
         if self.attn_implementation == "flash_attention_2" and self.precision != "bf16":
             yield UserError(
@@ -144,7 +144,7 @@ class GrootModelConfig(ModelConfig):
                 key="actor.model.attn_implementation",
                 value=self.attn_implementation,
                 expected=f"sdpa, since actor.model.precision is {self.precision}",
-                mend="set actor.model.precision=bf16, or actor.model.attn_implementation=sdpa",
+                fix="set actor.model.precision=bf16, or actor.model.attn_implementation=sdpa",
             )
         yield from self.rl_head_config.problems(self.denoising_steps)
 

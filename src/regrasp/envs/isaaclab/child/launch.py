@@ -58,7 +58,7 @@ def require_isaac_lab(options: TaskOptions) -> None:
             key=f"{options.location}.python",
             value=sys.executable,
             expected="the Python in which Isaac Lab and Isaac Sim are installed",
-            mend=f"set env.isaaclab.python to it, or {options.location}.python for this environment alone",
+            fix=f"set env.isaaclab.python to it, or {options.location}.python for this environment alone",
         ) from None
 
 

@@ -40,7 +40,7 @@ def success_signal(env: Any, options: TaskOptions) -> Callable[[], Any] | None:
             key=key,
             value=options.success_term,
             expected=terms,
-            mend="correct the name; null looks for one called success or task_success",
+            fix="correct the name; null looks for one called success or task_success",
         )
     if options.reward_source == "success":
         raise UserError(
@@ -48,7 +48,7 @@ def success_signal(env: Any, options: TaskOptions) -> Callable[[], Any] | None:
             key=key,
             value=None,
             expected=terms,
-            mend="name it",
+            fix="name it",
         )
     return None
 
@@ -61,7 +61,7 @@ def _check_attribute(env: Any, name: str, key: str) -> None:
             key=key,
             value=name,
             expected=f"an attribute that is a tensor of shape ({env.num_envs},)",
-            mend="correct the name, or keep such a tensor in the environment's `_get_dones`",
+            fix="correct the name, or keep such a tensor in the environment's `_get_dones`",
         )
 
 
@@ -78,7 +78,7 @@ def check_reward_source(env: Any, options: TaskOptions) -> None:
             key=f"{options.location}.mapping.reward_source",
             value="task",
             expected="success, for a task without rewards",
-            mend="set reward_source: success, which rewards the first step of success with 1",
+            fix="set reward_source: success, which rewards the first step of success with 1",
         )
 
 
@@ -104,7 +104,7 @@ def call_zero_weight_terms(env: Any, options: TaskOptions) -> None:
                 key=f"{options.location}.mapping.call_zero_weight_terms",
                 value=name,
                 expected=f"some of {list(skipped)}" if skipped else "nothing: the task has no reward term of weight 0",
-                mend="correct or remove the name; a term with another weight is called by Isaac Lab itself",
+                fix="correct or remove the name; a term with another weight is called by Isaac Lab itself",
             )
     if not options.zero_weight_terms:
         return

@@ -86,7 +86,7 @@ class IsaacLabSimulator(Simulator):
                 key=f"{self._options.location}.mapping.instructions",
                 value=list(self._options.instructions),
                 expected=f"an instruction for every number that the task gives; these are 0 to {count - 1}",
-                mend="add the missing instructions, in the task's order, or choose another instruction_key",
+                fix="add the missing instructions, in the task's order, or choose another instruction_key",
             )
 
     def advance(self, actions: np.ndarray, running: np.ndarray) -> Outcome:
@@ -138,7 +138,7 @@ class IsaacLabSimulator(Simulator):
                 key=location,
                 value=f"{name} ({dtype})",
                 expected="an integer observation of one value per environment",
-                mend="choose another observation, or have the task give the index as int64",
+                fix="choose another observation, or have the task give the index as int64",
             )
         return key
 
@@ -170,6 +170,6 @@ def _action_dim(env: Any, options: TaskOptions) -> int:
             key=f"{options.location}.init_params.id",
             value=f"{options.task_id}: {space}",
             expected="a Box action space",
-            mend="choose a task with joint or end-effector actions",
+            fix="choose a task with joint or end-effector actions",
         )
     return math.prod(shape)

@@ -37,7 +37,7 @@ def register(options: TaskOptions) -> str:
             key=key,
             value=options.task_id,
             expected="a task registered with gym.register(kwargs={'env_cfg_entry_point': ...})",
-            mend="add the entry point where the task is registered, or correct the id",
+            fix="add the entry point where the task is registered, or correct the id",
         )
     near = difflib.get_close_matches(name, lab, 3)
     raise UserError(
@@ -45,7 +45,7 @@ def register(options: TaskOptions) -> str:
         key=key,
         value=options.task_id,
         expected=f"one of {near}" if near else f"one of the {len(lab)} registered tasks, or package:Task-Id",
-        mend="`regrasp train --list_tasks` lists the tasks; a task of your own package is written package:Task-Id",
+        fix="`regrasp train --list_tasks` lists the tasks; a task of your own package is written package:Task-Id",
     )
 
 
@@ -59,14 +59,14 @@ def _import_package(package: str, task_id: str, key: str) -> None:
                 key=key,
                 value=task_id,
                 expected="package:Task-Id, or the id of a task that Isaac Lab registers",
-                mend=f"install the package for {sys.executable}",
+                fix=f"install the package for {sys.executable}",
             ) from None
         raise UserError(
             f"The package '{package}' cannot be imported: {type(error).__name__}: {error} ({_place(error)})",
             key=key,
             value=task_id,
             expected="a package that can be imported once the simulator runs",
-            mend=f"mend it, or install what it needs for {sys.executable}",
+            fix=f"fix it, or install what it needs for {sys.executable}",
         ) from error
 
 
@@ -116,7 +116,7 @@ def _load(task_id: str, options: TaskOptions, num_envs: int) -> Any:
             key=f"{options.location}.init_params.presets",
             value=list(options.presets),
             expected="[] with Isaac Lab 2.x",
-            mend="remove the key",
+            fix="remove the key",
         )
     return utilities.parse_env_cfg(task_id, device=options.device, num_envs=num_envs)
 
@@ -130,7 +130,7 @@ def _resize_cameras(scene: Any, size: tuple[int, int], key: str) -> None:
             key=key,
             value=list(size),
             expected="null",
-            mend="remove the key",
+            fix="remove the key",
         )
     for camera in cameras:
         camera.height, camera.width = size
@@ -157,7 +157,7 @@ def _check_whole_groups(groups: Mapping[str, Any], options: TaskOptions) -> None
                 key=f"{options.location}.mapping",
                 value=sorted({group, *both}),
                 expected="the whole group, which is one vector, or terms of it",
-                mend=f"name its terms instead of '{group}'; it has {sorted(own)}",
+                fix=f"name its terms instead of '{group}'; it has {sorted(own)}",
             )
 
 

@@ -180,7 +180,7 @@ class Backbone(nn.Module):
                 key="actor.model.attn_implementation",
                 value=attention,
                 expected="sdpa, or flash-attn 2.3.3 or newer and a GPU",
-                mend="set actor.model.attn_implementation=sdpa, which gives the same features",
+                fix="set actor.model.attn_implementation=sdpa, which gives the same features",
             )
         self.eagle_model = EagleModel(config, attention)
 

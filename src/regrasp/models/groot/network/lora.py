@@ -36,7 +36,7 @@ def add_adapters(language_model: nn.Module, settings: LoraConfig, *, seed: int) 
             key="actor.model.is_lora",
             value=True,
             expected="peft to be installed",
-            mend=f"{install_command('lora')}, or set actor.model.is_lora=false",
+            fix=f"{install_command('lora')}, or set actor.model.is_lora=false",
         ) from None
     config = peft.LoraConfig(
         r=settings.rank,

@@ -141,7 +141,7 @@ def _unknown(value: str, file: Any, key: str) -> UserError:
         key=key,
         value=value,
         expected=_short_names(),
-        mend=f"write {close[0]}" if close else f"describe it in the mapping, for example\n{EXAMPLE}",
+        fix=f"write {close[0]}" if close else f"describe it in the mapping, for example\n{EXAMPLE}",
     )
 
 
@@ -152,7 +152,7 @@ def _refused_class(value: str, file: Any, key: str) -> UserError:
         key=key,
         value=value,
         expected=f"a class or a short name of {_short_names()}",
-        mend=f"in its place, write into the mapping the keys and modes of that class. Modes are"
+        fix=f"in its place, write into the mapping the keys and modes of that class. Modes are"
         f" {', '.join(get_args(NormalizationMode))}; a target rotation is added as rotation: rotation_6d. For example\n"
         f"{EXAMPLE}",
     )

@@ -127,7 +127,7 @@ class Metadata:
                     f"Statistics that are not finite, and that mode {item.mode} uses",
                     file=self.file,
                     key=f"{self.tag}.statistics.{kind}.{item.key}",
-                    mend="compute them again without missing values, or choose another mode in mapping.data_config",
+                    fix="compute them again without missing values, or choose another mode in mapping.data_config",
                 )
             return normalizer
         if source not in get_args(Rotation) or rotation_width(source) != width:
@@ -171,7 +171,7 @@ class Metadata:
             file=self.file,
             key=f"{self.tag}.{dotted}",
             expected=f"one of {', '.join(known)}",
-            mend="name in mapping.data_config the keys that the checkpoint was trained with",
+            fix="name in mapping.data_config the keys that the checkpoint was trained with",
         )
 
     def _dotted(self, kind: str, key: str) -> str:
@@ -189,7 +189,7 @@ def read_metadata(folder: Path, tag: str | None) -> Metadata:
     if tag is None and len(tags) == 1:
         tag = next(iter(tags))
     if not tags:
-        raise UserError("Metadata of no embodiment", file=file, expected="{tag: {...}}", mend="restore the file")
+        raise UserError("Metadata of no embodiment", file=file, expected="{tag: {...}}", fix="restore the file")
     if tag in tags and not isinstance(tags[tag], Mapping):
         raise UserError("Not an object", file=file, key=tag, value=tags[tag], expected="{...}")
     if tag is None or tag not in tags:
@@ -199,7 +199,7 @@ def read_metadata(folder: Path, tag: str | None) -> Metadata:
             key="mapping.embodiment_tag",
             value=tag,
             expected=f"one of {', '.join(tags)}",
-            mend="set mapping.embodiment_tag; for a robot that the checkpoint has not seen, train a base model first"
+            fix="set mapping.embodiment_tag; for a robot that the checkpoint has not seen, train a base model first"
             " (`regrasp sft`)",
         )
     others = {name: content for name, content in tags.items() if name != tag}

@@ -221,7 +221,7 @@ class GrootProcessor:
                 key="actor.model.action_dim",
                 value=action_dim,
                 expected=f"{self.action.width}: {parts} wide ({self.metadata.tag})",
-                mend="name the experiment that the model was trained for (--config_name), or a model of this task",
+                fix="name the experiment that the model was trained for (--config_name), or a model of this task",
             )
 
     def prepare(self, observation: Observation) -> TensorDict:
@@ -310,6 +310,6 @@ def _check_fits(what: str, found: int, limit: int) -> None:
             f"More {what} than the model has room for",
             value=found,
             expected=f"at most {limit}, the size of its network",
-            mend="name a model or backbone made for this task's robot; `regrasp pretrain` with the same --config_name"
+            fix="name a model or backbone made for this task's robot; `regrasp pretrain` with the same --config_name"
             " makes one",
         )

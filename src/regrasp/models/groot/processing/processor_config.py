@@ -68,7 +68,7 @@ def published_config(groot: GrootConfig, metadata: Metadata, inputs: InputNames)
             key="mapping.data_config",
             value=None,
             expected="a data configuration",
-            mend="set mapping.data_config_class to a published one, such as so100, or write for example\n" + EXAMPLE,
+            fix="set mapping.data_config_class to a published one, such as so100, or write for example\n" + EXAMPLE,
         )
     return ProcessorConfig(
         embodiment_tag=tag,
@@ -106,6 +106,6 @@ def check_same(trained: DataConfig, inputs: InputNames, file: Path) -> None:
             file=file,
             value={name: found[name] for name in other},
             expected=str({name: expected[name] for name in other}),
-            mend="if the model is of this task, leave data_config and data_config_class out, the model folder has its"
+            fix="if the model is of this task, leave data_config and data_config_class out, the model folder has its"
             " own; a model of another task needs that task's experiment (--config_name)",
         )

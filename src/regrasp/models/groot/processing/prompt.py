@@ -55,7 +55,7 @@ def eagle_prompt(tokenizer: PreTrainedTokenizerFast, num_views: int, tokens_per_
     before, *after = text.split(_INSTRUCTION)
     if len(after) != 1:
         raise UserError(
-            "A chat template that does not show the instruction once", key="chat_template", mend=_MEND_TEMPLATE
+            "A chat template that does not show the instruction once", key="chat_template", fix=_MEND_TEMPLATE
         )
     start, end = _inner_boundaries(tokenizer, before, after[0])
     return Prompt(
@@ -80,7 +80,7 @@ def _render(tokenizer: PreTrainedTokenizerFast, num_views: int) -> str:
         return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
     except TemplateError as error:
         raise UserError(
-            f"A chat template that cannot be rendered: {error}", key="chat_template", mend=_MEND_TEMPLATE
+            f"A chat template that cannot be rendered: {error}", key="chat_template", fix=_MEND_TEMPLATE
         ) from None
 
 

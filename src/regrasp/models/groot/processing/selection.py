@@ -42,7 +42,7 @@ def key_ranges(
             key="mapping.gr00t_mapping.state",
             value=None,
             expected=f"the ranges of {', '.join([first, *further])}",
-            mend="add gr00t_mapping to the mapping",
+            fix="add gr00t_mapping to the mapping",
         )
     states = dict(state_names) or {first: (0, state_width)}
     names = [item.key for item in data.action]

@@ -91,7 +91,7 @@ def load_tokenizer(folder: Path, tokenizer_path: Path | None = None) -> PreTrain
             "A model folder without a tokenizer, and none in the local Hugging Face cache",
             file=folder / "tokenizer.json",
             expected=_FILES,
-            mend=f"hf download {EAGLE_ASSETS}, or give actor.model.tokenizer_path",
+            fix=f"hf download {EAGLE_ASSETS}, or give actor.model.tokenizer_path",
         )
     return _read_tokenizer(found)
 
@@ -121,7 +121,7 @@ def _read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
         tokenizer = kind.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # tokenizers raises nothing narrower
         raise UserError(
-            f"Tokenizer files that do not fit together: {error}", file=folder, mend="download them again"
+            f"Tokenizer files that do not fit together: {error}", file=folder, fix="download them again"
         ) from error
     template = folder / "chat_template.json"
     if template.exists() and not (folder / "chat_template.jinja").exists():
@@ -195,18 +195,18 @@ class TextEncoder:
 
     def _too_long(self, instruction: str, num_tokens: int) -> UserError:
         around = self.sequence_length - self._room
-        mend = (
+        fix = (
             f"shorten the instruction, or set actor.model.rl_head_config.padding_value={around + num_tokens}, of which"
             f" images and prompt take {around}"
         )
         if self.prompt.startswith("plain"):
-            mend += f"; `regrasp pretrain` makes room by pretrain.architecture.text_length={num_tokens}"
+            fix += f"; `regrasp pretrain` makes room by pretrain.architecture.text_length={num_tokens}"
         return UserError(
             f"An instruction of {num_tokens} tokens, with room for {self._room}",
             key="env.<train|eval>.mapping.task_description",
             value=instruction,
             expected=f"at most {self._room} tokens",
-            mend=mend,
+            fix=fix,
         )
 
     def _tokenize(self, words: str) -> list[int]:
@@ -228,7 +228,7 @@ class TextEncoder:
                 key="actor.model.rl_head_config.padding_value",
                 value=self.sequence_length,
                 expected=f"more than {len(whole)}, the tokens of all images and of the prompt around the instruction",
-                mend="raise padding_value, or leave it out to pad as the model folder says",
+                fix="raise padding_value, or leave it out to pad as the model folder says",
             )
 
 
@@ -250,5 +250,5 @@ def _check_eagle_ids(tokenizer: PreTrainedTokenizerFast, image_token: int, pad_t
             key="actor.model.tokenizer_path",
             value=found,
             expected=f"{expected}, image_token_index and pad_token_index of the model's eagle_cfg",
-            mend="give the tokenizer the checkpoint was trained with",
+            fix="give the tokenizer the checkpoint was trained with",
         )

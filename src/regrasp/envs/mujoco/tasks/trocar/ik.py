@@ -13,7 +13,7 @@ try:
 except ImportError as error:
     raise UserError(
         "The trocar task's expert needs the package mink",
-        mend='pip install "regrasp[trocar]"',
+        fix='pip install "regrasp[trocar]"',
     ) from error
 
 POSTURE = np.array([0, 0.1, -0.3, 0, 1.6, 0.3, -0.3, -0.3, 0, 0.2, 0.2, -1.5, 0.2, 0.4])
