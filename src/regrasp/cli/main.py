@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import logging
 import os
 import sys
 from collections.abc import Iterable, Sequence
@@ -29,24 +28,8 @@ COMMANDS = {
 }
 
 
-class ConsoleHandler(logging.Handler):
-    """Prints what the package logs: `[INFO] text` to standard output, `[WARN] text` to standard error."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Print one record."""
-        warns = record.levelno >= logging.WARNING
-        label, stream = ("WARN", sys.stderr) if warns else ("INFO", sys.stdout)
-        print(f"[{label}] {record.getMessage()}", file=stream, flush=True)
-
-
-_CONSOLE = ConsoleHandler()
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code; a user's mistake gives 2 and no traceback."""
-    logger = logging.getLogger("regrasp")
-    logger.addHandler(_CONSOLE)  # added once, however often this is called
-    logger.setLevel(logging.INFO)
     parser = argparse.ArgumentParser(prog="regrasp", description=regrasp.__doc__)
     parser.add_argument("--version", action="version", version=f"regrasp {regrasp.__version__}")
     commands = parser.add_subparsers(dest="command", metavar="command", required=True)
@@ -65,6 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if rest:
         parsed.overrides += rest
     parsed.given = given
+    from regrasp.cli.console import log_to_console  # not for `--help`, which is to be there at once
+
+    log_to_console()
     try:
         return _module(parsed.command).run(parsed)
     except RegraspError as error:
