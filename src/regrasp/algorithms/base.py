@@ -75,6 +75,25 @@ class AlgorithmConfig(ABC):
         """What is wrong with values that are right by themselves, among them those of the training environments."""
         yield from ()
 
+    def group_problems(self, env: TrainEnvConfig) -> Iterator[UserError]:
+        """What keeps the environments from forming groups whose episodes can be compared one by one."""
+        if env.total_num_envs % self.group_size:
+            yield UserError(
+                "The training environments do not divide into groups",
+                key="algorithm.group_size",
+                value=self.group_size,
+                expected=f"a divisor of env.train.total_num_envs ({env.total_num_envs})",
+                fix="change one of the two",
+            )
+        if env.auto_reset:
+            yield UserError(
+                "With groups, an environment rests after its episode",
+                key="env.train.auto_reset",
+                value=True,
+                expected="false: the episodes of a group are compared one by one",
+                fix="set env.train.auto_reset=false, and algorithm.rollout_epoch for more episodes",
+            )
+
 
 class Algorithm(ABC):
     """What an update is: which experience, which minibatches, which losses.

@@ -46,22 +46,7 @@ class GrpoConfig(PolicyGradientConfig):
 
     def problems(self, env: TrainEnvConfig) -> Iterator[UserError]:
         """Environments that do not divide into groups or go on after an episode, and bounds in the wrong order."""
-        if env.total_num_envs % self.group_size:
-            yield UserError(
-                "The training environments do not divide into groups",
-                key="algorithm.group_size",
-                value=self.group_size,
-                expected=f"a divisor of env.train.total_num_envs ({env.total_num_envs})",
-                fix="change one of the two",
-            )
-        if env.auto_reset:
-            yield UserError(
-                "With groups, an environment rests after its episode",
-                key="env.train.auto_reset",
-                value=True,
-                expected="false: the episodes of a group are compared one by one",
-                fix="set env.train.auto_reset=false, and algorithm.rollout_epoch for more episodes",
-            )
+        yield from self.group_problems(env)
         if self.filter_rewards and self.rewards_lower_bound >= self.rewards_upper_bound:
             yield UserError(
                 "Bounds that no group lies between",

@@ -39,14 +39,8 @@ class ReinforceConfig(DiscountedConfig):
                 expected=f"{str(self.group_size > 1).lower()}, with algorithm.group_size {self.group_size}",
                 fix="set algorithm.group_size above 1 with the baseline, and to 1 without",
             )
-        if self.use_reinpp_baseline and env.auto_reset:
-            yield UserError(
-                "With groups, an environment rests after its episode",
-                key="env.train.auto_reset",
-                value=True,
-                expected="false: the episodes of a group are compared one by one",
-                fix="set env.train.auto_reset=false, and algorithm.rollout_epoch for more episodes",
-            )
+        elif self.use_reinpp_baseline:
+            yield from self.group_problems(env)
 
     def build(self) -> Reinforce:
         """The algorithm of this configuration."""
