@@ -42,10 +42,6 @@ class LoadedConfig:
     sources: Sources
     """Where each value was written."""
 
-    def file_of(self, key: str) -> str:
-        """Where a value was written: a file and line, or the command line."""
-        return self.sources.locate(split_key(key)).file
-
     def located(self, error: UserError) -> UserError:
         """The same error, naming the file and line, or the flag, where the value of its key was written."""
         path = split_key(error.key or "")
