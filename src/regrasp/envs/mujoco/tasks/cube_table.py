@@ -1,4 +1,4 @@
-"""Three coloured cubes on a table under a parallel gripper: the scene that the cube tasks share.
+"""Three coloured cubes on a table under a parallel gripper: what the cube tasks share; the scene: `cube_table.xml`.
 
 The gripper floats on three slides and is driven by relative Cartesian control, as Isaac Lab's IK-Rel tasks are: an
 action is (dx, dy, dz, gripper) in [-1, 1]; one unit of translation moves the commanded position by 3 cm, a negative
@@ -8,6 +8,7 @@ gripper value closes and any other opens. Control runs at 10 Hz.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import mujoco
 import numpy as np
@@ -15,7 +16,6 @@ import numpy as np
 from regrasp.envs.mujoco.task import Camera, GroundingScene, Task
 
 COLORS = ("red", "green", "blue")
-_RGBA = ("0.87 0.12 0.13 1", "0.13 0.70 0.22 1", "0.13 0.28 0.92 1")
 CUBE_HALF = 0.02
 CUBE_QPOS = 7
 HAND = slice(21, 24)
@@ -35,61 +35,6 @@ OBJECT, BASE, PHASE, CLOSED_STEPS = 0, 1, 2, 3
 COMMAND = slice(4, 7)
 EPISODE_SIZE = 7
 
-_CUBES = "".join(
-    f"""
-    <body name="{color}_cube" pos="0 0 {CUBE_HALF}">
-      <freejoint/>
-      <geom type="box" size="{CUBE_HALF} {CUBE_HALF} {CUBE_HALF}" rgba="{rgba}" mass="0.04"
-            friction="1.5 0.02 0.001" condim="4"/>
-    </body>"""
-    for color, rgba in zip(COLORS, _RGBA, strict=True)
-)
-
-_FINGER = """
-      <body name="{side}_finger" gravcomp="1">
-        <joint name="{side}_finger" type="slide" axis="0 {sign} 0" range="0.005 {opening}" damping="8"/>
-        <geom type="box" pos="0 {sign}.006 0.027" size="0.012 0.006 0.040" rgba="0.13 0.13 0.15 1" mass="0.05"
-              friction="2 0.05 0.001" condim="4"/>
-      </body>"""
-_FINGERS = "".join(
-    _FINGER.format(side=side, sign=sign, opening=FINGER_OPEN).replace(f"{sign}.006", f"{float(sign) * 0.006}")
-    for side, sign in (("left", "1"), ("right", "-1"))
-)
-
-_SCENE = f"""
-<mujoco model="cube table">
-  <option timestep="0.01" integrator="implicitfast" cone="elliptic" impratio="10"/>
-  <visual>
-    <global offwidth="512" offheight="512"/>
-    <quality shadowsize="0" offsamples="0" numslices="8" numstacks="4"/>
-    <map znear="0.02" zfar="5"/>
-    <headlight ambient="0.5 0.5 0.5" diffuse="0.5 0.5 0.5" specular="0 0 0"/>
-  </visual>
-  <worldbody>
-    <light pos="0.3 0 1" dir="-0.3 0 -1" castshadow="false" diffuse="0.35 0.35 0.35"/>
-    <geom name="table" type="plane" size="3 3 0.1" rgba="0.66 0.60 0.53 1" friction="1 0.01 0.001"/>
-    <camera name="front_camera" pos="0.36 0 0.36" xyaxes="0 1 0 -0.66 0 0.75" fovy="40"/>
-    <camera name="overview" pos="0.46 -0.27 0.52" xyaxes="0.502 0.865 0 -0.565 0.328 0.757" fovy="38"/>{_CUBES}
-    <body name="hand" gravcomp="1">
-      <joint name="hand_x" type="slide" axis="1 0 0" damping="40"/>
-      <joint name="hand_y" type="slide" axis="0 1 0" damping="40"/>
-      <joint name="hand_z" type="slide" axis="0 0 1" damping="40"/>
-      <geom type="box" pos="0 0 0.075" size="0.018 0.055 0.012" rgba="0.27 0.28 0.31 1" mass="0.4"/>
-      <geom type="box" pos="0 0 0.100" size="0.012 0.012 0.020" rgba="0.90 0.78 0.20 1" mass="0.1"
-            contype="0" conaffinity="0"/>
-      <camera name="wrist_camera" pos="0.07 0 0.10" xyaxes="0 1 0 -0.8 0 0.6" fovy="70"/>{_FINGERS}
-    </body>
-  </worldbody>
-  <actuator>
-    <position joint="hand_x" kp="1000"/>
-    <position joint="hand_y" kp="1000"/>
-    <position joint="hand_z" kp="1000"/>
-    <position joint="left_finger" kp="200" forcerange="-6 6"/>
-    <position joint="right_finger" kp="200" forcerange="-6 6"/>
-  </actuator>
-</mujoco>
-"""
-
 
 class CubeTable(Task):
     """The scene, its actuation and its observations; subclasses say what the words ask for."""
@@ -103,7 +48,7 @@ class CubeTable(Task):
     """For each instruction the cubes it names, in the order of their mention."""
 
     def __init__(self) -> None:
-        self.model = mujoco.MjModel.from_xml_string(_SCENE)
+        self.model = mujoco.MjModel.from_xml_path(str(Path(__file__).with_suffix(".xml")))
         self.vectors: Mapping[str, int] = {
             "gripper_position": 3,
             "gripper_opening": 1,

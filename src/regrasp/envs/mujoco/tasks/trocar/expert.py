@@ -82,7 +82,6 @@ class Expert:
         self._squeeze = squeeze
         self._solver = ArmSolver()
         self._controls = [model.actuator(name).id for name in ARM_JOINTS + HAND_JOINTS]
-        self._offsets = np.array([ACTION_OFFSETS.get(name, 0.0) for name in ACTION_JOINTS])
         self._arms = [ACTION_JOINTS.index(name) for name in ARM_JOINTS]
         self._hands = [ACTION_JOINTS.index(name) for name in HAND_JOINTS]
 
@@ -105,7 +104,7 @@ class Expert:
     def _answer(self, memory: np.void, hands: np.ndarray) -> None:
         targets = np.zeros(len(ACTION_JOINTS))
         targets[self._arms], targets[self._hands] = memory["arms"], hands
-        memory["action"][:] = targets - self._offsets
+        memory["action"][:] = targets - ACTION_OFFSETS
         memory["answered"] = memory["clock"] + 1
 
     def _begin_reach(self, data: mujoco.MjData, memory: np.void) -> None:

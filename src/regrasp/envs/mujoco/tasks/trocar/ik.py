@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import mujoco
 import numpy as np
 
-from regrasp.envs.mujoco.tasks.trocar.robot import ARM_JOINTS, SIDES, add_robot
+from regrasp.envs.mujoco.tasks.trocar.robot import ARM_JOINTS, SIDES
 from regrasp.errors import UserError
 
 try:
@@ -30,9 +32,9 @@ class ArmSolver:
     """Arm joints (14,) that bring both hands to given poses. Keeps nothing between calls."""
 
     def __init__(self) -> None:
-        spec = mujoco.MjSpec()
-        spec.compiler.degree = False
-        add_robot(spec, ARM_JOINTS)
+        spec = mujoco.MjSpec.from_file(str(Path(__file__).with_name("robot.xml")))
+        for fixed in [part for part in (*spec.actuators, *spec.joints) if part.name not in ARM_JOINTS]:
+            spec.delete(fixed)
         model = spec.compile()
         self._address = [model.joint(name).qposadr[0] for name in ARM_JOINTS]
         self._configuration = mink.Configuration(model)

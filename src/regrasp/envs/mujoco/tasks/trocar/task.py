@@ -63,7 +63,6 @@ class AssembleTrocar(Task):
         self._squeeze = squeeze
         self._layout = Layout(self.model)
         self._controls = [self.model.actuator(name).id for name in ACTION_JOINTS]
-        self._offsets = np.array([ACTION_OFFSETS.get(name, 0.0) for name in ACTION_JOINTS])
         self._body = [self.model.joint(name).qposadr[0] for name in BODY_JOINTS]
         self._body_velocity = [self.model.joint(name).dofadr[0] for name in BODY_JOINTS]
         self._hands = [self.model.joint(name).qposadr[0] for name in HAND_JOINTS]
@@ -95,7 +94,7 @@ class AssembleTrocar(Task):
 
     def actuate(self, data: mujoco.MjData, episode: np.ndarray, action: np.ndarray) -> None:
         """Give the joints their targets."""
-        data.ctrl[self._controls] = action + self._offsets
+        data.ctrl[self._controls] = action + ACTION_OFFSETS
         memory_of(episode)["clock"] += 1
 
     def observe(self, data: mujoco.MjData, episode: np.ndarray) -> Mapping[str, np.ndarray]:
