@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from regrasp.envs.contract import Observation, numbered_cameras
+from regrasp.envs.data_config import KeyConfig
 from regrasp.models.groot.config import GrootConfig
 from regrasp.models.groot.policy import GrootPolicy
-from regrasp.models.groot.processing.data_config import KeyConfig
 from regrasp.models.groot.processing.metadata import Metadata
 from regrasp.models.groot.processing.processor import GrootProcessor
 from regrasp.models.groot.settings import GrootModelConfig

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import dataclasses
 import textwrap
 
 import pytest
 import yaml
 
+from regrasp.envs.data_config import KeyConfig
 from regrasp.errors import UserError
-from regrasp.models.groot.processing.data_config import BUILT_IN, EXAMPLE, KeyConfig, data_config, default_data_config
+from regrasp.models.groot.processing.data_config import EXAMPLE, data_config, default_data_config, published
 
 PUBLISHED = {
     "fourier_gr1_arms_waist": ("FourierGr1ArmsWaistDataConfig", 1, 5, 5),
@@ -36,7 +38,7 @@ def read(value):
 
 
 def test_the_published_ones_are_there_under_both_names():
-    assert set(BUILT_IN) == set(PUBLISHED) | {entry[0] for entry in PUBLISHED.values()}
+    assert set(published()) == set(PUBLISHED) | {entry[0] for entry in PUBLISHED.values()}
     for name, (class_name, *counts) in PUBLISHED.items():
         config = read(name)
         assert config == read(class_name) == read(f"some.module:{class_name}")
@@ -78,8 +80,8 @@ def test_an_inline_block_drops_prefixes_and_fills_in_defaults():
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_data_reads_back_the_same(name):
-    config = BUILT_IN[name]
-    assert read(config.to_json()) == config
+    config = published()[name]
+    assert read(config) == read(dataclasses.asdict(config)) == config
 
 
 def test_a_class_of_the_user_is_refused_with_the_yaml_to_write():
@@ -88,7 +90,7 @@ def test_a_class_of_the_user_is_refused_with_the_yaml_to_write():
     assert error.value.value == "my_config:MyRobotDataConfig"
     assert error.value.fix is not None
     block = yaml.safe_load(textwrap.dedent(error.value.fix.partition("\n")[2]))
-    assert read(block["data_config"]) == BUILT_IN["so100_dualcam"]
+    assert read(block["data_config"]) == published()["so100_dualcam"]
     assert EXAMPLE in error.value.fix
 
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 from groot_toys import ACTION_DIM, STATE_DIM, TEXT_LENGTH, toy_config, toy_observation, toy_processor, with_statistics
 
+from regrasp.envs.data_config import KeyConfig
 from regrasp.errors import UserError
-from regrasp.models.groot.processing.data_config import PROCESSOR_FILE, KeyConfig
+from regrasp.models.groot.processing.data_config import PROCESSOR_FILE
 from regrasp.models.groot.processing.metadata import METADATA_FILE, Metadata
 from regrasp.models.groot.processing.processor import GrootProcessor
 from regrasp.models.normalization import Statistics

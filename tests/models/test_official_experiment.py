@@ -15,12 +15,12 @@ from lab_recordings import demo, write_recording
 from regrasp.data.lerobot import DatasetWriter, FeatureSpec
 from regrasp.engine.policies import create_policy
 from regrasp.envs.contract import EnvSpec
+from regrasp.envs.data_config import KeyConfig
 from regrasp.envs.process.simulator import ArraySpec
 from regrasp.errors import UserError
 from regrasp.experiment import ExperimentConfig
 from regrasp.experiment.load import load_config
 from regrasp.models.groot.checkpoint import load_groot
-from regrasp.models.groot.processing.data_config import KeyConfig
 from regrasp.models.inputs import InputNames
 from regrasp.stages.convert import convert
 from regrasp.stages.demonstrations import ACTION, STATE, camera_features

@@ -6,15 +6,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from pydantic import TypeAdapter
 from run_toys import groot_experiment, mlp_experiment
 
 from regrasp.engine.policies import check_inputs, load_model
+from regrasp.envs.data_config import DataConfig
 from regrasp.envs.mapping_config import Gr00tVideoMapping
 from regrasp.envs.selection import camera_names, state_names
 from regrasp.errors import UserError
 from regrasp.experiment.inputs import input_names
 from regrasp.experiment.load import LoadedConfig, load_config
-from regrasp.models.groot.processing.data_config import BUILT_IN, data_config
+from regrasp.models.groot.processing.data_config import data_config, published
 from regrasp.models.inputs import InputNames
 from regrasp.runner.resume import check_slot
 from regrasp.stages.play import PlayOptions, play
@@ -72,7 +74,7 @@ def test_an_experiment_without_names_leaves_them_open() -> None:
 
 
 def test_a_written_out_data_config_means_the_same_as_its_name() -> None:
-    block = BUILT_IN["oxe_droid"].to_json()
+    block = TypeAdapter(DataConfig).dump_python(published()["oxe_droid"], mode="json", exclude_none=True)
     entries = {
         kind: [f"{{{', '.join(f'{k}: {v}' for k, v in e.items())}}}" for e in block[kind]]
         for kind in ("state", "action")
@@ -85,7 +87,7 @@ def test_a_written_out_data_config_means_the_same_as_its_name() -> None:
     config = groot_experiment(*overrides).config
     value = input_names(config.env.train.mapping).data_config
     assert value is not None
-    assert data_config(value, file=None, key="") == BUILT_IN["oxe_droid"]
+    assert data_config(value, file=None, key="") == published()["oxe_droid"]
 
 
 def test_an_error_names_the_mapping_that_was_used(base_model: Path, tmp_path: Path) -> None:

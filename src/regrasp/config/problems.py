@@ -8,9 +8,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from regrasp.config.describe import Path, Spec, dotted
+from regrasp.config.describe import Path, Spec, dotted, split_key
 from regrasp.config.legacy import known_children
-from regrasp.config.sources import Place, Sources, split_key
+from regrasp.config.sources import Place, Sources
 from regrasp.errors import UserError
 
 
@@ -56,8 +56,11 @@ def schema_problems(error: ValidationError, values: Mapping[str, Any], root: Spe
     problems: dict[Path, UserError] = {}
     for detail in error.errors(include_url=False):
         path, value = _resolve(detail["loc"], values)
+        if detail["type"] == "too_short" and value:
+            continue  # items that are wrong are not counted: they are the problem
         if detail["type"] == "user_error":
-            found = [(path, detail.get("ctx", {})["error"])]
+            problem = detail.get("ctx", {})["error"]
+            found = [(path, problem if problem.key else problem.at(None, dotted(path)))]
         elif detail["type"] == "unexpected_keyword_argument":
             found = [(leaf, _unknown_key(leaf, value, values, root)) for leaf, value in _unknown_leaves(path, value)]
         elif detail["type"] == "missing" and isinstance(detail["loc"][-1], str):

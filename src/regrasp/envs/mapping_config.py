@@ -15,11 +15,10 @@ from regrasp.config.types import (
     Name,
     Names,
     NonNegativeInt,
-    NormalizationMode,
-    Rotation,
     Slice,
     bare_key,
 )
+from regrasp.envs.data_config import DataConfig
 from regrasp.envs.ranges import NamedRange, gaps, overlaps, repeated_values
 from regrasp.errors import UserError
 
@@ -141,51 +140,6 @@ class ActionConstant:
 
 
 @dataclass(frozen=True, config=BLOCK)
-class DataKeyEntry:
-    """A part of the state or of the action, and how GR00T scales it."""
-
-    key: Name
-    """Name in the checkpoint's metadata; `state.` and `action.` may be left out."""
-    mode: NormalizationMode = "min_max"
-    """Normalisation; `sin_cos` is for states only, `binary` is 1 above 0.5 and else 0, `none` changes nothing."""
-    rotation: Rotation | None = None
-    """Representation into which a rotation is turned first; null: the data's own."""
-
-
-def _data_key(value: Any) -> Any:
-    return DataKeyEntry(key=value) if isinstance(value, str) and value else value
-
-
-DataKeys = Annotated[
-    tuple[
-        Annotated[
-            DataKeyEntry,
-            BeforeValidator(_data_key),
-            Expect("a key, or a block with the keys key, mode and rotation"),
-        ],
-        ...,
-    ],
-    Field(strict=False),
-]
-
-
-@dataclass(frozen=True, config=BLOCK)
-class DataConfigBlock:
-    """What a GR00T checkpoint sees and gives, in the order in which it was trained."""
-
-    video: Names
-    """Cameras."""
-    state: DataKeys
-    """Parts of the state; each a key or `{key, mode, rotation}`."""
-    action: DataKeys
-    """Parts of the action; each a key or `{key, mode, rotation}`."""
-    language: Name = "annotation.human.task_description"
-    """Annotation of the demonstrations that held the instruction."""
-    crop_scale: Annotated[float, Field(gt=0, le=1)] = 0.95
-    """Side of the images' centre crop, as a part of the whole."""
-
-
-@dataclass(frozen=True, config=BLOCK)
 class ActionMapping:
     """How a policy's action becomes a simulator's action: scale, then place among constants (zeros by default)."""
 
@@ -229,7 +183,7 @@ class MappingConfig:
     folder the slot of `embodiment_tag`."""
     data_config_class: Name | None = None
     """Published data configuration of the checkpoint, a short name or `module:Class`; null: as the checkpoint says."""
-    data_config: DataConfigBlock | None = None
+    data_config: DataConfig | None = None
     """The same written out, in place of `data_config_class`."""
 
     def instruction_choice(self) -> tuple[str | None, tuple[str, ...]]:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 from regrasp.envs.mapping_config import MappingConfig
 from regrasp.models.inputs import InputNames
 
 
 def input_names(mapping: MappingConfig) -> InputNames:
     """What an experiment says of the model's inputs, beside their names."""
-    block = mapping.data_config
     return InputNames(
         embodiment_tag=mapping.embodiment_tag,
         embodiment_tag_id=mapping.embodiment_tag_id,
-        data_config=mapping.data_config_class if block is None else dataclasses.asdict(block),
+        data_config=mapping.data_config or mapping.data_config_class,
     )

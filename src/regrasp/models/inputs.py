@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from regrasp.config.types import NEW_EMBODIMENT
+from regrasp.envs.data_config import HUMAN_TASK, DataConfig
 from regrasp.errors import UserError
 
 Range = tuple[int, int]
@@ -27,23 +28,22 @@ class InputNames:
     embodiment_tag: str | None = None
     embodiment_tag_id: int | None = None
     """Slot of the per-embodiment projectors; None: the model folder's own, else the published slot of the tag."""
-    data_config: str | Mapping[str, Any] | None = None
+    data_config: str | DataConfig | Mapping[str, Any] | None = None
     """Keys and their normalisation, as `data_config` of the GR00T models reads them."""
     tokenizer_path: Path | None = None
     """Where the tokenizer is, if the model folder has none."""
 
     def problems(self, key: str) -> Iterator[UserError]:
-        """What is wrong with the data configuration: unknown names, keys given twice, modes that cannot be undone.
+        """What is wrong with the name of the data configuration.
 
         Args:
             key: Where the mapping stands, for errors.
         """
         from regrasp.models.groot.processing.data_config import data_config
 
-        if self.data_config is not None:
-            field = "data_config_class" if isinstance(self.data_config, str) else "data_config"
+        if isinstance(self.data_config, str):
             try:
-                data_config(self.data_config, file=None, key=f"{key}.{field}")
+                data_config(self.data_config, file=None, key=f"{key}.data_config_class")
             except UserError as error:
                 yield error
 
@@ -58,7 +58,6 @@ class InputNames:
         Raises:
             UserError: The data configuration's parts do not fit the state or the action.
         """
-        from regrasp.models.groot.processing.data_config import HUMAN_TASK
         from regrasp.models.groot.processing.processor_config import given_data_config
         from regrasp.models.groot.processing.selection import key_ranges
 

@@ -12,8 +12,8 @@ from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from regrasp.config.parse import parse
 from regrasp.config.types import Expect, PositiveInt, Rotation
+from regrasp.envs.data_config import DataConfig, KeyConfig
 from regrasp.errors import UserError
-from regrasp.models.groot.processing.data_config import DataConfig, KeyConfig
 from regrasp.models.groot.processing.rotations import RotationScaling, rotation_bounds, rotation_width
 from regrasp.models.normalization import Concatenation, Normalizer, Scaling, Statistics
 from regrasp.models.weights import read_json, write_json

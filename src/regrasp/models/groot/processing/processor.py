@@ -15,9 +15,10 @@ from transformers import PreTrainedTokenizerFast
 from regrasp.config.types import NEW_EMBODIMENT
 from regrasp.device import send
 from regrasp.envs.contract import STATE, Observation, numbered_cameras
+from regrasp.envs.data_config import DataConfig, KeyConfig
 from regrasp.errors import UserError
 from regrasp.models.groot.config import GrootConfig
-from regrasp.models.groot.processing.data_config import EAGLE_WORDS, PROCESSOR_FILE, DataConfig, KeyConfig
+from regrasp.models.groot.processing.data_config import EAGLE_WORDS, PROCESSOR_FILE
 from regrasp.models.groot.processing.images import prepare_images
 from regrasp.models.groot.processing.metadata import Kind, Metadata, read_metadata
 from regrasp.models.groot.processing.processor_config import (

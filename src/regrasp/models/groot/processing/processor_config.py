@@ -6,17 +6,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
 from pydantic.dataclasses import dataclass
 
 from regrasp.config.parse import parse
 from regrasp.config.types import BLOCK
+from regrasp.envs.data_config import DataConfig
 from regrasp.errors import UserError
 from regrasp.models.groot.config import GrootConfig
 from regrasp.models.groot.processing.data_config import (
     EAGLE_WORDS,
     EXAMPLE,
     PROCESSOR_FILE,
-    DataConfig,
     data_config,
     default_data_config,
 )
@@ -40,7 +41,7 @@ class ProcessorConfig:
 
     def to_json(self) -> dict[str, Any]:
         """`processor_config.json`."""
-        return {**asdict(self), "data_config": self.data_config.to_json()}
+        return TypeAdapter(ProcessorConfig).dump_python(self, mode="json", exclude_none=True)
 
 
 def read_config(folder: Path) -> ProcessorConfig | None:
@@ -98,7 +99,7 @@ def check_same(trained: DataConfig, inputs: InputNames, file: Path) -> None:
     """
     given = given_data_config(inputs)
     if given is not None and given != trained:
-        found, expected = given.to_json(), trained.to_json()
+        found, expected = asdict(given), asdict(trained)
         other = [name for name in found if found[name] != expected[name]]
         raise UserError(
             "Another data configuration than the model was trained with",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from regrasp.envs.data_config import DataConfig
 from regrasp.errors import UserError
-from regrasp.models.groot.processing.data_config import DataConfig
 from regrasp.models.inputs import Range
 from regrasp.models.normalization import Statistics
 
