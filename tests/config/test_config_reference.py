@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+from generate_config_reference import reference_markdown
 from regrasp.config.describe import Spec, dotted
-from regrasp.config.reference import reference_markdown
 from regrasp.envs.config import EvalEnvConfig
 from regrasp.experiment import ExperimentConfig
 
@@ -13,7 +13,7 @@ ROOT = Spec(ExperimentConfig)
 
 
 def test_every_field_is_described() -> None:
-    text = reference_markdown(ExperimentConfig)
+    text = reference_markdown()
     for path in ROOT.paths():
         assert f"| `{path[-1]}` |" in text, dotted(path)
     rows = [line for line in text.splitlines() if line.startswith("| `")]
@@ -21,9 +21,7 @@ def test_every_field_is_described() -> None:
 
 
 def test_tables_have_four_columns() -> None:
-    rows = [
-        line.replace("\\|", "") for line in reference_markdown(ExperimentConfig).splitlines() if line.startswith("| `")
-    ]
+    rows = [line.replace("\\|", "") for line in reference_markdown().splitlines() if line.startswith("| `")]
     tables = [row for row in rows if row.count("|") == 5]
     legacy = [row for row in rows if row.count("|") == 4]
     assert len(tables) + len(legacy) == len(rows)

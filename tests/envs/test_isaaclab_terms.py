@@ -269,7 +269,8 @@ def test_the_way_to_the_final_observation_depends_on_what_is_there() -> None:
 def test_a_constant_reward_is_reported_once(push: float, caplog: pytest.LogCaptureFixture) -> None:
     env = make_env(num_envs=2, limit=4, lengths=[100], kind=IsaacLabVecEnv)
     assert isinstance(env, IsaacLabVecEnv)
-    env.reward_doubts = ("reward term 'update_stage' has weight 0, so it is never called",)
+    doubts = ("reward term 'update_stage' has weight 0, so it is never called",)
+    env.spec = dataclasses.replace(env.spec, reward_doubts=doubts)
     try:
         for _ in range(4):
             env.reset([0, 1], [0, 1])

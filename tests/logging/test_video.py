@@ -2,7 +2,7 @@ import av
 import numpy as np
 import pytest
 
-from regrasp.logging.overlay import annotate, tile
+from regrasp.logging.overlay import annotate
 from regrasp.logging.video import write_episode, write_video
 
 GREY = 128
@@ -123,17 +123,6 @@ def test_long_instructions_are_wrapped_then_cut():
 
     assert strip("cube") < strip("put the red cube onto the green cube") < strip("cube " * 20)
     assert strip("cube " * 20) == strip("cube " * 200) == strip("cube" * 20 + " cube" * 60)
-
-
-def test_tile_lays_frames_out_row_by_row():
-    grid = tile([grey(10, 20, value) for value in (50, 100, 150)], gap=2)
-    assert grid.shape == (22, 42, 3)
-    assert [int(grid[y, x, 0]) for y, x in [(0, 0), (0, 22), (12, 0), (12, 22), (10, 0)]] == [50, 100, 150, 0, 0]
-
-
-def test_tile_refuses_different_sizes():
-    with pytest.raises(ValueError):
-        tile([grey(10, 10), grey(10, 12)])
 
 
 def test_episode_holds_its_outcome(tmp_path):

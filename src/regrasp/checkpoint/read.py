@@ -40,8 +40,6 @@ class Checkpoint:
     state: dict[str, Any]
     export: Path | None
     """The Hugging Face folder, None where none was written."""
-    regrasp_version: str
-    """Version that wrote the checkpoint."""
 
     @cached_property
     def model_state(self) -> dict[str, Tensor]:
@@ -75,7 +73,6 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         frozen_names=frozenset(document["frozen_names"]),
         state=document["state"],
         export=export if export.is_dir() else None,
-        regrasp_version=document["regrasp_version"],
     )
 
 

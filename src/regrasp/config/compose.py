@@ -19,8 +19,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from regrasp.config.describe import split_key
 from regrasp.config.search import SHIPPED
-from regrasp.config.sources import COMMAND_LINE, SourceFile, Sources, broken_yaml, compose_nodes, split_key
+from regrasp.config.sources import COMMAND_LINE, SourceFile, Sources, broken_yaml, compose_nodes
 from regrasp.errors import UserError
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import types
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -67,18 +68,6 @@ class Spec:
     def block(self) -> type | None:
         """The first of `blocks`, None for a plain value."""
         return next(iter(self.blocks), None)
-
-    @property
-    def base(self) -> type | None:
-        """The dataclass of a nested block, the common one where several may be; None for a plain value."""
-        return self.annotation if self.by_type else self.block
-
-    def members(self) -> Iterator[tuple[str, type]]:
-        """The dataclasses that several may be, each with the values of the key that chooses it."""
-        table = self.by_type.table() if self.by_type else {}
-        for block in dict.fromkeys(table.values()):
-            names = [f"`{self.by_type.key}: {name}`" for name, one in table.items() if self.by_type and one is block]
-            yield " or ".join(names), block
 
     @property
     def choices(self) -> tuple[Any, ...]:
@@ -193,3 +182,9 @@ def dotted(path: Path) -> str:
     """`a.b[0].c` of a path."""
     text = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path)
     return text.removeprefix(".")
+
+
+def split_key(key: str) -> Path:
+    """The path of a dotted key; `a.b[0]` and `a.b.0` both name a list position."""
+    steps = [step for step in re.split(r"[.\[\]]+", key) if step]
+    return tuple(int(step) if step.isdigit() else step for step in steps)

@@ -1,87 +1,29 @@
-"""Keys of RLinf's configuration files that are read but have no effect here."""
+"""Keys of RLinf's configuration files that are read but have no effect here; `legacy.yaml` has them."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
-from regrasp.config.describe import Path, dotted
+import yaml
+
+from regrasp.config.describe import Path as KeyPath
+from regrasp.config.describe import dotted, split_key
 from regrasp.errors import UserError
 
-NO_EFFECT: dict[str, str] = {
-    "for text generation": """
-        runner.seq_length runner.max_prompt_length algorithm.sampling_params.do_sample
-        algorithm.sampling_params.temperature_train algorithm.sampling_params.temperature_eval
-        algorithm.sampling_params.top_k algorithm.sampling_params.top_p algorithm.sampling_params.repetition_penalty
-        algorithm.sampling_params.add_BOS algorithm.length_params.max_new_token algorithm.length_params.max_length
-        algorithm.length_params.min_length""",
-    "a policy is given as actor.model.model_path": "runner.eval_policy_path",
-    "rewards are not scaled": "algorithm.reward_coef env.*.reward_coef",
-    "no rollout is filtered out": """
-        algorithm.filter_rewards algorithm.rewards_lower_bound algorithm.rewards_upper_bound""",
-    "losses are averaged over the valid samples": "algorithm.loss_agg_func",
-    "processes and queues need no names": """
-        env.group_name env.channel.name env.channel.queue_name env.channel.queue_size
-        rollout.group_name rollout.channel.name rollout.channel.queue_name rollout.channel.queue_size
-        actor.group_name actor.channel.name actor.channel.queue_name actor.channel.queue_size""",
-    "weights stay where they are used": "env.enable_offload rollout.enable_offload actor.enable_offload",
-    "rewards are the task's own": "env.*.use_rel_reward",
-    "an evaluation's episodes are one each": "env.eval.group_size",
-    "every episode has its own seed": "env.*.use_fixed_reset_state_ids",
-    "the mapping's task_description is the instruction": "env.*.init_params.task_description",
-    "an evaluation runs every episode to its end": "env.eval.auto_reset env.eval.max_steps_per_rollout_epoch",
-    "the policy runs inside Regrasp": "rollout.mode rollout.backend rollout.pipeline_stage_num",
-    "the engine chooses": "actor.training_backend",
-    "code inside a checkpoint is never run": "actor.model.trust_remote_code",
-    "robots are described by the mapping": "actor.model.policy_setup",
-    "GR00T's log-probability is the Gaussian density either way, and 0 where a step is deterministic": """
-        actor.model.rl_head_config.safe_get_logprob""",
-    "GR00T's value head reads context and state, as in RLinf; only pi0's reads action tokens": """
-        actor.model.rl_head_config.chunk_critic_input""",
-    "sharding is set up by the engine": """
-        actor.fsdp_config.strategy actor.fsdp_config.sharding_strategy actor.fsdp_config.gradient_checkpointing
-        actor.fsdp_config.cpu_offload actor.fsdp_config.offload_pin_memory actor.fsdp_config.reshard_after_forward
-        actor.fsdp_config.enable_gradient_accumulation actor.fsdp_config.forward_prefetch
-        actor.fsdp_config.limit_all_gathers actor.fsdp_config.backward_prefetch actor.fsdp_config.use_orig_params
-        actor.fsdp_config.use_liger_kernel actor.fsdp_config.fsdp_size actor.fsdp_config.mixed_precision.param_dtype
-        actor.fsdp_config.mixed_precision.reduce_dtype actor.fsdp_config.mixed_precision.buffer_dtype
-        actor.fsdp_config.amp.enabled actor.fsdp_config.amp.precision actor.fsdp_config.amp.use_grad_scaler""",
-    "rewards come from the simulator": "reward.use_reward_model",
-    "values come from the policy's value head": "critic.use_critic_model",
-}
-"""The keys without effect, by the reason. `*` stands for any one key."""
+_TABLES: dict[str, Any] = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+NO_EFFECT: dict[str, list[str]] = _TABLES["no_effect"]
+NEUTRAL: dict[str, Any] = _TABLES["neutral"]
+DUPLICATES: dict[str, str] = _TABLES["duplicates"]
+SYNONYMS: dict[str, dict[Any, str]] = _TABLES["synonyms"]
 
-NEUTRAL: dict[str, Any] = {
-    "runner.eval_policy_path": None,
-    "algorithm.reward_coef": 1.0,
-    "env.*.reward_coef": 1.0,
-    "algorithm.filter_rewards": False,
-    "reward.use_reward_model": False,
-    "critic.use_critic_model": False,
-}
-"""The value that asks for nothing; another one would change the training, so it is an error."""
-
-DUPLICATES: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
-    (("rollout", "model", "model_path"), ("actor", "model", "model_path")),
-    (("rollout", "model", "precision"), ("actor", "model", "precision")),
-    (("rollout", "model", "obs_converter_type"), ("actor", "model", "obs_converter_type")),
-    (("rollout", "model", "embodiment_tag"), ("actor", "model", "embodiment_tag")),
-    (("actor", "model", "rl_head_config", "add_value_head"), ("actor", "model", "add_value_head")),
-    (("env", "train", "group_size"), ("algorithm", "group_size")),
-)
-"""Keys that RLinf writes twice, and the one that counts."""
-
-SYNONYMS: tuple[tuple[tuple[str, ...], str, str], ...] = (
-    (("actor", "model", "rl_head_config", "noise_method"), "reinflow", "flow_noise"),
-)
-"""Values with another name in RLinf: the key, the value's name there, and its name here."""
-
-_REASONS: dict[Path, str] = {tuple(key.split(".")): why for why, keys in NO_EFFECT.items() for key in keys.split()}
-_PATHS = [*_REASONS, *(copy for copy, _ in DUPLICATES)]
+_REASONS = {split_key(key): why for why, keys in NO_EFFECT.items() for key in keys}
+_PATHS = [*_REASONS, *map(split_key, DUPLICATES)]
 
 
-def known_children(path: Path) -> tuple[str, ...]:
+def known_children(path: KeyPath) -> tuple[str, ...]:
     """The legacy keys, duplicates and legacy sections directly below a path."""
     depth = len(path)
     below = (str(pattern[depth]) for pattern in _PATHS if len(pattern) > depth and _matches(pattern[:depth], path))
@@ -94,30 +36,27 @@ def merge_duplicates(values: dict[str, Any]) -> list[str]:
     A copy fills the place of an original that is missing or null.
     """
     warnings: list[str] = []
-    for copy, original in DUPLICATES:
-        source, target = _block(values, copy[:-1]), _block(values, original[:-1])
-        if source is None or target is None or copy[-1] not in source:
+    for copy, original in DUPLICATES.items():
+        (source, name), (target, counting) = _place(values, copy), _place(values, original)
+        if source is None or target is None or name not in source:
             continue
-        value = source.pop(copy[-1])
-        if target.get(original[-1]) is None:
-            target[original[-1]] = value
-        elif value not in (None, target[original[-1]]):
-            warnings.append(
-                f"{dotted(copy)} ({value}) differs from {dotted(original)} ({target[original[-1]]}): "
-                f"{dotted(original)} is used."
-            )
+        value = source.pop(name)
+        if target.get(counting) is None:
+            target[counting] = value
+        elif value not in (None, target[counting]):
+            warnings.append(f"{copy} ({value}) differs from {original} ({target[counting]}): {original} is used.")
     return warnings
 
 
 def translate_synonyms(values: dict[str, Any]) -> None:
     """Give the values that RLinf names otherwise their names here, in place."""
-    for path, theirs, ours in SYNONYMS:
-        block = _block(values, path[:-1])
-        if block is not None and block.get(path[-1]) == theirs:
-            block[path[-1]] = ours
+    for key, names in SYNONYMS.items():
+        block, name = _place(values, key)
+        if block is not None and isinstance(block.get(name), str):
+            block[name] = names.get(block[name], block[name])
 
 
-def strip_legacy(values: dict[str, Any], own: Collection[Path] = ()) -> tuple[dict[str, str], list[UserError]]:
+def strip_legacy(values: dict[str, Any], own: Collection[KeyPath] = ()) -> tuple[dict[str, str], list[UserError]]:
     """Remove every legacy key.
 
     Args:
@@ -130,7 +69,7 @@ def strip_legacy(values: dict[str, Any], own: Collection[Path] = ()) -> tuple[di
     """
     problems: list[UserError] = []
 
-    def strip(node: dict[str, Any], above: Path) -> dict[str, str]:
+    def strip(node: dict[str, Any], above: KeyPath) -> dict[str, str]:
         found: dict[str, str] = {}
         for name in list(node):
             path = (*above, name)
@@ -148,7 +87,7 @@ def strip_legacy(values: dict[str, Any], own: Collection[Path] = ()) -> tuple[di
     return strip(values, ()), problems
 
 
-def _unsupported(key: str, value: Any, pattern: Path) -> Iterator[UserError]:
+def _unsupported(key: str, value: Any, pattern: KeyPath) -> Iterator[UserError]:
     """The mistake of a legacy key whose value asks for what is not done here, if it does."""
     neutral = NEUTRAL.get(dotted(pattern), value)
     if value != neutral:
@@ -166,12 +105,14 @@ def ignored_warning(reasons: Mapping[str, str], file: object) -> str:
     return "\n".join([f"These keys of {file} have no effect here:", *lines])
 
 
-def _matches(pattern: Path, path: Path) -> bool:
+def _matches(pattern: KeyPath, path: KeyPath) -> bool:
     return len(pattern) == len(path) and all(a in ("*", b) for a, b in zip(pattern, path, strict=True))
 
 
-def _block(values: dict[str, Any], path: Path) -> dict[str, Any] | None:
+def _place(values: dict[str, Any], key: str) -> tuple[dict[str, Any] | None, str]:
+    """The block that has a key, None where there is none, and the key's name in it."""
+    *parents, name = key.split(".")
     node: Any = values
-    for step in path:
+    for step in parents:
         node = node.get(step) if isinstance(node, dict) else None
-    return node if isinstance(node, dict) else None
+    return (node if isinstance(node, dict) else None), name

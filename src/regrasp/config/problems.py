@@ -8,9 +8,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from regrasp.config.describe import Path, Spec, dotted
+from regrasp.config.describe import Path, Spec, dotted, split_key
 from regrasp.config.legacy import known_children
-from regrasp.config.sources import Place, Sources, split_key
+from regrasp.config.sources import Place, Sources
 from regrasp.errors import UserError
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from regrasp.config.describe import Path as KeyPath
-from regrasp.config.describe import dotted
+from regrasp.config.describe import dotted, split_key
 from regrasp.errors import UserError
 
 COMMAND_LINE = "command line"
@@ -114,12 +114,6 @@ class _Found:
     depth: int
     line: int
     node: yaml.Node | None
-
-
-def split_key(key: str) -> KeyPath:
-    """The path of a dotted key; `a.b[0]` and `a.b.0` both name a list position."""
-    steps = [step for step in re.split(r"[.\[\]]+", key) if step]
-    return tuple(int(step) if step.isdigit() else step for step in steps)
 
 
 def compose_nodes(file: Path) -> yaml.MappingNode | None:

@@ -15,14 +15,7 @@ from regrasp.errors import UserError
 
 if TYPE_CHECKING:
     from regrasp.envs.mapping_config import ActionMapping, MappingConfig
-
-
-@dataclass(frozen=True)
-class ArraySpec:
-    """Shape (without the environment axis) and NumPy dtype name of one raw observation."""
-
-    shape: tuple[int, ...]
-    dtype: str
+    from regrasp.envs.process.simulator import ArraySpec
 
 
 @dataclass(frozen=True)

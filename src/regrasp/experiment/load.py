@@ -13,12 +13,12 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from regrasp.config.compose import compose_experiment
-from regrasp.config.describe import Path, Spec, dotted
+from regrasp.config.describe import Path, Spec, dotted, split_key
 from regrasp.config.legacy import ignored_warning, merge_duplicates, strip_legacy, translate_synonyms
 from regrasp.config.owned import ByType, field_infos
 from regrasp.config.problems import raise_problems, schema_problems
 from regrasp.config.search import find_config
-from regrasp.config.sources import COMMAND_LINE, Sources, split_key
+from regrasp.config.sources import COMMAND_LINE, Sources
 from regrasp.envs.registry import experiment_folders
 from regrasp.errors import UserError
 from regrasp.experiment import ExperimentConfig

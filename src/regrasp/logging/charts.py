@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -19,29 +20,11 @@ from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 from regrasp.logging.intervals import wilson_interval
 from regrasp.logging.metrics import ENV_STEPS, EPISODE_METRICS
 
-_INK, _MUTED, _GRID, _BASE, _TUNED = (f"#0{index}0{index}0{index}" for index in range(1, 6))
+_INK, _MUTED, _GRID, _BASE, _TUNED = (f"#0{index}0{index}0{index}" for index in range(1, 6))  # as in `_STYLE`
 _VARIABLES = {_INK: "--ink", _MUTED: "--muted", _GRID: "--grid", _BASE: "--base", _TUNED: "--tuned"}
 """Colours that Matplotlib draws with and the CSS variables that replace them."""
 
-_STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "regrasp",
-    "font.size": 8,
-    "text.color": _INK,
-    "axes.labelcolor": _MUTED,
-    "axes.edgecolor": _GRID,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "xtick.color": _GRID,
-    "ytick.color": _GRID,
-    "xtick.labelcolor": _MUTED,
-    "ytick.labelcolor": _MUTED,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": _GRID,
-    "grid.linewidth": 0.6,
-    "lines.linewidth": 1.4,
-}
+_STYLE = Path(__file__).with_name("charts.mplstyle")
 
 _PANELS = (
     ("train/actor/approx_kl", "Approximate KL", None),
@@ -93,7 +76,7 @@ def learning_curve(metrics: Sequence[dict[str, Any]]) -> Chart | None:
     evaluation = series(metrics, "eval/success_once", "eval/num_trajectories")
     if not train.x and not evaluation.x:
         return None
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(fname=_STYLE):
         figure = Figure(figsize=(8.4, 3.1), layout="constrained")
         axes = figure.subplots()
         if train.x:
@@ -128,7 +111,7 @@ def measure_panels(metrics: Sequence[dict[str, Any]]) -> list[Chart]:
 def _panel(
     metrics: Sequence[dict[str, Any]], curve: Series, title: str, line: float | None, evaluation: Series | None = None
 ) -> Chart:
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(fname=_STYLE):
         figure = Figure(figsize=(3.3, 2.1), layout="constrained")
         axes = figure.subplots()
         if line is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -51,29 +50,6 @@ def annotate(
     if outcome is not None:
         _draw_outcome(draw, outcome, font, image.size)
     return np.asarray(Image.alpha_composite(image, layer).convert("RGB"))
-
-
-def tile(frames: Sequence[Frame], gap: int = 2) -> Frame:
-    """Lay frames of equal size out as a grid, row by row, as square as possible; empty cells are black.
-
-    Args:
-        frames: At least one (H, W, 3) uint8 array.
-        gap: Black pixels between cells.
-
-    Returns:
-        (rows * (H + gap) - gap, columns * (W + gap) - gap, 3) uint8.
-    """
-    if not frames or len({frame.shape for frame in frames}) != 1:
-        raise ValueError("tile needs at least one frame, all of one shape")
-    _check_frame(frames[0])
-    height, width, _ = frames[0].shape
-    columns = int(np.ceil(np.sqrt(len(frames))))
-    rows = -(-len(frames) // columns)
-    grid = np.zeros((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), dtype=np.uint8)
-    for index, frame in enumerate(frames):
-        y, x = index // columns * (height + gap), index % columns * (width + gap)
-        grid[y : y + height, x : x + width] = frame
-    return grid
 
 
 def _check_frame(frame: Frame) -> None:

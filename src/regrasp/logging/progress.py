@@ -30,10 +30,6 @@ class ProgressTask(Protocol):
         """Count `n` more items; `fields` are shown as `name value` until they change (`success="53 %"`)."""
         ...
 
-    def describe(self, text: str) -> None:
-        """Replace the description."""
-        ...
-
 
 @contextmanager
 def progress(description: str, total: int, console: Console | None = None) -> Iterator[ProgressTask]:
@@ -91,9 +87,6 @@ class _LiveTask:
         self._fields.update(fields)
         self._bars.update(self._id, advance=n, note=escape(_note(self._fields)))
 
-    def describe(self, text: str) -> None:
-        self._bars.update(self._id, description=escape(text))
-
 
 class _PlainTask:
     def __init__(self, console: Console, description: str, total: int) -> None:
@@ -109,9 +102,6 @@ class _PlainTask:
         self._fields.update(fields)
         if time.monotonic() - self._printed >= _PLAIN_INTERVAL and self._done < self._total:
             self._print()
-
-    def describe(self, text: str) -> None:
-        self._description = text
 
     def finish(self, interrupted: bool) -> None:
         self._print("  (interrupted)" if interrupted else "")

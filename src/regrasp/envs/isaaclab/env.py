@@ -54,7 +54,7 @@ class IsaacLab(EnvType[IsaacLabEnvConfig]):
             settings={"options": task_options(config, name, seed).to_json()},
             num_workers=1,
         )
-        for note in env.notes:
+        for note in env.spec.notes:
             _log.warning("env.%s (%s): %s", name, env.spec.task_id, note)
         return env
 
