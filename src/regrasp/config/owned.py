@@ -42,6 +42,13 @@ class ByType:
         name = values.get(self.key, self.default) if isinstance(values, Mapping) else None
         return self.table().get(name) if isinstance(name, str) else None
 
+    def problems(self, values: Mapping[str, Any]) -> Iterator[UserError]:
+        """Why no class is for these values, whose name is there."""
+        try:
+            self.find(values)
+        except UserError as error:
+            yield error
+
     def strip_foreign(self, values: dict[str, Any], path: str) -> str | None:
         """Remove, in place, the keys that are of other classes of the table alone.
 
