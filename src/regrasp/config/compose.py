@@ -145,24 +145,22 @@ def _keys(node: yaml.Node | None) -> set[str]:
 def _compose(
     file: Path, lines: list[str], overrides: Sequence[Override], *, inherits: bool
 ) -> tuple[DictConfig, tuple[SourceFile, ...]]:
-    try:
-        with (
-            warnings.catch_warnings(record=True, action="always") as notes,  # Hydra's
-            initialize_config_dir(str(file.parent), job_name="regrasp", version_base="1.3"),
-        ):
-            config = compose(file.stem, lines, return_hydra_config=True)
-            sources = config.hydra.runtime.config_sources
-            folders = [Path(source.path) for source in sources if source.schema == "file"]
-            with open_dict(config):
-                del config["hydra"]
-            return config, _inherited_files(file, lines, folders) if inherits else (SourceFile(file),)
-    except yaml.MarkedYAMLError as error:
-        raise broken_yaml(error, _marked_file(error, file)) from error
-    except RecursionError as error:
-        raise _defaults_error("a file of the `defaults` list inherits from itself", file) from error
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
-        absent = [str(note.message) for note in notes if "is not available" in str(note.message)]
-        raise _composition_error(error, file, overrides, absent) from error
+    with warnings.catch_warnings(record=True, action="always") as notes:  # Hydra's
+        try:
+            with initialize_config_dir(str(file.parent), job_name="regrasp", version_base="1.3"):
+                config = compose(file.stem, lines, return_hydra_config=True)
+                sources = config.hydra.runtime.config_sources
+                folders = [Path(source.path) for source in sources if source.schema == "file"]
+                with open_dict(config):
+                    del config["hydra"]
+                return config, _inherited_files(file, lines, folders) if inherits else (SourceFile(file),)
+        except yaml.MarkedYAMLError as error:
+            raise broken_yaml(error, _marked_file(error, file)) from error
+        except RecursionError as error:
+            raise _defaults_error("a file of the `defaults` list inherits from itself", file) from error
+        except (HydraException, OmegaConfBaseException, ValueError) as error:
+            absent = [str(note.message) for note in notes if "is not available" in str(note.message)]
+            raise _composition_error(error, file, overrides, absent) from error
 
 
 def _marked_file(error: yaml.MarkedYAMLError, file: Path) -> Path:
