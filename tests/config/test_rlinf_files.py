@@ -303,7 +303,7 @@ def test_the_newer_of_two_names_counts_and_both_are_named(tmp_path: Path) -> Non
             "num_action_chunks: 4",
             "num_action_chunks: 4\n    embodiment_tag: ${runner.logger.experiment_name}",
             "actor.model.embodiment_tag",
-            39,
+            41,
         ),
         ("    mapping: *mapping", "    mapping: *mapping\n    isaaclab: ${env.train.mapping}", "env.eval.isaaclab", 34),
     ],
