@@ -19,6 +19,7 @@ from regrasp.config.owned import ByType, field_infos
 from regrasp.config.problems import raise_problems, schema_problems
 from regrasp.config.search import find_config
 from regrasp.config.sources import COMMAND_LINE, Sources
+from regrasp.config.types import changed
 from regrasp.envs.registry import experiment_folders
 from regrasp.errors import UserError
 from regrasp.experiment import ExperimentConfig
@@ -45,7 +46,7 @@ class LoadedConfig:
     def located(self, error: UserError) -> UserError:
         """The same error, naming the file and line, or the flag, where the value of its key was written."""
         path = split_key(error.key or "")
-        if error.file not in (None, str(self.file), COMMAND_LINE) or not self._has(path):
+        if error.file not in (None, COMMAND_LINE) or not self._has(path):
             return error
         place = self.sources.locate(path)
         return error.at(place.file, place.key)
@@ -143,5 +144,4 @@ def _without_idle_value_head(config: ExperimentConfig) -> ExperimentConfig:
     """The experiment without a value head where its algorithm has no use for one."""
     if "value" in config.algorithm.needs:
         return config
-    model = dataclasses.replace(config.actor.model, add_value_head=False)
-    return dataclasses.replace(config, actor=dataclasses.replace(config.actor, model=model))
+    return changed(config, "actor.model.add_value_head", False)
