@@ -47,7 +47,7 @@ class LoadedConfig:
     def located(self, error: UserError) -> UserError:
         """The same error, naming the file and line, or the flag, where the value of its key was written."""
         path = split_key(error.key or "")
-        if error.file not in (None, COMMAND_LINE) or not self._has(path):
+        if error.file not in (None, str(self.file), COMMAND_LINE) or not self._has(path):
             return error
         place = self.sources.locate(path)
         return error.at(place.file, place.key)
