@@ -14,11 +14,13 @@ from pydantic import TypeAdapter, ValidationError
 
 from regrasp.config.compose import compose_experiment
 from regrasp.config.describe import Path, Spec, dotted, split_key
+from regrasp.config.foreign import take_foreign
 from regrasp.config.legacy import ignored_warning, merge_names, missing_features, strip_legacy, translate_synonyms
 from regrasp.config.owned import ByType, field_infos
 from regrasp.config.problems import raise_problems, schema_problems
 from regrasp.config.search import find_config
 from regrasp.config.sources import COMMAND_LINE, Sources
+from regrasp.config.types import changed
 from regrasp.envs.registry import experiment_folders
 from regrasp.errors import UserError
 from regrasp.experiment import ExperimentConfig
@@ -132,8 +134,14 @@ def _strip_foreign(values: Mapping[str, Any]) -> list[str]:
     actor = values.get("actor")
     model = actor.get("model") if isinstance(actor, dict) else None
     blocks: Sequence[tuple[Path, Any]] = ((("actor", "model"), model), (("algorithm",), values.get("algorithm")))
-    warnings = (_by_type(path).strip_foreign(block, dotted(path)) for path, block in blocks if isinstance(block, dict))
-    return [warning for warning in warnings if warning is not None]
+    warnings: list[str] = []
+    for path, block in blocks:
+        by_type = _by_type(path)
+        own = by_type.block_of(block)
+        if isinstance(block, dict) and own and (idle := take_foreign(block, own, by_type.table(), path)):
+            place = f"{dotted(path)}.{by_type.key}: {block.get(by_type.key, by_type.default)}"
+            warnings.append(f"These keys have no effect with {place}: {', '.join(found.key for found in idle)}.")
+    return warnings
 
 
 def _algorithms_own(values: Mapping[str, Any]) -> set[Path]:
@@ -146,5 +154,4 @@ def _without_idle_value_head(config: ExperimentConfig) -> ExperimentConfig:
     """The experiment without a value head where its algorithm has no use for one."""
     if "value" in config.algorithm.needs:
         return config
-    model = dataclasses.replace(config.actor.model, add_value_head=False)
-    return dataclasses.replace(config, actor=dataclasses.replace(config.actor, model=model))
+    return changed(config, "actor.model.add_value_head", False)

@@ -66,6 +66,11 @@ class RunnerConfig:
     torch_threads: PositiveInt | None = None
     """CPU threads of torch; null: torch decides."""
 
+    @property
+    def evaluates(self) -> bool:
+        """Whether the run only evaluates."""
+        return self.only_eval or self.task_type == "embodied_eval"
+
 
 @dataclass(frozen=True, config=BLOCK)
 class Placement:
