@@ -19,6 +19,7 @@ from regrasp.errors import UserError
 
 if TYPE_CHECKING:
     from regrasp.envs.contract import VecEnv
+    from regrasp.envs.mujoco.task import Task
     from regrasp.envs.process.simulator import SimulatorSpec
 
 
@@ -34,11 +35,10 @@ class Mujoco(EnvType[MujocoEnvConfig]):
         Raises:
             UserError: The task is unknown, or an option of it wrong.
         """
-        _check_task(config, name)
-        backend.require_chosen_backend()
-        from regrasp.envs.mujoco.simulator import create_task, describe_task
+        task = _create_task(config, name)
+        from regrasp.envs.mujoco.simulator import describe_task
 
-        return describe_task(create_task(config.init_params.id, _options(config, name)), config.max_episode_steps)
+        return describe_task(task, config.max_episode_steps)
 
     def check_expert(self, config: MujocoEnvConfig, name: str) -> None:
         """Check that the task's scripted expert can act; starts no environment.
@@ -46,11 +46,7 @@ class Mujoco(EnvType[MujocoEnvConfig]):
         Raises:
             UserError: The task is unknown, an option of it wrong, or a package missing that its expert needs.
         """
-        _check_task(config, name)
-        backend.require_chosen_backend()
-        from regrasp.envs.mujoco.simulator import create_task
-
-        create_task(config.init_params.id, _options(config, name)).check_expert()
+        _create_task(config, name).check_expert()
 
     def create_env(self, config: MujocoEnvConfig, name: EnvName, max_chunk: int, seed: int) -> VecEnv:
         """Start MuJoCo environments as `env.<name>` says; nothing is drawn for that, so `seed` does not matter.
@@ -89,6 +85,15 @@ class Mujoco(EnvType[MujocoEnvConfig]):
         """Every task of the catalog."""
         runnable = "runs here" if backend.working_backend() else "cannot render here, see regrasp doctor"
         yield from (TaskRow(name, runnable) for name in TASK_IDS)
+
+
+def _create_task(config: MujocoEnvConfig, name: str) -> Task:
+    """The task itself, for what is asked before environments start."""
+    _check_task(config, name)
+    backend.require_chosen_backend()
+    from regrasp.envs.mujoco.simulator import create_task
+
+    return create_task(config.init_params.id, _options(config, name))
 
 
 def _check_task(config: MujocoEnvConfig, name: str) -> None:
