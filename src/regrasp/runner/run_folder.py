@@ -9,13 +9,14 @@ from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
-from regrasp.checkpoint.layout import step_folders
+from regrasp.checkpoint.layout import step_folders, step_of
 from regrasp.checkpoint.read import find_checkpoint
 from regrasp.checkpoint.verify import is_complete
 from regrasp.errors import SimulatorError, UserError
 from regrasp.experiment import ExperimentConfig
 from regrasp.experiment.load import LoadedConfig
 from regrasp.folders import COMMAND_FILE, CONFIG_FILE, discard_unused, require_writable
+from regrasp.logging.metrics import METRICS_FILE, read_metrics
 
 _log = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ def open_run_folder(
     Raises:
         UserError: The folder cannot be written.
     """
-    root = Path(loaded.config.runner.logger.log_path or Path("logs") / "regrasp") / ("eval" if evaluates else "")
+    root = log_folder(loaded.config) / ("eval" if evaluates else "")
     require_writable(root, key="runner.logger.log_path")
     env = loaded.config.env
     task = (env.eval if evaluates else env.train).init_params.id
@@ -57,6 +58,11 @@ def open_run_folder(
     except (UserError, SimulatorError, KeyboardInterrupt):
         discard_unused(folder)
         raise
+
+
+def log_folder(config: ExperimentConfig) -> Path:
+    """The folder of all runs."""
+    return Path(config.runner.logger.log_path or Path("logs") / "regrasp")
 
 
 def resumed_folder(resume_dir: str) -> Path:
@@ -81,6 +87,43 @@ def newest_checkpoint(run_dir: Path, config: ExperimentConfig) -> Path | None:
     return next(filter(is_complete, step_folders(checkpoints_folder(run_dir, config).resolve())), None)
 
 
+def checkpoint_of_task(config: ExperimentConfig, *, best: bool) -> Path:
+    """The newest checkpoint of the runs of an experiment's task, or that whose evaluation was the best.
+
+    Args:
+        config: Its `runner.logger.log_path` has the runs, whose folders end with the task's name.
+        best: Choose by `eval/success_once`, the newer one of equals.
+
+    Raises:
+        UserError: There is none.
+    """
+    root, task = log_folder(config), config.env.train.init_params.id
+    runs = sorted((folder for folder in root.glob(f"*-{task}*") if folder.is_dir()), reverse=True)
+    found = [step for run in runs for step in step_folders(checkpoints_folder(run, config)) if is_complete(step)]
+    if best:
+        success = {run: _evaluations(run) for run in runs}
+        scores = {step: success[step.parents[2]].get(step_of(step), -1.0) for step in found}
+        found = sorted((step for step in found if scores[step] >= 0), key=lambda step: -scores[step])
+    if not found:
+        evaluated = ", with evaluations at its checkpoints (runner.val_check_interval, runner.save_interval)"
+        raise UserError(
+            f"There is no {'evaluated ' if best else ''}checkpoint of a run of this task",
+            key="--checkpoint",
+            value="best" if best else "latest",
+            expected=f"a run of {task} in {root.resolve()}{evaluated if best else ''}",
+            fix="give the path of a global_step_<N> folder",
+        )
+    _log.info("Checkpoint: %s", found[0].resolve())
+    return found[0]
+
+
+def _evaluations(run_dir: Path) -> dict[int | None, float]:
+    """The success of a run's evaluations by the step of each."""
+    file = run_dir / METRICS_FILE
+    lines = read_metrics(file) if file.is_file() else []
+    return {line["step"]: line["eval/success_once"] for line in lines if "eval/success_once" in line}
+
+
 def command_line(given: Sequence[str]) -> str:
     """The command as the user gave it, quoted for a shell."""
     return shlex.join(["regrasp", *given])
@@ -89,8 +132,9 @@ def command_line(given: Sequence[str]) -> str:
 def resume_command(command: Sequence[str], run_dir: Path) -> str:
     """The command that continues a run: the user's own, after `regrasp`, with the run's folder to resume."""
     given, skip = [], False
+    flags = ("--resume_dir", "--checkpoint")
     for text in command:
-        if not (skip or text == "--resume_dir" or text.startswith(("--resume_dir=", "runner.resume_dir="))):
+        if not (skip or text in flags or text.startswith(("--resume_dir=", "--checkpoint=", "runner.resume_dir="))):
             given.append(text)
-        skip = text == "--resume_dir"
+        skip = text in flags
     return shlex.join(["regrasp", *given, "--resume_dir", str(run_dir)])
