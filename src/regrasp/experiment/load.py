@@ -14,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from regrasp.config.compose import compose_experiment
 from regrasp.config.describe import Path, Spec, dotted, split_key
+from regrasp.config.foreign import take_foreign
 from regrasp.config.legacy import ignored_warning, merge_duplicates, strip_legacy, translate_synonyms
 from regrasp.config.owned import ByType, field_infos
 from regrasp.config.problems import raise_problems, schema_problems
@@ -130,8 +131,14 @@ def _strip_foreign(values: Mapping[str, Any]) -> list[str]:
     actor = values.get("actor")
     model = actor.get("model") if isinstance(actor, dict) else None
     blocks: Sequence[tuple[Path, Any]] = ((("actor", "model"), model), (("algorithm",), values.get("algorithm")))
-    warnings = (_by_type(path).strip_foreign(block, dotted(path)) for path, block in blocks if isinstance(block, dict))
-    return [warning for warning in warnings if warning is not None]
+    warnings: list[str] = []
+    for path, block in blocks:
+        by_type = _by_type(path)
+        own = by_type.block_of(block)
+        if isinstance(block, dict) and own and (idle := take_foreign(block, own, by_type.table(), path)):
+            place = f"{dotted(path)}.{by_type.key}: {block.get(by_type.key, by_type.default)}"
+            warnings.append(f"These keys have no effect with {place}: {', '.join(found.key for found in idle)}.")
+    return warnings
 
 
 def _algorithms_own(values: Mapping[str, Any]) -> set[Path]:
