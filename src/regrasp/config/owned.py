@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +38,13 @@ class ByType:
         """The class of a block's values; None where they do not say which."""
         name = values.get(self.key, self.default) if isinstance(values, Mapping) else None
         return self.table().get(name) if isinstance(name, str) else None
+
+    def problems(self, values: Mapping[str, Any]) -> Iterator[UserError]:
+        """Why no class is for these values, whose name is there."""
+        try:
+            self.find(values)
+        except UserError as error:
+            yield error
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         """Validate and write the block as the class that it names."""

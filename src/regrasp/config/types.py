@@ -36,7 +36,8 @@ def _ordered(bounds: tuple[int, int]) -> tuple[int, int]:
 
 
 def _canonical_precision(value: Any) -> Any:
-    return "fp32" if value in ("32", 32) and not isinstance(value, bool) else value
+    names = {"32": "fp32", "32-true": "fp32", "bf16-mixed": "bf16"}
+    return value if isinstance(value, bool) else names.get(str(value), value)
 
 
 Name = Annotated[str, Field(min_length=1)]

@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from regrasp.config.compose import compose_experiment
 from regrasp.config.describe import Path, Spec, dotted, split_key
 from regrasp.config.foreign import take_foreign
-from regrasp.config.legacy import ignored_warning, merge_duplicates, strip_legacy, translate_synonyms
+from regrasp.config.legacy import ignored_warning, merge_names, missing_features, strip_legacy, translate_synonyms
 from regrasp.config.owned import ByType, field_infos
 from regrasp.config.problems import raise_problems, schema_problems
 from regrasp.config.search import find_config
@@ -28,6 +28,7 @@ from regrasp.experiment.simulators import settle_simulators
 from regrasp.experiment.validate import cross_check, oddities
 
 _ADAPTER = TypeAdapter(ExperimentConfig)
+_ROOT = Spec(ExperimentConfig)
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class LoadedConfig:
     def located(self, error: UserError) -> UserError:
         """The same error, naming the file and line, or the flag, where the value of its key was written."""
         path = split_key(error.key or "")
-        if error.file not in (None, COMMAND_LINE) or not self._has(path):
+        if error.file not in (None, str(self.file), COMMAND_LINE) or not self._has(path):
             return error
         place = self.sources.locate(path)
         return error.at(place.file, place.key)
@@ -83,29 +84,31 @@ def load_config(
         task: The task that the overrides name, whose simulator replaces the file's.
 
     Raises:
-        UserError: The file is not found or broken, an override is bad, or values are wrong. All wrong values are in
-            one error.
+        UserError: The file is not found or broken, an override is bad, the experiment asks for what is not in this
+            release, or values are wrong. All wrong values are in one error.
     """
     file = find_config(name, config_path, lambda: experiment_folders(overrides))
     composition = compose_experiment(file, overrides, flags)
     values = composition.values
     translate_synonyms(values)
-    warnings = merge_duplicates(values)
-    reasons, unsupported = strip_legacy(values, _algorithms_own(values))
+    merged = merge_names(values, composition.sources.overrides)
+    sources = dataclasses.replace(composition.sources, renamed=merged.renamed)
+    own = _algorithms_own(values)
+    raise_problems(missing_features(values, _ROOT, own), sources)
+    reasons = strip_legacy(values, own)
     if composition.has_idle_hydra_block:
         reasons["hydra"] = "nothing is left to Hydra but composition"
     simulators = settle_simulators(values.get("env"), task, composition.sources.overrides)
     idle = [*simulators.warnings, *_strip_foreign(values)]
-    problems = [*simulators.problems, *unsupported]
-    sources = dataclasses.replace(composition.sources, renamed=simulators.renamed)
+    sources = dataclasses.replace(sources, renamed=merged.renamed | simulators.renamed)
     try:
         config = _ADAPTER.validate_json(json.dumps(values, default=str))
     except ValidationError as error:
-        raise_problems(problems + schema_problems(error, values, Spec(ExperimentConfig)), sources)
+        raise_problems([*simulators.problems, *schema_problems(error, values, _ROOT)], sources)
         raise
-    raise_problems([*problems, *cross_check(config)], sources)
+    raise_problems([*simulators.problems, *cross_check(config)], sources)
     config = _without_idle_value_head(config)
-    warnings += idle + oddities(config)
+    warnings = [*merged.warnings, *idle, *oddities(config)]
     if reasons:
         warnings.insert(0, ignored_warning(reasons, file))
     return LoadedConfig(config, file, tuple(overrides), tuple(reasons), tuple(warnings), sources)
@@ -120,7 +123,7 @@ def own_keys(values: dict[str, Any]) -> dict[str, Any]:
 
 def _by_type(path: Path) -> ByType:
     """What chooses the class of a block."""
-    spec = Spec(ExperimentConfig).at(path)
+    spec = _ROOT.at(path)
     assert spec is not None
     assert spec.by_type is not None
     return spec.by_type
