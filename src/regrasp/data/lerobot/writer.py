@@ -306,35 +306,22 @@ class _Files(Generic[File]):
 def _all_features(features: Mapping[str, FeatureSpec]) -> dict[str, FeatureSpec]:
     """The given features, checked, and those that the writer adds."""
     automatic = {SUCCESS: FeatureSpec("bool", (1,)), **DEFAULT_FEATURES}
+    axes = ("height", "width", "channels")
     checked: dict[str, FeatureSpec] = {}
     for name, feature in features.items():
-        if name in automatic or "/" in name:
-            raise ValueError(f"feature name {name!r} is reserved or holds a '/'")
-        if feature.is_video:
-            feature = _checked_camera(name, feature)
-        elif not feature.is_numeric:
-            raise ValueError(
-                f"feature {name} has dtype {feature.dtype} and shape {feature.shape}, not a vector of numbers"
+        is_camera = feature.is_video and feature.shape[-1] == 3 and feature.names in (None, axes)
+        if name in automatic or "/" in name or not (is_camera or feature.is_numeric):
+            raise ValueError(f"{name!r} is reserved, holds a '/', or is neither vector nor (H, W, 3) camera: {feature}")
+        if is_camera and any(side % 2 for side in feature.image_size):
+            raise UserError(
+                f"Camera {name} has an odd image size, which H.264 cannot store.",
+                key=name,
+                value=feature.image_size,
+                expected="an even height and an even width",
+                fix="change the camera's size by one pixel",
             )
-        checked[name] = feature
+        checked[name] = FeatureSpec(feature.dtype, feature.shape, axes) if is_camera else feature
     return checked | automatic
-
-
-def _checked_camera(name: str, feature: FeatureSpec) -> FeatureSpec:
-    names = ("height", "width", "channels")
-    if len(feature.shape) != 3 or feature.shape[-1] != 3 or feature.names not in (None, names):
-        raise ValueError(
-            f"camera {name} has shape {feature.shape} and names {feature.names}, not (H, W, 3) and {names}"
-        )
-    if feature.shape[0] % 2 or feature.shape[1] % 2:
-        raise UserError(
-            f"Camera {name} has an odd image size, which H.264 cannot store.",
-            key=name,
-            value=feature.image_size,
-            expected="an even height and an even width",
-            fix="change the camera's size by one pixel",
-        )
-    return FeatureSpec(feature.dtype, feature.shape, names)
 
 
 def _check_frames(frames: EpisodeArrays, features: Mapping[str, FeatureSpec]) -> int:
