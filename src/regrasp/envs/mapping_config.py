@@ -193,7 +193,7 @@ class MappingConfig:
                 "The policy has extra views without a main one, or would see nothing",
                 key=f"{key}.main_images",
                 value=None,
-                expected="a camera; or null, with states and without extra_view_images",
+                expected="a camera key; or null, with states and without extra_view_images",
                 fix=f"set {key}.main_images, or {key}.states alone",
             )
         if self.data_config is not None and self.data_config_class is not None:
