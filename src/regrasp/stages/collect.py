@@ -18,7 +18,7 @@ from regrasp.engine.acting import create_chooser
 from regrasp.envs.config import EnvConfig
 from regrasp.envs.contract import STATE, Observation, VecEnv
 from regrasp.envs.mapping import ActionMapping
-from regrasp.envs.registry import check_expert, create_env
+from regrasp.envs.registry import create_env, env_type_of
 from regrasp.envs.selection import ObservationSelection
 from regrasp.errors import SimulatorError
 from regrasp.experiment import CollectConfig, ExperimentConfig
@@ -121,7 +121,7 @@ def collect(
     folder = output or Path(config.collect.output_dir)
     require_output(folder, replaces=INFO_PATH, overwrite=overwrite, key=key)
     if policy == "expert":
-        check_expert(config.env.train, "train")
+        env_type_of(config.env.train, "train").check_expert(config.env.train, "train")
     elif policy != "model":
         load_script(policy)
     seed = config.seed if config.collect.seed is None else config.collect.seed

@@ -15,7 +15,7 @@ from regrasp.data.lerobot.schema import INFO_PATH
 from regrasp.envs.config import EnvConfig
 from regrasp.envs.isaaclab.catalog import is_recording_of
 from regrasp.envs.isaaclab.config import IsaacLabEnvConfig
-from regrasp.envs.registry import step_seconds
+from regrasp.envs.registry import env_type_of
 from regrasp.errors import UserError
 from regrasp.experiment import ExperimentConfig
 from regrasp.folders import require_output
@@ -284,8 +284,8 @@ def _step_rate(rates: dict[Path, float | None], given: int | None, env: EnvConfi
             expected="one rate",
             fix="convert them one by one with --output, or give the rate that holds with --fps",
         )
-    seconds = step_seconds(env, "train") if told is None else None
-    exact = told if seconds is None else 1 / seconds
+    spec = env_type_of(env, "train").describe(env, "train") if told is None else None
+    exact = told if spec is None else 1 / spec.step_seconds
     if exact is None:
         raise UserError(
             "The step rate of the recordings is not known: they do not tell it",

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from regrasp.engine.acting import create_chooser
-from regrasp.envs.registry import check_expert, create_env
+from regrasp.envs.registry import create_env, env_type_of
 from regrasp.experiment.load import LoadedConfig
 from regrasp.logging.intervals import wilson_interval
 from regrasp.logging.progress import progress
@@ -52,7 +52,7 @@ def play(loaded: LoadedConfig, run_dir: Path, options: PlayOptions) -> PlayResul
     started = time.monotonic()
     max_chunk = config.actor.model.num_action_chunks if options.kind == "model" else 1
     if options.kind == "expert":
-        check_expert(config.env.eval, "eval")
+        env_type_of(config.env.eval, "eval").check_expert(config.env.eval, "eval")
     with contextlib.closing(create_env(config.env.eval, "eval", max_chunk, config.seed)) as env:
         choose = create_chooser(options.kind, config, env, "eval", config.seed, options.rl_model_path)
         videos = EpisodeVideos(run_dir, config.env.eval.video_cfg, env.spec.step_seconds, options.group)
