@@ -24,7 +24,7 @@ from regrasp.checkpoint.layout import (
     step_folders,
     step_of,
 )
-from regrasp.checkpoint.verify import Problem, file_problem, is_complete, read_manifest, verify
+from regrasp.checkpoint.verify import Problem, file_problem, newest_complete, read_manifest, verify
 from regrasp.errors import UserError
 
 _NUM_PROBLEMS_SHOWN = 3
@@ -105,7 +105,7 @@ def find_checkpoint(path: Path) -> Path:
             raise _damaged(path, problems)
         return path
     parents = _checkpoint_folders(path)
-    newest = [found for parent in sorted(parents) if (found := _newest_complete(parent)) is not None]
+    newest = [found for parent in sorted(parents) if (found := newest_complete(parent)) is not None]
     if not newest:
         raise _none_complete(path, parents)
     if len(newest) > 1:
@@ -203,10 +203,6 @@ def _check_against_manifest(file: Path) -> None:
         raise _damaged(folder, [Problem(MANIFEST, str(error))]) from error
     if what := file_problem(folder, FULL_WEIGHTS, entry):
         raise _damaged(folder, [Problem(FULL_WEIGHTS, what)])
-
-
-def _newest_complete(checkpoints_dir: Path) -> Path | None:
-    return next((folder for folder in step_folders(checkpoints_dir) if is_complete(folder)), None)
 
 
 def _damaged(folder: Path, problems: Sequence[Problem]) -> UserError:

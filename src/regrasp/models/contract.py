@@ -75,6 +75,8 @@ class PolicySpec:
     """Names of the cameras used, in the policy's order; none for a state policy."""
     state_parts: tuple[tuple[str, int], ...] = ()
     """Name and width of what the state is made of, in order; empty where a policy knows of no parts."""
+    action_parts: tuple[tuple[str, int], ...] = ()
+    """The same of the action."""
     embodiment_tag: str | None = None
     """The embodiment it was trained for; None where a policy knows of none."""
     embodiment_id: int | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from regrasp.checkpoint.layout import step_folders, step_of
 from regrasp.checkpoint.read import find_checkpoint
-from regrasp.checkpoint.verify import is_complete
+from regrasp.checkpoint.verify import is_complete, newest_complete
 from regrasp.errors import SimulatorError, UserError
 from regrasp.experiment import ExperimentConfig
 from regrasp.experiment.load import LoadedConfig
@@ -84,7 +85,7 @@ def checkpoints_folder(run_dir: Path, config: ExperimentConfig) -> Path:
 
 def newest_checkpoint(run_dir: Path, config: ExperimentConfig) -> Path | None:
     """The newest complete checkpoint of a run; None where there is none."""
-    return next(filter(is_complete, step_folders(checkpoints_folder(run_dir, config).resolve())), None)
+    return newest_complete(checkpoints_folder(run_dir, config).resolve())
 
 
 def checkpoint_of_task(config: ExperimentConfig, *, best: bool) -> Path:
@@ -98,12 +99,13 @@ def checkpoint_of_task(config: ExperimentConfig, *, best: bool) -> Path:
         UserError: There is none.
     """
     root, task = log_folder(config), config.env.train.init_params.id
-    runs = sorted((folder for folder in root.glob(f"*-{task}*") if folder.is_dir()), reverse=True)
-    found = [step for run in runs for step in step_folders(checkpoints_folder(run, config)) if is_complete(step)]
+    name = re.compile(rf"\d{{8}}-\d{{6}}-{re.escape(task)}([_.].*)?")
+    runs = sorted((folder for folder in root.glob("*") if name.fullmatch(folder.name)), reverse=True)
     if best:
-        success = {run: _evaluations(run) for run in runs}
-        scores = {step: success[step.parents[2]].get(step_of(step), -1.0) for step in found}
-        found = sorted((step for step in found if scores[step] >= 0), key=lambda step: -scores[step])
+        scores = {step: score for run in runs for step, score in _evaluated_checkpoints(run, config)}
+        found = sorted(scores, key=lambda step: -scores[step])
+    else:
+        found = [step for run in runs if (step := newest_checkpoint(run, config)) is not None]
     if not found:
         evaluated = ", with evaluations at its checkpoints (runner.val_check_interval, runner.save_interval)"
         raise UserError(
@@ -117,11 +119,14 @@ def checkpoint_of_task(config: ExperimentConfig, *, best: bool) -> Path:
     return found[0]
 
 
-def _evaluations(run_dir: Path) -> dict[int | None, float]:
-    """The success of a run's evaluations by the step of each."""
+def _evaluated_checkpoints(run_dir: Path, config: ExperimentConfig) -> Iterator[tuple[Path, float]]:
+    """The complete checkpoints of a run that were evaluated, newest first, and their success."""
     file = run_dir / METRICS_FILE
     lines = read_metrics(file) if file.is_file() else []
-    return {line["step"]: line["eval/success_once"] for line in lines if "eval/success_once" in line}
+    success = {line["step"]: line["eval/success_once"] for line in lines if "eval/success_once" in line}
+    for folder in step_folders(checkpoints_folder(run_dir, config)):
+        if step_of(folder) in success and is_complete(folder):
+            yield folder, success[step_of(folder)]
 
 
 def command_line(given: Sequence[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -126,15 +127,12 @@ def collect(
     seed = config.seed if config.collect.seed is None else config.collect.seed
     num_envs = min(config.env.train.total_num_envs, config.collect.num_demos)
     train = dataclasses.replace(config.env.train, total_num_envs=num_envs)
-    env = create_env(train, "train", 1, config.seed)
-    try:
+    with contextlib.closing(create_env(train, "train", 1, config.seed)) as env:
         mapping = ActionMapping(train.mapping, config.actor.model.action_dim, env.spec.action_dim, "env.train.mapping")
         name = {"expert": "expert", "model": "policy"}.get(policy, f"script {policy}")
         choose = create_chooser(policy, config, env, "train", seed)
         demonstrator = Demonstrator(name, choose, noisy=policy == "expert")
         return folder, record(config.collect, train, env, mapping, seed, folder, demonstrator)
-    finally:
-        env.close()
 
 
 def record(

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pydantic import TypeAdapter, ValidationError
-
-from regrasp.config.describe import Spec
+from regrasp.config.parse import parse
 from regrasp.envs.config import EnvName
 from regrasp.envs.env_type import EnvType, TaskRow
 from regrasp.envs.mujoco import backend
@@ -125,18 +122,7 @@ def _options(config: MujocoEnvConfig, name: str) -> dict[str, Any]:
         return {}
     options = load_class(TASK_OPTIONS[config.init_params.id])
     try:
-        TypeAdapter(options).validate_json(json.dumps(given))
-    except ValidationError as error:
-        raise _option_error(options, str(error.errors(include_url=False)[0]["loc"][0]), given, key) from None
+        parse(options, given, file=None, key=key)
+    except UserError as error:
+        raise UserError(**{**error.fields(), "fix": "correct it, or remove it for the task's default"}) from None
     return given
-
-
-def _option_error(options: type, option: str, given: dict[str, Any], key: str) -> UserError:
-    fields = Spec(options).fields()
-    if option in fields:
-        problem, expected, fix = "Invalid value of a task option", fields[option].words(), "correct it"
-    else:
-        near = difflib.get_close_matches(option, fields, 1)
-        problem, expected = "Unknown task option", f"one of {', '.join(fields)}"
-        fix = f"did you mean '{near[0]}'?" if near else "remove it"
-    return UserError(problem, key=f"{key}.{option}", value=given[option], expected=expected, fix=fix)

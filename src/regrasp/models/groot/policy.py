@@ -91,6 +91,7 @@ class GrootPolicy(Policy):
             state_dim=self.processor.state.width,
             cameras=self.processor.config.data_config.video,
             state_parts=self.processor.parts("state"),
+            action_parts=self.processor.parts("action"),
             embodiment_tag=self.processor.config.embodiment_tag,
             embodiment_id=self.processor.config.embodiment_id,
         )
