@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from regrasp.checkpoint.layout import MANIFEST, REQUIRED
+from regrasp.checkpoint.layout import MANIFEST, REQUIRED, step_folders
 from regrasp.checkpoint.manifest import Entry, Manifest, decode, describe
 
 _WEIGHT_SUFFIXES = frozenset({".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".npz"})
@@ -64,6 +64,11 @@ def verify(folder: Path, *, contents: bool = True) -> list[Problem]:
 def is_complete(folder: Path) -> bool:
     """True where the manifest is sound and every file has its size; contents are not read."""
     return not verify(folder, contents=False)
+
+
+def newest_complete(checkpoints_dir: Path) -> Path | None:
+    """The complete checkpoint with the highest step, None where there is none."""
+    return next(filter(is_complete, step_folders(checkpoints_dir)), None)
 
 
 def file_problem(folder: Path, name: str, entry: Entry, *, contents: bool = True) -> str | None:

@@ -29,7 +29,7 @@ from regrasp.checkpoint.layout import (
 )
 from regrasp.checkpoint.manifest import Entry, Manifest, describe, encode
 from regrasp.checkpoint.plain import JSON, check_json, plain, separate
-from regrasp.checkpoint.verify import is_complete, read_manifest
+from regrasp.checkpoint.verify import is_complete, newest_complete, read_manifest
 from regrasp.errors import RegraspError, UserError
 from regrasp.folders import atomic_folder, discard, sync, tidy
 
@@ -163,7 +163,7 @@ def _file_names(folder: Path) -> list[str]:
 
 
 def _link_unchanged(checkpoints_dir: Path, draft: Path, files: Mapping[str, Entry]) -> None:
-    previous = next((folder for folder in step_folders(checkpoints_dir) if is_complete(folder)), None)
+    previous = newest_complete(checkpoints_dir)
     if previous is None:
         return
     known = read_manifest(previous).files
@@ -196,7 +196,7 @@ def _storage_failure(error: Exception) -> Exception | None:
 def _unwritable(checkpoints_dir: Path, step: int, cause: Exception) -> UserError:
     existing = next(folder for folder in (checkpoints_dir, *checkpoints_dir.absolute().parents) if folder.exists())
     free = shutil.disk_usage(existing).free / 1e9
-    earlier = next((folder for folder in step_folders(checkpoints_dir) if is_complete(folder)), None)
+    earlier = newest_complete(checkpoints_dir)
     room = f"{free:.2f} GB are free"
     if earlier is not None:
         size = sum(entry.size for entry in read_manifest(earlier).files.values()) / 1e9

@@ -99,10 +99,9 @@ def load(args: argparse.Namespace) -> LoadedConfig:
     loaded = args.loaded = load_config(name, [*flags, *args.overrides], args.config_path, flags, args.task)
     for warning in loaded.warnings:
         _log.warning(warning)
-    envs = loaded.config.env
     try:
-        preflight(envs.train, "train", loaded.config.actor.model.action_dim)
-        preflight(envs.eval, "eval", loaded.config.actor.model.action_dim)
+        for place, env in vars(loaded.config.env).items():
+            preflight(env, place, loaded.config.actor.model.action_dim)
     except UserError as error:
         if not args.dry_run:
             raise loaded.located(error) from None

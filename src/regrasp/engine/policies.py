@@ -151,7 +151,7 @@ def _check_names(policy: Policy, mapping: MappingConfig, location: str) -> None:
 
 
 def overlay_rl_weights(policy: Policy, checkpoint: Path) -> None:
-    """Load `full_weights.pt` of an RL checkpoint over a base model.
+    """Load `full_weights.pt` of an RL checkpoint, ours or RLinf's, over a base model, to act without exploration.
 
     Raises:
         UserError: The weights are those of another architecture.
@@ -163,13 +163,19 @@ def overlay_rl_weights(policy: Policy, checkpoint: Path) -> None:
             file=checkpoint,
             key="--rl_model_path",
             expected="weights without adapters",
-            fix=f"give {checkpoint / 'model'} as --model_path instead: it holds them merged",
+            fix="give as --model_path the folder model/ of the checkpoint, which holds them merged; of another tool's,"
+            " merge them there first",
         )
-    own = policy.state_dict()
-    unused = {name for name in weights if name not in own and name.split(".")[0] in ("value_head", "noise_net")}
+    added = {name: tensor for name, tensor in policy.state_dict().items() if name.split(".")[0] in policy.RL_PARTS}
+    given = policy.own_names(weights, checkpoint)
+    unfit = {
+        name
+        for name, tensor in given.items()
+        if name.split(".")[0] in policy.RL_PARTS and (name not in added or tensor.shape != added[name].shape)
+    }
     load_weights(
         policy,
-        {name: tensor for name, tensor in weights.items() if name not in unused},
+        added | {name: tensor for name, tensor in given.items() if name not in unfit},
         problem="The RL weights do not fit the base model",
         file=checkpoint,
         key="--rl_model_path",

@@ -9,9 +9,8 @@ from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
-from regrasp.checkpoint.layout import step_folders
 from regrasp.checkpoint.read import find_checkpoint
-from regrasp.checkpoint.verify import is_complete
+from regrasp.checkpoint.verify import newest_complete
 from regrasp.errors import SimulatorError, UserError
 from regrasp.experiment import ExperimentConfig
 from regrasp.experiment.load import LoadedConfig
@@ -78,7 +77,7 @@ def checkpoints_folder(run_dir: Path, config: ExperimentConfig) -> Path:
 
 def newest_checkpoint(run_dir: Path, config: ExperimentConfig) -> Path | None:
     """The newest complete checkpoint of a run; None where there is none."""
-    return next(filter(is_complete, step_folders(checkpoints_folder(run_dir, config).resolve())), None)
+    return newest_complete(checkpoints_folder(run_dir, config).resolve())
 
 
 def command_line(given: Sequence[str]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -29,8 +29,6 @@ from regrasp.models.initialization import seeded
 from regrasp.models.value_head import ValueHead
 
 CONTEXT_LAYERS = ("action_head.vlln.", "action_head.vl_self_attention.")
-RL_PARTS = ("value_head", "noise_net")
-"""Child modules that a base model does not have."""
 
 
 class GrootPolicy(Policy):
@@ -50,6 +48,7 @@ class GrootPolicy(Policy):
         UserError: The settings contradict each other, or `num_action_chunks` or `action_dim` does not fit the model.
     """
 
+    RL_PARTS = ("value_head", "noise_net")
     capturable = ("_context", "_sample")
     product_layers = (*Policy.product_layers, CategoryLinear)
 
@@ -166,6 +165,12 @@ class GrootPolicy(Policy):
         from regrasp.models.groot.checkpoint import save_groot
 
         save_groot(self, folder)
+
+    def own_names(self, weights: Mapping[str, Tensor], file: Path) -> dict[str, Tensor]:
+        """See `checkpoint.published_tensors`."""
+        from regrasp.models.groot.checkpoint import published_tensors
+
+        return published_tensors(weights, file)
 
     def inputs_unlike(self, folder: Path) -> list[str]:
         """What of the processor differs in another GR00T's folder."""
