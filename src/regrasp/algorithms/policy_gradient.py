@@ -42,6 +42,10 @@ class PolicyGradientConfig(AlgorithmConfig):
     """The probability ratio is clipped above 1 plus this."""
     clip_ratio_c: Annotated[float, Field(gt=1)] | None = None
     """Dual clip: bound on the ratio where the advantage is negative; null: none."""
+    loss_weighting: Literal["decision", "trajectory"] = "decision"
+    """What weighs the same in the losses of policy and value: every decision, so that long episodes count more; or, as
+    in RLinf without `auto_reset`, every trajectory of an environment, so that its decisions weigh the less the more it
+    has."""
 
     @property
     def needs(self) -> frozenset[str]:
@@ -99,6 +103,18 @@ class PolicyGradient(Algorithm):
             for batch in decisions.minibatches(size, generator):
                 yield Minibatch(batch, (ACTOR,))
 
+    def weighed(self, decisions: Decisions) -> Decisions:
+        """Prepared decisions, with `weights` (B,), over the executed steps of mean 1, where not all weigh the same."""
+        import torch
+
+        if self.config.loss_weighting == "decision" or not len(decisions):
+            return decisions
+        steps, column = decisions["num_executed"], decisions["column"]
+        lengths = torch.zeros(int(column.max()) + 1, dtype=torch.float64).index_add(0, column, steps.double())
+        trajectories = (lengths > 0).sum()
+        weights = lengths.sum() / (trajectories * lengths[column])
+        return decisions.with_columns(weights=weights.to(decisions["advantages"].dtype))
+
     def shares(self, micro: Decisions, batch: Decisions) -> Tensor:
         """(3,): of the policy's terms, of terms with one value per decision, of the entropy."""
         from regrasp.algorithms.reduce import share
@@ -132,10 +148,13 @@ class PolicyGradient(Algorithm):
         policy_share, value_share, entropy_share = shares.unbind()
         new, mask = reduce_log_probs(evaluation.log_probs, columns["num_executed"], config.logprob_type)
         old, _ = reduce_log_probs(columns["log_probs"], columns["num_executed"], config.logprob_type)
+        advantages = columns["advantages"]
+        if "weights" in columns:  # of the advantages, because the surrogate is linear in them
+            advantages = advantages * columns["weights"]
         surrogate, found = losses.policy_loss(
             new,
             old,
-            broadcast_like(columns["advantages"], new),
+            broadcast_like(advantages, new),
             mask,
             clip_low=config.clip_ratio_low,
             clip_high=config.clip_ratio_high,

@@ -92,7 +92,7 @@ class Ppo(PolicyGradient):
         )
         if config.normalize_advantages:
             advantages = normalize(advantages)
-        return decisions.with_columns(advantages=advantages, returns=returns)
+        return self.weighed(decisions.with_columns(advantages=advantages, returns=returns))
 
     def minibatches(self, decisions: Decisions, size: int, generator: torch.Generator) -> Iterator[Minibatch]:
         """`value_epochs` passes for the value head alone, then `update_epoch` for both."""
@@ -120,6 +120,7 @@ class Ppo(PolicyGradient):
             values,
             columns["values"],
             columns["returns"],
+            columns.get("weights"),
             value_clip=self.config.value_clip,
             huber_delta=self.config.huber_delta,
         )
