@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from regrasp.envs.config import TrainEnvConfig
     from regrasp.models.contract import Evaluation, Policy
     from regrasp.rollout.decisions import Decisions
 
@@ -57,6 +58,15 @@ class PolicyGradientConfig(AlgorithmConfig):
         """Whether the divergence from the start is penalized."""
         return bool(self.kl_beta)
 
+    def unlike_rlinf(self, env: TrainEnvConfig) -> Iterator[str]:
+        """Weights of trajectories, and keys that RLinf's training of robots leaves without effect."""
+        if self.loss_weighting == "decision" and not (env.auto_reset or env.ignore_terminations):
+            yield "algorithm.loss_weighting: every decision weighs the same; in RLinf every trajectory (trajectory)"
+        if self.clip_ratio_c is not None:
+            yield "algorithm.clip_ratio_c: it bounds the ratio; RLinf heeds it for GR00T N1.6 and N1.7 only (null)"
+        if self.kl_beta:
+            yield "algorithm.kl_beta: the divergence is penalized; RLinf's training of robots ignores it (0)"
+
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
 class DiscountedConfig(PolicyGradientConfig):
@@ -68,6 +78,12 @@ class DiscountedConfig(PolicyGradientConfig):
     """`chunk_level`: gamma counts decisions; `action_level`: gamma counts environment steps."""
     gamma: Fraction = 0.99
     """Discount, per decision or per environment step (see `reward_type`)."""
+
+    def unlike_rlinf(self, env: TrainEnvConfig) -> Iterator[str]:
+        """Also: RLinf normalizes whatever the key says."""
+        yield from super().unlike_rlinf(env)
+        if not self.normalize_advantages:
+            yield "algorithm.normalize_advantages: they are not; RLinf always normalizes them (true)"
 
 
 class PolicyGradient(Algorithm):

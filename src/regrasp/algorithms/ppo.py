@@ -59,6 +59,15 @@ class PpoConfig(DiscountedConfig):
                 fix="set algorithm.group_size=1, or choose a group-relative algorithm, such as adv_type grpo",
             )
 
+    def unlike_rlinf(self, env: TrainEnvConfig) -> Iterator[str]:
+        """Also: returns that the step limit cuts."""
+        yield from super().unlike_rlinf(env)
+        if self.bootstrap_type == "standard" and not env.auto_reset:
+            yield (
+                "algorithm.bootstrap_type: a return that the step limit cuts goes on with a value; in RLinf only with"
+                " auto_reset (none)"
+            )
+
     def build(self) -> Ppo:
         """The algorithm of this configuration."""
         return Ppo(self)
