@@ -11,7 +11,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import psutil
 
@@ -21,6 +21,8 @@ CONFIG_FILE = "config.yaml"
 """Every resolved value of a run, in the run's folder."""
 COMMAND_FILE = "command.txt"
 """The command line that a run was started with, in the run's folder."""
+LOCK_FILE = "run.lock"
+"""Locked by the process that trains in the run's folder."""
 
 _HIDDEN = re.compile(
     r"\.(?P<name>.+)\.(?P<purpose>draft|replaced|removed)@(?P<host>[^@]*)@(?P<pid>\d+)@(?P<started>\d+)"
@@ -205,9 +207,28 @@ def require_output(
         require_writable(folder.resolve().parent, key=key)
 
 
+def leaves_folder(name: str) -> bool:
+    """Whether a path that a file gives, relative to its folder, leads out of it."""
+    path = PurePosixPath(name)
+    return path.is_absolute() or ".." in path.parts
+
+
+def new_folder(wanted: Path) -> Path:
+    """Create `wanted`, or where that is taken the first free one of `wanted.2`, `wanted.3`, ..."""
+    number, folder = 1, wanted
+    while True:
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            number += 1
+            folder = wanted.with_name(f"{wanted.name}.{number}")
+        else:
+            return folder
+
+
 def discard_unused(run_dir: Path) -> None:
     """Remove the folder of a run that was refused before it wrote anything of its own."""
-    if {path.name for path in run_dir.iterdir()} <= {CONFIG_FILE, COMMAND_FILE}:
+    if {path.name for path in run_dir.iterdir()} <= {CONFIG_FILE, COMMAND_FILE, LOCK_FILE}:
         for file in run_dir.iterdir():
             file.unlink()
         run_dir.rmdir()

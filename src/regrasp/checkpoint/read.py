@@ -23,6 +23,7 @@ from regrasp.checkpoint.layout import (
     step_folders,
     step_of,
 )
+from regrasp.checkpoint.run_record import newest_recorded
 from regrasp.checkpoint.verify import Problem, file_problem, is_complete, read_manifest, verify
 from regrasp.errors import UserError
 
@@ -84,8 +85,9 @@ def find_checkpoint(path: Path) -> Path:
             `<experiment_name>/checkpoints/`.
 
     Returns:
-        The folder itself, or the complete checkpoint with the highest step. Complete means a sound manifest and every
-        file at its size; `read_checkpoint` also compares the contents.
+        The folder itself, or the complete checkpoint that the run wrote last by its record; without a record, the one
+        with the highest step. Complete means a sound manifest and every file at its size; `read_checkpoint` also
+        compares the contents.
 
     Raises:
         UserError: Nothing complete there, several runs to choose from, or only folders further below; names them.
@@ -100,6 +102,8 @@ def find_checkpoint(path: Path) -> Path:
         if problems := verify(path, contents=False):
             raise _damaged(path, problems)
         return path
+    if recorded := newest_recorded(path):
+        return recorded
     parents = _checkpoint_folders(path)
     newest = [found for parent in sorted(parents) if (found := _newest_complete(parent)) is not None]
     if not newest:

@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath
 
 from regrasp.checkpoint.layout import MANIFEST, REQUIRED
 from regrasp.checkpoint.manifest import Entry, Manifest, decode, describe
+from regrasp.folders import leaves_folder
 
 _WEIGHT_SUFFIXES = frozenset({".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".npz"})
 
@@ -68,8 +69,7 @@ def is_complete(folder: Path) -> bool:
 
 def file_problem(folder: Path, name: str, entry: Entry, *, contents: bool = True) -> str | None:
     """What is wrong with one file of a checkpoint, None if nothing is."""
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts:
+    if leaves_folder(name):
         return "lies outside the checkpoint"
     file = folder / name
     if not file.is_file():

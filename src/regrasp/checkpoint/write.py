@@ -6,7 +6,7 @@ import filecmp
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,26 +97,29 @@ def new_checkpoint(checkpoints_dir: Path, step: int, write: Callable[[Path], Non
     return target
 
 
-def prune(checkpoints_dir: Path, keep: int | None) -> list[Path]:
-    """Delete all complete checkpoints but the newest `keep`, and what dead writers left behind.
+def prune(checkpoints: Sequence[Path], keep: int | None) -> list[Path]:
+    """Delete all complete checkpoints of a run's timeline but the newest `keep`.
 
-    Incomplete folders that bear a checkpoint's name are left alone: someone may still want what is in them.
+    Incomplete folders are left alone: someone may still want what is in them. Of a checkpoint that is a link to another
+    place the link is deleted.
 
     Args:
-        checkpoints_dir: `<run>/checkpoints`; it need not exist.
+        checkpoints: Newest first, see `RunRecord.checkpoints`.
         keep: At least 1; None keeps all.
 
     Returns:
         The folders deleted, newest first.
     """
-    if keep is not None and keep < 1:
-        raise ValueError(f"keep must be at least 1 or None: {keep}")
-    tidy(checkpoints_dir)
     if keep is None:
         return []
-    surplus = [folder for folder in step_folders(checkpoints_dir) if is_complete(folder)][keep:]
+    if keep < 1:
+        raise ValueError(f"keep must be at least 1 or None: {keep}")
+    surplus = [folder for folder in checkpoints if is_complete(folder)][keep:]
     for folder in surplus:
-        discard(folder)
+        if folder.is_symlink():
+            folder.unlink()
+        else:
+            discard(folder)
     return surplus
 
 

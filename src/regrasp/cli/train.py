@@ -47,10 +47,8 @@ def run(args: argparse.Namespace) -> int:
     require_paths(loaded.config, "train", loaded.file)
     from regrasp.runner.run_folder import newest_checkpoint, open_run_folder, resumed_folder
 
-    if runner.resume_dir is not None:
-        place = nullcontext(resumed_folder(runner.resume_dir))
-    else:
-        place = open_run_folder(loaded, args.given, args.run_name)
+    resumed = None if runner.resume_dir is None else resumed_folder(runner.resume_dir)
+    place = nullcontext(resumed) if resumed else open_run_folder(loaded, args.given, args.run_name)
     with place as run_dir:
         prepare_torch(loaded)
         from regrasp.stages.train import train

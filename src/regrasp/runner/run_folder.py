@@ -9,13 +9,12 @@ from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
-from regrasp.checkpoint.layout import step_folders
 from regrasp.checkpoint.read import find_checkpoint
-from regrasp.checkpoint.verify import is_complete
+from regrasp.checkpoint.run_record import newest_recorded, run_of
 from regrasp.errors import SimulatorError, UserError
 from regrasp.experiment import ExperimentConfig
 from regrasp.experiment.load import LoadedConfig
-from regrasp.folders import COMMAND_FILE, CONFIG_FILE, discard_unused, require_writable
+from regrasp.folders import COMMAND_FILE, CONFIG_FILE, discard_unused, new_folder, require_writable
 
 _log = logging.getLogger(__name__)
 
@@ -43,12 +42,7 @@ def open_run_folder(
     task = (env.eval if evaluates else env.train).init_params.id
     stamp = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
     name = f"{stamp}-{task}" + (f"_{run_name}" if run_name else "")
-    folder = root / name
-    number = 1
-    while folder.exists():
-        number += 1
-        folder = root / f"{name}.{number}"
-    folder.mkdir(parents=True)
+    folder = new_folder(root / name)
     _log.info("Logging to: %s", folder.resolve())
     (folder / CONFIG_FILE).write_text(loaded.to_yaml())
     (folder / COMMAND_FILE).write_text(f"{command_line(given)}\n")
@@ -59,13 +53,17 @@ def open_run_folder(
         raise
 
 
-def resumed_folder(resume_dir: str) -> Path:
-    """The folder of the run that has the checkpoint at `resume_dir`, printed first.
+def resumed_folder(resume_dir: str) -> Path | None:
+    """The folder of the run that has the checkpoint at `resume_dir`, printed first; None for a checkpoint of no run.
 
     Raises:
         UserError: There is no checkpoint, or the folder cannot be written.
     """
-    folder = find_checkpoint(Path(resume_dir)).absolute().parents[2]
+    checkpoint = find_checkpoint(Path(resume_dir))
+    folder = run_of(checkpoint)
+    if folder is None:
+        _log.warning("A new run begins with %s, which is on no run's timeline: copied, or set aside.", checkpoint)
+        return None
     require_writable(folder, key="--resume_dir")
     _log.info("Logging to: %s", folder.resolve())
     return folder
@@ -78,7 +76,8 @@ def checkpoints_folder(run_dir: Path, config: ExperimentConfig) -> Path:
 
 def newest_checkpoint(run_dir: Path, config: ExperimentConfig) -> Path | None:
     """The newest complete checkpoint of a run; None where there is none."""
-    return next(filter(is_complete, step_folders(checkpoints_folder(run_dir, config).resolve())), None)
+    newest = newest_recorded(checkpoints_folder(run_dir, config))
+    return newest and newest.resolve()
 
 
 def command_line(given: Sequence[str]) -> str:
