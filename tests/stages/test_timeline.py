@@ -15,6 +15,7 @@ from regrasp.checkpoint.read import find_checkpoint
 from regrasp.checkpoint.run_record import LOCK_FILE, RECORD_FILE, RunRecord, only_writer, run_of
 from regrasp.cli.main import main
 from regrasp.errors import UserError
+from regrasp.models.registry import load_policy
 from regrasp.stages.train import train
 
 TRAIN = ["train", "--config_name", "pick_cube_ppo_mlp", *SMALL, "runner.val_check_interval=-1"]
@@ -137,3 +138,13 @@ def test_a_crash_between_record_and_checkpoint_loses_nothing(run: Path) -> None:
     record.add(checkpoint(run, 5))
     assert find_checkpoint(run) == checkpoint(run, 4)
     assert json.loads((run / RECORD_FILE).read_text())["checkpoints"][-1] == "small/checkpoints/global_step_5"
+
+
+def test_a_damaged_model_in_a_checkpoint_is_not_used(run: Path, start_model: Path) -> None:
+    weights = checkpoint(run, 4) / "model" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(bytes(content))
+    with pytest.raises(UserError, match=r"model/model\.safetensors is damaged"):
+        load_policy(weights.parent)
+    assert go_on(run, start_model, f"runner.resume_dir={run}", "runner.max_epochs=5")

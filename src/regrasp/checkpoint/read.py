@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,8 +25,10 @@ from regrasp.checkpoint.layout import (
     step_of,
 )
 from regrasp.checkpoint.run_record import newest_recorded
-from regrasp.checkpoint.verify import Problem, file_problem, is_complete, read_manifest, verify
+from regrasp.checkpoint.verify import Problem, file_problem, is_complete, read_manifest, resuming_problems, verify
 from regrasp.errors import UserError
+
+_log = logging.getLogger(__name__)
 
 _NUM_PROBLEMS_SHOWN = 3
 _NUM_RUNS_SHOWN = 10
@@ -59,13 +62,18 @@ class Checkpoint:
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
-    """Open a `global_step_<N>` folder after verifying every byte of it.
+    """Open a `global_step_<N>` folder after verifying every byte of what a run needs to go on.
+
+    Its model folder is verified too, but damage there is only warned of; see `require_sound_model`.
 
     Raises:
         UserError: A file is missing, damaged or foreign; names it, and the newest earlier checkpoint that is sound.
     """
-    if problems := verify(folder):
-        raise _damaged(folder, problems)
+    problems = verify(folder)
+    if blocking := [problem for problem in problems if problem.blocks_resuming]:
+        raise _damaged(folder, blocking)
+    if problems:
+        _log.warning("%s: %s. The run goes on without it, but this model cannot be used.", folder, _listed(problems))
     document = json.loads((folder / STATE).read_bytes())
     export = folder / EXPORT
     return Checkpoint(
@@ -99,7 +107,7 @@ def find_checkpoint(path: Path) -> Path:
             expected="a global_step_<N> folder, a checkpoints folder or a run folder",
         )
     if step_of(path) is not None or (path / MANIFEST).is_file():
-        if problems := verify(path, contents=False):
+        if problems := resuming_problems(path, contents=False):
             raise _damaged(path, problems)
         return path
     if recorded := newest_recorded(path):
@@ -210,9 +218,13 @@ def _newest_complete(checkpoints_dir: Path) -> Path | None:
 
 
 def _damaged(folder: Path, problems: Sequence[Problem]) -> UserError:
+    return UserError(f"This checkpoint is not sound: {_listed(problems)}.", file=folder, fix=_alternative(folder))
+
+
+def _listed(problems: Sequence[Problem]) -> str:
     shown = "; ".join(str(problem) for problem in problems[:_NUM_PROBLEMS_SHOWN])
     more = f"; and {len(problems) - _NUM_PROBLEMS_SHOWN} more" if len(problems) > _NUM_PROBLEMS_SHOWN else ""
-    return UserError(f"This checkpoint is not sound: {shown}{more}.", file=folder, fix=_alternative(folder))
+    return shown + more
 
 
 def _alternative(folder: Path) -> str:
@@ -221,7 +233,7 @@ def _alternative(folder: Path) -> str:
     siblings = step_folders(folder.parent)
     later = siblings.index(folder) + 1 if folder in siblings else len(siblings)
     for earlier in siblings[later:]:
-        if not verify(earlier):
+        if not resuming_problems(earlier):
             return f"Take the newest earlier checkpoint that is sound: {earlier}"
     return "No earlier checkpoint beside it is sound; copy this one again from its source, or start anew."
 
@@ -232,7 +244,7 @@ def _none_complete(path: Path, parents: Sequence[Path]) -> UserError:
         problem = "No checkpoint here: searched for global_step_<N> in the folder and in every checkpoints/ below it."
     else:
         shown = "; ".join(
-            f"{folder.relative_to(path)}: {verify(folder, contents=False)[0]}"
+            f"{folder.relative_to(path)}: {resuming_problems(folder, contents=False)[0]}"
             for folder in incomplete[:_NUM_PROBLEMS_SHOWN]
         )
         problem = f"No complete checkpoint here, of {len(incomplete)} found: {shown}."

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from regrasp.checkpoint.layout import step_folders
-from regrasp.checkpoint.verify import verify
+from regrasp.checkpoint.verify import resuming_problems
 from regrasp.errors import UserError
 from regrasp.experiment import ExperimentConfig
 from regrasp.experiment.inputs import input_names
@@ -62,7 +62,7 @@ def passed_over_warning(asked: Path, taken: Path) -> str | None:
     if asked == taken:
         return None
     newer = takewhile(lambda folder: folder != taken, step_folders(taken.parent))
-    found = [(folder, verify(folder, contents=False)) for folder in newer]
+    found = [(folder, resuming_problems(folder, contents=False)) for folder in newer]
     if not found:
         return None
     reasons = [f"{folder} ({problems[0] if problems else 'not of this timeline'})" for folder, problems in found]

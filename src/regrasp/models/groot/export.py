@@ -14,9 +14,9 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from regrasp.checkpoint.hub_folder import StoredTensor, in_batches, list_safetensors, read_stored, save_shards
-from regrasp.checkpoint.layout import EXPORT, MANIFEST
+from regrasp.checkpoint.layout import EXPORT
 from regrasp.checkpoint.read import checkpoint_of, load_full_weights
-from regrasp.checkpoint.verify import file_problem, read_manifest
+from regrasp.checkpoint.verify import require_sound_model
 from regrasp.errors import UserError
 from regrasp.folders import atomic_folder, require_output
 from regrasp.logging.progress import progress
@@ -92,19 +92,8 @@ def _trained_folder(path: Path | None) -> Path | None:
     checkpoint = None if path is None else checkpoint_of(path)
     if checkpoint is None or not (checkpoint / EXPORT / CONFIG_FILE).is_file():
         return None
-    if (checkpoint / MANIFEST).is_file():
-        try:
-            files = read_manifest(checkpoint).files
-        except ValueError as error:
-            raise _unsound(checkpoint, MANIFEST, str(error)) from error
-        for name in (name for name in files if name.startswith(f"{EXPORT}/")):
-            if what := file_problem(checkpoint, name, files[name]):
-                raise _unsound(checkpoint, name, what)
+    require_sound_model(checkpoint / EXPORT)
     return checkpoint / EXPORT
-
-
-def _unsound(checkpoint: Path, name: str, what: str) -> UserError:
-    return UserError(f"This checkpoint is not sound: {name} {what}", file=checkpoint, fix="take another checkpoint")
 
 
 def _exported_tensors(options: ExportOptions, config: GrootConfig, trained: Path | None) -> dict[str, Source]:
