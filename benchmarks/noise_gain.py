@@ -18,7 +18,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from regrasp.algorithms import flow
-from regrasp.algorithms.noise_color import noise_color
+from regrasp.algorithms.noise_color import NoiseColor
 from regrasp.engine.policies import create_policy
 from regrasp.envs.mapping import ActionMapping
 from regrasp.envs.registry import create_env
@@ -56,7 +56,7 @@ def decisions(config: ExperimentConfig) -> tuple[GrootPolicy, TensorDict]:
 def frequencies(chunks: Tensor) -> Tensor:
     """Chunks (B, H, A) in the basis of the discrete cosine transform, the eigenvectors of any color."""
     horizon = chunks.shape[1]
-    _, basis = torch.linalg.eigh(noise_color(1.0, horizon).covariance)
+    _, basis = torch.linalg.eigh(NoiseColor(1.0, horizon).covariance)
     return basis.flip(1).T @ chunks
 
 

@@ -11,7 +11,7 @@ from pydantic.fields import FieldInfo
 
 from regrasp.config.describe import Path as KeyPath
 from regrasp.config.describe import Spec, dotted, split_key
-from regrasp.config.legacy import DUPLICATES, NEUTRAL, NO_EFFECT, SYNONYMS
+from regrasp.config.legacy import COPIES, NEUTRAL, NEWER_NAMES, NO_EFFECT, NOT_IN_THIS_RELEASE, SYNONYMS
 from regrasp.config.owned import field_infos
 from regrasp.experiment import ExperimentConfig
 
@@ -29,9 +29,18 @@ _LEGACY_HEAD = """\
 ## Keys of RLinf without effect
 
 They are accepted, so that RLinf's files load unchanged, and listed in one warning at start.
-Where values are given, any other value is an error, because it would change the training.
+A whole section is named by its first key. Where values are given, any other value is an error, because it asks for what
+is not done here.
 
 | Key | Accepted | Why it has no effect |
+|---|---|---|
+"""
+_MISSING_HEAD = """
+## Not in this release
+
+What RLinf can do besides, by the key and value that ask for it. A file that has one is refused for it first.
+
+| Key | Value | What it is |
 |---|---|---|
 """
 
@@ -155,16 +164,29 @@ def _yaml_text(value: Any) -> str:
 def _legacy_section() -> str:
     rows: list[str] = []
     for why, keys in NO_EFFECT.items():
-        accepted = {key: f"`{_yaml_text(NEUTRAL[key])}`" if key in NEUTRAL else "any" for key in keys}
+        accepted = {key: _accepted(key) for key in keys}
         for values in dict.fromkeys(accepted.values()):
             same = ", ".join(f"`{key.replace('*', '{train,eval}')}`" for key in accepted if accepted[key] == values)
             rows.append(f"| {same} | {values} | {why} |")
-    for copy, original in DUPLICATES.items():
-        assert Spec(ExperimentConfig).at(split_key(original)) is not None
-        rows.append(f"| `{copy}` | any | a second name of `{original}`, which is used |")
+    for other, name in (COPIES | NEWER_NAMES).items():
+        assert Spec(ExperimentConfig).at(split_key(name)) is not None
+        counts = "which is used" if other in COPIES else "which gives way"
+        rows.append(f"| `{other}` | any | another name of `{name}`, {counts} where both are given |")
     for key, names in SYNONYMS.items():
-        rows += [f"| `{key}` | `{theirs}` | a second name of `{ours}` |" for theirs, ours in names.items()]
-    return _LEGACY_HEAD + "\n".join(rows) + "\n"
+        rows += [f"| `{key}` | `{theirs}` | another name of `{ours}` |" for theirs, ours in names.items()]
+    missing = [
+        f"| `{key.replace('*', '{train,eval}')}` | `{value}` | {name} |"
+        for key, names in NOT_IN_THIS_RELEASE.items()
+        for value, name in names.items()
+    ]
+    return _LEGACY_HEAD + "\n".join(rows) + "\n" + _MISSING_HEAD + "\n".join(missing) + "\n"
+
+
+def _accepted(key: str) -> str:
+    """The values of a key without effect that ask for nothing."""
+    inner = [(name.removeprefix(key), NEUTRAL[name]) for name in NEUTRAL if f"{name}.".startswith(f"{key}.")]
+    texts = [f"{name.removeprefix('.')}: {_yaml_text(value)}".removeprefix(": ") for name, value in inner]
+    return " ".join(f"`{text}`" for text in texts) or "any"
 
 
 if __name__ == "__main__":

@@ -70,7 +70,7 @@ def test_a_run_resumes_with_the_update_that_followed(kind: str, tmp_path: Path) 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_base_model_is_trained_from_demonstrations(kind: str, tmp_path: Path) -> None:
     data = WRITTEN / kind / "demos"
-    assert DemonstrationDataset.open(data).num_episodes == 1
+    assert DemonstrationDataset(data).num_episodes == 1
     sft = ("sft.steps=2", "sft.warmup_steps=1", "sft.validation_fraction=0", "sft.batch_size=4")
     backbone = WRITTEN / "groot" / "base" if kind == "groot" else None
     folder, _ = train_base(experiment(kind, *sft).config, data, backbone, tmp_path / "base")

@@ -2,20 +2,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
 
 from regrasp.algorithms import flow
-from regrasp.algorithms.flow import NoiseMethod, RowFn
-
-denoise = partial(flow.denoise, noise_level=0.5)
-evaluate_chain = partial(flow.evaluate_chain, noise_level=0.5)
+from regrasp.algorithms.flow import NoiseMethod, RowFn, StepRule
 
 METHODS: tuple[NoiseMethod, ...] = ("flow_sde", "flow_cps", "flow_noise")
 NUM_STEPS, SHAPE = 4, (3, 2)
+SDE = StepRule("flow_sde", 0.5)
+
+
+def denoise(
+    velocity_fn: RowFn,
+    initial_noise: Tensor,
+    num_steps: int,
+    *,
+    step_noise: Tensor,
+    stochastic_step: Tensor | None = None,
+    noise_method: NoiseMethod = "flow_sde",
+    noise_level: float = 0.5,
+    learned_std_fn: RowFn | None = None,
+) -> flow.Denoised:
+    rule = StepRule(noise_method, noise_level, None, learned_std_fn)
+    return flow.denoise(velocity_fn, initial_noise, num_steps, rule, step_noise, stochastic_step)
 
 
 def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -43,7 +55,7 @@ def sample(
 ) -> tuple[flow.Denoised, Tensor | None, Tensor]:
     features = normal(batch, seed=1, dtype=dtype)
     velocity_fn, std_fn = toy(weight, features)
-    steps = None if joint else torch.arange(batch) % flow.num_stochastic_steps(NUM_STEPS, method)
+    steps = None if joint else torch.arange(batch) % (NUM_STEPS - (method == "flow_cps"))
     noise_shape = (batch, NUM_STEPS, *SHAPE) if joint else (batch, *SHAPE)
     with torch.no_grad():
         result = denoise(
@@ -62,7 +74,7 @@ def reevaluate(
     weight: Tensor, features: Tensor, chain: Tensor, steps: Tensor | None, method: NoiseMethod
 ) -> flow.ChainEvaluation:
     velocity_fn, std_fn = toy(weight, features)
-    return evaluate_chain(velocity_fn, chain, steps, noise_method=method, learned_std_fn=std_fn)
+    return flow.evaluate_chain(velocity_fn, chain, steps, StepRule(method, 0.5, None, std_fn))
 
 
 # Moments of one step, from scalar formulas in the reference's weights w0 and w1 of the noise and data estimates.
@@ -177,7 +189,7 @@ def test_flow_cps_preserves_the_variance_of_the_noise(noise_level: float):
 def test_deterministic_run_is_euler_and_needs_no_noise():
     velocity_fn, _ = toy(torch.tensor([0.5, 0.2]), normal(4, seed=1))
     x = normal(4, *SHAPE)
-    result = denoise(velocity_fn, x, NUM_STEPS, deterministic=True)
+    result = flow.denoise_ode(velocity_fn, x, NUM_STEPS)
     for k in range(NUM_STEPS):
         x = x + velocity_fn(x, torch.full((4,), k), None) / NUM_STEPS
         torch.testing.assert_close(result.chain[:, k + 1], x)
@@ -188,7 +200,7 @@ def test_deterministic_run_is_euler_and_needs_no_noise():
 def test_deterministic_run_is_differentiable_in_the_initial_noise():
     velocity_fn, _ = toy(torch.tensor([0.5, 0.2], dtype=torch.float64), normal(2, seed=1, dtype=torch.float64))
     noise = normal(2, *SHAPE, dtype=torch.float64).requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: denoise(velocity_fn, x, NUM_STEPS, deterministic=True).actions, noise)
+    assert torch.autograd.gradcheck(lambda x: flow.denoise_ode(velocity_fn, x, NUM_STEPS).actions, noise)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -261,9 +273,9 @@ def test_chosen_step_is_evaluated_in_one_call_with_a_step_per_row():
         return velocity_fn(x, step_index, rows)
 
     chain = normal(3, NUM_STEPS + 1, *SHAPE)
-    assert evaluate_chain(counting, chain, steps).log_probs.shape == (3, *SHAPE)
+    assert flow.evaluate_chain(counting, chain, steps, SDE).log_probs.shape == (3, *SHAPE)
     assert calls == [([2, 0, 1], None)]
-    assert evaluate_chain(counting, chain, None).log_probs.shape == (3, *SHAPE)
+    assert flow.evaluate_chain(counting, chain, None, SDE).log_probs.shape == (3, *SHAPE)
     index, rows = calls[1]
     assert index == [0, 1, 2, 3] * 3
     assert rows is not None
@@ -292,20 +304,10 @@ def test_low_precision_velocity_leaves_the_chain_in_float32():
 def test_misuse_is_named():
     x = normal(2, *SHAPE)
     velocity_fn, _ = toy(torch.tensor([0.5, 0.2]), torch.zeros(2))
-    with pytest.raises(ValueError, match=r"step_noise must have shape \(2, 4, 3, 2\), found None"):
-        denoise(velocity_fn, x, NUM_STEPS)
-    with pytest.raises(ValueError, match=r"step_noise must have shape \(2, 3, 2\), found \(2, 4, 3, 2\)"):
+    with pytest.raises(AssertionError, match=r"step_noise must have shape \(2, 3, 2\), found \(2, 4, 3, 2\)"):
         denoise(velocity_fn, x, NUM_STEPS, step_noise=normal(2, 4, *SHAPE), stochastic_step=torch.tensor([0, 1]))
-    with pytest.raises(ValueError, match="learned_std_fn"):
+    with pytest.raises(AssertionError, match="standard deviation"):
         denoise(velocity_fn, x, NUM_STEPS, noise_method="flow_noise", step_noise=normal(2, 4, *SHAPE))
-
-
-def test_num_stochastic_steps_leaves_out_deterministic_ones():
-    assert flow.num_stochastic_steps(4, "flow_sde") == 4
-    assert flow.num_stochastic_steps(4, "flow_sde", ignore_last=True) == 3
-    assert flow.num_stochastic_steps(4, "flow_cps") == flow.num_stochastic_steps(4, "flow_cps", ignore_last=True) == 3
-    with pytest.raises(ValueError, match="no step"):
-        flow.num_stochastic_steps(1, "flow_cps")
 
 
 def test_gaussian_helpers_are_zero_without_deviation_and_keep_gradients_finite():

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import math
-from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
-from regrasp.algorithms import flow
-from regrasp.algorithms.flow import NoiseMethod, RowFn, flow_sde_step
-from regrasp.algorithms.noise_color import noise_color
-
-denoise = partial(flow.denoise, noise_level=0.5)
-evaluate_chain = partial(flow.evaluate_chain, noise_level=0.5)
+from regrasp.algorithms.flow import NoiseMethod, RowFn, StepRule, denoise, evaluate_chain, flow_sde_step
+from regrasp.algorithms.noise_color import NoiseColor
 
 HORIZON, DIM, NUM_STEPS = 6, 2, 4
 
@@ -33,12 +28,12 @@ def std_fn(x: Tensor, _step_index: Tensor, _rows: Tensor | None) -> Tensor:
 
 
 def test_without_color_noise_is_white() -> None:
-    torch.testing.assert_close(noise_color(0.0, HORIZON).covariance, torch.eye(HORIZON))
+    torch.testing.assert_close(NoiseColor(0.0, HORIZON).covariance, torch.eye(HORIZON))
 
 
 @pytest.mark.parametrize("exponent", [0.5, 1.0, 2.0])
 def test_variance_falls_with_the_power_of_the_frequency_and_is_one_in_the_mean(exponent: float) -> None:
-    color = noise_color(exponent, HORIZON)
+    color = NoiseColor(exponent, HORIZON)
     variances = torch.linalg.eigvalsh(color.covariance).flip(0)
     expected = torch.tensor([(1 + k) ** -exponent for k in range(HORIZON)])
     torch.testing.assert_close(variances, expected * HORIZON / expected.sum())
@@ -48,7 +43,7 @@ def test_variance_falls_with_the_power_of_the_frequency_and_is_one_in_the_mean(e
 
 
 def test_colored_noise_has_its_covariance_and_whitening_undoes_it() -> None:
-    color, white = noise_color(1.0, HORIZON), normal(100_000, HORIZON, 1)
+    color, white = NoiseColor(1.0, HORIZON), normal(100_000, HORIZON, 1)
     colored = color.of(white)
     torch.testing.assert_close(colored[..., 0].T.cov(), color.covariance, rtol=0, atol=0.03)
     torch.testing.assert_close(color.whitened(colored), white)
@@ -56,19 +51,12 @@ def test_colored_noise_has_its_covariance_and_whitening_undoes_it() -> None:
 
 @pytest.mark.parametrize("method", ["flow_sde", "flow_noise"])
 def test_log_probs_are_those_of_the_library_for_any_number_of_first_actions(method: NoiseMethod) -> None:
-    color, batch = noise_color(1.0, HORIZON), 5
+    color, batch = NoiseColor(1.0, HORIZON), 5
     steps = torch.arange(batch) % NUM_STEPS
-    result = denoise(
-        velocity_fn,
-        normal(batch, HORIZON, DIM),
-        NUM_STEPS,
-        noise_method=method,
-        step_noise=normal(batch, HORIZON, DIM, seed=1),
-        stochastic_step=steps,
-        color=color,
-        learned_std_fn=std_fn,
-    )
-    again = evaluate_chain(velocity_fn, result.chain, steps, noise_method=method, color=color, learned_std_fn=std_fn)
+    rule = StepRule(method, 0.5, color, std_fn)
+    noise = normal(batch, HORIZON, DIM, seed=1)
+    result = denoise(velocity_fn, normal(batch, HORIZON, DIM), NUM_STEPS, rule, noise, steps)
+    again = evaluate_chain(velocity_fn, result.chain, steps, rule)
     assert torch.equal(again.log_probs, result.log_probs)
     assert again.entropy is not None
     for row, k in enumerate(steps.tolist()):
@@ -98,14 +86,9 @@ def test_flow_sde_keeps_the_marginals() -> None:
         t = (step_index / num_steps)[:, None, None]
         return 1 + (t * std**2 - (1 - t)) / ((1 - t) ** 2 + (t * std) ** 2) * (x - t)
 
-    result = denoise(
-        exact,
-        normal(count, 3, 1),
-        num_steps,
-        noise_level=1.0,
-        step_noise=normal(count, num_steps, 3, 1, seed=1),
-        color=noise_color(2.0, 3),
-    )
+    rule = StepRule("flow_sde", 1.0, NoiseColor(2.0, 3))
+    noise = normal(count, num_steps, 3, 1, seed=1)
+    result = denoise(exact, normal(count, 3, 1), num_steps, rule, noise, None)
     for k, tolerance in ((50, 0.02), (num_steps, 0.01)):
         t = k / num_steps
         marginal = result.chain[:, k, :, 0]
@@ -115,11 +98,11 @@ def test_flow_sde_keeps_the_marginals() -> None:
 
 
 def test_gradient_agrees_with_finite_differences() -> None:
-    color, steps = noise_color(1.0, HORIZON), torch.tensor([0, 3])
+    color, steps = NoiseColor(1.0, HORIZON), torch.tensor([0, 3])
     chain = normal(2, NUM_STEPS + 1, HORIZON, DIM).double()
 
     def log_probs(weight: Tensor) -> Tensor:
         moved: RowFn = lambda x, k, rows: weight * velocity_fn(x, k, rows)  # noqa: E731
-        return evaluate_chain(moved, chain, steps, color=color).log_probs
+        return evaluate_chain(moved, chain, steps, StepRule("flow_sde", 0.5, color)).log_probs
 
     assert torch.autograd.gradcheck(log_probs, torch.tensor(0.7, dtype=torch.float64, requires_grad=True))

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import torch
 
-from regrasp.algorithms.reduce import Level, broadcast_like, masked_mean, reduce_log_probs
+from regrasp.algorithms.reduce import broadcast_like, masked_mean, reduce_log_probs
+from regrasp.config.types import Level
 
 LOG_PROBS = torch.arange(1.0, 13.0).reshape(2, 3, 2)
 NUM_EXECUTED = torch.tensor([2, 0])

@@ -46,7 +46,7 @@ def flag(name: str) -> list[str]:
         ("collect --policy human", ["'human'", "module:function", "key:      --policy\n"]),
         ("collect --policy no_such_module:act", ["no module 'no_such_module'", "key:      --policy\n"]),
         ("collect --policy json:act", ["json has no function 'act'", "key:      --policy\n"]),
-        ("collect --policy model", ["No model is given", "--model_path"]),
+        ("collect --policy model", ["model is given", "--model_path"]),
         ("collect --model_path no/such", ["no/such", *flag("--model_path")]),
         ("collect --policy expert --model_path base", ["would not act", "--model_path"]),
         (f"collect --config_name {LAB}", ["no scripted expert", "--policy", "env.train.init_params.id"]),

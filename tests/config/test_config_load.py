@@ -296,7 +296,7 @@ def test_required_paths(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"actor\.model\.model_path"):
         require_paths(with_model(None), "train")
     with pytest.raises(UserError, match="does not exist"):
-        require_paths(with_model(tmp_path / "nowhere"), "play", SMALL)
+        require_paths(with_model(tmp_path / "nowhere"), "play")
     with pytest.raises(UserError, match=r"config\.json"):
         require_paths(with_model(tmp_path), "train")
     (tmp_path / "config.json").write_text('{"model_type": "gr00t_n1_5"}')

@@ -249,10 +249,10 @@ def test_all_problems_in_one_message(tmp_path: Path) -> None:
     text = SMALL.read_text(encoding="utf-8").replace("gamma: 0.99", "gama: 0.99").replace("lr: 3e-5", "lr: 0")
     file.write_text(text, encoding="utf-8")
     with pytest.raises(UserError) as caught:
-        load_config(str(file), ["runner.max_steps=x", "reward.use_reward_model=true"])
+        load_config(str(file), ["runner.max_steps=x", "actor.model.is_lora=1"])
     message = str(caught.value)
     assert message.startswith("4 problems")
-    for key in ("algorithm.gama", "actor.optim.lr", "runner.max_steps", "reward.use_reward_model"):
+    for key in ("algorithm.gama", "actor.optim.lr", "runner.max_steps", "actor.model.is_lora"):
         assert f"key:      {key}\n" in message
     assert message.count("fix:") == 4
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from regrasp.envs.chunk import ChunkRunner, shared_arrays
-from regrasp.envs.process.simulator import Outcome, Simulator, SimulatorSpec
+from regrasp.envs.process.simulator import ArraySpec, Outcome, Simulator, SimulatorSpec
 
 NUM_ENVS, CHUNK, LIMIT = 4, 3, 5
 ENDS = np.array([2, 100, 3, 100])
@@ -24,7 +24,7 @@ class Counter(Simulator):
         self.actions: list[list[float]] = []
 
     def describe(self) -> SimulatorSpec:
-        raw: dict[str, tuple[tuple[int, ...], str]] = {"policy/steps": ((), "int64")}
+        raw = {"policy/steps": ArraySpec((), "int64")}
         return SimulatorSpec("Counter", raw, 1, ("count",), 0.1, LIMIT, 0, hold_last_action=self.hold_last_action)
 
     def reset(self, rows: Sequence[int], seeds: Sequence[int]) -> list[int]:

@@ -9,7 +9,7 @@ import torch
 from regrasp.envs.mapping import ActionMapping, ObservationMapping
 from regrasp.envs.mapping_config import ActionMapping as ActionMappingConfig
 from regrasp.envs.mapping_config import Gr00tMapping, Gr00tStateEntry, Gr00tVideoMapping, MappingConfig, StateEntry
-from regrasp.envs.selection import ArraySpec
+from regrasp.envs.process.simulator import ArraySpec
 from regrasp.errors import UserError
 
 RAW = {

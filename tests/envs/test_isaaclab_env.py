@@ -63,8 +63,8 @@ def test_the_task_describes_itself(point: VecEnv) -> None:
     assert point.capabilities.true_final_observation
     assert not point.capabilities.seed_per_env
     assert isinstance(point, RemoteVecEnv)
-    assert "update_stage" in point.notes[0]
-    assert "update_stage" in point.reward_doubts[0]
+    assert "update_stage" in point.spec.notes[0]
+    assert "update_stage" in point.spec.reward_doubts[0]
 
 
 def test_observations_arrive_as_the_task_computed_them(point: VecEnv) -> None:

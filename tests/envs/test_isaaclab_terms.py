@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import math
 import sys
 from pathlib import Path
@@ -15,11 +16,12 @@ import torch
 from vec_envs import make_env
 
 from regrasp.envs.isaaclab.child import episodes, signals, task
-from regrasp.envs.isaaclab.child.options import TaskOptions, options_from_json
+from regrasp.envs.isaaclab.child.options import TaskOptions
 from regrasp.envs.isaaclab.child.seeds import joint_seed, seed31
 from regrasp.envs.isaaclab.config import IsaacLabTrainConfig
 from regrasp.envs.isaaclab.env import task_options
 from regrasp.envs.isaaclab.vector import IsaacLabVecEnv
+from regrasp.envs.process.simulator import with_tuples
 from regrasp.errors import UserError
 from regrasp.experiment.load import load_config
 from regrasp.seeding import Role, episode_seed
@@ -60,7 +62,7 @@ def lab(*terminations: str, rewards: Rewards | None = None) -> SimpleNamespace:
 
 def test_options_cross_the_border_as_json() -> None:
     ours = options(camera_size=(3, 4), presets=("a",))
-    assert options_from_json({key: list(v) if isinstance(v, tuple) else v for key, v in ours.to_json().items()}) == ours
+    assert TaskOptions(**with_tuples(json.loads(json.dumps(dataclasses.asdict(ours))))) == ours
 
 
 def test_seeds_of_31_bits_stay_apart_and_keep_their_parity() -> None:
@@ -116,7 +118,7 @@ def test_terms_of_weight_zero_are_called_before_the_rewards() -> None:
     rewards = Rewards(stage=0.0, lift=1.0, other=0.0)
     env = lab(rewards=rewards)
     assert signals.zero_weight_terms(env) == ("stage", "other")
-    signals.call_zero_weight_terms(env, options(zero_weight_terms=("stage",)))
+    signals.call_zero_weight_terms(env, options(call_zero_weight_terms=("stage",)))
     assert rewards.compute(dt=0.5) == 0.5
     assert rewards.calls == ["stage", "compute"]
     rewards.terms["stage"].weight = 2.0  # a curriculum took it up, so the manager calls it
@@ -127,13 +129,15 @@ def test_terms_of_weight_zero_are_called_before_the_rewards() -> None:
 @pytest.mark.parametrize("name", ["lift", "stages"])
 def test_only_terms_of_weight_zero_can_be_called(name: str) -> None:
     with pytest.raises(UserError, match=r"\['stage'\]"):
-        signals.call_zero_weight_terms(lab(rewards=Rewards(stage=0.0, lift=1.0)), options(zero_weight_terms=(name,)))
+        signals.call_zero_weight_terms(
+            lab(rewards=Rewards(stage=0.0, lift=1.0)), options(call_zero_weight_terms=(name,))
+        )
 
 
 @pytest.mark.parametrize("env", [lab(rewards=Rewards(lift=1.0)), SimpleNamespace(num_envs=1)])
 def test_a_task_without_terms_of_weight_zero_has_none_to_call(env: Any) -> None:
     with pytest.raises(UserError, match="no reward term of weight 0") as caught:
-        signals.call_zero_weight_terms(env, options(zero_weight_terms=("stage",)))
+        signals.call_zero_weight_terms(env, options(call_zero_weight_terms=("stage",)))
     assert caught.value.expected is not None
     assert caught.value.expected.startswith("nothing")
 
@@ -196,9 +200,9 @@ def test_a_task_that_cannot_be_had_is_the_users_mistake(
     kwargs = {"Task-v0": {"env_cfg_entry_point": "x:Y"}, "Plain-v0": {}}
     gymnasium.__dict__["registry"] = {name: SimpleNamespace(kwargs=value) for name, value in kwargs.items()}
     monkeypatch.setitem(sys.modules, "gymnasium", gymnasium)
-    assert task.register(options(task_id="sound:Task-v0")) == "Task-v0"
+    assert task.register(options(id="sound:Task-v0")) == "Task-v0"
     with pytest.raises(UserError, match=message) as caught:
-        task.register(options(task_id=task_id))
+        task.register(options(id=task_id))
     assert caught.value.key == "env.train.init_params.id"
     assert caught.value.value == task_id
 
@@ -269,7 +273,8 @@ def test_the_way_to_the_final_observation_depends_on_what_is_there() -> None:
 def test_a_constant_reward_is_reported_once(push: float, caplog: pytest.LogCaptureFixture) -> None:
     env = make_env(num_envs=2, limit=4, lengths=[100], kind=IsaacLabVecEnv)
     assert isinstance(env, IsaacLabVecEnv)
-    env.reward_doubts = ("reward term 'update_stage' has weight 0, so it is never called",)
+    doubts = ("reward term 'update_stage' has weight 0, so it is never called",)
+    env.spec = dataclasses.replace(env.spec, reward_doubts=doubts)
     try:
         for _ in range(4):
             env.reset([0, 1], [0, 1])

@@ -13,7 +13,8 @@ import pytest
 from vec_envs import PICK, STACK, all_gone
 
 from regrasp.envs.mujoco import scenes
-from regrasp.envs.mujoco.scenes import Scenes, render_scenes
+from regrasp.envs.mujoco.scenes import render_scenes
+from regrasp.envs.scenes import Scenes
 from regrasp.errors import SimulatorError
 
 COLORS = ("red", "green", "blue")

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 
 import psutil
@@ -23,7 +24,7 @@ from regrasp.envs.mapping_config import MappingConfig
 from regrasp.envs.process import protocol
 from regrasp.envs.process.output import OutputTail
 from regrasp.envs.process.process import SimulatorProcess
-from regrasp.envs.process.simulator import SimulatorSpec, spec_from_json
+from regrasp.envs.process.simulator import ArraySpec, SimulatorSpec, with_tuples
 from regrasp.envs.process.vector import RemoteVecEnv
 from regrasp.errors import SimulatorError, UserError
 
@@ -363,7 +364,12 @@ def test_a_message_may_arrive_in_pieces_and_must_arrive_in_time():
 
 def test_shared_arrays_are_zeroed_aligned_disjoint_and_the_same_on_both_sides():
     ours, theirs = socket.socketpair()
-    shapes = {"flag": ((3,), "bool"), "empty": ((2, 0), "float64"), "x": ((3, 5), "float64"), "last": ((), "int32")}
+    shapes = {
+        "flag": ArraySpec((3,), "bool"),
+        "empty": ArraySpec((2, 0), "float64"),
+        "x": ArraySpec((3, 5), "float64"),
+        "last": ArraySpec((), "int32"),
+    }
     shared = protocol.SharedArrays.create(shapes)
     with ours, theirs:
         shared.send_to(ours, {"op": "attach"})
@@ -391,6 +397,14 @@ def test_shared_memory_has_no_name_that_could_be_left_behind():
 
 def test_the_offer_survives_json():
     spec = SimulatorSpec(
-        "id", {"a/b": ((2, 3), "uint8"), "a/c": ((), "float32")}, 4, ("x", "y"), 0.1, 7, 0, ("z",), True
+        "id",
+        {"a/b": ArraySpec((2, 3), "uint8"), "a/c": ArraySpec((), "float32")},
+        4,
+        ("x", "y"),
+        0.1,
+        7,
+        0,
+        ("z",),
+        True,
     )
-    assert spec_from_json(json.loads(json.dumps(spec.to_json()))) == spec
+    assert SimulatorSpec(**with_tuples(json.loads(json.dumps(asdict(spec))))) == spec

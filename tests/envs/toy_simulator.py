@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from regrasp.envs.process.simulator import Outcome, Simulator, SimulatorSpec
+from regrasp.envs.process.simulator import ArraySpec, Outcome, Simulator, SimulatorSpec
 
 INSTRUCTIONS = ("go left", "go right", "stay")
 HEIGHT, WIDTH = 4, 6
@@ -50,13 +50,13 @@ class ToySimulator(Simulator):
         return SimulatorSpec(
             task_id="Toy-v0",
             raw_observations={
-                "camera_images/main": ((HEIGHT, WIDTH, 3), "uint8"),
-                "camera_images/left": ((HEIGHT, WIDTH, 3), "uint8"),
-                "camera_images/right": ((HEIGHT, WIDTH, 3), "uint8"),
-                "policy/position": ((2,), "float32"),
-                "policy/clock": ((), "int64"),
-                "policy/imported_torch": ((1,), "float32"),
-                "policy/matrix": ((2, 2), "float64"),
+                "camera_images/main": ArraySpec((HEIGHT, WIDTH, 3), "uint8"),
+                "camera_images/left": ArraySpec((HEIGHT, WIDTH, 3), "uint8"),
+                "camera_images/right": ArraySpec((HEIGHT, WIDTH, 3), "uint8"),
+                "policy/position": ArraySpec((2,), "float32"),
+                "policy/clock": ArraySpec((), "int64"),
+                "policy/imported_torch": ArraySpec((1,), "float32"),
+                "policy/matrix": ArraySpec((2, 2), "float64"),
             },
             action_dim=2,
             instructions=INSTRUCTIONS,

@@ -86,8 +86,9 @@ def with_statistics(
     """The processor for other data, whose states and actions are one key each, in another slot."""
     data = replace(processor.config.data_config, state=(KeyConfig("state"),), action=(KeyConfig("action"),))
     config = replace(processor.config, data_config=data, embodiment_id=embodiment_id)
-    parts = ({"state": state}, {"action": action})
-    metadata = Metadata.of(config.embodiment_tag, *parts, video=data.video, image_size=28, fps=10.0)
+    metadata = Metadata.of(
+        config.embodiment_tag, {"state": {"state": state}, "action": {"action": action}}, data.video, 28, 10.0
+    )
     return GrootProcessor(processor.groot, config, metadata, processor.tokenizer)
 
 

@@ -239,12 +239,12 @@ def test_a_bad_folder_is_refused_by_training_and_export(
 NUMBERS: dict[str, tuple[Damage, list[str]]] = {
     "no statistics": (edited(METADATA, "new_embodiment", statistics=...), [METADATA, "new_embodiment.statistics"]),
     "no modalities": (edited(METADATA, "new_embodiment", modalities=...), [METADATA, "new_embodiment.modalities"]),
-    "no maximum": (edited(METADATA, *ARM, max=...), ["without max", "statistics.state.arm"]),
+    "no maximum": (edited(METADATA, *ARM, max=...), ["Not a list of numbers", "statistics.state.arm.max"]),
     "words": (edited(METADATA, *ARM, max=["a"] * 3), ["Not a list of numbers", "statistics.state.arm.max"]),
     "a matrix": (edited(METADATA, *ARM, max=[[1.0] * 3]), ["Not a list of numbers", "statistics.state.arm.max"]),
     "one number": (edited(METADATA, *ARM, max=3), ["Not a list of numbers", "statistics.state.arm.max", "3"]),
-    "null": (edited(METADATA, *ARM[:-1], arm=None), ["Not an object", "statistics.state.arm"]),
-    "two widths": (edited(METADATA, *ARM, max=[1.0]), ["different widths", "statistics.state.arm"]),
+    "null": (edited(METADATA, *ARM[:-1], arm=None), ["Not a list of numbers", "statistics.state.arm"]),
+    "two widths": (edited(METADATA, *ARM, max=[1.0]), ["as many numbers", "statistics.state.arm"]),
     "not a number": (edited(METADATA, *ARM, max=[float("nan")] * 3), ["not finite", "min_max", "statistics.state.arm"]),
     "other widths": (
         edited(METADATA, "new_embodiment", "modalities", "state", "arm", shape=[4]),
@@ -289,11 +289,11 @@ NAMES: dict[str, tuple[list[str], list[str]]] = {
     ),
     "a state that is not there": (
         mapping(SLICES, "state: [legs], action: [arm, gripper]"),
-        ["A state key of the data configuration", "statistics.state.legs", "arm, gripper", METADATA],
+        ["A key of the data configuration", "statistics.state.legs", "arm, gripper", METADATA],
     ),
     "an action that is not there": (
         mapping(SLICES, f"state: {KEYS}, action: [legs]"),
-        ["An action key of the data configuration", "action.legs", METADATA],
+        ["A key of the data configuration", "action.legs", METADATA],
     ),
     "an action of another width": (
         [*mapping(), "actor.model.action_dim=5"],

@@ -234,7 +234,7 @@ def test_initial_weights_follow_the_seed_and_keep_signals_in_scale():
 
 
 def test_published_sizes_have_the_published_keys_and_parameters():
-    config = GrootConfig.n1_5()
+    config = GrootConfig()
     with torch.device("meta"):
         head, backbone = ActionHead(config.action_head_cfg, use_dropout=True), Backbone(config.eagle_cfg)
     count = sum(p.numel() for p in head.parameters())

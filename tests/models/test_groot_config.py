@@ -6,6 +6,8 @@ import pytest
 from groot_toys import ARCHITECTURE, toy_config
 
 from regrasp.errors import UserError
+from regrasp.experiment.load import load_config
+from regrasp.models.groot.architecture import ArchitectureConfig
 from regrasp.models.groot.config import GrootConfig
 
 
@@ -18,7 +20,7 @@ def test_tiny_takes_the_sizes_it_is_given():
     assert config.action_head_cfg.max_num_embodiments == ARCHITECTURE["num_embodiments"]
 
 
-@pytest.mark.parametrize("config", [toy_config(), GrootConfig.n1_5()])
+@pytest.mark.parametrize("config", [toy_config(), GrootConfig()])
 def test_json_round_trip(config):
     assert GrootConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
 
@@ -47,7 +49,7 @@ def test_a_published_file_gets_the_published_backbone():
             },
         },
     }
-    assert GrootConfig.from_json(published) == GrootConfig.n1_5()
+    assert GrootConfig.from_json(published) == GrootConfig()
 
 
 @pytest.mark.parametrize(
@@ -63,7 +65,7 @@ def test_a_published_file_gets_the_published_backbone():
     ],
 )
 def test_unsupported_and_mistyped_values_name_the_key(path, value):
-    content = GrootConfig.n1_5().to_json()
+    content = GrootConfig().to_json()
     block = content
     for key in path[:-1]:
         block = block[key]
@@ -74,7 +76,7 @@ def test_unsupported_and_mistyped_values_name_the_key(path, value):
 
 
 def test_a_missing_size_is_named():
-    content = GrootConfig.n1_5().to_json()
+    content = GrootConfig().to_json()
     del content["action_head_cfg"]["diffusion_model_cfg"]["num_layers"]
     with pytest.raises(UserError) as error:
         GrootConfig.from_json(content)
@@ -82,5 +84,8 @@ def test_a_missing_size_is_named():
 
 
 def test_indivisible_widths_are_refused():
-    with pytest.raises(UserError, match="divide"):
+    model = load_config("pick_cube_ppo_groot").config.actor.model
+    found = [error.key for error in ArchitectureConfig(head_width=97, language_width=95).problems(model, {})]
+    assert found == ["pretrain.architecture.head_width", "pretrain.architecture.language_width"]
+    with pytest.raises(UserError, match="not supported"):
         toy_config(head_width=17)

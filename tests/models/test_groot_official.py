@@ -47,7 +47,7 @@ def shapes_of(module: torch.nn.Module) -> Shapes:
 
 def test_every_key_and_shape_of_the_published_model():
     config = GrootConfig.from_json(official.config_json(PUBLISHED))
-    assert config == GrootConfig.n1_5()
+    assert config == GrootConfig()
     with torch.device("meta"):
         network = torch.nn.ModuleDict(
             {
@@ -160,7 +160,7 @@ def test_sizes_come_from_the_eagle_folder_from_eagle_cfg_or_are_the_published_on
     assert load_config(tmp_path) == config
     (tmp_path / "config.json").write_text(json.dumps(official.config_json(PUBLISHED)))
     official.write(tmp_path / "eagle2_hg_model" / "config.json", official.eagle_json(PUBLISHED))
-    assert load_config(tmp_path) == GrootConfig.n1_5()
+    assert load_config(tmp_path) == GrootConfig()
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from regrasp.envs.contract import Observation, numbered_cameras
 from regrasp.envs.mapping import named_state
 from regrasp.envs.selection import Range
 from regrasp.errors import UserError
+from regrasp.models.config import DatasetFacts
 from regrasp.models.groot.config import GrootConfig
 from regrasp.models.groot.policy import GrootPolicy
 from regrasp.models.groot.processing.metadata import METADATA_FILE
@@ -300,9 +301,8 @@ def test_rotations_that_cannot_be_scaled_or_undone(
 def test_new_data_keep_the_words_of_the_model_and_bring_the_rest(groot: GrootConfig, folder: Path) -> None:
     samples = torch.randn(50, 28, generator=torch.Generator().manual_seed(2))
     state, action = Statistics.of(samples), Statistics.of(3 * samples)
-    processor = GrootProcessor.for_data(
-        groot, folder, TROCAR, state, action, cameras=VIEWS, state_names=RANGES, fps=50.0
-    )
+    facts = DatasetFacts(state, action, TROCAR, VIEWS, RANGES, fps=50.0)
+    processor = GrootProcessor.for_data(groot, folder, facts)
     assert (processor.config.prompt, processor.config.embodiment_id) == ("eagle", 31)
     assert processor.config.sequence_length == 82 + 3 * 4
     assert processor.state.normalized_width == 56
@@ -317,9 +317,8 @@ def test_new_data_keep_the_words_of_the_model_and_bring_the_rest(groot: GrootCon
 def test_new_data_without_names_are_one_state_and_one_action(groot: GrootConfig, folder: Path) -> None:
     samples = Statistics.of(torch.randn(50, 6, generator=torch.Generator().manual_seed(2)))
     names = InputNames(embodiment_tag="arm", embodiment_tag_id=5)
-    processor = GrootProcessor.for_data(
-        groot, folder, names, samples, samples.columns(0, 4), cameras=numbered_cameras(2), state_names={}, fps=10.0
-    )
+    facts = DatasetFacts(samples, samples.columns(0, 4), names, numbered_cameras(2), {}, fps=10.0)
+    processor = GrootProcessor.for_data(groot, folder, facts)
     assert processor.config.data_config.video == ("main", "extra_0")
     assert (processor.state.width, processor.action.width, processor.config.embodiment_id) == (6, 4, 5)
     assert processor.metadata.tag == "arm"
@@ -339,5 +338,5 @@ def test_new_data_that_do_not_fit_the_data_config(
     samples = Statistics.identity(28)
     inputs = dataclasses.replace(TROCAR, embodiment_tag=tag)
     with pytest.raises(UserError) as error:
-        GrootProcessor.for_data(groot, folder, inputs, samples, samples, cameras=VIEWS, state_names=ranges, fps=10.0)
+        GrootProcessor.for_data(groot, folder, DatasetFacts(samples, samples, inputs, VIEWS, ranges, fps=10.0))
     assert error.value.key == key

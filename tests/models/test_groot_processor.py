@@ -10,7 +10,7 @@ from groot_toys import ACTION_DIM, STATE_DIM, TEXT_LENGTH, toy_config, toy_obser
 from regrasp.envs.data_config import KeyConfig
 from regrasp.errors import UserError
 from regrasp.models.groot.processing.data_config import PROCESSOR_FILE
-from regrasp.models.groot.processing.metadata import METADATA_FILE, Metadata
+from regrasp.models.groot.processing.metadata import METADATA_FILE, Kind, Metadata
 from regrasp.models.groot.processing.processor import GrootProcessor
 from regrasp.models.normalization import Statistics
 
@@ -107,9 +107,8 @@ def test_several_keys_are_laid_end_to_end(tmp_path):
     base = toy_processor(config)
     parts = {"right_arm": Statistics.of(torch.tensor([[0.0], [10.0]])), "left_arm": Statistics.identity(2)}
     data = dataclasses.replace(base.config.data_config, state=(KeyConfig("left_arm"), KeyConfig("right_arm")))
-    metadata = Metadata.of(
-        "new_embodiment", parts, {"action": Statistics.identity(2)}, video=["main"], image_size=28, fps=10.0
-    )
+    every: dict[Kind, dict[str, Statistics]] = {"state": parts, "action": {"action": Statistics.identity(2)}}
+    metadata = Metadata.of("new_embodiment", every, ["main"], 28, 10.0)
     settings = dataclasses.replace(base.config, data_config=data)
     GrootProcessor(config, settings, metadata, base.tokenizer).save(tmp_path)
     state = GrootProcessor.load(config, tmp_path).state.normalize(torch.tensor([[0.5, -0.5, 10.0]]))

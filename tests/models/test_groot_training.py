@@ -89,7 +89,7 @@ def test_only_the_slot_has_gradients_and_moments() -> None:
 
 
 def test_published_sizes_train_a_third_less() -> None:
-    config = GrootConfig.n1_5().action_head_cfg
+    config = GrootConfig().action_head_cfg
     with torch.device("meta"):
         head = ActionHead(config, use_dropout=False)
     head.train_only(31)

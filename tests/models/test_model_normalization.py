@@ -120,5 +120,5 @@ def test_mapping_round_trip_and_missing_statistic():
 
 
 def test_statistics_of_different_widths_are_refused():
-    with pytest.raises(UserError, match="different widths"):
+    with pytest.raises(UserError, match="as many numbers"):
         Statistics.from_mapping(Statistics.identity(2).to_mapping() | {"max": [1.0]})

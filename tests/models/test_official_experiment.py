@@ -16,7 +16,7 @@ from regrasp.data.lerobot import DatasetWriter, FeatureSpec
 from regrasp.engine.policies import create_policy
 from regrasp.envs.contract import EnvSpec
 from regrasp.envs.data_config import KeyConfig
-from regrasp.envs.selection import ArraySpec
+from regrasp.envs.process.simulator import ArraySpec
 from regrasp.errors import UserError
 from regrasp.experiment import ExperimentConfig
 from regrasp.experiment.load import load_config
@@ -52,7 +52,7 @@ def experiment(*mapping: str, overrides: tuple[str, ...] = ()) -> ExperimentConf
 
 
 def environments(state_dim: int = 5, cameras: tuple[str, ...] = ("wrist_view", "ego_view")) -> EnvSpec:
-    return EnvSpec("task", 1, {}, 5, (), 0.1, 10, state_dim=state_dim, cameras=cameras)
+    return EnvSpec("task", {}, 5, (), 0.1, 10, num_envs=1, state_dim=state_dim, cameras=cameras)
 
 
 def test_it_is_loaded_by_the_experiments_names(published: Path) -> None:

@@ -15,6 +15,7 @@ from tensordict import TensorDict
 
 from regrasp.errors import UserError
 from regrasp.experiment.load import load_config
+from regrasp.models.config import RlHeadConfig
 from regrasp.models.groot.config import GrootConfig
 from regrasp.models.groot.policy import GrootPolicy
 from regrasp.models.groot.settings import GrootModelConfig
@@ -207,3 +208,12 @@ def test_settings_at_the_edge_are_accepted() -> None:
     toy_policy(noise_level=1.1)
     toy_policy(denoising_steps=1)
     toy_policy(denoising_steps=1, ignore_last=True, joint_logprob=True)
+
+
+def test_the_last_step_is_left_out_where_it_is_deterministic_or_not_wanted() -> None:
+    assert not RlHeadConfig().skips_last
+    assert RlHeadConfig(ignore_last=True).skips_last
+    assert not RlHeadConfig(ignore_last=True, joint_logprob=True).skips_last
+    assert RlHeadConfig(noise_method="flow_cps").skips_last
+    assert [error.key for error in RlHeadConfig(noise_method="flow_cps").problems(1)] == ["actor.model.denoising_steps"]
+    assert not list(RlHeadConfig(noise_method="flow_cps").problems(2))

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from regrasp.checkpoint.layout import FULL_WEIGHTS, OPTIMIZER, STATE, TENSORS
+from regrasp.data.lerobot import DemonstrationDataset
 from regrasp.experiment.load import LoadedConfig, load_config
 
 SMALL = (
@@ -114,3 +115,9 @@ def _assert_same(first: Any, second: Any, where: str) -> None:
             _assert_same(value, second[index], f"{where}[{index}]")
     else:
         assert first == second, where
+
+
+def successes(dataset: DemonstrationDataset) -> list[bool]:
+    """Whether each episode of a dataset ended in success."""
+    seen = dataset.load_columns(["next.success"])["next.success"]
+    return [bool(seen[episode.start : episode.stop].any()) for episode in dataset.episodes]

@@ -72,7 +72,7 @@ def recorded_with(folder: Path, num_envs: int, **settings) -> tuple[Demonstratio
         expert = Demonstrator("expert", expert_chooser(recorder), noisy=True)  # pyright: ignore[reportArgumentType]
         values = {"num_demos": 4, "action_noise": 0.15} | settings
         attempts = record(CollectConfig(**values), config, recorder, mapping, SEED, folder, expert)  # pyright: ignore[reportArgumentType]
-        return DemonstrationDataset.open(folder), recorder, attempts
+        return DemonstrationDataset(folder), recorder, attempts
     finally:
         env.close()
 
@@ -83,7 +83,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[DemonstrationDat
 
 
 def test_a_dataset_of_successful_episodes(demos: Path) -> None:
-    dataset = DemonstrationDataset.open(demos)
+    dataset = DemonstrationDataset(demos)
     assert dataset.num_episodes == 5
     assert dataset.cameras == (MAIN_CAMERA,)
     assert set(dataset.tasks) <= {f"pick up the {color} cube" for color in ("red", "green", "blue")}

@@ -11,6 +11,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from run_toys import successes
 
 from lab_python import LAB_PYTHON, STAND_IN, needs_lab
 from lab_recordings import IMAGE, Demo, demo, record_with_handler, write_recording
@@ -41,7 +42,7 @@ def run(
     path = write_recording(folder / "demos.hdf5", demos, **recording)
     config = config or experiment()
     report = convert(config, [path], folder / "dataset", keep_failed=keep_failed)
-    return DemonstrationDataset.open(folder / "dataset"), report
+    return DemonstrationDataset(folder / "dataset"), report
 
 
 def reasons(report: ConvertReport) -> dict[str | None, str]:
@@ -64,11 +65,11 @@ def test_the_dataset_is_the_recording_through_the_mapping(tmp_path: Path, writer
         record_with_handler({path: tmp_path / "handler.hdf5"})
         path = tmp_path / "handler.hdf5"
     report = convert(experiment(), [path], tmp_path / "dataset")
-    dataset = DemonstrationDataset.open(tmp_path / "dataset")
+    dataset = DemonstrationDataset(tmp_path / "dataset")
     assert (report.num_episodes, report.num_frames, report.omissions) == (3, 18, ())
     assert (dataset.num_episodes, dataset.num_frames, dataset.fps) == (3, 18, 20)
     assert dataset.tasks == (INSTRUCTION,)
-    assert [episode.success for episode in dataset.episode_table] == [True] * 3
+    assert successes(dataset) == [True] * 3
 
     columns = dataset.load_columns([STATE, ACTION, "episode_index", "timestamp"])
     expected = [np.concatenate([d["obs/eef_pos"], d["obs/eef_quat"], d["obs/gripper_pos"]], 1) for d in demos]
@@ -90,7 +91,7 @@ def test_only_successful_episodes_unless_asked(tmp_path: Path) -> None:
     (tmp_path / "all").mkdir()
     dataset, report = run(tmp_path / "all", *demos, keep_failed=True)
     assert report.omissions == ()
-    assert [episode.success for episode in dataset.episode_table] == [False, True, False]
+    assert successes(dataset) == [False, True, False]
 
 
 def test_what_does_not_fit_is_left_out_and_said(tmp_path: Path) -> None:
@@ -130,7 +131,7 @@ def test_a_damaged_episode_leaves_the_others(tmp_path: Path) -> None:
     path = write_recording(tmp_path / "demos.hdf5", [demo(0), demo(1), demo(2)])
     damage(path, "data/demo_1/obs/wrist_cam")
     report = convert(experiment(), [path], tmp_path / "dataset")
-    assert report.num_episodes == DemonstrationDataset.open(tmp_path / "dataset").num_episodes == 2
+    assert report.num_episodes == DemonstrationDataset(tmp_path / "dataset").num_episodes == 2
     assert reasons(report)["demo_1"].startswith("damaged: obs/wrist_cam cannot be read")
 
 
@@ -146,7 +147,7 @@ def test_several_recordings_are_one_dataset(tmp_path: Path) -> None:
     files = [write_recording(tmp_path / f"{i}.hdf5", [demo(2 * i), demo(2 * i + 1)]) for i in range(2)]
     files.append(write_recording(tmp_path / "none.hdf5", []))
     report = convert(experiment(), files, tmp_path / "dataset")
-    columns = DemonstrationDataset.open(tmp_path / "dataset").load_columns([ACTION])
+    columns = DemonstrationDataset(tmp_path / "dataset").load_columns([ACTION])
     assert np.array_equal(columns[ACTION], np.concatenate([demo(i)["actions"] for i in range(4)]))
     assert omission_lines(report.omissions) == [f"{tmp_path / 'none.hdf5'}: the file: it holds no episode"]
 
@@ -243,7 +244,7 @@ def test_an_interrupted_conversion_leaves_what_was_there(tmp_path: Path, monkeyp
     with pytest.raises(KeyboardInterrupt):
         convert(experiment(), [path], tmp_path / "dataset", overwrite=True)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["dataset", "demos.hdf5"]
-    again = DemonstrationDataset.open(tmp_path / "dataset").load_columns([ACTION])[ACTION]
+    again = DemonstrationDataset(tmp_path / "dataset").load_columns([ACTION])[ACTION]
     assert np.array_equal(again, dataset.load_columns([ACTION])[ACTION])
 
 
@@ -272,7 +273,7 @@ def test_a_dataset_is_replaced_only_when_asked(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not empty"):
         write_dataset(experiment(), chosen, tmp_path / "dataset")
     write_dataset(experiment(), chosen, tmp_path / "dataset", overwrite=True)
-    assert DemonstrationDataset.open(tmp_path / "dataset").num_episodes == 2
+    assert DemonstrationDataset(tmp_path / "dataset").num_episodes == 2
 
 
 def test_actions_are_those_of_the_policy(tmp_path: Path) -> None:
@@ -302,7 +303,7 @@ def test_an_instruction_can_be_chosen_by_an_observation(tmp_path: Path) -> None:
         "+env.train.isaaclab.instructions=[left, right]",
     ]
     dataset, report = run(tmp_path, demo(1), demo(2), demo(3), config=experiment(*chosen))
-    assert [episode.task for episode in dataset.episode_table] == ["right", "left", "right"]
+    assert [episode.task for episode in dataset.episodes] == ["right", "left", "right"]
     (tmp_path / "one").mkdir()
     out_of_range = demo(2).but({"obs/goal": np.full((6, 1), 2)})
     _, report = run(tmp_path / "one", demo(1), out_of_range, config=experiment(*chosen))
@@ -452,12 +453,12 @@ def test_recording_to_base_model_to_isaac_lab(
     subprocess.run([LAB_PYTHON, STAND_IN / "record_points.py", "demos.hdf5"], check=True, timeout=120)
     shared = ["--config_name", EXPERIMENT, *POINT]
     assert main(["convert", "demos.hdf5", *shared]) == 0, capsys.readouterr().err
-    _check_pushes(DemonstrationDataset.open(tmp_path / "demos"))
+    _check_pushes(DemonstrationDataset(tmp_path / "demos"))
     assert main(["sft", *shared, "--backbone", str(backbone)]) == 0, capsys.readouterr().err
     assert main(["play", *shared, "--model_path", "base"]) == 0, capsys.readouterr().err
     again = ["--model_path", "base", "--num_demos", "2", "--output", "more", "collect.only_successful=false"]
     assert main(["collect", *shared, *again]) == 0, capsys.readouterr().err
-    more = DemonstrationDataset.open(tmp_path / "more")
+    more = DemonstrationDataset(tmp_path / "more")
     assert (more.num_episodes, more.features[ACTION].shape, more.features[STATE].shape) == (2, (3,), (2,))
     printed = capsys.readouterr().out
     assert "Left out: demos.hdf5: demo_2: not successful" in printed

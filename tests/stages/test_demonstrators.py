@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from run_toys import SMALL
+from run_toys import SMALL, successes
 
 from lab_python import LAB_PYTHON, STAND_IN, needs_lab
 from regrasp.cli.main import main
@@ -61,7 +61,7 @@ def experiment(*overrides: str) -> ExperimentConfig:
 
 
 def record(config: ExperimentConfig, policy: str, folder: Path) -> DemonstrationDataset:
-    return DemonstrationDataset.open(collect(config, folder, policy)[0])
+    return DemonstrationDataset(collect(config, folder, policy)[0])
 
 
 def test_a_function_acts_on_the_observation_of_the_groups(script: Path) -> None:
@@ -199,10 +199,10 @@ def test_a_function_records_in_isaac_lab(tmp_path: Path, monkeypatch: pytest.Mon
     ]
     command = ["collect", "--config_name", "isaaclab_stack_cube_ppo_groot", "--policy", "my_push:push"]
     assert main([*command, "--num_demos", "4", "--output", "pushes", *arguments]) == 0
-    dataset = DemonstrationDataset.open(tmp_path / "pushes")
+    dataset = DemonstrationDataset(tmp_path / "pushes")
     columns = dataset.load_columns([STATE, ACTION, "episode_index"])
-    assert [episode.success for episode in dataset.episode_table] == [True] * 4
-    for episode in dataset.episode_table:
+    assert successes(dataset) == [True] * 4
+    for episode in dataset.episodes:
         states, actions = columns[STATE][episode.start : episode.stop], columns[ACTION][episode.start : episode.stop]
         push = 0.1 if states[0, 1] > 0.5 else 0.2
         assert np.allclose(actions, [push, 0, 0])

@@ -79,10 +79,10 @@ def test_videos_exist_and_decode(expert: tuple[Path, PlayResult]) -> None:
         "episode_000_success.mp4",
         "episode_001_success.mp4",
     ]
-    for index, item in enumerate(sorted(result.videos, key=lambda item: item.path.name)):
+    for index, item in enumerate(sorted(result.videos, key=lambda item: item.file.name)):
         episode = result.episodes[index]
-        assert (item.seed, item.label, item.success) == (episode.seed, episode.instruction, True)
-        assert frames_of(item.path) == episode.length + 10, "the last frame is held for a second"
+        assert (item.seed, item.instruction, item.success) == (episode.seed, episode.instruction, True)
+        assert frames_of(item.file) == episode.length + 10, "the last frame is held for a second"
 
 
 def test_videos_without_text_go_where_they_were_asked_to(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def test_the_same_seed_gives_the_same_model(base_model: Path, backbone: Path, de
 
 
 def test_statistics_of_the_demonstrations_travel_with_the_model(base_model: Path, demos: Path) -> None:
-    columns = DemonstrationDataset.open(demos).load_columns([STATE, ACTION])
+    columns = DemonstrationDataset(demos).load_columns([STATE, ACTION])
     processor = load_groot(base_model).processor
     for normalizer, values in ((processor.state, columns[STATE]), (processor.action, columns[ACTION])):
         scaled = normalizer.normalize(torch.from_numpy(values))
@@ -60,7 +60,7 @@ def test_statistics_of_the_demonstrations_travel_with_the_model(base_model: Path
 
 
 def test_held_out_episodes_are_not_trained_on(backbone: Path, demos: Path, tmp_path: Path) -> None:
-    dataset = DemonstrationDataset.open(demos)
+    dataset = DemonstrationDataset(demos)
     lengths = np.bincount(dataset.load_columns(["episode_index"])["episode_index"])
     _, result = train_base(groot_experiment("sft.validation_fraction=0.4").config, demos, backbone, tmp_path / "a")
     assert result.num_frames == lengths[:3].sum()
@@ -70,7 +70,7 @@ def test_held_out_episodes_are_not_trained_on(backbone: Path, demos: Path, tmp_p
 
 
 def test_every_nth_frame_of_each_episode_is_trained_on_with_its_own_chunk(base_model: Path, demos: Path) -> None:
-    dataset, policy = DemonstrationDataset.open(demos), load_groot(base_model)
+    dataset, policy = DemonstrationDataset(demos), load_groot(base_model)
     columns = dataset.load_columns([ACTION, "frame_index", "episode_index"])
     configs = (groot_experiment(f"sft.frame_stride={n}", "sft.validation_fraction=0").config for n in (1, 3))
     (every, _), (thinned, _) = (
@@ -91,7 +91,7 @@ def test_a_state_policy_needs_no_backbone(demos: Path, tmp_path: Path) -> None:
     folder, result = train_base(config, demos, None, tmp_path)
     policy = load_policy(folder)
     assert isinstance(policy, MlpPolicy)
-    assert policy.spec.state_dim == DemonstrationDataset.open(demos).load_columns([STATE])[STATE].shape[1]
+    assert policy.spec.state_dim == DemonstrationDataset(demos).load_columns([STATE])[STATE].shape[1]
     assert result.num_frames > 0
 
 

@@ -51,7 +51,7 @@ def test_every_stage_of_the_trocar_experiment_runs(tmp_path: Path) -> None:
     backbone, _ = pretrain(config, tmp_path / "backbone")
     demos, attempts = collect(config, tmp_path / "demos")
     assert attempts == 2
-    assert DemonstrationDataset.open(demos).num_frames == 2 * 32
+    assert DemonstrationDataset(demos).num_frames == 2 * 32
     base, result = train_base(config, demos, backbone, tmp_path / "base")
     assert result.num_frames == 32 / 4  # one episode is held out, of the other every fourth frame
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
@@ -56,6 +57,38 @@ class ChainEvaluation(NamedTuple):
     """(B, H, A)."""
     entropy: Tensor | None
     """(B, H, A): of the chosen step, or summed over all Gaussians of the chain."""
+
+
+@dataclass(frozen=True)
+class StepRule:
+    """How a stochastic denoising step is distributed.
+
+    `flow_sde` and `flow_cps` are the functions below; `flow_noise` is an ODE step with a learned standard deviation
+    (Flow-Noise of pi_RL; ReinFlow, arXiv:2505.22094).
+    """
+
+    method: NoiseMethod
+    level: float
+    """a of `flow_sde_step` and `flow_cps_step`."""
+    color: NoiseColor | None = None
+    """Correlation of the noise over action steps, for `flow_sde` and `flow_noise`; None: white noise."""
+    std_fn: RowFn | None = None
+    """Standard deviation of `flow_noise`."""
+
+    def step(
+        self, x: Tensor, velocity: Tensor, step_index: Tensor, num_steps: int, rows: Tensor | None
+    ) -> StepDistribution:
+        """The distribution of x (R, H, A) at the next step, see `RowFn` for `rows`."""
+        match self.method:
+            case "flow_sde":
+                return flow_sde_step(x, velocity, step_index, num_steps, self.level, self.color)
+            case "flow_cps":
+                assert self.color is None, "the noise of flow_cps is white"
+                return flow_cps_step(x, velocity, step_index, num_steps, self.level)
+            case "flow_noise":
+                assert self.std_fn is not None, "flow_noise needs a standard deviation"
+                std = self.std_fn(x, step_index, rows).to(x.dtype)
+                return StepDistribution(ode_step(x, velocity, 1 / num_steps), std)
 
 
 def ode_step(x: Tensor, velocity: Tensor, dt: float) -> Tensor:
@@ -116,18 +149,6 @@ def flow_cps_step(
     return StepDistribution(mean, remaining * math.sin(angle))
 
 
-def flow_noise_step(x: Tensor, velocity: Tensor, num_steps: int, std: Tensor) -> StepDistribution:
-    """One ODE step with a learned standard deviation (Flow-Noise of pi_RL; ReinFlow, arXiv:2505.22094).
-
-    Args:
-        x: (B, H, A).
-        velocity: (B, H, A).
-        num_steps: K.
-        std: Broadcastable to (B, H, A), positive.
-    """
-    return StepDistribution(ode_step(x, velocity, 1 / num_steps), std)
-
-
 def bounded_std(raw: Tensor, low: float, high: float) -> Tensor:
     """Map a network's output to a standard deviation in (low, high), by tanh on the logarithmic scale."""
     log_low, log_high = math.log(low), math.log(high)
@@ -157,32 +178,13 @@ def gaussian_entropy(std: Tensor, color: NoiseColor | None = None) -> Tensor:
     return torch.where(stochastic, log_scale + 0.5 * (1 + LOG_TWO_PI), 0.0)
 
 
-def num_stochastic_steps(num_steps: int, noise_method: NoiseMethod, *, ignore_last: bool = False) -> int:
-    """Number of leading denoising steps that may be chosen as the one stochastic step.
-
-    Flow-CPS cannot choose its last step, which is deterministic.
-
-    Raises:
-        ValueError: No step is left to choose.
-    """
-    count = num_steps - int(ignore_last or noise_method == "flow_cps")
-    if count < 1:
-        raise ValueError(f"{noise_method} with {num_steps} denoising step(s) leaves no step that can be stochastic")
-    return count
-
-
 def denoise(
     velocity_fn: RowFn,
     initial_noise: Tensor,
     num_steps: int,
-    *,
-    noise_method: NoiseMethod = "flow_sde",
-    noise_level: float,
-    step_noise: Tensor | None = None,
-    stochastic_step: Tensor | None = None,
-    color: NoiseColor | None = None,
-    learned_std_fn: RowFn | None = None,
-    deterministic: bool = False,
+    rule: StepRule,
+    step_noise: Tensor,
+    stochastic_step: Tensor | None,
 ) -> Denoised:
     """Sample actions by K denoising steps and give the log-probabilities of what was sampled.
 
@@ -190,52 +192,48 @@ def denoise(
         velocity_fn: Called K times with `rows` None; its result is cast to the dtype of `initial_noise`.
         initial_noise: (B, H, A), x_0.
         num_steps: K.
-        noise_method: How a stochastic step is distributed.
-        noise_level: a of `flow_sde_step` and `flow_cps_step`; `flow_noise` ignores it.
-        color: Correlation of the noise over action steps, for `flow_sde` and `flow_noise`; None: white noise.
+        rule: How a stochastic step is distributed.
         step_noise: Standard normal numbers: (B, H, A) with `stochastic_step`, (B, K, H, A) without.
         stochastic_step: (B,) int64, the one step of each row that is stochastic, the others being ODE steps
             (two-layer MDP of pi_RL); None makes all steps stochastic. Then the log-probability is joint: summed over
             the steps by the chain rule, plus log N(x_0; 0, I).
-        learned_std_fn: Standard deviation for `flow_noise`.
-        deterministic: Plain ODE; noise, `stochastic_step` and `learned_std_fn` are not looked at.
-
-    Raises:
-        ValueError: `step_noise` is missing or misshapen, or `flow_noise` has no `learned_std_fn`.
     """
-    if deterministic:
-        return _denoise_ode(velocity_fn, initial_noise, num_steps)
-    noise = _noise_per_step(step_noise, initial_noise, num_steps, color, joint=stochastic_step is None)
+    joint = stochastic_step is None
+    shape = (len(initial_noise), *([num_steps] if joint else []), *initial_noise.shape[1:])
+    assert step_noise.shape == shape, f"step_noise must have shape {shape}, found {tuple(step_noise.shape)}"
+    noise = step_noise if rule.color is None else rule.color.of(step_noise)
     x = initial_noise
     chain, log_probs = [x], []
     for k in range(num_steps):
         index = torch.full((len(x),), k, dtype=torch.long, device=x.device)
         velocity = velocity_fn(x, index, None).to(x.dtype)
-        std = _learned_std(learned_std_fn, noise_method, x, index, None)
-        step = _step_distribution(x, velocity, index, num_steps, noise_method, noise_level, std, color)
-        if stochastic_step is not None:
+        step = rule.step(x, velocity, index, num_steps, None)
+        if not joint:
             chosen = _rows(x, stochastic_step) == k
             mean = torch.where(chosen, step.mean, ode_step(x, velocity, 1 / num_steps))
             step = StepDistribution(mean, torch.where(chosen, step.std, 0.0))
-        x = step.mean + step.std * noise[k]
+        x = step.mean + step.std * (noise[:, k] if joint else noise)
         chain.append(x)
-        log_probs.append(gaussian_log_prob(x, *step, color))
+        log_probs.append(gaussian_log_prob(x, *step, rule.color))
     total = torch.stack(log_probs, dim=1).sum(dim=1)
-    if stochastic_step is None:
+    if joint:
         total = total + _standard_normal_log_prob(initial_noise)
     return Denoised(x, torch.stack(chain, dim=1), total)
 
 
+def denoise_ode(velocity_fn: RowFn, initial_noise: Tensor, num_steps: int) -> Denoised:
+    """The same without noise on the way."""
+    x = initial_noise
+    chain = [x]
+    for k in range(num_steps):
+        index = torch.full((len(x),), k, dtype=torch.long, device=x.device)
+        x = ode_step(x, velocity_fn(x, index, None).to(x.dtype), 1 / num_steps)
+        chain.append(x)
+    return Denoised(x, torch.stack(chain, dim=1), torch.zeros_like(x))
+
+
 def evaluate_chain(
-    velocity_fn: RowFn,
-    chain: Tensor,
-    stochastic_step: Tensor | None,
-    *,
-    noise_method: NoiseMethod = "flow_sde",
-    noise_level: float,
-    color: NoiseColor | None = None,
-    learned_std_fn: RowFn | None = None,
-    with_entropy: bool = True,
+    velocity_fn: RowFn, chain: Tensor, stochastic_step: Tensor | None, rule: StepRule, *, with_entropy: bool = True
 ) -> ChainEvaluation:
     """Recompute the log-probabilities of a stored chain, and its entropy, in one call of `velocity_fn`.
 
@@ -248,11 +246,8 @@ def evaluate_chain(
     Args:
         velocity_fn: As in `denoise`.
         chain: (B, K + 1, H, A).
-        stochastic_step: As it was in `denoise`, like the keyword arguments.
-        noise_method: See `denoise`.
-        noise_level: See `denoise`.
-        color: See `denoise`.
-        learned_std_fn: See `denoise`.
+        stochastic_step: As it was in `denoise`.
+        rule: As it was in `denoise`.
         with_entropy: Compute it; else it is None.
     """
     batch, num_steps = len(chain), chain.shape[1] - 1
@@ -265,10 +260,9 @@ def evaluate_chain(
         every = torch.arange(batch, device=chain.device)
         x, x_next = chain[every, index], chain[every, index + 1]
     velocity = velocity_fn(x, index, rows).to(x.dtype)
-    std = _learned_std(learned_std_fn, noise_method, x, index, rows)
-    step = _step_distribution(x, velocity, index, num_steps, noise_method, noise_level, std, color)
-    log_probs = gaussian_log_prob(x_next, *step, color)
-    entropy = gaussian_entropy(step.std, color).expand_as(x) if with_entropy else None
+    step = rule.step(x, velocity, index, num_steps, rows)
+    log_probs = gaussian_log_prob(x_next, *step, rule.color)
+    entropy = gaussian_entropy(step.std, rule.color).expand_as(x) if with_entropy else None
     if stochastic_step is not None:
         return ChainEvaluation(log_probs, entropy)
     joint_log_probs = log_probs.unflatten(0, (batch, num_steps)).sum(dim=1) + _standard_normal_log_prob(chain[:, 0])
@@ -314,56 +308,6 @@ def noise_anneal(start: float, end: float, steps: int, step: int) -> float:
 def time_bucket(t: Tensor, num_buckets: int = 1000) -> Tensor:
     """Discrete time of GR00T's encoders, int(num_buckets * t), as int64 of the shape of `t`."""
     return (t * num_buckets).long()
-
-
-def _denoise_ode(velocity_fn: RowFn, initial_noise: Tensor, num_steps: int) -> Denoised:
-    x = initial_noise
-    chain = [x]
-    for k in range(num_steps):
-        index = torch.full((len(x),), k, dtype=torch.long, device=x.device)
-        x = ode_step(x, velocity_fn(x, index, None).to(x.dtype), 1 / num_steps)
-        chain.append(x)
-    return Denoised(x, torch.stack(chain, dim=1), torch.zeros_like(x))
-
-
-def _step_distribution(
-    x: Tensor,
-    velocity: Tensor,
-    step_index: Tensor,
-    num_steps: int,
-    noise_method: NoiseMethod,
-    noise_level: float,
-    learned_std: Tensor | None,
-    color: NoiseColor | None,
-) -> StepDistribution:
-    if learned_std is not None:
-        return flow_noise_step(x, velocity, num_steps, learned_std)
-    if noise_method == "flow_cps":
-        assert color is None, "the noise of flow_cps is white"
-        return flow_cps_step(x, velocity, step_index, num_steps, noise_level)
-    return flow_sde_step(x, velocity, step_index, num_steps, noise_level, color)
-
-
-def _learned_std(
-    learned_std_fn: RowFn | None, noise_method: NoiseMethod, x: Tensor, step_index: Tensor, rows: Tensor | None
-) -> Tensor | None:
-    if noise_method != "flow_noise":
-        return None
-    if learned_std_fn is None:
-        raise ValueError("flow_noise needs learned_std_fn")
-    return learned_std_fn(x, step_index, rows).to(x.dtype)
-
-
-def _noise_per_step(
-    step_noise: Tensor | None, like: Tensor, num_steps: int, color: NoiseColor | None, *, joint: bool
-) -> tuple[Tensor, ...]:
-    shape = (len(like), num_steps, *like.shape[1:]) if joint else like.shape
-    if step_noise is None or step_noise.shape != torch.Size(shape):
-        found = None if step_noise is None else tuple(step_noise.shape)
-        raise ValueError(f"step_noise must have shape {tuple(shape)}, found {found}")
-    if color is not None:
-        step_noise = color.of(step_noise)
-    return step_noise.unbind(dim=1) if joint else (step_noise,) * num_steps
 
 
 def _standard_normal_log_prob(x: Tensor) -> Tensor:

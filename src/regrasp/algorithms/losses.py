@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from regrasp.algorithms.reduce import Level, masked_mean, reduce_log_probs
+from regrasp.algorithms.reduce import masked_mean, reduce_log_probs
+from regrasp.config.types import Level
 
 KlKind = Literal["kl", "abs", "mse", "low_var_kl"]
 

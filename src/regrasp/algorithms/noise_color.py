@@ -9,18 +9,21 @@ transform over a chunk, the first of which is a constant.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
-@dataclass(frozen=True)
-class NoiseColor:
+class NoiseColor(nn.Module):
     """A covariance C over the H actions of a chunk, the same for every action dimension, and its Cholesky factor L.
 
     L is lower triangular, so that what stands at an action depends on it and on those before it alone: a sum of
-    log-probabilities over the first actions is that of their marginal distribution.
+    log-probabilities over the first actions is that of their marginal distribution. The variance of the noise at
+    frequency k = 0, 1, ... is proportional to (1 + k)^-exponent, and 1 in the mean.
+
+    Args:
+        exponent: 0 is white noise, 1 pink, 2 red.
+        horizon: H, actions of a predicted chunk.
     """
 
     covariance: Tensor
@@ -32,6 +35,19 @@ class NoiseColor:
     log_scale: Tensor
     """(H, 1), logarithm of L's diagonal: of an action's standard deviation, given the actions before it."""
 
+    def __init__(self, exponent: float, horizon: int) -> None:
+        super().__init__()
+        step = frequency = torch.arange(horizon, dtype=torch.float64, device="cpu")  # also where "meta" is the default
+        basis = math.sqrt(2 / horizon) * torch.cos(math.pi / horizon * torch.outer(frequency, step + 0.5))
+        basis[0] /= math.sqrt(2)
+        variance = (1 + frequency).pow(-exponent)
+        covariance = basis.T @ (variance[:, None] * basis) * (horizon / variance.sum())
+        factor = torch.linalg.cholesky(covariance)
+        self.register_buffer("covariance", covariance.float(), persistent=False)
+        self.register_buffer("factor", factor.float(), persistent=False)
+        self.register_buffer("inverse", torch.linalg.inv(factor).float(), persistent=False)
+        self.register_buffer("log_scale", factor.diagonal().log()[:, None].float(), persistent=False)
+
     def of(self, noise: Tensor) -> Tensor:
         """Colored noise (B, H, A) of white noise (B, H, A)."""
         return self.factor.to(noise.dtype) @ noise
@@ -39,24 +55,3 @@ class NoiseColor:
     def whitened(self, noise: Tensor) -> Tensor:
         """White noise (B, H, A) of colored noise (B, H, A)."""
         return self.inverse.to(noise.dtype) @ noise
-
-    def to(self, device: torch.device) -> NoiseColor:
-        """The same on `device`."""
-        return NoiseColor(*(tensor.to(device) for tensor in vars(self).values()))
-
-
-def noise_color(exponent: float, horizon: int) -> NoiseColor:
-    """Noise whose variance at frequency k = 0, 1, ... is proportional to (1 + k)^-exponent, and 1 in the mean.
-
-    Args:
-        exponent: 0 is white noise, 1 pink, 2 red.
-        horizon: H, actions of a predicted chunk.
-    """
-    step = frequency = torch.arange(horizon, dtype=torch.float64, device="cpu")  # also where "meta" is the default
-    basis = math.sqrt(2 / horizon) * torch.cos(math.pi / horizon * torch.outer(frequency, step + 0.5))
-    basis[0] /= math.sqrt(2)
-    variance = (1 + frequency).pow(-exponent)
-    covariance = basis.T @ (variance[:, None] * basis) * (horizon / variance.sum())
-    factor = torch.linalg.cholesky(covariance)
-    log_scale = factor.diagonal().log()[:, None]
-    return NoiseColor(*(tensor.float() for tensor in (covariance, factor, torch.linalg.inv(factor), log_scale)))

@@ -129,7 +129,7 @@ class PolicyGradient(Algorithm):
         from regrasp.algorithms.reduce import broadcast_like, reduce_log_probs
 
         config = self.config
-        policy_share, _, entropy_share = shares.unbind()
+        policy_share, value_share, entropy_share = shares.unbind()
         new, mask = reduce_log_probs(evaluation.log_probs, columns["num_executed"], config.logprob_type)
         old, _ = reduce_log_probs(columns["log_probs"], columns["num_executed"], config.logprob_type)
         surrogate, found = losses.policy_loss(
@@ -142,7 +142,10 @@ class PolicyGradient(Algorithm):
             clip_c=config.clip_ratio_c,
         )
         metrics = {f"actor/{name}": policy_share * value for name, value in found.items()}
-        loss = self.add_critic(policy_share * surrogate, metrics, evaluation, columns, shares)
+        loss = policy_share * surrogate
+        if critic := self.critic_loss(evaluation.values, columns):
+            loss = loss + value_share * critic[0]
+            metrics |= {f"critic/{name}": value_share * value for name, value in critic[1].items()}
         if evaluation.entropy is not None:
             term = losses.entropy_term(evaluation.entropy, columns["num_executed"], config.entropy_type)
             entropy = entropy_share * term
@@ -157,17 +160,11 @@ class PolicyGradient(Algorithm):
         metrics["actor/max_ratio_error"] = losses.largest_ratio_error(new, old, mask)
         return loss, metrics
 
-    def add_critic(
-        self,
-        loss: Tensor,
-        metrics: dict[str, Tensor],
-        evaluation: Evaluation,
-        columns: Mapping[str, Tensor],
-        shares: Tensor,
-    ) -> Tensor:
-        """The loss with a critic's term, whose metrics are added; without a critic, the loss itself."""
-        del metrics, evaluation, columns, shares
-        return loss
+    def critic_loss(
+        self, values: Tensor | None, columns: Mapping[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]] | None:
+        """The term of values (B,) and its metrics; None, the default, without a critic."""
+        return None
 
     def forbids(self, metrics: Mapping[str, Tensor]) -> Tensor | None:
         """A step is not made once the policy has moved past the target KL."""

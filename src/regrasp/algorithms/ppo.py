@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from regrasp.envs.config import TrainEnvConfig
-    from regrasp.models.contract import Evaluation, Policy
+    from regrasp.models.contract import Policy
     from regrasp.rollout.decisions import Decisions
 
 CRITIC = "critic"
@@ -107,28 +107,15 @@ class Ppo(PolicyGradient):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The value's loss alone, without metrics, or that of policy and value."""
         if groups == (CRITIC,):
-            loss, _ = self.value_loss(policy.value(micro.features(policy)), micro.columns)
+            loss, _ = self.critic_loss(policy.value(micro.features(policy)), micro.columns)
             return shares[1] * loss, {}
         return super().loss(policy, micro, shares, groups)
 
-    def add_critic(
-        self,
-        loss: Tensor,
-        metrics: dict[str, Tensor],
-        evaluation: Evaluation,
-        columns: Mapping[str, Tensor],
-        shares: Tensor,
-    ) -> Tensor:
-        """Adds the value's loss."""
-        assert evaluation.values is not None
-        critic_loss, found = self.value_loss(evaluation.values, columns)
-        metrics |= {f"critic/{name}": shares[1] * value for name, value in found.items()}
-        return loss + shares[1] * critic_loss
-
-    def value_loss(self, values: Tensor, columns: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def critic_loss(self, values: Tensor | None, columns: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """The value term of values (B,), and its metrics."""
         from regrasp.algorithms.losses import value_loss
 
+        assert values is not None
         return value_loss(
             values,
             columns["values"],

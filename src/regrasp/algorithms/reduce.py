@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-Level = Literal["token_level", "action_level", "chunk_level"]
+from regrasp.config.types import Level
 
 
 def reduce_log_probs(log_probs: Tensor, num_executed: Tensor, level: Level) -> tuple[Tensor, Tensor]:

@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from difflib import get_close_matches
 from importlib.metadata import entry_points
 from typing import Annotated, Any
 
 from regrasp.algorithms.base import AlgorithmConfig
+from regrasp.algorithms.grpo import GrpoConfig
+from regrasp.algorithms.ppo import PpoConfig
+from regrasp.algorithms.reinforce import ReinforceConfig
 from regrasp.config.owned import ByType, field_infos
 from regrasp.errors import UserError
 
 ENTRY_POINT_GROUP = "regrasp.algorithms"
-_BUILT_IN = {
-    "gae": "regrasp.algorithms.ppo:PpoConfig",
-    "grpo": "regrasp.algorithms.grpo:GrpoConfig",
-    "reinpp": "regrasp.algorithms.reinforce:ReinforceConfig",
-}
+_BUILT_IN: Mapping[str, type[AlgorithmConfig]] = {"gae": PpoConfig, "grpo": GrpoConfig, "reinpp": ReinforceConfig}
 """`adv_type` to the algorithm's block."""
 
 
 def known_algorithms() -> dict[str, type[AlgorithmConfig]]:
     """Every `adv_type` with its block: built in, or the entry point of that name of an installed package."""
     installed = {entry.name: entry.load() for entry in entry_points(group=ENTRY_POINT_GROUP)}
-    return installed | {name: _imported(place) for name, place in _BUILT_IN.items()}
+    return {**installed, **_BUILT_IN}
 
 
 def algorithm_of(values: Mapping[str, Any]) -> type[AlgorithmConfig]:
@@ -60,8 +58,3 @@ def algorithm_of(values: Mapping[str, Any]) -> type[AlgorithmConfig]:
 
 AnyAlgorithmConfig = Annotated[AlgorithmConfig, ByType("adv_type", known_algorithms, algorithm_of, default="gae")]
 """The type of `algorithm`."""
-
-
-def _imported(place: str) -> type[AlgorithmConfig]:
-    module, name = place.split(":")
-    return getattr(importlib.import_module(module), name)

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from regrasp.cli.common import STAGE_INTERRUPTED, add_config_arguments, load_to_run, prepare_torch
 from regrasp.errors import UserError
-
-if TYPE_CHECKING:
-    from regrasp.experiment.load import LoadedConfig
 
 INTERRUPTED = STAGE_INTERRUPTED
 
@@ -33,11 +29,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Record a dataset."""
     policy = _policy(args)
-    loaded = load_to_run(args, block="collect")
+    loaded = load_to_run(args, block="collect", reads="play" if policy == "model" else None)
     if loaded is None:
         return 0
-    if policy == "model":
-        _require_model(loaded)
+    if policy == "model" and loaded.config.actor.model.model_path is None:
+        expected = "the folder of a trained model"
+        raise UserError("No model is given", key="actor.model.model_path", expected=expected, fix="pass --model_path")
     prepare_torch(loaded)
     from regrasp.stages.collect import collect
 
@@ -70,17 +67,3 @@ def _policy(args: argparse.Namespace) -> str:
             fix="leave one of the two out",
         )
     return policy
-
-
-def _require_model(loaded: LoadedConfig) -> None:
-    from regrasp.experiment.paths import require_paths
-
-    if loaded.config.actor.model.model_path is None:
-        raise UserError(
-            "No model is given",
-            file=loaded.file,
-            key="actor.model.model_path",
-            expected="the folder of a trained model",
-            fix="pass --model_path",
-        )
-    require_paths(loaded.config, "play", loaded.file)

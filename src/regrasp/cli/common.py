@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ from regrasp.errors import UserError
 
 if TYPE_CHECKING:
     from regrasp.experiment.load import LoadedConfig
+    from regrasp.experiment.paths import Stage
 
 _log = logging.getLogger(__name__)
 
@@ -67,6 +68,10 @@ def flag_overrides(args: argparse.Namespace) -> dict[str, str]:
         "num_demos": ("collect.num_demos",),
         "data": ("sft.data",),
         "backbone": ("sft.backbone",),
+        "only_eval": ("runner.only_eval",),
+        "force": ("runner.force",),
+        "recompute_features": ("runner.recompute_features",),
+        "video": ("env.eval.video_cfg.save_video",),
     }
     overrides: dict[str, str] = {}
     if args.task is not None:
@@ -74,16 +79,8 @@ def flag_overrides(args: argparse.Namespace) -> dict[str, str]:
         overrides |= {as_override(f"env.{name}.init_params.id", task): "--task" for name, task in tasks.items()}
     for flag, keys in flags.items():
         value = getattr(args, flag, None)
-        if value is not None:
+        if value is not None and value is not False:
             overrides |= {as_override(key, value): f"--{flag}" for key in keys}
-    for flag, key in (
-        ("only_eval", "runner.only_eval"),
-        ("force", "runner.force"),
-        ("recompute_features", "runner.recompute_features"),
-        ("video", "env.eval.video_cfg.save_video"),
-    ):
-        if getattr(args, flag, False):
-            overrides[as_override(key, True)] = f"--{flag}"
     if getattr(args, "logger", None):
         overrides[f"runner.logger.logger_backends=[{','.join(args.logger)}]"] = "--logger"
     return overrides
@@ -152,24 +149,34 @@ def shipped_experiments() -> dict[str, list[str]]:
     return experiments
 
 
-def load_to_run(args: argparse.Namespace, *, block: str | None = None) -> LoadedConfig | None:
+def load_to_run(
+    args: argparse.Namespace, *, block: str | None = None, reads: Stage | None = None
+) -> LoadedConfig | None:
     """Load the experiment that the flags ask for; None where `--dry_run` asks to print it and stop.
 
     Args:
         args: The flags.
         block: The stage that is to run.
+        reads: What has to be on disk.
 
     Raises:
-        UserError: The experiment does not configure that stage.
+        UserError: The experiment does not configure that stage, or something is not there.
     """
     loaded = load(args)
     if args.dry_run:
-        print_resolved(loaded, _summary(loaded))
-        for warning in _model_warnings(loaded):
-            _log.warning(warning)
+        _rehearse(loaded)
         return None
-    if block is not None:
-        _require_block(loaded, block)
+    if block is not None and getattr(loaded.config, block) is None:
+        raise UserError(
+            f"This experiment does not configure the stage '{block}'",
+            key=block,
+            expected=f"a block '{block}:'",
+            fix=f"add the block, or use an experiment that has one, such as {DEFAULT_CONFIG}",
+        )
+    if reads is not None:
+        from regrasp.experiment.paths import require_paths
+
+        require_paths(loaded.config, reads)
     return loaded
 
 
@@ -179,38 +186,28 @@ def print_resolved(loaded: LoadedConfig, summary: Sequence[str]) -> None:
     print("\n# Summary", loaded.file, *summary, sep="\n# ")
 
 
-def _summary(loaded: LoadedConfig) -> list[str]:
-    """The batch equation, and a memory estimate."""
+def _rehearse(loaded: LoadedConfig) -> None:
+    """What `--dry_run` shows, with the batch equation and a memory estimate; and what speaks against the model folder.
+
+    Torch is imported only where there is a model to look at.
+    """
     from regrasp.experiment.batches import batch_equation
-
-    return [batch_equation(loaded.config), *_memory_lines(loaded)]
-
-
-def _memory_lines(loaded: LoadedConfig) -> list[str]:
-    """The memory estimate; torch is imported only where there is a model to count."""
-    model_path = loaded.config.actor.model.model_path
-    if model_path is None:
-        return ["memory: no model folder is given, so its size is not known"]
-    if not Path(model_path).expanduser().exists():
-        return [f"memory: the model folder {model_path} is not on this machine, so its size is not known"]
-    from regrasp.engine.memory import memory_estimate
-
-    return memory_estimate(loaded.config)
-
-
-def _model_warnings(loaded: LoadedConfig) -> Iterator[str]:
-    """What speaks against the model folder, where one is given."""
-    model, env = loaded.config.actor.model, loaded.config.env
-    if model.model_path is None:
-        return
-    if not Path(model.model_path).expanduser().exists():
-        yield f"actor.model.model_path: {model.model_path} was not found, so it was not checked."
-        return
     from regrasp.experiment.inputs import input_names
 
-    for name, mapping in (("train", env.train.mapping), ("eval", env.eval.mapping)):
-        if warning := model.slot_warning(input_names(mapping)):
-            yield f"env.{name}.mapping.embodiment_tag_id: {warning}"
+    model, equation = loaded.config.actor.model, batch_equation(loaded.config)
+    if model.model_path is None:
+        print_resolved(loaded, [equation, "memory: no model folder is given, so its size is not known"])
+    elif not Path(model.model_path).expanduser().exists():
+        missing = f"memory: the model folder {model.model_path} is not on this machine, so its size is not known"
+        print_resolved(loaded, [equation, missing])
+        _log.warning("actor.model.model_path: %s was not found, so it was not checked.", model.model_path)
+    else:
+        from regrasp.engine.memory import memory_estimate
+
+        print_resolved(loaded, [equation, *memory_estimate(loaded.config)])
+        for name, env in vars(loaded.config.env).items():
+            if warning := model.slot_warning(input_names(env.mapping)):
+                _log.warning("env.%s.mapping.embodiment_tag_id: %s", name, warning)
 
 
 def prepare_torch(loaded: LoadedConfig) -> None:
@@ -219,19 +216,3 @@ def prepare_torch(loaded: LoadedConfig) -> None:
 
     if loaded.config.runner.torch_threads is not None:
         torch.set_num_threads(loaded.config.runner.torch_threads)
-
-
-def _require_block(loaded: LoadedConfig, name: str) -> None:
-    """Check that the experiment configures a stage.
-
-    Raises:
-        UserError: The YAML has no such block.
-    """
-    if getattr(loaded.config, name) is None:
-        raise UserError(
-            f"This experiment does not configure the stage '{name}'",
-            file=loaded.file,
-            key=name,
-            expected=f"a block '{name}:'",
-            fix=f"add the block, or use an experiment that has one, such as {DEFAULT_CONFIG}",
-        )

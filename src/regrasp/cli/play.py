@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from regrasp.cli.common import add_run_arguments, load_to_run, prepare_torch
-
-if TYPE_CHECKING:
-    from regrasp.experiment.load import LoadedConfig
 
 INTERRUPTED = "An evaluation that did not end has no result. Run the same command again."
 
@@ -28,13 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate."""
-    from regrasp.experiment.paths import require_paths
-
-    loaded = load_to_run(args)
+    loaded = load_to_run(args, reads="play" if args.policy == "model" else None)
     if loaded is None:
         return 0
-    if args.policy == "model":
-        require_paths(loaded.config, "play", loaded.file)
     if args.rl_model_path is not None:
         from regrasp.checkpoint.read import full_weights_file
 
@@ -42,20 +34,16 @@ def run(args: argparse.Namespace) -> int:
     from regrasp.runner.run_folder import open_run_folder
 
     with open_run_folder(loaded, args.given, args.run_name, evaluates=True) as run_dir:
-        _play(args, loaded, run_dir)
+        prepare_torch(loaded)
+        from regrasp.stages.play import PlayOptions, play
+
+        options = PlayOptions(
+            kind=args.policy,
+            rl_model_path=args.rl_model_path,
+            num_videos=args.num_videos,
+            group="finetuned" if args.rl_model_path else "base",
+        )
+        result = play(loaded, run_dir, options)
+        if result.videos:
+            print(f"Videos: {result.videos[0].file.parent.resolve()}")
     return 0
-
-
-def _play(args: argparse.Namespace, loaded: LoadedConfig, run_dir: Path) -> None:
-    prepare_torch(loaded)
-    from regrasp.stages.play import PlayOptions, play
-
-    options = PlayOptions(
-        kind=args.policy,
-        rl_model_path=args.rl_model_path,
-        num_videos=args.num_videos,
-        group="finetuned" if args.rl_model_path else "base",
-    )
-    result = play(loaded, run_dir, options)
-    if result.videos:
-        print(f"Videos: {result.videos[0].path.parent.resolve()}")

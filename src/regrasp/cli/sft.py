@@ -21,12 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train a base model."""
-    from regrasp.experiment.paths import require_paths
-
-    loaded = load_to_run(args, block="sft")
+    loaded = load_to_run(args, block="sft", reads="sft")
     if loaded is None:
         return 0
-    require_paths(loaded.config, "sft", loaded.file)
     prepare_torch(loaded)
     from regrasp.stages.sft import train_base
 

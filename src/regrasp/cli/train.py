@@ -36,15 +36,12 @@ def run(args: argparse.Namespace) -> int:
         from regrasp.cli.tasks import print_tasks
 
         return print_tasks(args.task, args.overrides)
-    from regrasp.experiment.paths import require_paths
-
-    loaded = load_to_run(args)
+    loaded = load_to_run(args, reads="train")
     if loaded is None:
         return 0
     runner = loaded.config.runner
-    if runner.only_eval or runner.task_type == "embodied_eval":
+    if runner.evaluates:
         return _evaluate(args, loaded)
-    require_paths(loaded.config, "train", loaded.file)
     from regrasp.runner.run_folder import newest_checkpoint, open_run_folder, resumed_folder
 
     resumed = None if runner.resume_dir is None else resumed_folder(runner.resume_dir)
@@ -74,9 +71,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _evaluate(args: argparse.Namespace, loaded: LoadedConfig) -> int:
-    from regrasp.experiment.paths import require_paths
-
-    require_paths(loaded.config, "play", loaded.file)
     from regrasp.runner.run_folder import open_run_folder
 
     with open_run_folder(loaded, args.given, args.run_name, evaluates=True) as run_dir:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +17,24 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from regrasp.config.describe import split_key
 from regrasp.config.search import SHIPPED
 from regrasp.config.sources import COMMAND_LINE, SourceFile, Sources, broken_yaml, compose_nodes
 from regrasp.errors import UserError
+
+_UNSET_VARIABLE = re.compile(r"Environment variable '(\w+)' not found")
+_RESOLVERS = {
+    "multiply": lambda one, other: one * other,
+    "int_div": lambda one, other: one // other,
+    "subtract": lambda one, other: one - other,
+    "not": lambda value: not value,
+}
+"""The arithmetic that RLinf's files may use in an interpolation, such as `${multiply:2,3}`."""
+for _name, _resolver in _RESOLVERS.items():
+    OmegaConf.register_new_resolver(_name, _resolver, replace=True)
 
 
 @dataclass(frozen=True)
@@ -133,16 +145,22 @@ def _keys(node: yaml.Node | None) -> set[str]:
 def _compose(
     file: Path, lines: list[str], overrides: Sequence[Override], *, inherits: bool
 ) -> tuple[DictConfig, tuple[SourceFile, ...]]:
-    try:
-        with initialize_config_dir(str(file.parent), job_name="regrasp", version_base="1.3"):
-            config = compose(file.stem, lines)
-            return config, _inherited_files(file, lines) if inherits else (SourceFile(file),)
-    except yaml.MarkedYAMLError as error:
-        raise broken_yaml(error, _marked_file(error, file)) from error
-    except RecursionError as error:
-        raise _defaults_error("a file of the `defaults` list inherits from itself", file) from error
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
-        raise _composition_error(error, file, overrides) from error
+    with warnings.catch_warnings(record=True, action="always") as notes:  # Hydra's
+        try:
+            with initialize_config_dir(str(file.parent), job_name="regrasp", version_base="1.3"):
+                config = compose(file.stem, lines, return_hydra_config=True)
+                sources = config.hydra.runtime.config_sources
+                folders = [Path(source.path) for source in sources if source.schema == "file"]
+                with open_dict(config):
+                    del config["hydra"]
+                return config, _inherited_files(file, lines, folders) if inherits else (SourceFile(file),)
+        except yaml.MarkedYAMLError as error:
+            raise broken_yaml(error, _marked_file(error, file)) from error
+        except RecursionError as error:
+            raise _defaults_error("a file of the `defaults` list inherits from itself", file) from error
+        except (HydraException, OmegaConfBaseException, ValueError) as error:
+            absent = [str(note.message) for note in notes if "is not available" in str(note.message)]
+            raise _composition_error(error, file, overrides, absent) from error
 
 
 def _marked_file(error: yaml.MarkedYAMLError, file: Path) -> Path:
@@ -150,21 +168,23 @@ def _marked_file(error: yaml.MarkedYAMLError, file: Path) -> Path:
     return Path(name) if name.endswith(".yaml") else file
 
 
-def _inherited_files(file: Path, lines: list[str]) -> tuple[SourceFile, ...]:
-    """The files of Hydra's defaults list that lie beside the experiment or among the shipped ones, in its order."""
+def _inherited_files(file: Path, lines: list[str], folders: Sequence[Path]) -> tuple[SourceFile, ...]:
+    """The files of Hydra's defaults list, in its order, each in the first of the folders that has it."""
     loader = GlobalHydra.instance().config_loader()
     files: list[SourceFile] = []
     for entry in loader.compute_defaults_list(file.stem, lines, RunMode.RUN).defaults:
-        paths = (folder / f"{entry.config_path}.yaml" for folder in (file.parent, SHIPPED))
+        paths = (folder / f"{entry.config_path}.yaml" for folder in folders)
         if (path := next(filter(Path.is_file, paths), None)) is not None:
             files.append(SourceFile(path, entry.package or ""))
     return tuple(files)
 
 
-def _composition_error(error: Exception, file: Path, overrides: Sequence[Override]) -> UserError:
-    text = str(error)
+def _composition_error(error: Exception, file: Path, overrides: Sequence[Override], absent: Sequence[str]) -> UserError:
+    text = str(error) or str(error.__cause__ or error.__context__ or type(error).__name__)
+    if (unset := _unset_variable(text)) is not None:
+        return unset.in_file(file)
     texts = [override.input_line or "" for override in overrides if _is_blamed(override, text)]
-    reason = " ".join(text.splitlines()[:2])
+    reason = " ".join([*text.splitlines()[:2], *absent])
     if texts:
         return _bad_override(
             texts[0],
@@ -174,12 +194,27 @@ def _composition_error(error: Exception, file: Path, overrides: Sequence[Overrid
     return _defaults_error(reason, file)
 
 
+def _unset_variable(text: str) -> UserError | None:
+    """What to tell of an interpolation that reads an environment variable, where that is what is wrong."""
+    match = _UNSET_VARIABLE.search(text)
+    if match is None:
+        return None
+    name, known = match[1], " (RLinf's: the folder examples/embodiment)" if match[1] == "EMBODIED_PATH" else ""
+    return UserError(
+        f"The environment variable {name} is not set.",
+        key=f"${{oc.env:{name}}}",
+        expected=f"the folder or name that this file reads from {name}{known}",
+        fix=f"export {name}=... before the command, or write the value itself",
+    )
+
+
 def _defaults_error(reason: str, file: Path) -> UserError:
     return UserError(
         f"The configuration cannot be composed: {reason}",
         file=file,
         key="defaults",
-        expected="a `defaults` list whose entries exist beside this file or among the shipped configurations",
+        expected="a `defaults` list whose entries exist beside this file, in a folder of hydra.searchpath, or among the"
+        " shipped configurations",
         fix="remove the entry from `defaults` (or from a `hydra` block), or add the file it names",
     )
 
@@ -200,6 +235,8 @@ def _resolved(config: DictConfig, sources: Sources) -> dict[str, Any]:
     except OmegaConfBaseException as error:
         path = split_key(error.full_key or "")
         place = sources.locate(path, follow=False)
+        if (unset := _unset_variable(str(error))) is not None:
+            raise unset.at(place.file, place.key) from error
         if isinstance(error, MissingMandatoryValue):
             problem, expected, fix = f"{place.key} has no value.", "a value instead of ???", f"set {place.key}"
         else:

@@ -1,99 +1,148 @@
-"""Keys of RLinf's configuration files that are read but have no effect here; `legacy.yaml` has them."""
+"""What RLinf's configuration files have and the schema does not; `legacy.yaml` has the tables."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from regrasp.config.describe import Path as KeyPath
-from regrasp.config.describe import dotted, split_key
+from regrasp.config.describe import Spec, dotted, split_key
 from regrasp.errors import UserError
 
 _TABLES: dict[str, Any] = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 NO_EFFECT: dict[str, list[str]] = _TABLES["no_effect"]
 NEUTRAL: dict[str, Any] = _TABLES["neutral"]
-DUPLICATES: dict[str, str] = _TABLES["duplicates"]
+COPIES: dict[str, str] = _TABLES["copies"]
+NEWER_NAMES: dict[str, str] = _TABLES["newer_names"]
 SYNONYMS: dict[str, dict[Any, str]] = _TABLES["synonyms"]
+NOT_IN_THIS_RELEASE: dict[str, dict[str, str]] = _TABLES["not_in_this_release"]
 
 _REASONS = {split_key(key): why for why, keys in NO_EFFECT.items() for key in keys}
-_PATHS = [*_REASONS, *map(split_key, DUPLICATES)]
+_PATHS = [*_REASONS, *map(split_key, [*COPIES, *NEWER_NAMES])]
 
 
 def known_children(path: KeyPath) -> tuple[str, ...]:
-    """The legacy keys, duplicates and legacy sections directly below a path."""
+    """The legacy keys, second names and legacy sections directly below a path."""
     depth = len(path)
     below = (str(pattern[depth]) for pattern in _PATHS if len(pattern) > depth and _matches(pattern[:depth], path))
     return tuple(dict.fromkeys(name for name in below if name != "*"))
 
 
-def merge_duplicates(values: dict[str, Any]) -> list[str]:
-    """Remove the keys that RLinf writes twice; a warning for each that disagrees with the one that counts.
+@dataclass
+class Merged:
+    """What became of the keys that have two names."""
 
-    A copy fills the place of an original that is missing or null.
+    warnings: list[str] = field(default_factory=list)
+    """For each pair that disagreed: which one counts."""
+    renamed: dict[str, str] = field(default_factory=dict)
+    """The keys that have their value of another name, and that name."""
+
+
+def merge_names(values: dict[str, Any], overridden: Collection[str]) -> Merged:
+    """Remove the second and the newer names of keys, in place; what was set on the command line always counts.
+
+    Args:
+        values: The configuration.
+        overridden: Keys that were set on the command line.
     """
-    warnings: list[str] = []
-    for copy, original in DUPLICATES.items():
-        (source, name), (target, counting) = _place(values, copy), _place(values, original)
-        if source is None or target is None or name not in source:
-            continue
-        value = source.pop(name)
-        if target.get(counting) is None:
-            target[counting] = value
-        elif value not in (None, target[counting]):
-            warnings.append(f"{copy} ({value}) differs from {original} ({target[counting]}): {original} is used.")
-    return warnings
+    merged = Merged()
+    pairs = [(other, name, False) for other, name in COPIES.items()]
+    for other, name, newer in [*pairs, *((other, name, True) for other, name in NEWER_NAMES.items())]:
+        block, last = _place(values, split_key(other))
+        if block is not None and last in block:
+            _merge(values, split_key(other), block.pop(last), split_key(name), newer and name not in overridden, merged)
+    return merged
+
+
+def _merge(values: dict[str, Any], other: KeyPath, value: Any, name: KeyPath, newer: bool, merged: Merged) -> None:
+    """Give `name` the value that was written as `other`, where that one counts; blocks key by key."""
+    block, last = _place(values, name, make=value is not None)
+    if block is None or value is None:
+        return
+    present = block.get(last)
+    if isinstance(value, dict) and isinstance(present, dict):
+        for key, inner in value.items():
+            _merge(values, (*other, key), inner, (*name, key), newer, merged)
+    elif present is None or newer:
+        block[last] = value
+        merged.renamed[dotted(name)] = dotted(other)
+    if not isinstance(value, dict) and present not in (None, value):
+        counts = other if newer else name
+        merged.warnings.append(
+            f"{dotted(other)} ({value}) differs from {dotted(name)} ({present}): {dotted(counts)} is used."
+        )
 
 
 def translate_synonyms(values: dict[str, Any]) -> None:
     """Give the values that RLinf names otherwise their names here, in place."""
     for key, names in SYNONYMS.items():
-        block, name = _place(values, key)
+        block, name = _place(values, split_key(key))
         if block is not None and isinstance(block.get(name), str):
             block[name] = names.get(block[name], block[name])
 
 
-def strip_legacy(values: dict[str, Any], own: Collection[KeyPath] = ()) -> tuple[dict[str, str], list[UserError]]:
-    """Remove every legacy key.
+def missing_features(values: dict[str, Any], root: Spec, own: Collection[KeyPath] = ()) -> Iterator[UserError]:
+    """What a configuration asks for that is not done here: it decides whether anything else in the file matters.
+
+    Args:
+        values: The configuration, before `strip_legacy`.
+        root: The schema.
+        own: Keys of the table without effect that have one in this configuration.
+    """
+    for pattern, names in NOT_IN_THIS_RELEASE.items():
+        for path, value in _found(values, split_key(pattern)):
+            spec, block = root.at(path, values), root.at(path[:-1])
+            known = spec.choices if spec is not None else ()
+            if not isinstance(value, str) or value in known:
+                continue
+            if value in names:
+                expected = " or ".join(map(repr, known))
+                fix = "set one of these, with the keys that it needs"
+                yield UserError(
+                    f"Not in this release: {names[value]}", key=dotted(path), value=value, expected=expected, fix=fix
+                )
+            elif block is not None and block.by_type is not None and path[-1] == block.by_type.key:
+                yield from block.by_type.problems(_at(values, path[:-1]))
+    for pattern, neutral in NEUTRAL.items():
+        accepted = neutral if isinstance(neutral, list) else [neutral]
+        for path, value in _found(values, split_key(pattern)):
+            if path not in own and value not in (*accepted, None):
+                text, key = "null" if accepted[0] is None else str(accepted[0]).lower(), dotted(path)
+                expected, fix = f"{text}: {_reason(path)}", f"set {key} to {text}, or remove it"
+                yield UserError("Not supported", key=key, value=value, expected=expected, fix=fix)
+
+
+def strip_legacy(values: dict[str, Any], own: Collection[KeyPath] = ()) -> dict[str, str]:
+    """Remove every legacy key, in place.
 
     Args:
         values: The configuration.
         own: Keys that have an effect in this one.
 
     Returns:
-        Why each removed key has no effect (a section that held several and nothing else counts as one), and a problem
-        for each whose value would have changed the training.
+        Why each removed key has no effect.
     """
-    problems: list[UserError] = []
 
     def strip(node: dict[str, Any], above: KeyPath) -> dict[str, str]:
         found: dict[str, str] = {}
         for name in list(node):
             path = (*above, name)
-            pattern = next((one for one in _REASONS if path not in own and _matches(one, path)), None)
-            if pattern is not None:
-                found[dotted(path)] = _REASONS[pattern]
-                problems.extend(_unsupported(dotted(path), node.pop(name), pattern))
+            why = None if path in own else _reason(path)
+            if why is not None:
+                del node[name]
+                found[dotted(path)] = why
             elif isinstance(node[name], dict):
                 found |= strip(node[name], path)
                 if not node[name] and name in known_children(above):
                     del node[name]
-        whole_section = above and len(found) > 1 and not node and len(set(found.values())) == 1
-        return {dotted(above): next(iter(found.values()))} if whole_section else found
+        return found
 
-    return strip(values, ()), problems
-
-
-def _unsupported(key: str, value: Any, pattern: KeyPath) -> Iterator[UserError]:
-    """The mistake of a legacy key whose value asks for what is not done here, if it does."""
-    neutral = NEUTRAL.get(dotted(pattern), value)
-    if value != neutral:
-        text = "null" if neutral is None else str(neutral).lower()
-        expected, fix = f"{text}: {_REASONS[pattern]}", f"set {key} to {text}, or remove it"
-        yield UserError("Not supported", key=key, value=value, expected=expected, fix=fix)
+    return strip(values, ())
 
 
 def ignored_warning(reasons: Mapping[str, str], file: object) -> str:
@@ -105,14 +154,38 @@ def ignored_warning(reasons: Mapping[str, str], file: object) -> str:
     return "\n".join([f"These keys of {file} have no effect here:", *lines])
 
 
+def _reason(path: KeyPath) -> str | None:
+    """Why a key, or the section that it is in, has no effect; None where it is not in the table."""
+    return next((why for pattern, why in _REASONS.items() if _matches(pattern, path[: len(pattern)])), None)
+
+
 def _matches(pattern: KeyPath, path: KeyPath) -> bool:
     return len(pattern) == len(path) and all(a in ("*", b) for a, b in zip(pattern, path, strict=True))
 
 
-def _place(values: dict[str, Any], key: str) -> tuple[dict[str, Any] | None, str]:
-    """The block that has a key, None where there is none, and the key's name in it."""
-    *parents, name = key.split(".")
+def _found(node: Any, pattern: KeyPath, path: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
+    """Every key that matches a pattern, with its value."""
+    if len(path) == len(pattern):
+        yield path, node
+    elif isinstance(node, dict):
+        step = pattern[len(path)]
+        for name in node if step == "*" else {step} & node.keys():
+            yield from _found(node[name], pattern, (*path, name))
+
+
+def _at(values: Any, path: KeyPath) -> Any:
+    """The value of a key that is there."""
+    for step in path:
+        values = values[step]
+    return values
+
+
+def _place(values: dict[str, Any], key: KeyPath, *, make: bool = False) -> tuple[dict[str, Any] | None, str]:
+    """The block that has a key, None where there is none and none is to be made, and the key's name in it."""
+    *parents, name = key
     node: Any = values
     for step in parents:
+        if make and isinstance(node, dict) and node.get(step) is None:
+            node[step] = {}
         node = node.get(step) if isinstance(node, dict) else None
-    return (node if isinstance(node, dict) else None), name
+    return (node if isinstance(node, dict) else None), str(name)

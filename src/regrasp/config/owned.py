@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -13,8 +12,6 @@ from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from regrasp.errors import UserError
-
-_ABSENT = object()
 
 
 @dataclass(frozen=True)
@@ -42,26 +39,12 @@ class ByType:
         name = values.get(self.key, self.default) if isinstance(values, Mapping) else None
         return self.table().get(name) if isinstance(name, str) else None
 
-    def strip_foreign(self, values: dict[str, Any], path: str) -> str | None:
-        """Remove, in place, the keys that are of other classes of the table alone.
-
-        Returns:
-            A warning that names those whose value is not the default; None where there are none.
-        """
-        own = self.block_of(values)
-        if own is None:
-            return None
-        others = [field_infos(block) for block in self.blocks() if block is not own]
-        idle: list[str] = []
-        for name in [name for name in values if name not in field_infos(own)]:
-            info = next((infos[name] for infos in others if name in infos), None)
-            if info is not None:
-                default = info.get_default(call_default_factory=True, validated_data={})
-                idle += _changed(values.pop(name), default, f"{path}.{name}")
-        if not idle:
-            return None
-        name = values.get(self.key, self.default)
-        return f"These keys have no effect with {path}.{self.key}: {name}: {', '.join(idle)}."
+    def problems(self, values: Mapping[str, Any]) -> Iterator[UserError]:
+        """Why no class is for these values, whose name is there."""
+        try:
+            self.find(values)
+        except UserError as error:
+            yield error
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         """Validate and write the block as the class that it names."""
@@ -92,12 +75,3 @@ class ByType:
 def field_infos(block: type) -> Mapping[str, FieldInfo]:
     """Pydantic's description of the fields of a block."""
     return vars(block)["__pydantic_fields__"]
-
-
-def _changed(value: Any, default: Any, path: str) -> Iterator[str]:
-    """The keys at and below `path` whose value is not the default."""
-    if isinstance(value, Mapping) and dataclasses.is_dataclass(default):
-        for name, inner in value.items():
-            yield from _changed(inner, getattr(default, name, _ABSENT), f"{path}.{name}")
-    elif (list(default) if isinstance(default, tuple) else default) != value:
-        yield path

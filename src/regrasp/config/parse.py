@@ -20,7 +20,7 @@ def refusal(problem: str, value: Any, expected: str) -> PydanticCustomError:
     return PydanticCustomError("user_error", "{error}", {"error": error})
 
 
-def parse(kind: type[T], content: Any, *, file: Any, key: str = "") -> T:
+def parse(kind: type[T], content: Any, *, file: Any, key: str = "", fix: str | None = None) -> T:
     """Read plain values.
 
     Args:
@@ -28,6 +28,7 @@ def parse(kind: type[T], content: Any, *, file: Any, key: str = "") -> T:
         content: What `json.loads` gives.
         file: Where they stand, for errors.
         key: Of `content` there; empty for all of the file.
+        fix: What to do about a value that is wrong, for errors.
 
     Raises:
         UserError: A key is missing or unknown, or a value is of the wrong kind; the first that is found. Or what the
@@ -42,9 +43,10 @@ def parse(kind: type[T], content: Any, *, file: Any, key: str = "") -> T:
     path, problem = detail["loc"], "A value of the wrong kind"
     spec, place = Spec(kind).at(path), dotted((key, *path) if key else path) or None
     if detail["type"] == "missing":
-        raise UserError("A key is missing", file=file, key=place, expected=spec and spec.words())
+        raise UserError("A key is missing", file=file, key=place, expected=spec and spec.words(), fix=fix)
     if detail["type"] == "unexpected_keyword_argument":
         problem, spec = "Unknown key", Spec(kind).at(path[:-1])
     elif detail["type"] == "user_error":
         raise detail["ctx"]["error"].at(file, place)
-    raise UserError(problem, file=file, key=place, value=detail["input"], expected=spec and spec.words())
+    expected = spec and spec.words()
+    raise UserError(problem, file=file, key=place, value=detail["input"], expected=expected, fix=fix)

@@ -13,6 +13,8 @@ from regrasp.config.legacy import known_children
 from regrasp.config.sources import Place, Sources
 from regrasp.errors import UserError
 
+_UNKNOWN_KEY = "Unknown key"
+
 
 def not_a_multiple(key: str, value: int, of: str, divisor: int) -> Iterator[UserError]:
     """The mistake of a key whose value is no multiple of another key's, if it is one."""
@@ -23,10 +25,14 @@ def not_a_multiple(key: str, value: int, of: str, divisor: int) -> Iterator[User
 
 
 def raise_problems(problems: Iterable[UserError], sources: Sources) -> None:
-    """Raise one `UserError` that holds every problem, each with the file and the key as they were written."""
+    """Raise one `UserError` that holds every problem, each with the file and the key as they were written.
+
+    A key that is to go is named itself, even where its value is that of another key.
+    """
     errors: dict[tuple[str, str], UserError] = {}
     for error in problems:
-        place = sources.locate(split_key(error.key or ""))
+        goes = error.problem == _UNKNOWN_KEY or "remove" in (error.fix or "")
+        place = sources.locate(split_key(error.key or ""), follow=not goes)
         errors.setdefault((error.problem, place.identity), _located(error, place))
     if len(errors) == 1:
         raise next(iter(errors.values()))
@@ -109,7 +115,7 @@ def _unknown_key(path: Path, value: Any, values: Mapping[str, Any], root: Spec) 
         close = [dotted(leaves[key]) for key in get_close_matches(str(name), leaves, n=1, cutoff=0.8)]
     where = dotted(tuple(parent)) or "the top level"
     return UserError(
-        "Unknown key",
+        _UNKNOWN_KEY,
         key=dotted(path),
         value=value,
         expected=f"one of the keys of {where}: {', '.join(siblings)}",

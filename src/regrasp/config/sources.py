@@ -53,9 +53,15 @@ class Sources:
     """Normalised key to the key as written, for aliases such as `isaaclab`."""
 
     def locate(self, path: KeyPath, *, follow: bool = True) -> Place:
-        """The place that a user has to change to change this value, at the end of its interpolations if `follow`."""
+        """The place that a user has to change.
+
+        Args:
+            path: The key.
+            follow: Whether its value is to change, which stands at the end of its interpolations; otherwise the key
+                itself is, which stands where the block around it was written.
+        """
         steps = self._as_written(path)
-        steps = self._origin(steps) if follow else steps
+        steps = self._origin(steps) if follow else (*self._origin(steps[:-1]), *steps[-1:])
         key = dotted(steps)
         if any(_overlap(split_key(override), steps) for override in self.overrides):
             name = self._flag(steps) or key

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T", bound="DataclassInstance")
 
 BLOCK = ConfigDict(
     extra="forbid",
@@ -31,7 +36,8 @@ def _ordered(bounds: tuple[int, int]) -> tuple[int, int]:
 
 
 def _canonical_precision(value: Any) -> Any:
-    return "fp32" if value in ("32", 32) and not isinstance(value, bool) else value
+    names = {"32": "fp32", "32-true": "fp32", "bf16-mixed": "bf16"}
+    return value if isinstance(value, bool) else names.get(str(value), value)
 
 
 Name = Annotated[str, Field(min_length=1)]
@@ -74,6 +80,12 @@ Rotation = Literal[
 
 NEW_EMBODIMENT = "new_embodiment"
 """Tag of what a published model was not trained for."""
+
+
+def changed(block: T, key: str, value: Any) -> T:
+    """A block with another value of a key, which may stand in a block inside it (`runner.max_epochs`)."""
+    name, _, rest = key.partition(".")
+    return replace(block, **{name: changed(getattr(block, name), rest, value) if rest else value})
 
 
 def bare_key(name: str) -> str:

@@ -34,7 +34,7 @@ class Collected:
 
 
 class Engine(ABC):
-    """A run's policy, optimizer and environments.
+    """A run's policy, optimizer and environments; who started the environments stops them.
 
     A run calls `collect` and `update` in turn. Where a method is given a function to ask whether to stop, it is asked
     in the process of the caller.
@@ -93,7 +93,3 @@ class Engine(ABC):
         Raises:
             UserError: The checkpoint is of another policy, or of other environments.
         """
-
-    @abstractmethod
-    def close(self) -> None:
-        """Stop the environments."""

@@ -39,7 +39,7 @@ class LocalEngine(Engine):
     Args:
         config: The experiment.
         policy: The policy; learner and rollout share it.
-        env: The training environments, which it closes.
+        env: The training environments.
         seed: Seed of every stream.
         device: Where the policy lives.
         run_dir: Where a batch that broke an update is written.
@@ -177,12 +177,6 @@ class LocalEngine(Engine):
         )
         self.learner.load_state_dict(checkpoint.optimizer_state)
         self._episodes.load_state_dict(checkpoint.tensors)
-
-    def close(self) -> None:
-        """See `Engine.close`."""
-        self._episodes.env.close()
-        if self._eval_env is not None:
-            self._eval_env.close()
 
     def _between_updates(self) -> dict[str, Tensor]:
         """The environments' state.

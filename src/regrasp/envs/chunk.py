@@ -8,19 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from regrasp.envs.process.simulator import Simulator, SimulatorSpec
+from regrasp.envs.process.simulator import ArraySpec, Simulator, SimulatorSpec
 
 OBSERVATION = "observation:"
 INFO = "info:"
-ArrayShapes = dict[str, tuple[tuple[int, ...], str]]
-"""Array name to (shape, dtype name)."""
 COMMANDS = ("attach", "reset", "step", "expert", "record", "save_state", "load_state")
 """Methods of `ChunkRunner` that the other process may call."""
 _OWN_STATE = 3
 """What is kept here of an environment's state: the steps taken, whether it is in an episode, its instruction."""
 
 
-def shared_arrays(spec: SimulatorSpec, max_chunk: int, observations: Sequence[str]) -> ArrayShapes:
+def shared_arrays(spec: SimulatorSpec, max_chunk: int, observations: Sequence[str]) -> dict[str, ArraySpec]:
     """What `ChunkRunner` and our side share, each without the leading axis of environments.
 
     Args:
@@ -29,16 +27,14 @@ def shared_arrays(spec: SimulatorSpec, max_chunk: int, observations: Sequence[st
         observations: Those that are to be computed, by `group/key`.
     """
     return {
-        "actions": ((max_chunk, spec.action_dim), "float32"),
-        "rewards": ((max_chunk,), "float32"),
-        "num_executed": ((), "int32"),
-        "terminated": ((), "bool"),
-        "truncated": ((), "bool"),
-        "success": ((), "bool"),
-        "instruction": ((), "int32"),
-        "expert_actions": ((spec.action_dim,), "float32"),
-        "state": ((spec.state_size,), "float64"),
-        **{INFO + name: ((), "float32") for name in spec.info},
+        "actions": ArraySpec((max_chunk, spec.action_dim), "float32"),
+        "rewards": ArraySpec((max_chunk,), "float32"),
+        "num_executed": ArraySpec((), "int32"),
+        **dict.fromkeys(("terminated", "truncated", "success"), ArraySpec((), "bool")),
+        "instruction": ArraySpec((), "int32"),
+        "expert_actions": ArraySpec((spec.action_dim,), "float32"),
+        "state": ArraySpec((spec.state_size,), "float64"),
+        **{INFO + name: ArraySpec((), "float32") for name in spec.info},
         **{OBSERVATION + key: spec.raw_observations[key] for key in observations},
     }
 

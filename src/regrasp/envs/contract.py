@@ -9,27 +9,17 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from regrasp.envs.selection import STATE, ArraySpec, numbered_cameras
+from regrasp.envs.process.simulator import ArraySpec, SimulatorSpec
+from regrasp.envs.selection import STATE, numbered_cameras
 
 __all__ = ["STATE", "ArraySpec", "Capabilities", "EnvSpec", "Observation", "Step", "VecEnv", "numbered_cameras"]
 
 
-@dataclass(frozen=True)
-class EnvSpec:
+@dataclass(frozen=True, kw_only=True)
+class EnvSpec(SimulatorSpec):
     """What a vector environment offers, known before the first reset."""
 
-    task_id: str
     num_envs: int
-    raw_observations: Mapping[str, ArraySpec]
-    """Every observation of the simulator, by `group/key`."""
-    action_dim: int
-    """Width of the simulator's action, after the action mapping."""
-    instructions: tuple[str, ...]
-    """Every instruction an episode can carry, for tables by instruction."""
-    step_seconds: float
-    """Simulated seconds per environment step."""
-    max_episode_steps: int
-    """An episode is truncated after this many environment steps."""
     state_dim: int
     """Width of the whole state vector."""
     cameras: tuple[str, ...]

@@ -26,21 +26,13 @@ class KeyConfig:
     """Representation into which a rotation is turned first; null: the data's own."""
 
 
-def _by_name(value: Any) -> Any:
+def _block_of_key(value: Any) -> Any:
     return {"key": value} if isinstance(value, str) else value
 
 
-_Keys = Annotated[
-    tuple[
-        Annotated[
-            KeyConfig,
-            BeforeValidator(_by_name),
-            Expect("a key, or a block with the keys key, mode and rotation"),
-        ],
-        ...,
-    ],
-    Field(strict=False, min_length=1),
-]
+_BY_KEY = BeforeValidator(_block_of_key)
+_Key = Annotated[KeyConfig, _BY_KEY, Expect("a key, or a block with the keys key, mode and rotation")]
+_Keys = Annotated[tuple[_Key, ...], Field(strict=False, min_length=1)]
 
 
 @dataclass(frozen=True, config=BLOCK)

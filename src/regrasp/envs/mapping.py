@@ -14,7 +14,7 @@ from torch import Tensor
 
 from regrasp.envs.contract import Observation
 from regrasp.envs.mapping_config import MappingConfig
-from regrasp.envs.selection import STATE, ObservationSelection, Range, check_action_mapping, width_of
+from regrasp.envs.selection import STATE, ObservationSelection, Range, action_layout, width_of
 
 
 class ObservationMapping(ObservationSelection):
@@ -44,9 +44,9 @@ class ActionMapping:
     """Scales policy actions (N, T, A) and places them in the simulator's action vector, among constants."""
 
     def __init__(self, config: MappingConfig, policy_dim: int, simulator_dim: int, location: str) -> None:
-        layout = check_action_mapping(config, policy_dim, simulator_dim, location)
-        self._targets = torch.tensor(layout.targets)
-        self._base = torch.tensor(layout.base)
+        targets, base = action_layout(config, policy_dim, simulator_dim, location)
+        self._targets = torch.tensor(targets)
+        self._base = torch.tensor(base)
         self._scale = torch.as_tensor(config.action_mapping.scale, dtype=torch.float32)
         self.policy_dim = policy_dim
 

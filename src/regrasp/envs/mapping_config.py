@@ -37,17 +37,9 @@ def _entry_from_key(value: Any) -> Any:
     return StateEntry(key=value) if isinstance(value, str) and value else value
 
 
-States = Annotated[
-    tuple[
-        Annotated[
-            StateEntry,
-            BeforeValidator(_entry_from_key),
-            Expect("an observation key, or a block with the keys key and slice"),
-        ],
-        ...,
-    ],
-    Field(strict=False),
-]
+_BY_KEY = BeforeValidator(_entry_from_key)
+_State = Annotated[StateEntry, _BY_KEY, Expect("an observation key, or a block with the keys key and slice")]
+States = Annotated[tuple[_State, ...], Field(strict=False)]
 
 
 @dataclass(frozen=True, config=BLOCK)

@@ -127,12 +127,11 @@ def preflight(config: EnvConfig, name: str, action_dim: int) -> None:
     Raises:
         UserError: Names the key, what was found and what the simulator offers.
     """
-    from regrasp.envs.selection import ArraySpec, ObservationSelection, check_action_mapping
+    from regrasp.envs.selection import ObservationSelection, action_layout
 
     env_type = env_type_of(config, name)
     env_type.check(config, name)
     spec = env_type.describe(config, name)
     if spec is not None:
-        raw = {key: ArraySpec(tuple(shape), dtype) for key, (shape, dtype) in spec.raw_observations.items()}
-        ObservationSelection(config.mapping, raw, f"env.{name}.mapping")
-        check_action_mapping(config.mapping, action_dim, spec.action_dim, f"env.{name}.mapping")
+        ObservationSelection(config.mapping, spec.raw_observations, f"env.{name}.mapping")
+        action_layout(config.mapping, action_dim, spec.action_dim, f"env.{name}.mapping")

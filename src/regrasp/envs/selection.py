@@ -15,14 +15,7 @@ from regrasp.errors import UserError
 
 if TYPE_CHECKING:
     from regrasp.envs.mapping_config import ActionMapping, MappingConfig
-
-
-@dataclass(frozen=True)
-class ArraySpec:
-    """Shape (without the environment axis) and NumPy dtype name of one raw observation."""
-
-    shape: tuple[int, ...]
-    dtype: str
+    from regrasp.envs.process.simulator import ArraySpec
 
 
 @dataclass(frozen=True)
@@ -88,16 +81,13 @@ class ObservationSelection:
         self._source = source
         self._advice = advice
         self.instruction = config.task_description
-        self.main_camera = self._camera(config.main_images, "main_images") if config.main_images else None
-        self.extra_cameras = tuple(self._camera(name, "extra_view_images") for name in config.extra_view_images)
+        main = [("main_images", config.main_images)] if config.main_images else []
+        extra = [("extra_view_images", name) for name in config.extra_view_images]
+        self.cameras = tuple(self._camera(field, name) for field, name in main + extra)
+        """The main camera and then the extra ones; empty without images."""
         self.states = tuple(self._state(i, entry.key, entry.slice) for i, entry in enumerate(config.states))
         self.camera_names = camera_names(config)
         self.state_names = state_names(config)
-
-    @property
-    def cameras(self) -> tuple[str, ...]:
-        """The main camera and then the extra ones; empty without images."""
-        return () if self.main_camera is None else (self.main_camera, *self.extra_cameras)
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -109,7 +99,7 @@ class ObservationSelection:
         """Width of the state vector."""
         return sum(source.stop - source.start for source in self.states)
 
-    def _camera(self, name: str, field: str) -> str:
+    def _camera(self, field: str, name: str) -> str:
         key = self.find(name, field)
         spec = self.raw[key]
         if not _is_camera(spec):
@@ -218,18 +208,14 @@ def width_of(spec: ArraySpec) -> int:
     return math.prod(spec.shape)
 
 
-@dataclass(frozen=True)
-class ActionLayout:
-    """Where policy actions go in the simulator's action."""
-
-    targets: tuple[int, ...]
-    """Entry of the simulator's action that each entry of the policy's action becomes."""
-    base: tuple[float, ...]
-    """The simulator's action with zeros for the policy's."""
-
-
-def check_action_mapping(config: MappingConfig, policy_dim: int, simulator_dim: int, location: str) -> ActionLayout:
+def action_layout(
+    config: MappingConfig, policy_dim: int, simulator_dim: int, location: str
+) -> tuple[list[int], list[float]]:
     """Check that the action mapping makes simulator actions of policy actions, and resolve it.
+
+    Returns:
+        The entry of the simulator's action that each entry of the policy's action becomes, and the simulator's action
+        with zeros for the policy's.
 
     Raises:
         UserError: The widths do not add up, an entry is set twice, or the scale has a wrong length or a zero.
@@ -237,34 +223,24 @@ def check_action_mapping(config: MappingConfig, policy_dim: int, simulator_dim: 
     location = f"{location}.action_mapping"
     mapping = config.action_mapping
     _check_scale(mapping.scale, policy_dim, location)
-    if mapping.slices:
-        targets = _targets_of_slices(mapping, policy_dim, simulator_dim, location)
-    else:
-        targets = _targets_of_pads(mapping, policy_dim, simulator_dim, location)
-    return ActionLayout(targets, _base(mapping, targets, simulator_dim, location))
+    place = _targets_of_slices if mapping.slices else _targets_of_pads
+    targets = place(mapping, policy_dim, simulator_dim, location)
+    return targets, _base(mapping, targets, simulator_dim, location)
 
 
 def _check_scale(scale: float | tuple[float, ...], policy_dim: int, location: str) -> None:
-    factors = scale if isinstance(scale, tuple) else (scale,)
-    if isinstance(scale, tuple) and len(factors) != policy_dim:
+    factors = scale if isinstance(scale, tuple) else (scale,) * policy_dim
+    if len(factors) != policy_dim or not all(factors):
         raise UserError(
-            "The action scale has the wrong length",
+            "The action scale does not fit the policy's action",
             key=f"{location}.scale",
-            value=list(factors),
-            expected=f"one number, or {policy_dim} numbers",
-            fix="give one factor per policy action",
-        )
-    if not all(factors):
-        raise UserError(
-            "The action scale has a zero, so demonstrations cannot be told in the policy's units",
-            key=f"{location}.scale",
-            value=list(factors),
-            expected="factors other than 0",
-            fix="leave the dimension out of the policy's action and pad it instead",
+            value=scale,
+            expected=f"one number, or {policy_dim} numbers, none of them 0, so that demonstrations can be scaled back",
+            fix="give one factor per policy action, and pad a dimension instead of scaling it by 0",
         )
 
 
-def _targets_of_pads(mapping: ActionMapping, policy_dim: int, simulator_dim: int, location: str) -> tuple[int, ...]:
+def _targets_of_pads(mapping: ActionMapping, policy_dim: int, simulator_dim: int, location: str) -> list[int]:
     total = mapping.prefix_pad + policy_dim + mapping.suffix_pad
     if total != simulator_dim:
         raise UserError(
@@ -275,10 +251,10 @@ def _targets_of_pads(mapping: ActionMapping, policy_dim: int, simulator_dim: int
             expected=f"{simulator_dim} in total",
             fix="change the pads, or actor.model.action_dim",
         )
-    return tuple(range(mapping.prefix_pad, mapping.prefix_pad + policy_dim))
+    return list(range(mapping.prefix_pad, mapping.prefix_pad + policy_dim))
 
 
-def _targets_of_slices(mapping: ActionMapping, policy_dim: int, simulator_dim: int, location: str) -> tuple[int, ...]:
+def _targets_of_slices(mapping: ActionMapping, policy_dim: int, simulator_dim: int, location: str) -> list[int]:
     if mapping.prefix_pad or mapping.suffix_pad:
         raise UserError(
             "The policy's action is placed twice, by slices and by pads",
@@ -288,22 +264,15 @@ def _targets_of_slices(mapping: ActionMapping, policy_dim: int, simulator_dim: i
         )
     targets: dict[int, int] = {}
     for number, part in enumerate(mapping.slices):
-        key = f"{location}.slices[{number}]"
         ours, theirs = range(*part.policy), range(*part.simulator)
-        if len(ours) != len(theirs) or ours.stop > policy_dim or theirs.stop > simulator_dim:
+        outside = len(ours) != len(theirs) or ours.stop > policy_dim or theirs.stop > simulator_dim
+        if outside or targets.keys() & set(ours) or set(targets.values()) & set(theirs):
             raise UserError(
                 "A part of the policy's action does not fit where it is to go",
-                key=key,
+                key=f"{location}.slices[{number}]",
                 value={"policy": list(part.policy), "simulator": list(part.simulator)},
-                expected=f"two ranges of one length, within [0, {policy_dim}) and [0, {simulator_dim})",
-                fix="correct the range",
-            )
-        if any(i in targets for i in ours) or any(j in targets.values() for j in theirs):
-            raise UserError(
-                "An entry of the action is placed twice",
-                key=key,
-                value={"policy": list(part.policy), "simulator": list(part.simulator)},
-                expected="ranges that do not overlap those before",
+                expected=f"two ranges of one length, within [0, {policy_dim}) and [0, {simulator_dim}), that do not"
+                " overlap those before: no entry is placed twice",
                 fix="correct the range",
             )
         targets |= dict(zip(ours, theirs, strict=True))
@@ -316,10 +285,10 @@ def _targets_of_slices(mapping: ActionMapping, policy_dim: int, simulator_dim: i
             expected=f"slices that cover all {policy_dim} entries of the policy's action",
             fix="add them to the slices, or lower actor.model.action_dim",
         )
-    return tuple(targets[i] for i in range(policy_dim))
+    return [targets[i] for i in range(policy_dim)]
 
 
-def _base(mapping: ActionMapping, targets: tuple[int, ...], simulator_dim: int, location: str) -> tuple[float, ...]:
+def _base(mapping: ActionMapping, targets: list[int], simulator_dim: int, location: str) -> list[float]:
     base = [0.0] * simulator_dim
     taken = set(targets)
     for number, constant in enumerate(mapping.constants):
@@ -335,4 +304,4 @@ def _base(mapping: ActionMapping, targets: tuple[int, ...], simulator_dim: int, 
             )
         taken.update(entries)
         base[entries.start : entries.stop] = values
-    return tuple(base)
+    return base

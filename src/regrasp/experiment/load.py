@@ -14,11 +14,13 @@ from pydantic import TypeAdapter, ValidationError
 
 from regrasp.config.compose import compose_experiment
 from regrasp.config.describe import Path, Spec, dotted, split_key
-from regrasp.config.legacy import ignored_warning, merge_duplicates, strip_legacy, translate_synonyms
+from regrasp.config.foreign import take_foreign
+from regrasp.config.legacy import ignored_warning, merge_names, missing_features, strip_legacy, translate_synonyms
 from regrasp.config.owned import ByType, field_infos
 from regrasp.config.problems import raise_problems, schema_problems
 from regrasp.config.search import find_config
 from regrasp.config.sources import COMMAND_LINE, Sources
+from regrasp.config.types import changed
 from regrasp.envs.registry import experiment_folders
 from regrasp.errors import UserError
 from regrasp.experiment import ExperimentConfig
@@ -26,6 +28,7 @@ from regrasp.experiment.simulators import settle_simulators
 from regrasp.experiment.validate import cross_check, oddities
 
 _ADAPTER = TypeAdapter(ExperimentConfig)
+_ROOT = Spec(ExperimentConfig)
 
 
 @dataclass(frozen=True)
@@ -81,29 +84,31 @@ def load_config(
         task: The task that the overrides name, whose simulator replaces the file's.
 
     Raises:
-        UserError: The file is not found or broken, an override is bad, or values are wrong. All wrong values are in
-            one error.
+        UserError: The file is not found or broken, an override is bad, the experiment asks for what is not in this
+            release, or values are wrong. All wrong values are in one error.
     """
     file = find_config(name, config_path, lambda: experiment_folders(overrides))
     composition = compose_experiment(file, overrides, flags)
     values = composition.values
     translate_synonyms(values)
-    warnings = merge_duplicates(values)
-    reasons, unsupported = strip_legacy(values, _algorithms_own(values))
+    merged = merge_names(values, composition.sources.overrides)
+    sources = dataclasses.replace(composition.sources, renamed=merged.renamed)
+    own = _algorithms_own(values)
+    raise_problems(missing_features(values, _ROOT, own), sources)
+    reasons = strip_legacy(values, own)
     if composition.has_idle_hydra_block:
         reasons["hydra"] = "nothing is left to Hydra but composition"
     simulators = settle_simulators(values.get("env"), task, composition.sources.overrides)
     idle = [*simulators.warnings, *_strip_foreign(values)]
-    problems = [*simulators.problems, *unsupported]
-    sources = dataclasses.replace(composition.sources, renamed=simulators.renamed)
+    sources = dataclasses.replace(sources, renamed=merged.renamed | simulators.renamed)
     try:
         config = _ADAPTER.validate_json(json.dumps(values, default=str))
     except ValidationError as error:
-        raise_problems(problems + schema_problems(error, values, Spec(ExperimentConfig)), sources)
+        raise_problems([*simulators.problems, *schema_problems(error, values, _ROOT)], sources)
         raise
-    raise_problems([*problems, *cross_check(config)], sources)
+    raise_problems([*simulators.problems, *cross_check(config)], sources)
     config = _without_idle_value_head(config)
-    warnings += idle + oddities(config)
+    warnings = [*merged.warnings, *idle, *oddities(config)]
     if reasons:
         warnings.insert(0, ignored_warning(reasons, file))
     return LoadedConfig(config, file, tuple(overrides), tuple(reasons), tuple(warnings), sources)
@@ -118,7 +123,7 @@ def own_keys(values: dict[str, Any]) -> dict[str, Any]:
 
 def _by_type(path: Path) -> ByType:
     """What chooses the class of a block."""
-    spec = Spec(ExperimentConfig).at(path)
+    spec = _ROOT.at(path)
     assert spec is not None
     assert spec.by_type is not None
     return spec.by_type
@@ -129,8 +134,14 @@ def _strip_foreign(values: Mapping[str, Any]) -> list[str]:
     actor = values.get("actor")
     model = actor.get("model") if isinstance(actor, dict) else None
     blocks: Sequence[tuple[Path, Any]] = ((("actor", "model"), model), (("algorithm",), values.get("algorithm")))
-    warnings = (_by_type(path).strip_foreign(block, dotted(path)) for path, block in blocks if isinstance(block, dict))
-    return [warning for warning in warnings if warning is not None]
+    warnings: list[str] = []
+    for path, block in blocks:
+        by_type = _by_type(path)
+        own = by_type.block_of(block)
+        if isinstance(block, dict) and own and (idle := take_foreign(block, own, by_type.table(), path)):
+            place = f"{dotted(path)}.{by_type.key}: {block.get(by_type.key, by_type.default)}"
+            warnings.append(f"These keys have no effect with {place}: {', '.join(found.key for found in idle)}.")
+    return warnings
 
 
 def _algorithms_own(values: Mapping[str, Any]) -> set[Path]:
@@ -143,5 +154,4 @@ def _without_idle_value_head(config: ExperimentConfig) -> ExperimentConfig:
     """The experiment without a value head where its algorithm has no use for one."""
     if "value" in config.algorithm.needs:
         return config
-    model = dataclasses.replace(config.actor.model, add_value_head=False)
-    return dataclasses.replace(config, actor=dataclasses.replace(config.actor, model=model))
+    return changed(config, "actor.model.add_value_head", False)

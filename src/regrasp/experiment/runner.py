@@ -9,10 +9,10 @@ from typing import Annotated, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from regrasp.config.types import BLOCK, Expect, Interval, Name, NonNegativeInt, PositiveInt
+from regrasp.config.types import BLOCK, Expect, Interval, Name, Names, NonNegativeInt, PositiveInt
 from regrasp.errors import UserError
 
-_DEVICES = re.compile(r"all|\d+(-\d+)?(,\d+(-\d+)?)*")
+_DEVICES = re.compile(r"all|{0}(:{0})?(,{0}(:{0})?)*".format(r"\d+(-\d+)?"))
 _ROLES = ("actor", "env", "rollout")
 Backend = Literal["tensorboard", "wandb", "swanlab"]
 
@@ -66,6 +66,21 @@ class RunnerConfig:
     torch_threads: PositiveInt | None = None
     """CPU threads of torch; null: torch decides."""
 
+    @property
+    def evaluates(self) -> bool:
+        """Whether the run only evaluates."""
+        return self.only_eval or self.task_type == "embodied_eval"
+
+
+@dataclass(frozen=True, config=BLOCK)
+class Placement:
+    """Devices of a role in a group of machines."""
+
+    placement: int | str
+    """Devices, as without a group."""
+    node_group: str | Names = "cluster"
+    """RLinf's name of the group; there is one machine."""
+
 
 @dataclass(frozen=True, config=BLOCK)
 class ClusterConfig:
@@ -74,7 +89,8 @@ class ClusterConfig:
     num_nodes: PositiveInt = 1
     """Machines of the run."""
     component_placement: Annotated[
-        dict[str, int | str], Expect("a block of roles (actor, env, rollout) and devices: 'all', 0 or '0-3'")
+        dict[str, int | str | Placement],
+        Expect("a block of roles (actor, env, rollout) and devices: 'all', 0, '0-3', or {placement: '0-3'}"),
     ] = Field(default_factory=lambda: {"actor,env,rollout": "all"})
     """Devices by role; roles that share a placement are joined by a comma."""
 
@@ -89,7 +105,8 @@ class ClusterConfig:
                 fix="set cluster.num_nodes=1",
             )
         given = sorted(role.strip() for roles in self.component_placement for role in roles.split(","))
-        devices = (str(value).replace(" ", "") for value in self.component_placement.values())
+        places = (getattr(value, "placement", value) for value in self.component_placement.values())
+        devices = (str(place).replace(" ", "") for place in places)
         if given != list(_ROLES) or not all(map(_DEVICES.fullmatch, devices)):
             yield UserError(
                 "Not a placement",

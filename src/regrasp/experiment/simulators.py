@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
-from regrasp.config.describe import Path, Spec, dotted
+from regrasp.config.describe import Spec, dotted
+from regrasp.config.foreign import take_foreign
 from regrasp.envs.registry import EnvTypes
 from regrasp.errors import UserError
+from regrasp.experiment.env import EnvBlocks
 
 _NAMES = ("train", "eval")
 
@@ -76,38 +78,29 @@ def _share(envs: dict[str, Any], blocks: dict[str, dict[str, Any]], known: EnvTy
 
 def _settle(env: dict[str, Any], name: str, known: EnvTypes, found: Settled, task: str | None) -> None:
     """Rename the mapping, drop its nulls, which stand for defaults, and the keys of other simulators."""
-    own = Spec(getattr(known[env["env_type"]], name))
+    table = EnvBlocks(name)
+    kind = table[env["env_type"]]
+    own = Spec(kind)
     _rename_mapping(env, name, own, known, found)
     mapping, keys = env.get("mapping"), own.child("mapping")
     if isinstance(mapping, dict) and keys is not None:
         for key in [key for key, value in mapping.items() if value is None and keys.child(key)]:
             del mapping[key]
-    idle: list[str] = []
-    for path, block, value in list(_unknown(env, own)):
-        key = dotted(("env", name, *path))
-        for other in known:
-            info = Spec(getattr(known[other], name)).info_at(path) if other != env["env_type"] else None
-            if info is None:
-                continue
-            del block[str(path[-1])]
-            default = info.get_default(call_default_factory=True, validated_data={})
-            if value is None or value == (list(default) if isinstance(default, tuple) else default):
-                break
-            if task:
-                idle.append(key)
-            else:
-                found.problems.append(
-                    UserError(
-                        f"The key has an effect with {other} only",
-                        key=key,
-                        value=value,
-                        expected=f"{default!r} with env_type {env['env_type']}",
-                        fix=f"remove it, or set env.{name}.env_type={other}",
-                    )
-                )
-            break
-    if idle:
-        found.warnings.append(f"{task} runs in {env['env_type']}; without effect there: {', '.join(idle)}.")
+    foreign = [key for key in take_foreign(env, kind, table, ("env", name)) if key.value is not None]
+    if foreign and task:
+        idle = ", ".join(key.key for key in foreign)
+        found.warnings.append(f"{task} runs in {env['env_type']}; without effect there: {idle}.")
+    elif foreign:
+        found.problems += [
+            UserError(
+                f"The key has an effect with {key.owner} only",
+                key=key.key,
+                value=key.value,
+                expected=f"{key.default!r} with env_type {env['env_type']}",
+                fix=f"remove it, or set env.{name}.env_type={key.owner}",
+            )
+            for key in foreign
+        ]
 
 
 def _rename_mapping(env: dict[str, Any], name: str, own: Spec, known: EnvTypes, found: Settled) -> None:
@@ -130,13 +123,3 @@ def _rename_mapping(env: dict[str, Any], name: str, own: Spec, known: EnvTypes, 
             fix=f"keep env.{name}.mapping and remove {key}, or set the keys of {key} itself",
         )
     )
-
-
-def _unknown(values: dict[str, Any], spec: Spec, path: Path = ()) -> Iterator[tuple[Path, dict[str, Any], Any]]:
-    """Every key that a block's class does not have, with the block that has it and its value."""
-    for name, value in values.items():
-        child = spec.child(name)
-        if child is None:
-            yield (*path, name), values, value
-        elif child.block is not None and isinstance(value, dict):
-            yield from _unknown(value, child, (*path, name))

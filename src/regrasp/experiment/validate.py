@@ -53,8 +53,7 @@ def _check_learning(config: ExperimentConfig) -> Iterator[UserError]:
             fix="set actor.model.add_value_head=true",
         )
     warmup, run_steps = config.actor.optim.critic_warmup_steps, num_updates(config) * num_optimizer_steps(config)
-    trains = config.runner.task_type == "embodied" and not config.runner.only_eval
-    if trains and 0 < run_steps <= warmup:
+    if not config.runner.evaluates and 0 < run_steps <= warmup:
         yield UserError(
             "Longer than the run",
             key="actor.optim.critic_warmup_steps",

@@ -11,6 +11,7 @@ from statistics import fmean
 from typing import Any, Literal
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from pydantic import TypeAdapter
 
 from regrasp.errors import UserError
 from regrasp.logging.charts import learning_curve, measure_panels, secondary_panels
@@ -79,31 +80,19 @@ class EvaluationSummary:
         Raises:
             ValueError: The text is not such a summary.
         """
-        try:
-            read = json.loads(text)
-            low, high = read["ci95"]
-            return cls(
-                success=float(read["success"]),
-                ci95=(float(low), float(high)),
-                episodes=int(read["episodes"]),
-                per_instruction={name: (int(won), int(of)) for name, (won, of) in read["per_instruction"].items()},
-                measures={name: Measure(**values) for name, values in read.get("measures", {}).items()},
-            )
-        except (AttributeError, KeyError, TypeError) as error:
-            raise ValueError(f"not an evaluation summary: {error!r}") from error
+        return TypeAdapter(cls).validate_json(text)
 
 
 @dataclass(frozen=True)
 class VideoItem:
     """One recorded episode."""
 
-    path: Path
-    label: str
-    """The instruction."""
+    file: Path
+    instruction: str
     success: bool
     group: Group
     seed: int
-    """Episodes of the two groups with one seed and label are shown side by side."""
+    """Episodes of the two groups with one seed and instruction are shown side by side."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +126,7 @@ def write_report(run: ReportData, path: Path) -> None:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    templates.filters.update(percent=_percent, duration=duration)
+    templates.filters.update(percent=_percent, duration=duration, data_uri=_data_uri)
     page = templates.get_template("report.html").render(
         run=run,
         groups=_GROUP_TITLES,
@@ -160,18 +149,16 @@ class _Rate:
     """A success rate as the page shows it."""
 
     group: Group
-    success: float
-    low: float
-    high: float
     successes: int
     episodes: int
 
+    @property
+    def success(self) -> float:
+        return self.successes / self.episodes if self.episodes else 0.0
 
-@dataclass(frozen=True)
-class _Clip:
-    item: VideoItem
-    source: str
-    """Data URI."""
+    @property
+    def interval(self) -> tuple[float, float]:
+        return wilson_interval(self.successes, self.episodes)
 
 
 def _evaluations(run: ReportData) -> dict[Group, EvaluationSummary]:
@@ -180,10 +167,8 @@ def _evaluations(run: ReportData) -> dict[Group, EvaluationSummary]:
 
 
 def _headlines(run: ReportData) -> list[_Rate]:
-    return [
-        _Rate(group, shown.success, *shown.ci95, round(shown.success * shown.episodes), shown.episodes)
-        for group, shown in _evaluations(run).items()
-    ]
+    summaries = _evaluations(run)
+    return [_Rate(group, round(one.success * one.episodes), one.episodes) for group, one in summaries.items()]
 
 
 def _change(run: ReportData) -> str:
@@ -198,10 +183,8 @@ def _instructions(run: ReportData) -> dict[str, list[_Rate]]:
     """By instruction, the rates of the groups that met it."""
     rows: dict[str, list[_Rate]] = {}
     for group, summary in _evaluations(run).items():
-        for instruction, (successes, episodes) in summary.per_instruction.items():
-            rate = successes / episodes if episodes else 0.0
-            shown = _Rate(group, rate, *wilson_interval(successes, episodes), successes, episodes)
-            rows.setdefault(instruction, []).append(shown)
+        for instruction, counts in summary.per_instruction.items():
+            rows.setdefault(instruction, []).append(_Rate(group, *counts))
     return rows
 
 
@@ -214,11 +197,11 @@ def _measures(run: ReportData) -> dict[str, dict[Group, Measure]]:
     return rows
 
 
-def _episodes(videos: list[VideoItem]) -> list[list[_Clip]]:
-    """Clips of one seed and label together, base first."""
-    rows: dict[tuple[int, str], list[_Clip]] = {}
+def _episodes(videos: list[VideoItem]) -> list[list[VideoItem]]:
+    """Videos of one seed and instruction together, base first."""
+    rows: dict[tuple[int, str], list[VideoItem]] = {}
     for item in sorted(videos, key=lambda item: item.group):
-        rows.setdefault((item.seed, item.label), []).append(_Clip(item, _data_uri(item.path)))
+        rows.setdefault((item.seed, item.instruction), []).append(item)
     return list(rows.values())
 
 

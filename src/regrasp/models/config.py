@@ -108,6 +108,11 @@ class RlHeadConfig:
     padding_value: PositiveInt | None = None
     """Tokens of the whole sequence, words and images, to which instructions are padded; null: as the model says."""
 
+    @property
+    def skips_last(self) -> bool:
+        """Whether the last denoising step is never stochastic: with flow_cps it is deterministic."""
+        return self.noise_method == "flow_cps" or (self.ignore_last and not self.joint_logprob)
+
     def problems(self, denoising_steps: int) -> Iterator[UserError]:
         """What contradicts itself, for a head that takes this many steps from noise to action."""
         key = "actor.model.rl_head_config"
@@ -137,8 +142,7 @@ class RlHeadConfig:
                 expected="0",
                 fix="use noise_method flow_sde, or set noise_color=0",
             )
-        skips_last = self.noise_method == "flow_cps" or (self.ignore_last and not self.joint_logprob)
-        if denoising_steps - skips_last < 1:
+        if denoising_steps - self.skips_last < 1:
             yield UserError(
                 "No denoising step is left that can be stochastic",
                 key="actor.model.denoising_steps",

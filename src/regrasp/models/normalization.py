@@ -49,19 +49,16 @@ class Statistics:
         """Read lists by name; further entries are left alone.
 
         Raises:
-            UserError: A statistic is missing, is no list of numbers, or its width differs from the others'.
+            UserError: A statistic is missing, or is no list of as many numbers as the others.
         """
         names = [field.name for field in fields(cls)]
-        if not isinstance(mapping, Mapping):
-            raise UserError("Not an object", file=file, key=key, value=mapping, expected="{...}")
-        missing = [name for name in names if name not in mapping]
-        if missing:
-            raise UserError(f"Statistics without {', '.join(missing)}", file=file, key=key, expected=", ".join(names))
-        parts = {name: _numbers(mapping[name], file, f"{key}.{name}") for name in names}
-        if len({len(part) for part in parts.values()}) != 1:
-            widths = {name: len(part) for name, part in parts.items()}
-            raise UserError("Statistics of different widths", file=file, key=key, value=widths)
-        return cls(**parts)
+        for name in names:
+            values: Any = mapping.get(name) if isinstance(mapping, Mapping) else None
+            is_list = isinstance(values, Sequence) and all(type(value) in (int, float) for value in values)
+            if not is_list or len(values) != len(mapping[names[0]]):
+                place, expected = f"{key}.{name}", f"lists of as many numbers: {', '.join(names)}"
+                raise UserError("Not a list of numbers", file=file, key=place, value=values, expected=expected)
+        return cls(*(torch.tensor(mapping[name], dtype=torch.float32) for name in names))
 
     def columns(self, start: int, stop: int) -> Statistics:
         """Statistics of a part of the vector."""
@@ -75,12 +72,6 @@ class Statistics:
     def width(self) -> int:
         """D."""
         return len(self.mean)
-
-
-def _numbers(values: Any, file: Any, key: str) -> Tensor:
-    if not isinstance(values, Sequence) or not all(type(value) in (int, float) for value in values):
-        raise UserError("Not a list of numbers", file=file, key=key, value=values, expected="[number, ...]")
-    return torch.tensor(values, dtype=torch.float32)
 
 
 class Scaling(Protocol):

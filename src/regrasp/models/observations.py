@@ -87,29 +87,24 @@ def check_observation(observation: Observation, *, uses_images: bool) -> None:
             if not isinstance(values, Tensor):
                 raise _no_tensor(f"{part}.{name}", values, f"a torch tensor {_EXPECTED[part]}")
     for name, values in observation.state.items():
-        _check_finite(f"state.{name}", values)
+        if wrong := torch.nonzero(~values.isfinite()).tolist():
+            raise UserError(
+                f"State values that are not finite: {len(wrong)}",
+                key=f"state.{name}{wrong[0]}",
+                value=values[tuple(wrong[0])].item(),
+                expected="a finite number",
+                fix="look at where the observation comes from: a simulator or sensor that fails gives such values",
+            )
 
 
 def _no_tensor(key: str, found: Any, expected: str) -> UserError:
-    if found is None:
-        problem, fix = "The policy needs a part of the observation that is None", f"give the observation its {key}"
-    else:
-        problem = "A part of the observation is of the wrong type"
-        fix = "torch.from_numpy turns a NumPy array into a tensor, torch.tensor a list"
-    value = None if found is None else _described(found)
-    return UserError(problem, key=key, value=value, expected=expected, fix=fix)
-
-
-def _check_finite(key: str, values: Tensor) -> None:
-    wrong = torch.nonzero(~values.isfinite()).tolist()
-    if wrong:
-        raise UserError(
-            f"State values that are not finite: {len(wrong)}",
-            key=f"{key}{wrong[0]}",
-            value=values[tuple(wrong[0])].item(),
-            expected="a finite number",
-            fix="look at where the observation comes from: a simulator or sensor that fails gives such values",
-        )
+    return UserError(
+        "The policy needs a part of the observation that is missing or of the wrong type",
+        key=key,
+        value=None if found is None else _described(found),
+        expected=expected,
+        fix="torch.from_numpy turns a NumPy array into a tensor, torch.tensor a list",
+    )
 
 
 def _described(found: Any) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Protocol
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -13,31 +13,7 @@ from regrasp.config.types import BLOCK, Name, NonNegativeInt, PositiveFloat, Pos
 from regrasp.models.groot.architecture import ArchitectureConfig
 
 if TYPE_CHECKING:
-    import numpy as np
-
-
-class Scenes(Protocol):
-    """N scenes of one task, with I instructions of which each names up to S objects."""
-
-    @property
-    def instructions(self) -> tuple[str, ...]:
-        """Everything that can be asked."""
-        ...
-
-    @property
-    def images(self) -> np.ndarray:
-        """(N, H, W, 3) uint8."""
-        ...
-
-    @property
-    def positions(self) -> np.ndarray:
-        """(N, I, S, 2) float32 metres, xy of the objects; NaN past the last one."""
-        ...
-
-    @property
-    def pixels(self) -> np.ndarray:
-        """(N, I, S, 2) float32, the same in the image, (0, 0) top left and (1, 1) bottom right."""
-        ...
+    from regrasp.envs.scenes import Scenes
 
 
 @dataclass(frozen=True, config=BLOCK)

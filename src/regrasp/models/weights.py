@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from regrasp.checkpoint.hub_folder import StoredTensor, read_stored, save_safetensors
 from regrasp.errors import UserError
@@ -19,7 +19,6 @@ _MAX_LISTED = 8
 
 DtypeRule = torch.dtype | Callable[[str], torch.dtype] | None
 """Of what dtype loaded weights are: one for all, one by parameter name, or (None) as stored."""
-Shape = Sequence[int]
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -102,45 +101,35 @@ def check_weights(
         UserError: Listing missing, unexpected and misshapen tensors, or those of the wrong kind of numbers.
     """
     absent = {part for part in optional if not any(name.startswith(f"{part}.") for name in stored)}
-    expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-    wanted = {name: shape for name, shape in expected.items() if name.split(".")[0] not in absent}
-    check_shapes(wanted, {name: tensor.shape for name, tensor in stored.items()}, file=file)
-    kinds = {name: tensor.dtype for name, tensor in module.state_dict().items() if name in wanted}
-    check_kinds(kinds, {name: tensor.dtype for name, tensor in stored.items()}, file=file)
+    wanted = {name: own for name, own in module.state_dict().items() if name.split(".")[0] not in absent}
+    check_tensors(wanted, stored, file=file)
     return absent
 
 
-def check_shapes(expected: Mapping[str, Shape], found: Mapping[str, Shape], *, file: Path) -> None:
-    """Compare the tensors of a model with those of a file.
+def check_tensors(expected: Mapping[str, Tensor], found: Mapping[str, Tensor | StoredTensor], *, file: Path) -> None:
+    """Compare the tensors of a model with those of a file: names, shapes, and whether they are fractions.
 
     Raises:
-        UserError: Listing missing, unexpected and misshapen tensors.
+        UserError: Listing missing, unexpected and misshapen tensors, or those of the wrong kind of numbers.
     """
-    missing = [name for name in expected if name not in found]
-    unexpected = [name for name in found if name not in expected]
-    misshapen = [
-        f"{name} {tuple(found[name])} instead of {tuple(shape)}"
-        for name, shape in expected.items()
-        if name in found and tuple(found[name]) != tuple(shape)
-    ]
-    if missing or unexpected or misshapen:
-        kinds = (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
-        problem = "; ".join(f"{len(names)} {kind}: {_listed(names)}" for kind, names in kinds if names)
+    common = expected.keys() & found.keys()
+    shapes = {name: (tuple(found[name].shape), tuple(expected[name].shape)) for name in expected if name in common}
+    lists = {
+        "missing": [name for name in expected if name not in common],
+        "unexpected": [name for name in found if name not in common],
+        "of another shape": [
+            f"{name} {own} instead of {other}" for name, (own, other) in shapes.items() if own != other
+        ],
+    }
+    if any(lists.values()):
+        problem = "; ".join(f"{len(names)} {kind}: {_listed(names)}" for kind, names in lists.items() if names)
         raise UserError(
             f"Weights that do not fit the configuration beside them. Tensors {problem}",
             file=file,
             fix="use the config.json and settings these weights were saved with",
         )
-
-
-def check_kinds(expected: Mapping[str, torch.dtype], found: Mapping[str, torch.dtype], *, file: Path) -> None:
-    """Check that fractions are fractions and whole numbers are whole; their sizes may differ.
-
-    Raises:
-        UserError: Listing the tensors that are not.
-    """
-    wrong = [name for name, dtype in expected.items() if dtype.is_floating_point != found[name].is_floating_point]
-    if wrong:
+    floats = {name: tensor.dtype.is_floating_point for name, tensor in expected.items()}
+    if wrong := [name for name, is_float in floats.items() if is_float != found[name].dtype.is_floating_point]:
         raise UserError(
             f"Whole numbers in place of fractions, or the other way round, in {len(wrong)} tensors: {_listed(wrong)}",
             file=file,

@@ -11,6 +11,7 @@ from typing import Literal
 from regrasp.engine.acting import create_chooser
 from regrasp.envs.registry import check_expert, create_env
 from regrasp.experiment.load import LoadedConfig
+from regrasp.logging.intervals import wilson_interval
 from regrasp.logging.progress import progress
 from regrasp.logging.report import EvaluationSummary, Group, VideoItem
 from regrasp.rollout.episodes import EpisodeResult
@@ -76,8 +77,6 @@ def play(loaded: LoadedConfig, run_dir: Path, options: PlayOptions) -> PlayResul
 
 def print_summary(summary: EvaluationSummary) -> None:
     """Success with its interval, overall and by instruction; then the task's own measures."""
-    from regrasp.logging.intervals import wilson_interval
-
     rows = {"all episodes": (round(summary.success * summary.episodes), summary.episodes), **summary.per_instruction}
     width = max(len(name) for name in rows)
     print(f"{'instruction':<{width}}  success   95 % interval    episodes")

@@ -12,7 +12,8 @@ import platformdirs
 import regrasp
 from regrasp.envs.mujoco.backend import require_chosen_backend
 from regrasp.envs.mujoco.catalog import TASK_IDS, load_class
-from regrasp.envs.mujoco.scenes import Scenes, render_scenes
+from regrasp.envs.mujoco.scenes import render_scenes
+from regrasp.envs.scenes import Scenes
 from regrasp.errors import UserError
 from regrasp.experiment import ExperimentConfig
 from regrasp.folders import require_output

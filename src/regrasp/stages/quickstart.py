@@ -13,13 +13,15 @@ from typing import Any
 
 from regrasp.checkpoint.layout import EXPORT
 from regrasp.checkpoint.read import find_checkpoint
+from regrasp.config.types import changed
 from regrasp.errors import UserError
 from regrasp.experiment import ExperimentConfig
 from regrasp.experiment.load import LoadedConfig
 from regrasp.folders import CONFIG_FILE, atomic_file
+from regrasp.logging.report import Group
 from regrasp.runner.run_folder import checkpoints_folder
 from regrasp.stages.collect import collect
-from regrasp.stages.play import PlayOptions, PlayResult, play
+from regrasp.stages.play import PlayOptions, play
 from regrasp.stages.pretrain import pretrain
 from regrasp.stages.report import SUMMARY_FILE, report_run, versions
 from regrasp.stages.sft import train_base
@@ -148,43 +150,25 @@ def _train(loaded: LoadedConfig, base: Path, run_dir: Path) -> dict[str, Any]:
     """Train from `base`, or from the newest checkpoint of an interrupted training."""
     checkpoints = checkpoints_folder(run_dir, loaded.config)
     resume = str(checkpoints) if any(checkpoints.glob("global_step_*")) else None
-    config = _with_model(loaded.config, base)
-    config = dataclasses.replace(config, runner=dataclasses.replace(config.runner, resume_dir=resume))
+    loaded = changed(changed(loaded, "config.actor.model.model_path", str(base)), "config.runner.resume_dir", resume)
     run_dir.mkdir(exist_ok=True)
-    if not train(dataclasses.replace(loaded, config=config), run_dir):
+    if not train(loaded, run_dir):
         raise KeyboardInterrupt
     return {"folder": str(find_checkpoint(checkpoints) / EXPORT)}
 
 
-def _play(loaded: LoadedConfig, model: Path, folder: Path, group: str) -> dict[str, Any]:
+def _play(loaded: LoadedConfig, model: Path, folder: Path, group: Group) -> dict[str, Any]:
     """Evaluate with videos of the first episodes."""
     output = folder / f"evaluate_{group}"
     output.mkdir(exist_ok=True)
-    config = _with_model(loaded.config, model)
-    video = dataclasses.replace(config.env.eval.video_cfg, save_video=True)
-    evaluation = dataclasses.replace(config.env.eval, video_cfg=video)
-    config = dataclasses.replace(config, env=dataclasses.replace(config.env, eval=evaluation))
-    options = PlayOptions(num_videos=_NUM_VIDEOS, group="base" if group == "base" else "finetuned")
-    result = play(dataclasses.replace(loaded, config=config), output, options)
-    return {"summary": dataclasses.asdict(result.summary), "videos": _videos(result, folder)}
-
-
-def _videos(result: PlayResult, folder: Path) -> list[dict[str, Any]]:
-    return [
-        {
-            "file": str(video.path.relative_to(folder)),
-            "instruction": video.label,
-            "success": video.success,
-            "group": video.group,
-            "seed": video.seed,
-        }
-        for video in sorted(result.videos, key=lambda video: video.path.name)
-    ]
-
-
-def _with_model(config: ExperimentConfig, model: Path) -> ExperimentConfig:
-    replaced = dataclasses.replace(config.actor.model, model_path=str(model))
-    return dataclasses.replace(config, actor=dataclasses.replace(config.actor, model=replaced))
+    loaded = changed(loaded, "config.actor.model.model_path", str(model))
+    loaded = changed(loaded, "config.env.eval.video_cfg.save_video", True)
+    result = play(loaded, output, PlayOptions(num_videos=_NUM_VIDEOS, group=group))
+    videos = sorted(result.videos, key=lambda video: video.file.name)
+    return {
+        "summary": dataclasses.asdict(result.summary),
+        "videos": [dataclasses.asdict(video) | {"file": str(video.file.relative_to(folder))} for video in videos],
+    }
 
 
 def _print_end(summary: dict[str, Any], report: Path) -> None:

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from regrasp.data.isaaclab_hdf5 import EpisodeError, RecordedArray, RecordedEpisode, RecorderFile
+from regrasp.envs.contract import STATE, ArraySpec
 from regrasp.envs.mapping import ActionMapping, ObservationMapping
-from regrasp.envs.selection import STATE, ArraySpec
 from regrasp.experiment import ExperimentConfig
 from regrasp.stages.demonstrations import demonstration_columns
 

@@ -88,19 +88,12 @@ def _quickstart_data(run_dir: Path, summary: dict[str, Any]) -> ReportData:
     return ReportData(
         title=summary["task"],
         seed=summary["seed"],
-        base=_evaluation(summary["base"]),
-        finetuned=_evaluation(summary["finetuned"]),
+        base=EvaluationSummary.from_json(json.dumps(summary["base"])),
+        finetuned=EvaluationSummary.from_json(json.dumps(summary["finetuned"])),
         metrics=read_metrics(run_dir / "train" / METRICS_FILE),
         stage_seconds=summary["stage_seconds"],
-        videos=[
-            VideoItem(run_dir / video["file"], video["instruction"], video["success"], video["group"], video["seed"])
-            for video in summary["videos"]
-        ],
+        videos=[VideoItem(**{**video, "file": run_dir / video["file"]}) for video in summary["videos"]],
         config_text=(run_dir / CONFIG_FILE).read_text(),
         versions=summary["versions"],
         command=summary["command"],
     )
-
-
-def _evaluation(data: dict[str, Any]) -> EvaluationSummary:
-    return EvaluationSummary.from_json(json.dumps(data))

@@ -81,7 +81,7 @@ def train_base(
     if config.actor.model.needs_pretrained:
         backbone = backbone or _backbone(config)
     seed = config.seed if sft.seed is None else sft.seed
-    dataset = DemonstrationDataset.open(data)
+    dataset = DemonstrationDataset(data)
     for warning in check_sources(dataset, config, uses_images=config.actor.model.uses_images):
         _log.warning(warning)
     device = choose_device()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import logging
 from collections.abc import Iterator
 from pathlib import Path
 
 from regrasp.checkpoint.read import Checkpoint, find_checkpoint, read_checkpoint
 from regrasp.checkpoint.run_record import only_writer
+from regrasp.config.types import changed
 from regrasp.engine.base import Engine
 from regrasp.engine.local import LocalEngine
 from regrasp.engine.policies import check_fit, choose_device, create_policy, load_model
@@ -115,8 +115,7 @@ def _run(loaded: LoadedConfig, engine: Engine, run_dir: Path, checkpoint: Checkp
 
 def _settings(loaded: LoadedConfig) -> str:
     """The resolved configuration without `resume_dir`: a resumed run is the same experiment."""
-    runner = dataclasses.replace(loaded.config.runner, resume_dir=None)
-    return dataclasses.replace(loaded, config=dataclasses.replace(loaded.config, runner=runner)).to_yaml()
+    return changed(loaded, "config.runner.resume_dir", None).to_yaml()
 
 
 def _policy(config: ExperimentConfig, env: EnvSpec, seed: int, checkpoint: Checkpoint | None) -> Policy:

@@ -74,7 +74,7 @@ def _prepared(
     """Prepared observations of the frames in `kept`, in order, under the names that the mapping gives."""
     cameras = _cameras(dataset, mapping) if policy.spec.cameras else {}
     with progress("Reading demonstrations", dataset.num_episodes) as bar:
-        for index, episode in enumerate(dataset.episode_table):
+        for index, episode in enumerate(dataset.episodes):
             own = kept[(kept >= episode.start) & (kept < episode.stop)]
             observation = Observation(
                 images={

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import AfterValidator
+from pydantic.dataclasses import dataclass
 
+from regrasp.config.parse import parse
+from regrasp.config.types import Expect, PositiveInt
 from regrasp.data.lerobot.schema import (
     CODEBASE_VERSION,
     EPISODES_FOLDER,
@@ -29,16 +32,28 @@ from regrasp.errors import UserError
 RESTORE = "collect or download the dataset again"
 
 
+def _template(value: str) -> str:
+    """A path template, whose placeholders are those of the format."""
+    try:
+        FileIndex().path(value, video_key="camera")
+    except LookupError as error:
+        raise ValueError(f"an unknown placeholder: {error}") from error
+    return value
+
+
+Template = Annotated[str, AfterValidator(_template), Expect("a path with placeholders for chunk, file and camera")]
+
+
 @dataclass(frozen=True)
 class Info:
     """What info.json says."""
 
-    fps: int
-    num_frames: int
-    num_episodes: int
-    data_path: str
-    video_path: str
-    features: Mapping[str, FeatureSpec]
+    fps: PositiveInt
+    total_frames: PositiveInt
+    total_episodes: PositiveInt
+    data_path: Template
+    video_path: Template | None
+    features: Annotated[dict[str, FeatureSpec], Expect("a feature by each name, with dtype and shape")]
 
 
 def read_info(root: Path) -> Info:
@@ -59,17 +74,7 @@ def read_info(root: Path) -> Info:
             expected=CODEBASE_VERSION,
             fix="convert it with LeRobot's own converter",
         )
-    try:
-        return Info(
-            fps=_positive(content["fps"]),
-            num_frames=_positive(content["total_frames"]),
-            num_episodes=_positive(content["total_episodes"]),
-            data_path=_template(content["data_path"]),
-            video_path=_template(content["video_path"] or ""),
-            features={name: FeatureSpec.from_json(entry) for name, entry in content["features"].items()},
-        )
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
-        raise damaged(path, f"an entry is missing or malformed ({error})") from error
+    return parse(Info, content, file=path, fix=RESTORE)
 
 
 def read_stats(root: Path) -> dict[str, dict[str, np.ndarray]]:
@@ -116,11 +121,11 @@ def read_episodes(root: Path, info: Info) -> tuple[Episode, ...]:
     starts = np.cumsum([0, *(episode.length for episode in episodes)]).tolist()
     if [(e.index, e.start) for e in episodes] != list(enumerate(starts[:-1])):
         raise damaged(folder, "episodes do not follow one another without a gap")
-    if (len(episodes), starts[-1]) != (info.num_episodes, info.num_frames):
+    if (len(episodes), starts[-1]) != (info.total_episodes, info.total_frames):
         raise damaged(
             folder,
             f"it lists {len(episodes)} episodes and {starts[-1]} frames, "
-            f"info.json {info.num_episodes} and {info.num_frames}",
+            f"info.json {info.total_episodes} and {info.total_frames}",
         )
     return tuple(episodes)
 
@@ -163,15 +168,3 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise damaged(path, "it holds no JSON object")
     return content
-
-
-def _template(value: str) -> str:
-    """A path template whose placeholders are those of the format."""
-    FileIndex().path(value, video_key="camera")
-    return value
-
-
-def _positive(value: Any) -> int:
-    if isinstance(value, bool) or value != int(value) or value < 1:
-        raise ValueError(f"{value!r} is no positive whole number")
-    return int(value)

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from regrasp.data.lerobot.metadata import (
     RESTORE,
-    Info,
     count_rows,
     damaged,
     read_episodes,
@@ -22,55 +18,44 @@ from regrasp.data.lerobot.metadata import (
     read_table,
     read_tasks,
 )
-from regrasp.data.lerobot.schema import INFO_PATH, SUCCESS, Episode, FileIndex, column_to_array
+from regrasp.data.lerobot.schema import INFO_PATH, Episode, FileIndex, column_to_array
 from regrasp.data.lerobot.video import VideoReader
 from regrasp.errors import UserError
 
 
 class DemonstrationDataset:
-    """Demonstrations on disk; use `open`.
+    """Demonstrations on disk.
 
     Opening reads the metadata and compares it with the header of every file; frames are read when asked for.
+
+    Args:
+        root: Folder of the dataset.
+
+    Raises:
+        UserError: It is no LeRobotDataset v3.0, or a file is missing, damaged or disagrees with the metadata.
     """
 
-    def __init__(
-        self,
-        root: Path,
-        info: Info,
-        stats: dict[str, dict[str, np.ndarray]],
-        tasks: tuple[str, ...],
-        episodes: tuple[Episode, ...],
-    ) -> None:
+    def __init__(self, root: Path) -> None:
         self.root = root
-        self.features = dict(info.features)
-        self.stats = stats
+        self._info = read_info(root)
+        self.features = self._info.features
+        self.stats = read_stats(root)
         """Per feature: min, max, mean, std, q01, q10, q50, q90, q99 (D,) or (3, 1, 1), and count (1,), in float64."""
-        self.tasks = tasks
+        self.tasks = read_tasks(root)
         """Instructions by `task_index`."""
-        self._info = info
-        self._episodes = episodes
-
-    @classmethod
-    def open(cls, root: Path) -> DemonstrationDataset:
-        """Open the dataset in folder `root`.
-
-        Raises:
-            UserError: If it is no LeRobotDataset v3.0, or a file is missing, damaged or disagrees with the metadata.
-        """
-        info = read_info(root)
-        dataset = cls(root, info, read_stats(root), read_tasks(root), read_episodes(root, info))
-        dataset._check_files()
-        return dataset
+        self.episodes = read_episodes(root, self._info)
+        """In their order."""
+        self._check_files()
 
     @property
     def num_frames(self) -> int:
         """Frames of all episodes."""
-        return self._info.num_frames
+        return self._info.total_frames
 
     @property
     def num_episodes(self) -> int:
         """Number of episodes."""
-        return self._info.num_episodes
+        return self._info.total_episodes
 
     @property
     def fps(self) -> int:
@@ -81,14 +66,6 @@ class DemonstrationDataset:
     def cameras(self) -> tuple[str, ...]:
         """Names of the features stored as video."""
         return tuple(name for name, feature in self.features.items() if feature.is_video)
-
-    @cached_property
-    def episode_table(self) -> tuple[Episode, ...]:
-        """The episodes in order, with their success where the dataset has `next.success`."""
-        if SUCCESS not in self.features:
-            return self._episodes
-        seen = self.load_columns([SUCCESS])[SUCCESS]
-        return tuple(replace(e, success=bool(seen[e.start : e.stop].any())) for e in self._episodes)
 
     def load_columns(self, names: Iterable[str]) -> dict[str, np.ndarray]:
         """Whole columns, frames in order: (N,) for scalars, (N, D) for vectors.
@@ -102,7 +79,7 @@ class DemonstrationDataset:
                 raise self._no_feature(name, [key for key, f in self.features.items() if f.is_numeric])
         parts = [
             self._read_data_file(file, tuple(dict.fromkeys((*wanted, "index"))))
-            for file in dict.fromkeys(episode.data_file for episode in self._episodes)
+            for file in dict.fromkeys(episode.data_file for episode in self.episodes)
         ]
         index = np.concatenate([part["index"] for part in parts])
         if not np.array_equal(index, np.arange(self.num_frames)):
@@ -124,7 +101,7 @@ class DemonstrationDataset:
         """
         if camera_key not in self.cameras:
             raise self._no_feature(camera_key, self.cameras)
-        chosen = self._episodes if episodes is None else [self._episodes[index] for index in episodes]
+        chosen = self.episodes if episodes is None else [self.episodes[index] for index in episodes]
         num_frames = sum(episode.length for episode in chosen)
         images = np.empty((num_frames, *self.features[camera_key].image_size, 3), dtype=np.uint8)
         filled = 0
@@ -133,32 +110,6 @@ class DemonstrationDataset:
                 video.read(start, images[filled : filled + length])
             filled += length
         return images
-
-    def read_frame(self, index: int) -> dict[str, Any]:
-        """One frame: vectors (D,), scalars, cameras (H, W, 3) uint8, and the instruction under "task".
-
-        The columns of numbers stay in memory after the first call.
-
-        Raises:
-            IndexError: If there is no such frame.
-            UserError: If a file is damaged.
-        """
-        if not 0 <= index < self.num_frames:
-            raise IndexError(f"frame {index} of {self.num_frames}")
-        frame: dict[str, Any] = {name: column[index] for name, column in self._columns.items()}
-        episode = self._episodes[int(frame["episode_index"])]
-        for camera in self.cameras:
-            image = np.empty((1, *self.features[camera].image_size, 3), dtype=np.uint8)
-            file, start = self._video_start(camera, episode)
-            with self._video(camera, file) as video:
-                video.read(start + index - episode.start, image)
-            frame[camera] = image[0]
-        frame["task"] = self.tasks[int(frame["task_index"])]
-        return frame
-
-    @cached_property
-    def _columns(self) -> dict[str, np.ndarray]:
-        return self.load_columns(name for name, feature in self.features.items() if feature.is_numeric)
 
     def _read_data_file(self, file: FileIndex, names: Sequence[str]) -> dict[str, np.ndarray]:
         path = self._data_path(file)
@@ -188,7 +139,7 @@ class DemonstrationDataset:
         return span.file, round(span.from_timestamp * self.fps)
 
     def _video(self, camera: str, file: FileIndex) -> VideoReader:
-        path = self.root / file.path(self._info.video_path, camera)
+        path = self.root / file.path(self._info.video_path or "", camera)
         return VideoReader(path, self.features[camera].image_size, self.fps)
 
     def _data_path(self, file: FileIndex) -> Path:
@@ -197,14 +148,14 @@ class DemonstrationDataset:
     def _check_files(self) -> None:
         """Compare the number of frames that each file holds with the episode table."""
         rows: Counter[FileIndex] = Counter()
-        for episode in self._episodes:
+        for episode in self.episodes:
             rows[episode.data_file] += episode.length
         for file, expected in rows.items():
             path = self._data_path(file)
             _compare(path, count_rows(path), expected)
         for camera in self.cameras:
             frames: Counter[FileIndex] = Counter()
-            for episode in self._episodes:
+            for episode in self.episodes:
                 frames[episode.videos[camera].file] += episode.length
             for file, expected in frames.items():
                 with self._video(camera, file) as video:

@@ -8,10 +8,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+from pydantic import BeforeValidator
+from pydantic.dataclasses import dataclass as checked_dataclass
 
 CODEBASE_VERSION = "v3.0"
 INFO_PATH = "meta/info.json"
@@ -27,6 +30,9 @@ VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.m
 SUCCESS = "next.success"
 TASK_COLUMNS = ("__index_level_0__", "task")
 """The instruction's column in tasks.parquet, an unnamed pandas index; newer LeRobot releases name it."""
+_TASK_METADATA = Path(__file__).with_name("tasks_pandas.json")
+_SPAN = ("chunk_index", "file_index", "from_timestamp", "to_timestamp")
+"""Columns of the episode table below `videos/<camera>/`."""
 
 ARROW_TYPES: dict[str, pa.DataType] = {
     "bool": pa.bool_(),
@@ -38,13 +44,20 @@ ARROW_TYPES: dict[str, pa.DataType] = {
 }
 
 
-@dataclass(frozen=True)
+def _joined(names: Any) -> Any:
+    """Names that are grouped in a mapping, one after the other."""
+    if isinstance(names, Mapping):
+        names = [name for group in names.values() for name in (group if isinstance(group, list) else [group])]
+    return [str(name) for name in names] if isinstance(names, list) else names
+
+
+@checked_dataclass(frozen=True)
 class FeatureSpec:
     """One feature of a frame: `dtype` "video" with shape (H, W, 3), or a NumPy dtype with shape (D,)."""
 
     dtype: str
     shape: tuple[int, ...]
-    names: tuple[str, ...] | None = None
+    names: Annotated[tuple[str, ...] | None, BeforeValidator(_joined)] = None
     """A name per dimension of a vector, or per axis of an image."""
 
     @property
@@ -71,24 +84,9 @@ class FeatureSpec:
         scalar = ARROW_TYPES[self.dtype]
         return scalar if self.shape == (1,) else pa.list_(scalar, self.shape[0])
 
-    def to_json(self) -> dict[str, Any]:
-        """The entry under `features` in info.json."""
-        return {"dtype": self.dtype, "shape": list(self.shape), "names": None if self.names is None else [*self.names]}
-
-    @classmethod
-    def from_json(cls, entry: Mapping[str, Any]) -> FeatureSpec:
-        """Read an entry of info.json; names grouped in a mapping are joined.
-
-        Raises:
-            KeyError, TypeError, ValueError: If the entry is malformed.
-        """
-        names = entry.get("names")
-        if isinstance(names, Mapping):
-            names = [name for group in names.values() for name in (group if isinstance(group, list) else [group])]
-        dtype, shape = str(entry["dtype"]), tuple(int(size) for size in entry["shape"])
-        if dtype == "video" and len(shape) != 3:
-            raise ValueError(f"a video of shape {shape}")
-        return cls(dtype, shape, None if names is None else tuple(str(name) for name in names))
+    def __post_init__(self) -> None:
+        if self.is_video and len(self.shape) != 3:
+            raise ValueError(f"a video of shape {self.shape}")
 
 
 DEFAULT_FEATURES = {
@@ -137,8 +135,6 @@ class Episode:
     """First frame in the dataset."""
     data_file: FileIndex
     videos: Mapping[str, VideoSpan]
-    success: bool | None = None
-    """Whether the success signal was seen; None where the dataset does not record it."""
 
     @property
     def stop(self) -> int:
@@ -168,10 +164,8 @@ def episode_row(episode: Episode, stats: Mapping[str, Mapping[str, Any]]) -> dic
         "dataset_to_index": episode.stop,
     }
     for camera, span in episode.videos.items():
-        row[f"videos/{camera}/chunk_index"] = span.file.chunk
-        row[f"videos/{camera}/file_index"] = span.file.file
-        row[f"videos/{camera}/from_timestamp"] = span.from_timestamp
-        row[f"videos/{camera}/to_timestamp"] = span.to_timestamp
+        values = (*span.file, span.from_timestamp, span.to_timestamp)
+        row.update({f"videos/{camera}/{key}": value for key, value in zip(_SPAN, values, strict=True)})
     for name, values in stats.items():
         row.update({f"stats/{name}/{key}": value for key, value in values.items()})
     row["meta/episodes/chunk_index"] = 0
@@ -180,25 +174,22 @@ def episode_row(episode: Episode, stats: Mapping[str, Mapping[str, Any]]) -> dic
 
 
 def episode_from_row(row: Mapping[str, Any], cameras: Sequence[str]) -> Episode:
-    """Inverse of `episode_row`, without statistics and success.
+    """Inverse of `episode_row`, without statistics.
 
     Raises:
         KeyError, TypeError: If a column is missing or empty.
     """
+    videos: dict[str, VideoSpan] = {}
+    for camera in cameras:
+        chunk, file, start, stop = (row[f"videos/{camera}/{key}"] for key in _SPAN)
+        videos[camera] = VideoSpan(FileIndex(int(chunk), int(file)), float(start), float(stop))
     return Episode(
         index=int(row["episode_index"]),
         tasks=tuple(row["tasks"]),
         length=int(row["length"]),
         start=int(row["dataset_from_index"]),
         data_file=FileIndex(int(row["data/chunk_index"]), int(row["data/file_index"])),
-        videos={
-            camera: VideoSpan(
-                FileIndex(int(row[f"videos/{camera}/chunk_index"]), int(row[f"videos/{camera}/file_index"])),
-                float(row[f"videos/{camera}/from_timestamp"]),
-                float(row[f"videos/{camera}/to_timestamp"]),
-            )
-            for camera in cameras
-        },
+        videos=videos,
     )
 
 
@@ -228,26 +219,7 @@ def column_to_array(column: pa.ChunkedArray, feature: FeatureSpec) -> np.ndarray
 
 def task_table(tasks: Sequence[str]) -> pa.Table:
     """tasks.parquet: the table that pandas writes for a frame of `task_index` indexed by instruction."""
-    index_column = TASK_COLUMNS[0]
-    metadata = {
-        "index_columns": [index_column],
-        "column_indexes": [_pandas_column(None, None, "unicode", "object") | {"metadata": {"encoding": "UTF-8"}}],
-        "columns": [
-            _pandas_column("task_index", "task_index", "int64", "int64"),
-            _pandas_column(None, index_column, "unicode", "object"),
-        ],
-        "creator": {"library": "pyarrow", "version": pa.__version__},
-        "pandas_version": "2.2.0",
-    }
-    schema = pa.schema([("task_index", pa.int64()), (index_column, pa.string())])
+    metadata = json.loads(_TASK_METADATA.read_text(encoding="utf-8"))
+    metadata["creator"]["version"] = pa.__version__
+    schema = pa.schema([("task_index", pa.int64()), (TASK_COLUMNS[0], pa.string())])
     return pa.table([range(len(tasks)), list(tasks)], schema=schema.with_metadata({"pandas": json.dumps(metadata)}))
-
-
-def _pandas_column(name: str | None, field_name: str | None, pandas_type: str, numpy_type: str) -> dict[str, Any]:
-    return {
-        "name": name,
-        "field_name": field_name,
-        "pandas_type": pandas_type,
-        "numpy_type": numpy_type,
-        "metadata": None,
-    }

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -88,11 +90,12 @@ class DatasetWriter:
     ) -> None:
         self.root = root.absolute()
         self.features = _all_features(features)
+        self._schema = data_schema(self.features)
         self._fps, self._crf, self._robot_type = fps, crf, robot_type
         self._given = {
             path: content for path, content in ((MODALITY_PATH, modality), (SOURCES_PATH, sources)) if content
         }
-        self._limits = {
+        self._limits: dict[str, Any] = {
             "chunks_size": chunks_size,
             "data_files_size_in_mb": data_file_mb,
             "video_files_size_in_mb": video_file_mb,
@@ -104,9 +107,9 @@ class DatasetWriter:
         self._tasks: dict[str, int] = {}
         self._rows: list[dict[str, Any]] = []
         self._num_frames = 0
-        self._data = _DataFiles(self._folder, data_schema(self.features), int(data_file_mb * 2**20), chunks_size)
+        self._data = self._numbered(DATA_PATH, "", data_file_mb, self._create_table)
         self._videos = {
-            name: _VideoFiles(self._folder, name, feature, fps, crf, int(video_file_mb * 2**20), chunks_size)
+            name: self._numbered(VIDEO_PATH, name, video_file_mb, partial(self._create_video, feature.image_size))
             for name, feature in self.features.items()
             if feature.is_video
         }
@@ -163,18 +166,41 @@ class DatasetWriter:
             seen.add(frames[name][sample_rows(length, STATISTICS_IMAGES)])
             self._image_statistics[name].merge(seen)
             stats[name] = seen.statistics()
-            spans[name] = video.write(frames[name])
+            spans[name] = self._write_video(video, frames[name])
+        arrays = [column_from_array(columns[name], self.features[name]) for name in self._schema.names]
+        self._data.with_room_for(length).write(pa.Table.from_arrays(arrays, schema=self._schema))
         episode = Episode(
             index=len(self._rows),
             tasks=(task,),
             length=length,
             start=self._num_frames,
-            data_file=self._data.write(columns, self.features),
+            data_file=self._data.index,
             videos=spans,
         )
         self._tasks.setdefault(task, len(self._tasks))
         self._rows.append(episode_row(episode, stats))
         self._num_frames += length
+
+    def _numbered(self, template: str, camera: str, limit_mb: float, create: Callable[[Path], File]) -> _Files[File]:
+        """The files of the data, or of a camera."""
+
+        def place(index: FileIndex) -> Path:
+            return self._folder / index.path(template, camera)
+
+        return _Files(place, create, int(limit_mb * 2**20), self._limits["chunks_size"])
+
+    def _create_table(self, path: Path) -> _Table:
+        return _Table(path, self._schema)
+
+    def _create_video(self, size: tuple[int, int], path: Path) -> H264Encoder:
+        return open_encoder(path, size, self._fps, self._crf)
+
+    def _write_video(self, files: _Files[H264Encoder], images: np.ndarray) -> VideoSpan:
+        encoder = files.with_room_for(len(images))
+        start = encoder.num_frames
+        for image in images:
+            encoder.write(image)
+        return VideoSpan(files.index, start / self._fps, encoder.num_frames / self._fps)
 
     def _default_columns(self, length: int, task_index: int, success: bool) -> dict[str, np.ndarray]:
         frame = np.arange(length, dtype=np.int64)
@@ -210,7 +236,7 @@ class DatasetWriter:
         return stats
 
     def _info(self) -> dict[str, Any]:
-        features = {name: feature.to_json() for name, feature in self.features.items()}
+        features = {name: asdict(feature) for name, feature in self.features.items()}
         for name in self._videos:
             features[name]["info"] = video_info(self.features[name].image_size, self._fps, self._crf)
         return {
@@ -231,82 +257,61 @@ class DatasetWriter:
         require_output(self.root, replaces=INFO_PATH, overwrite=self._overwrite)
 
 
-class _DataFiles:
-    """Parquet files of at most `limit` bytes, a row group per episode."""
+class _Table:
+    """A Parquet file with a row group per episode."""
 
-    def __init__(self, folder: Path, schema: pa.Schema, limit: int, chunks_size: int) -> None:
-        self.paths: list[Path] = []
-        self._folder, self._schema, self._limit, self._chunks_size = folder, schema, limit, chunks_size
-        self._index = FileIndex()
-        self._num_rows = 0
-        self._sink: pa.NativeFile | None = None
-        self._writer: pq.ParquetWriter | None = None
-
-    def write(self, columns: Mapping[str, np.ndarray], features: Mapping[str, FeatureSpec]) -> FileIndex:
-        arrays = [column_from_array(columns[name], features[name]) for name in self._schema.names]
-        table = pa.Table.from_arrays(arrays, schema=self._schema)
-        if self._sink is not None and _is_full(self._sink.tell(), self._num_rows, len(table), self._limit):
-            self.close()
-            self._index = self._index.next(self._chunks_size)
-        writer = self._writer or self._open()
-        writer.write_table(table)
-        self._num_rows += len(table)
-        return self._index
-
-    def close(self) -> None:
-        writer, sink = self._writer, self._sink
-        self._writer = self._sink = None
-        if writer is not None and sink is not None:
-            with sink:
-                writer.close()
-
-    def _open(self) -> pq.ParquetWriter:
-        path = self._folder / self._index.path(DATA_PATH)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.paths.append(path)
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self.num_frames = 0
         self._sink = pa.OSFile(str(path), "wb")
-        self._writer = pq.ParquetWriter(self._sink, self._schema)
-        self._num_rows = 0
-        return self._writer
+        self._writer = pq.ParquetWriter(self._sink, schema)
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes written so far."""
+        return self._sink.tell()
 
-class _VideoFiles:
-    """Video files of one camera of at most `limit` bytes, many episodes in each."""
-
-    def __init__(
-        self, folder: Path, camera: str, feature: FeatureSpec, fps: int, crf: int, limit: int, chunks_size: int
-    ) -> None:
-        self._folder, self._camera, self._size = folder, camera, feature.image_size
-        self._fps, self._crf, self._limit, self._chunks_size = fps, crf, limit, chunks_size
-        self._index = FileIndex()
-        self._encoder: H264Encoder | None = None
-
-    def write(self, images: np.ndarray) -> VideoSpan:
-        encoder = self._encoder
-        if encoder is not None and _is_full(encoder.num_bytes, encoder.num_frames, len(images), self._limit):
-            self.close()
-            self._index = self._index.next(self._chunks_size)
-        encoder = self._encoder or self._open()
-        start = encoder.num_frames
-        for image in images:
-            encoder.write(image)
-        return VideoSpan(self._index, start / self._fps, encoder.num_frames / self._fps)
+    def write(self, table: pa.Table) -> None:
+        """Append one episode."""
+        self._writer.write_table(table)
+        self.num_frames += len(table)
 
     def close(self) -> None:
-        encoder, self._encoder = self._encoder, None
-        if encoder is not None:
-            encoder.close()
-
-    def _open(self) -> H264Encoder:
-        path = self._folder / self._index.path(VIDEO_PATH, self._camera)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._encoder = open_encoder(path, self._size, self._fps, self._crf)
-        return self._encoder
+        """Finish the file."""
+        with self._sink:
+            self._writer.close()
 
 
-def _is_full(num_bytes: int, num_frames: int, num_new_frames: int, limit: int) -> bool:
-    """Whether new frames of the average size so far would reach the limit."""
-    return num_bytes * (1 + num_new_frames / num_frames) >= limit
+File = TypeVar("File", _Table, H264Encoder)
+
+
+class _Files(Generic[File]):
+    """Numbered files of at most `limit` bytes, with many whole episodes in each."""
+
+    def __init__(self, place: Callable[[FileIndex], Path], create: Callable[[Path], File], limit: int, per_chunk: int):
+        self.paths: list[Path] = []
+        self.index = FileIndex()
+        """Of the file that was last given."""
+        self._place, self._create, self._limit, self._per_chunk = place, create, limit, per_chunk
+        self._file: File | None = None
+
+    def with_room_for(self, num_frames: int) -> File:
+        """The file for the next episode: a new one where frames of the average size so far would reach the limit."""
+        file = self._file
+        if file is not None and file.num_bytes * (1 + num_frames / file.num_frames) >= self._limit:
+            self.close()
+            self.index = self.index.next(self._per_chunk)
+        if self._file is None:
+            path = self._place(self.index)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.paths.append(path)
+            self._file = self._create(path)
+        return self._file
+
+    def close(self) -> None:
+        """Finish the file that is open."""
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()
 
 
 def _all_features(features: Mapping[str, FeatureSpec]) -> dict[str, FeatureSpec]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
+from regrasp.config.parse import refusal
 from regrasp.config.types import BLOCK, Expect, Name, Names, PositiveInt
 from regrasp.envs.config import EnvConfig, EvalEnvConfig, InitParams, TrainEnvConfig
 from regrasp.envs.mapping_config import MappingConfig
+
+_SIZE = {"height", "width"}
 
 
 @dataclass(frozen=True, config=BLOCK)
@@ -52,6 +55,19 @@ class IsaacLabInitParams(InitParams):
     hold_action: Literal["last", "zero"] = "last"
     """What an environment executes after its end: `last` suits absolute targets, `zero` relative ones."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _size_of_cameras(cls, values: Any) -> Any:
+        """RLinf gives each camera a block `{height, width}`; here one size holds for all."""
+        if not isinstance(values, dict):
+            return values
+        cameras = {key: block for key, block in values.items() if isinstance(block, dict) and set(block) == _SIZE}
+        sizes = {(block["height"], block["width"]) for block in cameras.values()}
+        if len(sizes) > 1:
+            raise refusal("Cameras of different sizes", cameras, "the same height and width for all cameras")
+        own = {key: value for key, value in values.items() if key not in cameras}
+        return own if own.get("camera_size") or not sizes else own | {"camera_size": list(sizes.pop())}
+
 
 @dataclass(frozen=True, config=BLOCK)
 class IsaacLabEnvConfig(EnvConfig):
@@ -59,7 +75,14 @@ class IsaacLabEnvConfig(EnvConfig):
 
     init_params: IsaacLabInitParams
     """What Isaac Lab is started with."""
-    mapping: IsaacLabMapping
+    mapping: Annotated[
+        IsaacLabMapping,
+        Expect(
+            "a block with the keys main_images, states, action_mapping and others (docs/configuration.md), which RLinf"
+            " has in its code for tasks of its own; the experiments isaaclab_stack_cube_ppo_groot and"
+            " isaaclab_ppo_gr00t_assemble_trocar have one"
+        ),
+    ]
     """Observations and actions; `isaaclab` is another name of this block."""
 
 

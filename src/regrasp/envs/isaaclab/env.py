@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ from regrasp.envs.env_type import EnvType, TaskRow
 from regrasp.envs.isaaclab import task_packages
 from regrasp.envs.isaaclab.catalog import evaluation_task, is_lab_task
 from regrasp.envs.isaaclab.child.options import TaskOptions
-from regrasp.envs.isaaclab.config import IsaacLabEnvConfig, IsaacLabEvalConfig, IsaacLabMapping, IsaacLabTrainConfig
+from regrasp.envs.isaaclab.config import IsaacLabEnvConfig, IsaacLabEvalConfig, IsaacLabTrainConfig
 from regrasp.errors import UserError
 
 if TYPE_CHECKING:
@@ -51,10 +52,10 @@ class IsaacLab(EnvType[IsaacLabEnvConfig]):
             name,
             max_chunk,
             factory="regrasp.envs.isaaclab.child.main:create",
-            settings={"options": task_options(config, name, seed).to_json()},
+            settings={"options": asdict(task_options(config, name, seed))},
             num_workers=1,
         )
-        for note in env.notes:
+        for note in env.spec.notes:
             _log.warning("env.%s (%s): %s", name, env.spec.task_id, note)
         return env
 
@@ -87,29 +88,15 @@ class IsaacLab(EnvType[IsaacLabEnvConfig]):
                 expected="1 or null",
                 fix=f"raise env.{name}.total_num_envs: they step together on the GPU",
             )
-        if (mapping.instruction_key is None) != (not mapping.instructions):
+        sources = {key: getattr(mapping, key) for key in ("task_description", "instruction_key", "instructions")}
+        if [bool(source) for source in sources.values()] not in ([True, False, False], [False, True, True]):
             raise UserError(
-                "An instruction is chosen by an observation among given ones",
-                key=f"env.{name}.mapping.instructions",
-                value=list(mapping.instructions),
-                expected="instruction_key and instructions together, or neither",
-                fix="give both, or the one instruction as task_description",
-            )
-        if mapping.task_description is None and mapping.instruction_key is None:
-            raise UserError(
-                "The policy has no instruction: Isaac Lab tasks carry none",
-                key=f"env.{name}.mapping.task_description",
-                value=None,
-                expected="a sentence, as in the demonstrations that the policy was trained on",
-                fix="write it, or choose among several by instruction_key and instructions",
-            )
-        if mapping.task_description is not None and mapping.instruction_key is not None:
-            raise UserError(
-                "Two sources of the instruction",
-                key=f"env.{name}.mapping.task_description",
-                value=mapping.task_description,
-                expected="task_description, or instruction_key with instructions",
-                fix="set task_description to null",
+                "The policy needs its instruction from one source: Isaac Lab tasks carry none",
+                key=f"env.{name}.mapping",
+                value=sources,
+                expected="task_description, a sentence as in the demonstrations that the policy was trained on; or"
+                " instruction_key and instructions, from which an observation chooses",
+                fix="give the one or the other",
             )
         if config.video_cfg.save_video and mapping.main_images is None:
             raise UserError(
@@ -155,29 +142,15 @@ class IsaacLab(EnvType[IsaacLabEnvConfig]):
 def task_options(config: IsaacLabEnvConfig, name: str, seed: int) -> TaskOptions:
     """What the simulator's process is told of `env.<name>`, and the seed under which it is to be built."""
     mapping, init = config.mapping, config.init_params
-    return TaskOptions(
-        location=f"env.{name}",
-        task_id=init.id,
-        max_episode_steps=config.max_episode_steps,
-        ignore_terminations=config.ignore_terminations,
-        seed=seed,
-        device=init.device,
-        headless=init.headless,
-        cameras=mapping.main_images is not None,
-        camera_size=init.camera_size,
-        presets=init.presets,
-        hold_action=init.hold_action,
-        observation_names=_observation_names(mapping),
-        video_camera=mapping.main_images,
-        reward_source=mapping.reward_source,
-        success_term=mapping.success_term,
-        zero_weight_terms=mapping.call_zero_weight_terms,
-        instruction_key=mapping.instruction_key,
-        instructions=mapping.instructions,
-    )
-
-
-def _observation_names(mapping: IsaacLabMapping) -> tuple[str, ...]:
     cameras = (mapping.main_images, *mapping.extra_view_images)
-    states = (entry.key for entry in mapping.states)
-    return tuple(name for name in (*cameras, *states, mapping.instruction_key) if name is not None)
+    names = (*cameras, *(entry.key for entry in mapping.states), mapping.instruction_key)
+    own = {
+        "location": f"env.{name}",
+        "seed": seed,
+        "max_episode_steps": config.max_episode_steps,
+        "ignore_terminations": config.ignore_terminations,
+        "cameras": mapping.main_images is not None,
+        "observation_names": tuple(name for name in names if name is not None),
+    }
+    values = vars(init) | vars(mapping) | own
+    return TaskOptions(**{field.name: values[field.name] for field in fields(TaskOptions)})

@@ -44,7 +44,7 @@ class IsaacLabVecEnv(RemoteVecEnv):
         if self._lowest < self._highest:
             self._num_judged = self._num_needed
         elif self._num_judged >= self._num_needed:
-            doubts = "; ".join(self.reward_doubts) or "the policy never reaches what the task rewards"
+            doubts = "; ".join(self.spec.reward_doubts) or "the policy never reaches what the task rewards"
             _log.warning(
                 "%s: every reward so far was %g, so there is nothing to learn from. Likely cause: %s.",
                 self.spec.task_id,

@@ -11,28 +11,15 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
 
 import numpy as np
 
 from regrasp.device import available_cores
 from regrasp.envs.mujoco.backend import require_backend
+from regrasp.envs.scenes import Scenes
 from regrasp.errors import SimulatorError
 
 _PIECE = 500
-
-
-@dataclass(frozen=True)
-class Scenes:
-    """N scenes of one task."""
-
-    instructions: tuple[str, ...]
-    images: np.ndarray
-    """(N, H, W, 3) uint8."""
-    positions: np.ndarray
-    """(N, I, S, 2) float32 metres: xy of the S objects that each instruction names; NaN past the last one."""
-    pixels: np.ndarray
-    """(N, I, S, 2) float32: the same objects in the image, (0, 0) top left and (1, 1) bottom right."""
 
 
 def render_scenes(task_id: str, num_scenes: int, seed: int, on_progress: Callable[[int], None] | None = None) -> Scenes:

@@ -11,7 +11,7 @@ import numpy as np
 from regrasp.envs.mujoco.catalog import TASK_IDS, TASK_OPTIONS, load_class
 from regrasp.envs.mujoco.renderer import Renderer
 from regrasp.envs.mujoco.task import Task
-from regrasp.envs.process.simulator import Outcome, Simulator, SimulatorSpec
+from regrasp.envs.process.simulator import ArraySpec, Outcome, Simulator, SimulatorSpec
 
 CAMERA_GROUP = "camera_images/"
 VECTOR_GROUP = "policy/"
@@ -36,10 +36,8 @@ def create_task(task_id: str, options: Mapping[str, Any] | None = None) -> Task:
 
 def describe_task(task: Task, max_episode_steps: int) -> SimulatorSpec:
     """What the simulator of a task offers."""
-    raw: dict[str, tuple[tuple[int, ...], str]] = {
-        CAMERA_GROUP + camera.name: ((camera.height, camera.width, 3), "uint8") for camera in task.cameras
-    }
-    raw |= {VECTOR_GROUP + name: ((width,), "float32") for name, width in task.vectors.items()}
+    raw = {CAMERA_GROUP + camera.name: ArraySpec((camera.height, camera.width, 3), "uint8") for camera in task.cameras}
+    raw |= {VECTOR_GROUP + name: ArraySpec((width,), "float32") for name, width in task.vectors.items()}
     return SimulatorSpec(
         task_id=task.task_id,
         raw_observations=raw,

@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 import traceback
+from dataclasses import asdict
 from typing import Any
 
 from regrasp.envs.chunk import COMMANDS, ChunkRunner
@@ -61,7 +62,7 @@ def _serve(sock: socket.socket) -> None:
             reply: dict[str, Any] = {"ok": True}
             if message["op"] == "hello":
                 runner = _create(**message["arguments"])
-                reply["spec"] = runner.describe().to_json()
+                reply["spec"] = asdict(runner.describe())
             else:
                 assert runner is not None, "the first command is hello"
                 _execute(sock, runner, message)

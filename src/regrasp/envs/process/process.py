@@ -17,7 +17,7 @@ import regrasp
 from regrasp.envs.config import TimeoutsConfig
 from regrasp.envs.process import protocol
 from regrasp.envs.process.output import OutputTail
-from regrasp.envs.process.simulator import SimulatorSpec, spec_from_json
+from regrasp.envs.process.simulator import SimulatorSpec, with_tuples
 from regrasp.errors import SimulatorError, UserError
 
 _PACKAGE = Path(regrasp.__file__).parent
@@ -112,7 +112,7 @@ class SimulatorProcess:
 
     def wait_until_ready(self) -> SimulatorSpec:
         """Wait for the simulator to start and return what it offers."""
-        return spec_from_json(self.finish()["spec"])
+        return SimulatorSpec(**with_tuples(self.finish()["spec"]))
 
     def begin(self, op: str, shared: protocol.SharedArrays | None = None, **arguments: Any) -> None:
         """Send a command, with the arrays that it is about, without waiting for the reply; `finish` waits."""

@@ -20,13 +20,13 @@ from typing import Any
 
 import numpy as np
 
+from regrasp.envs.process.simulator import ArraySpec
+
 VERSION = 1
 _HEADER = struct.Struct("!I")
 _ALIGNMENT = 64
 
 Message = dict[str, Any]
-ArrayShapes = Mapping[str, tuple[tuple[int, ...], str]]
-"""Array name to (shape, dtype name)."""
 
 
 class ConnectionClosedError(ConnectionError):
@@ -82,7 +82,7 @@ class SharedArrays:
         }
 
     @classmethod
-    def create(cls, shapes: ArrayShapes) -> SharedArrays:
+    def create(cls, shapes: Mapping[str, ArraySpec]) -> SharedArrays:
         """Allocate zeroed arrays of the given shapes."""
         layout: dict[str, dict[str, Any]] = {}
         offset = 0
@@ -120,6 +120,5 @@ class SharedArrays:
         return shared.arrays
 
     def close(self) -> None:
-        """Close the descriptor; the mapping goes when the last array does."""
-        self.arrays.clear()
+        """Close the descriptor, when the other side has the arrays; the mapping goes when the last of them does."""
         os.close(self.descriptor)

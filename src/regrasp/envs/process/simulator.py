@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
+
+
+class ArraySpec(NamedTuple):
+    """Shape (without the environment axis) and NumPy dtype name of one raw observation."""
+
+    shape: tuple[int, ...]
+    dtype: str
 
 
 @dataclass(frozen=True)
@@ -15,13 +22,17 @@ class SimulatorSpec:
     """Sizes and abilities, told to the parent as JSON before any array exists."""
 
     task_id: str
-    raw_observations: dict[str, tuple[tuple[int, ...], str]]
-    """`group/key` to (shape of one environment, dtype name)."""
+    raw_observations: Mapping[str, ArraySpec]
+    """Every observation, by `group/key`."""
     action_dim: int
+    """Width of an action, after the action mapping."""
     instructions: tuple[str, ...]
+    """Every instruction that an episode can carry, for tables by instruction."""
     step_seconds: float
+    """Simulated seconds per environment step."""
     max_episode_steps: int
-    state_size: int
+    """An episode is truncated after this many environment steps."""
+    state_size: int = 0
     """Number of float64 that hold one environment's complete state; 0 where it cannot be saved."""
     info: tuple[str, ...] = ()
     """Names of further float measures per environment."""
@@ -35,24 +46,15 @@ class SimulatorSpec:
     reward_doubts: tuple[str, ...] = ()
     """What may be wrong if the reward turns out to be constant."""
 
-    def to_json(self) -> dict[str, Any]:
-        """The spec as plain JSON types."""
-        return asdict(self)
+    def __post_init__(self) -> None:
+        """Take plain pairs of shape and dtype too, as JSON has them."""
+        raw = {key: ArraySpec(tuple(shape), dtype) for key, (shape, dtype) in self.raw_observations.items()}
+        object.__setattr__(self, "raw_observations", raw)
 
 
-def spec_from_json(data: Mapping[str, Any]) -> SimulatorSpec:
-    """The inverse of `SimulatorSpec.to_json`."""
-    raw = {key: (tuple(shape), dtype) for key, (shape, dtype) in data["raw_observations"].items()}
-    return SimulatorSpec(
-        **{
-            **data,
-            "raw_observations": raw,
-            "instructions": tuple(data["instructions"]),
-            "info": tuple(data["info"]),
-            "notes": tuple(data["notes"]),
-            "reward_doubts": tuple(data["reward_doubts"]),
-        }
-    )
+def with_tuples(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The values with tuples for lists, which JSON made of them."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
 
 
 @dataclass(frozen=True)

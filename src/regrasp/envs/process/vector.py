@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import contextlib
 import itertools
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,11 +17,11 @@ from torch import Tensor
 from regrasp.device import available_cores
 from regrasp.envs.chunk import INFO, OBSERVATION, shared_arrays
 from regrasp.envs.config import EnvConfig
-from regrasp.envs.contract import ArraySpec, Capabilities, EnvSpec, Observation, Step, VecEnv
+from regrasp.envs.contract import Capabilities, EnvSpec, Observation, Step, VecEnv
 from regrasp.envs.mapping import ObservationMapping
 from regrasp.envs.process.process import SimulatorProcess
 from regrasp.envs.process.protocol import SharedArrays
-from regrasp.envs.process.simulator import SimulatorSpec
+from regrasp.envs.process.simulator import ArraySpec
 from regrasp.errors import TrainingHaltedError
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "LP_NUM_THREADS")
@@ -57,8 +58,7 @@ class RemoteVecEnv(VecEnv):
         bounds = [i * num_envs // num_workers for i in range(num_workers + 1)]
         self._slices = [slice(start, stop) for start, stop in itertools.pairwise(bounds)]
         self._max_chunk = max_chunk
-        self._shared: SharedArrays | None = None
-        self._recording: SharedArrays | None = None
+        self._frames: np.ndarray | None = None
         self._workers: list[SimulatorProcess] = []
         threads = dict.fromkeys(_THREAD_VARIABLES, "1")
         try:
@@ -78,45 +78,35 @@ class RemoteVecEnv(VecEnv):
             capabilities = Capabilities(
                 **simulator.capabilities, saves_state=simulator.state_size > 0, has_expert=simulator.has_expert
             )
-            self._mapping = ObservationMapping(config.mapping, _array_specs(simulator), f"env.{name}.mapping")
+            self._mapping = ObservationMapping(config.mapping, simulator.raw_observations, f"env.{name}.mapping")
             self._shapes = shared_arrays(simulator, max_chunk, self._mapping.keys)
             self._arrays = self._attach()
         except BaseException:
             self.close(deadline=1.0)
             raise
-        self._info = simulator.info
-        self.notes = simulator.notes
-        self.reward_doubts = simulator.reward_doubts
         self.capabilities = capabilities
         self.spec = EnvSpec(
-            task_id=simulator.task_id,
+            **vars(simulator),
             num_envs=num_envs,
-            raw_observations=_array_specs(simulator),
-            action_dim=simulator.action_dim,
-            instructions=simulator.instructions,
-            step_seconds=simulator.step_seconds,
-            max_episode_steps=simulator.max_episode_steps,
             state_dim=self._mapping.state_dim,
             cameras=self._mapping.camera_names,
         )
 
     def _attach(self) -> dict[str, np.ndarray]:
         """Share arrays of all environments, of which each worker maps its part."""
-        shapes = {key: ((self._slices[-1].stop, *shape), dtype) for key, (shape, dtype) in self._shapes.items()}
-        shared = SharedArrays.create(shapes)
-        for worker, part in zip(self._workers, self._slices, strict=True):
-            worker.begin("attach", shared.part(part))
-        self._finish(self._workers)
-        if self._shared is not None:
-            self._shared.close()
-        self._shared = shared
+        count = self._slices[-1].stop
+        shapes = {name: ArraySpec((count, *shape), dtype) for name, (shape, dtype) in self._shapes.items()}
+        with contextlib.closing(SharedArrays.create(shapes)) as shared:
+            for worker, part in zip(self._workers, self._slices, strict=True):
+                worker.begin("attach", shared.part(part))
+            self._finish(self._workers)
         return shared.arrays
 
     def share_vectors(self) -> None:
         """Share new arrays, with every observation that is no image among them; see `VecEnv.share_vectors`."""
         for key, spec in self.spec.raw_observations.items():
             if len(spec.shape) < _IMAGE_AXES:
-                self._shapes[OBSERVATION + key] = (spec.shape, spec.dtype)
+                self._shapes[OBSERVATION + key] = spec
         self._arrays = self._attach()
 
     def raw_observation(self) -> dict[str, Tensor]:
@@ -160,10 +150,8 @@ class RemoteVecEnv(VecEnv):
             terminated=self._copy("terminated"),
             truncated=self._copy("truncated"),
             success=self._copy("success"),
-            frames=None
-            if self._recording is None
-            else torch.from_numpy(self._recording.arrays["frames"][:, :num_steps]),
-            info={name: self._copy(INFO + name) for name in self._info},
+            frames=None if self._frames is None else torch.from_numpy(self._frames[:, :num_steps]),
+            info={name: self._copy(INFO + name) for name in self.spec.info},
         )
 
     def expert_actions(self) -> Tensor:
@@ -176,17 +164,14 @@ class RemoteVecEnv(VecEnv):
         """Ask for frames, in ascending order of `env_ids`; see `VecEnv.record`."""
         assert all(0 <= i < self.spec.num_envs for i in env_ids)
         recorded = sorted(env_ids)
-        shared = None
-        if recorded:
-            shared = SharedArrays.create({"frames": ((len(recorded), self._max_chunk, height, width, 3), "uint8")})
-        for worker, part in zip(self._workers, self._slices, strict=True):
-            start, stop = (bisect.bisect_left(recorded, bound) for bound in (part.start, part.stop))
-            rows = [row - part.start for row in recorded[start:stop]]
-            worker.begin("record", shared.part(slice(start, stop)) if shared and rows else None, rows=rows)
-        self._finish(self._workers)
-        if self._recording is not None:
-            self._recording.close()
-        self._recording = shared
+        frames = ArraySpec((len(recorded), self._max_chunk, height, width, 3), "uint8")
+        with contextlib.closing(SharedArrays.create({"frames": frames})) as shared:
+            for worker, part in zip(self._workers, self._slices, strict=True):
+                start, stop = (bisect.bisect_left(recorded, bound) for bound in (part.start, part.stop))
+                rows = [row - part.start for row in recorded[start:stop]]
+                worker.begin("record", shared.part(slice(start, stop)) if rows else None, rows=rows)
+            self._finish(self._workers)
+        self._frames = shared.arrays["frames"] if recorded else None
 
     def state_dict(self) -> dict[str, Tensor]:
         """Simulator states (N, S) float64."""
@@ -208,11 +193,7 @@ class RemoteVecEnv(VecEnv):
             worker.request_close()
         for worker in self._workers:
             worker.close(end - time.monotonic())
-        self._workers = []
-        for shared in (self._shared, self._recording):
-            if shared is not None:
-                shared.close()
-        self._shared = self._recording = None
+        self._workers, self._arrays, self._frames = [], {}, None
 
     def _all(self, op: str, **arguments: Any) -> None:
         for worker in self._workers:
@@ -240,7 +221,3 @@ def _as_they_reply(workers: Sequence[SimulatorProcess]) -> Iterator[SimulatorPro
         first = next(iter(waiting))
         for descriptor in wait(list(waiting), waiting[first].seconds_left) or [first]:
             yield waiting.pop(descriptor)  # pyright: ignore[reportArgumentType] - integers went in
-
-
-def _array_specs(simulator: SimulatorSpec) -> dict[str, ArraySpec]:
-    return {key: ArraySpec(tuple(shape), dtype) for key, (shape, dtype) in simulator.raw_observations.items()}

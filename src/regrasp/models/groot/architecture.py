@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from pydantic.dataclasses import dataclass
 
+from regrasp.config.problems import not_a_multiple
 from regrasp.config.types import BLOCK, NEW_EMBODIMENT, NonNegativeInt, PositiveInt
 from regrasp.errors import UserError
 from regrasp.models.config import ModelConfig
@@ -78,17 +79,11 @@ class ArchitectureConfig:
             ("image_size", "patch_size"),
             ("vision_width", "vision_heads"),
             ("head_width", "head_heads"),
+            ("language_width", "head_heads"),
             ("language_heads", "language_kv_heads"),
         ):
-            value, by = getattr(self, name), getattr(self, divisor)
-            if value % by:
-                yield UserError(
-                    "Not divisible",
-                    key=f"{_KEY}.{name}",
-                    value=value,
-                    expected=f"a multiple of {_KEY}.{divisor} ({by})",
-                    fix=f"set {_KEY}.{name}={max(1, round(value / by)) * by}",
-                )
+            divisor_key = f"{_KEY}.{divisor}"
+            yield from not_a_multiple(f"{_KEY}.{name}", getattr(self, name), divisor_key, getattr(self, divisor))
         for key, names in inputs.items():
             slot = names.embodiment_tag_id
             if slot is None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 from regrasp.checkpoint.hub_folder import StoredTensor, list_safetensors
 from regrasp.errors import UserError
@@ -124,18 +125,11 @@ def preview_groot(folder: Path, rl: GrootModelConfig, inputs: InputNames | None 
     return policy
 
 
-def published_shapes(config: GrootConfig) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the tensors that a model folder holds, without what RL adds."""
+def published_layout(config: GrootConfig) -> dict[str, Tensor]:
+    """The tensors that a model folder holds, without what RL adds, on the meta device."""
     with torch.device("meta"):
-        parts = {
-            "backbone": Backbone(config.eagle_cfg),
-            "action_head": ActionHead(config.action_head_cfg, use_dropout=False),
-        }
-    return {
-        f"{part}.{name}": tuple(tensor.shape)
-        for part, module in parts.items()
-        for name, tensor in module.state_dict().items()
-    }
+        backbone, head = Backbone(config.eagle_cfg), ActionHead(config.action_head_cfg, use_dropout=False)
+    return backbone.state_dict(prefix="backbone.") | head.state_dict(prefix="action_head.")
 
 
 def published_tensors(stored: Mapping[str, T], folder: Path) -> dict[str, T]:

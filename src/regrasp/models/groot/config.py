@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, field, replace
+from dataclasses import asdict, replace
 from typing import Any, Literal, Self
 
 from pydantic import ConfigDict
@@ -39,6 +39,20 @@ _GIVE_EAGLE = (
 )
 _BLOCK = ConfigDict(strict=True, extra="ignore")
 """A published file also has keys that do not change the network: training flags, dtypes, versions."""
+
+
+def _check_multiple(block: str, config: Any, name: str, divisor: str) -> None:
+    value, by = getattr(config, name), getattr(config, divisor)
+    if value % by:
+        raise _wrong_size(f"{block}.{name}", value, f"a multiple of {divisor}, {by}")
+
+
+def _wrong_size(key: str, value: Any, expected: str) -> UserError:
+    return UserError("A size that no network can have", key=key, value=value, expected=expected)
+
+
+def _unsupported(key: str, value: Any, expected: Any) -> UserError:
+    return UserError("A GR00T variant that is not supported", key=key, value=value, expected=str(expected))
 
 
 @dataclass(frozen=True, config=_BLOCK)
@@ -85,8 +99,8 @@ class LanguageConfig:
 class EagleConfig:
     """The vision-language model, which the published config.json names by path only."""
 
-    vision_config: VisionConfig = field(default_factory=VisionConfig)
-    text_config: LanguageConfig = field(default_factory=LanguageConfig)
+    vision_config: VisionConfig = VisionConfig()
+    text_config: LanguageConfig = LanguageConfig()
     image_token_index: NonNegativeInt = 151669
     pad_token_index: NonNegativeInt = 151643
 
@@ -153,14 +167,6 @@ class DiffusionConfig(TransformerConfig):
     norm_type: Literal["ada_norm"] = "ada_norm"
 
 
-def _published_diffusion() -> DiffusionConfig:
-    return DiffusionConfig(attention_head_dim=48, num_attention_heads=32, num_layers=16)
-
-
-def _published_self_attention() -> TransformerConfig:
-    return TransformerConfig(attention_head_dim=64, num_attention_heads=32, num_layers=4)
-
-
 @dataclass(frozen=True, config=_BLOCK)
 class ActionHeadConfig:
     """`action_head_cfg` of the published config.json."""
@@ -182,8 +188,8 @@ class ActionHeadConfig:
     num_target_vision_tokens: NonNegativeInt = 32
     num_timestep_buckets: PositiveInt = 1000
     use_vlln: Literal[True] = True
-    diffusion_model_cfg: DiffusionConfig = field(default_factory=_published_diffusion)
-    vl_self_attention_cfg: TransformerConfig = field(default_factory=_published_self_attention)
+    diffusion_model_cfg: DiffusionConfig = DiffusionConfig(48, 32, num_layers=16)
+    vl_self_attention_cfg: TransformerConfig = TransformerConfig(64, 32, num_layers=4)
 
 
 @dataclass(frozen=True, config=_BLOCK)
@@ -198,9 +204,9 @@ class GrootConfig:
     action_dim: PositiveInt = 32
     action_horizon: PositiveInt = 16
     hidden_size: PositiveInt = 2048
-    backbone_cfg: BackboneConfig = field(default_factory=BackboneConfig)
-    action_head_cfg: ActionHeadConfig = field(default_factory=ActionHeadConfig)
-    eagle_cfg: EagleConfig = field(default_factory=EagleConfig)
+    backbone_cfg: BackboneConfig = BackboneConfig()
+    action_head_cfg: ActionHeadConfig = ActionHeadConfig()
+    eagle_cfg: EagleConfig = EagleConfig()
 
     def __post_init__(self) -> None:
         head, language = self.action_head_cfg, self.eagle_cfg.text_config
@@ -227,11 +233,6 @@ class GrootConfig:
         return replace(self, action_head_cfg=replace(self.action_head_cfg, num_inference_timesteps=num_steps))
 
     @classmethod
-    def n1_5(cls) -> Self:
-        """The published GR00T N1.5 3B."""
-        return cls()
-
-    @classmethod
     def tiny(cls, architecture: Any) -> Self:
         """A small configuration of the same architecture.
 
@@ -239,8 +240,6 @@ class GrootConfig:
             architecture: Any object with the attributes of the `pretrain.architecture` block.
         """
         a = architecture
-        if a.head_width % a.head_heads or a.vision_width % a.vision_heads or a.language_width % a.head_heads:
-            raise UserError("Widths that their numbers of attention heads do not divide", key="pretrain.architecture")
         diffusion = DiffusionConfig(
             attention_head_dim=a.head_width // a.head_heads,
             num_attention_heads=a.head_heads,
@@ -337,17 +336,3 @@ class GrootConfig:
             if assumes_eagle and error.key in _EAGLE_DECIDES:
                 raise UserError(**{**error.fields(), "fix": _GIVE_EAGLE}) from None
             raise
-
-
-def _check_multiple(block: str, config: Any, name: str, divisor: str) -> None:
-    value, by = getattr(config, name), getattr(config, divisor)
-    if value % by:
-        raise _wrong_size(f"{block}.{name}", value, f"a multiple of {divisor}, {by}")
-
-
-def _wrong_size(key: str, value: Any, expected: str) -> UserError:
-    return UserError("A size that no network can have", key=key, value=value, expected=expected)
-
-
-def _unsupported(key: str, value: Any, expected: Any) -> UserError:
-    return UserError("A GR00T variant that is not supported", key=key, value=value, expected=str(expected))

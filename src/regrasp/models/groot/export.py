@@ -21,13 +21,13 @@ from regrasp.errors import UserError
 from regrasp.folders import atomic_folder, require_output
 from regrasp.logging.progress import progress
 from regrasp.models.config import CONFIG_FILE, ExportOptions
-from regrasp.models.groot.checkpoint import load_config, published_shapes, published_tensors
+from regrasp.models.groot.checkpoint import load_config, published_layout, published_tensors
 from regrasp.models.groot.config import GrootConfig
 from regrasp.models.groot.policy import RL_PARTS
 from regrasp.models.groot.processing.metadata import METADATA_FILE
 from regrasp.models.groot.processing.processor import PROCESSOR_FILE
 from regrasp.models.groot.processing.tokenizer import load_tokenizer, save_tokenizer
-from regrasp.models.weights import check_kinds, check_shapes, dtype_of, read_json, write_json
+from regrasp.models.weights import check_tensors, dtype_of, read_json, write_json
 
 Source = StoredTensor | Tensor
 _PUBLISHED_KEYS = {
@@ -113,9 +113,7 @@ def _exported_tensors(options: ExportOptions, config: GrootConfig, trained: Path
     tensors = published_tensors(given, origin)
     extras = {name: tensor for name, tensor in tensors.items() if name.split(".")[0] in RL_PARTS}
     policy = {name: tensors[name] for name in sorted(tensors.keys() - extras.keys())}
-    check_shapes(published_shapes(config), {name: tensor.shape for name, tensor in policy.items()}, file=origin)
-    found = {name: tensor.dtype for name, tensor in policy.items()}
-    check_kinds(dict.fromkeys(found, torch.float32), found, file=origin)
+    check_tensors(published_layout(config), policy, file=origin)
     if options.with_value_head and not extras:
         raise UserError("There is no value head to keep", file=origin, key="--with_value_head")
     return {**policy, **extras} if options.with_value_head else policy

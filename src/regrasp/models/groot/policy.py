@@ -12,7 +12,7 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 
 from regrasp.algorithms import flow
-from regrasp.algorithms.noise_color import NoiseColor, noise_color
+from regrasp.algorithms.noise_color import NoiseColor
 from regrasp.device import send
 from regrasp.envs.contract import Observation
 from regrasp.errors import UserError
@@ -64,9 +64,7 @@ class GrootPolicy(Policy):
         self.settings = settings
         self._rl = settings.rl_head_config
         self.noise_level = self._rl.noise_level
-        self._color: NoiseColor | None = None
-        if self._rl.noise_color:
-            self._color = noise_color(self._rl.noise_color, head.action_horizon)
+        self._color = NoiseColor(self._rl.noise_color, head.action_horizon) if self._rl.noise_color else None
         self._modulations: Tensor | None = None
         self.begin_update(0)
         widths = (head.backbone_embedding_dim, head.input_embedding_dim)
@@ -256,8 +254,7 @@ class GrootPolicy(Policy):
         if not deterministic:
             joint = self._rl.joint_logprob
             step_noise = send(noise.normal("step", *((num_steps, *shape) if joint else shape)), device)
-            step = None if joint else send(noise.integers("index", self._num_stochastic_steps), device)
-        self._move_color(device)
+            step = None if joint else send(noise.integers("index", num_steps - self._rl.skips_last), device)
         initial = send(noise.normal("initial", *shape), device)
         chunk, log_probs, chain, *values = self._sample(
             features["context"], features["state"], initial, step_noise, step, self.noise_level
@@ -285,34 +282,24 @@ class GrootPolicy(Policy):
         Deterministic without `step_noise`.
         """
         decision = self._read(context, state)
-        denoised = flow.denoise(
-            self._velocity_fn(decision.cache),
-            initial_noise,
-            self.settings.denoising_steps,
-            noise_method=self._rl.noise_method,
-            noise_level=noise_level,
-            color=self._color,
-            step_noise=step_noise,
-            stochastic_step=step,
-            learned_std_fn=self._std_fn(decision),
-            deterministic=step_noise is None,
-        )
+        velocity, num_steps = self._velocity_fn(decision.cache), self.settings.denoising_steps
+        if step_noise is None:
+            denoised = flow.denoise_ode(velocity, initial_noise, num_steps)
+        else:
+            rule = self._step_rule(decision, noise_level)
+            denoised = flow.denoise(velocity, initial_noise, num_steps, rule, step_noise, step)
         values = () if self.value_head is None else (self.value_head(decision.context, decision.state),)
         return denoised.actions, denoised.log_probs, denoised.chain, *values
 
     def evaluate(self, features: TensorDict, trace: TensorDict) -> Evaluation:
         """Log-probabilities of stored denoising chains, and values."""
         decision = self._read(features["context"], features["state"])
-        self._move_color(features["state"].device)
         evaluated = flow.evaluate_chain(
             self._velocity_fn(decision.cache),
             trace["chain"],
             None if self._rl.joint_logprob else trace["step"],
-            noise_method=self._rl.noise_method,
-            noise_level=self.noise_level,
-            color=self._color,
-            learned_std_fn=self._std_fn(decision),
-            with_entropy=self._rl.noise_method == "flow_noise",
+            self._step_rule(decision, self.noise_level),
+            with_entropy=self.noise_net is not None,
         )
         return Evaluation(
             log_probs=self._executed(evaluated.log_probs),
@@ -330,9 +317,7 @@ class GrootPolicy(Policy):
     def decode(self, features: TensorDict, initial_noise: Tensor) -> Tensor:
         """Denoise the given initial noise (B, H, max_action_dim) without further noise."""
         velocity = self._velocity_fn(self._read(features["context"], features["state"]).cache)
-        num_steps = self.settings.denoising_steps
-        denoised = flow.denoise(velocity, initial_noise, num_steps, noise_level=self.noise_level, deterministic=True)
-        return self._physical(denoised.actions)
+        return self._physical(flow.denoise_ode(velocity, initial_noise, self.settings.denoising_steps).actions)
 
     def _read(self, context: Tensor, state: Tensor) -> _Decision:
         if not self._caches_context:
@@ -348,21 +333,17 @@ class GrootPolicy(Policy):
 
         return velocity
 
-    def _std_fn(self, decision: _Decision) -> flow.RowFn | None:
-        net = self.noise_net
+    def _step_rule(self, decision: _Decision, noise_level: float) -> flow.StepRule:
+        net, method = self.noise_net, self._rl.noise_method
         if net is None:
-            return None
+            return flow.StepRule(method, noise_level, self._color)
         pooled = decision.context.mean(dim=1)
 
         def std(_x: Tensor, step_index: Tensor, rows: Tensor | None) -> Tensor:
             own = slice(None) if rows is None else rows
             return net(pooled[own], decision.state[own], self._bucket(step_index))
 
-        return std
-
-    def _move_color(self, device: torch.device) -> None:
-        if self._color is not None and self._color.factor.device != device:
-            self._color = self._color.to(device)
+        return flow.StepRule(method, noise_level, self._color, std)
 
     def _bucket(self, step_index: Tensor) -> Tensor:
         # In float64, as int(1000 * (k / K)) is computed by the published sampler.
@@ -393,11 +374,6 @@ class GrootPolicy(Policy):
     def _chunk_shape(self) -> tuple[int, int]:
         head = self.config.action_head_cfg
         return head.action_horizon, head.max_action_dim
-
-    @property
-    def _num_stochastic_steps(self) -> int:
-        num_steps, rl = self.settings.denoising_steps, self._rl
-        return flow.num_stochastic_steps(num_steps, rl.noise_method, ignore_last=rl.ignore_last)
 
 
 @dataclass

@@ -17,6 +17,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 
+from regrasp.envs.scenes import Scenes
 from regrasp.errors import TrainingHaltedError
 from regrasp.folders import atomic_folder
 from regrasp.logging.progress import progress
@@ -27,7 +28,7 @@ from regrasp.models.groot.policy import GrootPolicy
 from regrasp.models.groot.processing.images import prepare_images
 from regrasp.models.groot.processing.processor import GrootProcessor
 from regrasp.models.groot.settings import GrootModelConfig
-from regrasp.models.pretraining import PretrainConfig, Scenes
+from regrasp.models.pretraining import PretrainConfig
 from regrasp.seeding import torch_generator
 
 _EVALUATION_BATCH = 500

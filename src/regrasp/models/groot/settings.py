@@ -85,16 +85,8 @@ class GrootModelConfig(ModelConfig):
         from regrasp.models.groot.processing.processor import GrootProcessor
 
         assert backbone is not None
-        processor = GrootProcessor.for_data(
-            load_config(backbone),
-            backbone,
-            self._names(data.inputs),
-            data.state,
-            data.action,
-            cameras=data.cameras,
-            state_names=data.state_names,
-            fps=data.fps,
-        )
+        facts = data._replace(inputs=self._names(data.inputs))
+        processor = GrootProcessor.for_data(load_config(backbone), backbone, facts)
         settings = GrootModelConfig(
             num_action_chunks=self.num_action_chunks,
             action_dim=data.action.width,

@@ -17,7 +17,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from regrasp.envs.isaaclab.child.observations import as_tensor, flatten
@@ -38,12 +38,64 @@ class Transition:
     """(N,) bool."""
 
 
-class Deferred:
-    """See the module's description."""
+class Episodes:
+    """An environment that is reset on request only, see the module's description."""
 
     def __init__(self, env: Any) -> None:
         self.env = env
         self._takes_rows = "env_ids" in inspect.signature(env.reset).parameters
+
+    def step(self, actions: Any) -> Transition:
+        """Execute one action (N, A) in every environment; one that has ended may wait."""
+        return _transition(self.env.step(actions))
+
+    def reset(self, rows: Sequence[int], seeds: Sequence[int]) -> dict[str, Any]:
+        """Start an episode in each row; gives all observations."""
+        return self._reset(rows, joint_seed(seeds))
+
+    def _reset(self, rows: Sequence[int], seed: int) -> dict[str, Any]:
+        env, indices = self.env, _indices(self.env, rows)
+        if self._takes_rows:
+            return flatten(env.reset(seed=seed, env_ids=indices)[0])
+        # What the direct workflow's `reset` does, for some of the environments only.
+        env.seed(seed)
+        env._reset_idx(indices)
+        env.scene.write_data_to_sim()
+        env.sim.forward()
+        if env.sim.has_rtx_sensors():
+            for _ in range(getattr(env.cfg, "num_rerenders_on_reset", 1)):
+                env.sim.render()
+        return flatten(env._get_observations())
+
+
+class Frozen(Episodes):
+    """See the module's description."""
+
+
+class FinalObservation(Episodes):
+    """See the module's description."""
+
+    def step(self, actions: Any) -> Transition:
+        """Execute one action (N, A) in every environment."""
+        torch = importlib.import_module("torch")
+        result = self.env.step(actions)
+        transition = _transition(result)
+        ended = transition.terminated | transition.truncated
+        if not bool(ended.any()):
+            return transition
+        final = flatten(result[4]["final_obs"])
+        merged = {
+            key: torch.where(ended.view(-1, *[1] * (value.dim() - 1)), final[key], value)
+            for key, value in transition.observation.items()
+        }
+        return replace(transition, observation=merged)
+
+
+class Deferred(Episodes):
+    """See the module's description."""
+
+    def __init__(self, env: Any) -> None:
+        super().__init__(env)
         self._reset_now: Callable[..., None] = env._reset_idx
         self._stepping = False
         env._reset_idx = self._reset_unless_stepping
@@ -59,7 +111,7 @@ class Deferred:
         try:
             if rerenders:
                 self.env.cfg.num_rerenders_on_reset = 0
-            return _transition(self.env.step(actions))
+            return super().step(actions)
         finally:
             self._stepping = False
             if rerenders:
@@ -70,56 +122,7 @@ class Deferred:
         for row, seed in zip(rows[:-1], seeds[:-1], strict=True):
             self.env.seed(seed31(seed))
             self._reset_now(_indices(self.env, [row]))
-        last, seed = _indices(self.env, rows[-1:]), seed31(seeds[-1])
-        if self._takes_rows:
-            return flatten(self.env.reset(seed=seed, env_ids=last)[0])
-        return _reset_direct(self.env, last, seed)
-
-
-class FinalObservation:
-    """See the module's description."""
-
-    def __init__(self, env: Any) -> None:
-        self.env = env
-        self._takes_rows = "env_ids" in inspect.signature(env.reset).parameters
-
-    def step(self, actions: Any) -> Transition:
-        """Execute one action (N, A) in every environment."""
-        torch = importlib.import_module("torch")
-        result = self.env.step(actions)
-        transition = _transition(result)
-        ended = transition.terminated | transition.truncated
-        if not bool(ended.any()):
-            return transition
-        final = flatten(result[4]["final_obs"])
-        merged = {
-            key: torch.where(ended.view(-1, *[1] * (value.dim() - 1)), final[key], value)
-            for key, value in transition.observation.items()
-        }
-        return Transition(merged, transition.rewards, transition.terminated, transition.truncated)
-
-    def reset(self, rows: Sequence[int], seeds: Sequence[int]) -> dict[str, Any]:
-        """Start an episode in each row; gives all observations."""
-        return _reset_together(self.env, self._takes_rows, rows, seeds)
-
-
-class Frozen:
-    """See the module's description."""
-
-    def __init__(self, env: Any) -> None:
-        self.env = env
-        self._takes_rows = "env_ids" in inspect.signature(env.reset).parameters
-
-    def step(self, actions: Any) -> Transition:
-        """Execute one action (N, A) in every environment that is in an episode."""
-        return _transition(self.env.step(actions))
-
-    def reset(self, rows: Sequence[int], seeds: Sequence[int]) -> dict[str, Any]:
-        """Start an episode in each row; gives all observations."""
-        return _reset_together(self.env, self._takes_rows, rows, seeds)
-
-
-Episodes = Deferred | FinalObservation | Frozen
+        return self._reset(rows[-1:], seed31(seeds[-1]))
 
 
 def choose(config: Any, *, ignore_terminations: bool) -> type[Episodes]:
@@ -140,25 +143,6 @@ def _transition(result: tuple[Mapping[str, Any], Any, Any, Any, Any]) -> Transit
     # Isaac Lab writes each step's rewards and flags into the same buffers.
     owned = [as_tensor(value).clone() for value in (rewards, terminated, truncated)]
     return Transition(flatten(observation), *owned)
-
-
-def _reset_together(env: Any, takes_rows: bool, rows: Sequence[int], seeds: Sequence[int]) -> dict[str, Any]:
-    seed, indices = joint_seed(seeds), _indices(env, rows)
-    if takes_rows:
-        return flatten(env.reset(seed=seed, env_ids=indices)[0])
-    return _reset_direct(env, indices, seed)
-
-
-def _reset_direct(env: Any, indices: Any, seed: int) -> dict[str, Any]:
-    """What the direct workflow's `reset` does, for some of the environments only."""
-    env.seed(seed)
-    env._reset_idx(indices)
-    env.scene.write_data_to_sim()
-    env.sim.forward()
-    if env.sim.has_rtx_sensors():
-        for _ in range(getattr(env.cfg, "num_rerenders_on_reset", 1)):
-            env.sim.render()
-    return flatten(env._get_observations())
 
 
 def _indices(env: Any, rows: Sequence[int]) -> Any:

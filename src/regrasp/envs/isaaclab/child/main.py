@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from regrasp.envs.isaaclab.child import episodes, launch, task
-from regrasp.envs.isaaclab.child.options import options_from_json
+from regrasp.envs.isaaclab.child.options import TaskOptions
 from regrasp.envs.isaaclab.child.simulator import IsaacLabSimulator
+from regrasp.envs.process.simulator import with_tuples
 
 
 def create(num_envs: int, options: Mapping[str, Any]) -> IsaacLabSimulator:
@@ -17,7 +18,7 @@ def create(num_envs: int, options: Mapping[str, Any]) -> IsaacLabSimulator:
     Raises:
         UserError: The task is unknown, or the options do not fit it.
     """
-    settings = options_from_json(options)
+    settings = TaskOptions(**with_tuples(options))
     launch.require_isaac_lab(settings)
     running = contextlib.ExitStack()
     # Isaac Lab 2.x starts the application before a task's configuration can be read, 3.x from the configuration.

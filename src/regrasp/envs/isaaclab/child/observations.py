@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from regrasp.envs.process.simulator import ArraySpec
+
 
 def flatten(observation: Mapping[str, Any]) -> dict[str, Any]:
     """Tensors (N, ...) by `group/key`; a group whose terms are concatenated keeps the group's name."""
@@ -27,9 +29,9 @@ def as_tensor(value: Any) -> Any:
     return value.torch if hasattr(value, "torch") else value
 
 
-def describe(flat: Mapping[str, Any]) -> dict[str, tuple[tuple[int, ...], str]]:
+def describe(flat: Mapping[str, Any]) -> dict[str, ArraySpec]:
     """Shape without the environment axis, and NumPy dtype name, of each observation."""
-    return {key: (tuple(value.shape[1:]), dtype_name(value)) for key, value in flat.items()}
+    return {key: ArraySpec(tuple(value.shape[1:]), dtype_name(value)) for key, value in flat.items()}
 
 
 def dtype_name(tensor: Any) -> str:

@@ -1,10 +1,8 @@
-"""What our side tells Isaac Sim's process about the task, as JSON."""
+"""What our side tells Isaac Sim's process about the task, as JSON; keys are those of the environment's block."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
@@ -12,7 +10,8 @@ class TaskOptions:
     """Settings of one task. `location` is the dotted key of the environment's block, for errors."""
 
     location: str
-    task_id: str
+    id: str
+    """Task, by its registered name."""
     max_episode_steps: int
     ignore_terminations: bool
     seed: int
@@ -29,20 +28,11 @@ class TaskOptions:
     """`last` or `zero`."""
     observation_names: tuple[str, ...]
     """The names that the mapping uses, to see which groups it wants whole."""
-    video_camera: str | None
+    main_images: str | None
+    """Name of the camera that is recorded."""
     reward_source: str
     """`task` or `success`."""
     success_term: str | None
-    zero_weight_terms: tuple[str, ...]
+    call_zero_weight_terms: tuple[str, ...]
     instruction_key: str | None
     instructions: tuple[str, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """The options as plain JSON types."""
-        return asdict(self)
-
-
-def options_from_json(data: Mapping[str, Any]) -> TaskOptions:
-    """The inverse of `TaskOptions.to_json`."""
-    values: dict[str, Any] = {key: tuple(item) if isinstance(item, list) else item for key, item in data.items()}
-    return TaskOptions(**values)

@@ -97,7 +97,7 @@ def call_zero_weight_terms(env: Any, options: TaskOptions) -> None:
         UserError: A name is no reward term of weight 0.
     """
     skipped = zero_weight_terms(env)
-    for name in options.zero_weight_terms:
+    for name in options.call_zero_weight_terms:
         if name not in skipped:
             raise UserError(
                 "The task has no such reward term of weight 0",
@@ -106,13 +106,13 @@ def call_zero_weight_terms(env: Any, options: TaskOptions) -> None:
                 expected=f"some of {list(skipped)}" if skipped else "nothing: the task has no reward term of weight 0",
                 fix="correct or remove the name; a term with another weight is called by Isaac Lab itself",
             )
-    if not options.zero_weight_terms:
+    if not options.call_zero_weight_terms:
         return
     manager = env.reward_manager
     compute = manager.compute
 
     def compute_with_skipped(dt: float) -> Any:
-        for name in options.zero_weight_terms:
+        for name in options.call_zero_weight_terms:
             term = manager.get_term_cfg(name)
             if term.weight == 0.0:  # a curriculum may have raised it
                 term.func(env, **term.params)

@@ -44,7 +44,7 @@ class IsaacLabSimulator(Simulator):
         rows = range(self._num_envs)
         self._observation = episodes.reset(rows, [options.seed + 2 * row for row in rows])
         self._instruction_key = self._find_instruction_key()
-        camera = options.video_camera
+        camera = options.main_images
         location = f"{options.location}.mapping.main_images"
         self._video = find_observation(camera, self._observation, location) if camera else None
 
@@ -52,7 +52,7 @@ class IsaacLabSimulator(Simulator):
         """What the task offers, as it is and not as its spaces say: Isaac Lab declares images as float."""
         env = self._episodes.env
         return SimulatorSpec(
-            task_id=self._options.task_id,
+            task_id=self._options.id,
             raw_observations=observations.describe(self._observation),
             action_dim=self._action_dim,
             instructions=self._options.instructions or ("",),
@@ -145,7 +145,7 @@ class IsaacLabSimulator(Simulator):
     @property
     def _uncalled(self) -> list[str]:
         skipped = signals.zero_weight_terms(self._episodes.env)
-        return [name for name in skipped if name not in self._options.zero_weight_terms]
+        return [name for name in skipped if name not in self._options.call_zero_weight_terms]
 
     def _notes(self) -> tuple[str, ...]:
         notes = []
@@ -168,7 +168,7 @@ def _action_dim(env: Any, options: TaskOptions) -> int:
         raise UserError(
             "The task's actions are not one continuous vector",
             key=f"{options.location}.init_params.id",
-            value=f"{options.task_id}: {space}",
+            value=f"{options.id}: {space}",
             expected="a Box action space",
             fix="choose a task with joint or end-effector actions",
         )

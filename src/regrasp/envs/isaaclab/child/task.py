@@ -21,11 +21,11 @@ def register(options: TaskOptions) -> str:
     Raises:
         UserError: The package cannot be found, or no such task is registered.
     """
-    package, name = split_id(options.task_id)
+    package, name = split_id(options.id)
     key = f"{options.location}.init_params.id"
     importlib.import_module("isaaclab_tasks")
     if package is not None:
-        _import_package(package, options.task_id, key)
+        _import_package(package, options.id, key)
     registry = importlib.import_module("gymnasium").registry
     lab = sorted(task for task, spec in registry.items() if "env_cfg_entry_point" in (spec.kwargs or {}))
     for spelling in aliases(name):
@@ -35,7 +35,7 @@ def register(options: TaskOptions) -> str:
         raise UserError(
             "The task is registered without a configuration, so it is no task of Isaac Lab",
             key=key,
-            value=options.task_id,
+            value=options.id,
             expected="a task registered with gym.register(kwargs={'env_cfg_entry_point': ...})",
             fix="add the entry point where the task is registered, or correct the id",
         )
@@ -43,7 +43,7 @@ def register(options: TaskOptions) -> str:
     raise UserError(
         "Isaac Lab has no such task",
         key=key,
-        value=options.task_id,
+        value=options.id,
         expected=f"one of {near}" if near else f"one of the {len(lab)} registered tasks, or package:Task-Id",
         fix="`regrasp train --list_tasks` lists the tasks; a task of your own package is written package:Task-Id",
     )

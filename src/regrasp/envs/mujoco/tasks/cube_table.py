@@ -7,7 +7,8 @@ gripper value closes and any other opens. Control runs at 10 Hz.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import mujoco
@@ -138,12 +139,26 @@ def cube_positions(data: mujoco.MjData) -> np.ndarray:
     return data.qpos[: CUBE_QPOS * len(COLORS)].reshape(len(COLORS), CUBE_QPOS)[:, :3]
 
 
-def towards(episode: np.ndarray, goal: np.ndarray, *, closed: bool) -> np.ndarray:
-    """The action that moves the commanded position as far to `goal` as one step allows."""
-    motion = np.clip((goal - episode[COMMAND]) / TRANSLATION, -1.0, 1.0)
-    return np.append(motion, -1.0 if closed else 1.0).astype(np.float32)
+@dataclass(frozen=True)
+class Phase:
+    """One motion of the scripted expert."""
+
+    goal: np.ndarray
+    """Where the commanded position goes, as far as one step allows."""
+    closed: bool = False
+    done: bool = False
+    """Whether the next phase begins."""
 
 
-def reached(position: np.ndarray, goal: np.ndarray, tolerance: float) -> bool:
+def follow(episode: np.ndarray, phases: Sequence[Phase]) -> np.ndarray:
+    """The expert's action in the phase that the episode is in, after those that are done."""
+    while phases[int(episode[PHASE])].done:
+        episode[PHASE] += 1
+    phase = phases[int(episode[PHASE])]
+    motion = np.clip((phase.goal - episode[COMMAND]) / TRANSLATION, -1.0, 1.0)
+    return np.append(motion, -1.0 if phase.closed else 1.0).astype(np.float32)
+
+
+def near(position: np.ndarray, goal: np.ndarray | float, tolerance: float) -> bool:
     """Whether `position` is within `tolerance` metres of `goal` along every axis."""
     return bool(np.abs(position - goal).max() < tolerance)

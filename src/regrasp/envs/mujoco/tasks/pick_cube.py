@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from enum import IntEnum
-
 import mujoco
 import numpy as np
 
@@ -15,23 +13,15 @@ from regrasp.envs.mujoco.tasks.cube_table import (
     GRASP_HEIGHT,
     HOVER_HEIGHT,
     OBJECT,
-    PHASE,
     CubeTable,
+    Phase,
     cube_positions,
-    reached,
-    towards,
+    follow,
+    near,
 )
 
 LIFTED = 0.07
 """A cube's centre above this many metres counts as picked up; lying, it is at 0.02."""
-_CLOSING_STEPS = 3
-
-
-class _Phase(IntEnum):
-    HOVER = 0
-    DESCEND = 1
-    CLOSE = 2
-    LIFT = 3
 
 
 class PickCube(CubeTable):
@@ -51,21 +41,11 @@ class PickCube(CubeTable):
 
     def expert(self, data: mujoco.MjData, episode: np.ndarray) -> np.ndarray:
         """Hover over the cube, descend, close, lift."""
-        cube = cube_positions(data)[int(episode[OBJECT])]
-        hover = np.array([*cube[:2], HOVER_HEIGHT])
-        grasp = np.array([*cube[:2], GRASP_HEIGHT])
-        if episode[PHASE] == _Phase.HOVER and reached(episode[COMMAND][:2], cube[:2], 0.008):
-            episode[PHASE] = _Phase.DESCEND
-        if episode[PHASE] == _Phase.DESCEND and reached(episode[COMMAND][2], grasp[2], 0.006):
-            episode[PHASE] = _Phase.CLOSE
-        if episode[PHASE] == _Phase.CLOSE and episode[CLOSED_STEPS] >= _CLOSING_STEPS:
-            episode[PHASE] = _Phase.LIFT
-        match _Phase(int(episode[PHASE])):
-            case _Phase.HOVER:
-                return towards(episode, hover, closed=False)
-            case _Phase.DESCEND:
-                return towards(episode, grasp, closed=False)
-            case _Phase.CLOSE:
-                return towards(episode, episode[COMMAND], closed=True)
-            case _Phase.LIFT:
-                return towards(episode, episode[COMMAND] + [0.0, 0.0, 0.03], closed=True)
+        cube, command = cube_positions(data)[int(episode[OBJECT])], episode[COMMAND]
+        phases = (
+            Phase(np.array([*cube[:2], HOVER_HEIGHT]), done=near(command[:2], cube[:2], 0.008)),
+            Phase(np.array([*cube[:2], GRASP_HEIGHT]), done=near(command[2], GRASP_HEIGHT, 0.006)),
+            Phase(command, closed=True, done=episode[CLOSED_STEPS] >= 3),
+            Phase(command + np.array([0.0, 0.0, 0.03]), closed=True),
+        )
+        return follow(episode, phases)

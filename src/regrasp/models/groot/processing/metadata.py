@@ -49,35 +49,17 @@ class Metadata:
 
     @classmethod
     def of(
-        cls,
-        tag: str,
-        state: Mapping[str, Statistics],
-        action: Mapping[str, Statistics],
-        *,
-        video: Sequence[str],
-        image_size: int,
-        fps: float,
+        cls, tag: str, parts: Mapping[Kind, Mapping[str, Statistics]], video: Sequence[str], image_size: int, fps: float
     ) -> Metadata:
-        """Metadata of new data, in the published layout."""
-        parts = {"state": state, "action": action}
-        numbers = {
-            kind: {
-                key: {"absolute": True, "rotation_type": None, "shape": [part.width], "continuous": True}
-                for key, part in by_key.items()
-            }
-            for kind, by_key in parts.items()
+        """Metadata of new data, in the published layout; `parts` are the keys of state and action."""
+        cameras = {key: {"resolution": [image_size, image_size], "channels": 3, "fps": fps} for key in video}
+        statistics = {kind: {key: part.to_mapping() for key, part in keys.items()} for kind, keys in parts.items()}
+        described = {"absolute": True, "rotation_type": None}
+        modalities = {
+            kind: {key: {**described, "shape": [part.width], "continuous": True} for key, part in keys.items()}
+            for kind, keys in parts.items()
         }
-        resolution = [image_size, image_size]
-        content = {
-            "statistics": {
-                kind: {key: part.to_mapping() for key, part in by_key.items()} for kind, by_key in parts.items()
-            },
-            "modalities": {
-                "video": {key: {"resolution": resolution, "channels": 3, "fps": fps} for key in video},
-                **numbers,
-            },
-            "embodiment_tag": tag,
-        }
+        content = {"statistics": statistics, "modalities": {"video": cameras, **modalities}, "embodiment_tag": tag}
         return cls(tag, content)
 
     def save(self, folder: Path) -> None:
@@ -88,10 +70,8 @@ class Metadata:
 
     def check_views(self, config: DataConfig) -> None:
         """Check that the cameras of the data configuration are there."""
-        known = self._section("modalities", "video")
         for name in config.video:
-            if name not in known:
-                raise self._missing("camera", f"modalities.video.{name}", known)
+            self._entry("modalities", "video", name)
 
     def scaling(self, kind: Kind, keys: Sequence[KeyConfig]) -> Concatenation:
         """How a state or action vector with these keys, in this order, is scaled."""
@@ -103,30 +83,52 @@ class Metadata:
 
     def statistics(self, kind: Kind, key: str) -> Statistics:
         """Statistics of a key."""
-        known = self._section("statistics", kind)
-        if key not in known:
-            raise self._missing(f"{kind} key", f"statistics.{kind}.{key}", known)
-        return Statistics.from_mapping(known[key], file=self.file, key=f"{self.tag}.statistics.{kind}.{key}")
+        path = ("statistics", kind, key)
+        return Statistics.from_mapping(self._entry(*path), file=self.file, key=self._dotted(*path))
+
+    def _modality(self, kind: Kind, key: str) -> Modality:
+        path = ("modalities", kind, key)
+        return parse(Modality, self._entry(*path), file=self.file, key=self._dotted(*path))
+
+    def _entry(self, *path: str) -> Any:
+        found: Any = self.content
+        for depth, name in enumerate(path):
+            if not isinstance(found, Mapping):
+                raise UserError("Not an object", file=self.file, key=self._dotted(*path[:depth]), expected="{...}")
+            if name not in found:
+                raise UserError(
+                    "A key of the data configuration is not in the metadata",
+                    file=self.file,
+                    key=self._dotted(*path[: depth + 1]),
+                    expected=f"one of {', '.join(found)}",
+                    fix="name in mapping.data_config the keys that the checkpoint was trained with",
+                )
+            found = found[name]
+        return found
+
+    def _dotted(self, *path: str) -> str:
+        return ".".join((self.tag, *path))
 
     def _scaling(self, kind: Kind, item: KeyConfig) -> Scaling:
-        statistics, width = self.statistics(kind, item.key), self.width(kind, item.key)
+        statistics, modality = self.statistics(kind, item.key), self._modality(kind, item.key)
+        of_statistics, of_modality = (self._dotted(part, kind, item.key) for part in ("statistics", "modalities"))
+        width = modality.shape[0]
+        source: Any = modality.rotation_type
         if statistics.width != width:
             raise UserError(
                 "Statistics of another width than the modality",
                 file=self.file,
-                key=f"{self.tag}.statistics.{kind}.{item.key}",
+                key=of_statistics,
                 value=statistics.width,
-                expected=f"{width}, as {self._dotted(kind, item.key)}.shape says",
+                expected=f"{width}, as {of_modality}.shape says",
             )
-        modality = self._modality(kind, item.key)
-        source: Any = modality.rotation_type
         if item.rotation is None or item.rotation == source:
             normalizer = Normalizer(statistics, item.mode)
             if not normalizer.is_finite:
                 raise UserError(
                     f"Statistics that are not finite, and that mode {item.mode} uses",
                     file=self.file,
-                    key=f"{self.tag}.statistics.{kind}.{item.key}",
+                    key=of_statistics,
                     fix="compute them again without missing values, or choose another mode in mapping.data_config",
                 )
             return normalizer
@@ -134,48 +136,20 @@ class Metadata:
             raise UserError(
                 "A rotation that cannot be read",
                 file=self.file,
-                key=f"{self._dotted(kind, item.key)}.rotation_type",
+                key=f"{of_modality}.rotation_type",
                 value=source,
                 expected=f"a representation by {width} numbers, to be turned into {item.rotation}:"
                 f" {', '.join(get_args(Rotation))}",
             )
-        bounded = modality.absolute and item.mode == "min_max"
-        if not bounded and item.mode != "none":
+        if item.mode != "none" and not (modality.absolute and item.mode == "min_max"):
             raise UserError(
                 "A rotation that is turned into another representation has no statistics",
                 file=self.file,
-                key=self._dotted(kind, item.key),
+                key=of_modality,
                 value=item.mode,
                 expected="mode none, or min_max for an absolute rotation",
             )
         return RotationScaling(source, item.rotation, Normalizer(rotation_bounds(item.rotation), item.mode))
-
-    def _modality(self, kind: Kind, key: str) -> Modality:
-        known = self._section("modalities", kind)
-        if key not in known:
-            raise self._missing(f"{kind} key", f"modalities.{kind}.{key}", known)
-        return parse(Modality, known[key], file=self.file, key=self._dotted(kind, key))
-
-    def _section(self, name: str, kind: str) -> Mapping[str, Any]:
-        section = self.content.get(name)
-        part = section.get(kind) if isinstance(section, Mapping) else None
-        if not isinstance(part, Mapping):
-            raise UserError(
-                f"Metadata without {name}.{kind}", file=self.file, key=f"{self.tag}.{name}", expected="{...}"
-            )
-        return part
-
-    def _missing(self, what: str, dotted: str, known: Mapping[str, Any]) -> UserError:
-        return UserError(
-            f"{'An' if what.startswith('action') else 'A'} {what} of the data configuration is not in the metadata",
-            file=self.file,
-            key=f"{self.tag}.{dotted}",
-            expected=f"one of {', '.join(known)}",
-            fix="name in mapping.data_config the keys that the checkpoint was trained with",
-        )
-
-    def _dotted(self, kind: str, key: str) -> str:
-        return f"{self.tag}.modalities.{kind}.{key}"
 
 
 def read_metadata(folder: Path, tag: str | None) -> Metadata:

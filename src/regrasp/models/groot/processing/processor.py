@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Self
@@ -17,6 +17,7 @@ from regrasp.device import send
 from regrasp.envs.contract import STATE, Observation, numbered_cameras
 from regrasp.envs.data_config import DataConfig, KeyConfig
 from regrasp.errors import UserError
+from regrasp.models.config import DatasetFacts
 from regrasp.models.groot.config import GrootConfig
 from regrasp.models.groot.processing.data_config import EAGLE_WORDS, PROCESSOR_FILE
 from regrasp.models.groot.processing.images import prepare_images
@@ -28,7 +29,7 @@ from regrasp.models.groot.processing.processor_config import (
     published_config,
     read_config,
 )
-from regrasp.models.groot.processing.selection import Range, split_statistics
+from regrasp.models.groot.processing.selection import split_statistics
 from regrasp.models.groot.processing.tokenizer import TextEncoder, load_tokenizer, save_tokenizer, train_tokenizer
 from regrasp.models.inputs import InputNames, embodiment_id
 from regrasp.models.normalization import Statistics
@@ -126,64 +127,47 @@ class GrootProcessor:
             sequence_length=text_length + num_views * groot.eagle_cfg.vision_config.num_tokens,
         )
         state, action = Statistics.identity(state_dim), Statistics.identity(action_dim)
-        metadata = _new_metadata(groot, config, {"state": state}, {"action": action}, fps=10.0)
+        parts: dict[Kind, dict[str, Statistics]] = {"state": {"state": state}, "action": {"action": action}}
+        metadata = Metadata.of(NEW_EMBODIMENT, parts, data.video, groot.image_size, fps=10.0)
         return cls(groot, config, metadata, train_tokenizer(sentences, groot.eagle_cfg.text_config.vocab_size))
 
     @classmethod
-    def for_data(
-        cls,
-        groot: GrootConfig,
-        folder: Path,
-        inputs: InputNames,
-        state: Statistics,
-        action: Statistics,
-        *,
-        cameras: tuple[str, ...],
-        state_names: Mapping[str, Range],
-        fps: float,
-    ) -> Self:
+    def for_data(cls, groot: GrootConfig, folder: Path, facts: DatasetFacts) -> Self:
         """A processor to train the model of a folder on new data: its words and images, the data's everything else.
+
+        Without a data configuration the state has the keys of `facts.state_names` (or one, `state`) and the action is
+        one key, all scaled by `min_max`.
 
         Args:
             groot: Sizes of the network.
             folder: The model folder.
-            inputs: Embodiment and data configuration; without a data configuration the state has the keys of
-                `state_names` (or one, `state`) and the action is one key, all scaled by `min_max`.
-            state: Statistics of the whole state vector.
-            action: Statistics of the whole action vector.
-            cameras: Names of the data's cameras.
-            state_names: Names of parts of the state vector, and where in it they are.
-            fps: Control frequency in Hz.
+            facts: What the data are like.
 
         Raises:
             UserError: The data configuration does not fit the data.
         """
-        tokens = groot.eagle_cfg.vision_config.num_tokens
-        base = read_config(folder)
-        prompt, words, crop = "eagle", EAGLE_WORDS, DataConfig.crop_scale
+        inputs, tokens, base = facts.inputs, groot.eagle_cfg.vision_config.num_tokens, read_config(folder)
+        prompt, words, crop, trained = "eagle", EAGLE_WORDS, DataConfig.crop_scale, None
         if base is not None:
             words = base.sequence_length - len(base.data_config.video) * tokens
             prompt, crop = base.prompt, base.data_config.crop_scale
-        tag = inputs.embodiment_tag or NEW_EMBODIMENT
-        trained = None if base is None else (base.embodiment_tag, base.embodiment_id)
-        given = given_data_config(inputs)
-        data = given or DataConfig(
-            video=cameras,
-            state=tuple(map(KeyConfig, state_names or (STATE,))),
+            trained = (base.embodiment_tag, base.embodiment_id)
+        data = given_data_config(inputs) or DataConfig(
+            video=facts.cameras,
+            state=tuple(map(KeyConfig, facts.state_names or (STATE,))),
             action=(KeyConfig("action"),),
             crop_scale=crop,
         )
+        tag, key = inputs.embodiment_tag or NEW_EMBODIMENT, "mapping.embodiment_tag_id"
         config = ProcessorConfig(
             embodiment_tag=tag,
-            embodiment_id=embodiment_id(
-                tag, inputs.embodiment_tag_id, key="mapping.embodiment_tag_id", trained=trained
-            ),
+            embodiment_id=embodiment_id(tag, inputs.embodiment_tag_id, key=key, trained=trained),
             data_config=data,
             prompt=prompt,
             sequence_length=words + len(data.video) * tokens,
         )
-        parts = split_statistics(data, state_names, state, action)
-        metadata = _new_metadata(groot, config, *parts, fps=fps)
+        parts = split_statistics(data, facts)
+        metadata = Metadata.of(tag, parts, data.video, groot.image_size, facts.fps)
         return cls(groot, config, metadata, load_tokenizer(folder, inputs.tokenizer_path))
 
     def padded_to(self, sequence_length: int) -> Self:
@@ -291,18 +275,6 @@ class GrootProcessor:
             metadata = read_metadata(folder, config.embodiment_tag)
             check_same(config.data_config, inputs, folder / PROCESSOR_FILE)
         return cls(groot, config, metadata, load_tokenizer(folder, inputs.tokenizer_path))
-
-
-def _new_metadata(
-    groot: GrootConfig,
-    config: ProcessorConfig,
-    state: Mapping[str, Statistics],
-    action: Mapping[str, Statistics],
-    *,
-    fps: float,
-) -> Metadata:
-    views = config.data_config.video
-    return Metadata.of(config.embodiment_tag, state, action, video=views, image_size=groot.image_size, fps=fps)
 
 
 def _check_fits(what: str, found: int, limit: int) -> None:

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 
 from regrasp.envs.data_config import DataConfig
 from regrasp.errors import UserError
+from regrasp.models.config import DatasetFacts
+from regrasp.models.groot.processing.metadata import Kind
 from regrasp.models.inputs import Range
 from regrasp.models.normalization import Statistics
 
 
-def split_statistics(
-    data: DataConfig, state_names: Mapping[str, Range], state: Statistics, action: Statistics
-) -> tuple[dict[str, Statistics], dict[str, Statistics]]:
+def split_statistics(data: DataConfig, facts: DatasetFacts) -> dict[Kind, dict[str, Statistics]]:
     """Statistics of whole vectors, by the keys of a data configuration; see `key_ranges`.
 
     Raises:
         UserError: A width is not known, or the widths do not add up.
     """
-    states, actions = key_ranges(data, state_names, state.width, action.width)
-    return (
-        {key: state.columns(*bounds) for key, bounds in states.items()},
-        {key: action.columns(*bounds) for key, bounds in actions.items()},
-    )
+    states, actions = key_ranges(data, facts.state_names, facts.state.width, facts.action.width)
+    return {
+        "state": {key: facts.state.columns(*bounds) for key, bounds in states.items()},
+        "action": {key: facts.action.columns(*bounds) for key, bounds in actions.items()},
+    }
 
 
 def key_ranges(
@@ -56,8 +57,5 @@ def key_ranges(
             value=", ".join(f"{key}: {widths.get(key, '?')}" for key in names),
             expected=f"one key, or keys of the state (mapping.gr00t_mapping.state) of {action_width} values together",
         )
-    actions, start = {}, 0
-    for key in names:
-        actions[key] = (start, start + widths[key])
-        start += widths[key]
-    return states, actions
+    stops = itertools.accumulate(widths[key] for key in names)
+    return states, {key: (stop - widths[key], stop) for key, stop in zip(names, stops, strict=True)}
