@@ -21,8 +21,8 @@ from regrasp.checkpoint.layout import step_folders
 from regrasp.checkpoint.read import find_checkpoint, read_checkpoint
 from regrasp.checkpoint.verify import verify
 from regrasp.checkpoint.write import CheckpointContent, prune, write_checkpoint
-from regrasp.folders import tidy
 from regrasp.errors import UserError
+from regrasp.folders import tidy
 
 BOUNDARIES = ("fsync", "rename", "replace", "link", "mkdir", "rmdir", "unlink")
 

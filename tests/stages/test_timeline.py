@@ -112,7 +112,9 @@ def test_the_lock_of_a_dead_process_is_none(run: Path, start_model: Path) -> Non
     assert go_on(run, start_model, f"runner.resume_dir={run}", "runner.max_epochs=5")
 
 
-@pytest.mark.parametrize("damage", [b"\0" * 4096, b"{\n", b'{"step": "5"}\n', b'{"step": 5, "a": [1]}\n', b"\xff\xfe\n"])
+@pytest.mark.parametrize(
+    "damage", [b"\0" * 4096, b"{\n", b'{"step": "5"}\n', b'{"step": 5, "a": [1]}\n', b"\xff\xfe\n"]
+)
 def test_a_damaged_line_of_metrics_is_cut(
     run: Path, start_model: Path, damage: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
