@@ -172,7 +172,7 @@ def test_any_failing_call_leaves_the_earlier_checkpoint(tmp_path: Path) -> None:
             if number == failing:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-        with boundaries(act), pytest.raises(UserError, match=r"No space left on device.*intact"):
+        with boundaries(act), pytest.raises(UserError, match="No space left on device"):
             write_checkpoint(folder, 2, content(2.0))
         assert [child.name for child in folder.iterdir()] == ["global_step_1"]
         assert verify(folder / "global_step_1") == []

@@ -5,14 +5,12 @@ from __future__ import annotations
 import filecmp
 import json
 import os
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 import regrasp
@@ -30,8 +28,7 @@ from regrasp.checkpoint.layout import (
 from regrasp.checkpoint.manifest import Entry, Manifest, describe, encode
 from regrasp.checkpoint.plain import JSON, check_json, plain, separate
 from regrasp.checkpoint.verify import is_complete, read_manifest
-from regrasp.errors import RegraspError, UserError
-from regrasp.folders import atomic_folder, discard, sync, tidy
+from regrasp.folders import atomic_folder, discard, sync, tidy, writing
 
 
 @dataclass(frozen=True)
@@ -81,19 +78,15 @@ def new_checkpoint(checkpoints_dir: Path, step: int, write: Callable[[Path], Non
     if step < 0:
         raise ValueError(f"step must not be negative: {step}")
     target = step_folder(checkpoints_dir, step)
-    try:
+    with writing(target):
         checkpoints_dir.mkdir(parents=True, exist_ok=True)
         tidy(checkpoints_dir)
-        with atomic_folder(target, overwrite=True) as draft:
-            write(draft)
-            files = {name: describe(draft / name) for name in _file_names(draft)}
-            _link_unchanged(checkpoints_dir, draft, files)
-            (draft / MANIFEST).write_bytes(encode(Manifest(step, files)))
-        sync(checkpoints_dir.parent)
-    except Exception as error:
-        if cause := _storage_failure(error):
-            raise _unwritable(checkpoints_dir, step, cause) from error
-        raise
+    with atomic_folder(target, overwrite=True) as draft:
+        write(draft)
+        files = {name: describe(draft / name) for name in _file_names(draft)}
+        _link_unchanged(checkpoints_dir, draft, files)
+        (draft / MANIFEST).write_bytes(encode(Manifest(step, files)))
+    sync(checkpoints_dir.parent)
     return target
 
 
@@ -184,29 +177,3 @@ def _replace_by_link(file: Path, target: Path) -> None:
         # No hard links here, or too many of this file: the copy just written stays.
         return
     link.replace(file)
-
-
-def _storage_failure(error: Exception) -> Exception | None:
-    """The filesystem's complaint behind an error, None where the error has another origin."""
-    link: BaseException | None = None if isinstance(error, RegraspError) else error
-    while link is not None:
-        if isinstance(link, (OSError, SafetensorError)):
-            return link
-        link = link.__cause__ or link.__context__
-    return None
-
-
-def _unwritable(checkpoints_dir: Path, step: int, cause: Exception) -> UserError:
-    existing = next(folder for folder in (checkpoints_dir, *checkpoints_dir.absolute().parents) if folder.exists())
-    free = shutil.disk_usage(existing).free / 1e9
-    earlier = next((folder for folder in step_folders(checkpoints_dir) if is_complete(folder)), None)
-    room = f"{free:.2f} GB are free"
-    if earlier is not None:
-        size = sum(entry.size for entry in read_manifest(earlier).files.values()) / 1e9
-        room += f", and the checkpoint before it holds {size:.2f} GB"
-    return UserError(
-        f"The checkpoint of step {step} could not be written: {cause}. Earlier checkpoints are intact.",
-        file=checkpoints_dir,
-        expected=f"a writable folder with room ({room})",
-        fix="Free space or correct the folder's permissions, then resume from the newest checkpoint.",
-    )

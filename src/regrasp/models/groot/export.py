@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from regrasp.checkpoint.hub_folder import StoredTensor, in_batches, list_safetensors, read_stored, save_shards
@@ -26,7 +25,7 @@ from regrasp.models.groot.config import GrootConfig
 from regrasp.models.groot.policy import RL_PARTS
 from regrasp.models.groot.processing.metadata import METADATA_FILE
 from regrasp.models.groot.processing.processor import PROCESSOR_FILE
-from regrasp.models.groot.processing.tokenizer import load_tokenizer, save_tokenizer
+from regrasp.models.groot.processing.tokenizer import load_tokenizer
 from regrasp.models.weights import check_tensors, dtype_of, read_json, write_json
 
 Source = StoredTensor | Tensor
@@ -70,17 +69,10 @@ def export(options: ExportOptions) -> Path:
         )
     tensors = _exported_tensors(options, config, trained)
     dtypes = {_written_dtype(name, tensor, options) for name, tensor in tensors.items()}
-    try:
-        with atomic_folder(output) as draft:
-            _write_processor(options.model_path if trained is None else trained, draft)
-            write_json(draft / CONFIG_FILE, _config_json(content, used, dtypes))
-            _write_weights(tensors, options, draft)
-    except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"The export could not be written: {error}",
-            file=output,
-            fix="free space, or correct the permissions of the folder above it",
-        ) from error
+    with atomic_folder(output) as draft:
+        _write_processor(options.model_path if trained is None else trained, draft)
+        write_json(draft / CONFIG_FILE, _config_json(content, used, dtypes))
+        _write_weights(tensors, options, draft)
     return output
 
 
@@ -125,7 +117,7 @@ def _write_processor(source: Path, draft: Path) -> None:
     write_json(draft / METADATA_FILE, read_json(source / METADATA_FILE))
     if (source / PROCESSOR_FILE).is_file():
         write_json(draft / PROCESSOR_FILE, read_json(source / PROCESSOR_FILE))
-    save_tokenizer(load_tokenizer(source), draft)
+    load_tokenizer(source).save_pretrained(draft)
 
 
 def _config_json(content: Mapping[str, Any], config: GrootConfig, dtypes: Collection[torch.dtype]) -> dict[str, Any]:
