@@ -15,8 +15,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def test_every_extra_for_users_is_known() -> None:
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    assert extras.PACKAGES.keys() == declared.keys() - {"dev"}
-    assert all(declared[extra][0].startswith(package) for extra, package in extras.PACKAGES.items())
+    assert extras.EXTRAS.keys() == declared.keys() - {"dev"}
+    assert all(declared[extra][0].startswith(package) for extra, (package, _) in extras.EXTRAS.items())
 
 
 def test_the_command_names_the_versions_that_the_installation_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import importlib.metadata
 
-PACKAGES = {"wandb": "wandb", "swanlab": "swanlab", "lora": "peft", "trocar": "mink", "isaaclab": "h5py"}
-"""What an extra adds."""
+EXTRAS = {
+    "wandb": ("wandb", "metrics on Weights & Biases"),
+    "swanlab": ("swanlab", "metrics on SwanLab"),
+    "lora": ("peft", "low-rank adapters on the language model"),
+    "trocar": ("mink", "the scripted expert of the trocar task"),
+    "isaaclab": ("h5py", "reading Isaac Lab's recordings (regrasp convert)"),
+}
+"""The package that an extra adds, and what it is for."""
 
 
 def requirements(extra: str) -> list[str]:
@@ -17,4 +23,4 @@ def requirements(extra: str) -> list[str]:
 
 def install_command(extra: str) -> str:
     """The command that installs what an extra adds, wherever Regrasp itself was installed from."""
-    return "pip install " + " ".join(f'"{requirement}"' for requirement in requirements(extra) or [PACKAGES[extra]])
+    return "pip install " + " ".join(f'"{requirement}"' for requirement in requirements(extra) or [EXTRAS[extra][0]])

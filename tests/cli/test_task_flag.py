@@ -115,3 +115,22 @@ def test_a_block_for_isaac_lab_does_not_reach_the_embedded_simulator() -> None:
     loaded = load_config("pick_cube_ppo_mlp", ["+env.isaaclab.python=/opt/lab/python"])
     assert loaded.config == load_config("pick_cube_ppo_mlp").config
     assert any("env.isaaclab has no effect" in warning for warning in loaded.warnings)
+
+
+@pytest.mark.parametrize(
+    ("task", "evaluates", "experiment"),
+    [
+        ("Isaac-Assemble-Trocar-G129-Dex3-v0", "Isaac-Assemble-Trocar-G129-Dex3-Eval-v0", "assemble_trocar"),
+        ("Isaac-Assemble-Trocar-G129-Dex3-Eval-v0", "Isaac-Assemble-Trocar-G129-Dex3-Eval-v0", "assemble_trocar"),
+        ("IsaacContrib-Assemble-Trocar-G129-Dex3", "IsaacContrib-Assemble-Trocar-G129-Dex3-Eval", "assemble_trocar"),
+        ("IsaacContrib-Assemble-Trocar-G129-Dex3-Eval", "IsaacContrib-Assemble-Trocar-G129-Dex3-Eval", "trocar"),
+        ("IsaacContrib-Stack-Cube-Franka-IK-Rel-Visuomotor",) * 2 + ("stack_cube",),
+    ],
+)
+def test_every_spelling_of_a_task_finds_its_experiment(
+    task: str, evaluates: str, experiment: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    envs, _ = dry_run(capsys, "--task", task)
+    assert tasks(envs) == [("isaaclab", task), ("isaaclab", evaluates)]
+    assert main(["train", "--dry_run", "--task", task]) == 0
+    assert experiment in capsys.readouterr().out

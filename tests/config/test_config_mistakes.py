@@ -123,7 +123,7 @@ ACROSS = [
     override("algorithm.group_size=4", "algorithm.group_size", "4", "1: advantages come from the value function", "algorithm.group_size=1"),
     override("cluster.num_nodes=2", "cluster.num_nodes", "2", "not in this release", "cluster.num_nodes=1"),
     override("cluster.component_placement={actor:all}", "cluster.component_placement", "{'actor': 'all'}", "each of actor, env, rollout once", "'actor,env,rollout': all"),
-    override("actor.model.rl_head_config.noise_params=[0.3,0.7,400]", "actor.model.rl_head_config.noise_params", "[0.3, 0.7, 400]", "start >= end", "exchange"),
+    override("actor.model.rl_head_config.noise_params=[0.3,0.7,400]", "actor.model.rl_head_config.noise_params", "[0.3, 0.7, 400]", "start >= end", "set actor.model.rl_head_config.noise_params"),
     edit("model_type: gr00t\n", "model_type: gr00t\n    is_lora: true\n    trainable: all\n", "actor.model.is_lora", "True", "actor.model.trainable is all", "actor.model.trainable=head"),
     override("actor.model.attn_implementation=flash_attention_2", "actor.model.attn_implementation", "'flash_attention_2'", "actor.model.precision is fp32", "precision=bf16"),
     override("actor.model.add_value_head=false", "actor.model.add_value_head", "False", "actor_critic", "add_value_head=true"),

@@ -40,6 +40,7 @@ init_params:
 """
 MAPPING = """\
 isaaclab:
+  hold_pose_on_midchunk_reset: True
   main_images: table_cam
   extra_view_images: [wrist_cam]
   states: [eef_pos, eef_quat, gripper_pos]
@@ -264,6 +265,8 @@ def test_every_key_without_effect_is_accepted_and_named() -> None:
         (["actor.model.precision='32-true'"], "actor.model.precision", "fp32"),
         (["rollout.model.value_head_hidden=[8]"], "actor.model.value_head_hidden", (8,)),
         (["actor.optim.min_lr_rate=0.5"], "actor.optim.min_lr_ratio", 0.5),
+        (["runner.logger.logger_backends=null"], "runner.logger.logger_backends", ()),
+        (["runner.logger.logger_backends=wandb"], "runner.logger.logger_backends", ("wandb",)),
     ],
 )
 def test_other_names(overrides: list[str], attribute: str, value: object) -> None:

@@ -17,6 +17,7 @@ import pytest
 from regrasp.data.lerobot import DatasetWriter, DemonstrationDataset, FeatureSpec
 from regrasp.data.lerobot.schema import VIDEO_PATH, FileIndex
 from regrasp.data.lerobot.video import VideoReader
+from regrasp.data.lerobot.writer import LIMITS
 from regrasp.errors import UserError
 
 FRONT, WRIST = "observation.images.front", "observation.images.wrist"
@@ -57,15 +58,12 @@ def make_episode(length: int, seed: int) -> dict[str, np.ndarray]:
 EPISODES = [make_episode(length, seed) for seed, length in enumerate(LENGTHS)]
 
 
-def write(root: Path, **limits: float) -> Path:
-    data_mb, video_mb = limits.get("data_mb", 100), limits.get("video_mb", 200)
+def write(root: Path) -> Path:
     with DatasetWriter(
         root,
         fps=10,
         robot_type="gripper",
         features=FEATURES,
-        data_file_mb=data_mb,
-        video_file_mb=video_mb,
         modality={"state": {"position": {"start": 0, "end": 3}}},
     ) as writer:
         for episode, task, success in zip(EPISODES, TASKS, (True, False, True), strict=True):
@@ -149,8 +147,12 @@ def test_random_access_equals_sequential(dataset: DemonstrationDataset) -> None:
             np.testing.assert_array_equal(image[0], images[camera][index])
 
 
-def test_files_roll_over_and_read_the_same(tmp_path: Path, dataset: DemonstrationDataset) -> None:
-    small = DemonstrationDataset(write(tmp_path / "small", data_mb=1e-3, video_mb=1e-3))
+def test_files_roll_over_and_read_the_same(
+    tmp_path: Path, dataset: DemonstrationDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for kind in ("data", "video"):
+        monkeypatch.setitem(LIMITS, f"{kind}_files_size_in_mb", 1e-3)
+    small = DemonstrationDataset(write(tmp_path / "small"))
     assert len(list((tmp_path / "small/data").glob("*/*.parquet"))) == 3
     assert [e.data_file.file for e in small.episodes] == [0, 1, 2]
     assert [e.videos[FRONT].file.file for e in small.episodes] == [0, 1, 2]
@@ -162,11 +164,11 @@ def test_files_roll_over_and_read_the_same(tmp_path: Path, dataset: Demonstratio
             np.testing.assert_array_equal(small.stats[name][key], value)
 
 
-def test_chunk_folders(tmp_path: Path) -> None:
+def test_chunk_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(LIMITS, "data_files_size_in_mb", 1e-6)
+    monkeypatch.setitem(LIMITS, "chunks_size", 2)
     features = {"action": FEATURES["action"]}
-    with DatasetWriter(
-        tmp_path / "d", fps=10, robot_type="", features=features, data_file_mb=1e-6, chunks_size=2
-    ) as writer:
+    with DatasetWriter(tmp_path / "d", fps=10, robot_type="", features=features) as writer:
         for seed in range(3):
             writer.add_episode({"action": make_episode(4, seed)["action"]}, "t", True)
     files = sorted(str(path.relative_to(tmp_path / "d/data")) for path in (tmp_path / "d/data").glob("*/*"))

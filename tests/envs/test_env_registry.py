@@ -20,12 +20,13 @@ from regrasp.envs.env_type import EnvType
 from regrasp.envs.mujoco import backend
 from regrasp.envs.mujoco.catalog import TASK_IDS
 from regrasp.envs.mujoco.config import MujocoEnvConfig, MujocoInitParams
-from regrasp.envs.registry import EnvTypes, create_env, step_seconds
+from regrasp.envs.mujoco.env import Mujoco
+from regrasp.envs.registry import EnvTypes, create_env
 from regrasp.errors import UserError
 from regrasp.experiment.load import load_config
 
 
-def config(task: str = PICK, **fields) -> EnvConfig:
+def config(task: str = PICK, **fields) -> MujocoEnvConfig:
     return MujocoEnvConfig(
         env_type="mujoco",
         total_num_envs=2,
@@ -152,10 +153,10 @@ def test_a_graphics_backend_that_fails_is_named_before_mujoco_is_imported(monkey
     monkeypatch.setenv("MUJOCO_GL", "vulkan")
     backend.working_backend.cache_clear()
     with pytest.raises(UserError, match="vulkan"):
-        step_seconds(config(), "train")
+        Mujoco().describe(config(), "train")
     backend.working_backend.cache_clear()
     monkeypatch.delenv("MUJOCO_GL")
-    assert step_seconds(config(), "train") == 0.1
+    assert Mujoco().describe(config(), "train").step_seconds == 0.1
 
 
 def test_a_machine_without_graphics_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch):

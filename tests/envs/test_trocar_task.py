@@ -21,7 +21,6 @@ from regrasp.envs.mujoco.env import Mujoco
 from regrasp.envs.mujoco.simulator import MujocoSimulator, create_task
 from regrasp.envs.mujoco.tasks.trocar.scene import Layout
 from regrasp.envs.process.vector import RemoteVecEnv
-from regrasp.envs.registry import check_expert
 from regrasp.errors import UserError
 
 TROCAR = "Regrasp-Assemble-Trocar-G129-Dex3-v0"
@@ -294,9 +293,9 @@ def test_without_mink_no_environment_starts_for_the_expert(
 
 @pytest.mark.usefixtures("without_mink")
 def test_without_mink_other_experts_act():
-    check_expert(env_config(PICK), "eval")
+    Mujoco().check_expert(env_config(PICK), "eval")
     with pytest.raises(UserError, match="mink"):
-        check_expert(env_config(), "eval")
+        Mujoco().check_expert(env_config(), "eval")
 
 
 def test_the_task_itself_does_not_need_mink():

@@ -97,10 +97,11 @@ def test_missing_package_names_the_extra(tmp_path, monkeypatch, name):
 
 def test_remote_backends_get_settings_and_scalars(tmp_path, monkeypatch):
     calls = []
-    run = SimpleNamespace(
-        log=lambda scalars, step: calls.append(("wandb", step, scalars)), finish=lambda: calls.append("wandb end")
+    wandb = SimpleNamespace(
+        init=lambda **given: calls.append(given),
+        log=lambda scalars, step: calls.append(("wandb", step, scalars)),
+        finish=lambda: calls.append("wandb end"),
     )
-    wandb = SimpleNamespace(init=lambda **given: calls.append(given) or run)
     swanlab = SimpleNamespace(
         init=lambda **given: calls.append(given),
         log=lambda scalars, step: calls.append(("swanlab", step, scalars)),

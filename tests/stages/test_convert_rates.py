@@ -70,7 +70,7 @@ def test_a_rate_replaces_arguments_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="step rate"):
         survey(experiment(), [path])
     chosen = survey(experiment(), [path], fps=20)
-    assert len(chosen.candidates) == 1
+    assert len(chosen.episodes) == 1
     assert "env_args" in chosen.warnings[0]
 
 

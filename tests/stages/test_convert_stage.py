@@ -23,7 +23,7 @@ from regrasp.errors import UserError
 from regrasp.experiment import ExperimentConfig
 from regrasp.experiment.load import load_config
 from regrasp.models.registry import load_policy
-from regrasp.stages.convert import ConvertReport, convert, omission_lines, survey, write_dataset
+from regrasp.stages.convert import Survey, convert, omission_lines, survey, write_dataset
 from regrasp.stages.demonstrations import ACTION, STATE
 from regrasp.stages.sft import train_base
 
@@ -37,15 +37,15 @@ def experiment(*overrides: str) -> ExperimentConfig:
 
 def run(
     folder: Path, *demos: Demo, config: ExperimentConfig | None = None, keep_failed: bool = False, **recording
-) -> tuple[DemonstrationDataset, ConvertReport]:
+) -> tuple[DemonstrationDataset, Survey]:
     """Convert one recording of `demos`."""
     path = write_recording(folder / "demos.hdf5", demos, **recording)
     config = config or experiment()
-    report = convert(config, [path], folder / "dataset", keep_failed=keep_failed)
+    _, report = convert(config, [path], folder / "dataset", keep_failed=keep_failed)
     return DemonstrationDataset(folder / "dataset"), report
 
 
-def reasons(report: ConvertReport) -> dict[str | None, str]:
+def reasons(report: Survey) -> dict[str | None, str]:
     return {omission.episode: omission.reason for omission in report.omissions}
 
 
@@ -64,9 +64,9 @@ def test_the_dataset_is_the_recording_through_the_mapping(tmp_path: Path, writer
     if writer == "handler":
         record_with_handler({path: tmp_path / "handler.hdf5"})
         path = tmp_path / "handler.hdf5"
-    report = convert(experiment(), [path], tmp_path / "dataset")
+    _, report = convert(experiment(), [path], tmp_path / "dataset")
     dataset = DemonstrationDataset(tmp_path / "dataset")
-    assert (report.num_episodes, report.num_frames, report.omissions) == (3, 18, ())
+    assert (len(report.episodes), report.num_frames, report.omissions) == (3, 18, ())
     assert (dataset.num_episodes, dataset.num_frames, dataset.fps) == (3, 18, 20)
     assert dataset.tasks == (INSTRUCTION,)
     assert successes(dataset) == [True] * 3
@@ -112,7 +112,7 @@ def test_what_does_not_fit_is_left_out_and_said(tmp_path: Path) -> None:
         demo(9).but({"obs/table_cam": np.zeros((6, 47, 46, 3), np.uint8)}),
     )
     found = reasons(report)
-    assert report.num_episodes == 2
+    assert len(report.episodes) == 2
     assert found.pop("demo_1") == "too short: 1 actions"
     assert found.pop("demo_2").startswith("The recording offers no observation named 'eef_quat', expected one of ['")
     assert "cameras of 8 x 8, 16 x 20, and the first episode a state of 9" in found.pop("demo_3")
@@ -130,8 +130,8 @@ def test_what_does_not_fit_is_left_out_and_said(tmp_path: Path) -> None:
 def test_a_damaged_episode_leaves_the_others(tmp_path: Path) -> None:
     path = write_recording(tmp_path / "demos.hdf5", [demo(0), demo(1), demo(2)])
     damage(path, "data/demo_1/obs/wrist_cam")
-    report = convert(experiment(), [path], tmp_path / "dataset")
-    assert report.num_episodes == DemonstrationDataset(tmp_path / "dataset").num_episodes == 2
+    _, report = convert(experiment(), [path], tmp_path / "dataset")
+    assert len(report.episodes) == DemonstrationDataset(tmp_path / "dataset").num_episodes == 2
     assert reasons(report)["demo_1"].startswith("damaged: obs/wrist_cam cannot be read")
 
 
@@ -146,7 +146,7 @@ def damage(path: Path, dataset: str) -> None:
 def test_several_recordings_are_one_dataset(tmp_path: Path) -> None:
     files = [write_recording(tmp_path / f"{i}.hdf5", [demo(2 * i), demo(2 * i + 1)]) for i in range(2)]
     files.append(write_recording(tmp_path / "none.hdf5", []))
-    report = convert(experiment(), files, tmp_path / "dataset")
+    _, report = convert(experiment(), files, tmp_path / "dataset")
     columns = DemonstrationDataset(tmp_path / "dataset").load_columns([ACTION])
     assert np.array_equal(columns[ACTION], np.concatenate([demo(i)["actions"] for i in range(4)]))
     assert omission_lines(report.omissions) == [f"{tmp_path / 'none.hdf5'}: the file: it holds no episode"]
@@ -158,7 +158,7 @@ def test_a_recording_under_two_names_is_taken_once(tmp_path: Path) -> None:
     (tmp_path / "link.hdf5").symlink_to(path)
     other = tmp_path / "folder/../demos.hdf5"
     chosen = survey(experiment(), [path, other, path, tmp_path / "link.hdf5"])
-    assert [candidate.file for candidate in chosen.candidates] == [path]
+    assert [episode.file for episode in chosen.episodes] == [path]
     assert [warning.split(" is given twice")[0] for warning in chosen.warnings] == [
         str(other),
         str(path),

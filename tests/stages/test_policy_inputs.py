@@ -11,7 +11,7 @@ from run_toys import groot_experiment, mlp_experiment
 
 from regrasp.engine.policies import check_inputs, load_model
 from regrasp.envs.data_config import DataConfig
-from regrasp.envs.mapping_config import Gr00tVideoMapping
+from regrasp.envs.mapping_config import Gr00tVideoMapping, MappingConfig
 from regrasp.envs.selection import camera_names, state_names
 from regrasp.errors import UserError
 from regrasp.experiment.inputs import input_names
@@ -65,6 +65,22 @@ def test_the_reference_experiments_names_of_cameras_and_state() -> None:
             check_inputs(policy, replace(mapping, gr00t_mapping=replace(mapping.gr00t_mapping, video=video)))
         assert caught.value.key == "env.train.mapping.gr00t_mapping.video"
         assert "left_wrist_view, right_wrist_view, room_view" in str(caught.value)
+
+
+def test_the_order_of_the_actions_parts_is_compared() -> None:
+    mapping = load_config(str(REFERENCE)).config.env.train.mapping
+    policy = TrocarNames()
+    policy.spec = replace(policy.spec, action_parts=(("left_arm", 7), ("right_arm", 7)))
+
+    def keys(*names: str) -> MappingConfig:
+        return replace(mapping, action_mapping=replace(mapping.action_mapping, keys=names))
+
+    check_inputs(policy, keys())
+    check_inputs(policy, keys("action.left_arm", "right_arm"))
+    for wrong in (("action.right_arm", "action.left_arm"), ("left_arm",)):
+        with pytest.raises(UserError, match=r"another order[\s\S]*left_arm \(7 wide\), right_arm") as caught:
+            check_inputs(policy, keys(*wrong))
+        assert caught.value.key == "env.train.mapping.action_mapping.keys"
 
 
 def test_an_experiment_without_names_leaves_them_open() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import signal
@@ -80,6 +81,38 @@ def test_an_interrupted_run_prints_the_command_that_continues_it(
     assert only_run(tmp_path) == run
 
 
+def test_a_checkpoint_is_found_by_the_task(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As Isaac Lab spells it: `--checkpoint PATH|latest|best`, in `train` and in `play`."""
+    evaluate = [*arguments[1:], "env.eval.num_episodes=2"]
+    assert main(["play", *evaluate, "--checkpoint", "latest"]) == 2
+    assert "no checkpoint of a run of this task" in capsys.readouterr().err
+    assert main([*arguments, "runner.val_check_interval=1"]) == 0
+    run = only_run(tmp_path)
+    steps = run / "small" / "checkpoints"
+
+    def evaluated(name: str) -> str:
+        capsys.readouterr()
+        assert main(["play", *evaluate, "--checkpoint", name]) == 0
+        return capsys.readouterr().out
+
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert sum("eval/success_once" in line for line in lines) == 2
+    for line in lines:
+        if "eval/success_once" in line:
+            line["eval/success_once"] = {1: 0.5, 2: 0.25}[line["step"]]
+    (run / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    assert f"Checkpoint: {steps / 'global_step_2'}" in evaluated("latest")
+    assert f"Checkpoint: {steps / 'global_step_1'}" in evaluated("best")
+    evaluated(str(steps / "global_step_1"))
+
+    assert main([*arguments, "--checkpoint", "latest", "runner.max_epochs=3"]) == 0
+    assert saved_steps(run) == [1, 2, 3]
+    assert main([*arguments, "--checkpoint", "latest", "--resume_dir", str(run)]) == 2
+    assert "--resume_dir, which mean the same" in capsys.readouterr().err
+
+
 def test_an_evaluation_that_is_refused_leaves_no_folder(
     arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -94,5 +127,6 @@ def test_an_evaluation_that_is_refused_leaves_no_folder(
 
 def test_the_command_that_continues_names_the_run_once() -> None:
     given = ["train", "--resume_dir", "old run", "a=1", "--resume_dir=x", "runner.resume_dir=y", "--num_envs", "4"]
+    given += ["--checkpoint", "latest", "--checkpoint=best"]
     command = resume_command(given, Path("the run"))
     assert shlex.split(command) == ["regrasp", "train", "a=1", "--num_envs", "4", "--resume_dir", "the run"]

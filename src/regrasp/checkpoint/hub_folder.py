@@ -130,7 +130,8 @@ def list_safetensors(folder: Path) -> dict[str, StoredTensor]:
         if twin := tensors.get(tensor.name):
             raise _incomplete(f"Two weight files hold {tensor.name}: {twin.file.name}, {tensor.file.name}.", index)
         tensors[tensor.name] = tensor
-    absent = [name for name in sorted(weight_map) if not _is_in(tensors.get(name), weight_map[name])]
+    found = {name: tensor.file.name for name, tensor in tensors.items()}
+    absent = [name for name in sorted(weight_map) if found.get(name) != weight_map[name]]
     if absent:
         first = f"the first being {absent[0]} of {weight_map[absent[0]]}"
         raise _incomplete(f"The index lists {len(absent)} tensors that their file does not hold, {first}.", index)
@@ -207,7 +208,8 @@ def _read_index(file: Path) -> dict[str, str]:
     except ValueError as error:
         raise UserError(f"Not a JSON file: {error}.", file=file, fix=_AGAIN) from error
     weight_map: Any = content.get("weight_map") if isinstance(content, dict) else None
-    if not isinstance(weight_map, dict) or not all(map(_is_plain_name, weight_map.values())):
+    shards = weight_map.values() if isinstance(weight_map, dict) else [None]
+    if not all(isinstance(shard, str) and shard == Path(shard).name for shard in shards):
         raise UserError(
             "This index does not map tensors to weight files of its folder.",
             file=file,
@@ -215,7 +217,7 @@ def _read_index(file: Path) -> dict[str, str]:
             expected="tensor names mapped to plain file names",
             fix=_AGAIN,
         )
-    return {str(name): str(shard) for name, shard in weight_map.items()}
+    return {str(name): shard for name, shard in weight_map.items()}
 
 
 def _list_file(file: Path) -> list[StoredTensor]:
@@ -252,13 +254,5 @@ def _is_lfs_pointer(file: Path) -> bool:
         return stream.read(len(_LFS_POINTER)) == _LFS_POINTER
 
 
-def _is_in(tensor: StoredTensor | None, shard: str) -> bool:
-    return tensor is not None and tensor.file.name == shard
-
-
 def _incomplete(problem: str, index: Path) -> UserError:
     return UserError(problem, file=index, fix="Download or copy the folder again, completely.")
-
-
-def _is_plain_name(shard: Any) -> bool:
-    return isinstance(shard, str) and shard == Path(shard).name

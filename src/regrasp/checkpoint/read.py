@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,13 +26,23 @@ from regrasp.checkpoint.layout import (
     step_of,
 )
 from regrasp.checkpoint.run_record import newest_recorded
-from regrasp.checkpoint.verify import Problem, file_problem, is_complete, read_manifest, resuming_problems, verify
+from regrasp.checkpoint.verify import (
+    Problem,
+    file_problem,
+    newest_complete,
+    read_manifest,
+    resuming_problems,
+    verify,
+)
 from regrasp.errors import UserError
 
 _log = logging.getLogger(__name__)
 
 _NUM_PROBLEMS_SHOWN = 3
 _NUM_RUNS_SHOWN = 10
+_WRAPPER = "_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module"
+_WRAPPERS = re.compile(rf"^(?:(?:module|{_WRAPPER})\.)+|(?<=\.)(?:{_WRAPPER})\.")
+"""What DDP, FSDP, torch.compile and activation checkpointing put into the names of a module's weights."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +124,7 @@ def find_checkpoint(path: Path) -> Path:
     if recorded := newest_recorded(path):
         return recorded
     parents = _checkpoint_folders(path)
-    newest = [found for parent in sorted(parents) if (found := _newest_complete(parent)) is not None]
+    newest = [found for parent in sorted(parents) if (found := newest_complete(parent)) is not None]
     if not newest:
         raise _none_complete(path, parents)
     if len(newest) > 1:
@@ -167,7 +178,7 @@ def load_full_weights(folder_or_file: Path) -> dict[str, Tensor]:
     is_state = isinstance(weights, dict) and all(isinstance(tensor, Tensor) for tensor in weights.values())
     if not is_state:
         raise UserError("This file does not hold weights.", file=file, expected="a dict of tensors by name")
-    return dict(weights)
+    return {_WRAPPERS.sub("", name): tensor for name, tensor in weights.items()}
 
 
 def full_weights_file(path: Path) -> Path:
@@ -213,10 +224,6 @@ def _check_against_manifest(file: Path) -> None:
         raise _damaged(folder, [Problem(FULL_WEIGHTS, what)])
 
 
-def _newest_complete(checkpoints_dir: Path) -> Path | None:
-    return next((folder for folder in step_folders(checkpoints_dir) if is_complete(folder)), None)
-
-
 def _damaged(folder: Path, problems: Sequence[Problem]) -> UserError:
     return UserError(f"This checkpoint is not sound: {_listed(problems)}.", file=folder, fix=_alternative(folder))
 
@@ -252,5 +259,6 @@ def _none_complete(path: Path, parents: Sequence[Path]) -> UserError:
         problem,
         file=path,
         expected="a global_step_<N> folder, a checkpoints folder or a run folder",
-        fix="For weights that another tool wrote, use --rl_model_path.",
+        fix="Weights that another tool wrote are evaluated with `regrasp play --rl_model_path`, and trained on from"
+        " where `regrasp export --rl_model_path` makes a model folder of them.",
     )

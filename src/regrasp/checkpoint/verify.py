@@ -6,7 +6,7 @@ import functools
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from regrasp.checkpoint.layout import EXPORT, MANIFEST, REQUIRED
+from regrasp.checkpoint.layout import EXPORT, MANIFEST, REQUIRED, step_folders
 from regrasp.checkpoint.manifest import Entry, Manifest, decode, describe
 from regrasp.errors import UserError
 from regrasp.folders import leaves_folder
@@ -96,6 +96,11 @@ def require_sound_model(folder: Path) -> None:
             file=checkpoint,
             fix="take another checkpoint, or copy this one again from its source",
         )
+
+
+def newest_complete(checkpoints_dir: Path) -> Path | None:
+    """The complete checkpoint with the highest step, None where there is none."""
+    return next(filter(is_complete, step_folders(checkpoints_dir)), None)
 
 
 def file_problem(folder: Path, name: str, entry: Entry, *, contents: bool = True) -> str | None:

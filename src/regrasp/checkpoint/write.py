@@ -23,11 +23,10 @@ from regrasp.checkpoint.layout import (
     STATE,
     TENSORS,
     step_folder,
-    step_folders,
 )
 from regrasp.checkpoint.manifest import Entry, Manifest, describe, encode
 from regrasp.checkpoint.plain import JSON, check_json, plain, separate
-from regrasp.checkpoint.verify import is_complete, read_manifest
+from regrasp.checkpoint.verify import is_complete, newest_complete, read_manifest
 from regrasp.folders import atomic_folder, discard, sync, tidy, writing
 
 
@@ -159,7 +158,7 @@ def _file_names(folder: Path) -> list[str]:
 
 
 def _link_unchanged(checkpoints_dir: Path, draft: Path, files: Mapping[str, Entry]) -> None:
-    previous = next((folder for folder in step_folders(checkpoints_dir) if is_complete(folder)), None)
+    previous = newest_complete(checkpoints_dir)
     if previous is None:
         return
     known = read_manifest(previous).files

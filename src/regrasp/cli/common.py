@@ -94,20 +94,24 @@ def load(args: argparse.Namespace) -> LoadedConfig:
     from regrasp.envs.registry import preflight
     from regrasp.experiment.load import load_config
 
-    name = getattr(args, "config_name", None) or _experiment_of_task(args) or DEFAULT_CONFIG
+    name = experiment_name(args)
     flags = flag_overrides(args)
     loaded = args.loaded = load_config(name, [*flags, *args.overrides], args.config_path, flags, args.task)
     for warning in loaded.warnings:
         _log.warning(warning)
-    envs = loaded.config.env
     try:
-        preflight(envs.train, "train", loaded.config.actor.model.action_dim)
-        preflight(envs.eval, "eval", loaded.config.actor.model.action_dim)
+        for place, env in vars(loaded.config.env).items():
+            preflight(env, place, loaded.config.actor.model.action_dim)
     except UserError as error:
         if not args.dry_run:
             raise loaded.located(error) from None
         _log.warning(loaded.located(error))
     return loaded
+
+
+def experiment_name(args: argparse.Namespace) -> str:
+    """Which experiment the flags ask for."""
+    return getattr(args, "config_name", None) or _experiment_of_task(args) or DEFAULT_CONFIG
 
 
 def _experiment_of_task(args: argparse.Namespace) -> str | None:
@@ -127,9 +131,10 @@ def _experiment_of_task(args: argparse.Namespace) -> str | None:
         return str(file)
     owner = known.of_task(args.task)
     advice = None if owner is None else known[owner].without_experiment
-    if advice is None:
+    if owner is None or advice is None:
         return None
-    shipped = shipped_experiments().get(args.task)
+    experiments = shipped_experiments()
+    shipped = next((experiments[name] for name in known[owner].namesakes(args.task) if name in experiments), None)
     if shipped is None:
         expected, fix = advice
         raise UserError(
@@ -147,6 +152,33 @@ def shipped_experiments() -> dict[str, list[str]]:
     for file in sorted(SHIPPED.glob("*.yaml")):
         experiments.setdefault(load_config(file.stem).config.env.train.init_params.id, []).append(file.stem)
     return experiments
+
+
+def take_checkpoint(args: argparse.Namespace, flag: str) -> None:
+    """Put what `--checkpoint` names, a path or `latest` or `best`, where an older flag has the path.
+
+    Raises:
+        UserError: There is no such checkpoint, or both flags are given.
+    """
+    if args.checkpoint is None:
+        return
+    if getattr(args, flag) is not None:
+        raise UserError(
+            "Two checkpoints",
+            key="--checkpoint",
+            value=args.checkpoint,
+            expected=f"--checkpoint or --{flag}, which mean the same",
+            fix=f"leave --{flag} out",
+        )
+    from regrasp.experiment.load import load_config
+    from regrasp.runner.run_folder import checkpoint_of_task
+
+    checkpoint = args.checkpoint
+    if checkpoint in ("latest", "best"):
+        flags = flag_overrides(args)
+        loaded = load_config(experiment_name(args), [*flags, *args.overrides], args.config_path, flags, args.task)
+        checkpoint = str(checkpoint_of_task(loaded.config, best=checkpoint == "best"))
+    setattr(args, flag, checkpoint if flag == "resume_dir" else Path(checkpoint))
 
 
 def load_to_run(

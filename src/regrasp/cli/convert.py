@@ -45,13 +45,13 @@ def run(args: argparse.Namespace) -> int:
         return 0
     from regrasp.stages.convert import convert, omission_lines
 
-    report = convert(
+    folder, report = convert(
         loaded.config, files, args.output, fps=args.fps, keep_failed=args.keep_failed, overwrite=args.overwrite
     )
     for line in omission_lines(report.omissions):
         print(f"Left out: {line}")
     print(
-        f"Demonstrations: {report.folder} ({report.num_episodes} of {report.num_recorded} recorded episodes,"
+        f"Demonstrations: {folder} ({len(report.episodes)} of {report.num_recorded} recorded episodes,"
         f" {report.num_frames} frames at {report.fps} Hz)"
     )
     return 0
@@ -69,7 +69,7 @@ def _rehearse(args: argparse.Namespace, loaded: LoadedConfig, files: Sequence[Pa
             _log.warning(warning)
         lines = [f"Left out: {line}" for line in omission_lines(chosen.omissions)]
         lines.append(
-            f"Would take {len(chosen.candidates)} of {chosen.num_recorded} recorded episodes"
+            f"Would take {len(chosen.episodes)} of {chosen.num_recorded} recorded episodes"
             f" ({chosen.num_frames} frames at {chosen.fps} Hz); their arrays are read while converting."
         )
     print_resolved(loaded, lines)

@@ -8,15 +8,8 @@ import platform
 import shutil
 import sys
 
-from regrasp.extras import PACKAGES, install_command
+from regrasp.extras import EXTRAS, install_command
 
-EXTRAS = {
-    "wandb": "metrics on Weights & Biases",
-    "swanlab": "metrics on SwanLab",
-    "lora": "low-rank adapters on the language model",
-    "trocar": "the scripted expert of the trocar task",
-    "isaaclab": "reading Isaac Lab's recordings (regrasp convert)",
-}
 _MIN_MEMORY_GB = 4
 
 
@@ -76,8 +69,8 @@ def _torch() -> None:
 def _packages() -> None:
     for name in ("transformers", "mujoco-core", "tensordict", "hydra-core"):
         _line(name, importlib.metadata.version(name))
-    for extra, purpose in EXTRAS.items():
-        _optional(PACKAGES[extra], f"{purpose}: {install_command(extra)}")
+    for extra, (package, purpose) in EXTRAS.items():
+        _optional(package, f"{purpose}: {install_command(extra)}")
     _optional("flash-attn", "faster attention on a GPU; not needed, PyTorch's own is used without it")
 
 

@@ -59,7 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"\nerror: {located}", *getattr(error, "__notes__", ()), sep="\n", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("\ninterrupted", *_kept(parsed.command), sep="\n", file=sys.stderr)
+        kept = getattr(_module(parsed.command), "INTERRUPTED", "")
+        print(f"\ninterrupted\n{kept}".rstrip("\n"), file=sys.stderr)
         return 130
     except BrokenPipeError:
         # The reader of our output is gone (`regrasp tasks | head -1`); a simulator's pipe has errors of its own.
@@ -79,12 +80,6 @@ def _close(text: str, known: Iterable[str]) -> str:
     """A question about the nearest known word; empty where none is near."""
     near = get_close_matches(text, list(known), n=1)
     return f"did you mean {near[0]}?" if near else ""
-
-
-def _kept(command: str) -> list[str]:
-    """What an interrupted command leaves, and how to go on."""
-    text = getattr(_module(command), "INTERRUPTED", None)
-    return [] if text is None else [text]
 
 
 def _module(command: str):

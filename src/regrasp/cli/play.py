@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from regrasp.cli.common import add_run_arguments, load_to_run, prepare_torch
+from regrasp.cli.common import add_run_arguments, load_to_run, prepare_torch, take_checkpoint
 
 INTERRUPTED = "An evaluation that did not end has no result. Run the same command again."
 
@@ -16,6 +16,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rl_model_path", metavar="FOLDER", type=Path, help="global_step_N folder whose full_weights.pt is laid over"
     )
+    parser.add_argument(
+        "--checkpoint", metavar="PATH", help="the same as --rl_model_path; or latest, or best, of this task's runs"
+    )
     parser.add_argument("--num_episodes", metavar="N", type=int, help="episodes, one fixed seed each")
     parser.add_argument("--video", action="store_true", help="record videos")
     parser.add_argument("--num_videos", metavar="N", type=int, default=8, help="episodes recorded with --video")
@@ -24,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate."""
+    take_checkpoint(args, "rl_model_path")
     loaded = load_to_run(args, reads="play" if args.policy == "model" else None)
     if loaded is None:
         return 0

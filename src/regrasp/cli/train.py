@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from regrasp.checkpoint.layout import EXPORT
-from regrasp.cli.common import add_run_arguments, load_to_run, prepare_torch
+from regrasp.cli.common import add_run_arguments, load_to_run, prepare_torch, take_checkpoint
 from regrasp.errors import UserError
 
 if TYPE_CHECKING:
@@ -20,8 +20,11 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of this command."""
     add_run_arguments(parser)
-    parser.add_argument("--max_epochs", metavar="N", type=int, help="number of updates")
+    parser.add_argument("--max_epochs", "--max_iterations", metavar="N", type=int, help="number of updates")
     parser.add_argument("--resume_dir", metavar="FOLDER", help="checkpoint, or run folder, to continue from")
+    parser.add_argument(
+        "--checkpoint", metavar="PATH", help="the same as --resume_dir; or latest, or best, of this task's runs"
+    )
     parser.add_argument("--only_eval", action="store_true", help="evaluate instead of training")
     parser.add_argument("--list_tasks", action="store_true", help="list the known tasks and stop")
     parser.add_argument("--force", action="store_true", help="go on where a check of the run's data would stop it")
@@ -36,6 +39,7 @@ def run(args: argparse.Namespace) -> int:
         from regrasp.cli.tasks import print_tasks
 
         return print_tasks(args.task, args.overrides)
+    take_checkpoint(args, "resume_dir")
     loaded = load_to_run(args, reads="train")
     if loaded is None:
         return 0
@@ -61,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
                 error.add_note(kept)
             raise
         if finished:
-            checkpoint = newest_checkpoint(run_dir, loaded.config)
+            checkpoint = newest_checkpoint(run_dir)
             assert checkpoint is not None
             print(f"Model: {checkpoint / EXPORT}\nReport: {shlex.join(['regrasp', 'report', str(run_dir)])}")
             return 0
@@ -85,7 +89,7 @@ def _how_to_continue(args: argparse.Namespace, run_dir: Path, loaded: LoadedConf
     """What a run that ended early has kept, and the command that continues it; None if it has kept nothing."""
     from regrasp.runner.run_folder import newest_checkpoint, resume_command
 
-    checkpoint = newest_checkpoint(run_dir, loaded.config)
+    checkpoint = newest_checkpoint(run_dir)
     if checkpoint is None:
         return None
     return f"Checkpoint: {checkpoint}\nTo continue: {resume_command(args.given, run_dir)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import warnings
@@ -86,40 +87,27 @@ def as_override(key: str, value: str | float | bool | None) -> str:
 
 
 def _parse(text: str) -> Override:
-    try:
-        override = OverridesParser.create().parse_override(text)
-    except HydraException as error:
-        raise _unreadable(text) from error
-    if not override.key_or_group:
-        raise _bad_override(text, "The override names no key.")
-    if override.is_sweep_override():
-        raise _bad_override(
-            text,
-            f"The override {text} gives several values.",
-            fix=f"write a list in brackets: '{override.key_or_group}=[{text.partition('=')[2]}]'",
-        )
-    return override
-
-
-def _unreadable(text: str) -> UserError:
-    """The user's view of an override that Hydra's grammar does not take."""
+    """An override by Hydra's grammar."""
     key, equals, value = text.partition("=")
-    if not equals:
-        return _bad_override(
-            text, f"The override {text} has no value.", fix=f"write key=value, without spaces: {key.strip()}=..."
-        )
-    if not key.strip():
-        return _bad_override(text, "The override names no key.")
-    return _bad_override(
-        text,
-        f"The value of the override cannot be read: {value}",
-        fix=f"write key=value; close brackets and quotes, and quote special characters: \"{key}='...'\"",
-    )
+    override = None
+    with contextlib.suppress(HydraException):
+        override = OverridesParser.create().parse_override(text)
+    if override is None and not equals:
+        problem, fix = f"The override {text} has no value.", f"write key=value, without spaces: {key.strip()}=..."
+    elif override is None and key.strip():
+        problem = f"The value of the override cannot be read: {value}"
+        fix = f"write key=value; close brackets and quotes, and quote special characters: \"{key}='...'\""
+    elif override is None or not override.key_or_group:
+        problem, fix = "The override names no key.", "write key=value; quote values with special characters"
+    elif override.is_sweep_override():
+        problem = f"The override {text} gives several values."
+        fix = f"write a list in brackets: '{override.key_or_group}=[{value}]'"
+    else:
+        return override
+    raise _bad_override(text, problem, fix)
 
 
-def _bad_override(
-    text: str, problem: str, fix: str = "write key=value; quote values with special characters"
-) -> UserError:
+def _bad_override(text: str, problem: str, fix: str) -> UserError:
     return UserError(
         problem,
         file=COMMAND_LINE,
@@ -156,9 +144,7 @@ def _compose(
                 return config, _inherited_files(file, lines, folders) if inherits else (SourceFile(file),)
         except yaml.MarkedYAMLError as error:
             raise broken_yaml(error, _marked_file(error, file)) from error
-        except RecursionError as error:
-            raise _defaults_error("a file of the `defaults` list inherits from itself", file) from error
-        except (HydraException, OmegaConfBaseException, ValueError) as error:
+        except (HydraException, OmegaConfBaseException, ValueError, RecursionError) as error:
             absent = [str(note.message) for note in notes if "is not available" in str(note.message)]
             raise _composition_error(error, file, overrides, absent) from error
 
@@ -185,13 +171,22 @@ def _composition_error(error: Exception, file: Path, overrides: Sequence[Overrid
         return unset.in_file(file)
     texts = [override.input_line or "" for override in overrides if _is_blamed(override, text)]
     reason = " ".join([*text.splitlines()[:2], *absent])
+    if isinstance(error, RecursionError):
+        reason = "a file of the `defaults` list inherits from itself"
     if texts:
         return _bad_override(
             texts[0],
             f"The override cannot be applied: {str(error.__cause__ or error.__context__ or reason).splitlines()[0]}",
             fix="set a key that exists; docs/configuration.md lists them",
         )
-    return _defaults_error(reason, file)
+    return UserError(
+        f"The configuration cannot be composed: {reason}",
+        file=file,
+        key="defaults",
+        expected="a `defaults` list whose entries exist beside this file, in a folder of hydra.searchpath, or among the"
+        " shipped configurations",
+        fix="remove the entry from `defaults` (or from a `hydra` block), or add the file it names",
+    )
 
 
 def _unset_variable(text: str) -> UserError | None:
@@ -205,17 +200,6 @@ def _unset_variable(text: str) -> UserError | None:
         key=f"${{oc.env:{name}}}",
         expected=f"the folder or name that this file reads from {name}{known}",
         fix=f"export {name}=... before the command, or write the value itself",
-    )
-
-
-def _defaults_error(reason: str, file: Path) -> UserError:
-    return UserError(
-        f"The configuration cannot be composed: {reason}",
-        file=file,
-        key="defaults",
-        expected="a `defaults` list whose entries exist beside this file, in a folder of hydra.searchpath, or among the"
-        " shipped configurations",
-        fix="remove the entry from `defaults` (or from a `hydra` block), or add the file it names",
     )
 
 

@@ -159,22 +159,17 @@ class Spec:
 
 
 _SCALARS = {bool: "true or false", int: "an integer", float: "a number", str: "a string"}
+_BOUNDS: dict[type, str] = {
+    Ge: "of at least {0.ge}",
+    Gt: "above {0.gt}",
+    Le: "at most {0.le}",
+    Lt: "below {0.lt}",
+    MinLen: "that is not empty",
+}
 
 
 def _bounds(metadata: Iterable[Any]) -> str:
-    words: list[str] = []
-    for item in metadata:
-        match item:
-            case Ge(ge=limit):
-                words.append(f"of at least {limit}")
-            case Gt(gt=limit):
-                words.append(f"above {limit}")
-            case Le(le=limit):
-                words.append(f"at most {limit}")
-            case Lt(lt=limit):
-                words.append(f"below {limit}")
-            case MinLen():
-                words.append("that is not empty")
+    words = [_BOUNDS[type(item)].format(item) for item in metadata if type(item) in _BOUNDS]
     return f" {' and '.join(words)}" if words else ""
 
 

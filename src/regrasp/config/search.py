@@ -67,11 +67,8 @@ def list_configs(config_path: Path | None = None, more: Folders = tuple) -> dict
 
 
 def _by_path(name: str, config_path: Path | None, more: Folders) -> Path:
-    candidates = [Path(name).expanduser()]
-    if config_path is not None:
-        candidates.insert(0, config_path / name)
-    candidates.append(SHIPPED / name)
-    for file in candidates:
+    for folder in filter(None, (config_path, Path(), SHIPPED)):
+        file = folder / Path(name).expanduser()
         for path in (file, file.with_name(f"{file.name}.yaml")) if file.name else ():
             if path.is_file() and path.suffix == ".yaml":
                 return path.resolve()

@@ -74,6 +74,7 @@ class RecordedArray:
 class RecordedEpisode:
     """What an episode holds; no array has been read."""
 
+    file: Path
     name: str
     success: bool | None
     """None where the file does not say."""
@@ -115,11 +116,10 @@ class RecorderFile:
             self.env_args_problem: str | None = None
             """Why the attribute `env_args` cannot be read, None where it can; task and step rate are not known then."""
             self._env_args = self._read_env_args()
-        except _DAMAGE as error:
+        except BaseException as error:
             self._file.close()
-            raise _unreadable(path, str(error)) from error
-        except BaseException:
-            self._file.close()
+            if isinstance(error, _DAMAGE):
+                raise _unreadable(path, str(error)) from error
             raise
 
     def __enter__(self) -> Self:
@@ -161,6 +161,7 @@ class RecorderFile:
                 raise EpisodeError(f"damaged: it holds {num_steps} actions of {samples}")
             success = group.attrs.get("success")
             return RecordedEpisode(
+                file=self.path,
                 name=name,
                 success=None if success is None else bool(success),
                 num_steps=num_steps,
@@ -217,19 +218,12 @@ class RecorderFile:
 
 
 def _open(path: Path) -> h5py.File:
-    if path.is_dir():
-        raise UserError(
-            "A folder is no recording",
-            value=str(path),
-            expected="an HDF5 file that Isaac Lab's recorder wrote",
-            fix="name the .hdf5 files in it",
-        )
     if not path.is_file():
         raise UserError(
-            "There is no such recording",
+            "A folder is no recording" if path.is_dir() else "There is no such recording",
             value=str(path),
             expected="an HDF5 file that Isaac Lab's recorder wrote",
-            fix="correct the path",
+            fix="name the .hdf5 files in it" if path.is_dir() else "correct the path",
         )
     try:
         return h5py.File(path, "r")

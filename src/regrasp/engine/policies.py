@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from regrasp.checkpoint.layout import EXPORT
 from regrasp.checkpoint.read import checkpoint_of, load_full_weights
+from regrasp.config.types import bare_key
 from regrasp.envs.contract import EnvSpec
 from regrasp.envs.mapping_config import MappingConfig
 from regrasp.envs.selection import ObservationSelection, camera_names, state_names
@@ -108,6 +109,8 @@ def check_inputs(policy: Policy, mapping: MappingConfig, location: str = "env.tr
     Raises:
         UserError: It names another embodiment, other cameras, or other parts of the state.
     """
+    if mapping.action_mapping.keys:
+        _check_action_parts(policy, mapping.action_mapping.keys, f"{location}.action_mapping")
     if mapping.gr00t_mapping is not None and policy.spec.state_parts:
         _check_names(policy, mapping, f"{location}.gr00t_mapping")
     key, tag, expected = f"{location}.embodiment_tag_id", policy.spec.embodiment_tag, policy.spec.embodiment_id
@@ -121,6 +124,19 @@ def check_inputs(policy: Policy, mapping: MappingConfig, location: str = "env.tr
             value=slot,
             expected=str(expected),
             fix="correct embodiment_tag_id, or train a base model for this embodiment with `regrasp sft`",
+        )
+
+
+def _check_action_parts(policy: Policy, keys: Sequence[str], location: str) -> None:
+    """Check that the parts of the action come in the order that the mapping takes them to be in."""
+    parts = [f"{name} ({width} wide)" for name, width in policy.spec.action_parts]
+    if [bare_key(key) for key in keys] != [name for name, _ in policy.spec.action_parts]:
+        raise UserError(
+            "The model gives its action in another order, or in other parts",
+            key=f"{location}.keys",
+            value=list(keys),
+            expected=", ".join(parts) or "no keys: the parts of this model's action have no names",
+            fix=f"leave {location}.keys out; where the simulator's order differs, place the parts by {location}.slices",
         )
 
 
@@ -151,7 +167,7 @@ def _check_names(policy: Policy, mapping: MappingConfig, location: str) -> None:
 
 
 def overlay_rl_weights(policy: Policy, checkpoint: Path) -> None:
-    """Load `full_weights.pt` of an RL checkpoint over a base model.
+    """Load `full_weights.pt` of an RL checkpoint, ours or RLinf's, over a base model, to act without exploration.
 
     Raises:
         UserError: The weights are those of another architecture.
@@ -163,13 +179,19 @@ def overlay_rl_weights(policy: Policy, checkpoint: Path) -> None:
             file=checkpoint,
             key="--rl_model_path",
             expected="weights without adapters",
-            fix=f"give {checkpoint / 'model'} as --model_path instead: it holds them merged",
+            fix="give as --model_path the folder model/ of the checkpoint, which holds them merged; of another tool's,"
+            " merge them there first",
         )
-    own = policy.state_dict()
-    unused = {name for name in weights if name not in own and name.split(".")[0] in ("value_head", "noise_net")}
+    added = {name: tensor for name, tensor in policy.state_dict().items() if name.split(".")[0] in policy.RL_PARTS}
+    given = policy.own_names(weights, checkpoint)
+    unfit = {
+        name
+        for name, tensor in given.items()
+        if name.split(".")[0] in policy.RL_PARTS and (name not in added or tensor.shape != added[name].shape)
+    }
     load_weights(
         policy,
-        {name: tensor for name, tensor in weights.items() if name not in unused},
+        added | {name: tensor for name, tensor in given.items() if name not in unfit},
         problem="The RL weights do not fit the base model",
         file=checkpoint,
         key="--rl_model_path",

@@ -68,6 +68,10 @@ class EnvType(Generic[ConfigT]):
         """The variant of a task that is for evaluation, or the task itself where it has none."""
         return task_id
 
+    def namesakes(self, task_id: str) -> tuple[str, ...]:
+        """Tasks whose experiments suit a task: itself, its other spellings, what it is a variant of."""
+        return (task_id,)
+
     def experiment_of_task(self, task_id: str, overrides: Sequence[str]) -> Path | None:
         """The experiment that a task names where it is registered, None where it names none."""
         return None

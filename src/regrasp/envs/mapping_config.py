@@ -135,6 +135,9 @@ class ActionConstant:
 class ActionMapping:
     """How a policy's action becomes a simulator's action: scale, then place among constants (zeros by default)."""
 
+    keys: Names = ()
+    """The parts of the policy's action in their order, by GR00T's names (`action.left_arm`), compared with the model's;
+    empty: as the model has them."""
     prefix_pad: NonNegativeInt = 0
     """Entries before the policy's action."""
     suffix_pad: NonNegativeInt = 0
@@ -188,21 +191,13 @@ class MappingConfig:
         Args:
             key: Where this block stands.
         """
-        if self.main_images is None and not self.states:
+        if self.main_images is None and (self.extra_view_images or not self.states):
             yield UserError(
-                "The policy would see nothing",
-                key=f"{key}.states",
-                value=[],
-                expected="at least one state entry, or a camera in main_images",
-                fix=f"add {key}.states or {key}.main_images",
-            )
-        if self.main_images is None and self.extra_view_images:
-            yield UserError(
-                "Extra views without a main view",
+                "The policy has extra views without a main one, or would see nothing",
                 key=f"{key}.main_images",
                 value=None,
-                expected="a camera key, since extra_view_images has some",
-                fix=f"set {key}.main_images, or empty {key}.extra_view_images",
+                expected="a camera key; or null, with states and without extra_view_images",
+                fix=f"set {key}.main_images, or {key}.states alone",
             )
         if self.data_config is not None and self.data_config_class is not None:
             yield UserError(

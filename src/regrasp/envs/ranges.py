@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations, pairwise
+from math import inf
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -41,16 +42,9 @@ def gaps(parts: Sequence[NamedRange]) -> list[tuple[NamedRange | None, NamedRang
 def repeated_values(states: Sequence[StateEntry]) -> Iterator[tuple[str, str]]:
     """Every two entries of a mapping's `states` that give the policy the same values, as they are written."""
     for first, second in combinations(states, 2):
-        if first.key == second.key and _start(first) < _stop(second) and _start(second) < _stop(first):
+        (start, stop), (other_start, other_stop) = (entry.slice or (0, inf) for entry in (first, second))
+        if first.key == second.key and start < other_stop and other_start < stop:
             yield _written(first), _written(second)
-
-
-def _start(entry: StateEntry) -> int:
-    return entry.slice[0] if entry.slice else 0
-
-
-def _stop(entry: StateEntry) -> float:
-    return entry.slice[1] if entry.slice else float("inf")
 
 
 def _written(entry: StateEntry) -> str:

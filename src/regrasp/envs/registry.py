@@ -102,25 +102,6 @@ def create_env(config: EnvConfig, name: EnvName, max_chunk: int, seed: int = 0) 
     return env_type.create_env(config, name, max_chunk, construction_seed(seed, name, config.seed))
 
 
-def check_expert(config: EnvConfig, name: str) -> None:
-    """Check, before an environment starts, what the scripted expert of `env.<name>` needs.
-
-    Raises:
-        UserError: Names what is missing.
-    """
-    env_type_of(config, name).check_expert(config, name)
-
-
-def step_seconds(config: EnvConfig, name: str) -> float | None:
-    """Simulated seconds per step of `env.<name>`, None where that is only known once the simulator has started.
-
-    Raises:
-        UserError: The simulator or task is unknown.
-    """
-    spec = env_type_of(config, name).describe(config, name)
-    return None if spec is None else spec.step_seconds
-
-
 def preflight(config: EnvConfig, name: str, action_dim: int) -> None:
     """Check task, mapping and action width of `env.<name>` without starting an environment.
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from pydantic.dataclasses import dataclass
 
 from regrasp.config.types import BLOCK, Expect, Interval, Name, Names, NonNegativeInt, PositiveInt
@@ -15,6 +15,11 @@ from regrasp.errors import UserError
 _DEVICES = re.compile(r"all|{0}(:{0})?(,{0}(:{0})?)*".format(r"\d+(-\d+)?"))
 _ROLES = ("actor", "env", "rollout")
 Backend = Literal["tensorboard", "wandb", "swanlab"]
+_BACKENDS = "a list of 'tensorboard', 'wandb' and 'swanlab', one of them, or null"
+
+
+def _listed(value: Any) -> Any:
+    return [] if value is None else [value] if isinstance(value, str) else value
 
 
 @dataclass(frozen=True, config=BLOCK)
@@ -27,8 +32,10 @@ class LoggerConfig:
     """Project under which W&B and SwanLab list the run."""
     experiment_name: Name = "experiment"
     """Folder of the run's checkpoints inside its log folder, and its name in W&B and SwanLab."""
-    logger_backends: Annotated[tuple[Backend, ...], Field(strict=False)] = ("tensorboard",)
-    """Metrics services; `metrics.jsonl` is always written."""
+    logger_backends: Annotated[
+        tuple[Backend, ...], Field(strict=False), BeforeValidator(_listed), Expect(_BACKENDS)
+    ] = ("tensorboard",)
+    """Metrics services, a list or one name; null: none. `metrics.jsonl` is always written."""
 
 
 @dataclass(frozen=True, config=BLOCK)

@@ -63,12 +63,8 @@ def capture_updates(learner: Learner, size: int, *, backend: str | Callable[...,
     """Compile the losses of a learner on a GPU, and replay its passes over micro-batches of `size` as CUDA graphs."""
     for name in learner.algorithm.compiled:
         compiled = torch.compile(getattr(learner.algorithm, name), fullgraph=True, dynamic=False, backend=backend)
-        setattr(learner.algorithm, name, partial(_compiled_call, compiled))
+        setattr(learner.algorithm, name, partial(_without_fallback, compiled))
     learner.backward = CapturedBackward(learner.backward, learner.computing, size)
-
-
-def _compiled_call(compiled: Callable[..., Any], *arguments: Any) -> Any:
-    return _without_fallback(lambda: compiled(*arguments))
 
 
 def num_compilations() -> int:
@@ -84,16 +80,16 @@ def _fix_batch_sizes(policy: Policy, sizes: list[int]) -> None:
         if rows < size:
             arguments = tuple(_filled(value, rows, size) for value in arguments)
             named = {name: _filled(value, rows, size) for name, value in named.items()}
-        result = _without_fallback(lambda: method(*arguments, **named))
+        result = _without_fallback(method, *arguments, **named)
         return _cut(result, rows) if rows < size else result
 
     policy.wrap_methods(in_fixed_size)
 
 
-def _without_fallback(call: Callable[[], Any]) -> Any:
+def _without_fallback(call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
     """Run what is compiled when it is first used."""
     try:
-        return call()
+        return call(*arguments, **named)
     except (TorchDynamoException, FailOnRecompileLimitHit) as error:
         raise UserError(
             f"torch.compile failed: {' '.join(str(error).split(chr(10))[:2])}",

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,21 +35,6 @@ class Bfloat16Weights:
     """Step counts (), float32."""
 
 
-@dataclass(frozen=True)
-class Settings:
-    """Of an optimizer group."""
-
-    lr: float
-    betas: tuple[float, float]
-    eps: float
-    weight_decay: float
-
-    @property
-    def decay(self) -> float:
-        """What a step leaves of a weight, the gradient aside."""
-        return 1 - self.lr * self.weight_decay
-
-
 class FusedAdamW:
     """The step of torch.optim.AdamW on `Bfloat16Weights`.
 
@@ -60,47 +47,37 @@ class FusedAdamW:
         self._addresses = _Addresses()
 
     @torch.no_grad()
-    def step(self, batch: Bfloat16Weights, settings: Settings, coefficient: Tensor, forbidden: Tensor) -> None:
+    def step(self, batch: Bfloat16Weights, group: Mapping[str, Any], coefficient: Tensor, forbidden: Tensor) -> None:
         """Step, unless `forbidden`: then weights, moments and step counts stay as they are.
 
         Args:
             batch: What to step.
-            settings: Of the step.
+            group: The optimizer's, with its settings.
             coefficient: (), float32, that gradients are multiplied by.
             forbidden: (), bool; on a GPU the host does not wait for it.
         """
         allowed = (~forbidden).float()
         # One addend for each: with a single tensor the host would wait for its value.
         torch._foreach_add_(batch.steps, [allowed] * len(batch.steps))  # pyright: ignore[reportPrivateImportUsage]
-        first, second = settings.betas
+        first, second = group["betas"]
         counts = torch.stack(batch.steps).double()  # (N,); 1 - beta^count is small, and a float32 one inexact
-        step_sizes = (settings.lr / _bias_correction(first, counts)).float()
+        step_sizes = (group["lr"] / _bias_correction(first, counts)).float()
         roots = _bias_correction(second, counts).sqrt().float()
+        numbers = (1 - group["lr"] * group["weight_decay"], 1 - first, second, 1 - second, group["eps"])
         if forbidden.is_cuda and HAS_TRITON:
-            self.launch(batch, settings, step_sizes, roots, coefficient, allowed)
+            self._launch(batch, numbers, step_sizes, roots, coefficient, allowed)
         elif not forbidden:
-            _step_each(batch, settings, step_sizes, roots, coefficient)
+            _step_each(batch, numbers, step_sizes, roots, coefficient)
 
-    def launch(
-        self,
-        batch: Bfloat16Weights,
-        settings: Settings,
-        step_sizes: Tensor,
-        roots: Tensor,
-        coefficient: Tensor,
-        allowed: Tensor,
-    ) -> None:
-        """Run the kernel; see `regrasp.learner.adamw_kernel`."""
+    def _launch(self, batch: Bfloat16Weights, numbers: tuple[float, ...], *tensors: Tensor) -> None:
+        """Run the kernel; see `regrasp.learner.adamw_kernel` for the numbers and tensors, in its order."""
         from regrasp.learner.adamw_kernel import adamw_kernel
 
-        first, second = settings.betas
-        numbers = (settings.decay, 1 - first, second, 1 - second, settings.eps)
         table, blocks = self._addresses.of(batch)
         with torch.cuda.device_of(table):
             for aligned, own in blocks.items():
                 kernel = adamw_kernel[(len(own),)]  # pyright: ignore[reportIndexIssue]
-                tensors = (table, own, step_sizes, roots, coefficient, allowed)
-                kernel(*tensors, *numbers, ALIGNED=aligned, BLOCK=_BLOCK, num_warps=_WARPS)
+                kernel(table, own, *tensors, *numbers, ALIGNED=aligned, BLOCK=_BLOCK, num_warps=_WARPS)
 
 
 def _bias_correction(beta: float, counts: Tensor) -> Tensor:
@@ -109,16 +86,16 @@ def _bias_correction(beta: float, counts: Tensor) -> Tensor:
 
 
 def _step_each(
-    batch: Bfloat16Weights, settings: Settings, step_sizes: Tensor, roots: Tensor, coefficient: Tensor
+    batch: Bfloat16Weights, numbers: tuple[float, ...], step_sizes: Tensor, roots: Tensor, coefficient: Tensor
 ) -> None:
     """The same arithmetic, tensor by tensor."""
-    first, second = settings.betas
+    decay, mean_rest, square_beta, square_rest, eps = numbers
     for index, (weight, half) in enumerate(zip(batch.weights, batch.rounded, strict=True)):
         mean, square = batch.means[index], batch.squares[index]
         gradient = batch.gradients[index].float() * coefficient
-        mean.lerp_(gradient, 1 - first)
-        square.mul_(second).addcmul_(gradient, gradient, value=1 - second)
-        weight.mul_(settings.decay).sub_(step_sizes[index] * mean / (square.sqrt() / roots[index] + settings.eps))
+        mean.lerp_(gradient, mean_rest)
+        square.mul_(square_beta).addcmul_(gradient, gradient, value=square_rest)
+        weight.mul_(decay).sub_(step_sizes[index] * mean / (square.sqrt() / roots[index] + eps))
         half.copy_(weight)
 
 

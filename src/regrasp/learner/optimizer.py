@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from regrasp.algorithms.base import ACTOR
 from regrasp.learner.bfloat16 import round_weights
-from regrasp.learner.fused_adamw import Bfloat16Weights, FusedAdamW, Settings
+from regrasp.learner.fused_adamw import Bfloat16Weights, FusedAdamW
 
 if TYPE_CHECKING:
     from regrasp.experiment import OptimConfig
@@ -109,7 +109,7 @@ class Steps:
         round_weights({weight: half for weight, half in self._rounded.items() if weight.grad is not None})
         for group, fused in enumerate(self._fused):
             if lent := self._lent(group):
-                settings = _settings(self._optimizer.param_groups[group])
+                settings = self._optimizer.param_groups[group]
                 fused.step(self._bfloat16(lent), settings, self._coefficients[group], forbidden)
 
     def _weights(self, group: int) -> list[nn.Parameter]:
@@ -139,10 +139,6 @@ class Steps:
             state["exp_avg"] = torch.zeros_like(weight)
             state["exp_avg_sq"] = torch.zeros_like(weight)
         return state
-
-
-def _settings(group: Mapping[str, Any]) -> Settings:
-    return Settings(group["lr"], group["betas"], group["eps"], group["weight_decay"])
 
 
 def _norms(gradients: list[Tensor]) -> Sequence[Tensor]:

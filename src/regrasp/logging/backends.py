@@ -68,38 +68,32 @@ class _TensorBoard:
         self._writer.close()
 
 
-class _WandB:
-    def __init__(self, log_dir: Path, project: str, experiment: str, config_text: str) -> None:
-        wandb = _import_extra("wandb")
-        self._run = wandb.init(project=project, name=experiment, dir=str(log_dir), config=_settings(config_text))
+class _Service:
+    """A package that is called as W&B's."""
+
+    def __init__(self, package: str, **given: Any) -> None:
+        self._package = _import_extra(package)
+        self._package.init(**given)
 
     def log(self, step: int, scalars: Mapping[str, float]) -> None:
-        self._run.log(dict(scalars), step=step)
+        self._package.log(dict(scalars), step=step)
 
     def forget_after(self, step: int) -> None:
-        """A resumed run is a new W&B run, which holds no later step."""
+        """A resumed run is a new run of the service, which holds no later step."""
 
     def close(self) -> None:
-        self._run.finish()
+        self._package.finish()
 
 
-class _SwanLab:
-    def __init__(self, log_dir: Path, project: str, experiment: str, config_text: str) -> None:
-        self._swanlab = _import_extra("swanlab")
-        folder = log_dir / "swanlab"
-        folder.mkdir(exist_ok=True)
-        self._swanlab.init(
-            project=project, experiment_name=experiment, logdir=str(folder), config=_settings(config_text)
-        )
+def _wandb(log_dir: Path, project: str, experiment: str, config_text: str) -> Backend:
+    return _Service("wandb", project=project, name=experiment, dir=str(log_dir), config=_settings(config_text))
 
-    def log(self, step: int, scalars: Mapping[str, float]) -> None:
-        self._swanlab.log(dict(scalars), step=step)
 
-    def forget_after(self, step: int) -> None:
-        """A resumed run is a new SwanLab run, which holds no later step."""
-
-    def close(self) -> None:
-        self._swanlab.finish()
+def _swanlab(log_dir: Path, project: str, experiment: str, config_text: str) -> Backend:
+    folder = log_dir / "swanlab"
+    folder.mkdir(exist_ok=True)
+    config = _settings(config_text)
+    return _Service("swanlab", project=project, experiment_name=experiment, logdir=str(folder), config=config)
 
 
 def _settings(config_text: str) -> Any:
@@ -122,6 +116,6 @@ def _import_extra(name: str) -> ModuleType:
 
 _BACKENDS: Mapping[str, Callable[[Path, str, str, str], Backend]] = {
     "tensorboard": _TensorBoard,
-    "wandb": _WandB,
-    "swanlab": _SwanLab,
+    "wandb": _wandb,
+    "swanlab": _swanlab,
 }

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, get_args
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass
 
 from regrasp.config.owned import field_infos
@@ -74,6 +74,12 @@ class ExportOptions:
     """Keep what RL added, which the published layout does not have: value head and noise network."""
 
 
+def _not_growing(annealing: tuple[float, float, int]) -> tuple[float, float, int]:
+    if annealing[0] < annealing[1]:
+        raise ValueError("the noise grows")
+    return annealing
+
+
 @dataclass(frozen=True, config=BLOCK)
 class RlHeadConfig:
     """How a flow-matching head explores, and what its value head reads."""
@@ -87,6 +93,7 @@ class RlHeadConfig:
     noise_params: Annotated[
         tuple[PositiveFloat, PositiveFloat, PositiveInt],
         Field(strict=False),
+        AfterValidator(_not_growing),
         Expect("[start, end, updates] with start >= end > 0"),
     ] = (0.7, 0.3, 400)
     """Annealing of the noise: level at the start, level at the end, updates in between."""
@@ -116,16 +123,8 @@ class RlHeadConfig:
     def problems(self, denoising_steps: int) -> Iterator[UserError]:
         """What contradicts itself, for a head that takes this many steps from noise to action."""
         key = "actor.model.rl_head_config"
-        start, end, _ = self.noise_params
-        level, origin = (max(start, end), "noise_params") if self.noise_anneal else (self.noise_level, "noise_level")
-        if start < end:
-            yield UserError(
-                "Noise that grows",
-                key=f"{key}.noise_params",
-                value=list(self.noise_params),
-                expected="[start, end, updates] with start >= end > 0",
-                fix=f"exchange the first two numbers of {key}.noise_params",
-            )
+        origin = "noise_params" if self.noise_anneal else "noise_level"
+        level = self.noise_params[0] if self.noise_anneal else self.noise_level
         if self.noise_method == "flow_cps" and level > 1:
             yield UserError(
                 "Too much noise for flow_cps, which turns all of a step's noise into fresh noise at level 1",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
@@ -75,6 +75,8 @@ class PolicySpec:
     """Names of the cameras used, in the policy's order; none for a state policy."""
     state_parts: tuple[tuple[str, int], ...] = ()
     """Name and width of what the state is made of, in order; empty where a policy knows of no parts."""
+    action_parts: tuple[tuple[str, int], ...] = ()
+    """The same of the action."""
     embodiment_tag: str | None = None
     """The embodiment it was trained for; None where a policy knows of none."""
     embodiment_id: int | None = None
@@ -94,6 +96,8 @@ class Policy(nn.Module, ABC):
 
     Where the policy is sharded, each of them, and `sft_loss`, is a forward method to FSDP2.
     """
+    RL_PARTS: ClassVar[tuple[str, ...]] = ("value_head",)
+    """Child modules that RL adds and that acting without exploration does not need."""
     spec: PolicySpec
     capturable: tuple[str, ...] = ()
     """Methods, from tensors and numbers to tensors, that a GPU may replay as CUDA graphs where nothing is trained."""
@@ -191,6 +195,11 @@ class Policy(nn.Module, ABC):
     def published_state(self) -> dict[str, Tensor]:
         """Tensors of a model folder: `state_dict`, with adapters merged into the weights they adapt."""
         return self.state_dict()
+
+    def own_names(self, weights: Mapping[str, Tensor], file: Path) -> dict[str, Tensor]:
+        """Weights of this model that another tool wrote to `file`, by this policy's names; by default as they are."""
+        del file
+        return dict(weights)
 
     @abstractmethod
     def sft_loss(self, features: TensorDict, actions: Tensor, valid: Tensor, noise: Noise, repeats: int = 1) -> Tensor:

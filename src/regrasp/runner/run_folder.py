@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import logging
+import re
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
+from regrasp.checkpoint.layout import step_of
 from regrasp.checkpoint.read import find_checkpoint
-from regrasp.checkpoint.run_record import newest_recorded, run_of
+from regrasp.checkpoint.run_record import RunRecord, run_of
+from regrasp.checkpoint.verify import is_complete
 from regrasp.errors import SimulatorError, UserError
 from regrasp.experiment import ExperimentConfig
 from regrasp.experiment.load import LoadedConfig
 from regrasp.folders import COMMAND_FILE, CONFIG_FILE, discard_unused, new_folder, require_writable
+from regrasp.logging.metrics import METRICS_FILE, read_metrics
 
 _log = logging.getLogger(__name__)
 
@@ -36,7 +40,7 @@ def open_run_folder(
     Raises:
         UserError: The folder cannot be written.
     """
-    root = Path(loaded.config.runner.logger.log_path or Path("logs") / "regrasp") / ("eval" if evaluates else "")
+    root = log_folder(loaded.config) / ("eval" if evaluates else "")
     require_writable(root, key="runner.logger.log_path")
     env = loaded.config.env
     task = (env.eval if evaluates else env.train).init_params.id
@@ -51,6 +55,11 @@ def open_run_folder(
     except (UserError, SimulatorError, KeyboardInterrupt):
         discard_unused(folder)
         raise
+
+
+def log_folder(config: ExperimentConfig) -> Path:
+    """The folder of all runs."""
+    return Path(config.runner.logger.log_path or Path("logs") / "regrasp")
 
 
 def resumed_folder(resume_dir: str) -> Path | None:
@@ -74,10 +83,50 @@ def checkpoints_folder(run_dir: Path, config: ExperimentConfig) -> Path:
     return run_dir / config.runner.logger.experiment_name / "checkpoints"
 
 
-def newest_checkpoint(run_dir: Path, config: ExperimentConfig) -> Path | None:
+def newest_checkpoint(run_dir: Path) -> Path | None:
     """The newest complete checkpoint of a run; None where there is none."""
-    newest = newest_recorded(checkpoints_folder(run_dir, config))
-    return newest and newest.resolve()
+    return next(filter(is_complete, RunRecord(run_dir).checkpoints()), None)
+
+
+def checkpoint_of_task(config: ExperimentConfig, *, best: bool) -> Path:
+    """The newest checkpoint of the runs of an experiment's task, or that whose evaluation was the best.
+
+    Args:
+        config: Its `runner.logger.log_path` has the runs, whose folders end with the task's name.
+        best: Choose by `eval/success_once`, the newer one of equals.
+
+    Raises:
+        UserError: There is none.
+    """
+    root, task = log_folder(config), config.env.train.init_params.id
+    name = re.compile(rf"\d{{8}}-\d{{6}}-{re.escape(task)}([_.].*)?")
+    runs = sorted((folder for folder in root.glob("*") if name.fullmatch(folder.name)), reverse=True)
+    if best:
+        scores = {step: score for run in runs for step, score in _evaluated_checkpoints(run)}
+        found = sorted(scores, key=lambda step: -scores[step])
+    else:
+        found = [step for run in runs if (step := newest_checkpoint(run)) is not None]
+    if not found:
+        evaluated = ", with evaluations at its checkpoints (runner.val_check_interval, runner.save_interval)"
+        raise UserError(
+            f"There is no {'evaluated ' if best else ''}checkpoint of a run of this task",
+            key="--checkpoint",
+            value="best" if best else "latest",
+            expected=f"a run of {task} in {root.resolve()}{evaluated if best else ''}",
+            fix="give the path of a global_step_<N> folder",
+        )
+    _log.info("Checkpoint: %s", found[0].resolve())
+    return found[0]
+
+
+def _evaluated_checkpoints(run_dir: Path) -> Iterator[tuple[Path, float]]:
+    """The complete checkpoints of a run that were evaluated, newest first, and their success."""
+    file = run_dir / METRICS_FILE
+    lines = read_metrics(file) if file.is_file() else []
+    success = {line["step"]: line["eval/success_once"] for line in lines if "eval/success_once" in line}
+    for folder in RunRecord(run_dir).checkpoints():
+        if step_of(folder) in success and is_complete(folder):
+            yield folder, success[step_of(folder)]
 
 
 def command_line(given: Sequence[str]) -> str:
@@ -88,8 +137,9 @@ def command_line(given: Sequence[str]) -> str:
 def resume_command(command: Sequence[str], run_dir: Path) -> str:
     """The command that continues a run: the user's own, after `regrasp`, with the run's folder to resume."""
     given, skip = [], False
+    flags = ("--resume_dir", "--checkpoint")
     for text in command:
-        if not (skip or text == "--resume_dir" or text.startswith(("--resume_dir=", "runner.resume_dir="))):
+        if not (skip or text in flags or text.startswith(("--resume_dir=", "--checkpoint=", "runner.resume_dir="))):
             given.append(text)
-        skip = text == "--resume_dir"
+        skip = text in flags
     return shlex.join(["regrasp", *given, "--resume_dir", str(run_dir)])

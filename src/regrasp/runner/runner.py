@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -114,21 +116,17 @@ class EmbodiedRunner:
     def _update(self, stop: StopRequest) -> dict[str, float]:
         started = time.monotonic()
         self._guard_before = self._guard.state_dict()
-        collected = self._collect(stop)
+        with self._saved_on(Exception):
+            collected = self.engine.collect(self.progress.update, lambda: stop.requested)
+            self._guard.after_rollout(collected.episodes, is_flat=collected.is_flat)
         trained = time.monotonic()
-        try:
+        with self._saved_on(AbandonedError, TrainingHaltedError):
             metrics = self.engine.update(self.progress.update, lambda: stop.overdue(_FINISH_SECONDS))
-        except (AbandonedError, TrainingHaltedError):
-            self._save()
-            raise
         self._guard_before = None
         self.progress.update += 1
         self.progress.env_steps += collected.num_steps
-        try:
+        with self._saved_on(TrainingHaltedError):
             self._guard.after_update(metrics)
-        except TrainingHaltedError:
-            self._save()
-            raise
         finished = time.monotonic()
         return {
             **{f"train/{name}": value for name, value in metrics.items()},
@@ -140,15 +138,14 @@ class EmbodiedRunner:
             STEPS_PER_SECOND: collected.num_steps / (finished - started),
         }
 
-    def _collect(self, stop: StopRequest) -> Collected:
-        """The rollout of one update; where it ends the run, the state before it is saved."""
+    @contextlib.contextmanager
+    def _saved_on(self, *errors: type[Exception]) -> Iterator[None]:
+        """Save the last finished update where one of `errors` ends the run."""
         try:
-            collected = self.engine.collect(self.progress.update, lambda: stop.requested)
-            self._guard.after_rollout(collected.episodes, is_flat=collected.is_flat)
-        except Exception:
+            yield
+        except errors:
             self._save()
             raise
-        return collected
 
     def _evaluate_or_save(self, metrics: dict[str, float], stop: StopRequest) -> dict[str, float]:
         """Evaluation metrics; where the evaluation fails, the update before it is logged and saved."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from regrasp.engine.acting import create_chooser
 from regrasp.envs.config import EnvConfig
 from regrasp.envs.contract import STATE, Observation, VecEnv
 from regrasp.envs.mapping import ActionMapping
-from regrasp.envs.registry import check_expert, create_env
+from regrasp.envs.registry import create_env, env_type_of
 from regrasp.envs.selection import ObservationSelection
 from regrasp.errors import SimulatorError
 from regrasp.experiment import CollectConfig, ExperimentConfig
@@ -120,21 +121,18 @@ def collect(
     folder = output or Path(config.collect.output_dir)
     require_output(folder, replaces=INFO_PATH, overwrite=overwrite, key=key)
     if policy == "expert":
-        check_expert(config.env.train, "train")
+        env_type_of(config.env.train, "train").check_expert(config.env.train, "train")
     elif policy != "model":
         load_script(policy)
     seed = config.seed if config.collect.seed is None else config.collect.seed
     num_envs = min(config.env.train.total_num_envs, config.collect.num_demos)
     train = dataclasses.replace(config.env.train, total_num_envs=num_envs)
-    env = create_env(train, "train", 1, config.seed)
-    try:
+    with contextlib.closing(create_env(train, "train", 1, config.seed)) as env:
         mapping = ActionMapping(train.mapping, config.actor.model.action_dim, env.spec.action_dim, "env.train.mapping")
         name = {"expert": "expert", "model": "policy"}.get(policy, f"script {policy}")
         choose = create_chooser(policy, config, env, "train", seed)
         demonstrator = Demonstrator(name, choose, noisy=policy == "expert")
         return folder, record(config.collect, train, env, mapping, seed, folder, demonstrator)
-    finally:
-        env.close()
 
 
 def record(

@@ -15,7 +15,7 @@ from regrasp.data.lerobot.schema import INFO_PATH
 from regrasp.envs.config import EnvConfig
 from regrasp.envs.isaaclab.catalog import is_recording_of
 from regrasp.envs.isaaclab.config import IsaacLabEnvConfig
-from regrasp.envs.registry import step_seconds
+from regrasp.envs.registry import env_type_of
 from regrasp.errors import UserError
 from regrasp.experiment import ExperimentConfig
 from regrasp.folders import require_output
@@ -49,18 +49,10 @@ class Omission:
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """An episode that fits by its shapes."""
-
-    file: Path
-    episode: RecordedEpisode
-
-
-@dataclass(frozen=True)
 class Survey:
-    """What a conversion will do; no array has been read."""
+    """What a conversion takes and leaves out; no array of these episodes is held."""
 
-    candidates: tuple[Candidate, ...]
+    episodes: tuple[RecordedEpisode, ...]
     omissions: tuple[Omission, ...]
     warnings: tuple[str, ...]
     fps: int
@@ -68,30 +60,12 @@ class Survey:
     @property
     def num_recorded(self) -> int:
         """Episodes of the recordings."""
-        return len(self.candidates) + sum(omission.episode is not None for omission in self.omissions)
+        return len(self.episodes) + sum(omission.episode is not None for omission in self.omissions)
 
     @property
     def num_frames(self) -> int:
-        """Frames of the chosen episodes."""
-        return sum(candidate.episode.num_steps for candidate in self.candidates)
-
-
-@dataclass(frozen=True)
-class ConvertReport:
-    """What a conversion did."""
-
-    folder: Path
-    num_episodes: int
-    num_frames: int
-    fps: int
-    omissions: tuple[Omission, ...]
-    warnings: tuple[str, ...]
-    """What was found while reading; those of the survey are not repeated."""
-
-    @property
-    def num_recorded(self) -> int:
-        """Episodes of the recordings."""
-        return self.num_episodes + sum(omission.episode is not None for omission in self.omissions)
+        """Frames of the episodes taken."""
+        return sum(episode.num_steps for episode in self.episodes)
 
 
 def survey(
@@ -119,11 +93,11 @@ def survey(
                 rates[path] = recording.steps_per_second
                 found.look_through(recording)
             bar.advance()
-    if not found.candidates:
-        raise found.nothing_left()
-    used = {candidate.file: rates[candidate.file] for candidate in found.candidates}
+    if not found.episodes:
+        raise found.mistake or _nothing_left(found.omissions)
+    used = {episode.file: rates[episode.file] for episode in found.episodes}
     rate, warnings = _step_rate(used, fps, env)
-    return Survey(tuple(found.candidates), tuple(found.omissions), (*found.warnings, *warnings), rate)
+    return Survey(tuple(found.episodes), tuple(found.omissions), (*found.warnings, *warnings), rate)
 
 
 def convert(
@@ -134,8 +108,11 @@ def convert(
     fps: int | None = None,
     keep_failed: bool = False,
     overwrite: bool = False,
-) -> ConvertReport:
+) -> tuple[Path, Survey]:
     """Convert recordings into the dataset folder `output` (default: `collect.output_dir`).
+
+    Returns:
+        As `write_dataset`, after the folder.
 
     Raises:
         UserError: As `survey` and `write_dataset`.
@@ -146,42 +123,53 @@ def convert(
     chosen = survey(config, files, fps=fps, keep_failed=keep_failed)
     for warning in chosen.warnings:
         _log.warning(warning)
-    report = write_dataset(config, chosen, folder, overwrite=overwrite)
-    for warning in report.warnings:
+    written = write_dataset(config, chosen, folder, overwrite=overwrite)
+    for warning in written.warnings:
         _log.warning(warning)
-    return report
+    return folder, written
 
 
-def write_dataset(config: ExperimentConfig, chosen: Survey, output: Path, *, overwrite: bool = False) -> ConvertReport:
+def write_dataset(config: ExperimentConfig, chosen: Survey, output: Path, *, overwrite: bool = False) -> Survey:
     """Write the surveyed episodes into the dataset folder `output`, one in memory at a time.
 
     An episode that turns out to be damaged is left out and reported. An interrupted conversion leaves nothing.
 
+    Returns:
+        What was taken and left out, with the warnings of this step alone.
+
     Raises:
         UserError: The folder is taken, a file cannot be read any more, or no episode was sound.
     """
-    omissions, num_frames, largest = list(chosen.omissions), 0, 0.0
+    omissions, largest = list(chosen.omissions), 0.0
+    taken: list[RecordedEpisode] = []
     with (
-        progress("Converting demonstrations", len(chosen.candidates)) as bar,
+        progress("Converting demonstrations", len(chosen.episodes)) as bar,
         _writer(config, chosen, output, overwrite) as writer,
     ):
-        for candidate, result in _episodes(config, chosen.candidates):
+        for episode, result in _converted(config, chosen.episodes):
             if isinstance(result, EpisodeError):
-                omissions.append(Omission(candidate.file, candidate.episode.name, str(result), result.fix))
+                omissions.append(Omission(episode.file, episode.name, str(result), result.fix))
             else:
-                writer.add_episode(result.columns, result.instruction, candidate.episode.success is True)
-                num_frames += candidate.episode.num_steps
+                writer.add_episode(result.columns, result.instruction, episode.success is True)
+                taken.append(episode)
                 largest = max(largest, result.lost_action)
-            bar.advance(frames=str(num_frames), left_out=str(len(omissions)))
-        if writer.num_episodes == 0:
+            bar.advance(frames=str(sum(episode.num_steps for episode in taken)), left_out=str(len(omissions)))
+        if not taken:
             raise _nothing_left(omissions)
-    warnings = (_lost_action_warning(largest),) if largest > _LOST_ACTION else ()
-    return ConvertReport(output, writer.num_episodes, num_frames, chosen.fps, tuple(omissions), warnings)
+    warnings = (
+        ()
+        if largest <= _LOST_ACTION
+        else (
+            "The recordings move entries of the action that the policy does not drive: they are up to"
+            f" {largest:g} away from the constants of action_mapping. A policy trained on this cannot repeat them.",
+        )
+    )
+    return Survey(tuple(taken), tuple(omissions), warnings, chosen.fps)
 
 
 def _writer(config: ExperimentConfig, chosen: Survey, output: Path, overwrite: bool) -> DatasetWriter:
     env, model = config.env.train, config.actor.model
-    first = EpisodeConverter(config, chosen.candidates[0].episode)
+    first = EpisodeConverter(config, chosen.episodes[0])
     cameras = first.layout.camera_shapes
     return DatasetWriter(
         output,
@@ -194,30 +182,31 @@ def _writer(config: ExperimentConfig, chosen: Survey, output: Path, overwrite: b
     )
 
 
-def _episodes(
-    config: ExperimentConfig, candidates: Sequence[Candidate]
-) -> Iterator[tuple[Candidate, ConvertedEpisode | EpisodeError]]:
+def _converted(
+    config: ExperimentConfig, episodes: Sequence[RecordedEpisode]
+) -> Iterator[tuple[RecordedEpisode, ConvertedEpisode | EpisodeError]]:
     """Each episode, or why it cannot be read; a file is open while its episodes are read."""
-    for path, group in itertools.groupby(candidates, key=lambda candidate: candidate.file):
+    for path, group in itertools.groupby(episodes, key=lambda episode: episode.file):
         with RecorderFile(path) as recording:
-            for candidate in group:
+            for episode in group:
                 try:
-                    yield candidate, EpisodeConverter(config, candidate.episode).read(recording)
+                    yield episode, EpisodeConverter(config, episode).read(recording)
                 except EpisodeError as error:
-                    yield candidate, error
+                    yield episode, error
 
 
 class _Findings:
-    """Candidates, omissions and warnings of the files looked through so far."""
+    """Episodes to convert, omissions and warnings of the files looked through so far."""
 
     def __init__(self, config: ExperimentConfig, keep_failed: bool) -> None:
-        self.candidates: list[Candidate] = []
+        self.episodes: list[RecordedEpisode] = []
         self.omissions: list[Omission] = []
         self.warnings: list[str] = []
         self._config = config
         self._keep_failed = keep_failed
         self._layout: Layout | None = None
-        self._mistake: UserError | None = None
+        self.mistake: UserError | None = None
+        """The first that the experiment has, by the episodes."""
 
     def each_once(self, files: Sequence[Path]) -> list[Path]:
         """The files, without those that are another spelling of one before."""
@@ -242,11 +231,12 @@ class _Findings:
             )
         for episode in recording.episode_names:
             try:
-                self.candidates.append(Candidate(recording.path, self._fitting(recording.describe(episode))))
+                self.episodes.append(self._fitting(recording.describe(episode)))
             except EpisodeError as error:
                 self.omissions.append(Omission(recording.path, episode, str(error), error.fix))
             except UserError as error:
-                self._mistake = self._mistake or _named(error, recording.path, episode)
+                problem = f"{error.problem} ({recording.path}, {episode})"
+                self.mistake = self.mistake or UserError(**{**error.fields(), "problem": problem})
                 self.omissions.append(Omission(recording.path, episode, _reason(error)))
 
     def _fitting(self, episode: RecordedEpisode) -> RecordedEpisode:
@@ -260,10 +250,6 @@ class _Findings:
         if layout != self._layout:
             raise EpisodeError(f"it has {layout}, and the first episode {self._layout}")
         return episode
-
-    def nothing_left(self) -> UserError:
-        """The error where there is no candidate: the experiment's mistake, if there is one."""
-        return self._mistake or _nothing_left(self.omissions)
 
 
 def _check_instruction(env: EnvConfig) -> None:
@@ -298,8 +284,8 @@ def _step_rate(rates: dict[Path, float | None], given: int | None, env: EnvConfi
             expected="one rate",
             fix="convert them one by one with --output, or give the rate that holds with --fps",
         )
-    seconds = step_seconds(env, "train") if told is None else None
-    exact = told if seconds is None else 1 / seconds
+    spec = env_type_of(env, "train").describe(env, "train") if told is None else None
+    exact = told if spec is None else 1 / spec.step_seconds
     if exact is None:
         raise UserError(
             "The step rate of the recordings is not known: they do not tell it",
@@ -328,11 +314,6 @@ def omission_lines(omissions: Sequence[Omission]) -> list[str]:
     return [f"{file}: {_names(episodes)}: {reason}" for (file, reason), episodes in grouped.items()]
 
 
-def _named(error: UserError, path: Path, episode: str) -> UserError:
-    """The same error, naming the recording in which the mistake showed."""
-    return UserError(**{**error.fields(), "problem": f"{error.problem} ({path}, {episode})"})
-
-
 def _reason(error: UserError) -> str:
     """A misfit of one episode in a line, with what was found and expected."""
     found = "" if error.value is None or str(error.value) in error.problem else f": {error.value}"
@@ -352,10 +333,3 @@ def _nothing_left(omissions: Sequence[Omission]) -> UserError:
 def _names(episodes: Sequence[str]) -> str:
     more = f" and {len(episodes) - _NAMES} more" if len(episodes) > _NAMES else ""
     return ", ".join(episodes[:_NAMES]) + more
-
-
-def _lost_action_warning(largest: float) -> str:
-    return (
-        "The recordings move entries of the action that the policy does not drive: they are up to"
-        f" {largest:g} away from the constants of action_mapping. A policy trained on this cannot repeat them."
-    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from regrasp.engine.acting import create_chooser
-from regrasp.envs.registry import check_expert, create_env
+from regrasp.envs.registry import create_env, env_type_of
 from regrasp.experiment.load import LoadedConfig
 from regrasp.logging.intervals import wilson_interval
 from regrasp.logging.progress import progress
@@ -51,9 +52,8 @@ def play(loaded: LoadedConfig, run_dir: Path, options: PlayOptions) -> PlayResul
     started = time.monotonic()
     max_chunk = config.actor.model.num_action_chunks if options.kind == "model" else 1
     if options.kind == "expert":
-        check_expert(config.env.eval, "eval")
-    env = create_env(config.env.eval, "eval", max_chunk, config.seed)
-    try:
+        env_type_of(config.env.eval, "eval").check_expert(config.env.eval, "eval")
+    with contextlib.closing(create_env(config.env.eval, "eval", max_chunk, config.seed)) as env:
         choose = create_chooser(options.kind, config, env, "eval", config.seed, options.rl_model_path)
         videos = EpisodeVideos(run_dir, config.env.eval.video_cfg, env.spec.step_seconds, options.group)
         num_episodes = config.env.eval.num_episodes * config.algorithm.eval_rollout_epoch
@@ -67,8 +67,6 @@ def play(loaded: LoadedConfig, run_dir: Path, options: PlayOptions) -> PlayResul
             wants_video = config.env.eval.video_cfg.save_video
             recorder = VideoRecorder(options.num_videos, videos.write) if wants_video else None
             episodes = evaluate(env, choose, num_episodes, config.seed, config.env.eval.seed, count, recorder)
-    finally:
-        env.close()
     result = PlayResult(summarize(episodes), episodes, videos.items, time.monotonic() - started)
     _write(result, run_dir)
     print_summary(result.summary)

@@ -25,6 +25,16 @@ from regrasp.runner.runner import EmbodiedRunner
 
 _log = logging.getLogger(__name__)
 
+_LOSSES = {
+    "seed_per_env": "seeds cannot be set per environment, so results depend on the number of environments",
+    "partial_reset": "single environments cannot be reset, so finished ones wait for the others",
+    "true_final_observation": (
+        "the true final observation is not available, so truncated episodes are not bootstrapped"
+    ),
+    "saves_state": "the simulator's state cannot be saved, so a resumed run begins its episodes anew",
+}
+"""What a simulator's lack of a capability costs."""
+
 
 def train(loaded: LoadedConfig, run_dir: Path) -> bool:
     """Train in `run_dir`, from the checkpoint `runner.resume_dir` if one is given.
@@ -75,20 +85,7 @@ def _environments(config: ExperimentConfig) -> Iterator[tuple[VecEnv, VecEnv | N
 
 def lost_guarantees(env: VecEnv) -> list[str]:
     """What a run on these environments cannot promise, because the simulator cannot."""
-    capabilities = env.capabilities
-    losses = {
-        "seeds cannot be set per environment, so results depend on the number of environments": (
-            not capabilities.seed_per_env
-        ),
-        "single environments cannot be reset, so finished ones wait for the others": not capabilities.partial_reset,
-        "the true final observation is not available, so truncated episodes are not bootstrapped": (
-            not capabilities.true_final_observation
-        ),
-        "the simulator's state cannot be saved, so a resumed run begins its episodes anew": (
-            not capabilities.saves_state
-        ),
-    }
-    return [text for text, lost in losses.items() if lost]
+    return [text for name, text in _LOSSES.items() if not getattr(env.capabilities, name)]
 
 
 def _run(loaded: LoadedConfig, engine: Engine, run_dir: Path, checkpoint: Checkpoint | None) -> bool:

@@ -17,6 +17,8 @@ from regrasp.errors import UserError
 from regrasp.logging.encoder import PIXEL_FORMAT, H264Encoder
 
 CODEC = "h264"
+CRF = 15
+"""Constant rate factor, lower is closer to the images; see `H264Encoder`."""
 KEYFRAME_INTERVAL = 2
 """Every second frame decodes on its own, so a random frame costs at most two."""
 
@@ -30,7 +32,7 @@ _CONVERSION = (
 )
 
 
-def video_info(size: tuple[int, int], fps: int, crf: int) -> dict[str, Any]:
+def video_info(size: tuple[int, int], fps: int) -> dict[str, Any]:
     """The `info` of a camera's feature in info.json."""
     return {
         "video.height": size[0],
@@ -42,17 +44,17 @@ def video_info(size: tuple[int, int], fps: int, crf: int) -> dict[str, Any]:
         "video.channels": 3,
         "has_audio": False,
         "video.g": KEYFRAME_INTERVAL,
-        "video.crf": crf,
+        "video.crf": CRF,
     }
 
 
-def open_encoder(path: Path, size: tuple[int, int], fps: int, crf: int) -> H264Encoder:
+def open_encoder(path: Path, size: tuple[int, int], fps: int) -> H264Encoder:
     """A camera's video file: read at random, faithful in colour, and of the same bytes for the same images.
 
     x264's macroblock tree reads memory that it has not written, so that about one file in a thousand differed. With a
     keyframe every other frame it has little to weigh.
     """
-    options = {"crf": str(crf), "g": str(KEYFRAME_INTERVAL), "bf": "0", "x264-params": "mbtree=0"}
+    options = {"crf": str(CRF), "g": str(KEYFRAME_INTERVAL), "bf": "0", "x264-params": "mbtree=0"}
     return H264Encoder(path, size, Fraction(fps), options, conversion=_CONVERSION, num_threads=1)
 
 

@@ -46,6 +46,8 @@ from regrasp.logging.encoder import H264Encoder
 EpisodeArrays = Mapping[str, np.ndarray]
 """The L frames of an episode: (L, D) per vector, (L,) or (L, 1) per scalar, (L, H, W, 3) uint8 per camera."""
 
+LIMITS: dict[str, Any] = {"chunks_size": 1000, "data_files_size_in_mb": 100, "video_files_size_in_mb": 200}
+"""A new file is begun before it has so many MiB, and a new chunk folder after so many files."""
 STATISTICS_IMAGES = 32
 """Image statistics look at this many images of an episode, evenly spaced."""
 
@@ -64,10 +66,6 @@ class DatasetWriter:
         overwrite: Replace a dataset that exists at `root`.
         modality: Content of GR00T's meta/modality.json, which slices state and action by name.
         sources: Content of meta/sources.json: the observations that cameras and state were made of.
-        crf: Constant rate factor of the videos, lower is closer to the images; see `H264Encoder`.
-        data_file_mb: Start a new data file before this many MiB.
-        video_file_mb: Start a new video file before this many MiB.
-        chunks_size: Files per chunk folder.
 
     Raises:
         UserError: If `root` exists and may not be replaced, or a camera has an odd size.
@@ -83,22 +81,13 @@ class DatasetWriter:
         overwrite: bool = False,
         modality: Mapping[str, Any] | None = None,
         sources: Mapping[str, Any] | None = None,
-        crf: int = 15,
-        data_file_mb: float = 100,
-        video_file_mb: float = 200,
-        chunks_size: int = 1000,
     ) -> None:
         self.root = root.absolute()
         self.features = _all_features(features)
         self._schema = data_schema(self.features)
-        self._fps, self._crf, self._robot_type = fps, crf, robot_type
+        self._fps, self._robot_type = fps, robot_type
         self._given = {
             path: content for path, content in ((MODALITY_PATH, modality), (SOURCES_PATH, sources)) if content
-        }
-        self._limits: dict[str, Any] = {
-            "chunks_size": chunks_size,
-            "data_files_size_in_mb": data_file_mb,
-            "video_files_size_in_mb": video_file_mb,
         }
         self._overwrite = overwrite
         self._check_target()
@@ -107,9 +96,9 @@ class DatasetWriter:
         self._tasks: dict[str, int] = {}
         self._rows: list[dict[str, Any]] = []
         self._num_frames = 0
-        self._data = self._numbered(DATA_PATH, "", data_file_mb, self._create_table)
+        self._data = self._numbered(DATA_PATH, "", "data", self._create_table)
         self._videos = {
-            name: self._numbered(VIDEO_PATH, name, video_file_mb, partial(self._create_video, feature.image_size))
+            name: self._numbered(VIDEO_PATH, name, "video", partial(self._create_video, feature.image_size))
             for name, feature in self.features.items()
             if feature.is_video
         }
@@ -181,19 +170,19 @@ class DatasetWriter:
         self._rows.append(episode_row(episode, stats))
         self._num_frames += length
 
-    def _numbered(self, template: str, camera: str, limit_mb: float, create: Callable[[Path], File]) -> _Files[File]:
+    def _numbered(self, template: str, camera: str, kind: str, create: Callable[[Path], File]) -> _Files[File]:
         """The files of the data, or of a camera."""
 
         def place(index: FileIndex) -> Path:
             return self._folder / index.path(template, camera)
 
-        return _Files(place, create, int(limit_mb * 2**20), self._limits["chunks_size"])
+        return _Files(place, create, int(LIMITS[f"{kind}_files_size_in_mb"] * 2**20))
 
     def _create_table(self, path: Path) -> _Table:
         return _Table(path, self._schema)
 
     def _create_video(self, size: tuple[int, int], path: Path) -> H264Encoder:
-        return open_encoder(path, size, self._fps, self._crf)
+        return open_encoder(path, size, self._fps)
 
     def _write_video(self, files: _Files[H264Encoder], images: np.ndarray) -> VideoSpan:
         encoder = files.with_room_for(len(images))
@@ -238,14 +227,14 @@ class DatasetWriter:
     def _info(self) -> dict[str, Any]:
         features = {name: asdict(feature) for name, feature in self.features.items()}
         for name in self._videos:
-            features[name]["info"] = video_info(self.features[name].image_size, self._fps, self._crf)
+            features[name]["info"] = video_info(self.features[name].image_size, self._fps)
         return {
             "codebase_version": CODEBASE_VERSION,
             "robot_type": self._robot_type,
             "total_episodes": len(self._rows),
             "total_frames": self._num_frames,
             "total_tasks": len(self._tasks),
-            **self._limits,
+            **LIMITS,
             "fps": self._fps,
             "splits": {"train": f"0:{len(self._rows)}"},
             "data_path": DATA_PATH,
@@ -287,11 +276,11 @@ File = TypeVar("File", _Table, H264Encoder)
 class _Files(Generic[File]):
     """Numbered files of at most `limit` bytes, with many whole episodes in each."""
 
-    def __init__(self, place: Callable[[FileIndex], Path], create: Callable[[Path], File], limit: int, per_chunk: int):
+    def __init__(self, place: Callable[[FileIndex], Path], create: Callable[[Path], File], limit: int) -> None:
         self.paths: list[Path] = []
         self.index = FileIndex()
         """Of the file that was last given."""
-        self._place, self._create, self._limit, self._per_chunk = place, create, limit, per_chunk
+        self._place, self._create, self._limit = place, create, limit
         self._file: File | None = None
 
     def with_room_for(self, num_frames: int) -> File:
@@ -299,7 +288,7 @@ class _Files(Generic[File]):
         file = self._file
         if file is not None and file.num_bytes * (1 + num_frames / file.num_frames) >= self._limit:
             self.close()
-            self.index = self.index.next(self._per_chunk)
+            self.index = self.index.next(LIMITS["chunks_size"])
         if self._file is None:
             path = self._place(self.index)
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -317,35 +306,22 @@ class _Files(Generic[File]):
 def _all_features(features: Mapping[str, FeatureSpec]) -> dict[str, FeatureSpec]:
     """The given features, checked, and those that the writer adds."""
     automatic = {SUCCESS: FeatureSpec("bool", (1,)), **DEFAULT_FEATURES}
+    axes = ("height", "width", "channels")
     checked: dict[str, FeatureSpec] = {}
     for name, feature in features.items():
-        if name in automatic or "/" in name:
-            raise ValueError(f"feature name {name!r} is reserved or holds a '/'")
-        if feature.is_video:
-            feature = _checked_camera(name, feature)
-        elif not feature.is_numeric:
-            raise ValueError(
-                f"feature {name} has dtype {feature.dtype} and shape {feature.shape}, not a vector of numbers"
+        is_camera = feature.is_video and feature.shape[-1] == 3 and feature.names in (None, axes)
+        if name in automatic or "/" in name or not (is_camera or feature.is_numeric):
+            raise ValueError(f"{name!r} is reserved, holds a '/', or is neither vector nor (H, W, 3) camera: {feature}")
+        if is_camera and any(side % 2 for side in feature.image_size):
+            raise UserError(
+                f"Camera {name} has an odd image size, which H.264 cannot store.",
+                key=name,
+                value=feature.image_size,
+                expected="an even height and an even width",
+                fix="change the camera's size by one pixel",
             )
-        checked[name] = feature
+        checked[name] = FeatureSpec(feature.dtype, feature.shape, axes) if is_camera else feature
     return checked | automatic
-
-
-def _checked_camera(name: str, feature: FeatureSpec) -> FeatureSpec:
-    names = ("height", "width", "channels")
-    if len(feature.shape) != 3 or feature.shape[-1] != 3 or feature.names not in (None, names):
-        raise ValueError(
-            f"camera {name} has shape {feature.shape} and names {feature.names}, not (H, W, 3) and {names}"
-        )
-    if feature.shape[0] % 2 or feature.shape[1] % 2:
-        raise UserError(
-            f"Camera {name} has an odd image size, which H.264 cannot store.",
-            key=name,
-            value=feature.image_size,
-            expected="an even height and an even width",
-            fix="change the camera's size by one pixel",
-        )
-    return FeatureSpec(feature.dtype, feature.shape, names)
 
 
 def _check_frames(frames: EpisodeArrays, features: Mapping[str, FeatureSpec]) -> int:

@@ -6,11 +6,10 @@ _TROCAR = "Assemble-Trocar-G129-Dex3"
 _SPELLINGS = (
     (f"Isaac-{_TROCAR}-v0", f"IsaacContrib-{_TROCAR}"),
     (f"Isaac-{_TROCAR}-Eval-v0", f"IsaacContrib-{_TROCAR}-Eval"),
+    ("Isaac-Stack-Cube-Franka-IK-Rel-Visuomotor-v0", "IsaacContrib-Stack-Cube-Franka-IK-Rel-Visuomotor"),
 )
 """Tasks that were renamed between Isaac Lab 2.x and 3.x."""
-
-
-_EVALUATIONS = dict(zip(*_SPELLINGS, strict=True))
+_EVALUATIONS = dict(zip(_SPELLINGS[0], _SPELLINGS[1], strict=True))
 """Tasks with a variant of their own for evaluation."""
 
 
@@ -31,6 +30,12 @@ def aliases(task_id: str) -> tuple[str, ...]:
     """The id itself, then its other spellings."""
     others = (name for spellings in _SPELLINGS if task_id in spellings for name in spellings if name != task_id)
     return (task_id, *others)
+
+
+def namesakes(task_id: str) -> tuple[str, ...]:
+    """The id and its other spellings, and those of the task whose variant for evaluation it is."""
+    trained = [task for task, variant in _EVALUATIONS.items() if variant == task_id]
+    return (*aliases(task_id), *(name for task in trained for name in aliases(task)))
 
 
 def split_id(task_id: str) -> tuple[str | None, str]:

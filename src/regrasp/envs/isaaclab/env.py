@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from regrasp.envs.config import EnvName
 from regrasp.envs.env_type import EnvType, TaskRow
 from regrasp.envs.isaaclab import task_packages
-from regrasp.envs.isaaclab.catalog import evaluation_task, is_lab_task
+from regrasp.envs.isaaclab.catalog import evaluation_task, is_lab_task, namesakes
 from regrasp.envs.isaaclab.child.options import TaskOptions
 from regrasp.envs.isaaclab.config import IsaacLabEnvConfig, IsaacLabEvalConfig, IsaacLabTrainConfig
 from regrasp.errors import UserError
@@ -114,6 +114,10 @@ class IsaacLab(EnvType[IsaacLabEnvConfig]):
     def evaluation_task(self, task_id: str) -> str:
         """The task's own variant for evaluation, or itself."""
         return evaluation_task(task_id)
+
+    def namesakes(self, task_id: str) -> tuple[str, ...]:
+        """See `EnvType.namesakes`."""
+        return namesakes(task_id)
 
     def experiment_of_task(self, task_id: str, overrides: Sequence[str]) -> Path | None:
         """The experiment that the task names where its package registers it.

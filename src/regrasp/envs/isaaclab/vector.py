@@ -20,34 +20,23 @@ class IsaacLabVecEnv(RemoteVecEnv):
     """See `RemoteVecEnv`; warns once when the first rollouts show a constant reward, with the likely cause."""
 
     _num_judged = 0
-    _lowest = float("inf")
-    _highest = float("-inf")
+    _seen: frozenset[float] = frozenset()
+    """Up to two different rewards."""
 
     def step(self, actions: Tensor) -> Step:
         """Execute a chunk, see `VecEnv.step`."""
         step = super().step(actions)
-        if self._num_judged < self._num_needed:
-            self._judge_rewards(step)
+        enough = _EPISODES * self.spec.num_envs * self.spec.max_episode_steps
+        if self._num_judged < enough and len(self._seen) < 2:
+            rewards = step.rewards[torch.arange(step.rewards.shape[1]) < step.num_executed[:, None]]
+            self._seen |= set(rewards.unique()[:2].tolist())
+            self._num_judged += len(rewards)
+            if self._num_judged >= enough and len(self._seen) == 1:
+                doubts = "; ".join(self.spec.reward_doubts) or "the policy never reaches what the task rewards"
+                _log.warning(
+                    "%s: every reward so far was %g, so there is nothing to learn from. Likely cause: %s.",
+                    self.spec.task_id,
+                    *self._seen,
+                    doubts,
+                )
         return step
-
-    @property
-    def _num_needed(self) -> int:
-        return _EPISODES * self.spec.num_envs * self.spec.max_episode_steps
-
-    def _judge_rewards(self, step: Step) -> None:
-        rewards = step.rewards[torch.arange(step.rewards.shape[1]) < step.num_executed[:, None]]
-        if not len(rewards):
-            return
-        self._lowest = min(self._lowest, float(rewards.min()))
-        self._highest = max(self._highest, float(rewards.max()))
-        self._num_judged += len(rewards)
-        if self._lowest < self._highest:
-            self._num_judged = self._num_needed
-        elif self._num_judged >= self._num_needed:
-            doubts = "; ".join(self.spec.reward_doubts) or "the policy never reaches what the task rewards"
-            _log.warning(
-                "%s: every reward so far was %g, so there is nothing to learn from. Likely cause: %s.",
-                self.spec.task_id,
-                self._lowest,
-                doubts,
-            )

@@ -55,19 +55,14 @@ def require_backend() -> str:
     """
     backend = working_backend()
     if backend is None:
-        problem = f"This machine cannot render images headless: no image from {' or '.join(_candidates())}."
-        expected = "a working EGL or OSMesa library"
-        install = f"on Debian or Ubuntu: sudo apt-get install {' '.join(PACKAGES)}; `regrasp doctor` tells more"
         chosen = os.environ.get("MUJOCO_GL")
-        if chosen is None:
-            raise UserError(problem, expected=expected, fix=install)
+        place = {"file": "the environment", "key": "MUJOCO_GL", "value": chosen} if chosen else {}
         raise UserError(
-            problem,
-            file="the environment",
-            key="MUJOCO_GL",
-            value=chosen,
-            expected=expected,
-            fix=f"unset MUJOCO_GL, and Regrasp chooses; {install}",
+            f"This machine cannot render images headless: no image from {' or '.join(_candidates())}.",
+            expected="a working EGL or OSMesa library",
+            fix=("unset MUJOCO_GL, and Regrasp chooses; " if chosen else "")
+            + f"on Debian or Ubuntu: sudo apt-get install {' '.join(PACKAGES)}; `regrasp doctor` tells more",
+            **place,
         )
     return backend
 

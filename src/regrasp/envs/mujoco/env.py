@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pydantic import TypeAdapter, ValidationError
-
-from regrasp.config.describe import Spec
+from regrasp.config.parse import parse
 from regrasp.envs.config import EnvName
 from regrasp.envs.env_type import EnvType, TaskRow
 from regrasp.envs.mujoco import backend
@@ -19,6 +16,7 @@ from regrasp.errors import UserError
 
 if TYPE_CHECKING:
     from regrasp.envs.contract import VecEnv
+    from regrasp.envs.mujoco.task import Task
     from regrasp.envs.process.simulator import SimulatorSpec
 
 
@@ -34,11 +32,10 @@ class Mujoco(EnvType[MujocoEnvConfig]):
         Raises:
             UserError: The task is unknown, or an option of it wrong.
         """
-        _check_task(config, name)
-        backend.require_chosen_backend()
-        from regrasp.envs.mujoco.simulator import create_task, describe_task
+        task = _create_task(config, name)
+        from regrasp.envs.mujoco.simulator import describe_task
 
-        return describe_task(create_task(config.init_params.id, _options(config, name)), config.max_episode_steps)
+        return describe_task(task, config.max_episode_steps)
 
     def check_expert(self, config: MujocoEnvConfig, name: str) -> None:
         """Check that the task's scripted expert can act; starts no environment.
@@ -46,11 +43,7 @@ class Mujoco(EnvType[MujocoEnvConfig]):
         Raises:
             UserError: The task is unknown, an option of it wrong, or a package missing that its expert needs.
         """
-        _check_task(config, name)
-        backend.require_chosen_backend()
-        from regrasp.envs.mujoco.simulator import create_task
-
-        create_task(config.init_params.id, _options(config, name)).check_expert()
+        _create_task(config, name).check_expert()
 
     def create_env(self, config: MujocoEnvConfig, name: EnvName, max_chunk: int, seed: int) -> VecEnv:
         """Start MuJoCo environments as `env.<name>` says; nothing is drawn for that, so `seed` does not matter.
@@ -91,6 +84,15 @@ class Mujoco(EnvType[MujocoEnvConfig]):
         yield from (TaskRow(name, runnable) for name in TASK_IDS)
 
 
+def _create_task(config: MujocoEnvConfig, name: str) -> Task:
+    """The task itself, for what is asked before environments start."""
+    _check_task(config, name)
+    backend.require_chosen_backend()
+    from regrasp.envs.mujoco.simulator import create_task
+
+    return create_task(config.init_params.id, _options(config, name))
+
+
 def _check_task(config: MujocoEnvConfig, name: str) -> None:
     task_id = config.init_params.id
     if task_id in TASK_IDS:
@@ -120,18 +122,7 @@ def _options(config: MujocoEnvConfig, name: str) -> dict[str, Any]:
         return {}
     options = load_class(TASK_OPTIONS[config.init_params.id])
     try:
-        TypeAdapter(options).validate_json(json.dumps(given))
-    except ValidationError as error:
-        raise _option_error(options, str(error.errors(include_url=False)[0]["loc"][0]), given, key) from None
+        parse(options, given, file=None, key=key)
+    except UserError as error:
+        raise UserError(**{**error.fields(), "fix": "correct it, or remove it for the task's default"}) from None
     return given
-
-
-def _option_error(options: type, option: str, given: dict[str, Any], key: str) -> UserError:
-    fields = Spec(options).fields()
-    if option in fields:
-        problem, expected, fix = "Invalid value of a task option", fields[option].words(), "correct it"
-    else:
-        near = difflib.get_close_matches(option, fields, 1)
-        problem, expected = "Unknown task option", f"one of {', '.join(fields)}"
-        fix = f"did you mean '{near[0]}'?" if near else "remove it"
-    return UserError(problem, key=f"{key}.{option}", value=given[option], expected=expected, fix=fix)

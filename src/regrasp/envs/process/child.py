@@ -86,5 +86,5 @@ def _create(factory: str, settings: dict[str, Any], *, ignore_terminations: bool
 def _execute(sock: socket.socket, runner: ChunkRunner, message: protocol.Message) -> None:
     """Call the method of the command's name, with the arrays that came along if any did."""
     assert message["op"] in COMMANDS, message["op"]
-    arrays = {"arrays": protocol.SharedArrays.receive_from(sock, message)} if "layout" in message else {}
+    arrays = {"arrays": protocol.SharedArrays.receive_from(sock, message)} if "shapes" in message else {}
     getattr(runner, message["op"])(**message["arguments"], **arrays)

@@ -32,6 +32,9 @@ main({descriptor}, {lifeline})
 """
 _TAIL_BYTES = 3000
 
+Shared = tuple[protocol.SharedArrays, slice]
+"""Arrays, and the rows of them that a process is told of."""
+
 
 class SimulatorProcess:
     """One child process that serves the environments of a `Simulator`.
@@ -114,13 +117,11 @@ class SimulatorProcess:
         """Wait for the simulator to start and return what it offers."""
         return SimulatorSpec(**with_tuples(self.finish()["spec"]))
 
-    def begin(self, op: str, shared: protocol.SharedArrays | None = None, **arguments: Any) -> None:
-        """Send a command, with the arrays that it is about, without waiting for the reply; `finish` waits."""
+    def begin(self, op: str, shared: Shared | None = None, **arguments: Any) -> None:
+        """Send a command, with the rows of arrays that it is about, without waiting for the reply; `finish` waits."""
         self._send(op, self._timeouts.reset_s if op == "reset" else self._timeouts.step_s, shared, arguments)
 
-    def _send(
-        self, op: str, deadline: float, shared: protocol.SharedArrays | None, arguments: dict[str, Any], **fields: Any
-    ) -> None:
+    def _send(self, op: str, deadline: float, shared: Shared | None, arguments: dict[str, Any], **fields: Any) -> None:
         assert self._awaited is None, "one command at a time"
         self._awaited = (op, time.monotonic() + deadline)
         message = {"op": op, "arguments": arguments, **fields}
@@ -128,7 +129,7 @@ class SimulatorProcess:
             if shared is None:
                 protocol.send(self._socket, message)
             else:
-                shared.send_to(self._socket, message)
+                shared[0].send_to(self._socket, message, shared[1])
         except (BrokenPipeError, ConnectionResetError) as error:
             raise self._death() from error
 

@@ -7,7 +7,9 @@ since the child side may run under a simulator's own Python.
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 import mmap
 import os
 import socket
@@ -71,54 +73,44 @@ class SharedArrays:
     The file has no name in the file system, so nothing is left behind however the processes end.
     """
 
-    def __init__(self, descriptor: int, layout: Mapping[str, Mapping[str, Any]], size: int) -> None:
-        self.descriptor = descriptor
-        self.layout = dict(layout)
-        self.size = size
-        self._memory = mmap.mmap(descriptor, size)
+    def __init__(self, descriptor: int, shapes: Mapping[str, ArraySpec]) -> None:
+        self._descriptor = descriptor
+        self._shapes = shapes
+        *offsets, size = _offsets(shapes)
+        memory = mmap.mmap(descriptor, size)
         self.arrays = {
-            name: np.ndarray(tuple(entry["shape"]), entry["dtype"], self._memory, entry["offset"])
-            for name, entry in self.layout.items()
+            name: np.ndarray(shape, dtype, memory, offset)
+            for (name, (shape, dtype)), offset in zip(shapes.items(), offsets, strict=True)
         }
 
     @classmethod
     def create(cls, shapes: Mapping[str, ArraySpec]) -> SharedArrays:
         """Allocate zeroed arrays of the given shapes."""
-        layout: dict[str, dict[str, Any]] = {}
-        offset = 0
-        for name, (shape, dtype) in shapes.items():
-            layout[name] = {"offset": offset, "shape": list(shape), "dtype": dtype}
-            num_bytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
-            offset += -(-num_bytes // _ALIGNMENT) * _ALIGNMENT
-        size = max(offset, mmap.PAGESIZE)
         shared_memory = Path("/dev/shm")
         with tempfile.TemporaryFile(dir=shared_memory if shared_memory.is_dir() else None) as file:
-            file.truncate(size)
-            return cls(os.dup(file.fileno()), layout, size)
+            file.truncate(_offsets(shapes)[-1])
+            return cls(os.dup(file.fileno()), shapes)
 
-    def part(self, rows: slice) -> SharedArrays:
-        """The same memory, with these rows of every array."""
-        layout = {}
-        for name, entry in self.layout.items():
-            _, *shape = entry["shape"]
-            row_bytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(entry["dtype"]).itemsize
-            offset = entry["offset"] + rows.start * row_bytes
-            layout[name] = {**entry, "offset": offset, "shape": [rows.stop - rows.start, *shape]}
-        return SharedArrays(self.descriptor, layout, self.size)
-
-    def send_to(self, sock: socket.socket, message: Message) -> None:
-        """Pass the arrays to the other side along with `message`; it calls `receive_from`."""
-        send(sock, {**message, "layout": self.layout, "size": self.size})
-        socket.send_fds(sock, [b"f"], [self.descriptor])
+    def send_to(self, sock: socket.socket, message: Message, rows: slice) -> None:
+        """Pass these rows of every array to the other side along with `message`; it calls `receive_from`."""
+        send(sock, {**message, "shapes": dict(self._shapes), "rows": [rows.start, rows.stop]})
+        socket.send_fds(sock, [b"f"], [self._descriptor])
 
     @classmethod
     def receive_from(cls, sock: socket.socket, message: Message) -> Mapping[str, np.ndarray]:
         """Map the arrays that came along with `message`; they hold the mapping, no descriptor stays open."""
-        _, descriptors, _, _ = socket.recv_fds(sock, 1, 1)
-        shared = cls(descriptors[0], message["layout"], message["size"])
-        os.close(shared.descriptor)
-        return shared.arrays
+        _, (descriptor,), _, _ = socket.recv_fds(sock, 1, 1)
+        arrays = cls(descriptor, message["shapes"]).arrays
+        os.close(descriptor)
+        return {name: array[slice(*message["rows"])] for name, array in arrays.items()}
 
     def close(self) -> None:
         """Close the descriptor, when the other side has the arrays; the mapping goes when the last of them does."""
-        os.close(self.descriptor)
+        os.close(self._descriptor)
+
+
+def _offsets(shapes: Mapping[str, ArraySpec]) -> list[int]:
+    """Where each array begins in the file, and the size of the file."""
+    sizes = [math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in shapes.values()]
+    *offsets, end = itertools.accumulate((-(-size // _ALIGNMENT) * _ALIGNMENT for size in sizes), initial=0)
+    return [*offsets, max(end, mmap.PAGESIZE)]

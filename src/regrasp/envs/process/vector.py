@@ -98,7 +98,7 @@ class RemoteVecEnv(VecEnv):
         shapes = {name: ArraySpec((count, *shape), dtype) for name, (shape, dtype) in self._shapes.items()}
         with contextlib.closing(SharedArrays.create(shapes)) as shared:
             for worker, part in zip(self._workers, self._slices, strict=True):
-                worker.begin("attach", shared.part(part))
+                worker.begin("attach", (shared, part))
             self._finish(self._workers)
         return shared.arrays
 
@@ -169,7 +169,7 @@ class RemoteVecEnv(VecEnv):
             for worker, part in zip(self._workers, self._slices, strict=True):
                 start, stop = (bisect.bisect_left(recorded, bound) for bound in (part.start, part.stop))
                 rows = [row - part.start for row in recorded[start:stop]]
-                worker.begin("record", shared.part(slice(start, stop)) if rows else None, rows=rows)
+                worker.begin("record", (shared, slice(start, stop)) if rows else None, rows=rows)
             self._finish(self._workers)
         self._frames = shared.arrays["frames"] if recorded else None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +19,7 @@ from regrasp.models.groot.generations import check_generation
 from regrasp.models.groot.network.action_head import ActionHead
 from regrasp.models.groot.network.backbone import Backbone
 from regrasp.models.groot.network.noise_net import NoiseNet
-from regrasp.models.groot.policy import RL_PARTS, GrootPolicy
+from regrasp.models.groot.policy import GrootPolicy
 from regrasp.models.groot.processing.processor import GrootProcessor
 from regrasp.models.groot.settings import GrootModelConfig
 from regrasp.models.inputs import InputNames
@@ -40,8 +41,11 @@ _VISION = "backbone.eagle_model.vision_model.vision_model."
 _VISION_NESTING = re.compile(r"backbone\.eagle_model\.(vision_model\.)+")
 _EMBEDDING = "backbone.eagle_model.language_model.model.embed_tokens.weight"
 _OUTPUT_LAYER = "backbone.eagle_model.language_model.lm_head.weight"
+_RLINF_PARTS = ("action_head.value_head.", "action_head.reinflow_explore_noise_net.")
+"""What RLinf adds for training, as networks of other kinds than ours: with ReLU, or reading other inputs."""
 
 T = TypeVar("T")
+_log = logging.getLogger(__name__)
 
 
 def save_groot(policy: GrootPolicy, folder: Path) -> None:
@@ -135,8 +139,9 @@ def published_layout(config: GrootConfig) -> dict[str, Tensor]:
 def published_tensors(stored: Mapping[str, T], folder: Path) -> dict[str, T]:
     """Bring the key variants found in the wild to the published names, and drop what no policy uses.
 
-    The variants: a `_groot_model.` prefix, `vision_model.` once or several times, the vision tower's pooling head, and
-    the word embedding stored as the output layer that it is tied to, beside itself or instead.
+    The variants: a `_groot_model.` prefix, `vision_model.` once or several times, the vision tower's pooling head, the
+    word embedding stored as the output layer that it is tied to, beside itself or instead, and RLinf's value head and
+    noise network.
 
     Args:
         stored: Anything by tensor name.
@@ -150,8 +155,10 @@ def published_tensors(stored: Mapping[str, T], folder: Path) -> dict[str, T]:
         name = _VISION_NESTING.sub(_VISION, key.removeprefix(_WRAPPER_PREFIX), count=1)
         if name in named:
             raise UserError(f"Two tensors for one place in the model: {name}", file=folder, value=key)
-        if not name.startswith(f"{_VISION}head."):
+        if not name.startswith((f"{_VISION}head.", *_RLINF_PARTS)):
             named[name] = value
+    if any(name.startswith(_RLINF_PARTS) for name in stored):
+        _log.info("RLinf's value head is left out of %s: acting needs none, and training starts a new one.", folder)
     if _OUTPUT_LAYER in named:
         named.setdefault(_EMBEDDING, named.pop(_OUTPUT_LAYER))
     return named
@@ -174,13 +181,13 @@ def _skeleton(rl: GrootModelConfig | None, processor: GrootProcessor) -> GrootPo
 
 def _parts(policy: GrootPolicy) -> dict[str, ValueHead | NoiseNet]:
     """What RL adds to this policy, which the folder may lack."""
-    return {name: part for name in RL_PARTS if (part := getattr(policy, name)) is not None}
+    return {name: part for name in GrootPolicy.RL_PARTS if (part := getattr(policy, name)) is not None}
 
 
 def _used_tensors(policy: GrootPolicy, folder: Path) -> dict[str, StoredTensor]:
     """The folder's tensors under the published names, without those of RL parts that the policy does not have."""
     stored = published_tensors(list_safetensors(folder), folder)
-    unused = {*RL_PARTS} - _parts(policy).keys()
+    unused = {*GrootPolicy.RL_PARTS} - _parts(policy).keys()
     return {name: tensor for name, tensor in stored.items() if name.split(".")[0] not in unused}
 
 

@@ -22,7 +22,7 @@ from regrasp.logging.progress import progress
 from regrasp.models.config import CONFIG_FILE, ExportOptions
 from regrasp.models.groot.checkpoint import load_config, published_layout, published_tensors
 from regrasp.models.groot.config import GrootConfig
-from regrasp.models.groot.policy import RL_PARTS
+from regrasp.models.groot.policy import GrootPolicy
 from regrasp.models.groot.processing.metadata import METADATA_FILE
 from regrasp.models.groot.processing.processor import PROCESSOR_FILE
 from regrasp.models.groot.processing.tokenizer import load_tokenizer
@@ -103,7 +103,7 @@ def _exported_tensors(options: ExportOptions, config: GrootConfig, trained: Path
             fix="give a checkpoint with a model/ folder: a run's last, or any with runner.export_model=always",
         )
     tensors = published_tensors(given, origin)
-    extras = {name: tensor for name, tensor in tensors.items() if name.split(".")[0] in RL_PARTS}
+    extras = {name: tensor for name, tensor in tensors.items() if name.split(".")[0] in GrootPolicy.RL_PARTS}
     policy = {name: tensors[name] for name in sorted(tensors.keys() - extras.keys())}
     check_tensors(published_layout(config), policy, file=origin)
     if options.with_value_head and not extras:

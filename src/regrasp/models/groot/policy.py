@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -29,8 +29,6 @@ from regrasp.models.initialization import seeded
 from regrasp.models.value_head import ValueHead
 
 CONTEXT_LAYERS = ("action_head.vlln.", "action_head.vl_self_attention.")
-RL_PARTS = ("value_head", "noise_net")
-"""Child modules that a base model does not have."""
 
 
 class GrootPolicy(Policy):
@@ -50,6 +48,7 @@ class GrootPolicy(Policy):
         UserError: The settings contradict each other, or `num_action_chunks` or `action_dim` does not fit the model.
     """
 
+    RL_PARTS = ("value_head", "noise_net")
     capturable = ("_context", "_sample")
     product_layers = (*Policy.product_layers, CategoryLinear)
 
@@ -63,6 +62,20 @@ class GrootPolicy(Policy):
         self.processor = processor
         self.settings = settings
         self._rl = settings.rl_head_config
+        self._caches_context = settings.trainable == "head_without_context"
+        self._slot = processor.config.embodiment_id
+        self._chunk_shape = (head.action_horizon, head.max_action_dim)
+        self.spec = PolicySpec(
+            num_action_chunks=settings.num_action_chunks,
+            action_horizon=head.action_horizon,
+            action_dim=settings.action_dim,
+            state_dim=processor.state.width,
+            cameras=processor.config.data_config.video,
+            state_parts=processor.parts("state"),
+            action_parts=processor.parts("action"),
+            embodiment_tag=processor.config.embodiment_tag,
+            embodiment_id=self._slot,
+        )
         self.noise_level = self._rl.noise_level
         self._color = NoiseColor(self._rl.noise_color, head.action_horizon) if self._rl.noise_color else None
         self._modulations: Tensor | None = None
@@ -81,20 +94,6 @@ class GrootPolicy(Policy):
         for part in (self.value_head, self.noise_net):
             if part is not None:
                 part.reset_parameters(generator)
-
-    @property
-    def spec(self) -> PolicySpec:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Sizes that the environment mapping must agree with."""
-        return PolicySpec(
-            num_action_chunks=self.settings.num_action_chunks,
-            action_horizon=self.config.action_head_cfg.action_horizon,
-            action_dim=self.settings.action_dim,
-            state_dim=self.processor.state.width,
-            cameras=self.processor.config.data_config.video,
-            state_parts=self.processor.parts("state"),
-            embodiment_tag=self.processor.config.embodiment_tag,
-            embodiment_id=self.processor.config.embodiment_id,
-        )
 
     @property
     def offers(self) -> frozenset[str]:
@@ -167,6 +166,12 @@ class GrootPolicy(Policy):
         from regrasp.models.groot.checkpoint import save_groot
 
         save_groot(self, folder)
+
+    def own_names(self, weights: Mapping[str, Tensor], file: Path) -> dict[str, Tensor]:
+        """See `checkpoint.published_tensors`."""
+        from regrasp.models.groot.checkpoint import published_tensors
+
+        return published_tensors(weights, file)
 
     def inputs_unlike(self, folder: Path) -> list[str]:
         """What of the processor differs in another GR00T's folder."""
@@ -361,19 +366,6 @@ class GrootPolicy(Policy):
             return "value_head"
         before_features = name.startswith("backbone.") or (self._caches_context and name.startswith(CONTEXT_LAYERS))
         return "backbone" if before_features else "head"
-
-    @property
-    def _caches_context(self) -> bool:
-        return self.settings.trainable == "head_without_context"
-
-    @property
-    def _slot(self) -> int:
-        return self.processor.config.embodiment_id
-
-    @property
-    def _chunk_shape(self) -> tuple[int, int]:
-        head = self.config.action_head_cfg
-        return head.action_horizon, head.max_action_dim
 
 
 @dataclass

@@ -42,7 +42,7 @@ class _Examples:
     """Scenes of all tasks, with the token ids of every instruction."""
 
     images: Tensor
-    """(N, H, W, 3) uint8."""
+    """(N, 1, H, W, 3) uint8."""
     positions: Tensor
     """(N, I, S, 2) in units of `_SCALE`, NaN past the objects that the instruction names."""
     pixels: Tensor
@@ -115,9 +115,10 @@ def _examples(scenes: Sequence[Scenes], policy: GrootPolicy) -> _Examples:
         ]
         return torch.from_numpy(np.concatenate(padded))
 
-    positions = join("positions")
+    positions, size = join("positions"), policy.config.image_size
+    images = [prepare_images([torch.from_numpy(part.images)], size=size, crop_scale=1.0) for part in scenes]
     return _Examples(
-        images=torch.cat([_resized(part.images, policy.config.image_size) for part in scenes]),
+        images=torch.cat(images),
         positions=positions / _SCALE,
         pixels=join("pixels"),
         input_ids=policy.processor.text.encode([text for part in scenes for text in part.instructions]),
@@ -162,7 +163,7 @@ def _predict(
     """
     inputs = TensorDict(
         {
-            "images": examples.images[rows][:, None],
+            "images": examples.images[rows],
             "input_ids": examples.input_ids[instructions],
             "state": torch.zeros(len(rows), policy.config.action_head_cfg.max_state_dim),
         },
@@ -176,11 +177,6 @@ def _predict(
     wanted = pointing_target(examples.pixels[rows, instructions][named], vision.image_size // vision.patch_size)
     pointing = nn.functional.cross_entropy(scores[named][:, is_image], wanted)
     return predicted[named], target[named], pointing
-
-
-def _resized(images: np.ndarray, size: int) -> Tensor:
-    """Images (N, H, W, 3) as the policy's processor resizes them."""
-    return prepare_images([torch.from_numpy(images)], size=size, crop_scale=1.0)[:, 0]
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from tensordict import TensorDict
@@ -199,15 +200,8 @@ def load_mlp(folder: Path, *, add_value_head: bool | None = None) -> MlpPolicy:
         add_value_head = any(name.startswith("value_head.") for name in stored)
     elif not add_value_head:
         stored = {name: tensor for name, tensor in stored.items() if not name.startswith("value_head.")}
-    policy = MlpPolicy(
-        state_dim=content["state_dim"],
-        action_dim=content["action_dim"],
-        num_action_chunks=content["num_action_chunks"],
-        hidden=tuple(content["hidden"]),
-        state=statistics["state"],
-        action=statistics["action"],
-        add_value_head=add_value_head,
-    )
+    values: dict[str, Any] = {name: content[name] for name in _SIZES} | statistics
+    policy = MlpPolicy(**values, hidden=tuple(content["hidden"]), add_value_head=add_value_head)
     optional = ("value_head",) if add_value_head else ()
     assign_weights(policy, stored, file=folder / WEIGHTS_FILE, optional=optional)
     return policy

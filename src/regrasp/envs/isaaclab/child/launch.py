@@ -13,29 +13,13 @@ from regrasp.envs.isaaclab.child.options import TaskOptions
 from regrasp.errors import UserError
 
 
-def has_lazy_launch() -> bool:
-    """Whether this Isaac Lab (3.x) starts the simulator from a task's configuration."""
-    return _lazy_launcher() is not None
-
-
 @contextlib.contextmanager
-def application(options: TaskOptions, config: Any = None) -> Iterator[None]:
-    """The running simulator application.
-
-    Args:
-        options: Device, headless or not, cameras or not.
-        config: The task's configuration, where `has_lazy_launch`.
-    """
-    lazy = _lazy_launcher()
-    if lazy is not None:
-        arguments = {"device": options.device, "enable_cameras": options.cameras, "headless": options.headless}
-        with lazy(config, arguments):
-            yield
-        return
+def application(**arguments: Any) -> Iterator[None]:
+    """The running simulator application, of Isaac Lab 2.x."""
     # The published wheel's module has no attribute of this name: only the import statement finds it.
     from isaaclab.app import AppLauncher
 
-    launcher = AppLauncher(headless=options.headless, enable_cameras=options.cameras, device=options.device)
+    launcher = AppLauncher(**arguments)
     try:
         yield
     finally:
@@ -62,7 +46,8 @@ def require_isaac_lab(options: TaskOptions) -> None:
         ) from None
 
 
-def _lazy_launcher() -> Callable[[Any, dict[str, Any]], AbstractContextManager[Any]] | None:
+def lazy_launcher() -> Callable[[Any, dict[str, Any]], AbstractContextManager[Any]] | None:
+    """What starts the simulator from a task's configuration, in Isaac Lab 3.x."""
     try:
         from isaaclab.app import launch_simulation
     except ImportError:

@@ -21,15 +21,15 @@ def create(num_envs: int, options: Mapping[str, Any]) -> IsaacLabSimulator:
     settings = TaskOptions(**with_tuples(options))
     launch.require_isaac_lab(settings)
     running = contextlib.ExitStack()
+    arguments = {"device": settings.device, "enable_cameras": settings.cameras, "headless": settings.headless}
     # Isaac Lab 2.x starts the application before a task's configuration can be read, 3.x from the configuration.
-    if launch.has_lazy_launch():
-        name = task.register(settings)
-        config = task.configure(name, settings, num_envs)
-        running.enter_context(launch.application(settings, config))
-    else:
-        running.enter_context(launch.application(settings))
-        name = task.register(settings)
-        config = task.configure(name, settings, num_envs)
+    lazy = launch.lazy_launcher()
+    if lazy is None:
+        running.enter_context(launch.application(**arguments))
+    name = task.register(settings)
+    config = task.configure(name, settings, num_envs)
+    if lazy is not None:
+        running.enter_context(lazy(config, arguments))
     way = episodes.choose(config, ignore_terminations=settings.ignore_terminations)
     env = task.build(name, config)
     return IsaacLabSimulator(way(env), settings, running.close)

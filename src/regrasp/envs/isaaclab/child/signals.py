@@ -20,49 +20,30 @@ def success_signal(env: Any, options: TaskOptions) -> Callable[[], Any] | None:
     Raises:
         UserError: The term named in the configuration does not exist, or the reward needs one and there is none.
     """
-    key = f"{options.location}.mapping.success_term"
     manager = getattr(env, "termination_manager", None)
+    name = options.success_term
     if manager is None:
-        name = options.success_term
-        if name is not None:
-            _check_attribute(env, name, key)
+        value = as_tensor(getattr(env, name, None)) if name else None
+        if name and tuple(getattr(value, "shape", ())) == (env.num_envs,):
             return lambda: as_tensor(getattr(env, name)).bool()
-        terms = "the name of a bool tensor (N,) that the direct environment keeps"
+        terms = f"the name of a tensor of shape ({env.num_envs},) that the direct environment keeps in `_get_dones`"
     else:
         names = list(manager.active_terms)
-        name = options.success_term or next((name for name in _SUCCESS_NAMES if name in names), None)
+        name = name or next((name for name in _SUCCESS_NAMES if name in names), None)
         if name in names:
             return lambda: as_tensor(manager.get_term(name)).clone()
         terms = f"one of the task's terminations {names}"
-    if options.success_term is not None:
+    if options.success_term is not None or options.reward_source == "success":
         raise UserError(
-            "The task has no such termination",
-            key=key,
+            "The task has no such termination"
+            if options.success_term
+            else "The reward is to be the task's success, but the task does not tell which termination is its success",
+            key=f"{options.location}.mapping.success_term",
             value=options.success_term,
             expected=terms,
-            fix="correct the name; null looks for one called success or task_success",
-        )
-    if options.reward_source == "success":
-        raise UserError(
-            "The reward is to be the task's success, but the task does not tell which termination is its success",
-            key=key,
-            value=None,
-            expected=terms,
-            fix="name it",
+            fix="name it; null looks for a termination called success or task_success",
         )
     return None
-
-
-def _check_attribute(env: Any, name: str, key: str) -> None:
-    value = as_tensor(getattr(env, name, None))
-    if value is None or tuple(getattr(value, "shape", ())) != (env.num_envs,):
-        raise UserError(
-            "The direct environment has no such flag",
-            key=key,
-            value=name,
-            expected=f"an attribute that is a tensor of shape ({env.num_envs},)",
-            fix="correct the name, or keep such a tensor in the environment's `_get_dones`",
-        )
 
 
 def check_reward_source(env: Any, options: TaskOptions) -> None:

@@ -72,22 +72,18 @@ class IsaacLabSimulator(Simulator):
         if self._instruction_key is None:
             return [0] * len(rows)
         chosen = self._observation[self._instruction_key].reshape(self._num_envs, -1)[:, 0].cpu().numpy()[list(rows)]
-        for row, index in zip(rows, chosen, strict=True):
-            self._check_instruction(row, int(index))
-        return [int(index) for index in chosen]
-
-    def _check_instruction(self, row: int, index: int) -> None:
-        """Check that an instruction has the number that the task chose."""
         count = len(self._options.instructions)
-        if not 0 <= index < count:
-            raise UserError(
-                f"The task chose an instruction that is not there: '{self._instruction_key}' is {index} in"
-                f" environment {row}",
-                key=f"{self._options.location}.mapping.instructions",
-                value=list(self._options.instructions),
-                expected=f"an instruction for every number that the task gives; these are 0 to {count - 1}",
-                fix="add the missing instructions, in the task's order, or choose another instruction_key",
-            )
+        for row, index in zip(rows, chosen, strict=True):
+            if not 0 <= index < count:
+                raise UserError(
+                    f"The task chose an instruction that is not there: '{self._instruction_key}' is {index} in"
+                    f" environment {row}",
+                    key=f"{self._options.location}.mapping.instructions",
+                    value=list(self._options.instructions),
+                    expected=f"an instruction for every number that the task gives; these are 0 to {count - 1}",
+                    fix="add the missing instructions, in the task's order, or choose another instruction_key",
+                )
+        return chosen.tolist()
 
     def advance(self, actions: np.ndarray, running: np.ndarray) -> Outcome:
         """Execute one action (N, A) in every environment, those that do not run included."""

@@ -6,7 +6,8 @@ import difflib
 import importlib
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 
 from regrasp.envs.isaaclab.catalog import aliases, split_id
@@ -89,7 +90,7 @@ def configure(task_id: str, options: TaskOptions, num_envs: int) -> Any:
     config.episode_length_s = (options.max_episode_steps - 0.5) * step_seconds
     if options.camera_size is not None:
         _resize_cameras(config.scene, options.camera_size, f"{options.location}.init_params.camera_size")
-    groups = dict(_observation_groups(config))
+    groups = dict(vars(getattr(config, "observations", None) or SimpleNamespace()))
     _check_whole_groups(groups, options)
     for group, block in groups.items():
         if hasattr(block, "concatenate_terms") and group not in options.observation_names:
@@ -164,9 +165,3 @@ def _check_whole_groups(groups: Mapping[str, Any], options: TaskOptions) -> None
 def _terms(block: Any) -> set[str]:
     """Names of a group's observation terms."""
     return {name for name, term in vars(block).items() if hasattr(term, "func")}
-
-
-def _observation_groups(config: Any) -> Iterator[tuple[str, Any]]:
-    observations = getattr(config, "observations", None)
-    if observations is not None:
-        yield from vars(observations).items()

@@ -47,6 +47,7 @@ class CategoryLinear(nn.Module):
         self.W = nn.Parameter(torch.empty(num_categories, features_in, features_out))
         self.b = nn.Parameter(torch.empty(num_categories, features_out))
         self.slot: int | None = None
+        self.register_load_state_dict_pre_hook(_take_out_slot)
 
     def train_only(self, slot: int) -> None:
         """Make parameters of one embodiment's weights, and constants of W and b; done once and for good."""
@@ -79,23 +80,12 @@ class CategoryLinear(nn.Module):
             trained = trained.full_tensor() if isinstance(trained, DTensor) else trained
             destination[prefix + name] = torch.cat([whole[: self.slot], trained[None], whole[self.slot + 1 :]])
 
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Tensor],
-        prefix: str,
-        local_metadata: dict[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        """Take the trained weights out of their slot."""
-        for name, own in _SLOT_NAMES.items() if self.slot is not None else ():
-            if prefix + name in state_dict:
-                state_dict[prefix + own] = state_dict[prefix + name][self.slot]
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
+
+def _take_out_slot(layer: CategoryLinear, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """Before it is loaded, take the trained weights out of their slot."""
+    for name, own in _SLOT_NAMES.items() if layer.slot is not None else ():
+        if prefix + name in state:
+            state[prefix + own] = state[prefix + name][layer.slot]
 
 
 class CategoryMlp(nn.Module):

@@ -219,21 +219,14 @@ class TextEncoder:
 
 def _check_eagle_ids(tokenizer: PreTrainedTokenizerFast, image_token: int, pad_token: int) -> None:
     vocabulary = tokenizer.get_vocab()
-    unknown = [token for token in EAGLE_TOKENS if token not in vocabulary]
-    if unknown:
-        raise UserError(
-            "A tokenizer without the tokens of the published prompt",
-            key="actor.model.tokenizer_path",
-            value=", ".join(unknown),
-            expected=f"the tokenizer of {EAGLE_ASSETS}",
-        )
     expected = {IMAGE_CONTEXT: image_token, "padding": pad_token}
-    found = {IMAGE_CONTEXT: vocabulary[IMAGE_CONTEXT], "padding": tokenizer.pad_token_id}
-    if found != expected:
+    found = {IMAGE_CONTEXT: vocabulary.get(IMAGE_CONTEXT), "padding": tokenizer.pad_token_id}
+    unknown = [token for token in EAGLE_TOKENS if token not in vocabulary]
+    if unknown or found != expected:
         raise UserError(
-            "A tokenizer with other ids than the network's",
+            "A tokenizer without the tokens of the published prompt, or with other ids than the network's",
             key="actor.model.tokenizer_path",
-            value=found,
+            value=found | dict.fromkeys(unknown),
             expected=f"{expected}, image_token_index and pad_token_index of the model's eagle_cfg",
-            fix="give the tokenizer the checkpoint was trained with",
+            fix=f"give the tokenizer the checkpoint was trained with: the published one is {EAGLE_ASSETS}",
         )

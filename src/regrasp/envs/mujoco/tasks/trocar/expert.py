@@ -36,6 +36,8 @@ _LAG = 0.25
 _OPEN = np.array([0, 0.1, 0.3, *np.radians([-25, -45, -25, -45])])
 _CLOSED = np.array([0, 0.42, 0.5, *np.radians([-58, -50, -58, -50])])
 _MIRROR = np.array([1.0, -1.0])
+_RESTING = np.zeros(len(ACTION_JOINTS) - len(ARM_JOINTS) - len(HAND_JOINTS))
+"""Legs and waist, the first of an action."""
 _CLOSING_SHARE = 0.7
 """Part of its phase in which the hand closes; then the grip settles."""
 
@@ -82,8 +84,6 @@ class Expert:
         self._squeeze = squeeze
         self._solver = ArmSolver()
         self._controls = [model.actuator(name).id for name in ARM_JOINTS + HAND_JOINTS]
-        self._arms = [ACTION_JOINTS.index(name) for name in ARM_JOINTS]
-        self._hands = [ACTION_JOINTS.index(name) for name in HAND_JOINTS]
 
     def __call__(self, data: mujoco.MjData, memory: np.void) -> np.ndarray:
         """The action for the present state."""
@@ -95,17 +95,12 @@ class Expert:
         motion, settling = _STEPS[phase]
         share = (memory["tick"] + 1) / motion
         hands = self._move(phase, share, data, memory)
-        self._answer(memory, hands)
+        memory["action"][:] = np.concatenate([_RESTING, memory["arms"], hands]) - ACTION_OFFSETS
+        memory["answered"] = memory["clock"] + 1
         memory["tick"] += 1
         if memory["tick"] == motion + settling and phase != Phase.HOLD:
             memory["phase"], memory["tick"] = phase + 1, 0
         return memory["action"].copy()
-
-    def _answer(self, memory: np.void, hands: np.ndarray) -> None:
-        targets = np.zeros(len(ACTION_JOINTS))
-        targets[self._arms], targets[self._hands] = memory["arms"], hands
-        memory["action"][:] = targets - ACTION_OFFSETS
-        memory["answered"] = memory["clock"] + 1
 
     def _begin_reach(self, data: mujoco.MjData, memory: np.void) -> None:
         poses = self._layout.poses(data)

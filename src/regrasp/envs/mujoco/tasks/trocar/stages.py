@@ -22,8 +22,8 @@ TRUE_DEPTH = 0.02
 def reached(poses: Poses) -> np.ndarray:
     """(4,) bool: which stage's condition holds, whatever came before."""
     lifted = (poses.centres[:, 2] > LIFT_HEIGHT).all()
-    met = _tip_distance(poses) < TIP_DISTANCE
-    inserted = _angle(poses) < INSERT_ANGLE and _centre_distance(poses) < INSERT_DISTANCE
+    met = _distance(poses.tips) < TIP_DISTANCE
+    inserted = _angle(poses) < INSERT_ANGLE and _distance(poses.centres) < INSERT_DISTANCE
     placed = ((poses.centres >= ZONE[0]) & (poses.centres <= ZONE[1])).all()
     return np.array([lifted, met, inserted, placed])
 
@@ -37,14 +37,14 @@ def advance(stage: int, conditions: np.ndarray) -> int:
 
 def progress(poses: Poses) -> np.ndarray:
     """(4,) in [0, 1]: the reference's dense rewards of the four stages."""
-    distance, angle = _centre_distance(poses), _angle(poses)
+    distance, angle = _distance(poses.centres), _angle(poses)
     excess = max(angle - 0.10, 0.0)
     near = np.exp(-(distance**2) / (2 * 0.05**2)) if angle < 0.10 else 0.0
     conditions = reached(poses)
     return np.array(
         [
             float(conditions[0]),
-            np.exp(-(_tip_distance(poses) ** 2) / (2 * 0.02**2)),
+            np.exp(-(_distance(poses.tips) ** 2) / (2 * 0.02**2)),
             np.exp(-(excess**2) / (2 * 0.2**2)) * near,
             float(conditions[3]),
         ]
@@ -87,12 +87,8 @@ def dropped(poses: Poses) -> bool:
     return bool((poses.centres[:, 2] < DROP_HEIGHT).any())
 
 
-def _tip_distance(poses: Poses) -> float:
-    return float(np.linalg.norm(poses.tips[0] - poses.tips[1]))
-
-
-def _centre_distance(poses: Poses) -> float:
-    return float(np.linalg.norm(poses.centres[0] - poses.centres[1]))
+def _distance(points: np.ndarray) -> float:
+    return float(np.linalg.norm(points[0] - points[1]))
 
 
 def _angle(poses: Poses) -> float:
