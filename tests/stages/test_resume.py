@@ -101,7 +101,7 @@ def test_adapters_on_the_language_model(groot_start: Path, tmp_path: Path) -> No
     base = load_policy(groot_start)
     with pytest.raises(UserError, match="adapters") as caught:
         overlay_rl_weights(base, checkpoint(run, 4))
-    assert str(model) in str(caught.value.fix)
+    assert "model/" in str(caught.value.fix)
 
 
 def test_a_run_from_nothing_with_a_penalty_keeps_its_start(tmp_path: Path) -> None:
