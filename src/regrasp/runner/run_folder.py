@@ -85,7 +85,7 @@ def checkpoints_folder(run_dir: Path, config: ExperimentConfig) -> Path:
 
 def newest_checkpoint(run_dir: Path) -> Path | None:
     """The newest complete checkpoint of a run; None where there is none."""
-    return next(filter(is_complete, RunRecord(run_dir).checkpoints()), None)
+    return next(filter(is_complete, RunRecord(run_dir.absolute()).checkpoints()), None)
 
 
 def checkpoint_of_task(config: ExperimentConfig, *, best: bool) -> Path:
