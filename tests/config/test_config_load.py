@@ -283,6 +283,15 @@ def test_batch_arithmetic_counts_what_a_loop_counts() -> None:
         assert f"{number} " in batch_equation(config)
 
 
+def test_the_batch_equation_is_a_bound_where_ended_episodes_leave_samples_out() -> None:
+    def bound(*overrides: str) -> bool:
+        return "at most 80 samples" in batch_equation(load_config(str(SMALL), overrides).config)
+
+    assert bound()
+    assert not bound("env.train.auto_reset=true")
+    assert not bound("env.train.ignore_terminations=true")
+
+
 @pytest.mark.parametrize(("max_steps", "expected"), [(-1, 10), (3, 3), (30, 10), (0, 0)])
 def test_number_of_updates(max_steps: int, expected: int) -> None:
     assert num_updates(load_config(str(SMALL), [f"runner.max_steps={max_steps}"]).config) == expected

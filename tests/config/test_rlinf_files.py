@@ -15,6 +15,7 @@ from regrasp.errors import UserError
 from regrasp.experiment import ExperimentConfig
 from regrasp.experiment.load import LoadedConfig, load_config
 
+REFERENCE = Path(__file__).with_name("reference_experiment.yaml")
 SMALL = Path(__file__).with_name("small_experiment.yaml")
 ENV = """\
 env_type: isaaclab
@@ -172,6 +173,30 @@ def test_an_experiment_of_rlinf_loads(tmp_path: Path) -> None:
     for key in ("weight_syncer", "actor.fsdp_config", "rollout.sampling_params", "cluster.node_groups", "reward"):
         assert key in loaded.ignored_keys
     assert "weight_syncer" in loaded.warnings[0]
+
+
+def notice(*overrides: str) -> str:
+    """What is said at start of RLinf's own file."""
+    return load_config(str(REFERENCE), overrides).warnings[0].partition("something else than in RLinf")[2]
+
+
+def test_what_means_something_else_is_said_at_start() -> None:
+    text = notice()
+    for key in ("bootstrap_type", "loss_weighting", "clip_ratio_c", "num_episodes", "video_base_dir"):
+        assert text.count(f"{key}:") == 1
+    assert "500 episodes" in text
+    alike = ("algorithm.bootstrap_type=none", "algorithm.loss_weighting=trajectory", "algorithm.clip_ratio_c=null")
+    assert notice(*alike, "env.eval.num_episodes=4", "env.eval.video_cfg.video_base_dir=null") == ""
+    assert "loss_weighting" not in notice("env.train.auto_reset=true")
+    assert "bootstrap_type" not in notice("env.train.auto_reset=true")
+    assert "kl_beta:" in notice("algorithm.kl_beta=0.1")
+    assert "normalize_advantages:" in notice("algorithm.normalize_advantages=false")
+
+
+def test_every_difference_of_the_notice_is_in_the_documentation() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "rlinf.md").read_text(encoding="utf-8")
+    for line in notice("algorithm.kl_beta=0.1", "algorithm.normalize_advantages=false").splitlines()[1:]:
+        assert f"| `{line.strip().partition(':')[0]}" in page, line
 
 
 def test_a_task_whose_observations_are_in_rlinfs_code_is_asked_for_them_alone(tmp_path: Path) -> None:

@@ -89,9 +89,12 @@ def test_videos_without_text_go_where_they_were_asked_to(tmp_path: Path) -> None
     base = tmp_path / "elsewhere"
     video = "env.eval.video_cfg"
     overrides = (f"{video}.save_video=true", f"{video}.info_on_video=false", f"{video}.video_base_dir={base}")
-    result = play(task(*overrides, "env.eval.num_episodes=1"), tmp_path, PlayOptions(kind="expert"))
-    (file,) = base.iterdir()
-    assert frames_of(file) == result.episodes[0].length
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        result = play(task(*overrides, "env.eval.num_episodes=1"), tmp_path / name, PlayOptions(kind="expert"))
+        (file,) = (base / name).iterdir()
+        assert frames_of(file) == result.episodes[0].length
+    assert sorted(folder.name for folder in base.iterdir()) == ["first", "second"]
 
 
 def test_rl_weights_are_laid_over_the_base_model(finished_run: Path, start_model: Path, tmp_path: Path) -> None:

@@ -75,6 +75,10 @@ class AlgorithmConfig(ABC):
         """What is wrong with values that are right by themselves, among them those of the training environments."""
         yield from ()
 
+    def unlike_rlinf(self, env: TrainEnvConfig) -> Iterator[str]:
+        """What RLinf does otherwise with the same values, and the value that does as RLinf, where there is one."""
+        yield from ()
+
     def group_problems(self, env: TrainEnvConfig) -> Iterator[UserError]:
         """What keeps the environments from forming groups whose episodes can be compared one by one."""
         if env.total_num_envs % self.group_size:

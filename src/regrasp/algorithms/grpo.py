@@ -81,7 +81,7 @@ class Grpo(PolicyGradient):
         column = decisions["column"]
         prepared = decisions.with_columns(advantages=advantages[column].to(decisions["rewards"].dtype))
         rows = kept[column // self.config.group_size].nonzero().flatten()
-        return prepared if len(rows) == len(decisions) else prepared.rows(rows)
+        return self.weighed(prepared if len(rows) == len(decisions) else prepared.rows(rows))
 
     def _judged(self, decisions: Decisions) -> tuple[Tensor, Tensor]:
         """The advantage of each column, which holds one episode, and whether each group is kept."""

@@ -75,7 +75,13 @@ def policy_loss(
 
 
 def value_loss(
-    values: Tensor, old_values: Tensor, returns: Tensor, *, value_clip: float | None, huber_delta: float
+    values: Tensor,
+    old_values: Tensor,
+    returns: Tensor,
+    weights: Tensor | None = None,
+    *,
+    value_clip: float | None,
+    huber_delta: float,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Mean Huber loss of the values, the larger of the plain one and that of values clipped around the old ones.
 
@@ -85,6 +91,7 @@ def value_loss(
         values: Present value head, (B,).
         old_values: Value head that acted, (B,).
         returns: Targets, (B,).
+        weights: (B,), of the loss; None: 1 each.
         value_clip: Bound of |V - V_old|; None switches clipping off.
         huber_delta: Error at which the loss turns from quadratic to linear.
 
@@ -99,7 +106,7 @@ def value_loss(
         clipped = old_values + change.clamp(-value_clip, value_clip)
         losses = torch.maximum(losses, functional.huber_loss(clipped, returns, reduction="none", delta=huber_delta))
         clip_ratio = (change.detach().abs() > value_clip).to(losses.dtype).mean()
-    loss = losses.mean()
+    loss = (losses if weights is None else losses * weights).mean()
     return loss, {"value_loss": loss.detach(), "value_clip_ratio": clip_ratio}
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from regrasp.envs.config import TrainEnvConfig
     from regrasp.models.contract import Evaluation, Policy
     from regrasp.rollout.decisions import Decisions
 
@@ -42,6 +43,10 @@ class PolicyGradientConfig(AlgorithmConfig):
     """The probability ratio is clipped above 1 plus this."""
     clip_ratio_c: Annotated[float, Field(gt=1)] | None = None
     """Dual clip: bound on the ratio where the advantage is negative; null: none."""
+    loss_weighting: Literal["decision", "trajectory"] = "decision"
+    """What weighs the same in the losses of policy and value: every decision, so that long episodes count more; or, as
+    in RLinf without `auto_reset`, every trajectory of an environment, so that its decisions weigh the less the more it
+    has."""
 
     @property
     def needs(self) -> frozenset[str]:
@@ -52,6 +57,15 @@ class PolicyGradientConfig(AlgorithmConfig):
     def keeps_start(self) -> bool:
         """Whether the divergence from the start is penalized."""
         return bool(self.kl_beta)
+
+    def unlike_rlinf(self, env: TrainEnvConfig) -> Iterator[str]:
+        """Weights of trajectories, and keys that RLinf's training of robots leaves without effect."""
+        if self.loss_weighting == "decision" and not (env.auto_reset or env.ignore_terminations):
+            yield "algorithm.loss_weighting: every decision weighs the same; in RLinf every trajectory (trajectory)"
+        if self.clip_ratio_c is not None:
+            yield "algorithm.clip_ratio_c: it bounds the ratio; RLinf heeds it for GR00T N1.6 and N1.7 only (null)"
+        if self.kl_beta:
+            yield "algorithm.kl_beta: the divergence is penalized; RLinf's training of robots ignores it (0)"
 
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
@@ -64,6 +78,12 @@ class DiscountedConfig(PolicyGradientConfig):
     """`chunk_level`: gamma counts decisions; `action_level`: gamma counts environment steps."""
     gamma: Fraction = 0.99
     """Discount, per decision or per environment step (see `reward_type`)."""
+
+    def unlike_rlinf(self, env: TrainEnvConfig) -> Iterator[str]:
+        """Also: RLinf normalizes whatever the key says."""
+        yield from super().unlike_rlinf(env)
+        if not self.normalize_advantages:
+            yield "algorithm.normalize_advantages: they are not; RLinf always normalizes them (true)"
 
 
 class PolicyGradient(Algorithm):
@@ -99,6 +119,18 @@ class PolicyGradient(Algorithm):
             for batch in decisions.minibatches(size, generator):
                 yield Minibatch(batch, (ACTOR,))
 
+    def weighed(self, decisions: Decisions) -> Decisions:
+        """Prepared decisions, with `weights` (B,), over the executed steps of mean 1, where not all weigh the same."""
+        import torch
+
+        if self.config.loss_weighting == "decision" or not len(decisions):
+            return decisions
+        steps, column = decisions["num_executed"], decisions["column"]
+        lengths = torch.zeros(int(column.max()) + 1, dtype=torch.float64).index_add(0, column, steps.double())
+        trajectories = (lengths > 0).sum()
+        weights = lengths.sum() / (trajectories * lengths[column])
+        return decisions.with_columns(weights=weights.to(decisions["advantages"].dtype))
+
     def shares(self, micro: Decisions, batch: Decisions) -> Tensor:
         """(3,): of the policy's terms, of terms with one value per decision, of the entropy."""
         from regrasp.algorithms.reduce import share
@@ -132,10 +164,13 @@ class PolicyGradient(Algorithm):
         policy_share, value_share, entropy_share = shares.unbind()
         new, mask = reduce_log_probs(evaluation.log_probs, columns["num_executed"], config.logprob_type)
         old, _ = reduce_log_probs(columns["log_probs"], columns["num_executed"], config.logprob_type)
+        advantages = columns["advantages"]
+        if "weights" in columns:  # of the advantages, because the surrogate is linear in them
+            advantages = advantages * columns["weights"]
         surrogate, found = losses.policy_loss(
             new,
             old,
-            broadcast_like(columns["advantages"], new),
+            broadcast_like(advantages, new),
             mask,
             clip_low=config.clip_ratio_low,
             clip_high=config.clip_ratio_high,

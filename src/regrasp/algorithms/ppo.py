@@ -59,6 +59,15 @@ class PpoConfig(DiscountedConfig):
                 fix="set algorithm.group_size=1, or choose a group-relative algorithm, such as adv_type grpo",
             )
 
+    def unlike_rlinf(self, env: TrainEnvConfig) -> Iterator[str]:
+        """Also: returns that the step limit cuts."""
+        yield from super().unlike_rlinf(env)
+        if self.bootstrap_type == "standard" and not env.auto_reset:
+            yield (
+                "algorithm.bootstrap_type: a return that the step limit cuts goes on with a value; in RLinf only with"
+                " auto_reset (none)"
+            )
+
     def build(self) -> Ppo:
         """The algorithm of this configuration."""
         return Ppo(self)
@@ -92,7 +101,7 @@ class Ppo(PolicyGradient):
         )
         if config.normalize_advantages:
             advantages = normalize(advantages)
-        return decisions.with_columns(advantages=advantages, returns=returns)
+        return self.weighed(decisions.with_columns(advantages=advantages, returns=returns))
 
     def minibatches(self, decisions: Decisions, size: int, generator: torch.Generator) -> Iterator[Minibatch]:
         """`value_epochs` passes for the value head alone, then `update_epoch` for both."""
@@ -120,6 +129,7 @@ class Ppo(PolicyGradient):
             values,
             columns["values"],
             columns["returns"],
+            columns.get("weights"),
             value_clip=self.config.value_clip,
             huber_delta=self.config.huber_delta,
         )

@@ -60,7 +60,7 @@ class Reinforce(PolicyGradient):
         advantages = returns - self._baseline(decisions) if self.config.use_reinpp_baseline else returns
         if self.config.normalize_advantages:
             advantages = normalize(advantages)
-        return decisions.with_columns(advantages=advantages, returns=returns)
+        return self.weighed(decisions.with_columns(advantages=advantages, returns=returns))
 
     def _baseline(self, decisions: Decisions) -> Tensor:
         """The mean score of each decision's group, (B,)."""

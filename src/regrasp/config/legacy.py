@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -145,12 +145,14 @@ def strip_legacy(values: dict[str, Any], own: Collection[KeyPath] = ()) -> dict[
     return strip(values, ())
 
 
-def ignored_warning(reasons: Mapping[str, str], file: object) -> str:
-    """One text for all ignored keys, grouped by reason."""
+def rlinf_notice(reasons: Mapping[str, str], differences: Sequence[str], file: object) -> str:
+    """One text for all ignored keys, grouped by reason, and for those that mean something else."""
     groups: defaultdict[str, list[str]] = defaultdict(list)
     for key, why in reasons.items():
         groups[why].append(key)
     lines = [f"  {', '.join(keys)} ({why})" for why, keys in groups.items()]
+    if differences:
+        lines += ["These mean something else than in RLinf (docs/rlinf.md):", *(f"  {text}" for text in differences)]
     return "\n".join([f"These keys of {file} have no effect here:", *lines])
 
 

@@ -24,7 +24,7 @@ class VideoConfig:
     info_on_video: bool = True
     """Write instruction, step, reward and outcome onto the frames."""
     video_base_dir: Name | None = None
-    """Folder of the videos; null: `videos` in the run's log folder."""
+    """Folder in which every run has a folder of videos; null: `videos` in the run's log folder."""
 
 
 @dataclass(frozen=True, config=BLOCK)

@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from regrasp.config.compose import compose_experiment
 from regrasp.config.describe import Path, Spec, dotted, split_key
 from regrasp.config.foreign import take_foreign
-from regrasp.config.legacy import ignored_warning, merge_names, missing_features, strip_legacy, translate_synonyms
+from regrasp.config.legacy import merge_names, missing_features, rlinf_notice, strip_legacy, translate_synonyms
 from regrasp.config.owned import ByType, field_infos
 from regrasp.config.problems import raise_problems, schema_problems
 from regrasp.config.search import find_config
@@ -25,7 +25,7 @@ from regrasp.envs.registry import experiment_folders
 from regrasp.errors import UserError
 from regrasp.experiment import ExperimentConfig
 from regrasp.experiment.simulators import settle_simulators
-from regrasp.experiment.validate import cross_check, oddities
+from regrasp.experiment.validate import cross_check, oddities, unlike_rlinf
 
 _ADAPTER = TypeAdapter(ExperimentConfig)
 _ROOT = Spec(ExperimentConfig)
@@ -110,7 +110,7 @@ def load_config(
     config = _without_idle_value_head(config)
     warnings = [*merged.warnings, *idle, *oddities(config)]
     if reasons:
-        warnings.insert(0, ignored_warning(reasons, file))
+        warnings.insert(0, rlinf_notice(reasons, list(unlike_rlinf(config)), file))
     return LoadedConfig(config, file, tuple(overrides), tuple(reasons), tuple(warnings), sources)
 
 

@@ -42,6 +42,20 @@ def oddities(config: ExperimentConfig) -> list[str]:
     return warnings
 
 
+def unlike_rlinf(config: ExperimentConfig) -> Iterator[str]:
+    """What values of RLinf's keys mean here and do not mean there; in brackets the value that means the same."""
+    evaluation, passes = config.env.eval, config.algorithm.eval_rollout_epoch
+    yield from config.algorithm.unlike_rlinf(config.env.train)
+    if evaluation.num_episodes != evaluation.total_num_envs:
+        played = evaluation.num_episodes * passes
+        yield (
+            f"env.eval.num_episodes: an evaluation plays {played} episodes; in RLinf as many as environments"
+            f" ({evaluation.total_num_envs}), times rollout epochs"
+        )
+    if evaluation.video_cfg.save_video and evaluation.video_cfg.video_base_dir is not None:
+        yield "env.eval.video_cfg.video_base_dir: every run has a folder in it; in RLinf runs write to the same files"
+
+
 def _check_learning(config: ExperimentConfig) -> Iterator[UserError]:
     """What the algorithm needs of the policy, and the optimizer of the length of the run."""
     if "value" in config.algorithm.needs and not config.actor.model.add_value_head:

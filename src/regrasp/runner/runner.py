@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import logging
 import time
 from collections.abc import Iterator
@@ -178,11 +177,9 @@ class EmbodiedRunner:
         video = self.config.env.eval.video_cfg
         if not video.save_video:
             return None
-        folder = self.run_dir / "evaluations" / f"global_step_{self.progress.update}"
-        base = video.video_base_dir and str(Path(video.video_base_dir) / f"global_step_{self.progress.update}")
-        video = dataclasses.replace(video, video_base_dir=base)
-        step_seconds = self.engine.step_seconds
-        return VideoRecorder(NUM_VIDEOS, EpisodeVideos(folder, video, step_seconds, "finetuned").write)
+        part = f"evaluations/global_step_{self.progress.update}"
+        videos = EpisodeVideos(self.run_dir, video, self.engine.step_seconds, "finetuned", part)
+        return VideoRecorder(NUM_VIDEOS, videos.write)
 
     @property
     def _finished(self) -> bool:

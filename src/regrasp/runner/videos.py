@@ -18,14 +18,16 @@ class EpisodeVideos:
     """Writes recorded episodes as they end.
 
     Args:
-        run_dir: Folder of the run; videos go to `videos` in it unless the configuration names a folder.
-        config: The block `env.eval.video_cfg`.
+        run_dir: Folder of the run.
+        config: The block `env.eval.video_cfg`; where it names a folder, the run has one of its own in there.
+        part: Folder inside the run's, for one of several evaluations.
         step_seconds: Simulated seconds per frame.
         group: Under which heading the report shows the videos.
     """
 
-    def __init__(self, run_dir: Path, config: VideoConfig, step_seconds: float, group: Group) -> None:
-        self._folder = Path(config.video_base_dir) if config.video_base_dir else run_dir / VIDEO_FOLDER
+    def __init__(self, run_dir: Path, config: VideoConfig, step_seconds: float, group: Group, part: str = "") -> None:
+        base = config.video_base_dir
+        self._folder = Path(base) / run_dir.name / part if base else run_dir / part / VIDEO_FOLDER
         self._info = config.info_on_video
         self._fps = 1 / step_seconds
         self._group: Group = group
