@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
+from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from safetensors import SafetensorError
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 from regrasp.errors import UserError
-from regrasp.folders import atomic_file, atomic_folder, discard_unused, require_output, require_writable
+from regrasp.folders import atomic_file, atomic_folder, discard_unused, require_output, require_writable, writing
 
 
 def test_the_check_leaves_nothing(tmp_path: Path) -> None:
@@ -63,7 +70,7 @@ def test_a_folder_appears_whole(tmp_path: Path) -> None:
 
 def test_a_folder_is_replaced_only_when_asked(tmp_path: Path) -> None:
     write(tmp_path / "folder", "one")
-    with pytest.raises(OSError):
+    with pytest.raises(UserError, match="not empty"):
         write(tmp_path / "folder", "two")
     assert [path.name for path in tmp_path.rglob("*")] == ["folder", "sub", "one"]
     write(tmp_path / "folder", "two", overwrite=True)
@@ -135,3 +142,50 @@ def test_only_an_unused_run_is_discarded(tmp_path: Path, more: list[str], stays:
         (run / name).touch()
     discard_unused(run)
     assert run.exists() == stays
+
+
+def write_text(file: Path) -> None:
+    with file.open("w") as stream:
+        stream.write("x" * 10_000_000)
+
+
+def write_safetensors(file: Path) -> None:
+    raise SafetensorError(
+        f"Error while serializing {file}: I/O error: No space left on device (os error {errno.ENOSPC})"
+    )
+
+
+def write_parquet(file: Path) -> None:
+    pq.write_table(pa.table({"a": range(1_000_000)}), file)
+
+
+def write_tokenizer(file: Path) -> None:
+    Tokenizer(WordLevel({"[UNK]": 0}, "[UNK]")).save(str(file))
+
+
+@pytest.mark.parametrize("write", [write_text, write_safetensors, write_parquet, write_tokenizer])
+def test_a_full_disk_is_told_by_every_library(tmp_path: Path, write: Callable[[Path], None]) -> None:
+    (tmp_path / "full").symlink_to("/dev/full")
+    with pytest.raises(UserError, match="No space left") as caught, writing(tmp_path / "target"):
+        write(tmp_path / "full")
+    assert caught.value.file == str(tmp_path / "target")
+
+
+def test_what_cannot_be_read_is_not_blamed_on_what_is_written(tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    with pytest.raises(IsADirectoryError), atomic_folder(tmp_path / "new" / "target"):
+        (tmp_path / "source").read_text()
+    with pytest.raises(ZeroDivisionError), atomic_folder(tmp_path / "new" / "target"):
+        _ = 1 / 0
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_a_folder_that_appeared_meanwhile_is_kept(tmp_path: Path) -> None:
+    def race() -> None:
+        with atomic_folder(tmp_path / "target") as draft:
+            (draft / "ours").touch()
+            (tmp_path / "target" / "theirs").mkdir(parents=True)
+
+    with pytest.raises(UserError, match="not empty"):
+        race()
+    assert [path.name for path in (tmp_path / "target").iterdir()] == ["theirs"]

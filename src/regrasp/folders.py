@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import glob
 import os
 import re
@@ -11,7 +12,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import psutil
 
@@ -21,10 +22,20 @@ CONFIG_FILE = "config.yaml"
 """Every resolved value of a run, in the run's folder."""
 COMMAND_FILE = "command.txt"
 """The command line that a run was started with, in the run's folder."""
+LOCK_FILE = "run.lock"
+"""Locked by the process that trains in the run's folder."""
 
 _HIDDEN = re.compile(
     r"\.(?P<name>.+)\.(?P<purpose>draft|replaced|removed)@(?P<host>[^@]*)@(?P<pid>\d+)@(?P<started>\d+)"
 )
+_DISK_ERRORS = frozenset(
+    {
+        *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO),
+        *(errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ENAMETOOLONG),
+    }
+)
+_ERROR_NUMBER = re.compile(r"\(os error (\d+)\)")
+"""How libraries in Rust, such as safetensors and tokenizers, name the system's error."""
 _CLOCK_SLACK = 60
 """Seconds by which two readings of one process's start time may differ."""
 _FOREIGN_AGE = 24 * 3600
@@ -44,26 +55,27 @@ def atomic_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
         overwrite: Replace what is at `target`; otherwise only an empty folder may be there.
 
     Raises:
-        OSError: The disk is full or refuses, or something is at `target`.
+        UserError: The disk is full or refuses, or something is at `target`.
     """
     target = target.resolve()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    tidy(target.parent, target.name)
     draft, replaced = _hidden(target, "draft"), _hidden(target, "replaced")
-    draft.mkdir()
-    try:
-        yield draft
-        for path in sorted(draft.rglob("*"), key=lambda path: (-len(path.parts), path)):
-            sync(path)
-        sync(draft)
-        if overwrite and target.exists():
-            target.rename(replaced)
-        draft.rename(target)
-        sync(target.parent)
-    finally:
-        if replaced.exists():
-            _settle(replaced, target)
-        shutil.rmtree(draft, ignore_errors=True)
+    with writing(target):
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            tidy(target.parent, target.name)
+            draft.mkdir()
+            yield draft
+            for path in sorted(draft.rglob("*"), key=lambda path: (-len(path.parts), path)):
+                sync(path)
+            sync(draft)
+            if overwrite and target.exists():
+                target.rename(replaced)
+            draft.rename(target)
+            sync(target.parent)
+        finally:
+            if replaced.exists():
+                _settle(replaced, target)
+            shutil.rmtree(draft, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -71,14 +83,59 @@ def atomic_file(target: Path) -> Iterator[Path]:
     """Give a hidden path beside `target`; the file written there is synced and replaces `target` when the block ends.
 
     Of a block that fails nothing remains, and `target` stays as it was. The folder has to exist.
+
+    Raises:
+        UserError: The disk is full or refuses.
     """
     draft = target.with_name(f".{target.name}.draft")
+    with writing(target):
+        try:
+            yield draft
+            sync(draft)
+            draft.replace(target)
+        finally:
+            draft.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def writing(target: Path) -> Iterator[None]:
+    """Around what writes `target`: a disk that is full or refuses is the user's to mend, whoever noticed it.
+
+    Raises:
+        UserError: It is.
+    """
     try:
-        yield draft
-        sync(draft)
-        draft.replace(target)
-    finally:
-        draft.unlink(missing_ok=True)
+        yield
+    except Exception as error:
+        reason = _disk_complaint(error, target.absolute().parent)
+        if reason is None:
+            raise
+        existing = next(folder for folder in (target, *target.absolute().parents) if folder.exists())
+        free = shutil.disk_usage(existing).free / 1e9
+        raise UserError(
+            f"It could not be written: {reason}",
+            file=target,
+            expected=f"a folder that may be written, on a disk with room ({free:.2f} GB are free)",
+            fix="free space or correct the permissions, then run the command again; what was there before is whole",
+        ) from error
+
+
+def _disk_complaint(error: Exception, place: Path) -> str | None:
+    """What a disk said that is full or refuses, behind an error of whatever library; None for any other error.
+
+    Args:
+        error: What was raised.
+        place: The folder written in; an error that names a file elsewhere is about something that was read.
+    """
+    link: BaseException | None = error
+    while link is not None and not isinstance(link, UserError):
+        number, file = getattr(link, "errno", None), getattr(link, "filename", None)
+        if number is None and (found := _ERROR_NUMBER.search(str(link))):
+            number = int(found[1])
+        if number in _DISK_ERRORS and (file is None or Path(str(file)).absolute().is_relative_to(place)):
+            return getattr(link, "strerror", None) or os.strerror(number)
+        link = link.__cause__ or link.__context__
+    return None
 
 
 def discard(folder: Path, name: str | None = None) -> None:
@@ -205,9 +262,28 @@ def require_output(
         require_writable(folder.resolve().parent, key=key)
 
 
+def leaves_folder(name: str) -> bool:
+    """Whether a path that a file gives, relative to its folder, leads out of it."""
+    path = PurePosixPath(name)
+    return path.is_absolute() or ".." in path.parts
+
+
+def new_folder(wanted: Path) -> Path:
+    """Create `wanted`, or where that is taken the first free one of `wanted.2`, `wanted.3`, ..."""
+    number, folder = 1, wanted
+    while True:
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            number += 1
+            folder = wanted.with_name(f"{wanted.name}.{number}")
+        else:
+            return folder
+
+
 def discard_unused(run_dir: Path) -> None:
     """Remove the folder of a run that was refused before it wrote anything of its own."""
-    if {path.name for path in run_dir.iterdir()} <= {CONFIG_FILE, COMMAND_FILE}:
+    if {path.name for path in run_dir.iterdir()} <= {CONFIG_FILE, COMMAND_FILE, LOCK_FILE}:
         for file in run_dir.iterdir():
             file.unlink()
         run_dir.rmdir()

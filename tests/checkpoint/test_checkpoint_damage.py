@@ -10,7 +10,7 @@ import torch
 from regrasp.checkpoint.hub_folder import save_safetensors
 from regrasp.checkpoint.manifest import Entry, Manifest, decode, encode
 from regrasp.checkpoint.read import find_checkpoint, read_checkpoint
-from regrasp.checkpoint.verify import is_complete, verify
+from regrasp.checkpoint.verify import is_complete, require_sound_model, verify
 from regrasp.checkpoint.write import CheckpointContent, write_checkpoint
 from regrasp.errors import UserError
 
@@ -81,14 +81,29 @@ def test_list_of_files_is_complete(checkpoints: Path) -> None:
 
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("name", FILES)
-def test_damage_is_found(copied: Path, name: str, damage: str) -> None:
+def test_damage_is_found(copied: Path, name: str, damage: str, caplog: pytest.LogCaptureFixture) -> None:
     DAMAGES[damage](copied / "global_step_10" / name)
     assert [problem.file for problem in verify(copied / "global_step_10")] == [name]
-    with pytest.raises(UserError) as raised:
-        read_checkpoint(copied / "global_step_10")
-    assert name in raised.value.problem
-    assert str(copied / "global_step_5") in str(raised.value.fix)
+    if name.startswith("model/"):
+        assert find_checkpoint(copied) == copied / "global_step_10"
+        assert read_checkpoint(copied / "global_step_10").state == {"update": 10}
+        assert name in caplog.text
+        with pytest.raises(UserError, match=name):
+            require_sound_model(copied / "global_step_10" / "model")
+    else:
+        with pytest.raises(UserError) as raised:
+            read_checkpoint(copied / "global_step_10")
+        assert name in raised.value.problem
+        assert str(copied / "global_step_5") in str(raised.value.fix)
     assert read_checkpoint(copied / "global_step_5").state == {"update": 5}
+    require_sound_model(copied / "global_step_5" / "model")
+
+
+def test_a_model_beside_a_damaged_manifest_is_not_used(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flip(0.5)(copied / "global_step_10" / "manifest.json")
+    monkeypatch.chdir(copied / "global_step_10" / "model")
+    with pytest.raises(UserError, match="manifest"):
+        require_sound_model(Path())
 
 
 def test_every_byte_of_the_manifest_counts(checkpoints: Path) -> None:

@@ -9,9 +9,11 @@ import psutil
 import pytest
 import torch
 
+from regrasp.checkpoint.layout import step_folders
 from regrasp.checkpoint.read import find_checkpoint, read_checkpoint
 from regrasp.checkpoint.write import CheckpointContent, prune, write_checkpoint
 from regrasp.errors import UserError
+from regrasp.folders import tidy
 
 
 def write(checkpoints: Path, *steps: int) -> None:
@@ -74,14 +76,22 @@ def test_a_folder_above_the_runs_is_refused(tmp_path: Path) -> None:
 def test_prune_keeps_the_newest_complete(tmp_path: Path) -> None:
     write(tmp_path, 1, 2, 10, 9)
     (tmp_path / "global_step_11").mkdir()
-    assert prune(tmp_path, None) == []
-    assert prune(tmp_path, 2) == [tmp_path / "global_step_2", tmp_path / "global_step_1"]
+    assert prune(step_folders(tmp_path), None) == []
+    assert prune(step_folders(tmp_path), 2) == [tmp_path / "global_step_2", tmp_path / "global_step_1"]
     assert names(tmp_path) == ["global_step_10", "global_step_11", "global_step_9"]
-    prune(tmp_path, 1)
+    prune(step_folders(tmp_path), 1)
     assert names(tmp_path) == ["global_step_10", "global_step_11"]
-    assert prune(tmp_path / "absent", 1) == []
     with pytest.raises(ValueError, match="at least 1"):
-        prune(tmp_path, 0)
+        prune(step_folders(tmp_path), 0)
+
+
+def test_of_a_checkpoint_moved_to_another_disk_the_link_is_pruned(tmp_path: Path) -> None:
+    write(tmp_path / "checkpoints", 1, 2)
+    moved = (tmp_path / "checkpoints/global_step_1").rename(tmp_path / "elsewhere")
+    (tmp_path / "checkpoints/global_step_1").symlink_to(moved)
+    prune(step_folders(tmp_path / "checkpoints"), 1)
+    assert names(tmp_path / "checkpoints") == ["global_step_2"]
+    assert read_checkpoint(moved).step == 1
 
 
 def test_leftovers_of_dead_writers_go(tmp_path: Path) -> None:
@@ -96,5 +106,5 @@ def test_leftovers_of_dead_writers_go(tmp_path: Path) -> None:
         (tmp_path / name / "sub").mkdir(parents=True)
     two_days_ago = time.time() - 2 * 86400
     os.utime(tmp_path / other_host_old, (two_days_ago, two_days_ago))
-    prune(tmp_path, 1)
+    tidy(tmp_path)
     assert names(tmp_path) == sorted([alive, other_host, ".git", "notes"])

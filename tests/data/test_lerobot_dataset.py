@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import av
@@ -278,6 +281,27 @@ def test_writing_twice_gives_the_same_bytes(tmp_path: Path, root: Path) -> None:
     assert files == sorted(path.relative_to(again) for path in again.rglob("*") if path.is_file())
     assert all((root / file).read_bytes() == (again / file).read_bytes() for file in files)
     assert list(tmp_path.iterdir()) == [again]
+
+
+ENCODE = """
+import sys
+from pathlib import Path
+import numpy as np
+from regrasp.data.lerobot.video import open_encoder
+drifts = np.random.default_rng(0).integers(0, 256, (300, 300, 3), np.uint8)
+encoder = open_encoder(Path(sys.argv[1]), (224, 224), 30, 15)
+for frame in range(40):
+    encoder.write(drifts[frame : frame + 224, frame // 2 : frame // 2 + 224] // (1 + frame // 10))
+encoder.close()
+"""
+
+
+def test_video_does_not_depend_on_what_memory_held_before(tmp_path: Path) -> None:
+    files = [tmp_path / "0.mp4", tmp_path / "1.mp4"]
+    for fill, file in enumerate(files):
+        environment = {**os.environ, "MALLOC_PERTURB_": str(fill)}
+        subprocess.run([sys.executable, "-c", ENCODE, str(file)], env=environment, check=True)
+    assert files[0].read_bytes() == files[1].read_bytes()
 
 
 def test_a_missing_feature_names_those_there_are(dataset: DemonstrationDataset) -> None:

@@ -144,7 +144,7 @@ def test_a_disk_that_fills_up_leaves_nothing(tmp_path: Path, monkeypatch: pytest
             monkeypatch.setattr(pq.ParquetWriter, "close", full)
             writer.add_episode(make_episode() | {"action": np.ones(1)}, "lift", True)
 
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(UserError, match="No space"):
         collect()
     assert list(tmp_path.iterdir()) == []
 

@@ -101,7 +101,7 @@ def test_adapters_on_the_language_model(groot_start: Path, tmp_path: Path) -> No
     base = load_policy(groot_start)
     with pytest.raises(UserError, match="adapters") as caught:
         overlay_rl_weights(base, checkpoint(run, 4))
-    assert str(model) in str(caught.value.fix)
+    assert "model/" in str(caught.value.fix)
 
 
 def test_a_run_from_nothing_with_a_penalty_keeps_its_start(tmp_path: Path) -> None:
@@ -165,8 +165,8 @@ def test_a_newest_checkpoint_that_is_cut_off_is_pointed_out(
     os.truncate(checkpoint(copy, 3) / OPTIMIZER, 10)
     experiment = mlp_experiment(f"actor.model.model_path={start_model}", f"runner.resume_dir={copy}")
     assert_resumes_equal(experiment, finished_run, copy)
-    (line,) = (line for line in caplog.messages if "passed over" in line)
-    assert line.startswith(f"Damaged, and so passed over: {checkpoint(copy, 3)} ({OPTIMIZER} has 10 bytes")
+    (line,) = (line for line in caplog.messages if "Passed over" in line)
+    assert line.startswith(f"Passed over: {checkpoint(copy, 3)} ({OPTIMIZER} has 10 bytes")
     assert line.endswith(f"goes on from {checkpoint(copy, 2)} instead.")
 
 

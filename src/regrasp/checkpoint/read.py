@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,8 +25,18 @@ from regrasp.checkpoint.layout import (
     step_folders,
     step_of,
 )
-from regrasp.checkpoint.verify import Problem, file_problem, newest_complete, read_manifest, verify
+from regrasp.checkpoint.run_record import newest_recorded
+from regrasp.checkpoint.verify import (
+    Problem,
+    file_problem,
+    newest_complete,
+    read_manifest,
+    resuming_problems,
+    verify,
+)
 from regrasp.errors import UserError
+
+_log = logging.getLogger(__name__)
 
 _NUM_PROBLEMS_SHOWN = 3
 _NUM_RUNS_SHOWN = 10
@@ -62,13 +73,18 @@ class Checkpoint:
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
-    """Open a `global_step_<N>` folder after verifying every byte of it.
+    """Open a `global_step_<N>` folder after verifying every byte of what a run needs to go on.
+
+    Its model folder is verified too, but damage there is only warned of; see `require_sound_model`.
 
     Raises:
         UserError: A file is missing, damaged or foreign; names it, and the newest earlier checkpoint that is sound.
     """
-    if problems := verify(folder):
-        raise _damaged(folder, problems)
+    problems = verify(folder)
+    if blocking := [problem for problem in problems if problem.blocks_resuming]:
+        raise _damaged(folder, blocking)
+    if problems:
+        _log.warning("%s: %s. The run goes on without it, but this model cannot be used.", folder, _listed(problems))
     document = json.loads((folder / STATE).read_bytes())
     export = folder / EXPORT
     return Checkpoint(
@@ -88,8 +104,9 @@ def find_checkpoint(path: Path) -> Path:
             `<experiment_name>/checkpoints/`.
 
     Returns:
-        The folder itself, or the complete checkpoint with the highest step. Complete means a sound manifest and every
-        file at its size; `read_checkpoint` also compares the contents.
+        The folder itself, or the complete checkpoint that the run wrote last by its record; without a record, the one
+        with the highest step. Complete means a sound manifest and every file at its size; `read_checkpoint` also
+        compares the contents.
 
     Raises:
         UserError: Nothing complete there, several runs to choose from, or only folders further below; names them.
@@ -101,9 +118,11 @@ def find_checkpoint(path: Path) -> Path:
             expected="a global_step_<N> folder, a checkpoints folder or a run folder",
         )
     if step_of(path) is not None or (path / MANIFEST).is_file():
-        if problems := verify(path, contents=False):
+        if problems := resuming_problems(path, contents=False):
             raise _damaged(path, problems)
         return path
+    if recorded := newest_recorded(path):
+        return recorded
     parents = _checkpoint_folders(path)
     newest = [found for parent in sorted(parents) if (found := newest_complete(parent)) is not None]
     if not newest:
@@ -206,9 +225,13 @@ def _check_against_manifest(file: Path) -> None:
 
 
 def _damaged(folder: Path, problems: Sequence[Problem]) -> UserError:
+    return UserError(f"This checkpoint is not sound: {_listed(problems)}.", file=folder, fix=_alternative(folder))
+
+
+def _listed(problems: Sequence[Problem]) -> str:
     shown = "; ".join(str(problem) for problem in problems[:_NUM_PROBLEMS_SHOWN])
     more = f"; and {len(problems) - _NUM_PROBLEMS_SHOWN} more" if len(problems) > _NUM_PROBLEMS_SHOWN else ""
-    return UserError(f"This checkpoint is not sound: {shown}{more}.", file=folder, fix=_alternative(folder))
+    return shown + more
 
 
 def _alternative(folder: Path) -> str:
@@ -217,7 +240,7 @@ def _alternative(folder: Path) -> str:
     siblings = step_folders(folder.parent)
     later = siblings.index(folder) + 1 if folder in siblings else len(siblings)
     for earlier in siblings[later:]:
-        if not verify(earlier):
+        if not resuming_problems(earlier):
             return f"Take the newest earlier checkpoint that is sound: {earlier}"
     return "No earlier checkpoint beside it is sound; copy this one again from its source, or start anew."
 
@@ -228,7 +251,7 @@ def _none_complete(path: Path, parents: Sequence[Path]) -> UserError:
         problem = "No checkpoint here: searched for global_step_<N> in the folder and in every checkpoints/ below it."
     else:
         shown = "; ".join(
-            f"{folder.relative_to(path)}: {verify(folder, contents=False)[0]}"
+            f"{folder.relative_to(path)}: {resuming_problems(folder, contents=False)[0]}"
             for folder in incomplete[:_NUM_PROBLEMS_SHOWN]
         )
         problem = f"No complete checkpoint here, of {len(incomplete)} found: {shown}."

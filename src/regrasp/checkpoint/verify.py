@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from regrasp.checkpoint.layout import MANIFEST, REQUIRED, step_folders
+from regrasp.checkpoint.layout import EXPORT, MANIFEST, REQUIRED, step_folders
 from regrasp.checkpoint.manifest import Entry, Manifest, decode, describe
+from regrasp.errors import UserError
+from regrasp.folders import leaves_folder
 
 _WEIGHT_SUFFIXES = frozenset({".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".npz"})
 
@@ -18,6 +21,11 @@ class Problem:
     file: str
     """Path relative to the checkpoint's folder."""
     what: str
+
+    @property
+    def blocks_resuming(self) -> bool:
+        """Whether a run needs the file to go on; it does not need the model folder."""
+        return not self.file.startswith(f"{EXPORT}/")
 
     def __str__(self) -> str:
         return f"{self.file} {self.what}"
@@ -62,8 +70,32 @@ def verify(folder: Path, *, contents: bool = True) -> list[Problem]:
 
 
 def is_complete(folder: Path) -> bool:
-    """True where the manifest is sound and every file has its size; contents are not read."""
-    return not verify(folder, contents=False)
+    """True where the manifest is sound and every file that a run needs to go on has its size; contents are not read."""
+    return not resuming_problems(folder, contents=False)
+
+
+def resuming_problems(folder: Path, *, contents: bool = True) -> list[Problem]:
+    """As `verify`, of what a run needs to go on."""
+    return [problem for problem in verify(folder, contents=contents) if problem.blocks_resuming]
+
+
+@functools.cache
+def require_sound_model(folder: Path) -> None:
+    """Check a model folder that lies in a checkpoint against its manifest, once; other folders have none.
+
+    Raises:
+        UserError: A file is missing, damaged or foreign.
+    """
+    checkpoint = folder.resolve().parent
+    if folder.resolve().name != EXPORT or not (checkpoint / MANIFEST).is_file():
+        return
+    problems = [problem for problem in verify(checkpoint) if not problem.blocks_resuming or problem.file == MANIFEST]
+    if problems:
+        raise UserError(
+            f"This checkpoint's model is not sound: {problems[0]}",
+            file=checkpoint,
+            fix="take another checkpoint, or copy this one again from its source",
+        )
 
 
 def newest_complete(checkpoints_dir: Path) -> Path | None:
@@ -73,8 +105,7 @@ def newest_complete(checkpoints_dir: Path) -> Path | None:
 
 def file_problem(folder: Path, name: str, entry: Entry, *, contents: bool = True) -> str | None:
     """What is wrong with one file of a checkpoint, None if nothing is."""
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts:
+    if leaves_folder(name):
         return "lies outside the checkpoint"
     file = folder / name
     if not file.is_file():

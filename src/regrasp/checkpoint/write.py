@@ -5,14 +5,12 @@ from __future__ import annotations
 import filecmp
 import json
 import os
-import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 import regrasp
@@ -25,13 +23,11 @@ from regrasp.checkpoint.layout import (
     STATE,
     TENSORS,
     step_folder,
-    step_folders,
 )
 from regrasp.checkpoint.manifest import Entry, Manifest, describe, encode
 from regrasp.checkpoint.plain import JSON, check_json, plain, separate
 from regrasp.checkpoint.verify import is_complete, newest_complete, read_manifest
-from regrasp.errors import RegraspError, UserError
-from regrasp.folders import atomic_folder, discard, sync, tidy
+from regrasp.folders import atomic_folder, discard, sync, tidy, writing
 
 
 @dataclass(frozen=True)
@@ -81,42 +77,41 @@ def new_checkpoint(checkpoints_dir: Path, step: int, write: Callable[[Path], Non
     if step < 0:
         raise ValueError(f"step must not be negative: {step}")
     target = step_folder(checkpoints_dir, step)
-    try:
+    with writing(target):
         checkpoints_dir.mkdir(parents=True, exist_ok=True)
         tidy(checkpoints_dir)
-        with atomic_folder(target, overwrite=True) as draft:
-            write(draft)
-            files = {name: describe(draft / name) for name in _file_names(draft)}
-            _link_unchanged(checkpoints_dir, draft, files)
-            (draft / MANIFEST).write_bytes(encode(Manifest(step, files)))
-        sync(checkpoints_dir.parent)
-    except Exception as error:
-        if cause := _storage_failure(error):
-            raise _unwritable(checkpoints_dir, step, cause) from error
-        raise
+    with atomic_folder(target, overwrite=True) as draft:
+        write(draft)
+        files = {name: describe(draft / name) for name in _file_names(draft)}
+        _link_unchanged(checkpoints_dir, draft, files)
+        (draft / MANIFEST).write_bytes(encode(Manifest(step, files)))
+    sync(checkpoints_dir.parent)
     return target
 
 
-def prune(checkpoints_dir: Path, keep: int | None) -> list[Path]:
-    """Delete all complete checkpoints but the newest `keep`, and what dead writers left behind.
+def prune(checkpoints: Sequence[Path], keep: int | None) -> list[Path]:
+    """Delete all complete checkpoints of a run's timeline but the newest `keep`.
 
-    Incomplete folders that bear a checkpoint's name are left alone: someone may still want what is in them.
+    Incomplete folders are left alone: someone may still want what is in them. Of a checkpoint that is a link to another
+    place the link is deleted.
 
     Args:
-        checkpoints_dir: `<run>/checkpoints`; it need not exist.
+        checkpoints: Newest first, see `RunRecord.checkpoints`.
         keep: At least 1; None keeps all.
 
     Returns:
         The folders deleted, newest first.
     """
-    if keep is not None and keep < 1:
-        raise ValueError(f"keep must be at least 1 or None: {keep}")
-    tidy(checkpoints_dir)
     if keep is None:
         return []
-    surplus = [folder for folder in step_folders(checkpoints_dir) if is_complete(folder)][keep:]
+    if keep < 1:
+        raise ValueError(f"keep must be at least 1 or None: {keep}")
+    surplus = [folder for folder in checkpoints if is_complete(folder)][keep:]
     for folder in surplus:
-        discard(folder)
+        if folder.is_symlink():
+            folder.unlink()
+        else:
+            discard(folder)
     return surplus
 
 
@@ -181,29 +176,3 @@ def _replace_by_link(file: Path, target: Path) -> None:
         # No hard links here, or too many of this file: the copy just written stays.
         return
     link.replace(file)
-
-
-def _storage_failure(error: Exception) -> Exception | None:
-    """The filesystem's complaint behind an error, None where the error has another origin."""
-    link: BaseException | None = None if isinstance(error, RegraspError) else error
-    while link is not None:
-        if isinstance(link, (OSError, SafetensorError)):
-            return link
-        link = link.__cause__ or link.__context__
-    return None
-
-
-def _unwritable(checkpoints_dir: Path, step: int, cause: Exception) -> UserError:
-    existing = next(folder for folder in (checkpoints_dir, *checkpoints_dir.absolute().parents) if folder.exists())
-    free = shutil.disk_usage(existing).free / 1e9
-    earlier = newest_complete(checkpoints_dir)
-    room = f"{free:.2f} GB are free"
-    if earlier is not None:
-        size = sum(entry.size for entry in read_manifest(earlier).files.values()) / 1e9
-        room += f", and the checkpoint before it holds {size:.2f} GB"
-    return UserError(
-        f"The checkpoint of step {step} could not be written: {cause}. Earlier checkpoints are intact.",
-        file=checkpoints_dir,
-        expected=f"a writable folder with room ({room})",
-        fix="Free space or correct the folder's permissions, then resume from the newest checkpoint.",
-    )

@@ -48,10 +48,8 @@ def run(args: argparse.Namespace) -> int:
         return _evaluate(args, loaded)
     from regrasp.runner.run_folder import newest_checkpoint, open_run_folder, resumed_folder
 
-    if runner.resume_dir is not None:
-        place = nullcontext(resumed_folder(runner.resume_dir))
-    else:
-        place = open_run_folder(loaded, args.given, args.run_name)
+    resumed = None if runner.resume_dir is None else resumed_folder(runner.resume_dir)
+    place = nullcontext(resumed) if resumed else open_run_folder(loaded, args.given, args.run_name)
     with place as run_dir:
         prepare_torch(loaded)
         from regrasp.stages.train import train
@@ -67,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
                 error.add_note(kept)
             raise
         if finished:
-            checkpoint = newest_checkpoint(run_dir, loaded.config)
+            checkpoint = newest_checkpoint(run_dir)
             assert checkpoint is not None
             print(f"Model: {checkpoint / EXPORT}\nReport: {shlex.join(['regrasp', 'report', str(run_dir)])}")
             return 0
@@ -91,7 +89,7 @@ def _how_to_continue(args: argparse.Namespace, run_dir: Path, loaded: LoadedConf
     """What a run that ended early has kept, and the command that continues it; None if it has kept nothing."""
     from regrasp.runner.run_folder import newest_checkpoint, resume_command
 
-    checkpoint = newest_checkpoint(run_dir, loaded.config)
+    checkpoint = newest_checkpoint(run_dir)
     if checkpoint is None:
         return None
     return f"Checkpoint: {checkpoint}\nTo continue: {resume_command(args.given, run_dir)}"

@@ -107,11 +107,14 @@ def model_in(folder: Path, key: str | None = None) -> type[ModelConfig]:
     """The model of a folder, which `key` names.
 
     Raises:
-        UserError: The folder is missing, or its model is of an unknown or unsupported kind.
+        UserError: The folder is missing, or its model is of an unknown or unsupported kind, or it belongs to a
+            checkpoint whose manifest it does not fit.
     """
     if not folder.is_dir():
         advice = "give a folder with config.json and weights"
         raise UserError("No such model folder", file=folder, key=key, fix=advice)
+    from regrasp.checkpoint.verify import require_sound_model
     from regrasp.models.weights import read_json
 
+    require_sound_model(folder)
     return model_of(read_json(folder / CONFIG_FILE), folder / CONFIG_FILE)

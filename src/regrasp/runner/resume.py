@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from regrasp.checkpoint.layout import step_folders
-from regrasp.checkpoint.verify import verify
+from regrasp.checkpoint.verify import resuming_problems
 from regrasp.errors import UserError
 from regrasp.experiment import ExperimentConfig
 from regrasp.experiment.inputs import input_names
@@ -52,7 +52,7 @@ def check_slot(before: str, config: ExperimentConfig, file: Path) -> None:
 
 
 def passed_over_warning(asked: Path, taken: Path) -> str | None:
-    """Which newer checkpoints are damaged, so that `find_checkpoint` passed them over; None where there are none.
+    """Which newer checkpoints `find_checkpoint` passed over, and why; None where there are none.
 
     Args:
         asked: The path given by the user; where it names a checkpoint itself, none is passed over.
@@ -62,10 +62,11 @@ def passed_over_warning(asked: Path, taken: Path) -> str | None:
     if asked == taken:
         return None
     newer = takewhile(lambda folder: folder != taken, step_folders(taken.parent))
-    damaged = [f"{folder} ({verify(folder, contents=False)[0]})" for folder in newer]
-    if not damaged:
+    found = [(folder, resuming_problems(folder, contents=False)) for folder in newer]
+    if not found:
         return None
-    return f"Damaged, and so passed over: {', '.join(damaged)}. The run goes on from {taken} instead."
+    reasons = [f"{folder} ({problems[0] if problems else 'not of this timeline'})" for folder, problems in found]
+    return f"Passed over: {', '.join(reasons)}. The run goes on from {taken} instead."
 
 
 def changes_warning(before: str, now: str) -> str | None:

@@ -10,13 +10,14 @@ from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
-from regrasp.checkpoint.layout import step_folders, step_of
+from regrasp.checkpoint.layout import step_of
 from regrasp.checkpoint.read import find_checkpoint
-from regrasp.checkpoint.verify import is_complete, newest_complete
+from regrasp.checkpoint.run_record import RunRecord, run_of
+from regrasp.checkpoint.verify import is_complete
 from regrasp.errors import SimulatorError, UserError
 from regrasp.experiment import ExperimentConfig
 from regrasp.experiment.load import LoadedConfig
-from regrasp.folders import COMMAND_FILE, CONFIG_FILE, discard_unused, require_writable
+from regrasp.folders import COMMAND_FILE, CONFIG_FILE, discard_unused, new_folder, require_writable
 from regrasp.logging.metrics import METRICS_FILE, read_metrics
 
 _log = logging.getLogger(__name__)
@@ -45,12 +46,7 @@ def open_run_folder(
     task = (env.eval if evaluates else env.train).init_params.id
     stamp = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
     name = f"{stamp}-{task}" + (f"_{run_name}" if run_name else "")
-    folder = root / name
-    number = 1
-    while folder.exists():
-        number += 1
-        folder = root / f"{name}.{number}"
-    folder.mkdir(parents=True)
+    folder = new_folder(root / name)
     _log.info("Logging to: %s", folder.resolve())
     (folder / CONFIG_FILE).write_text(loaded.to_yaml())
     (folder / COMMAND_FILE).write_text(f"{command_line(given)}\n")
@@ -66,13 +62,17 @@ def log_folder(config: ExperimentConfig) -> Path:
     return Path(config.runner.logger.log_path or Path("logs") / "regrasp")
 
 
-def resumed_folder(resume_dir: str) -> Path:
-    """The folder of the run that has the checkpoint at `resume_dir`, printed first.
+def resumed_folder(resume_dir: str) -> Path | None:
+    """The folder of the run that has the checkpoint at `resume_dir`, printed first; None for a checkpoint of no run.
 
     Raises:
         UserError: There is no checkpoint, or the folder cannot be written.
     """
-    folder = find_checkpoint(Path(resume_dir)).absolute().parents[2]
+    checkpoint = find_checkpoint(Path(resume_dir))
+    folder = run_of(checkpoint)
+    if folder is None:
+        _log.warning("A new run begins with %s, which is on no run's timeline: copied, or set aside.", checkpoint)
+        return None
     require_writable(folder, key="--resume_dir")
     _log.info("Logging to: %s", folder.resolve())
     return folder
@@ -83,9 +83,9 @@ def checkpoints_folder(run_dir: Path, config: ExperimentConfig) -> Path:
     return run_dir / config.runner.logger.experiment_name / "checkpoints"
 
 
-def newest_checkpoint(run_dir: Path, config: ExperimentConfig) -> Path | None:
+def newest_checkpoint(run_dir: Path) -> Path | None:
     """The newest complete checkpoint of a run; None where there is none."""
-    return newest_complete(checkpoints_folder(run_dir, config).resolve())
+    return next(filter(is_complete, RunRecord(run_dir.absolute()).checkpoints()), None)
 
 
 def checkpoint_of_task(config: ExperimentConfig, *, best: bool) -> Path:
@@ -102,10 +102,10 @@ def checkpoint_of_task(config: ExperimentConfig, *, best: bool) -> Path:
     name = re.compile(rf"\d{{8}}-\d{{6}}-{re.escape(task)}([_.].*)?")
     runs = sorted((folder for folder in root.glob("*") if name.fullmatch(folder.name)), reverse=True)
     if best:
-        scores = {step: score for run in runs for step, score in _evaluated_checkpoints(run, config)}
+        scores = {step: score for run in runs for step, score in _evaluated_checkpoints(run)}
         found = sorted(scores, key=lambda step: -scores[step])
     else:
-        found = [step for run in runs if (step := newest_checkpoint(run, config)) is not None]
+        found = [step for run in runs if (step := newest_checkpoint(run)) is not None]
     if not found:
         evaluated = ", with evaluations at its checkpoints (runner.val_check_interval, runner.save_interval)"
         raise UserError(
@@ -119,12 +119,12 @@ def checkpoint_of_task(config: ExperimentConfig, *, best: bool) -> Path:
     return found[0]
 
 
-def _evaluated_checkpoints(run_dir: Path, config: ExperimentConfig) -> Iterator[tuple[Path, float]]:
+def _evaluated_checkpoints(run_dir: Path) -> Iterator[tuple[Path, float]]:
     """The complete checkpoints of a run that were evaluated, newest first, and their success."""
     file = run_dir / METRICS_FILE
     lines = read_metrics(file) if file.is_file() else []
     success = {line["step"]: line["eval/success_once"] for line in lines if "eval/success_once" in line}
-    for folder in step_folders(checkpoints_folder(run_dir, config)):
+    for folder in RunRecord(run_dir).checkpoints():
         if step_of(folder) in success and is_complete(folder):
             yield folder, success[step_of(folder)]
 

@@ -10,13 +10,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from regrasp.checkpoint.layout import step_folder
 from regrasp.checkpoint.plain import JSON
 from regrasp.checkpoint.read import Checkpoint
+from regrasp.checkpoint.run_record import RunRecord
 from regrasp.checkpoint.write import new_checkpoint, prune
 from regrasp.engine.base import Collected, Engine
 from regrasp.errors import SimulatorError, TrainingHaltedError
 from regrasp.experiment import ExperimentConfig
 from regrasp.experiment.batches import num_optimizer_steps, num_updates
+from regrasp.folders import new_folder
 from regrasp.learner.learner import AbandonedError
 from regrasp.logging.console import ConsoleTable
 from regrasp.logging.metrics import ENV_STEPS, STEPS_PER_SECOND, MetricsLogger
@@ -69,6 +72,7 @@ class EmbodiedRunner:
         self._guard_before: dict[str, Any] | None = None
         """What the guard had seen when the update began that is not finished."""
         self._saved_update: int | None = None
+        self._record = RunRecord(self.run_dir)
 
     def run(self) -> bool:
         """Train; returns True when the last update was reached and False when a signal ended the run before."""
@@ -94,7 +98,19 @@ class EmbodiedRunner:
         self._guard.load_state_dict(checkpoint.state.get("guard", {}))
         self.progress = Progress(checkpoint.step, checkpoint.state["env_steps"])
         self._saved_update = checkpoint.step
-        self.logger.truncate_after(checkpoint.step)
+        if self._record.holds(checkpoint.path):
+            self._go_back_to(checkpoint.step)
+
+    def _go_back_to(self, step: int) -> None:
+        """Take up the run's timeline at `step`: what is of later steps is set aside, where a crash has not lost it."""
+        later = self._record.end_at(step)
+        aside = new_folder(later[0].parent / f"set_aside_after_step_{step}") if later else None
+        self.logger.truncate_after(step, aside)
+        if aside is not None:
+            for folder in later:
+                folder.rename(aside / folder.name)
+            names = ", ".join(folder.name for folder in reversed(later))
+            _log.warning("The run goes on from step %d. Kept in %s: %s and later metrics.", step, aside, names)
 
     def _update(self, stop: StopRequest) -> dict[str, float]:
         started = time.monotonic()
@@ -196,6 +212,7 @@ class EmbodiedRunner:
         }
         export, step = runner.export_model == "always" or self._finished, self.progress.update
         folder = checkpoints_folder(self.run_dir, self.config)
+        self._record.add(step_folder(folder, step))
         died = None
         try:
             new_checkpoint(folder, step, lambda draft: self.engine.save(draft, step, state, export=export))
@@ -203,7 +220,7 @@ class EmbodiedRunner:
             died = error
             new_checkpoint(folder, step, lambda draft: self.engine.save(draft, step, state, export=export))
         self._saved_update = step
-        prune(folder, runner.keep_checkpoints)
+        prune(self._record.checkpoints(), runner.keep_checkpoints)
         if died is not None:
             raise died
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from regrasp.checkpoint.read import Checkpoint, find_checkpoint, read_checkpoint
+from regrasp.checkpoint.run_record import only_writer
 from regrasp.config.types import changed
 from regrasp.engine.base import Engine
 from regrasp.engine.local import LocalEngine
@@ -41,10 +42,13 @@ def train(loaded: LoadedConfig, run_dir: Path) -> bool:
     Returns:
         True when the last update was reached.
     """
+    with only_writer(run_dir):
+        resumed = loaded.config.runner.resume_dir
+        return _train(loaded, run_dir, None if resumed is None else _checkpoint_to_resume(Path(resumed)))
+
+
+def _train(loaded: LoadedConfig, run_dir: Path, checkpoint: Checkpoint | None) -> bool:
     config, seed = loaded.config, loaded.config.seed
-    checkpoint = None
-    if config.runner.resume_dir is not None:
-        checkpoint = _checkpoint_to_resume(Path(config.runner.resume_dir))
     with _environments(config) as (env, eval_env):
         for warning in lost_guarantees(env):
             _log.warning(warning)

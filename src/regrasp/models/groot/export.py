@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from regrasp.checkpoint.hub_folder import StoredTensor, in_batches, list_safetensors, read_stored, save_shards
-from regrasp.checkpoint.layout import EXPORT, MANIFEST
+from regrasp.checkpoint.layout import EXPORT
 from regrasp.checkpoint.read import checkpoint_of, load_full_weights
-from regrasp.checkpoint.verify import file_problem, read_manifest
+from regrasp.checkpoint.verify import require_sound_model
 from regrasp.errors import UserError
 from regrasp.folders import atomic_folder, require_output
 from regrasp.logging.progress import progress
@@ -26,7 +25,7 @@ from regrasp.models.groot.config import GrootConfig
 from regrasp.models.groot.policy import GrootPolicy
 from regrasp.models.groot.processing.metadata import METADATA_FILE
 from regrasp.models.groot.processing.processor import PROCESSOR_FILE
-from regrasp.models.groot.processing.tokenizer import load_tokenizer, save_tokenizer
+from regrasp.models.groot.processing.tokenizer import load_tokenizer
 from regrasp.models.weights import check_tensors, dtype_of, read_json, write_json
 
 Source = StoredTensor | Tensor
@@ -70,17 +69,10 @@ def export(options: ExportOptions) -> Path:
         )
     tensors = _exported_tensors(options, config, trained)
     dtypes = {_written_dtype(name, tensor, options) for name, tensor in tensors.items()}
-    try:
-        with atomic_folder(output) as draft:
-            _write_processor(options.model_path if trained is None else trained, draft)
-            write_json(draft / CONFIG_FILE, _config_json(content, used, dtypes))
-            _write_weights(tensors, options, draft)
-    except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"The export could not be written: {error}",
-            file=output,
-            fix="free space, or correct the permissions of the folder above it",
-        ) from error
+    with atomic_folder(output) as draft:
+        _write_processor(options.model_path if trained is None else trained, draft)
+        write_json(draft / CONFIG_FILE, _config_json(content, used, dtypes))
+        _write_weights(tensors, options, draft)
     return output
 
 
@@ -92,19 +84,8 @@ def _trained_folder(path: Path | None) -> Path | None:
     checkpoint = None if path is None else checkpoint_of(path)
     if checkpoint is None or not (checkpoint / EXPORT / CONFIG_FILE).is_file():
         return None
-    if (checkpoint / MANIFEST).is_file():
-        try:
-            files = read_manifest(checkpoint).files
-        except ValueError as error:
-            raise _unsound(checkpoint, MANIFEST, str(error)) from error
-        for name in (name for name in files if name.startswith(f"{EXPORT}/")):
-            if what := file_problem(checkpoint, name, files[name]):
-                raise _unsound(checkpoint, name, what)
+    require_sound_model(checkpoint / EXPORT)
     return checkpoint / EXPORT
-
-
-def _unsound(checkpoint: Path, name: str, what: str) -> UserError:
-    return UserError(f"This checkpoint is not sound: {name} {what}", file=checkpoint, fix="take another checkpoint")
 
 
 def _exported_tensors(options: ExportOptions, config: GrootConfig, trained: Path | None) -> dict[str, Source]:
@@ -136,7 +117,7 @@ def _write_processor(source: Path, draft: Path) -> None:
     write_json(draft / METADATA_FILE, read_json(source / METADATA_FILE))
     if (source / PROCESSOR_FILE).is_file():
         write_json(draft / PROCESSOR_FILE, read_json(source / PROCESSOR_FILE))
-    save_tokenizer(load_tokenizer(source), draft)
+    load_tokenizer(source).save_pretrained(draft)
 
 
 def _config_json(content: Mapping[str, Any], config: GrootConfig, dtypes: Collection[torch.dtype]) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from regrasp.models.groot.processing.processor_config import (
     read_config,
 )
 from regrasp.models.groot.processing.selection import split_statistics
-from regrasp.models.groot.processing.tokenizer import TextEncoder, load_tokenizer, save_tokenizer, train_tokenizer
+from regrasp.models.groot.processing.tokenizer import TextEncoder, load_tokenizer, train_tokenizer
 from regrasp.models.inputs import InputNames, embodiment_id
 from regrasp.models.normalization import Statistics
 from regrasp.models.observations import images_of, state_of
@@ -252,7 +252,7 @@ class GrootProcessor:
         """Write `processor_config.json`, `experiment_cfg/metadata.json` and the tokenizer."""
         write_json(folder / PROCESSOR_FILE, self.config.to_json())
         self.metadata.save(folder)
-        save_tokenizer(self.tokenizer, folder)
+        self.tokenizer.save_pretrained(folder)
 
     @classmethod
     def load(cls, groot: GrootConfig, folder: Path, inputs: InputNames | None = None) -> Self:

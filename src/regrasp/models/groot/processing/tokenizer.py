@@ -46,21 +46,6 @@ def train_tokenizer(sentences: Iterable[str], vocab_size: int) -> PreTrainedToke
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD_TOKEN, padding_side="left")
 
 
-def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Write the tokenizer's files.
-
-    Raises:
-        OSError: The disk is full or refuses.
-    """
-    try:
-        tokenizer.save_pretrained(folder)
-    except Exception as error:
-        if type(error) is not Exception:
-            raise
-        # The tokenizers library has no narrower type for a failed write.
-        raise OSError(str(error)) from error
-
-
 def load_tokenizer(folder: Path, tokenizer_path: Path | None = None) -> PreTrainedTokenizerFast:
     """The tokenizer of a model: its folder's own, else `tokenizer_path`, else the published one from a local cache.
 
