@@ -166,8 +166,9 @@ def _inherited_files(file: Path, lines: list[str], folders: Sequence[Path]) -> t
 
 
 def _composition_error(error: Exception, file: Path, overrides: Sequence[Override], absent: Sequence[str]) -> UserError:
-    text = str(error) or str(error.__cause__ or error.__context__ or type(error).__name__)
-    if (unset := _unset_variable(text)) is not None:
+    reasons = [error, error.__cause__, error.__context__]
+    text = next((text for reason in reasons if (text := str(reason or ""))), type(error).__name__)
+    if (unset := _unset_variable("".join(map(str, reasons)))) is not None:
         return unset.in_file(file)
     texts = [override.input_line or "" for override in overrides if _is_blamed(override, text)]
     reason = " ".join([*text.splitlines()[:2], *absent])

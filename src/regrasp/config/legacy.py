@@ -20,7 +20,7 @@ NEUTRAL: dict[str, Any] = _TABLES["neutral"]
 COPIES: dict[str, str] = _TABLES["copies"]
 EVALUATED: list[str] = _TABLES["evaluated"]
 NEWER_NAMES: dict[str, str] = _TABLES["newer_names"]
-SYNONYMS: dict[str, dict[Any, str]] = _TABLES["synonyms"]
+SYNONYMS: dict[str, dict[str, str | None]] = _TABLES["synonyms"]
 NOT_IN_THIS_RELEASE: dict[str, dict[str, str]] = _TABLES["not_in_this_release"]
 
 _REASONS = {split_key(key): why for why, keys in NO_EFFECT.items() for key in keys}

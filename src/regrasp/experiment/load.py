@@ -90,8 +90,8 @@ def load_config(
     file = find_config(name, config_path, lambda: experiment_folders(overrides))
     composition = compose_experiment(file, overrides, flags)
     values = composition.values
-    translate_synonyms(values)
     merged = merge_names(values, composition.sources.overrides)
+    translate_synonyms(values)
     sources = dataclasses.replace(composition.sources, renamed=merged.renamed)
     own = _algorithms_own(values)
     raise_problems(missing_features(values, _ROOT, own), sources)
