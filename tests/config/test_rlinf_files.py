@@ -248,6 +248,11 @@ def test_what_is_missing_is_said_first_and_by_name(overrides: list[str], name: s
     assert "Unknown key" not in message
 
 
+def test_what_is_missing_is_said_before_a_variable_that_its_assets_need() -> None:
+    with pytest.raises(UserError, match="Not in this release: RoboTwin"):
+        load_config(str(SMALL), ["env.train.env_type=robotwin", "env.train.assets_path=${oc.env:NO_SUCH_NAME}"])
+
+
 def paths(key: str) -> list[str]:
     return [key.replace("*", name) for name in ("train", "eval")] if "*" in key else [key]
 

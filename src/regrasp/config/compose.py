@@ -42,15 +42,23 @@ for _name, _resolver in _RESOLVERS.items():
 class Composition:
     """A composed experiment, not yet checked."""
 
-    values: dict[str, Any]
-    """Every value, interpolations resolved."""
+    config: DictConfig
+    """Every value, before interpolation."""
     sources: Sources
     has_idle_hydra_block: bool
     """The file sets more of Hydra than its search path, which is all that matters here."""
 
+    def resolved(self) -> dict[str, Any]:
+        """Every value, interpolations resolved.
+
+        Raises:
+            UserError: A bad interpolation.
+        """
+        return _resolved(self.config, self.sources)
+
 
 def compose_experiment(file: Path, overrides: Sequence[str], flags: Mapping[str, str] | None = None) -> Composition:
-    """Compose a file with overrides and resolve its interpolations.
+    """Compose a file with overrides.
 
     Args:
         file: The experiment.
@@ -58,7 +66,7 @@ def compose_experiment(file: Path, overrides: Sequence[str], flags: Mapping[str,
         flags: The flag that stands for an override, by the override's text.
 
     Raises:
-        UserError: Broken YAML, a bad override, a missing part of the `defaults` list, or a bad interpolation.
+        UserError: Broken YAML, a bad override, or a missing part of the `defaults` list.
     """
     nodes = compose_nodes(file)
     top_level = {key.value: value for key, value in nodes.value} if nodes else {}
@@ -75,7 +83,7 @@ def compose_experiment(file: Path, overrides: Sequence[str], flags: Mapping[str,
         flags=tuple((flags or {}).get(text) for text in overrides),
         written=_container(config, resolve=False),
     )
-    return Composition(_resolved(config, sources), sources, bool(hydra_keys - {"searchpath"}))
+    return Composition(config, sources, bool(hydra_keys - {"searchpath"}))
 
 
 def as_override(key: str, value: str | float | bool | None) -> str:
