@@ -230,6 +230,19 @@ def test_model_path_of_the_actor_wins() -> None:
     assert load_config(str(SMALL), overrides[:1]).warnings == ()
 
 
+@pytest.mark.parametrize("evaluates", ["runner.only_eval=true", "runner.task_type=embodied_eval"])
+def test_model_path_of_the_rollout_wins_in_an_evaluation(evaluates: str, tmp_path: Path) -> None:
+    file = tmp_path / "small.yaml"
+    text = SMALL.read_text(encoding="utf-8").replace("model_type: gr00t", "model_type: gr00t\n    model_path: /base")
+    file.write_text(f"{text}rollout: {{model: {{model_path: /tuned, precision: bf16}}}}\n", encoding="utf-8")
+    loaded = load_config(str(file), [evaluates])
+    assert (loaded.config.actor.model.model_path, loaded.config.actor.model.precision) == ("/tuned", "bf16")
+    assert any("rollout.model.model_path is used" in warning for warning in loaded.warnings)
+    assert load_config(str(file)).config.actor.model.model_path == "/base"
+    given = load_config(str(file), [evaluates, "actor.model.model_path=/given"])
+    assert given.config.actor.model.model_path == "/given"
+
+
 @pytest.mark.parametrize(
     ("slices", "warning"),
     [

@@ -18,6 +18,7 @@ _TABLES: dict[str, Any] = yaml.safe_load(Path(__file__).with_suffix(".yaml").rea
 NO_EFFECT: dict[str, list[str]] = _TABLES["no_effect"]
 NEUTRAL: dict[str, Any] = _TABLES["neutral"]
 COPIES: dict[str, str] = _TABLES["copies"]
+EVALUATED: list[str] = _TABLES["evaluated"]
 NEWER_NAMES: dict[str, str] = _TABLES["newer_names"]
 SYNONYMS: dict[str, dict[Any, str]] = _TABLES["synonyms"]
 NOT_IN_THIS_RELEASE: dict[str, dict[str, str]] = _TABLES["not_in_this_release"]
@@ -51,31 +52,49 @@ def merge_names(values: dict[str, Any], overridden: Collection[str]) -> Merged:
         overridden: Keys that were set on the command line.
     """
     merged = Merged()
-    pairs = [(other, name, False) for other, name in COPIES.items()]
-    for other, name, newer in [*pairs, *((other, name, True) for other, name in NEWER_NAMES.items())]:
+    runner = values.get("runner")
+    evaluates = isinstance(runner, dict) and (runner.get("only_eval") or runner.get("task_type") == "embodied_eval")
+    for other, name in (COPIES | NEWER_NAMES).items():
         block, last = _place(values, split_key(other))
+        counts = other in NEWER_NAMES or (evaluates and other in EVALUATED)
         if block is not None and last in block:
-            _merge(values, split_key(other), block.pop(last), split_key(name), newer and name not in overridden, merged)
+            _merge(values, split_key(other), block.pop(last), split_key(name), overridden if counts else None, merged)
     return merged
 
 
-def _merge(values: dict[str, Any], other: KeyPath, value: Any, name: KeyPath, newer: bool, merged: Merged) -> None:
-    """Give `name` the value that was written as `other`, where that one counts; blocks key by key."""
+def _merge(
+    values: dict[str, Any],
+    other: KeyPath,
+    value: Any,
+    name: KeyPath,
+    overridden: Collection[str] | None,
+    merged: Merged,
+) -> None:
+    """Give `name` the value that was written as `other`; blocks key by key.
+
+    Args:
+        values: The configuration.
+        other: The other name.
+        value: Its value.
+        name: The key.
+        overridden: Keys that count even so where both have a value; None: every key does.
+        merged: Is told.
+    """
     block, last = _place(values, name, make=value is not None)
     if block is None or value is None:
         return
     present = block.get(last)
+    counts = overridden is not None and dotted(name) not in overridden
     if isinstance(value, dict) and isinstance(present, dict):
         for key, inner in value.items():
-            _merge(values, (*other, key), inner, (*name, key), newer, merged)
-    elif present is None or newer:
+            _merge(values, (*other, key), inner, (*name, key), overridden, merged)
+        return
+    if present is None or counts:
         block[last] = value
         merged.renamed[dotted(name)] = dotted(other)
-    if not isinstance(value, dict) and present not in (None, value):
-        counts = other if newer else name
-        merged.warnings.append(
-            f"{dotted(other)} ({value}) differs from {dotted(name)} ({present}): {dotted(counts)} is used."
-        )
+    if present not in (None, value):
+        used = dotted(other if counts else name)
+        merged.warnings.append(f"{dotted(other)} ({value}) differs from {dotted(name)} ({present}): {used} is used.")
 
 
 def translate_synonyms(values: dict[str, Any]) -> None:
