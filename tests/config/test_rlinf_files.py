@@ -234,7 +234,6 @@ MISSING = [
     (["reward.use_reward_model=true"], "rewards come from the simulator", "reward.use_reward_model"),
     (["rollout.expert_model={model_path: x}"], "no teacher", "rollout.expert_model"),
     (["env.train.gym_id=PandaPickCube-v0"], "MuJoCo tasks", "env.train.gym_id"),
-    (["runner.ckpt_path=full_weights.pt"], "--rl_model_path", "runner.ckpt_path"),
 ]
 
 
