@@ -173,7 +173,8 @@ def _legacy_section() -> str:
         counts = "which is used" if other in COPIES else "which gives way"
         rows.append(f"| `{other}` | any | another name of `{name}`, {counts} where both are given |")
     for key, names in SYNONYMS.items():
-        rows += [f"| `{key}` | `{theirs}` | another name of `{ours}` |" for theirs, ours in names.items()]
+        pairs = [(theirs or "''", _yaml_text(ours)) for theirs, ours in names.items()]
+        rows += [f"| `{key}` | `{theirs}` | another name of `{ours}` |" for theirs, ours in pairs]
     missing = [
         f"| `{key.replace('*', '{train,eval}')}` | `{value}` | {name} |"
         for key, names in NOT_IN_THIS_RELEASE.items()

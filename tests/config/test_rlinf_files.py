@@ -234,7 +234,6 @@ MISSING = [
     (["reward.use_reward_model=true"], "rewards come from the simulator", "reward.use_reward_model"),
     (["rollout.expert_model={model_path: x}"], "no teacher", "rollout.expert_model"),
     (["env.train.gym_id=PandaPickCube-v0"], "MuJoCo tasks", "env.train.gym_id"),
-    (["runner.ckpt_path=full_weights.pt"], "--rl_model_path", "runner.ckpt_path"),
 ]
 
 
@@ -246,6 +245,11 @@ def test_what_is_missing_is_said_first_and_by_name(overrides: list[str], name: s
     assert name in message
     assert f"key:      {key}" in message
     assert "Unknown key" not in message
+
+
+def test_what_is_missing_is_said_before_a_variable_that_its_assets_need() -> None:
+    with pytest.raises(UserError, match="Not in this release: RoboTwin"):
+        load_config(str(SMALL), ["env.train.env_type=robotwin", "env.train.assets_path=${oc.env:NO_SUCH_NAME}"])
 
 
 def paths(key: str) -> list[str]:
@@ -286,6 +290,8 @@ def test_every_key_without_effect_is_accepted_and_named() -> None:
         (["env.eval.rollout_epoch=3", "algorithm.eval_rollout_epoch=5"], "algorithm.eval_rollout_epoch", 5),
         (["actor.model.is_lora=true", "actor.model.lora_rank=8"], "actor.model.lora.rank", 8),
         (["algorithm.kl_penalty=k2"], "algorithm.kl_penalty", "mse"),
+        (["actor.model.model_path=''", "rollout.model.model_path=''"], "actor.model.model_path", None),
+        (["actor.model.model_type=mlp_policy", "actor.model.hidden_dim=64"], "actor.model.model_type", "mlp"),
         (["actor.model.precision=bf16-mixed"], "actor.model.precision", "bf16"),
         (["actor.model.precision='32-true'"], "actor.model.precision", "fp32"),
         (["rollout.model.value_head_hidden=[8]"], "actor.model.value_head_hidden", (8,)),
@@ -363,6 +369,9 @@ def test_an_environment_variable_that_is_not_set_is_named(tmp_path: Path, monkey
         UserError, match=r"Could not load 'weight_syncer/patch_syncer'[\s\S]*nowhere/config/ is not available"
     ):
         load_config(written(tmp_path))
+    in_list = 'defaults: ["env/${oc.env:NO_SUCH_NAME}@env.train", _self_]\n' + SMALL.read_text(encoding="utf-8")
+    with pytest.raises(UserError, match="variable NO_SUCH_NAME is not set"):
+        load_config(written(tmp_path, experiment=in_list))
     with pytest.raises(UserError, match="variable NO_SUCH_NAME is not set") as caught:
         load_config(str(SMALL), ["actor.model.model_path=${oc.env:NO_SUCH_NAME}"])
     assert caught.value.key == "actor.model.model_path"

@@ -138,12 +138,14 @@ def test_where_their_state_died_with_them_episodes_begin_anew(
 ) -> None:
     with pytest.MonkeyPatch.context() as patched:
         strike_in_evaluation(patched)
-        _, resume = fails([*command, *OVER_EPOCHS, f"runner.save_interval={interval}"], capsys)
+        error, resume = fails([*command, *OVER_EPOCHS, f"runner.save_interval={interval}"], capsys)
+    assert "The checkpoint of step 2 holds no simulator state" in error
     run = only_run(tmp_path)
     assert saved_steps(run) == [2]
     state = load_file(checkpoint(run, 2) / TENSORS)
     assert not any(name.startswith("simulator.") for name in state)
     assert main(resume) == 0
+    assert f"{checkpoint(run, 2)} holds no simulator state" in capsys.readouterr().err
     assert [line["step"] for line in metrics(run)] == [1, 2, 3, 4]
     assert [line["env/total_steps"] for line in metrics(run)] == [6 * 8 * (i + 1) for i in range(4)]
 

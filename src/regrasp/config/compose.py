@@ -42,15 +42,23 @@ for _name, _resolver in _RESOLVERS.items():
 class Composition:
     """A composed experiment, not yet checked."""
 
-    values: dict[str, Any]
-    """Every value, interpolations resolved."""
+    config: DictConfig
+    """Every value, before interpolation."""
     sources: Sources
     has_idle_hydra_block: bool
     """The file sets more of Hydra than its search path, which is all that matters here."""
 
+    def resolved(self) -> dict[str, Any]:
+        """Every value, interpolations resolved.
+
+        Raises:
+            UserError: A bad interpolation.
+        """
+        return _resolved(self.config, self.sources)
+
 
 def compose_experiment(file: Path, overrides: Sequence[str], flags: Mapping[str, str] | None = None) -> Composition:
-    """Compose a file with overrides and resolve its interpolations.
+    """Compose a file with overrides.
 
     Args:
         file: The experiment.
@@ -58,7 +66,7 @@ def compose_experiment(file: Path, overrides: Sequence[str], flags: Mapping[str,
         flags: The flag that stands for an override, by the override's text.
 
     Raises:
-        UserError: Broken YAML, a bad override, a missing part of the `defaults` list, or a bad interpolation.
+        UserError: Broken YAML, a bad override, or a missing part of the `defaults` list.
     """
     nodes = compose_nodes(file)
     top_level = {key.value: value for key, value in nodes.value} if nodes else {}
@@ -75,7 +83,7 @@ def compose_experiment(file: Path, overrides: Sequence[str], flags: Mapping[str,
         flags=tuple((flags or {}).get(text) for text in overrides),
         written=_container(config, resolve=False),
     )
-    return Composition(_resolved(config, sources), sources, bool(hydra_keys - {"searchpath"}))
+    return Composition(config, sources, bool(hydra_keys - {"searchpath"}))
 
 
 def as_override(key: str, value: str | float | bool | None) -> str:
@@ -166,8 +174,9 @@ def _inherited_files(file: Path, lines: list[str], folders: Sequence[Path]) -> t
 
 
 def _composition_error(error: Exception, file: Path, overrides: Sequence[Override], absent: Sequence[str]) -> UserError:
-    text = str(error) or str(error.__cause__ or error.__context__ or type(error).__name__)
-    if (unset := _unset_variable(text)) is not None:
+    reasons = [error, error.__cause__, error.__context__]
+    text = next((text for reason in reasons if (text := str(reason or ""))), type(error).__name__)
+    if (unset := _unset_variable("".join(map(str, reasons)))) is not None:
         return unset.in_file(file)
     texts = [override.input_line or "" for override in overrides if _is_blamed(override, text)]
     reason = " ".join([*text.splitlines()[:2], *absent])

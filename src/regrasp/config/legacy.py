@@ -20,7 +20,7 @@ NEUTRAL: dict[str, Any] = _TABLES["neutral"]
 COPIES: dict[str, str] = _TABLES["copies"]
 EVALUATED: list[str] = _TABLES["evaluated"]
 NEWER_NAMES: dict[str, str] = _TABLES["newer_names"]
-SYNONYMS: dict[str, dict[Any, str]] = _TABLES["synonyms"]
+SYNONYMS: dict[str, dict[str, str | None]] = _TABLES["synonyms"]
 NOT_IN_THIS_RELEASE: dict[str, dict[str, str]] = _TABLES["not_in_this_release"]
 
 _REASONS = {split_key(key): why for why, keys in NO_EFFECT.items() for key in keys}
@@ -105,7 +105,20 @@ def translate_synonyms(values: dict[str, Any]) -> None:
             block[name] = names.get(block[name], block[name])
 
 
-def missing_features(values: dict[str, Any], root: Spec, own: Collection[KeyPath] = ()) -> Iterator[UserError]:
+def unreleased(values: Mapping[str, Any], root: Spec) -> Iterator[UserError]:
+    """What a configuration names that is not in this release; `values` may be interpolations still."""
+    for pattern, names in NOT_IN_THIS_RELEASE.items():
+        for path, value in _found(values, split_key(pattern)):
+            known = _choices(path, values, root)
+            if isinstance(value, str) and value in names and value not in known:
+                expected = " or ".join(map(repr, known))
+                fix = "set one of these, with the keys that it needs"
+                yield UserError(
+                    f"Not in this release: {names[value]}", key=dotted(path), value=value, expected=expected, fix=fix
+                )
+
+
+def missing_features(values: Mapping[str, Any], root: Spec, own: Collection[KeyPath] = ()) -> Iterator[UserError]:
     """What a configuration asks for that is not done here: it decides whether anything else in the file matters.
 
     Args:
@@ -113,20 +126,13 @@ def missing_features(values: dict[str, Any], root: Spec, own: Collection[KeyPath
         root: The schema.
         own: Keys of the table without effect that have one in this configuration.
     """
+    yield from unreleased(values, root)
     for pattern, names in NOT_IN_THIS_RELEASE.items():
         for path, value in _found(values, split_key(pattern)):
-            spec, block = root.at(path, values), root.at(path[:-1])
-            known = spec.choices if spec is not None else ()
-            if not isinstance(value, str) or value in known:
-                continue
-            if value in names:
-                expected = " or ".join(map(repr, known))
-                fix = "set one of these, with the keys that it needs"
-                yield UserError(
-                    f"Not in this release: {names[value]}", key=dotted(path), value=value, expected=expected, fix=fix
-                )
-            elif block is not None and block.by_type is not None and path[-1] == block.by_type.key:
-                yield from block.by_type.problems(_at(values, path[:-1]))
+            block, known = root.at(path[:-1]), _choices(path, values, root)
+            by_type = block and block.by_type
+            if by_type and path[-1] == by_type.key and isinstance(value, str) and value not in (*names, *known):
+                yield from by_type.problems(_at(values, path[:-1]))
     for pattern, neutral in NEUTRAL.items():
         accepted = neutral if isinstance(neutral, list) else [neutral]
         for path, value in _found(values, split_key(pattern)):
@@ -173,6 +179,12 @@ def rlinf_notice(reasons: Mapping[str, str], differences: Sequence[str], file: o
     if differences:
         lines += ["These mean something else than in RLinf (docs/rlinf.md):", *(f"  {text}" for text in differences)]
     return "\n".join([f"These keys of {file} have no effect here:", *lines])
+
+
+def _choices(path: KeyPath, values: Mapping[str, Any], root: Spec) -> tuple[Any, ...]:
+    """The values that a key may have."""
+    spec = root.at(path, values)
+    return spec.choices if spec is not None else ()
 
 
 def _reason(path: KeyPath) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -31,6 +32,10 @@ from regrasp.rollout.episodes import EpisodeResult
 from regrasp.rollout.evaluation import VideoRecorder, evaluate
 from regrasp.rollout.inference import Inference, block_size
 from regrasp.rollout.training import TrainingEpisodes, collect_rollout
+
+_log = logging.getLogger(__name__)
+
+_ANEW = "a run that goes on from it begins anew the episodes that were under way (env.train.auto_reset)."
 
 
 class LocalEngine(Engine):
@@ -155,11 +160,14 @@ class LocalEngine(Engine):
     def save(self, folder: Path, step: int, state: Mapping[str, JSON], *, export: bool) -> None:
         """See `Engine.save`."""
         frozen = (name for name, parameter in self.policy.named_parameters() if not parameter.requires_grad)
+        tensors = self._between_updates() if self._boundary is None else self._boundary
+        if self._episodes.begins_anew(tensors):
+            _log.warning("The checkpoint of step %d holds no simulator state: %s", step, _ANEW)
         content = CheckpointContent(
             model_state=self.policy.state_dict(),
             frozen_names=frozenset(frozen),
             optimizer_state=self.learner.state_dict(),
-            tensors=self._between_updates() if self._boundary is None else self._boundary,
+            tensors=tensors,
             state=state,
             export=self.policy.save if export else None,
         )
@@ -176,6 +184,8 @@ class LocalEngine(Engine):
             fix="resume with the settings of actor.model that the run was begun with",
         )
         self.learner.load_state_dict(checkpoint.optimizer_state)
+        if self._episodes.begins_anew(checkpoint.tensors):
+            _log.warning("%s holds no simulator state: %s", checkpoint.path, _ANEW)
         self._episodes.load_state_dict(checkpoint.tensors)
 
     def _between_updates(self) -> dict[str, Tensor]:

@@ -15,7 +15,14 @@ from pydantic import TypeAdapter, ValidationError
 from regrasp.config.compose import compose_experiment
 from regrasp.config.describe import Path, Spec, dotted, split_key
 from regrasp.config.foreign import take_foreign
-from regrasp.config.legacy import merge_names, missing_features, rlinf_notice, strip_legacy, translate_synonyms
+from regrasp.config.legacy import (
+    merge_names,
+    missing_features,
+    rlinf_notice,
+    strip_legacy,
+    translate_synonyms,
+    unreleased,
+)
 from regrasp.config.owned import ByType, field_infos
 from regrasp.config.problems import raise_problems, schema_problems
 from regrasp.config.search import find_config
@@ -89,9 +96,10 @@ def load_config(
     """
     file = find_config(name, config_path, lambda: experiment_folders(overrides))
     composition = compose_experiment(file, overrides, flags)
-    values = composition.values
-    translate_synonyms(values)
+    raise_problems(unreleased(composition.sources.written, _ROOT), composition.sources)
+    values = composition.resolved()
     merged = merge_names(values, composition.sources.overrides)
+    translate_synonyms(values)
     sources = dataclasses.replace(composition.sources, renamed=merged.renamed)
     own = _algorithms_own(values)
     raise_problems(missing_features(values, _ROOT, own), sources)

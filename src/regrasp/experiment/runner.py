@@ -62,6 +62,8 @@ class RunnerConfig:
     """Which checkpoints carry a self-contained model folder."""
     resume_dir: Name | None = None
     """Checkpoint, or run folder, from which training continues."""
+    ckpt_path: Name | None = None
+    """Weights of a checkpoint, ours or RLinf's, that an evaluation lays over the model; null: none."""
     seed: NonNegativeInt | None = None
     """Seed of every random stream of the run; null: `actor.seed`."""
     force: bool = False

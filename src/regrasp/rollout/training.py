@@ -63,6 +63,10 @@ class TrainingEpisodes(Episodes):
             state |= {f"simulator.{name}": value for name, value in self.env.state_dict().items()}
         return {name: value.clone() for name, value in state.items()}
 
+    def begins_anew(self, state: Mapping[str, Tensor]) -> bool:
+        """Whether episodes that `state` was saved in the middle of cannot go on from it."""
+        return self._auto_reset and not any(name.startswith("simulator.") for name in state)
+
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Restore what `state_dict` returned; without a simulator state, running episodes are begun anew.
 
