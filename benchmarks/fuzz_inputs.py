@@ -15,12 +15,13 @@ from typing import Any
 
 import numpy as np
 import torch
-
 import yaml
+from markupsafe import escape
 
 import regrasp
 from regrasp.checkpoint.layout import MANIFEST
 from regrasp.checkpoint.manifest import Manifest, describe, encode
+from regrasp.config.types import changed
 from regrasp.data.lerobot import DatasetWriter, DemonstrationDataset
 from regrasp.data.lerobot.schema import SOURCES_PATH
 from regrasp.engine.local import LocalEngine
@@ -80,8 +81,9 @@ class Surface:
     """What is done to an altered folder before it is read."""
 
 
-def _experiment(kind: str, *overrides: str) -> LoadedConfig:
-    return load_config(f"pick_cube_ppo_{kind}", [*_SMALL, *_OWN[kind], *overrides])
+@functools.cache
+def _experiment(kind: str) -> LoadedConfig:
+    return load_config(f"pick_cube_ppo_{kind}", [*_SMALL, *_OWN[kind]])
 
 
 @functools.cache
@@ -98,7 +100,7 @@ def _sum(*parts: Any) -> str:
         elif isinstance(part, (list, tuple)):
             part = _sum(*part)
         if isinstance(part, torch.Tensor):
-            part = part.detach().cpu().contiguous().view(torch.uint8).numpy() if part.numel() else str(part.shape)
+            part = part.detach().cpu().reshape(-1).view(torch.uint8).numpy() if part.numel() else str(part.shape)
         digest.update(part.tobytes() if isinstance(part, np.ndarray) else f"{part!r}|".encode())
     return digest.hexdigest()
 
@@ -111,14 +113,14 @@ def _engine() -> LocalEngine:
     return LocalEngine(config, policy, _env("mlp"), 0, torch.device("cpu"), Path())
 
 
-def _make_model(kind: str, folder: Path) -> None:
-    with atomic_folder(folder, checksums=True) as draft:
+def _make_model(kind: str, checksums: bool, folder: Path) -> None:
+    with atomic_folder(folder, checksums=checksums) as draft:
         regrasp.load_policy(_WRITTEN / kind / "base").save(draft)
 
 
 def _read_model(kind: str, folder: Path) -> str:
     """As `play --model_path` and `train --model_path`."""
-    config = _experiment(kind, f"actor.model.model_path={folder}").config
+    config = changed(_experiment(kind).config, "actor.model.model_path", str(folder))
     policy = create_policy(config.actor.model, config.env.train.mapping, _env(kind).spec, 0)
     generator = torch.Generator().manual_seed(0)
     observation = Observation(
@@ -129,8 +131,13 @@ def _read_model(kind: str, folder: Path) -> str:
     return _sum(policy.predict(observation), policy.spec, policy.state_dict())
 
 
+def _make_plain_dataset(folder: Path) -> None:
+    _make_dataset(folder)
+    (folder / CHECKSUMS).unlink()
+
+
 def _make_dataset(folder: Path) -> None:
-    config, rng = _experiment("mlp").config, np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     old = DemonstrationDataset(_WRITTEN / "groot" / "demos")
     states, actions = (old.load_columns([name])[name] for name in ("observation.state", "action"))
     shape = (32, 32, 3)
@@ -218,9 +225,10 @@ def _make_quickstart(folder: Path) -> None:
 
 
 def _read_report(folder: Path) -> str:
-    """As `report`; the page's title is the folder's name."""
+    """As `report`. The page is titled by the folder's name, and shows the configuration's text as it is."""
     page = report_run(folder, folder.with_name("report.html")).read_text()
-    return _sum(page.replace(folder.name, "run"))
+    shown = (folder / CONFIG_FILE).read_text().strip()
+    return _sum(page.replace(folder.name, "run").replace(str(escape(shown)), ""))
 
 
 def _make_checkpoint(folder: Path) -> None:
@@ -232,8 +240,8 @@ def _make_checkpoint(folder: Path) -> None:
 
 def _read_checkpoint(folder: Path) -> str:
     """As `train --resume_dir`."""
-    checkpoint, text = checkpoint_to_resume(folder), _experiment("mlp").to_yaml()
-    state = read_run_state(checkpoint, text)
+    checkpoint = checkpoint_to_resume(folder)
+    state = read_run_state(checkpoint)
     engine = _engine()
     engine.load(checkpoint)
     parts = (engine.policy.state_dict(), engine.learner.state_dict(), engine._episodes.state_dict())
@@ -260,17 +268,14 @@ def _read_configuration(folder: Path) -> str:
     return _sum(loaded.to_yaml(), loaded.warnings)
 
 
-def _without_checksums(folder: Path) -> None:
-    (folder / CHECKSUMS).unlink(missing_ok=True)
-
-
 def _surfaces() -> Iterator[Surface]:
     for kind in ("mlp", "groot"):
-        make, read = functools.partial(_make_model, kind), functools.partial(_read_model, kind)
-        yield Surface(f"{kind} model", make, read, has_checksums=True)
-        yield Surface(f"{kind} model without checksums", make, read, after=_without_checksums)
+        sealed, plain = (functools.partial(_make_model, kind, checksums) for checksums in (True, False))
+        read = functools.partial(_read_model, kind)
+        yield Surface(f"{kind} model", sealed, read, has_checksums=True)
+        yield Surface(f"{kind} model without checksums", plain, read)
     yield Surface("dataset", _make_dataset, _read_dataset, has_checksums=True)
-    yield Surface("dataset without checksums", _make_dataset, _read_dataset, after=_without_checksums)
+    yield Surface("dataset without checksums", _make_plain_dataset, _read_dataset)
     yield Surface("checkpoint", _make_checkpoint, _read_checkpoint, has_checksums=True)
     yield Surface("checkpoint with its manifest to match", _make_checkpoint, _read_checkpoint, after=_match_manifest)
     yield Surface("run of training", _make_training_report, _read_report)

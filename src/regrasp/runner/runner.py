@@ -6,7 +6,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from regrasp.rollout.episodes import EpisodeResult
 from regrasp.rollout.evaluation import VideoRecorder
 from regrasp.runner.guards import SignalGuard
 from regrasp.runner.interrupt import StopRequest
+from regrasp.runner.resume import read_run_state
 from regrasp.runner.run_folder import checkpoints_folder
 from regrasp.runner.summary import episode_metrics
 from regrasp.runner.videos import NUM_VIDEOS, EpisodeVideos
@@ -95,8 +96,9 @@ class EmbodiedRunner:
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Continue after the update that `checkpoint` was written at, with an engine that was restored from it."""
-        self._guard.load_state_dict(checkpoint.state.get("guard", {}))
-        self.progress = Progress(checkpoint.step, checkpoint.state["env_steps"])
+        state = read_run_state(checkpoint)
+        self._guard.load_state_dict(asdict(state.guard))
+        self.progress = Progress(checkpoint.step, state.env_steps)
         self._saved_update = checkpoint.step
         if self._record.holds(checkpoint.path):
             self._go_back_to(checkpoint.step)

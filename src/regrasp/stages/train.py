@@ -21,7 +21,7 @@ from regrasp.experiment.load import LoadedConfig
 from regrasp.logging.backends import Opener, TrackedRun, prepare_backends
 from regrasp.logging.metrics import MetricsLogger
 from regrasp.models.contract import Policy
-from regrasp.runner.resume import changes_warning, check_slot, passed_over_warning
+from regrasp.runner.resume import changes_warning, check_slot, passed_over_warning, read_run_state
 from regrasp.runner.runner import EmbodiedRunner
 
 _log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ def train(loaded: LoadedConfig, run_dir: Path) -> bool:
     """
     with only_writer(run_dir):
         resumed = loaded.config.runner.resume_dir
-        return _train(loaded, run_dir, None if resumed is None else _checkpoint_to_resume(Path(resumed)))
+        return _train(loaded, run_dir, None if resumed is None else checkpoint_to_resume(Path(resumed)))
 
 
 def _train(loaded: LoadedConfig, run_dir: Path, checkpoint: Checkpoint | None) -> bool:
@@ -61,7 +61,12 @@ def _train(loaded: LoadedConfig, run_dir: Path, checkpoint: Checkpoint | None) -
         return _run(loaded, engine, run_dir, checkpoint, backends)
 
 
-def _checkpoint_to_resume(path: Path) -> Checkpoint:
+def checkpoint_to_resume(path: Path) -> Checkpoint:
+    """Find, verify and open the checkpoint that a path means.
+
+    Raises:
+        UserError: There is none, or it is damaged.
+    """
     folder = find_checkpoint(path)
     if warning := passed_over_warning(path, folder):
         _log.warning(warning)
@@ -100,7 +105,7 @@ def _run(
     names = loaded.config.runner.logger
     text = _settings(loaded)
     if checkpoint is not None:
-        before = checkpoint.state.get("settings", text)
+        before = read_run_state(checkpoint).settings or text
         check_slot(before, loaded.config, checkpoint.path)
         if warning := changes_warning(before, text):
             _log.warning(warning)

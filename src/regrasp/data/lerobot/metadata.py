@@ -135,7 +135,7 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     if not path.is_file():
         raise UserError("A table of the dataset is missing.", file=path, fix=RESTORE)
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
             missing = set(columns or ()) - set(file.schema_arrow.names)
             if missing:
                 raise damaged(path, f"it lacks the columns {sorted(missing)}")

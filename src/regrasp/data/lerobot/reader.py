@@ -21,6 +21,7 @@ from regrasp.data.lerobot.metadata import (
 from regrasp.data.lerobot.schema import INFO_PATH, Episode, FileIndex, column_to_array
 from regrasp.data.lerobot.video import VideoReader
 from regrasp.errors import UserError
+from regrasp.folders import check_checksums
 
 
 class DemonstrationDataset:
@@ -37,6 +38,7 @@ class DemonstrationDataset:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        check_checksums(root)
         self._info = read_info(root)
         self.features = self._info.features
         self.stats = read_stats(root)
