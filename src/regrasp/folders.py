@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
 import psutil
 
@@ -163,6 +164,23 @@ def tidy(parent: Path, name: str | None = None) -> None:
                 _settle(folder, parent / match["name"])
             else:
                 shutil.rmtree(folder)
+
+
+def append(file: BinaryIO, data: bytes) -> None:
+    """Write all of `data` to a file opened with "ab" and without buffer, and sync it, or leave the file as it was.
+
+    Raises:
+        OSError: The disk is full or refuses.
+    """
+    size = os.fstat(file.fileno()).st_size
+    try:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[os.write(file.fileno(), rest) :]
+        os.fsync(file.fileno())
+    except OSError:
+        os.ftruncate(file.fileno(), size)
+        raise
 
 
 def sync(path: Path) -> None:

@@ -234,7 +234,6 @@ MISSING = [
     (["reward.use_reward_model=true"], "rewards come from the simulator", "reward.use_reward_model"),
     (["rollout.expert_model={model_path: x}"], "no teacher", "rollout.expert_model"),
     (["env.train.gym_id=PandaPickCube-v0"], "MuJoCo tasks", "env.train.gym_id"),
-    (["runner.ckpt_path=full_weights.pt"], "--rl_model_path", "runner.ckpt_path"),
 ]
 
 
@@ -349,6 +348,18 @@ def test_a_key_that_is_to_go_is_named_itself_and_not_where_its_value_is_from(
     with pytest.raises(UserError) as caught:
         in_file(tmp_path, old, new)
     assert f"  file:     {tmp_path / 'small.yaml'}:{line}\n  key:      {key}\n" in str(caught.value)
+
+
+def test_a_check_of_the_simulator_names_the_key_that_is_to_go(tmp_path: Path) -> None:
+    loaded = in_file(tmp_path, "    total_num_envs: 8", "    total_num_envs: 8\n    seed: ${runner.val_check_interval}")
+    file = tmp_path / "small.yaml"
+    lines = file.read_text(encoding="utf-8").splitlines()
+    line = lines.index("    seed: ${runner.val_check_interval}") + 1
+    located = loaded.located(UserError("No such thing", key="env.eval.seed", fix="remove it"))
+    assert (located.file, located.key) == (f"{file}:{line}", "env.eval.seed")
+    assert (
+        loaded.located(UserError("Too large", key="env.eval.seed", fix="lower it")).key == "runner.val_check_interval"
+    )
 
 
 def test_a_key_in_a_block_that_is_an_interpolation_is_named_where_it_is_written(tmp_path: Path) -> None:

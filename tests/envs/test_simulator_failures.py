@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import psutil
@@ -24,9 +24,11 @@ from regrasp.envs.mapping_config import MappingConfig
 from regrasp.envs.process import protocol
 from regrasp.envs.process.output import OutputTail
 from regrasp.envs.process.process import SimulatorProcess
-from regrasp.envs.process.simulator import ArraySpec, SimulatorSpec, with_tuples
+from regrasp.envs.process.simulator import RESERVED_MEASURES, ArraySpec, SimulatorSpec, with_tuples
 from regrasp.envs.process.vector import RemoteVecEnv
 from regrasp.errors import SimulatorError, UserError
+from regrasp.logging.metrics import ENV_STEPS, EPISODE_METRICS
+from regrasp.rollout.episodes import EpisodeResult
 
 SHORT = TimeoutsConfig(startup_s=60.0, reset_s=0.6, step_s=0.8)
 
@@ -393,6 +395,74 @@ def test_shared_memory_has_no_name_that_could_be_left_behind():
         shared = [line for line in lines if "/dev/shm/" in line and "sem." not in line]
         assert shared
         assert all(line.endswith("(deleted)") for line in shared)
+
+
+@pytest.mark.parametrize(
+    ("offer", "key", "expected"),
+    [
+        (
+            {"raw_observations": {"policy/position": [[2], "object"]}},
+            "raw_observations['policy/position'].dtype",
+            "float32",
+        ),
+        (
+            {"raw_observations": {"policy/position": [[2], "V8"]}},
+            "raw_observations['policy/position'].dtype",
+            "float32",
+        ),
+        (
+            {"raw_observations": {"policy/position": [[-2], "float32"]}},
+            "raw_observations['policy/position'].shape",
+            "1",
+        ),
+        (
+            {"raw_observations": {"policy/position": [[2.0], "float32"]}},
+            "raw_observations['policy/position'].shape",
+            "1",
+        ),
+        ({"raw_observations": {"policy/position": "float32"}}, "raw_observations", "(shape, dtype)"),
+        ({"action_dim": -1}, "action_dim", "at least 1"),
+        ({"action_dim": True}, "action_dim", "at least 1"),
+        ({"state_size": -1}, "state_size", "at least 0"),
+        ({"max_episode_steps": 0}, "max_episode_steps", "at least 1"),
+        ({"step_seconds": 0.0}, "step_seconds", "above 0"),
+        ({"instructions": []}, "instructions", "tuple"),
+        ({"info": ["distance", "distance"]}, "info", "tuple"),
+        ({"capabilities": {"flies": True}}, "capabilities", "partial_reset"),
+        ({"capabilities": {"partial_reset": "yes"}}, "capabilities", "true or false"),
+    ],
+)
+def test_a_simulator_that_describes_what_cannot_be_is_refused_before_memory_is_shared(
+    offer: dict[str, object], key: str, expected: str
+):
+    with pytest.raises(UserError) as caught:
+        make_env(TOY, offer=offer)
+    assert caught.value.key == key
+    assert expected in (caught.value.expected or "")
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"instructions": ()}, {"info": ("distance", "distance")}, {"info": ("success_once",)}]
+)
+def test_names_of_instructions_and_measures_are_checked(wrong: dict[str, tuple[str, ...]]):
+    sizes = {"raw_observations": {}, "action_dim": 1, "step_seconds": 0.1, "max_episode_steps": 1}
+    with pytest.raises(UserError, match="describes itself") as caught:
+        SimulatorSpec(**{"task_id": "Toy-v0", "instructions": ("go",), **sizes, **wrong})
+    assert caught.value.key in wrong
+
+
+def test_no_measure_of_a_task_replaces_what_every_task_has():
+    assert {*EPISODE_METRICS, ENV_STEPS.partition("/")[2], "episode"} <= RESERVED_MEASURES
+    assert {field.name for field in fields(EpisodeResult)} - {"info"} <= RESERVED_MEASURES
+
+
+def test_an_instruction_that_was_never_described_is_an_error():
+    env = faulty("reset", "foreign instruction")
+    try:
+        with pytest.raises(SimulatorError, match=r"instructions .*-1"):
+            env.reset([0, 1], [0, 1])
+    finally:
+        env.close()
 
 
 def test_the_offer_survives_json():

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -28,17 +29,25 @@ def create(
     lengths: tuple[int, ...] = (5, 9, 100),
     saves_state: bool = True,
     fault: Mapping[str, Any] | None = None,
+    offer: Mapping[str, Any] | None = None,
 ) -> Simulator:
-    """The factory. `fault` is {"at": command, "kind": what, "seed": of which episode}."""
-    return ToySimulator(num_envs, max_episode_steps, tuple(lengths), saves_state, fault or {})
+    """The factory. `fault` is {"at": command, "kind": what, "seed": of which episode}, `offer` what it says wrongly."""
+    return ToySimulator(num_envs, max_episode_steps, tuple(lengths), saves_state, fault or {}, offer or {})
 
 
 class ToySimulator(Simulator):
     """A point moved by its actions; seed s terminates after `lengths[s % len(lengths)]` steps, with success if even."""
 
     def __init__(
-        self, num_envs: int, limit: int, lengths: tuple[int, ...], saves_state: bool, fault: Mapping[str, Any]
+        self,
+        num_envs: int,
+        limit: int,
+        lengths: tuple[int, ...],
+        saves_state: bool,
+        fault: Mapping[str, Any],
+        offer: Mapping[str, Any],
     ) -> None:
+        self._offer = offer
         self._limit = limit
         self._lengths = lengths
         self._saves_state = saves_state
@@ -47,7 +56,7 @@ class ToySimulator(Simulator):
         self._misbehave("create")
 
     def describe(self) -> SimulatorSpec:
-        return SimulatorSpec(
+        spec = SimulatorSpec(
             task_id="Toy-v0",
             raw_observations={
                 "camera_images/main": ArraySpec((HEIGHT, WIDTH, 3), "uint8"),
@@ -67,11 +76,14 @@ class ToySimulator(Simulator):
             has_expert=True,
             capabilities={"partial_reset": True},
         )
+        return replace(spec, **self._offer)
 
     def reset(self, rows: Sequence[int], seeds: Sequence[int]) -> list[int]:
         for row, seed in zip(rows, seeds, strict=True):
             self._misbehave("reset", seed)
             self._states[row] = [seed, 0, *np.random.default_rng(seed).normal(size=2)]
+        if self._is("foreign instruction", "reset", seeds[0]):
+            return [-1 for _ in seeds]
         return [seed % len(INSTRUCTIONS) for seed in seeds]
 
     def advance(self, actions: np.ndarray, running: np.ndarray) -> Outcome:

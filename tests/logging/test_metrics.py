@@ -1,5 +1,9 @@
+import errno
 import json
 import math
+import os
+import shutil
+import socket
 import sys
 from types import SimpleNamespace
 
@@ -7,11 +11,12 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from regrasp.errors import UserError
+from regrasp.logging.backends import TrackedRun, _answers, prepare_backends
 from regrasp.logging.metrics import METRICS_FILE, MetricsLogger, read_metrics
 
 
 def open_logger(folder, backends=()):
-    return MetricsLogger(folder, project="p", experiment="e", backends=backends, config_text="seed: 1\n")
+    return MetricsLogger(TrackedRun(folder, "p", "e", "0a1b", "seed: 1\n"), prepare_backends(backends))
 
 
 def log_steps(logger, steps):
@@ -95,27 +100,121 @@ def test_missing_package_names_the_extra(tmp_path, monkeypatch, name):
     assert f'pip install "{name}>=' in str(caught.value)
 
 
-def test_remote_backends_get_settings_and_scalars(tmp_path, monkeypatch):
-    calls = []
-    wandb = SimpleNamespace(
-        init=lambda **given: calls.append(given),
-        log=lambda scalars, step: calls.append(("wandb", step, scalars)),
-        finish=lambda: calls.append("wandb end"),
-    )
-    swanlab = SimpleNamespace(
-        init=lambda **given: calls.append(given),
-        log=lambda scalars, step: calls.append(("swanlab", step, scalars)),
-        finish=lambda: calls.append("swanlab end"),
-    )
-    monkeypatch.setitem(sys.modules, "wandb", wandb)
+class FakeService:
+    """What Regrasp calls of `wandb` and `swanlab`, without either."""
+
+    Error = ValueError
+
+    def __init__(self, **refuses):
+        self.calls = []
+        self.refuses = refuses
+
+    def setup(self):
+        return SimpleNamespace(settings=SimpleNamespace(mode="online", base_url="http://localhost:9"))
+
+    def _call(self, name, /, *given, **named):
+        self.calls.append((name, *given, *([named] if named else [])))
+        if name in self.refuses:
+            raise self.refuses[name]
+        return True
+
+    def __getattr__(self, name):
+        return lambda *given, **named: self._call(name, *given, **named)
+
+
+@pytest.fixture
+def wandb(monkeypatch):
+    service = FakeService()
+    monkeypatch.setitem(sys.modules, "wandb", service)
+    monkeypatch.setattr("regrasp.logging.backends._answers", lambda url: True)
+    return service
+
+
+def test_services_get_the_name_of_the_run_settings_and_scalars(tmp_path, wandb, monkeypatch):
+    swanlab = FakeService()
     monkeypatch.setitem(sys.modules, "swanlab", swanlab)
-    with open_logger(tmp_path, ["wandb", "swanlab"]) as logger:
+    run = tmp_path / "20260101-120000-Task_mine"
+    with open_logger(run, ["wandb", "swanlab"]) as logger:
         logger.log(4, {"eval/return": 1})
-    assert calls == [
-        {"project": "p", "name": "e", "dir": str(tmp_path), "config": {"seed": 1}},
-        {"project": "p", "experiment_name": "e", "logdir": str(tmp_path / "swanlab"), "config": {"seed": 1}},
-        ("wandb", 4, {"eval/return": 1.0}),
-        ("swanlab", 4, {"eval/return": 1.0}),
-        "wandb end",
-        "swanlab end",
+    shared = {"project": "p", "config": {"seed": 1}, "id": "0a1b", "resume": "allow"}
+    assert wandb.calls == [
+        ("login", {"verify": False}),
+        ("login", {"verify": True}),
+        ("init", {"name": run.name, "group": "e", "dir": str(run), "mode": "online", **shared}),
+        ("log", {"eval/return": 1.0}, {"step": 4}),
+        ("finish",),
     ]
+    init, *rest = swanlab.calls
+    assert init == ("init", {"experiment_name": run.name, "logdir": str(run / "swanlab"), **shared})
+    assert rest == [("log", {"eval/return": 1.0}, {"step": 4}), ("finish",)]
+
+
+@pytest.mark.parametrize("refuses", ["init", "log", "finish"])
+def test_a_service_that_fails_is_reported_once_and_costs_nothing(tmp_path, wandb, caplog, refuses):
+    wandb.refuses = {refuses: RuntimeError("connection lost")}
+    with open_logger(tmp_path, ["wandb"]) as logger:
+        log_steps(logger, range(1, 4))
+    assert [row["step"] for row in read_metrics(logger.path)] == [1, 2, 3]
+    assert caplog.text.count("wandb failed, and the run goes on: connection lost") == 1
+
+
+def test_what_a_service_missed_is_sent_later(tmp_path, wandb):
+    with open_logger(tmp_path, ["wandb"]) as logger:
+        wandb.refuses = {"log": RuntimeError("busy")}
+        log_steps(logger, range(1, 4))
+        wandb.refuses, wandb.calls = {}, []
+        log_steps(logger, [4])
+    assert [call[2]["step"] for call in wandb.calls if call[0] == "log"] == [1, 2, 3, 4]
+
+
+def test_a_service_that_does_not_know_the_user_is_an_error_before_the_run(tmp_path, wandb):
+    wandb.refuses = {"login": ValueError("No API key configured.")}
+    with pytest.raises(UserError, match="No API key configured") as caught:
+        prepare_backends(["wandb"])
+    assert "WANDB_MODE=offline" in str(caught.value)
+
+
+def test_a_service_out_of_reach_leaves_the_run_in_its_folder(tmp_path, monkeypatch, caplog):
+    wandb = FakeService()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    with open_logger(tmp_path, ["wandb"]):
+        pass
+    assert next(call[1]["mode"] for call in wandb.calls if call[0] == "init") == "offline"
+    assert "http://localhost:9) does not answer" in caplog.text
+
+
+def test_a_server_that_says_nothing_is_given_up(monkeypatch):
+    monkeypatch.setattr("regrasp.logging.backends._REACH_SECONDS", 0.3)
+    with socket.create_server(("localhost", 0)) as silent:
+        assert not _answers(f"http://localhost:{silent.getsockname()[1]}")
+
+
+def test_a_removed_tensorboard_folder_is_made_again(tmp_path):
+    with open_logger(tmp_path, ["tensorboard"]) as logger:
+        log_steps(logger, [1])
+        shutil.rmtree(tmp_path / "tensorboard")
+        log_steps(logger, [2])
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("env/success_once")] == [2]
+
+
+def test_a_full_disk_costs_no_line(tmp_path, monkeypatch, caplog):
+    write = os.write
+
+    def half(descriptor, data):
+        write(descriptor, data[: len(data) // 2])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with open_logger(tmp_path, ["tensorboard"]) as logger:
+        log_steps(logger, [1])
+        monkeypatch.setattr(os, "write", half)
+        log_steps(logger, [2, 3])
+        assert [row["step"] for row in read_metrics(logger.path)] == [1]
+        monkeypatch.setattr(os, "write", write)
+        log_steps(logger, [4])
+    assert [row["step"] for row in read_metrics(logger.path)] == [1, 2, 3, 4]
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("env/success_once")] == [1, 2, 3, 4]
+    assert caplog.text.count("No space left") == 2

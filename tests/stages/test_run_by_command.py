@@ -13,6 +13,7 @@ import pytest
 import torch
 from run_toys import SMALL, saved_steps
 
+from regrasp import load_policy
 from regrasp.cli.main import main
 from regrasp.engine.local import LocalEngine
 from regrasp.runner.run_folder import resume_command
@@ -111,6 +112,29 @@ def test_a_checkpoint_is_found_by_the_task(
     assert saved_steps(run) == [1, 2, 3]
     assert main([*arguments, "--checkpoint", "latest", "--resume_dir", str(run)]) == 2
     assert "--resume_dir, which mean the same" in capsys.readouterr().err
+
+
+def test_rlinfs_key_and_folder_of_weights(
+    arguments: list[str], finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained = load_policy(next(finished_run.rglob("global_step_4")) / "model").state_dict()
+    weights = tmp_path / "rlinf" / "global_step_10" / "actor" / "model_state_dict" / "full_weights.pt"
+    weights.parent.mkdir(parents=True)
+    torch.save({f"module.{name}": tensor for name, tensor in trained.items()}, weights)
+    key = f"runner.ckpt_path={weights}"
+    assert main([*arguments, key, "runner.only_eval=true", "env.eval.num_episodes=2"]) == 0
+    assert main(["play", *arguments[1:], "--rl_model_path", str(weights.parents[2]), "env.eval.num_episodes=2"]) == 0
+    first, second = (tmp_path / "logs" / "regrasp" / "eval").glob("*/episodes.jsonl")
+    assert first.read_text() == second.read_text()
+    capsys.readouterr()
+    assert main([*arguments, key]) == 2
+    assert "runner.ckpt_path" in (error := capsys.readouterr().err)
+    assert "regrasp export --rl_model_path" in error
+    assert main([*arguments, "--resume_dir", str(weights.parents[2])]) == 2
+    assert "another tool, such as RLinf" in (error := capsys.readouterr().err)
+    assert "a new value head starts" in error
+    assert main(["play", *arguments[1:], "runner.ckpt_path=/no/such"]) == 2
+    assert "No full_weights.pt here" in capsys.readouterr().err
 
 
 def test_an_evaluation_that_is_refused_leaves_no_folder(

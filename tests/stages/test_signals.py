@@ -109,9 +109,12 @@ def test_the_second_signal_ends_the_run_at_once(start_model: Path, tmp_path: Pat
     assert saved_steps(tmp_path) == [1]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+
+
+@pytest.mark.parametrize("number", ENDING)
 def test_a_request_knows_how_old_it_is(number: signal.Signals) -> None:
-    handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    handlers = [signal.getsignal(n) for n in ENDING]
     with StopRequest() as stop:
         assert not stop.requested
         assert not stop.overdue(-1.0)
@@ -121,4 +124,14 @@ def test_a_request_knows_how_old_it_is(number: signal.Signals) -> None:
         assert stop.overdue(0.0)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), number)
-    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert [signal.getsignal(n) for n in ENDING] == handlers
+
+
+def test_the_end_of_the_terminal_is_ignored_where_the_user_asked_for_it() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopRequest() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop.requested
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -126,13 +126,33 @@ def test_a_damaged_line_of_metrics_is_cut(
 
 
 @pytest.mark.parametrize(
-    "content", ["", "{}", "[]", '{"checkpoints": 3}', '{"checkpoints": [1]}', '{"checkpoints": ["../x/global_step_1"]}']
+    "content",
+    [
+        "",
+        "{}",
+        "[]",
+        '{"checkpoints": 3}',
+        '{"checkpoints": [1]}',
+        '{"checkpoints": ["../x/global_step_1"]}',
+        '{"checkpoints": [], "tracking_id": 3}',
+        '{"checkpoints": [], "tracking_id": "../x"}',
+    ],
 )
 def test_a_damaged_record_is_refused(run: Path, content: str) -> None:
     (run / RECORD_FILE).write_text(content)
     with pytest.raises(UserError, match="record is damaged") as caught:
         find_checkpoint(run)
     assert caught.value.file == str(run / RECORD_FILE)
+
+
+def test_services_know_a_resumed_run_again_and_a_branch_as_a_new_one(run: Path) -> None:
+    begun = RunRecord(run).tracking_id(None)
+    assert RunRecord(run).tracking_id(4) == begun
+    branch = RunRecord(run).tracking_id(2)
+    assert branch != begun
+    record = RunRecord(run)
+    record.end_at(2)
+    assert RunRecord(run).tracking_id(2) == branch
 
 
 def test_a_crash_between_record_and_checkpoint_loses_nothing(run: Path) -> None:

@@ -40,6 +40,10 @@ _log = logging.getLogger(__name__)
 
 _NUM_PROBLEMS_SHOWN = 3
 _NUM_RUNS_SHOWN = 10
+_OTHER_TOOL = (
+    "Weights that another tool wrote are evaluated with `regrasp play --rl_model_path`; to train on, make a model of"
+    " them with `regrasp export --rl_model_path`, and give it as --model_path: a new value head starts."
+)
 _WRAPPER = "_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module"
 _WRAPPERS = re.compile(rf"^(?:(?:module|{_WRAPPER})\.)+|(?<=\.)(?:{_WRAPPER})\.")
 """What DDP, FSDP, torch.compile and activation checkpointing put into the names of a module's weights."""
@@ -116,6 +120,13 @@ def find_checkpoint(path: Path) -> Path:
             "No such checkpoint folder." if not path.exists() else "A checkpoint is a folder, and this is a file.",
             file=path,
             expected="a global_step_<N> folder, a checkpoints folder or a run folder",
+        )
+    if (path / FULL_WEIGHTS).is_file() and not (path / MANIFEST).exists() and not (path / "trainer").exists():
+        raise UserError(
+            "A checkpoint of another tool, such as RLinf: it has weights, and nothing else that a run goes on from",
+            file=path,
+            expected="a checkpoint of regrasp",
+            fix=_OTHER_TOOL,
         )
     if step_of(path) is not None or (path / MANIFEST).is_file():
         if problems := resuming_problems(path, contents=False):
@@ -259,6 +270,5 @@ def _none_complete(path: Path, parents: Sequence[Path]) -> UserError:
         problem,
         file=path,
         expected="a global_step_<N> folder, a checkpoints folder or a run folder",
-        fix="Weights that another tool wrote are evaluated with `regrasp play --rl_model_path`, and trained on from"
-        " where `regrasp export --rl_model_path` makes a model folder of them.",
+        fix=_OTHER_TOOL,
     )

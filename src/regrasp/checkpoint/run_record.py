@@ -5,6 +5,8 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
+import secrets
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,6 +36,7 @@ class RunRecord:
     def __init__(self, run_dir: Path) -> None:
         self.run_dir = run_dir
         self._file = run_dir / RECORD_FILE
+        self._tracking_id: str | None = None
         self._names = self._read() if self._file.exists() else self._found()
 
     def checkpoints(self) -> list[Path]:
@@ -48,6 +51,18 @@ class RunRecord:
         """Record a checkpoint that is about to be written."""
         name = checkpoint.relative_to(self.run_dir).as_posix()
         self._write([*(known for known in self._names if known != name), name])
+
+    def tracking_id(self, resumed_at: int | None) -> str:
+        """Under what id services know the run; a new one where it goes back to a step before its newest checkpoint.
+
+        Args:
+            resumed_at: The step from which the run goes on; None for one that begins.
+        """
+        newest = max((step_of(folder) or 0 for folder in self.checkpoints() if is_complete(folder)), default=0)
+        if self._tracking_id is None or resumed_at is None or resumed_at < newest:
+            self._tracking_id = secrets.token_hex(10)
+            self._write(self._names)
+        return self._tracking_id
 
     def end_at(self, step: int) -> list[Path]:
         """End the timeline at `step`, and return what lies there of later steps, damaged or not, newest first."""
@@ -65,12 +80,16 @@ class RunRecord:
 
     def _read(self) -> list[str]:
         try:
-            names = json.loads(self._file.read_bytes())["checkpoints"]
+            content = json.loads(self._file.read_bytes())
+            names, tracking_id = content["checkpoints"], content.get("tracking_id")
             outside = next(filter(leaves_folder, names), None)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise self._damaged(str(error)) from error
         if outside is not None:
             raise self._damaged(f"{outside!r} lies outside the run")
+        if not isinstance(tracking_id, str | None) or not re.fullmatch("[0-9a-z]{1,64}", tracking_id or "none"):
+            raise self._damaged(f"{tracking_id!r} is no tracking_id")
+        self._tracking_id = tracking_id
         return names
 
     def _damaged(self, reason: str) -> UserError:
@@ -84,7 +103,8 @@ class RunRecord:
     def _write(self, names: list[str]) -> None:
         self._names = names
         with atomic_file(self._file) as draft:
-            draft.write_text(json.dumps({"checkpoints": names}, indent=1) + "\n")
+            content = {"checkpoints": names, "tracking_id": self._tracking_id}
+            draft.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def run_of(checkpoint: Path) -> Path | None:

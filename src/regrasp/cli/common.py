@@ -63,6 +63,7 @@ def flag_overrides(args: argparse.Namespace) -> dict[str, str]:
         "model_path": ("actor.model.model_path",),
         "max_epochs": ("runner.max_epochs",),
         "resume_dir": ("runner.resume_dir",),
+        "rl_model_path": ("runner.ckpt_path",),
         "num_episodes": ("env.eval.num_episodes",),
         "experiment_name": ("runner.logger.experiment_name",),
         "num_demos": ("collect.num_demos",),
@@ -178,7 +179,22 @@ def take_checkpoint(args: argparse.Namespace, flag: str) -> None:
         flags = flag_overrides(args)
         loaded = load_config(experiment_name(args), [*flags, *args.overrides], args.config_path, flags, args.task)
         checkpoint = str(checkpoint_of_task(loaded.config, best=checkpoint == "best"))
-    setattr(args, flag, checkpoint if flag == "resume_dir" else Path(checkpoint))
+    setattr(args, flag, checkpoint)
+
+
+def weights_to_lay_over(loaded: LoadedConfig) -> Path | None:
+    """The weights that an evaluation lays over its model, if any.
+
+    Raises:
+        UserError: They are not there.
+    """
+    if loaded.config.runner.ckpt_path is None:
+        return None
+    from regrasp.checkpoint.read import full_weights_file
+
+    path = Path(loaded.config.runner.ckpt_path).expanduser()
+    full_weights_file(path)
+    return path
 
 
 def load_to_run(

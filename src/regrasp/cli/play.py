@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from regrasp.cli.common import add_run_arguments, load_to_run, prepare_torch, take_checkpoint
+from regrasp.cli.common import add_run_arguments, load_to_run, prepare_torch, take_checkpoint, weights_to_lay_over
 
 INTERRUPTED = "An evaluation that did not end has no result. Run the same command again."
 
@@ -14,7 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of this command."""
     add_run_arguments(parser)
     parser.add_argument(
-        "--rl_model_path", metavar="FOLDER", type=Path, help="global_step_N folder whose full_weights.pt is laid over"
+        "--rl_model_path", metavar="FOLDER", help="global_step_N folder whose full_weights.pt is laid over"
     )
     parser.add_argument(
         "--checkpoint", metavar="PATH", help="the same as --rl_model_path; or latest, or best, of this task's runs"
@@ -31,10 +30,7 @@ def run(args: argparse.Namespace) -> int:
     loaded = load_to_run(args, reads="play" if args.policy == "model" else None)
     if loaded is None:
         return 0
-    if args.rl_model_path is not None:
-        from regrasp.checkpoint.read import full_weights_file
-
-        full_weights_file(args.rl_model_path)
+    weights = weights_to_lay_over(loaded)
     from regrasp.runner.run_folder import open_run_folder
 
     with open_run_folder(loaded, args.given, args.run_name, evaluates=True) as run_dir:
@@ -43,9 +39,9 @@ def run(args: argparse.Namespace) -> int:
 
         options = PlayOptions(
             kind=args.policy,
-            rl_model_path=args.rl_model_path,
+            rl_model_path=weights,
             num_videos=args.num_videos,
-            group="finetuned" if args.rl_model_path else "base",
+            group="finetuned" if weights else "base",
         )
         result = play(loaded, run_dir, options)
         if result.videos:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from regrasp.checkpoint.layout import EXPORT
-from regrasp.cli.common import add_run_arguments, load_to_run, prepare_torch, take_checkpoint
+from regrasp.cli.common import add_run_arguments, load_to_run, prepare_torch, take_checkpoint, weights_to_lay_over
 from regrasp.errors import UserError
 
 if TYPE_CHECKING:
@@ -46,6 +46,16 @@ def run(args: argparse.Namespace) -> int:
     runner = loaded.config.runner
     if runner.evaluates:
         return _evaluate(args, loaded)
+    if runner.ckpt_path is not None:
+        raise loaded.located(
+            UserError(
+                "A training does not begin with weights over its model",
+                key="runner.ckpt_path",
+                value=runner.ckpt_path,
+                expected="null, or an evaluation (--only_eval, regrasp play)",
+                fix="make a model folder of both with `regrasp export --rl_model_path`, and give it as --model_path",
+            )
+        )
     from regrasp.runner.run_folder import newest_checkpoint, open_run_folder, resumed_folder
 
     resumed = None if runner.resume_dir is None else resumed_folder(runner.resume_dir)
@@ -77,11 +87,12 @@ def run(args: argparse.Namespace) -> int:
 def _evaluate(args: argparse.Namespace, loaded: LoadedConfig) -> int:
     from regrasp.runner.run_folder import open_run_folder
 
+    weights = weights_to_lay_over(loaded)
     with open_run_folder(loaded, args.given, args.run_name, evaluates=True) as run_dir:
         prepare_torch(loaded)
         from regrasp.stages.play import PlayOptions, play
 
-        play(loaded, run_dir, PlayOptions())
+        play(loaded, run_dir, PlayOptions(rl_model_path=weights))
     return 0
 
 

@@ -25,20 +25,22 @@ def not_a_multiple(key: str, value: int, of: str, divisor: int) -> Iterator[User
 
 
 def raise_problems(problems: Iterable[UserError], sources: Sources) -> None:
-    """Raise one `UserError` that holds every problem, each with the file and the key as they were written.
-
-    A key that is to go is named itself, even where its value is that of another key.
-    """
+    """Raise one `UserError` that holds every problem, each with the file and the key as they were written."""
     errors: dict[tuple[str, str], UserError] = {}
     for error in problems:
-        goes = error.problem == _UNKNOWN_KEY or "remove" in (error.fix or "")
-        place = sources.locate(split_key(error.key or ""), follow=not goes)
+        place = place_of(error, sources)
         errors.setdefault((error.problem, place.identity), _located(error, place))
     if len(errors) == 1:
         raise next(iter(errors.values()))
     if errors:
         texts = "\n".join(str(error) for error in errors.values())
         raise UserError(f"{len(errors)} problems in the configuration:\n{texts}")
+
+
+def place_of(error: UserError, sources: Sources) -> Place:
+    """Where a mistake is mended: where the value comes from, or the key itself where that one is to go."""
+    goes = error.problem == _UNKNOWN_KEY or "remove" in (error.fix or "")
+    return sources.locate(split_key(error.key or ""), follow=not goes)
 
 
 def _located(error: UserError, place: Place) -> UserError:

@@ -31,15 +31,16 @@ def batch_equation(config: ExperimentConfig) -> str:
     samples = num_samples(config)
     size = min(actor.global_batch_size, samples)
     micro = min(actor.micro_batch_size, size)
-    bound = "" if train.auto_reset or train.ignore_terminations else "at most "  # an ended environment rests
+    exact = train.auto_reset or train.ignore_terminations
     return (
         f"{_count(train.total_num_envs, 'env')} x {_count(chunks, 'chunk')} "
         f"({_count(train.max_steps_per_rollout_epoch, 'step')} / {_count(actor.model.num_action_chunks, 'action')})"
         f" x {_count(algorithm.rollout_epoch, 'rollout epoch')} = "
-        f"{bound}{samples} samples; {_count(-(-samples // size), 'minibatch', 'es')} of {size} "
+        f"{samples} samples; {_count(-(-samples // size), 'minibatch', 'es')} of {size} "
         f"({-(-size // micro)} x {micro}) x {_count(algorithm.update_epoch, 'epoch')} = "
-        f"{bound}{_count(num_optimizer_steps(config), 'optimizer step')} per update"
+        f"{_count(num_optimizer_steps(config), 'optimizer step')} per update"
         + (f"; the last minibatch has {samples % size}" if samples % size else "")
+        + ("" if exact else "; at most so many, since an environment rests after its episode")
     )
 
 

@@ -24,7 +24,7 @@ from regrasp.config.legacy import (
     unreleased,
 )
 from regrasp.config.owned import ByType, field_infos
-from regrasp.config.problems import raise_problems, schema_problems
+from regrasp.config.problems import place_of, raise_problems, schema_problems
 from regrasp.config.search import find_config
 from regrasp.config.sources import COMMAND_LINE, Sources
 from regrasp.config.types import changed
@@ -57,7 +57,7 @@ class LoadedConfig:
         path = split_key(error.key or "")
         if error.file not in (None, str(self.file), COMMAND_LINE) or not self._has(path):
             return error
-        place = self.sources.locate(path)
+        place = place_of(error, self.sources)
         return error.at(place.file, place.key)
 
     def _has(self, path: Path) -> bool:

@@ -29,9 +29,9 @@ class LoggerConfig:
     log_path: Name | None = None
     """Folder of all runs; null: `logs/regrasp` in the working directory."""
     project_name: Name = "regrasp"
-    """Project under which W&B and SwanLab list the run."""
+    """Project under which W&B and SwanLab list the run, by the name of its log folder."""
     experiment_name: Name = "experiment"
-    """Folder of the run's checkpoints inside its log folder, and its name in W&B and SwanLab."""
+    """Folder of the run's checkpoints inside its log folder, and the group of the run in W&B."""
     logger_backends: Annotated[
         tuple[Backend, ...], Field(strict=False), BeforeValidator(_listed), Expect(_BACKENDS)
     ] = ("tensorboard",)
@@ -54,7 +54,7 @@ class RunnerConfig:
     """Evaluate the policy once instead of training it."""
     val_check_interval: Interval = -1
     """Updates between two evaluations; -1 or 0: never."""
-    save_interval: Interval = -1
+    save_interval: Interval = 10
     """Updates between two checkpoints; -1 or 0: only the last update is saved."""
     keep_checkpoints: PositiveInt | None = None
     """Newest checkpoints that stay on disk; null: all."""
@@ -62,6 +62,8 @@ class RunnerConfig:
     """Which checkpoints carry a self-contained model folder."""
     resume_dir: Name | None = None
     """Checkpoint, or run folder, from which training continues."""
+    ckpt_path: Name | None = None
+    """Weights of a checkpoint, ours or RLinf's, that an evaluation lays over the model; null: none."""
     seed: NonNegativeInt | None = None
     """Seed of every random stream of the run; null: `actor.seed`."""
     force: bool = False

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from regrasp.errors import UserError
-from regrasp.folders import atomic_file
-from regrasp.logging.backends import open_backends
+from regrasp.folders import append, atomic_file
+from regrasp.logging.backends import Backend, Opener, TrackedRun
+from regrasp.logging.side_channel import SideChannel
 
 _log = logging.getLogger(__name__)
 
@@ -26,65 +26,100 @@ STEPS_PER_SECOND = "time/env_steps_per_second"
 
 
 class MetricsLogger:
-    """Writes one line per `log` to `<log_dir>/metrics.jsonl` and forwards it to the chosen backends.
+    """Writes one line per `log` to `<run>/metrics.jsonl` and forwards it to services.
 
-    A line is on disk when `log` returns. Damaged lines are dropped when the file is opened again, with a warning.
+    A line is on disk when `log` returns. What the disk or a service refuses is reported once, kept, and tried again
+    with the next line. Damaged lines are dropped when the file is opened again, with a warning.
     Create one per run, in the main process only.
 
     Args:
-        log_dir: Folder of the run; created if missing.
-        project: Project name shown by W&B and SwanLab.
-        experiment: Experiment name shown by W&B and SwanLab.
-        backends: Any of `tensorboard`, `wandb`, `swanlab`; may be empty.
-        config_text: The resolved configuration as YAML, handed to every backend (`metrics.jsonl` holds none of it).
-
-    Raises:
-        UserError: A backend is unknown, or its package is not installed.
+        run: Its folder, created if missing, and what services call it.
+        backends: From `prepare_backends`; may be empty.
     """
 
-    def __init__(
-        self, log_dir: Path, *, project: str, experiment: str, backends: Sequence[str], config_text: str
-    ) -> None:
-        log_dir.mkdir(parents=True, exist_ok=True)
-        self.path = log_dir / METRICS_FILE
-        self._backends = open_backends(backends, log_dir, project, experiment, config_text)
+    def __init__(self, run: TrackedRun, backends: Mapping[str, Opener]) -> None:
+        run.folder.mkdir(parents=True, exist_ok=True)
+        self.path = run.folder / METRICS_FILE
+        self._outputs = [_Output("metrics.jsonl", lambda _: _LinesFile(self.path), run)]
         _keep_lines(self.path)
-        self._file = self.path.open("a", encoding="utf-8", buffering=1)
+        self._outputs += [_Output(name, opener, run) for name, opener in backends.items()]
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Record `metrics` (tag to scalar) of global step `step`; not-a-number and infinity are stored as null."""
         scalars = {tag: float(value) for tag, value in metrics.items()}
-        self._file.write(_encode(step, scalars) + "\n")
-        os.fsync(self._file.fileno())
-        for backend in self._backends:
-            backend.log(step, scalars)
+        for output in self._outputs:
+            output.log(step, scalars)
 
     def truncate_after(self, step: int, later: Path | None = None) -> None:
         """Forget every later step, so that a run resumed at `step` writes what an uninterrupted one would have.
 
-        Holds for the file and for TensorBoard; W&B and SwanLab start a new run for a resumed one.
+        Holds for the file and for TensorBoard; W&B and SwanLab keep the values of a step that they were sent first.
 
         Args:
             step: The last one that is kept.
             later: Folder to which the lines of later steps are moved.
         """
-        self._file.close()
         _keep_lines(self.path, step, later)
-        self._file = self.path.open("a", encoding="utf-8", buffering=1)
-        for backend in self._backends:
-            backend.forget_after(step)
+        for output in self._outputs:
+            output.forget_after(step)
 
     def close(self) -> None:
         """Close the file and every backend."""
-        self._file.close()
-        for backend in self._backends:
-            backend.close()
+        for output in self._outputs:
+            output.close()
 
     def __enter__(self) -> MetricsLogger:
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+class _LinesFile:
+    """`metrics.jsonl` as a backend."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def log(self, step: int, scalars: Mapping[str, float]) -> None:
+        with self._path.open("ab", buffering=0) as file:
+            append(file, _encode(step, scalars).encode() + b"\n")
+
+    def forget_after(self, step: int) -> None:
+        """The lines have been moved."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class _Output:
+    """A backend that may fail: what it has not taken is given again with the next step, in order."""
+
+    def __init__(self, name: str, opener: Opener, run: TrackedRun) -> None:
+        self._channel = SideChannel(name, "What it lacks is tried again at every update.")
+        self._untaken: list[tuple[int, Mapping[str, float]]] = []
+        self._backend: Backend | None = None
+        with SideChannel(name, "It is left out of this run.").attempt():
+            self._backend = opener(run)
+
+    def log(self, step: int, scalars: Mapping[str, float]) -> None:
+        if self._backend is None:
+            return
+        self._untaken.append((step, scalars))
+        with self._channel.attempt():
+            while self._untaken:
+                self._backend.log(*self._untaken[0])
+                del self._untaken[0]
+
+    def forget_after(self, step: int) -> None:
+        if self._backend is not None:
+            with self._channel.attempt():
+                self._backend.forget_after(step)
+
+    def close(self) -> None:
+        if self._backend is not None:
+            with self._channel.attempt():
+                self._backend.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

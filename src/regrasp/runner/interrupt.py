@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM as a request to stop at the next safe point."""
+"""Signals that end a process, as a request to stop at the next safe point."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ import time
 from types import FrameType, TracebackType
 
 _log = logging.getLogger(__name__)
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+"""Ctrl-C, a scheduler's end of the job, the end of the terminal, and Ctrl-\\."""
 
 
 class StopRequest:
@@ -27,8 +30,10 @@ class StopRequest:
         return self.since is not None and time.monotonic() - self.since > seconds
 
     def __enter__(self) -> StopRequest:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._previous[number] = signal.signal(number, self._handle)
+        for number in _SIGNALS:
+            # `nohup` has the end of the terminal ignored, which is to stay so.
+            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+                self._previous[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(

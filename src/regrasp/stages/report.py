@@ -37,7 +37,7 @@ def report_run(run_dir: Path, output: Path) -> Path:
     summary_file = run_dir / SUMMARY_FILE
     has_numbers = any((run_dir / name).is_file() for name in (METRICS_FILE, EVALUATION_FILE))
     if summary_file.is_file():
-        data = _quickstart_data(run_dir, json.loads(summary_file.read_text()))
+        data = _quickstart_data(run_dir, json.loads(summary_file.read_text(encoding="utf-8")))
     elif has_numbers and (run_dir / CONFIG_FILE).is_file():
         data = _run_data(run_dir)
     else:
@@ -55,16 +55,16 @@ def _run_data(run_dir: Path) -> ReportData:
     metrics = run_dir / METRICS_FILE
     evaluation = run_dir / EVALUATION_FILE
     command = run_dir / COMMAND_FILE
-    config = (run_dir / CONFIG_FILE).read_text()
+    config = (run_dir / CONFIG_FILE).read_text(encoding="utf-8")
     return ReportData(
         title=run_dir.name,
         seed=_seed(config),
-        base=EvaluationSummary.from_json(evaluation.read_text()) if evaluation.is_file() else None,
+        base=EvaluationSummary.from_json(evaluation.read_text(encoding="utf-8")) if evaluation.is_file() else None,
         metrics=read_metrics(metrics) if metrics.is_file() else [],
         videos=_videos(run_dir),
         config_text=config,
         versions=versions(),
-        command=command.read_text().rstrip() if command.is_file() else "",
+        command=command.read_text(encoding="utf-8").rstrip() if command.is_file() else "",
     )
 
 
@@ -79,7 +79,7 @@ def _videos(run_dir: Path) -> list[VideoItem]:
     episodes_file = run_dir / EPISODES_FILE
     if not episodes_file.is_file():
         return []
-    episodes = [json.loads(line) for line in episodes_file.read_text().splitlines()]
+    episodes = [json.loads(line) for line in episodes_file.read_text(encoding="utf-8").splitlines()]
     paths = ((run_dir / VIDEO_FOLDER / video_name(e["episode"], e["success"]), e) for e in episodes)
     return [VideoItem(path, e["instruction"], e["success"], "base", e["seed"]) for path, e in paths if path.is_file()]
 
@@ -93,7 +93,7 @@ def _quickstart_data(run_dir: Path, summary: dict[str, Any]) -> ReportData:
         metrics=read_metrics(run_dir / "train" / METRICS_FILE),
         stage_seconds=summary["stage_seconds"],
         videos=[VideoItem(**{**video, "file": run_dir / video["file"]}) for video in summary["videos"]],
-        config_text=(run_dir / CONFIG_FILE).read_text(),
+        config_text=(run_dir / CONFIG_FILE).read_text(encoding="utf-8"),
         versions=summary["versions"],
         command=summary["command"],
     )

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from regrasp.checkpoint.read import Checkpoint, find_checkpoint, read_checkpoint
-from regrasp.checkpoint.run_record import only_writer
+from regrasp.checkpoint.run_record import RunRecord, only_writer
 from regrasp.config.types import changed
 from regrasp.engine.base import Engine
 from regrasp.engine.local import LocalEngine
@@ -18,6 +18,7 @@ from regrasp.envs.registry import create_env
 from regrasp.errors import UserError
 from regrasp.experiment import ExperimentConfig
 from regrasp.experiment.load import LoadedConfig
+from regrasp.logging.backends import Opener, TrackedRun, prepare_backends
 from regrasp.logging.metrics import MetricsLogger
 from regrasp.models.contract import Policy
 from regrasp.runner.resume import changes_warning, check_slot, passed_over_warning
@@ -49,6 +50,7 @@ def train(loaded: LoadedConfig, run_dir: Path) -> bool:
 
 def _train(loaded: LoadedConfig, run_dir: Path, checkpoint: Checkpoint | None) -> bool:
     config, seed = loaded.config, loaded.config.seed
+    backends = prepare_backends(config.runner.logger.logger_backends)
     with _environments(config) as (env, eval_env):
         for warning in lost_guarantees(env):
             _log.warning(warning)
@@ -56,7 +58,7 @@ def _train(loaded: LoadedConfig, run_dir: Path, checkpoint: Checkpoint | None) -
         if eval_env is not None:
             check_fit(policy, config.env.eval.mapping, eval_env.spec, "env.eval.mapping")
         engine = LocalEngine(config, policy, env, seed, choose_device(), run_dir, eval_env)
-        return _run(loaded, engine, run_dir, checkpoint)
+        return _run(loaded, engine, run_dir, checkpoint, backends)
 
 
 def _checkpoint_to_resume(path: Path) -> Checkpoint:
@@ -88,7 +90,13 @@ def lost_guarantees(env: VecEnv) -> list[str]:
     return [text for name, text in _LOSSES.items() if not getattr(env.capabilities, name)]
 
 
-def _run(loaded: LoadedConfig, engine: Engine, run_dir: Path, checkpoint: Checkpoint | None) -> bool:
+def _run(
+    loaded: LoadedConfig,
+    engine: Engine,
+    run_dir: Path,
+    checkpoint: Checkpoint | None,
+    backends: Mapping[str, Opener],
+) -> bool:
     names = loaded.config.runner.logger
     text = _settings(loaded)
     if checkpoint is not None:
@@ -97,13 +105,9 @@ def _run(loaded: LoadedConfig, engine: Engine, run_dir: Path, checkpoint: Checkp
         if warning := changes_warning(before, text):
             _log.warning(warning)
         engine.load(checkpoint)
-    with MetricsLogger(
-        run_dir,
-        project=names.project_name,
-        experiment=names.experiment_name,
-        backends=names.logger_backends,
-        config_text=text,
-    ) as logger:
+    tracking_id = RunRecord(run_dir).tracking_id(None if checkpoint is None else checkpoint.step)
+    run = TrackedRun(run_dir, names.project_name, names.experiment_name, tracking_id, text)
+    with MetricsLogger(run, backends) as logger:
         runner = EmbodiedRunner(loaded.config, engine, logger, run_dir, text)
         if checkpoint is not None:
             runner.resume(checkpoint)

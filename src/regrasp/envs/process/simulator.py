@@ -1,13 +1,31 @@
-"""What a simulator offers inside its own process. Imports NumPy only."""
+"""What a simulator offers inside its own process. Imports NumPy only, from outside this package."""
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from regrasp.errors import UserError
+
+_DTYPES = (
+    "bool",
+    *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)),
+    "float16",
+    "float32",
+    "float64",
+)
+"""What an observation may be of: numbers, whose bytes mean the same in every process."""
+_CAPABILITIES = frozenset({"seed_per_env", "partial_reset", "true_final_observation"})
+RESERVED_MEASURES = frozenset(
+    {"success_once", "return", "episode_len", "reward", "num_trajectories", "total_steps"}
+    | {"episode", "seed", "instruction", "success", "total_reward", "length"}
+)
+"""What no measure of a task may be called: metrics that every task has, and what is kept of each episode."""
 
 
 class ArraySpec(NamedTuple):
@@ -47,9 +65,48 @@ class SimulatorSpec:
     """What may be wrong if the reward turns out to be constant."""
 
     def __post_init__(self) -> None:
-        """Take plain pairs of shape and dtype too, as JSON has them."""
-        raw = {key: ArraySpec(tuple(shape), dtype) for key, (shape, dtype) in self.raw_observations.items()}
+        """Check what another's code says, before memory is laid out by it; pairs of shape and dtype may be plain."""
+        try:
+            raw = {key: ArraySpec(tuple(shape), dtype) for key, (shape, dtype) in self.raw_observations.items()}
+        except (TypeError, ValueError, AttributeError):
+            raise _impossible("raw_observations", self.raw_observations, "{group/key: (shape, dtype)}") from None
+        for key, (shape, dtype) in raw.items():
+            if not all(_is_count(side, 1) for side in shape):
+                raise _impossible(f"raw_observations['{key}'].shape", shape, "whole numbers of at least 1")
+            if dtype not in _DTYPES:
+                raise _impossible(f"raw_observations['{key}'].dtype", dtype, f"one of {', '.join(_DTYPES)}")
         object.__setattr__(self, "raw_observations", raw)
+        for name, least in (("action_dim", 1), ("max_episode_steps", 1), ("state_size", 0)):
+            if not _is_count(value := getattr(self, name), least):
+                raise _impossible(name, value, f"a whole number of at least {least}")
+        if not (isinstance(self.step_seconds, float | int) and 0 < self.step_seconds < math.inf):
+            raise _impossible("step_seconds", self.step_seconds, "a number above 0")
+        for name in ("instructions", "info", "notes", "reward_doubts"):
+            value = getattr(self, name)
+            if not (isinstance(value, tuple) and all(isinstance(text, str) for text in value)):
+                raise _impossible(name, value, "a tuple of texts")
+        if not self.instructions:
+            raise _impossible("instructions", self.instructions, "at least one; ('',) for a task without words")
+        if taken := sorted(RESERVED_MEASURES.intersection(self.info)):
+            raise _impossible("info", taken[0], f"another name than {', '.join(sorted(RESERVED_MEASURES))}")
+        if len(set(self.info)) < len(self.info):
+            raise _impossible("info", self.info, "each name once")
+        known = self.capabilities.keys() <= _CAPABILITIES and all(
+            type(has) is bool for has in self.capabilities.values()
+        )
+        if not known:
+            raise _impossible(
+                "capabilities", self.capabilities, f"true or false for {', '.join(sorted(_CAPABILITIES))}"
+            )
+
+
+def _is_count(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _impossible(key: str, value: Any, expected: str) -> UserError:
+    fix = "correct describe() of the simulator, or of the task it runs"
+    return UserError("A simulator describes itself as none can be", key=key, value=value, expected=expected, fix=fix)
 
 
 def with_tuples(data: Mapping[str, Any]) -> dict[str, Any]:

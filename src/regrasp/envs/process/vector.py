@@ -22,7 +22,7 @@ from regrasp.envs.mapping import ObservationMapping
 from regrasp.envs.process.process import SimulatorProcess
 from regrasp.envs.process.protocol import SharedArrays
 from regrasp.envs.process.simulator import ArraySpec
-from regrasp.errors import TrainingHaltedError
+from regrasp.errors import SimulatorError, TrainingHaltedError
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "LP_NUM_THREADS")
 _IMAGE_AXES = 3
@@ -74,7 +74,9 @@ class RemoteVecEnv(VecEnv):
                     python_key=f"env.{name}.python",
                 )
                 self._workers.append(worker)
-            simulator = [worker.wait_until_ready() for worker in _as_they_reply(self._workers)][0]  # noqa: RUF015
+            simulator, *others = [worker.wait_until_ready() for worker in _as_they_reply(self._workers)]
+            if any(other != simulator for other in others):
+                raise SimulatorError(f"The processes of the {name} environments do not offer the same.")
             capabilities = Capabilities(
                 **simulator.capabilities, saves_state=simulator.state_size > 0, has_expert=simulator.has_expert
             )
@@ -211,7 +213,13 @@ class RemoteVecEnv(VecEnv):
 
     def _observe(self) -> Observation:
         raw = {key: self._arrays[OBSERVATION + key] for key in self._mapping.keys}
-        return self._mapping(raw, [self.spec.instructions[i] for i in self._arrays["instruction"]])
+        chosen, known = self._arrays["instruction"], self.spec.instructions
+        if chosen.min() < 0 or chosen.max() >= len(known):
+            raise SimulatorError(
+                f"{self.spec.task_id} gave its episodes the instructions {chosen.tolist()}, of the {len(known)} (from 0"
+                " on) that it describes."
+            )
+        return self._mapping(raw, [known[i] for i in chosen])
 
 
 def _as_they_reply(workers: Sequence[SimulatorProcess]) -> Iterator[SimulatorProcess]:
