@@ -12,6 +12,7 @@ import pytest
 import torch
 from rank_toys import ALGORITHMS, UPDATES, Job, train
 from safetensors.torch import load_file
+from torch.multiprocessing.spawn import spawn
 
 OVER_EPOCHS = ("env.train.auto_reset=true", "env.train.max_steps_per_rollout_epoch=16")
 JOBS = [*(Job(name, name) for name in ALGORITHMS), Job("over_epochs", "ppo", OVER_EPOCHS)]
@@ -20,7 +21,7 @@ HALF = UPDATES // 2
 
 def run(folder: Path, count: int, jobs: Sequence[Job]) -> Path:
     """Run jobs in `count` processes."""
-    torch.multiprocessing.spawn(train, (count, folder, jobs), nprocs=count)
+    spawn(train, (count, folder, jobs), nprocs=count)
     return folder
 
 
