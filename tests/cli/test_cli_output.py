@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import runpy
 import subprocess
@@ -23,6 +24,14 @@ from regrasp.stages import collect, convert, play, pretrain, quickstart, sft
 
 ROOT = Path(__file__).resolve().parents[2]
 LAB = "isaaclab_stack_cube_ppo_groot"
+NUMBERS = """
+import logging, sys
+from regrasp.cli.console import log_to_console
+log_to_console()
+for number in range(20_000):
+    print("拿起", number)
+print("done", file=sys.stderr)
+"""
 EXPERIMENTS = sorted(file.stem for file in SHIPPED.glob("*.yaml"))
 
 
@@ -33,6 +42,25 @@ def test_version(capsys: pytest.CaptureFixture[str]):
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert capsys.readouterr().out.split() == ["regrasp", project["version"]]
     assert regrasp.__version__ == project["version"]
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_a_terminal_that_lacks_a_character_shows_its_escape_sequence(encoding: str):
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    result = subprocess.run([sys.executable, "-c", NUMBERS], capture_output=True, env=environment, check=True)
+    assert result.stdout.startswith(b"\\u62ff\\u8d77 0\n")
+
+
+@pytest.mark.parametrize("place", ["closed pipe", "full disk"])
+def test_output_that_cannot_be_written_is_reported_once_and_costs_nothing(place: str):
+    descriptor = os.open("/dev/full", os.O_WRONLY)
+    if place == "closed pipe":
+        reader, descriptor = os.pipe()
+        os.close(reader)
+    result = subprocess.run([sys.executable, "-c", NUMBERS], stdout=descriptor, stderr=subprocess.PIPE, check=True)
+    warning, done = result.stderr.decode().splitlines()
+    assert warning.startswith("[WARN] <stdout> cannot be written any more, and the work goes on: ")
+    assert done == "done"
 
 
 def test_help_is_fast_and_imports_nothing_heavy():

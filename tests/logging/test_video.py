@@ -1,7 +1,10 @@
 import av
 import numpy as np
 import pytest
+from fontTools.fontBuilder import FontBuilder
+from fontTools.pens.ttGlyphPen import TTGlyphPen
 
+from regrasp.logging import overlay
 from regrasp.logging.overlay import annotate
 from regrasp.logging.video import write_episode, write_video
 
@@ -150,3 +153,49 @@ def test_the_last_frame_shows_the_tasks_measures(tmp_path):
     changes = [np.abs(a.astype(int) - b.astype(int)).mean() for a, b in zip(plain, measured, strict=True)]
     assert max(changes[:-1]) < 0.5
     assert changes[-1] > 2
+
+
+@pytest.fixture
+def no_fonts(monkeypatch):
+    """A machine whose fonts are those that come with Regrasp."""
+    caches = (overlay._readable, overlay._warn_of_lacking_font)
+    for cached in caches:
+        cached.cache_clear()
+    monkeypatch.setattr(overlay, "findSystemFonts", list)
+    yield
+    for cached in caches:
+        cached.cache_clear()
+
+
+def test_characters_without_a_font_are_marked_and_told_once(no_fonts, caplog):
+    marked = annotate(grey(), instruction="[?] cube", step=1, reward=0.0)
+    assert np.array_equal(annotate(grey(), instruction="红色 cube", step=1, reward=0.0), marked)
+    assert np.array_equal(annotate(grey(), instruction="红 cube", step=1, reward=0.0), marked)
+    alone = annotate(grey(), instruction="拿起红色方块", step=1, reward=0.0)
+    assert np.array_equal(alone, annotate(grey(), instruction="[text without a font]", step=1, reward=0.0))
+    assert caplog.text.count("fonts-noto-cjk") == 1
+
+
+def test_an_installed_font_draws_what_the_shipped_one_lacks(no_fonts, monkeypatch, tmp_path, caplog):
+    font = FontBuilder(1000, isTTF=True)
+    pen = TTGlyphPen(None)
+    pen.moveTo((0, 0))
+    for corner in ((0, 900), (900, 900), (900, 0)):
+        pen.lineTo(corner)
+    pen.closePath()
+    font.setupGlyphOrder([".notdef", "full"])
+    font.setupCharacterMap({ord("拿"): "full"})
+    font.setupGlyf({".notdef": TTGlyphPen(None).glyph(), "full": pen.glyph()})
+    font.setupHorizontalMetrics(dict.fromkeys((".notdef", "full"), (1000, 0)))
+    font.setupHorizontalHeader(ascent=900, descent=-100)
+    font.setupNameTable({"familyName": "Toy", "styleName": "Regular"})
+    font.setupOS2()
+    font.setupPost()
+    font.save(tmp_path / "toy.ttf")
+    (tmp_path / "broken.ttf").write_bytes(b"no font")
+    fonts = [str(tmp_path / "broken.ttf"), str(tmp_path / "toy.ttf")]
+    monkeypatch.setattr(overlay, "findSystemFonts", lambda: fonts)
+    drawn = annotate(grey(), instruction="拿" * 25, step=1, reward=0.0)
+    white = (drawn[:64] == 255).all(axis=2).mean(axis=1)
+    assert (white > 0.5).sum() > 12, "two lines of full squares"
+    assert not caplog.text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 
@@ -84,6 +85,27 @@ def test_videos_exist_and_decode(expert: tuple[Path, PlayResult]) -> None:
         episode = result.episodes[index]
         assert (item.seed, item.instruction, item.success) == (episode.seed, episode.instruction, True)
         assert frames_of(item.file) == episode.length + 10, "the last frame is held for a second"
+
+
+def test_videos_that_cannot_be_written_cost_no_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("regrasp.runner.videos.write_episode", refuse)
+    result = play(task("env.eval.video_cfg.save_video=true"), tmp_path, PlayOptions(kind="zero", num_videos=2))
+    assert result.videos == []
+    assert TypeAdapter(EvaluationSummary).validate_json((tmp_path / "evaluation.json").read_text()) == result.summary
+    assert caplog.text.count("No space left on device") == 1
+
+
+def test_a_result_that_cannot_be_written_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "evaluation.json").mkdir()
+    with pytest.raises(UserError, match="could not be written") as caught:
+        play(task(), tmp_path, PlayOptions(kind="zero"))
+    assert caught.value.file == str(tmp_path / "evaluation.json")
+    assert "all episodes" in capsys.readouterr().out
 
 
 def test_videos_without_text_go_where_they_were_asked_to(tmp_path: Path) -> None:

@@ -104,7 +104,7 @@ class RunRecord:
         self._names = names
         with atomic_file(self._file) as draft:
             content = {"checkpoints": names, "tracking_id": self._tracking_id}
-            draft.write_text(json.dumps(content, indent=1) + "\n")
+            draft.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def run_of(checkpoint: Path) -> Path | None:

@@ -141,7 +141,7 @@ def write_content(draft: Path, step: int, content: CheckpointContent) -> None:
         "frozen_names": sorted(content.frozen_names),
         "state": state,
     }
-    (draft / STATE).write_text(json.dumps(document, indent=1) + "\n")
+    (draft / STATE).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     if content.export is not None:
         (draft / EXPORT).mkdir()
         content.export(draft / EXPORT)

@@ -33,7 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="regrasp", description=regrasp.__doc__)
     parser.add_argument("--version", action="version", version=f"regrasp {regrasp.__version__}")
     commands = parser.add_subparsers(dest="command", metavar="command", required=True)
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    # What a shell passes is UTF-8, whatever the locale makes of it.
+    given = [os.fsencode(text).decode(errors="replace") for text in sys.argv[1:]] if arguments is None else [*arguments]
     if given and not given[0].startswith("-") and given[0] not in COMMANDS:
         known = f"choose from {', '.join(COMMANDS)}"
         parser.error(f"argument command: invalid choice: {given[0]!r} ({_close(given[0], COMMANDS) or known})")
@@ -62,10 +63,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         kept = getattr(_module(parsed.command), "INTERRUPTED", "")
         print(f"\ninterrupted\n{kept}".rstrip("\n"), file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        # The reader of our output is gone (`regrasp tasks | head -1`); a simulator's pipe has errors of its own.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
 
 
 def _unrecognized(parser: argparse.ArgumentParser, rest: Sequence[str]) -> NoReturn:

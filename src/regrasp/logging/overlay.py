@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+import logging
+import re
+from functools import cache, lru_cache
 from pathlib import Path
 
 import matplotlib
 import numpy as np
+from matplotlib.font_manager import findSystemFonts
+from matplotlib.ft2font import FT2Font
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+
+_log = logging.getLogger(__name__)
 
 Frame = NDArray[np.uint8]
 """(H, W, 3) uint8, RGB."""
@@ -42,8 +48,11 @@ def annotate(
     image = Image.fromarray(frame).convert("RGBA")
     layer = Image.new("RGBA", image.size)
     draw = ImageDraw.Draw(layer)
-    font = _font(max(9, round(min(image.size) * 0.056)))
-    _draw_lines(draw, _wrap(tuple(instruction.split()), " ", font, image.width), font, image.size, top=True)
+    size = max(9, round(min(image.size) * 0.056))
+    font = _font(size, _DEJAVU)
+    told, file = _readable(instruction)
+    wide = _font(size, file)
+    _draw_lines(draw, _wrap(tuple(told.split()), " ", wide, image.width), wide, image.size, top=True)
     state = f"step {step}  reward {reward:.2f}"
     below = _wrap(tuple(extra.split("  ")), "  ", font, image.width) if extra else []
     _draw_lines(draw, [*below, state], font, image.size, top=False)
@@ -57,10 +66,45 @@ def _check_frame(frame: Frame) -> None:
         raise ValueError(f"a frame is (H, W, 3) uint8, found {frame.shape} {frame.dtype}")
 
 
+_DEJAVU = str(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf")
+"""Matplotlib ships it: the same letters on every machine, Greek and Cyrillic included, no Chinese."""
+
+
 @lru_cache(maxsize=16)
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which Matplotlib ships: the same letters on every machine, Greek and Cyrillic included, no CJK."""
-    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"), size)
+def _font(size: int, file: str) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(file, size)
+
+
+@cache
+def _readable(text: str) -> tuple[str, str]:
+    """What is drawn of a text, and the file of a font that has all of it."""
+    needed = {character for character in text if not character.isspace()}
+    file = next((file for file in (_DEJAVU, *sorted(findSystemFonts())) if needed <= _characters(file)), None)
+    if file is not None:
+        return text, file
+    _warn_of_lacking_font()
+    known = _characters(_DEJAVU)
+    shown = "".join(character if character in known or character.isspace() else "\0" for character in text)
+    if not shown.strip("\0 "):
+        return "[text without a font]", _DEJAVU
+    return re.sub("\0+", "[?]", shown), _DEJAVU
+
+
+@cache
+def _warn_of_lacking_font() -> None:
+    _log.warning(
+        "Videos show [?] where no installed font has the characters of an instruction. Install one that has them (for"
+        " Chinese: fonts-noto-cjk). Results keep every instruction as it is."
+    )
+
+
+@cache
+def _characters(file: str) -> frozenset[str]:
+    """What a font has; nothing of a file that cannot be read."""
+    try:
+        return frozenset(map(chr, FT2Font(file).get_charmap()))
+    except (OSError, RuntimeError):
+        return frozenset()
 
 
 def _margin(font: ImageFont.FreeTypeFont) -> int:
@@ -73,18 +117,28 @@ def _line_height(font: ImageFont.FreeTypeFont) -> int:
 
 @lru_cache(maxsize=64)
 def _wrap(parts: tuple[str, ...], gap: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
-    """Lines of parts, which are broken only between two of them."""
+    """Lines of parts, which are broken only between two of them, or where one alone is too long for a line."""
     room = width - 2 * _margin(font)
     lines = [""]
-    for part in parts:
-        longer = f"{lines[-1]}{gap}{part}".strip()
+    for piece in (piece for part in parts for piece in _pieces(part, font, room)):
+        longer = f"{lines[-1]}{gap}{piece}".strip()
         if not lines[-1] or font.getlength(longer) <= room:
             lines[-1] = longer
         else:
-            lines.append(part)
+            lines.append(piece)
     if len(lines) > _MAX_LINES:
         lines = [*lines[: _MAX_LINES - 1], gap.join(lines[_MAX_LINES - 1 :])]
     return [_cut(line, font, width) for line in lines]
+
+
+def _pieces(text: str, font: ImageFont.FreeTypeFont, room: float) -> list[str]:
+    """A text without gaps, such as a Chinese sentence, in pieces that fit into the room."""
+    pieces = [""]
+    for character in text:
+        if pieces[-1] and font.getlength(pieces[-1] + character) > room:
+            pieces.append("")
+        pieces[-1] += character
+    return pieces
 
 
 def _cut(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:

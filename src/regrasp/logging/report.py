@@ -15,6 +15,7 @@ from pydantic import ConfigDict, Field, PositiveInt
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from regrasp.errors import UserError
+from regrasp.folders import atomic_file, writing
 from regrasp.logging.charts import learning_curve, measure_panels, secondary_panels
 from regrasp.logging.intervals import mean_interval, wilson_interval
 from regrasp.logging.text import duration
@@ -141,8 +142,10 @@ def write_report(run: ReportData, path: Path) -> None:
         longest_stage=max(run.stage_seconds.values(), default=0.0),
         episodes=_episodes(run.videos),
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path) as draft:
+        draft.write_text(page, encoding="utf-8")
 
 
 @dataclass(frozen=True)

@@ -48,8 +48,8 @@ def open_run_folder(
     name = f"{stamp}-{task}" + (f"_{run_name}" if run_name else "")
     folder = new_folder(root / name)
     _log.info("Logging to: %s", folder.resolve())
-    (folder / CONFIG_FILE).write_text(loaded.to_yaml())
-    (folder / COMMAND_FILE).write_text(f"{command_line(given)}\n")
+    (folder / CONFIG_FILE).write_text(loaded.to_yaml(), encoding="utf-8")
+    (folder / COMMAND_FILE).write_text(f"{command_line(given)}\n", encoding="utf-8")
     try:
         yield folder
     except (UserError, SimulatorError, KeyboardInterrupt):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from regrasp.envs.config import VideoConfig
 from regrasp.logging.report import Group, VideoItem
+from regrasp.logging.side_channel import SideChannel
 from regrasp.logging.video import write_episode, write_video
 from regrasp.rollout.evaluation import RecordedEpisode
 
@@ -31,10 +32,15 @@ class EpisodeVideos:
         self._info = config.info_on_video
         self._fps = 1 / step_seconds
         self._group: Group = group
+        self._channel = SideChannel("A video", "Videos that cannot be written are left out.")
         self.items: list[VideoItem] = []
 
     def write(self, episode: RecordedEpisode) -> None:
-        """Write one episode's file."""
+        """Write one episode's file, if it can be written."""
+        with self._channel.attempt():
+            self._write(episode)
+
+    def _write(self, episode: RecordedEpisode) -> None:
         result = episode.result
         path = self._folder / video_name(episode.index, result.success)
         frames, rewards = episode.frames.numpy(), episode.rewards.numpy()

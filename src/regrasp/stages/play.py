@@ -12,6 +12,7 @@ from typing import Literal
 from regrasp.engine.acting import create_chooser
 from regrasp.envs.registry import create_env, env_type_of
 from regrasp.experiment.load import LoadedConfig
+from regrasp.folders import atomic_file
 from regrasp.logging.intervals import wilson_interval
 from regrasp.logging.progress import progress
 from regrasp.logging.report import EvaluationSummary, Group, VideoItem
@@ -66,10 +67,12 @@ def play(loaded: LoadedConfig, run_dir: Path, options: PlayOptions) -> PlayResul
 
             wants_video = config.env.eval.video_cfg.save_video
             recorder = VideoRecorder(options.num_videos, videos.write) if wants_video else None
-            episodes = evaluate(env, choose, num_episodes, config.seed, config.env.eval.seed, count, recorder)
+            episodes = evaluate(env, choose, range(num_episodes), config.seed, config.env.eval.seed, count, recorder)
     result = PlayResult(summarize(episodes), episodes, videos.items, time.monotonic() - started)
-    _write(result, run_dir)
-    print_summary(result.summary)
+    try:
+        _write(result, run_dir)
+    finally:
+        print_summary(result.summary)
     return result
 
 
@@ -88,8 +91,9 @@ def print_summary(summary: EvaluationSummary) -> None:
 
 
 def _write(result: PlayResult, run_dir: Path) -> None:
-    (run_dir / EVALUATION_FILE).write_text(result.summary.to_json() + "\n")
-    with (run_dir / EPISODES_FILE).open("w") as file:
+    with atomic_file(run_dir / EVALUATION_FILE) as draft:
+        draft.write_text(result.summary.to_json() + "\n", encoding="utf-8")
+    with atomic_file(run_dir / EPISODES_FILE) as draft, draft.open("w", encoding="utf-8") as file:
         for index, episode in enumerate(result.episodes):
             line = {"episode": index, **{k: v for k, v in vars(episode).items() if k != "info"}, **episode.info}
             file.write(json.dumps(line) + "\n")

@@ -50,16 +50,16 @@ class _Journal:
         folder.mkdir(parents=True, exist_ok=True)
         config_file, journal = folder / CONFIG_FILE, cls(folder / _STATE_FILE, {})
         if not journal.file.is_file():
-            config_file.write_text(settings)
+            config_file.write_text(settings, encoding="utf-8")
             return journal
-        if config_file.read_text() != settings:
+        if config_file.read_text(encoding="utf-8") != settings:
             raise UserError(
                 "This folder holds a quickstart with other settings",
                 file=config_file,
                 expected="the settings that it was begun with",
                 fix="give another --output, or remove the folder",
             )
-        journal.stages = json.loads(journal.file.read_text())
+        journal.stages = json.loads(journal.file.read_text(encoding="utf-8"))
         return journal
 
     def run(self, name: str, title: str, stage: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -86,7 +86,7 @@ class _Journal:
     def _write(self, name: str, seconds: float, result: dict[str, Any]) -> None:
         self.stages[name] = {"seconds": seconds, "result": result}
         with atomic_file(self.file) as draft:
-            draft.write_text(json.dumps(self.stages, indent=2))
+            draft.write_text(json.dumps(self.stages, indent=2), encoding="utf-8")
 
 
 def quickstart(loaded: LoadedConfig, folder: Path, command: str) -> None:
@@ -125,7 +125,7 @@ def quickstart(loaded: LoadedConfig, folder: Path, command: str) -> None:
         "versions": versions(),
         "command": command,
     }
-    (folder / SUMMARY_FILE).write_text(json.dumps(summary, indent=2) + "\n")
+    (folder / SUMMARY_FILE).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     report = report_run(folder, folder / "report.html")
     _print_end(summary, report)
 
