@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic.dataclasses import dataclass
 
@@ -55,6 +55,8 @@ class TimeoutsConfig:
 class EnvConfig:
     """One set of parallel environments."""
 
+    seeds_each: ClassVar[bool] = True
+    """Whether the simulator takes a seed for every single environment."""
     env_type: Name
     """Simulator, by its registered name."""
     total_num_envs: PositiveInt
