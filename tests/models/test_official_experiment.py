@@ -52,7 +52,7 @@ def experiment(*mapping: str, overrides: tuple[str, ...] = ()) -> ExperimentConf
 
 
 def environments(state_dim: int = 5, cameras: tuple[str, ...] = ("wrist_view", "ego_view")) -> EnvSpec:
-    return EnvSpec("task", {}, 5, (), 0.1, 10, num_envs=1, state_dim=state_dim, cameras=cameras)
+    return EnvSpec("task", {}, 5, ("",), 0.1, 10, num_envs=1, state_dim=state_dim, cameras=cameras)
 
 
 def test_it_is_loaded_by_the_experiments_names(published: Path) -> None:

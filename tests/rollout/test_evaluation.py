@@ -98,7 +98,7 @@ def evaluated(
             outcome.recordings[recorded.index] = recorded
 
         outcome.results = evaluate(
-            env, remember, NUM_EPISODES, SEED, STREAM, outcome.order.append, VideoRecorder(num_recorded, keep)
+            env, remember, range(NUM_EPISODES), SEED, STREAM, outcome.order.append, VideoRecorder(num_recorded, keep)
         )
         return outcome
     finally:
@@ -179,4 +179,4 @@ def test_a_number_that_is_not_finite_stops_an_evaluation() -> None:
 
     env = Broken([[Script(LIMIT)]] * 3)
     with pytest.raises(TrainingHaltedError, match="Environment 2 returned a state"):
-        evaluate(env, lambda _o, rows, _k: torch.zeros(len(rows), 1, 3), 3, SEED, STREAM)
+        evaluate(env, lambda _o, rows, _k: torch.zeros(len(rows), 1, 3), range(3), SEED, STREAM)

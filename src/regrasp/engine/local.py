@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
+from tensordict import TensorDict
 from torch import Tensor
 
 from regrasp.algorithms.advantages import is_flat
@@ -26,11 +27,13 @@ from regrasp.learner.compilation import capture_updates, compile_policy
 from regrasp.learner.learner import Learner, NonFiniteError
 from regrasp.learner.precision import ActingPolicy, apply_precision
 from regrasp.models.contract import Policy
+from regrasp.ranks import Ranks
 from regrasp.rollout.buffers import RolloutBuffer
 from regrasp.rollout.decisions import Decisions
 from regrasp.rollout.episodes import EpisodeResult
 from regrasp.rollout.evaluation import VideoRecorder, evaluate
 from regrasp.rollout.inference import Inference, block_size
+from regrasp.rollout.shared import share
 from regrasp.rollout.training import TrainingEpisodes, collect_rollout
 
 _log = logging.getLogger(__name__)
@@ -49,6 +52,7 @@ class LocalEngine(Engine):
         device: Where the policy lives.
         run_dir: Where a batch that broke an update is written.
         eval_env: The environments of evaluation; None for a run that never evaluates.
+        ranks: Those that train together, each with an engine like this one, whose methods are called at the same time.
     """
 
     def __init__(
@@ -60,8 +64,10 @@ class LocalEngine(Engine):
         device: torch.device,
         run_dir: Path,
         eval_env: VecEnv | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         self.config = config
+        self._ranks = ranks or Ranks()
         model = config.actor.model
         apply_precision(policy, model, device)
         self.policy = policy.to(device)
@@ -72,7 +78,13 @@ class LocalEngine(Engine):
         self._keeps_features = not (config.runner.recompute_features or model.trains_backbone)
         self.algorithm = config.algorithm.build()
         self.learner = Learner(
-            policy, self.algorithm, config.actor, num_updates=num_updates(config), seed=seed, device=device
+            policy,
+            self.algorithm,
+            config.actor,
+            num_updates=num_updates(config),
+            seed=seed,
+            device=device,
+            ranks=self._ranks,
         )
         self._acting = ActingPolicy(policy, model, device, self.learner.bfloat16)
         if model.compile:
@@ -82,7 +94,12 @@ class LocalEngine(Engine):
         train = config.env.train
         self._mapping = ActionMapping(train.mapping, model.action_dim, env.spec.action_dim, "env.train.mapping")
         self._episodes = TrainingEpisodes(
-            env, seed, stream=train.seed, auto_reset=train.auto_reset, group_size=self.algorithm.group_size
+            env,
+            seed,
+            stream=train.seed,
+            auto_reset=train.auto_reset,
+            group_size=self.algorithm.group_size,
+            ranks=self._ranks,
         )
         self._eval_env = eval_env
         self._choose = eval_env and acting_chooser(acting, config, eval_env, "eval", seed, device)
@@ -100,25 +117,15 @@ class LocalEngine(Engine):
         self._acting.refresh()
         self._inference.version = update
         env = self.config.env.train
-        buffer = RolloutBuffer(
-            num_samples(self.config), self.config.runner.feature_storage, holds_features=self._keeps_features
-        )
+        capacity = -(-num_samples(self.config) // self._ranks.count)
+        buffer = RolloutBuffer(capacity, self.config.runner.feature_storage, holds_features=self._keeps_features)
         episodes: list[EpisodeResult] = []
         collected, epoch = None, 0
         while collected is None or self.algorithm.wants_more(collected, epoch):
             for _ in range(self.algorithm.config.rollout_epoch if collected is None else 1):
-                episodes += collect_rollout(
-                    self._episodes,
-                    self._inference,
-                    self._mapping,
-                    buffer,
-                    num_decisions=env.max_steps_per_rollout_epoch // self.config.actor.model.num_action_chunks,
-                    first_column=epoch * env.total_num_envs,
-                    bootstrap=self.algorithm.bootstrap,
-                    should_stop=should_stop,
-                )
+                episodes += self._roll_out(buffer, epoch, should_stop)
                 epoch += 1
-            collected = buffer.build()
+            collected = share(buffer.build(), self._ranks, env.total_num_envs)
         self.decisions = decisions = self.algorithm.prepare(collected)
         return Collected(
             episodes=episodes,
@@ -129,6 +136,27 @@ class LocalEngine(Engine):
             is_flat=is_flat(decisions["advantages"]),
         )
 
+    def _roll_out(self, buffer: RolloutBuffer, epoch: int, should_stop: Callable[[], bool]) -> list[EpisodeResult]:
+        """One rollout epoch, which all ranks finish or none."""
+        env, episodes = self.config.env.train, list[EpisodeResult]()
+        stopped = False
+        try:
+            episodes = collect_rollout(
+                self._episodes,
+                self._inference,
+                self._mapping,
+                buffer,
+                num_decisions=env.max_steps_per_rollout_epoch // self.config.actor.model.num_action_chunks,
+                first_column=epoch * env.total_num_envs + self._episodes.first_env,
+                bootstrap=self.algorithm.bootstrap,
+                should_stop=should_stop,
+            )
+        except InterruptedError:
+            stopped = True
+        if self._ranks.any(stopped):
+            raise InterruptedError
+        return episodes
+
     def update(self, update: int, should_abandon: Callable[[], bool]) -> dict[str, float]:
         """See `Engine.update`."""
         assert self.decisions is not None, "nothing was collected"
@@ -136,7 +164,8 @@ class LocalEngine(Engine):
         try:
             metrics = self.learner.update(self.decisions, update, should_abandon)
         except NonFiniteError as error:
-            file = self._run_dir / "halted" / f"batch_update_{update}.pt"
+            rank = f"_rank_{self._ranks.index}" if self._ranks.count > 1 else ""
+            file = self._run_dir / "halted" / f"batch_update_{update}{rank}.pt"
             file.parent.mkdir(parents=True, exist_ok=True)
             torch.save(error.batch.to_dict(), file)
             raise TrainingHaltedError(f"{error} The batch that caused it is in {file}.") from error
@@ -153,21 +182,25 @@ class LocalEngine(Engine):
         assert self._eval_env is not None
         assert self._choose is not None
         self._acting.refresh()
+        numbers = range(self._ranks.index, num_episodes, self._ranks.count)
         return evaluate(
-            self._eval_env, self._choose, num_episodes, self._seed, self.config.env.eval.seed, on_episode, recorder
+            self._eval_env, self._choose, numbers, self._seed, self.config.env.eval.seed, on_episode, recorder
         )
 
     def save(self, folder: Path, step: int, state: Mapping[str, JSON], *, export: bool) -> None:
-        """See `Engine.save`."""
+        """See `Engine.save`; the first rank writes."""
         frozen = (name for name, parameter in self.policy.named_parameters() if not parameter.requires_grad)
         tensors = self._between_updates() if self._boundary is None else self._boundary
         if self._episodes.begins_anew(tensors):
             _log.warning("The checkpoint of step %d holds no simulator state: %s", step, _ANEW)
+        of_ranks = self._ranks.gather(TensorDict(dict(tensors), batch_size=[len(self._episodes.running)]))
+        if self._ranks.index:
+            return
         content = CheckpointContent(
             model_state=self.policy.state_dict(),
             frozen_names=frozenset(frozen),
             optimizer_state=self.learner.state_dict(),
-            tensors=tensors,
+            tensors={str(name): values for name, values in TensorDict.cat(of_ranks).items()},
             state=state,
             export=self.policy.save if export else None,
         )

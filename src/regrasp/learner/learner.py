@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,6 +16,7 @@ from regrasp.learner import schedule
 from regrasp.learner.bfloat16 import Bfloat16Policy, shared_copy
 from regrasp.learner.optimizer import Steps, adamw, reader
 from regrasp.models.contract import Policy
+from regrasp.ranks import Ranks
 from regrasp.rollout.decisions import Decisions
 from regrasp.seeding import torch_generator
 
@@ -50,6 +51,7 @@ class Learner:
         num_updates: Length of the run, for learning-rate schedules.
         seed: Minibatch order is drawn from (seed, "data", update).
         device: Where the policy lives.
+        ranks: Those that train together: gradients and metrics are summed over them.
     """
 
     def __init__(
@@ -61,8 +63,10 @@ class Learner:
         num_updates: int,
         seed: int,
         device: torch.device,
+        ranks: Ranks | None = None,
     ) -> None:
         algorithm.check(policy)
+        self._ranks = ranks or Ranks()
         self.policy = policy
         self.algorithm = algorithm
         self._batch_size, self._micro_size = actor.global_batch_size, actor.micro_batch_size
@@ -101,7 +105,7 @@ class Learner:
         decisions = decisions.record_to(self._device)
         history: dict[str, list[float]] = defaultdict(list)
         for minibatch in self.algorithm.minibatches(decisions, self._batch_size, generator):
-            if should_abandon():
+            if self._ranks.any(should_abandon()):
                 raise AbandonedError(
                     "The update was abandoned. To continue, there is the checkpoint before it; if that was not yet"
                     " written, it has the weights of the steps made since, and its run is not repeated bit for bit."
@@ -148,38 +152,46 @@ class Learner:
         batch = minibatch.decisions
         self._steps.zero_grad()
         parts: list[dict[str, Tensor]] = []
-        for micro in batch.split(self._micro_size):
+        for micro in batch.micro_batches(self._micro_size):
             shares = self.algorithm.shares(micro, batch)
+            if micro.is_idle:
+                shares = torch.zeros_like(shares)
             parts.append(self.backward(micro.to(self._device), shares, minibatch.groups))
-            if len(batch) > self._micro_size:
+            if len(batch) > self._micro_size or self._ranks.count > 1:
                 self._steps.gather()  # gradients of several micro-batches add up in float32
-        table = torch.stack([torch.stack([*part.values()]) for part in parts], dim=1)  # (metrics, micro-batches)
-        totals = {
-            name: row.max() if name in self.algorithm.maxima else row.sum()
-            for name, row in zip(parts[0], table.unbind(), strict=True)
-        }
+        self._steps.add_up(self._ranks)
+        totals = self._totals(parts)
         norms = torch.stack(
             [self._clip(group, name in self._moved(minibatch)) for group, name in enumerate(self._groups)]
         )
         forbids = self.algorithm.forbids(totals) if len(totals) > 1 else None
         stops = norms.new_zeros(()) if forbids is None else forbids.float()
-        is_finite = table[[*parts[0]].index(LOSS)].isfinite().all() & norms.isfinite().all()
+        is_finite = totals[LOSS].isfinite() & norms.isfinite().all()
         # The host prepares the next minibatch while a GPU makes this step: it waits for the numbers alone.
-        read = reader(torch.cat([table.flatten(), norms, stops[None]]))
+        read = reader(torch.cat([torch.stack([*totals.values()]), norms, stops[None]]))
         self._steps.step_unless(~is_finite | (stops > 0))
-        return self._record(minibatch, [*parts[0]], len(parts), read(), history)
+        return self._record(minibatch, [*totals], read(), history)
+
+    def _totals(self, parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """The metrics of a minibatch from those of its micro-batches, on all ranks."""
+        table = torch.stack([torch.stack([*part.values()]) for part in parts])  # (micro-batches, metrics)
+        is_largest = torch.tensor([name in self.algorithm.maxima for name in parts[0]], device=table.device)
+        sums, largest = table.sum(0), table.amax(0)
+        self._ranks.add([sums])
+        self._ranks.largest(largest)
+        return dict(zip(parts[0], torch.where(is_largest, largest, sums).unbind(), strict=True))
 
     def _record(
-        self, minibatch: Minibatch, names: list[str], size: int, numbers: list[float], history: dict[str, list[float]]
+        self, minibatch: Minibatch, names: list[str], numbers: list[float], history: dict[str, list[float]]
     ) -> bool:
         """Check and keep the numbers of a step that was made unless they forbade it; returns whether one did."""
         *values, stops = numbers
-        values, norms = values[: -len(self._groups)], values[-len(self._groups) :]
-        found = {name: values[i * size : (i + 1) * size] for i, name in enumerate(names)}
-        if not all(map(math.isfinite, found.pop(LOSS))):
+        found = dict(zip(names, values, strict=False))
+        norms = values[len(names) :]
+        if not math.isfinite(found.pop(LOSS)):
             raise NonFiniteError(f"{'loss' if found else f'{minibatch.groups[0]} loss'}", minibatch.decisions)
-        for name, parts in found.items():
-            history[name].append(max(parts) if name in self.algorithm.maxima else sum(parts))
+        for name, value in found.items():
+            history[name].append(value)
         if stops:
             return True
         if not all(map(math.isfinite, norms)):

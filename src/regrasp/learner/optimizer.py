@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from regrasp.algorithms.base import ACTOR
 from regrasp.learner.bfloat16 import round_weights
 from regrasp.learner.fused_adamw import Bfloat16Weights, FusedAdamW
+from regrasp.ranks import Ranks
 
 if TYPE_CHECKING:
     from regrasp.experiment import OptimConfig
@@ -81,6 +82,11 @@ class Steps:
             if half.grad is not None:
                 weight.grad = half.grad.float() if weight.grad is None else weight.grad.add_(half.grad)
                 half.grad = None
+
+    def add_up(self, ranks: Ranks) -> None:
+        """Sum the gradients of all groups over the ranks, each of which has those of the same weights."""
+        weights = (weight for group in range(len(self._optimizer.param_groups)) for weight in self._weights(group))
+        ranks.add([weight.grad for weight in weights if weight.grad is not None])
 
     def drop(self, group: int) -> None:
         """Make the next step leave a group and its moments alone."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -31,6 +31,8 @@ class Decisions:
     Algorithms add more."""
     are_encoded: bool
     """Whether `inputs` are features."""
+    is_idle: bool = field(default=False, kw_only=True)
+    """Not of the minibatch: its gradient is to be zero, and keeps a rank in step that has none left of its own."""
 
     def __len__(self) -> int:
         return self.record.batch_size[0]
@@ -92,6 +94,10 @@ class Decisions:
         order = torch.randperm(len(self), generator=generator)
         for index in torch.tensor_split(order, -(-len(self) // size)):
             yield self.rows(index)
+
+    def micro_batches(self, size: int) -> Iterator[Decisions]:
+        """What this process computes of a minibatch, in parts of at most `size`."""
+        return self.split(size)
 
     def split(self, size: int) -> Iterator[Decisions]:
         """The decisions in their order, in parts of at most `size`, which share memory with the whole."""

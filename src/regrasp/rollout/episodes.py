@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -149,14 +149,14 @@ class Episodes(ABC):
 
 
 class NumberedEpisodes(Episodes):
-    """Episodes 0, 1, 2, ... of one stream, each in the next environment that is free.
+    """Episodes of one stream, in the order of their numbers, each in the next environment that is free.
 
     Args:
         env: The environments.
         seed: Episode i is seeded by (seed, role, *stream, i).
         role: "eval" or "data".
         stream: Key of the stream.
-        count: Number of episodes; None for an endless supply.
+        numbers: Of the episodes to run; None for an endless supply.
         auto_reset: See `Episodes`.
     """
 
@@ -166,12 +166,12 @@ class NumberedEpisodes(Episodes):
         seed: int,
         role: Role,
         *stream: int,
-        count: int | None = None,
+        numbers: Iterable[int] | None = None,
         auto_reset: bool = True,
     ) -> None:
         super().__init__(env, auto_reset=auto_reset, dtype=torch.float64)
         self._seed_of = lambda index: episode_seed(seed, role, *stream, index)
-        self._waiting = iter(itertools.count() if count is None else range(count))
+        self._waiting = iter(itertools.count() if numbers is None else numbers)
 
     def _next(self, env_ids: Sequence[int]) -> dict[int, int]:
         seeds = {}

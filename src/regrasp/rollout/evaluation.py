@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -67,27 +67,27 @@ class VideoRecorder(Recorder):
 def evaluate(
     env: VecEnv,
     choose: Choose,
-    num_episodes: int,
+    numbers: Sequence[int],
     seed: int,
     stream: int,
     on_episode: Callable[[EpisodeResult], None] | None = None,
     recorder: VideoRecorder | None = None,
 ) -> list[EpisodeResult]:
-    """Run episodes 0 to M - 1 in N environments; an environment that finishes takes the next episode at once.
+    """Run numbered episodes in N environments; an environment that finishes takes the next episode at once.
 
     Args:
         env: The environments.
         choose: What acts.
-        num_episodes: M.
+        numbers: Of the episodes.
         seed: Episode i is seeded by (seed, "eval", stream, i).
         stream: `env.eval.seed`.
         on_episode: Called with every finished episode.
         recorder: Of their frames.
 
     Returns:
-        The results in the order of the episodes.
+        The results in the order of `numbers`.
     """
-    episodes = NumberedEpisodes(env, seed, "eval", stream, count=num_episodes)
+    episodes = NumberedEpisodes(env, seed, "eval", stream, numbers=numbers)
     results: dict[int, EpisodeResult] = {}
     for index, result in play_episodes(episodes, choose, recorder):
         results[index] = result
@@ -96,4 +96,4 @@ def evaluate(
         if recorder is not None:
             recorder.finished(index, result)
     env.record([])
-    return [results[index] for index in range(num_episodes)]
+    return [results[number] for number in numbers]

@@ -11,6 +11,7 @@ from regrasp.algorithms.base import Bootstrap
 from regrasp.envs.contract import Observation, VecEnv
 from regrasp.envs.mapping import ActionMapping
 from regrasp.errors import UserError
+from regrasp.ranks import Ranks
 from regrasp.rollout.buffers import RolloutBuffer
 from regrasp.rollout.episodes import EpisodeResult, Episodes
 from regrasp.rollout.inference import Inference
@@ -28,11 +29,22 @@ class TrainingEpisodes(Episodes):
         group_size: So many environments, one after the other, form a group: their episodes of one number share seed
             and thereby instruction and first state, while their noise differs.
 
+        ranks: Those that train together, each of which has as many environments.
+
     Raises:
         UserError: The environments do not divide into groups.
     """
 
-    def __init__(self, env: VecEnv, seed: int, *, stream: int, auto_reset: bool, group_size: int = 1) -> None:
+    def __init__(
+        self,
+        env: VecEnv,
+        seed: int,
+        *,
+        stream: int,
+        auto_reset: bool,
+        group_size: int = 1,
+        ranks: Ranks | None = None,
+    ) -> None:
         super().__init__(env, auto_reset=auto_reset, dtype=torch.float32)
         count = env.spec.num_envs
         if count % group_size:
@@ -46,18 +58,22 @@ class TrainingEpisodes(Episodes):
         self._seed = seed
         self._stream = stream
         self._group_size = group_size
-        self._keys[:, 0] = torch.arange(count)
+        self._ranks = ranks or Ranks()
+        self._total = count * self._ranks.count
+        self.first_env = count * self._ranks.index
+        """The number that the first environment has among those of all ranks."""
+        self._keys[:, 0] = torch.arange(self.first_env, self.first_env + count)
         self._keys[:, 1] = -1
 
     def _next(self, env_ids: Sequence[int]) -> dict[int, int]:
         self._keys[list(env_ids), 1] += 1
         return {
-            row: episode_seed(self._seed, "train", self._stream, row // self._group_size, int(self._keys[row, 1]))
-            for row in env_ids
+            row: episode_seed(self._seed, "train", self._stream, number // self._group_size, episode)
+            for row, (number, episode) in zip(env_ids, self._keys[list(env_ids)].tolist(), strict=True)
         }
 
     def state_dict(self, *, simulators: bool = True) -> dict[str, Tensor]:
-        """Counters and, with `simulators`, the simulator's own state where episodes go on over epochs."""
+        """Counters and, with `simulators`, the simulator's own state where episodes go on over epochs; of this rank."""
         state = {**self._counters(), "running": self.running}
         if simulators and self._auto_reset and self.env.capabilities.saves_state:
             state |= {f"simulator.{name}": value for name, value in self.env.state_dict().items()}
@@ -68,19 +84,23 @@ class TrainingEpisodes(Episodes):
         return self._auto_reset and not any(name.startswith("simulator.") for name in state)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Restore what `state_dict` returned; without a simulator state, running episodes are begun anew.
+        """Restore what `state_dict` returned on all ranks, one after the other, whatever their number was.
+
+        Without a simulator state, running episodes are begun anew.
 
         Raises:
             UserError: The state is that of another number of environments.
         """
-        if len(state["episodes"]) != len(self.running):
+        if len(state["episodes"]) != self._total:
             raise UserError(
                 "The checkpoint was written with another number of environments",
                 key="env.train.total_num_envs",
-                value=len(self.running),
+                value=self._total,
                 expected=str(len(state["episodes"])),
                 fix="resume with the number of environments that the run was begun with",
             )
+        own = self._ranks.share(self._total)
+        state = {name: values[own] for name, values in state.items()}
         for name, counter in self._counters().items():
             counter.copy_(state[name])
         simulator = {k.removeprefix("simulator."): v for k, v in state.items() if k.startswith("simulator.")}

@@ -67,7 +67,7 @@ def play(loaded: LoadedConfig, run_dir: Path, options: PlayOptions) -> PlayResul
 
             wants_video = config.env.eval.video_cfg.save_video
             recorder = VideoRecorder(options.num_videos, videos.write) if wants_video else None
-            episodes = evaluate(env, choose, num_episodes, config.seed, config.env.eval.seed, count, recorder)
+            episodes = evaluate(env, choose, range(num_episodes), config.seed, config.env.eval.seed, count, recorder)
     result = PlayResult(summarize(episodes), episodes, videos.items, time.monotonic() - started)
     try:
         _write(result, run_dir)

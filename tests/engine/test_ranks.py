@@ -1,0 +1,70 @@
+"""Several processes that train together do what one does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from itertools import chain, zip_longest
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rank_toys import ALGORITHMS, UPDATES, Job, train
+from safetensors.torch import load_file
+from torch.multiprocessing.spawn import spawn
+
+OVER_EPOCHS = ("env.train.auto_reset=true", "env.train.max_steps_per_rollout_epoch=16")
+JOBS = [*(Job(name, name) for name in ALGORITHMS), Job("over_epochs", "ppo", OVER_EPOCHS)]
+HALF = UPDATES // 2
+
+
+def run(folder: Path, count: int, jobs: Sequence[Job]) -> Path:
+    """Run jobs in `count` processes."""
+    spawn(train, (count, folder, jobs), nprocs=count)
+    return folder
+
+
+def results(folder: Path) -> tuple[list[dict[str, Any]], dict[str, torch.Tensor], list[list[float]]]:
+    """Metrics of each update, weights at the end, and the episodes of an evaluation in their order."""
+    parts = [json.loads(file.read_text()) for file in sorted(folder.glob("episodes_*.json"))]
+    episodes = [episode for episode in chain.from_iterable(zip_longest(*parts)) if episode]
+    return json.loads((folder / "metrics.json").read_text()), load_file(folder / "weights.safetensors"), episodes
+
+
+def assert_equal(one: Any, other: Any) -> None:
+    torch.testing.assert_close(other, one, rtol=1e-9, atol=1e-12)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All jobs in one process."""
+    return run(tmp_path_factory.mktemp("alone"), 1, JOBS)
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All jobs in two processes."""
+    return run(tmp_path_factory.mktemp("two"), 2, JOBS)
+
+
+@pytest.mark.parametrize("name", [job.name for job in JOBS])
+def test_ten_updates_of_two_ranks_are_those_of_one_process(alone: Path, two: Path, name: str) -> None:
+    expected = results(alone / name)
+    assert len({line["actor/total_loss"] for line in expected[0]}) == UPDATES
+    assert_equal(expected, results(two / name))
+
+
+def test_a_run_is_resumed_by_another_number_of_ranks(alone: Path, two: Path, tmp_path: Path) -> None:
+    place = Path("over_epochs") / "checkpoints" / f"global_step_{HALF}"
+    run(
+        tmp_path,
+        3,
+        [Job("from_two", "ppo", OVER_EPOCHS, two / place), Job("from_one", "ppo", OVER_EPOCHS, alone / place)],
+    )
+    run(tmp_path, 1, [Job("by_one", "ppo", OVER_EPOCHS, two / place)])
+    expected = results(alone / "over_epochs")
+    for name in ("from_two", "from_one", "by_one"):
+        metrics, *rest = results(tmp_path / name)
+        assert_equal(expected[0][HALF:], metrics)
+        assert_equal(list(expected[1:]), rest)
