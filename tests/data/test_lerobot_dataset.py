@@ -179,7 +179,9 @@ def test_chunk_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_statistics_are_those_of_the_arrays(dataset: DemonstrationDataset) -> None:
     action = stacked("action").astype(np.float64)
     np.testing.assert_allclose(dataset.stats["action"]["mean"], action.mean(axis=0))
-    np.testing.assert_allclose(dataset.stats["action"]["q99"], np.quantile(action, 0.99, axis=0))
+    np.testing.assert_allclose(dataset.stats["action"]["std"], action.std(axis=0))
+    upper = np.average([np.quantile(episode["action"], 0.99, axis=0) for episode in EPISODES], axis=0, weights=LENGTHS)
+    assert (np.abs(dataset.stats["action"]["q99"] - upper) < 0.1 * np.ptp(action, axis=0)).all()
     pixels = stacked(FRONT).reshape(-1, 3) / 255
     assert dataset.stats[FRONT]["mean"].shape == (3, 1, 1)
     np.testing.assert_allclose(dataset.stats[FRONT]["mean"].ravel(), pixels.mean(axis=0))
@@ -268,7 +270,35 @@ def test_video_is_h264_with_short_groups_at_the_dataset_rate(root: Path) -> None
         assert (stream.codec_context.name, stream.pix_fmt, stream.average_rate) == ("h264", "yuv420p", 10)
         frames = list(container.decode(stream))
     assert [frame.time for frame in frames] == pytest.approx([i / 10 for i in range(34)])
-    assert all(frame.key_frame for frame in frames[::2])
+    starts = np.cumsum([0, *LENGTHS[:-1]])
+    keyframes = [start + i for start, length in zip(starts, LENGTHS, strict=True) for i in range(0, length, 2)]
+    assert [number for number, frame in enumerate(frames) if frame.key_frame] == keyframes
+
+
+@pytest.mark.parametrize("camera", [FRONT, WRIST])
+def test_episodes_cut_out_without_encoding_show_the_same_frames(
+    tmp_path: Path, dataset: DemonstrationDataset, camera: str
+) -> None:
+    """As `ffmpeg -ss <from> -i <file> -t <length> -c copy` of Isaac-GR00T's convert_v3_to_v2.py does."""
+    for episode in dataset.episodes:
+        span = episode.videos[camera]
+        source = dataset.root / span.file.path(VIDEO_PATH, camera)
+        with av.open(str(source)) as whole, av.open(str(tmp_path / "cut.mp4"), "w") as cut:
+            stream = whole.streams.video[0]
+            copy = cut.add_stream_from_template(stream)
+            assert stream.time_base is not None
+            whole.seek(round(float(f"{span.from_timestamp:.6f}") / stream.time_base), stream=stream)
+            packets = [packet for packet in whole.demux(stream) if packet.size][: episode.length]
+            first = packets[0].dts
+            assert first is not None
+            for packet in packets:
+                packet.dts, packet.pts = packet.dts - first, packet.pts - first  # pyright: ignore[reportOptionalOperand]
+                packet.stream = copy
+                cut.mux(packet)
+        images = np.empty((episode.length, *dataset.features[camera].shape), dtype=np.uint8)
+        with VideoReader(tmp_path / "cut.mp4", dataset.features[camera].image_size, dataset.fps) as video:
+            video.read(0, images)
+        np.testing.assert_array_equal(images, dataset.load_images(camera, [episode.index]))
 
 
 def test_modality_is_written_as_given(root: Path) -> None:
@@ -289,7 +319,7 @@ from pathlib import Path
 import numpy as np
 from regrasp.data.lerobot.video import open_encoder
 drifts = np.random.default_rng(0).integers(0, 256, (300, 300, 3), np.uint8)
-encoder = open_encoder(Path(sys.argv[1]), (224, 224), 30, 15)
+encoder = open_encoder(Path(sys.argv[1]), (224, 224), 30)
 for frame in range(40):
     encoder.write(drifts[frame : frame + 224, frame // 2 : frame // 2 + 224] // (1 + frame // 10))
 encoder.close()

@@ -283,7 +283,7 @@ def test_a_restored_expert_continues_bit_for_bit_in_another_process(task):
 
 
 def test_a_state_of_another_number_of_environments_is_refused(toy: VecEnv):
-    with pytest.raises(AssertionError):
+    with pytest.raises(UserError, match="another simulator"):
         toy.load_state_dict({"state": toy.state_dict()["state"][:1]})
 
 

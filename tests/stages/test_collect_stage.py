@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +92,17 @@ def test_a_dataset_of_successful_episodes(demos: Path) -> None:
     lengths = np.bincount(columns["episode_index"])
     assert (lengths < 40).all(), "a success ends an episode before its limit"
     assert dataset.load_images(MAIN_CAMERA).shape == (len(columns[STATE]), 84, 84, 3)
+
+
+def test_modality_names_cameras_parts_and_instruction(demos: Path) -> None:
+    modality = json.loads((demos / "meta/modality.json").read_text())
+    info = json.loads((demos / "meta/info.json").read_text())
+    assert all(view["original_key"] in info["features"] for view in modality["video"].values())
+    for name, feature in (("state", "observation.state"), ("action", "action")):
+        ends = [part["end"] for part in modality[name].values()]
+        assert [part["start"] for part in modality[name].values()] == [0, *ends[:-1]]
+        assert ends[-1] == info["features"][feature]["shape"][0]
+    assert modality["annotation"] == {"human.task_description": {"original_key": "task_index"}}
 
 
 def test_noise_is_executed_and_the_clean_action_recorded(

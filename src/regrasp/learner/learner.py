@@ -183,11 +183,11 @@ class Learner:
     def _totals(self, parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """The metrics of a minibatch from those of its micro-batches, on all ranks."""
         table = torch.stack([torch.stack([*part.values()]) for part in parts])  # (micro-batches, metrics)
-        is_largest = torch.tensor([name in self.algorithm.maxima for name in parts[0]], device=table.device)
         sums, largest = table.sum(0), table.amax(0)
         self._ranks.add([sums])
         self._ranks.largest(largest)
-        return dict(zip(parts[0], torch.where(is_largest, largest, sums).unbind(), strict=True))
+        pairs = zip(parts[0], sums.unbind(), largest.unbind(), strict=True)
+        return {name: most if name in self.algorithm.maxima else total for name, total, most in pairs}
 
     def _record(
         self, minibatch: Minibatch, names: list[str], numbers: list[float], history: dict[str, list[float]]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.video.frame import PictureType
 from av.video.reformatter import Interpolation, VideoReformatter
 
 PIXEL_FORMAT = "yuv420p"
@@ -48,13 +49,15 @@ class H264Encoder:
         self._stream.pix_fmt = PIXEL_FORMAT
         self._stream.codec_context.thread_count = num_threads
 
-    def write(self, image: np.ndarray) -> None:
-        """Append one image, (H, W, 3) uint8."""
+    def write(self, image: np.ndarray, *, keyframe: bool = False) -> None:
+        """Append one image, (H, W, 3) uint8, if so wanted as one that decodes on its own."""
         assert image.dtype == np.uint8
         assert image.shape == (*self._size, 3)
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
         frame = self._reformatter.reformat(frame, format=PIXEL_FORMAT, interpolation=self._conversion, threads=1)
         frame.pts, frame.time_base = self.num_frames, self._frame_seconds
+        if keyframe:
+            frame.pict_type = PictureType.I
         self._mux(frame)
         self.num_frames += 1
 

@@ -27,7 +27,7 @@ from regrasp.logging.progress import progress
 from regrasp.rollout.choosers import load_script, one_step_at_a_time
 from regrasp.rollout.episodes import Choose, EpisodeResult, Episodes, NumberedEpisodes, Recorder, play_episodes
 from regrasp.seeding import numpy_generator
-from regrasp.stages.demonstrations import demonstration_columns, demonstration_features, sources
+from regrasp.stages.demonstrations import demonstration_columns, demonstration_features, modality, sources
 
 
 @dataclass(frozen=True)
@@ -175,6 +175,7 @@ def record(
         robot_type=env.spec.task_id,
         features=features,
         overwrite=True,
+        modality=modality(env_config.mapping, observations, mapping.policy_dim),
         sources=sources(observations),
     )
     attempts = 0

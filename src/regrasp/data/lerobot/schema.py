@@ -56,7 +56,7 @@ class FeatureSpec:
     """One feature of a frame: `dtype` "video" with shape (H, W, 3), or a NumPy dtype with shape (D,)."""
 
     dtype: str
-    shape: tuple[int, ...]
+    shape: tuple[NonNegativeInt, ...]
     names: Annotated[tuple[str, ...] | None, BeforeValidator(_joined)] = None
     """A name per dimension of a vector, or per axis of an image."""
 

@@ -54,7 +54,7 @@ def open_encoder(path: Path, size: tuple[int, int], fps: int) -> H264Encoder:
     x264's macroblock tree reads memory that it has not written, so that about one file in a thousand differed. With a
     keyframe every other frame it has little to weigh.
     """
-    options = {"crf": str(CRF), "g": str(KEYFRAME_INTERVAL), "bf": "0", "x264-params": "mbtree=0"}
+    options = {"crf": str(CRF), "g": str(KEYFRAME_INTERVAL), "bf": "0", "forced-idr": "1", "x264-params": "mbtree=0"}
     return H264Encoder(path, size, Fraction(fps), options, conversion=_CONVERSION, num_threads=1)
 
 

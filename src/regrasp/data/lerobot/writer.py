@@ -32,13 +32,12 @@ from regrasp.data.lerobot.schema import (
     FileIndex,
     VideoSpan,
     column_from_array,
-    column_to_array,
     data_schema,
     episode_row,
     task_table,
 )
 from regrasp.data.lerobot.video import open_encoder, video_info
-from regrasp.data.statistics import ImageStatistics, Statistics, compute_statistics, sample_rows
+from regrasp.data.statistics import Statistics, combined_statistics, compute_statistics, image_statistics
 from regrasp.errors import UserError
 from regrasp.folders import atomic_folder, require_output
 from regrasp.logging.encoder import H264Encoder
@@ -48,8 +47,6 @@ EpisodeArrays = Mapping[str, np.ndarray]
 
 LIMITS: dict[str, Any] = {"chunks_size": 1000, "data_files_size_in_mb": 100, "video_files_size_in_mb": 200}
 """A new file is begun before it has so many MiB, and a new chunk folder after so many files."""
-STATISTICS_IMAGES = 32
-"""Image statistics look at this many images of an episode, evenly spaced."""
 
 
 class DatasetWriter:
@@ -95,6 +92,7 @@ class DatasetWriter:
         self._folder = self._files.enter_context(atomic_folder(self.root, overwrite=overwrite, checksums=True))
         self._tasks: dict[str, int] = {}
         self._rows: list[dict[str, Any]] = []
+        self._episode_statistics: list[dict[str, Statistics]] = []
         self._num_frames = 0
         self._data = self._numbered(DATA_PATH, "", "data", self._create_table)
         self._videos = {
@@ -104,7 +102,6 @@ class DatasetWriter:
         }
         for file in (self._data, *self._videos.values()):
             self._files.callback(file.close)
-        self._image_statistics = {name: ImageStatistics() for name in self._videos}
 
     def __enter__(self) -> DatasetWriter:
         return self
@@ -151,10 +148,7 @@ class DatasetWriter:
 
         spans: dict[str, VideoSpan] = {}
         for name, video in self._videos.items():
-            seen = ImageStatistics()
-            seen.add(frames[name][sample_rows(length, STATISTICS_IMAGES)])
-            self._image_statistics[name].merge(seen)
-            stats[name] = seen.statistics()
+            stats[name] = image_statistics(frames[name])
             spans[name] = self._write_video(video, frames[name])
         arrays = [column_from_array(columns[name], self.features[name]) for name in self._schema.names]
         self._data.with_room_for(length).write(pa.Table.from_arrays(arrays, schema=self._schema))
@@ -168,6 +162,7 @@ class DatasetWriter:
         )
         self._tasks.setdefault(task, len(self._tasks))
         self._rows.append(episode_row(episode, stats))
+        self._episode_statistics.append(stats)
         self._num_frames += length
 
     def _numbered(self, template: str, camera: str, kind: str, create: Callable[[Path], File]) -> _Files[File]:
@@ -187,8 +182,8 @@ class DatasetWriter:
     def _write_video(self, files: _Files[H264Encoder], images: np.ndarray) -> VideoSpan:
         encoder = files.with_room_for(len(images))
         start = encoder.num_frames
-        for image in images:
-            encoder.write(image)
+        for number, image in enumerate(images):  # a keyframe first: programs cut out episodes without encoding again
+            encoder.write(image, keyframe=number == 0)
         return VideoSpan(files.index, start / self._fps, encoder.num_frames / self._fps)
 
     def _default_columns(self, length: int, task_index: int, success: bool) -> dict[str, np.ndarray]:
@@ -214,15 +209,10 @@ class DatasetWriter:
         _write_json(self._folder / INFO_PATH, self._info())
 
     def _statistics(self) -> dict[str, Statistics]:
-        """Statistics over all frames, a column at a time."""
-        stats: dict[str, Statistics] = {}
-        for name, feature in self.features.items():
-            if feature.is_video:
-                stats[name] = self._image_statistics[name].statistics()
-            else:
-                tables = [pq.read_table(path, columns=[name]) for path in self._data.paths]
-                stats[name] = compute_statistics(column_to_array(pa.concat_tables(tables)[name], feature))
-        return stats
+        """Statistics over all episodes."""
+        return {
+            name: combined_statistics([stats[name] for stats in self._episode_statistics]) for name in self.features
+        }
 
     def _info(self) -> dict[str, Any]:
         features = {name: asdict(feature) for name, feature in self.features.items()}
@@ -277,7 +267,6 @@ class _Files(Generic[File]):
     """Numbered files of at most `limit` bytes, with many whole episodes in each."""
 
     def __init__(self, place: Callable[[FileIndex], Path], create: Callable[[Path], File], limit: int) -> None:
-        self.paths: list[Path] = []
         self.index = FileIndex()
         """Of the file that was last given."""
         self._place, self._create, self._limit = place, create, limit
@@ -292,7 +281,6 @@ class _Files(Generic[File]):
         if self._file is None:
             path = self._place(self.index)
             path.parent.mkdir(parents=True, exist_ok=True)
-            self.paths.append(path)
             self._file = self._create(path)
         return self._file
 
