@@ -277,8 +277,8 @@ def test_a_bit_that_changed_in_a_dataset_of_ours_is_found(original: Path, tmp_pa
 def test_a_bit_that_changed_in_a_page_of_a_table_is_found(root: Path) -> None:
     file = root / DATA
     content = file.read_bytes()
-    values = DemonstrationDataset(root).load_columns(["action"])["action"]
-    at = content.index(values[0].tobytes())
+    chunk = pq.read_metadata(file).row_group(0).column(pq.read_schema(file).get_field_index("action"))
+    at = (chunk.dictionary_page_offset or chunk.data_page_offset) + chunk.total_compressed_size - 3
     file.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
     with pytest.raises(UserError, match="CRC") as caught:
         DemonstrationDataset(root).load_columns(["action"])

@@ -14,7 +14,7 @@ from vec_envs import random_actions as random
 from regrasp.envs.contract import VecEnv
 from regrasp.envs.mapping_config import MappingConfig
 from regrasp.envs.process.vector import RemoteVecEnv
-from regrasp.errors import TrainingHaltedError
+from regrasp.errors import TrainingHaltedError, UserError
 
 LIMIT = 12
 SEEDS = [3, 4, 5]
