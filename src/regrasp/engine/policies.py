@@ -87,18 +87,21 @@ def check_fit(policy: Policy, mapping: MappingConfig, env: EnvSpec, location: st
     _check_sizes(policy, mapping, env.state_dim, len(env.cameras), location)
 
 
-def check_folder_fits(config: ExperimentConfig, name: EnvName) -> None:
+def check_folder_fits(config: ExperimentConfig, name: EnvName) -> Policy | None:
     """Check the model folder against `env.<name>` before its simulator starts, as far as both tell.
+
+    Returns:
+        The policy without the memory of its weights, where there is one.
 
     Raises:
         UserError: As `check_fit`, or the folder is damaged.
     """
     model, env, location = config.actor.model, getattr(config.env, name), f"env.{name}.mapping"
     if model.model_path is None:
-        return
+        return None
     policy = model.preview(check_folder(model, model.model_path), input_names(env.mapping))
     if policy is None:
-        return
+        return None
     spec = env_type_of(env, name).describe(env, name)
     if spec is not None:
         offered = ObservationSelection(env.mapping, spec.raw_observations, location)
@@ -107,6 +110,7 @@ def check_folder_fits(config: ExperimentConfig, name: EnvName) -> None:
         slices = [state.slice for state in env.mapping.states]
         width = sum(one[1] - one[0] for one in slices if one is not None)
         _check_sizes(policy, env.mapping, None if None in slices else width, len(camera_names(env.mapping)), location)
+    return policy
 
 
 def _check_sizes(
