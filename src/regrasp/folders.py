@@ -225,8 +225,9 @@ def require_writable(folder: Path, *, key: str | None) -> None:
     Raises:
         UserError: It cannot.
     """
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    missing: list[Path] = []
     try:
+        missing += [path for path in (folder, *folder.parents) if not path.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass

@@ -149,3 +149,10 @@ def test_an_update_without_a_group_to_learn_from_makes_no_step() -> None:
     metrics = one.update(algorithm.build().prepare(flat), 0, lambda: False)
     assert metrics["actor/minibatches"] == 0.0
     assert one.num_steps == 0
+
+
+def test_groups_need_a_simulator_that_seeds_single_environments() -> None:
+    groups = ["algorithm.adv_type=grpo", "algorithm.loss_type=actor", "env.train.auto_reset=false"]
+    with pytest.raises(UserError, match="cannot begin single environments alike") as caught:
+        load_config("isaaclab_stack_cube_ppo_groot", [*groups, "algorithm.group_size=2"])
+    assert (caught.value.key, caught.value.expected) == ("algorithm.group_size", "1 with env_type isaaclab")

@@ -146,3 +146,37 @@ def test_the_references_script_prints_no_traceback(tmp_path: Path):
     assert result.stderr.startswith("\nerror: No configuration is called 'pick_cub'")
     assert "Traceback" not in result.stderr
     assert result.stdout == ""
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "../../x", "/tmp/x", "红" * 90])
+def test_a_name_that_is_no_folders_writes_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys, name: str):
+    monkeypatch.chdir(tmp_path)
+    assert main(["play", "--policy", "zero", "--run_name", name]) == 2
+    assert "--run_name" in capsys.readouterr().err
+    assert list(tmp_path.rglob("*.yaml")) == []
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["play", "--model_path"],
+        ["train", "--model_path", ".", "--resume_dir"],
+        ["sft", "--data"],
+        ["collect", "--num_demos", "1", "--output"],
+        ["export", "--output", "x", "--checkpoint"],
+        ["report"],
+        ["convert", "--output"],
+        ["play", "--policy", "zero", "--config_path"],
+        ["play", "--config_name"],
+    ],
+)
+def test_a_path_that_is_too_long_is_a_mistake(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys, flags: list[str]
+):
+    monkeypatch.chdir(tmp_path)
+    try:
+        code = main([*flags, "a" * 300])
+    except SystemExit as end:
+        code = end.code
+    assert code == 2
+    assert capsys.readouterr().err

@@ -19,6 +19,7 @@ from regrasp.cli.common import DEFAULT_CONFIG
 from regrasp.cli.main import COMMANDS, main
 from regrasp.config.search import SHIPPED
 from regrasp.envs.mujoco import backend
+from regrasp.experiment import machine
 from regrasp.experiment.load import load_config
 from regrasp.stages import collect, convert, play, pretrain, quickstart, sft
 
@@ -121,13 +122,13 @@ def test_batch_equation_adds_up(name: str, capsys: pytest.CaptureFixture[str]):
 def test_batch_equation_of_a_small_run(capsys: pytest.CaptureFixture[str]):
     small = "env.train.total_num_envs=10 env.train.max_steps_per_rollout_epoch=24 algorithm.rollout_epoch=2"
     main(["train", "--dry_run", *small.split(), "algorithm.update_epoch=1"])
-    *_, yaml_end, summary, _file, equation, _memory = capsys.readouterr().out.splitlines()
+    *_, yaml_end, summary, _file, equation, _train, _eval, _machine, _memory = capsys.readouterr().out.splitlines()
     assert not yaml_end
     assert summary == "# Summary"
     assert "= 120 samples; 1 minibatch of 120 (1 x 120) x 1 epoch = 1 optimizer step per update" in equation
     sizes = "actor.global_batch_size=50 actor.micro_batch_size=25 algorithm.update_epoch=2"
     main(["train", "--dry_run", *small.split(), *sizes.split()])
-    equation = capsys.readouterr().out.splitlines()[-2]
+    equation = capsys.readouterr().out.splitlines()[-5]
     assert "3 minibatches of 50 (2 x 25) x 2 epochs = 6 optimizer steps" in equation
     assert "the last minibatch has 20" in equation
 
@@ -138,6 +139,8 @@ def test_scripts_of_the_reference_are_the_commands(
 ):
     arguments = ["--config_name", "pick_cube_ppo_groot", "--model_path", "some/model", "--dry_run"]
     monkeypatch.setattr(sys, "argv", [f"{script}.py", *arguments])
+    for name in ("available_memory", "free_shared_memory"):
+        monkeypatch.setattr(machine, name, lambda: 2**34)
     with pytest.raises(SystemExit) as caught:
         runpy.run_path(str(ROOT / "scripts" / f"{script}.py"), run_name="__main__")
     assert caught.value.code == 0

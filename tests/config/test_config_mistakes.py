@@ -97,6 +97,8 @@ RANGES = [
     override("algorithm.target_kl=-0.1", "algorithm.target_kl", "-0.1", "above 0 or null", "set algorithm.target_kl"),
     override("env.train.mapping.embodiment_tag_id=32", "env.train.mapping.embodiment_tag_id", "32", "at most 31", "set env.train.mapping.embodiment_tag_id"),
     override("actor.optim.adam_beta2=1.0", "actor.optim.adam_beta2", "1.0", "below 1", "actor.optim.adam_beta2=0.95"),
+    *(override(f"{key}=9223372036854775808", key, "9223372036854775808", "at most 9223372036854775807", f"set {key}") for key in ("runner.seed", "actor.seed", "env.train.seed", "env.eval.seed")),
+    *(override(f"runner.logger.experiment_name='{name}'", "runner.logger.experiment_name", repr(name), "the name of one folder", "set runner.logger.experiment_name") for name in ("../..", "..", ".", "/tmp/x", "a/b", "a" * 300, "红" * 90)),
     override("actor.seed=-1", "actor.seed", "-1", "at least 0", "actor.seed=1234"),
     override("algorithm.adv_type=gea", "algorithm.adv_type", "'gea'", "adv_type gae with loss_type actor_critic", "did you mean gae?"),
     override("algorithm.loss_type=actor_critics", "algorithm.loss_type", "'actor_critics'", "actor_critic", "set algorithm.loss_type=actor_critic"),
@@ -216,6 +218,11 @@ def test_line_of_the_mistake(old: str, new: str, line_text: str, tmp_path: Path)
         ("env: *nowhere\n", "undefined alias", 1),
         ("- runner\n- env\n", "not a block of keys", None),
         ("just words\n", "not a block of keys", None),
+        ("env: &e\n  <<: *e\n  train: 1\n", "no plain values", 1),
+        ("env: &e\n  train: [1, {a: *e}]\n", "no plain values", 1),
+        ("runner: 1\n? [a, b]\n: 2\n", "no plain values", 2),
+        ("env:\n  ? {a: b}\n  : 2\n", "no plain values", 2),
+        ("a: " + "[" * 5000 + "]" * 5000 + "\n", "Unreadable configuration file", None),
     ],
 )
 def test_broken_yaml(text: str, problem: str, line: int | None, tmp_path: Path) -> None:

@@ -171,6 +171,27 @@ def test_a_machine_without_graphics_is_told_what_to_install(monkeypatch: pytest.
     assert "apt-get install" in caught.value.fix
 
 
+def test_a_choice_left_in_the_shell_does_not_break_the_renderer(monkeypatch: pytest.MonkeyPatch):
+    before = backend.probe("egl")
+    monkeypatch.setenv("PYOPENGL_PLATFORM", "osmesa")
+    assert backend.probe("egl") == before
+    monkeypatch.setattr(backend, "require_backend", lambda: "egl")
+    monkeypatch.setenv("MUJOCO_GL", "egl")
+    with pytest.raises(UserError, match="different graphics libraries") as caught:
+        backend.require_chosen_backend()
+    assert (caught.value.key, caught.value.value) == ("PYOPENGL_PLATFORM", "osmesa")
+
+
+def test_the_cause_of_a_failed_renderer_is_shown(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("MUJOCO_GL", "vulkan")
+    backend.working_backend.cache_clear()
+    with pytest.raises(
+        UserError, match="vulkan fails with RuntimeError: invalid value for environment variable MUJOCO_GL"
+    ):
+        backend.require_backend()
+    backend.working_backend.cache_clear()
+
+
 def test_a_backend_that_hangs_is_not_a_working_one(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(backend, "_PROBE", "import time; time.sleep(60)")
     monkeypatch.setattr(backend, "_PROBE_SECONDS", 0.5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -478,3 +479,12 @@ def test_the_offer_survives_json():
         True,
     )
     assert SimulatorSpec(**with_tuples(json.loads(json.dumps(asdict(spec))))) == spec
+
+
+def test_shared_memory_that_is_full_is_an_error_before_it_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(descriptor: int, offset: int, size: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse)
+    with pytest.raises(UserError, match="Shared memory is too small for another"):
+        make_env(TOY, num_envs=2, num_workers=2)

@@ -351,3 +351,10 @@ def test_environments_that_do_not_divide_into_groups_are_refused() -> None:
     with pytest.raises(UserError, match=r"env\.train\.total_num_envs \(3\)") as caught:
         TrainingEpisodes(three_envs(), SEED, stream=STREAM, auto_reset=True, group_size=2)
     assert caught.value.key == "algorithm.group_size"
+
+
+def test_a_simulator_that_cannot_seed_single_environments_plays_no_groups():
+    env = ScriptedEnv([[Script(LIMIT)]] * 2, capabilities=Capabilities(seed_per_env=False))
+    with pytest.raises(UserError, match="cannot begin single environments alike"):
+        TrainingEpisodes(env, 0, stream=0, auto_reset=False, group_size=2)
+    TrainingEpisodes(env, 0, stream=0, auto_reset=False)

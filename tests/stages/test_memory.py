@@ -18,6 +18,7 @@ from regrasp.envs.registry import create_env
 from regrasp.experiment import ExperimentConfig
 from regrasp.experiment.inputs import input_names
 from regrasp.learner.learner import Learner
+from regrasp.models.contract import Policy
 from regrasp.models.groot.policy import GrootPolicy
 from regrasp.rollout.decisions import Decisions
 
@@ -49,8 +50,24 @@ def measured(engine: LocalEngine, gradients: int) -> PolicyMemory:
         weights=sum(own.values()),
         training=sum(storages(moments).values()) + gradients,
         half_copy=sum(size for address, size in copied.items() if address not in own),
+        acting=ahead(engine._acting.policy),
         start=sum(size for address, size in start.items() if address not in own),
     )
+
+
+def ahead(policy: Policy) -> int:
+    """Bytes of what a GR00T that acts has computed of its weights; one that trains has nothing."""
+    assert isinstance(policy, GrootPolicy)
+    if policy._modulations is None:
+        return 0
+    padding = policy.backbone.eagle_model.language_model._padding_feature
+    joined = [block.attn1._packed for block in policy.action_head.model._blocks]
+    tensors = [
+        policy._modulations,
+        *([] if padding is None else [padding]),
+        *(x for pair in joined if pair for x in pair),
+    ]
+    return sum(tensor.nbytes for tensor in tensors)
 
 
 def watch_gradients(actor: Learner) -> list[int]:

@@ -81,6 +81,14 @@ class AlgorithmConfig(ABC):
 
     def group_problems(self, env: TrainEnvConfig) -> Iterator[UserError]:
         """What keeps the environments from forming groups whose episodes can be compared one by one."""
+        if self.group_size > 1 and not env.seeds_each:
+            yield UserError(
+                "The episodes of a group begin alike, and this simulator cannot begin single environments alike",
+                key="algorithm.group_size",
+                value=self.group_size,
+                expected=f"1 with env_type {env.env_type}",
+                fix="take an algorithm that compares no groups: adv_type gae, or reinpp without use_reinpp_baseline",
+            )
         if env.total_num_envs % self.group_size:
             yield UserError(
                 "The training environments do not divide into groups",

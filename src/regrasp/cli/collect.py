@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Record a dataset."""
     policy = _policy(args)
-    loaded = load_to_run(args, block="collect", reads="play" if policy == "model" else None)
+    loaded = load_to_run(args, block="collect", reads="play" if policy == "model" else None, starts="collect")
     if loaded is None:
         return 0
     if policy == "model" and loaded.config.actor.model.model_path is None:

@@ -13,6 +13,7 @@ from regrasp.errors import UserError
 
 if TYPE_CHECKING:
     from regrasp.experiment.load import LoadedConfig
+    from regrasp.experiment.machine import Starts
     from regrasp.experiment.paths import Stage
 
 _log = logging.getLogger(__name__)
@@ -97,12 +98,13 @@ def load(args: argparse.Namespace) -> LoadedConfig:
 
     name = experiment_name(args)
     flags = flag_overrides(args)
+    args.specs = {}
     loaded = args.loaded = load_config(name, [*flags, *args.overrides], args.config_path, flags, args.task)
     for warning in loaded.warnings:
         _log.warning(warning)
     try:
         for place, env in vars(loaded.config.env).items():
-            preflight(env, place, loaded.config.actor.model.action_dim)
+            args.specs[place] = preflight(env, place, loaded.config.actor.model.action_dim)
     except UserError as error:
         if not args.dry_run:
             raise loaded.located(error) from None
@@ -198,7 +200,7 @@ def weights_to_lay_over(loaded: LoadedConfig) -> Path | None:
 
 
 def load_to_run(
-    args: argparse.Namespace, *, block: str | None = None, reads: Stage | None = None
+    args: argparse.Namespace, *, block: str | None = None, reads: Stage | None = None, starts: Starts | None = None
 ) -> LoadedConfig | None:
     """Load the experiment that the flags ask for; None where `--dry_run` asks to print it and stop.
 
@@ -206,13 +208,19 @@ def load_to_run(
         args: The flags.
         block: The stage that is to run.
         reads: What has to be on disk.
+        starts: Whose environments start, if any do.
 
     Raises:
-        UserError: The experiment does not configure that stage, or something is not there.
+        UserError: The experiment does not configure that stage, something is not there, or the machine is too small.
     """
+    from regrasp.experiment.machine import all_needs, describe_needs, shortages
+
     loaded = load(args)
     if args.dry_run:
-        _rehearse(loaded)
+        needs = all_needs(loaded.config, args.specs, starts)
+        _rehearse(loaded, describe_needs(needs))
+        for shortage in shortages(needs):
+            _log.warning(loaded.located(shortage))
         return None
     if block is not None and getattr(loaded.config, block) is None:
         raise UserError(
@@ -225,6 +233,8 @@ def load_to_run(
         from regrasp.experiment.paths import require_paths
 
         require_paths(loaded.config, reads)
+    for shortage in shortages(all_needs(loaded.config, args.specs, starts)):
+        raise loaded.located(shortage)
     return loaded
 
 
@@ -234,7 +244,7 @@ def print_resolved(loaded: LoadedConfig, summary: Sequence[str]) -> None:
     print("\n# Summary", loaded.file, *summary, sep="\n# ")
 
 
-def _rehearse(loaded: LoadedConfig) -> None:
+def _rehearse(loaded: LoadedConfig, environments: Sequence[str]) -> None:
     """What `--dry_run` shows, with the batch equation and a memory estimate; and what speaks against the model folder.
 
     Torch is imported only where there is a model to look at.
@@ -242,17 +252,17 @@ def _rehearse(loaded: LoadedConfig) -> None:
     from regrasp.experiment.batches import batch_equation
     from regrasp.experiment.inputs import input_names
 
-    model, equation = loaded.config.actor.model, batch_equation(loaded.config)
+    model, summary = loaded.config.actor.model, [batch_equation(loaded.config), *environments]
     if model.model_path is None:
-        print_resolved(loaded, [equation, "memory: no model folder is given, so its size is not known"])
+        print_resolved(loaded, [*summary, "memory: no model folder is given, so its size is not known"])
     elif not Path(model.model_path).expanduser().exists():
         missing = f"memory: the model folder {model.model_path} is not on this machine, so its size is not known"
-        print_resolved(loaded, [equation, missing])
+        print_resolved(loaded, [*summary, missing])
         _log.warning("actor.model.model_path: %s was not found, so it was not checked.", model.model_path)
     else:
         from regrasp.engine.memory import memory_estimate
 
-        print_resolved(loaded, [equation, *memory_estimate(loaded.config)])
+        print_resolved(loaded, [*summary, *memory_estimate(loaded.config)])
         for name, env in vars(loaded.config.env).items():
             if warning := model.slot_warning(input_names(env.mapping)):
                 _log.warning("env.%s.mapping.embodiment_tag_id: %s", name, warning)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import platform
+import resource
 import shutil
 import sys
 
@@ -38,13 +39,17 @@ def _line(name: str, text: str) -> None:
 def _system() -> None:
     import psutil
 
-    from regrasp.device import available_cores
+    from regrasp.device import available_cores, available_memory
+    from regrasp.envs.process.protocol import SHARED_MEMORY
+    from regrasp.experiment.machine import free_shared_memory
 
-    memory = psutil.virtual_memory()
+    total, available = psutil.virtual_memory().total, available_memory()
     _line("Python", f"{platform.python_version()} ({sys.executable})")
     _line("system", f"{platform.system()} {platform.machine()}, {available_cores()} cores")
-    enough = "" if memory.available > _MIN_MEMORY_GB * 2**30 else f" (the quickstart needs {_MIN_MEMORY_GB} GiB)"
-    _line("memory", f"{memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB free{enough}")
+    enough = "" if available > _MIN_MEMORY_GB * 2**30 else f" (the quickstart needs {_MIN_MEMORY_GB} GiB)"
+    _line("memory", f"{available / 2**30:.1f} of {total / 2**30:.1f} GiB free{enough}")
+    _line("shared", f"{free_shared_memory() / 2**30:.2f} GiB free in {SHARED_MEMORY}, for images of the environments")
+    _line("open files", f"at most {resource.getrlimit(resource.RLIMIT_NOFILE)[0]}")
     disk = shutil.disk_usage(".")
     _line("disk", f"{disk.free / 2**30:.0f} GiB free here")
 

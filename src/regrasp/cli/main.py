@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import os
 import sys
@@ -59,6 +60,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         located = parsed.loaded.located(error) if hasattr(parsed, "loaded") and isinstance(error, UserError) else error
         print(f"\nerror: {located}", *getattr(error, "__notes__", ()), sep="\n", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        print(f"\nerror: This path is too long for the file system: {error.filename}", file=sys.stderr)
+        return UserError.exit_code
     except KeyboardInterrupt:
         kept = getattr(_module(parsed.command), "INTERRUPTED", "")
         print(f"\ninterrupted\n{kept}".rstrip("\n"), file=sys.stderr)

@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Evaluate."""
     take_checkpoint(args, "rl_model_path")
-    loaded = load_to_run(args, reads="play" if args.policy == "model" else None)
+    loaded = load_to_run(args, reads="play" if args.policy == "model" else None, starts="evaluation")
     if loaded is None:
         return 0
     weights = weights_to_lay_over(loaded)

@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run or continue the quickstart."""
-    loaded = load_to_run(args)
+    loaded = load_to_run(args, starts="train")
     if loaded is None:
         return 0
     output = args.output or Path("quickstart-run") / f"seed_{loaded.config.seed}"

@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
 
         return print_tasks(args.task, args.overrides)
     take_checkpoint(args, "resume_dir")
-    loaded = load_to_run(args, reads="train")
+    loaded = load_to_run(args, reads="train", starts="train")
     if loaded is None:
         return 0
     runner = loaded.config.runner

@@ -130,15 +130,23 @@ def compose_nodes(file: Path) -> yaml.MappingNode | None:
     """
     try:
         node = yaml.compose(file.read_text(encoding="utf-8"), Loader=_LOADER)
+        wrong = None if node is None else _unusable_node(node, (), set())
     except yaml.MarkedYAMLError as error:
         raise broken_yaml(error, file) from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         raise UserError(
             f"Unreadable configuration file: {error}",
             file=file,
             expected="a YAML file in UTF-8",
             fix="check the file's permissions and its encoding",
         ) from error
+    if wrong is not None:
+        raise UserError(
+            "This YAML stands for no plain values: a key is a block, or an anchor holds itself",
+            file=f"{file}:{wrong.start_mark.line + 1}",
+            expected="keys that are words, and anchors outside of what they name",
+            fix="correct this line",
+        )
     if node is not None and not isinstance(node, yaml.MappingNode):
         raise UserError(
             "The configuration is not a block of keys.",
@@ -147,6 +155,24 @@ def compose_nodes(file: Path) -> yaml.MappingNode | None:
             fix="start from a shipped configuration",
         )
     return node
+
+
+def _unusable_node(node: yaml.Node, parents: tuple[yaml.Node, ...], sound: set[int]) -> yaml.Node | None:
+    """The first node that is inside itself, or that is a key and no scalar; `sound` collects those looked at before."""
+    if any(node is parent for parent in parents):
+        return node
+    if id(node) in sound or isinstance(node, yaml.ScalarNode):
+        return None
+    children = node.value
+    if isinstance(node, yaml.MappingNode):
+        if (wrong := next((key for key, _ in node.value if not isinstance(key, yaml.ScalarNode)), None)) is not None:
+            return wrong
+        children = [value for _, value in node.value]
+    inside = (*parents, node)
+    found = next((wrong for child in children if (wrong := _unusable_node(child, inside, sound)) is not None), None)
+    if found is None:
+        sound.add(id(node))
+    return found
 
 
 def broken_yaml(error: yaml.MarkedYAMLError, file: Path) -> UserError:

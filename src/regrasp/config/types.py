@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
@@ -21,6 +22,9 @@ BLOCK = ConfigDict(
 """Settings of every block: no unknown key, no silent conversion, descriptions from attribute docstrings."""
 
 
+_LONGEST_NAME = 200
+
+
 @dataclass(frozen=True)
 class Expect:
     """Annotation metadata: what a value should look like, where the type alone does not say it."""
@@ -35,14 +39,32 @@ def _ordered(bounds: tuple[int, int]) -> tuple[int, int]:
     return bounds
 
 
+def _one_folder(name: str) -> str:
+    if not is_folder_name(name):
+        raise ValueError("not the name of one folder")
+    return name
+
+
+def is_folder_name(name: str) -> bool:
+    """Whether a name stays the one of a folder wherever it is put, with room for what is written beside it."""
+    return name not in ("", ".", "..") and not set("/\0") & set(name) and len(os.fsencode(name)) <= _LONGEST_NAME
+
+
 def _canonical_precision(value: Any) -> Any:
     names = {"32": "fp32", "32-true": "fp32", "bf16-mixed": "bf16"}
     return value if isinstance(value, bool) else names.get(str(value), value)
 
 
 Name = Annotated[str, Field(min_length=1)]
+FolderName = Annotated[
+    str,
+    AfterValidator(_one_folder),
+    Expect(f"the name of one folder: no /, not . or .., at most {_LONGEST_NAME} bytes in UTF-8"),
+]
 PositiveInt = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
+"""What every generator and every simulator's protocol can hold."""
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +13,7 @@ from regrasp.experiment import ExperimentConfig
 from regrasp.experiment.batches import num_samples, num_updates
 from regrasp.experiment.inputs import input_names
 from regrasp.learner.learner import Learner
-from regrasp.learner.precision import apply_precision
+from regrasp.learner.precision import ActingPolicy, apply_precision
 from regrasp.logging.text import byte_size
 from regrasp.models.contract import Policy
 from regrasp.models.registry import check_folder
@@ -36,13 +36,15 @@ class PolicyMemory:
     """Gradients and AdamW's moments."""
     half_copy: int
     """Trained weights in bfloat16, which all passes read instead."""
+    acting: int
+    """What rollouts compute ahead of the weights alone, in a copy that shares the rest."""
     start: int
     """Copy of the weights that the run starts from, for `algorithm.kl_beta`."""
 
     @property
     def total(self) -> int:
         """All of it."""
-        return self.weights + self.training + self.half_copy + self.start
+        return self.weights + self.training + self.half_copy + self.acting + self.start
 
 
 def memory_estimate(config: ExperimentConfig) -> list[str]:
@@ -65,6 +67,8 @@ def memory_estimate(config: ExperimentConfig) -> list[str]:
     ]
     if memory.half_copy:
         lines.append(f"copy of them in bfloat16, for all passes: {byte_size(memory.half_copy)}")
+    if memory.acting:
+        lines.append(f"joined weights and tables of the copy that acts: {byte_size(memory.acting)}")
     if memory.start:
         lines.append(f"copy of the start, for algorithm.kl_beta: {byte_size(memory.start)}")
     on_device = memory.total
@@ -92,6 +96,7 @@ def policy_memory(policy: Policy, config: ExperimentConfig) -> PolicyMemory:
         policy, config.algorithm.build(), config.actor, num_updates=num_updates(config), seed=0, device=_CPU
     )
     trained: list[nn.Parameter] = [weight for group in learner.optimizer.param_groups for weight in group["params"]]
+    acting = ActingPolicy(policy, model, next(policy.parameters()).device, learner.bfloat16).policy
     rounded = {} if learner.bfloat16 is None else learner.bfloat16.rounded
     computing = [rounded.get(parameter, parameter) for parameter in trained]
     summed = rounded if config.actor.global_batch_size > config.actor.micro_batch_size else {}
@@ -101,12 +106,21 @@ def policy_memory(policy: Policy, config: ExperimentConfig) -> PolicyMemory:
         weights=_bytes((*policy.parameters(), *policy.buffers())),
         training=_MOMENTS * _bytes(trained) + _bytes(computing) + _bytes(summed),
         half_copy=_bytes(rounded.values()),
+        acting=_bytes(_computed_ahead(acting)),
         start=_bytes(computing) if config.algorithm.keeps_start else 0,
     )
 
 
 def _recomputes(config: ExperimentConfig) -> bool:
     return config.runner.recompute_features or config.actor.model.trains_backbone
+
+
+def _computed_ahead(policy: Policy) -> Iterator[Tensor]:
+    """Tensors that modules keep and that are neither weights nor buffers."""
+    for module in policy.modules():
+        for value in vars(module).values():
+            kept = value if isinstance(value, tuple) else (value,)
+            yield from (tensor for tensor in kept if isinstance(tensor, Tensor))
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:

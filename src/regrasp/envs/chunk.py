@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from regrasp.envs.process.protocol import size_of
 from regrasp.envs.process.simulator import ArraySpec, Simulator, SimulatorSpec
 
 OBSERVATION = "observation:"
@@ -37,6 +38,12 @@ def shared_arrays(spec: SimulatorSpec, max_chunk: int, observations: Sequence[st
         **{INFO + name: ArraySpec((), "float32") for name in spec.info},
         **{OBSERVATION + key: spec.raw_observations[key] for key in observations},
     }
+
+
+def shared_bytes(spec: SimulatorSpec, max_chunk: int, observations: Sequence[str], num_envs: int) -> int:
+    """How much memory both sides share of so many environments."""
+    arrays = shared_arrays(spec, max_chunk, observations)
+    return size_of({name: ArraySpec((num_envs, *shape), dtype) for name, (shape, dtype) in arrays.items()})
 
 
 class ChunkRunner:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic.dataclasses import dataclass
 
 from regrasp.config.problems import not_a_multiple
-from regrasp.config.types import BLOCK, Name, NonNegativeInt, PositiveFloat, PositiveInt
+from regrasp.config.types import BLOCK, Name, PositiveFloat, PositiveInt, Seed
 from regrasp.envs.mapping_config import MappingConfig
 from regrasp.errors import UserError
 
@@ -55,6 +55,8 @@ class TimeoutsConfig:
 class EnvConfig:
     """One set of parallel environments."""
 
+    seeds_each: ClassVar[bool] = True
+    """Whether the simulator takes a seed for every single environment."""
     env_type: Name
     """Simulator, by its registered name."""
     total_num_envs: PositiveInt
@@ -67,7 +69,7 @@ class EnvConfig:
     """Observations and actions; `isaaclab` is another name of this block."""
     ignore_terminations: bool = False
     """Let episodes run to the step limit, whatever the task says."""
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """Seed of the episodes; training and evaluation draw from different streams even where it is equal."""
     video_cfg: VideoConfig = VideoConfig()
     """Videos of episodes."""

@@ -37,6 +37,10 @@ class EnvType(Generic[ConfigT]):
     """The blocks `env.train` and `env.eval` of this simulator."""
     shared: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     """Keys of the block `env.<env_type>`: each is the default of this key of `env.train` and `env.eval`."""
+    bytes_per_env: ClassVar[int] = 0
+    """Host memory of one environment, about; 0 where it is not known."""
+    bytes_per_process: ClassVar[int] = 0
+    """Host memory of a process without environments."""
     mapping_alias: ClassVar[str | None] = None
     """Another name of the block `mapping`, whichever simulator the environments are of."""
     without_experiment: ClassVar[tuple[str, str] | None] = None

@@ -13,6 +13,7 @@ from regrasp.errors import UserError
 
 if TYPE_CHECKING:
     from regrasp.envs.contract import VecEnv
+    from regrasp.envs.process.simulator import SimulatorSpec
 
 _GROUP = "regrasp.envs"
 _BUILT_IN = (
@@ -102,8 +103,11 @@ def create_env(config: EnvConfig, name: EnvName, max_chunk: int, seed: int = 0) 
     return env_type.create_env(config, name, max_chunk, construction_seed(seed, name, config.seed))
 
 
-def preflight(config: EnvConfig, name: str, action_dim: int) -> None:
+def preflight(config: EnvConfig, name: str, action_dim: int) -> SimulatorSpec | None:
     """Check task, mapping and action width of `env.<name>` without starting an environment.
+
+    Returns:
+        What its environments will offer, None where only the running simulator knows.
 
     Raises:
         UserError: Names the key, what was found and what the simulator offers.
@@ -116,3 +120,4 @@ def preflight(config: EnvConfig, name: str, action_dim: int) -> None:
     if spec is not None:
         ObservationSelection(config.mapping, spec.raw_observations, f"env.{name}.mapping")
         action_layout(config.mapping, action_dim, spec.action_dim, f"env.{name}.mapping")
+    return spec

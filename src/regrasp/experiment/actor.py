@@ -16,6 +16,7 @@ from regrasp.config.types import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    Seed,
 )
 from regrasp.errors import UserError
 from regrasp.models.registry import AnyModelConfig
@@ -61,7 +62,7 @@ class ActorConfig:
     """Samples of one optimizer step, over all devices."""
     optim: OptimConfig = OptimConfig()
     """The optimizer."""
-    seed: NonNegativeInt = 1234
+    seed: Seed = 1234
     """Seed of the run's random streams where `runner.seed` is null."""
 
     def problems(self) -> Iterator[UserError]:

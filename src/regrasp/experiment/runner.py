@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 from pydantic.dataclasses import dataclass
 
-from regrasp.config.types import BLOCK, Expect, Interval, Name, Names, NonNegativeInt, PositiveInt
+from regrasp.config.types import BLOCK, Expect, FolderName, Interval, Name, Names, PositiveInt, Seed
 from regrasp.errors import UserError
 
 _DEVICES = re.compile(r"all|{0}(:{0})?(,{0}(:{0})?)*".format(r"\d+(-\d+)?"))
@@ -30,7 +30,7 @@ class LoggerConfig:
     """Folder of all runs; null: `logs/regrasp` in the working directory."""
     project_name: Name = "regrasp"
     """Project under which W&B and SwanLab list the run, by the name of its log folder."""
-    experiment_name: Name = "experiment"
+    experiment_name: FolderName = "experiment"
     """Folder of the run's checkpoints inside its log folder, and the group of the run in W&B."""
     logger_backends: Annotated[
         tuple[Backend, ...], Field(strict=False), BeforeValidator(_listed), Expect(_BACKENDS)
@@ -64,7 +64,7 @@ class RunnerConfig:
     """Checkpoint, or run folder, from which training continues."""
     ckpt_path: Name | None = None
     """Weights of a checkpoint, ours or RLinf's, that an evaluation lays over the model; null: none."""
-    seed: NonNegativeInt | None = None
+    seed: Seed | None = None
     """Seed of every random stream of the run; null: `actor.seed`."""
     force: bool = False
     """Continue even where a check on the run's own data (not on this file) would stop it."""

@@ -15,6 +15,7 @@ from regrasp.config.types import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    Seed,
 )
 from regrasp.envs.mapping_config import States
 
@@ -29,7 +30,7 @@ class CollectConfig:
     """Folder of the dataset."""
     action_noise: NonNegativeFloat = 0.15
     """Standard deviation of the noise on the expert's executed (not recorded) actions, as a fraction of their range."""
-    seed: NonNegativeInt | None = None
+    seed: Seed | None = None
     """Seed of the episodes; null: the run's seed."""
     max_attempts_factor: Annotated[float, Field(ge=1)] = 3.0
     """The stage gives up after this many times `num_demos` attempts."""
@@ -85,5 +86,5 @@ class SftConfig:
     """Part of the episodes that is held out."""
     eval_interval: PositiveInt = 50
     """Optimizer steps between two validation losses."""
-    seed: NonNegativeInt | None = None
+    seed: Seed | None = None
     """Seed of weights, batches and noise; null: the run's seed."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from regrasp.config.types import BLOCK, Name, NonNegativeInt, PositiveFloat, PositiveInt
+from regrasp.config.types import BLOCK, Name, PositiveFloat, PositiveInt, Seed
 from regrasp.models.groot.architecture import ArchitectureConfig
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class PretrainConfig:
     """Optimizer steps."""
     lr: PositiveFloat = 1e-3
     """Peak learning rate."""
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """Seed of scenes, weights and batches; not the run's, so that runs of other seeds share the backbone."""
     max_median_error_cm: PositiveFloat = 0.7
     """The stage fails when the named object is located worse than this on held-out scenes."""

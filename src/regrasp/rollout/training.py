@@ -47,6 +47,14 @@ class TrainingEpisodes(Episodes):
     ) -> None:
         super().__init__(env, auto_reset=auto_reset, dtype=torch.float32)
         count = env.spec.num_envs
+        if group_size > 1 and not env.capabilities.seed_per_env:
+            raise UserError(
+                "The episodes of a group begin alike, and this simulator cannot begin single environments alike",
+                key="algorithm.group_size",
+                value=group_size,
+                expected="1",
+                fix="take an algorithm that compares no groups, such as adv_type gae",
+            )
         if count % group_size:
             raise UserError(
                 "The training environments do not divide into groups",

@@ -14,6 +14,7 @@ from regrasp.checkpoint.layout import step_of
 from regrasp.checkpoint.read import find_checkpoint
 from regrasp.checkpoint.run_record import RunRecord, run_of
 from regrasp.checkpoint.verify import is_complete
+from regrasp.config.types import is_folder_name
 from regrasp.errors import SimulatorError, UserError
 from regrasp.experiment import ExperimentConfig
 from regrasp.experiment.load import LoadedConfig
@@ -45,7 +46,15 @@ def open_run_folder(
     env = loaded.config.env
     task = (env.eval if evaluates else env.train).init_params.id
     stamp = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
-    name = f"{stamp}-{task}" + (f"_{run_name}" if run_name else "")
+    name = f"{stamp}-{_task_part(task)}" + (f"_{run_name}" if run_name else "")
+    if not is_folder_name(name):
+        raise UserError(
+            "This cannot be a part of the run's folder's name",
+            key="--run_name",
+            value=run_name,
+            expected="text without / and, with the task's name, of at most 200 bytes",
+            fix="choose a shorter one, without /",
+        )
     folder = new_folder(root / name)
     _log.info("Logging to: %s", folder.resolve())
     (folder / CONFIG_FILE).write_text(loaded.to_yaml(), encoding="utf-8")
@@ -55,6 +64,11 @@ def open_run_folder(
     except (UserError, SimulatorError, KeyboardInterrupt):
         discard_unused(folder)
         raise
+
+
+def _task_part(task_id: str) -> str:
+    """A task's id in the name of a folder: those of Gymnasium may have a namespace, `name/Task-v0`."""
+    return task_id.replace("/", "-")[:100]
 
 
 def log_folder(config: ExperimentConfig) -> Path:
@@ -99,7 +113,7 @@ def checkpoint_of_task(config: ExperimentConfig, *, best: bool) -> Path:
         UserError: There is none.
     """
     root, task = log_folder(config), config.env.train.init_params.id
-    name = re.compile(rf"\d{{8}}-\d{{6}}-{re.escape(task)}([_.].*)?")
+    name = re.compile(rf"\d{{8}}-\d{{6}}-{re.escape(_task_part(task))}([_.].*)?")
     runs = sorted((folder for folder in root.glob("*") if name.fullmatch(folder.name)), reverse=True)
     if best:
         scores = {step: score for run in runs for step, score in _evaluated_checkpoints(run)}

@@ -73,6 +73,7 @@ class IsaacLabInitParams(InitParams):
 class IsaacLabEnvConfig(EnvConfig):
     """One set of parallel environments in Isaac Lab."""
 
+    seeds_each = False
     init_params: IsaacLabInitParams
     """What Isaac Lab is started with."""
     mapping: Annotated[

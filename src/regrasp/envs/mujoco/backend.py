@@ -11,11 +11,18 @@ from regrasp.errors import UserError
 
 PACKAGES = ("libegl1", "libgl1-mesa-dri")
 """Debian and Ubuntu packages that make EGL rendering work without a GPU."""
-_PROBE = (
-    "import mujoco; r = mujoco.Renderer("
-    "mujoco.MjModel.from_xml_string('<mujoco><worldbody><geom size=\".1\"/></worldbody></mujoco>'), 16, 16); "
-    "r.render(); r.close()"
-)
+_PROBE = """
+import os, sys
+try:
+    import mujoco
+    scene = '<mujoco><worldbody><geom size=".1"/></worldbody></mujoco>'
+    renderer = mujoco.Renderer(mujoco.MjModel.from_xml_string(scene), 16, 16)
+    renderer.render()
+    renderer.close()
+except Exception as error:
+    print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+    os._exit(1)  # without what half made objects say at the end
+"""
 _PROBE_SECONDS = 120
 
 
@@ -30,12 +37,17 @@ def _candidates() -> list[str]:
     return [chosen] if chosen else ["egl", "osmesa"] if sys.platform == "linux" else ["cgl", "glfw"]
 
 
+def graphics(backend: str) -> dict[str, str]:
+    """The environment variables under which a process renders with a backend; PyOpenGL has one of its own."""
+    return {"MUJOCO_GL": backend} | ({"PYOPENGL_PLATFORM": backend} if backend in ("egl", "osmesa") else {})
+
+
 def probe(backend: str) -> str | None:
     """Render one image in a process of its own: None if that works, else the last line of the error."""
     try:
         result = subprocess.run(
             [sys.executable, "-c", _PROBE],
-            env={**os.environ, "MUJOCO_GL": backend, "LP_NUM_THREADS": "1"},
+            env={**os.environ, **graphics(backend), "LP_NUM_THREADS": "1"},
             capture_output=True,
             text=True,
             timeout=_PROBE_SECONDS,
@@ -58,10 +70,11 @@ def require_backend() -> str:
         chosen = os.environ.get("MUJOCO_GL")
         place = {"file": "the environment", "key": "MUJOCO_GL", "value": chosen} if chosen else {}
         raise UserError(
-            f"This machine cannot render images headless: no image from {' or '.join(_candidates())}.",
+            "This machine cannot render images headless: "
+            + "; ".join(f"{name} fails with {probe(name)}" for name in _candidates()),
             expected="a working EGL or OSMesa library",
             fix=("unset MUJOCO_GL, and Regrasp chooses; " if chosen else "")
-            + f"on Debian or Ubuntu: sudo apt-get install {' '.join(PACKAGES)}; `regrasp doctor` tells more",
+            + f"if a library is missing, on Debian or Ubuntu: sudo apt-get install {' '.join(PACKAGES)}",
             **place,
         )
     return backend
@@ -73,5 +86,15 @@ def require_chosen_backend() -> None:
     Raises:
         UserError: It renders nothing here.
     """
-    if os.environ.get("MUJOCO_GL"):
-        require_backend()
+    if not os.environ.get("MUJOCO_GL"):
+        return
+    chosen, other = graphics(require_backend()), os.environ.get("PYOPENGL_PLATFORM")
+    if other not in (None, "", chosen.get("PYOPENGL_PLATFORM", other)):
+        raise UserError(
+            "Two environment variables choose different graphics libraries",
+            file="the environment",
+            key="PYOPENGL_PLATFORM",
+            value=other,
+            expected=f"{chosen['PYOPENGL_PLATFORM']}, as MUJOCO_GL says, or nothing",
+            fix="unset PYOPENGL_PLATFORM",
+        )

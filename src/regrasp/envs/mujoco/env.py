@@ -25,6 +25,8 @@ class Mujoco(EnvType[MujocoEnvConfig]):
 
     train = MujocoTrainConfig
     eval = MujocoEvalConfig
+    bytes_per_env = 640_000
+    bytes_per_process = 100_000_000
 
     def describe(self, config: MujocoEnvConfig, name: str) -> SimulatorSpec:
         """What the environments of `env.<name>` will offer; starts none.
@@ -66,7 +68,7 @@ class Mujoco(EnvType[MujocoEnvConfig]):
                 "task_options": _options(config, name),
                 "max_episode_steps": config.max_episode_steps,
             },
-            environment={"MUJOCO_GL": backend.require_backend() if renders else "disable"},
+            environment=backend.graphics(backend.require_backend() if renders else "disable"),
         )
 
     def owns_task(self, task_id: str) -> bool:

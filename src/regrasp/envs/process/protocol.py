@@ -23,8 +23,11 @@ from typing import Any
 import numpy as np
 
 from regrasp.envs.process.simulator import ArraySpec
+from regrasp.errors import UserError
 
 VERSION = 1
+SHARED_MEMORY = Path("/dev/shm")
+"""Where shared arrays lie, on Linux."""
 _HEADER = struct.Struct("!I")
 _ALIGNMENT = 64
 
@@ -85,10 +88,25 @@ class SharedArrays:
 
     @classmethod
     def create(cls, shapes: Mapping[str, ArraySpec]) -> SharedArrays:
-        """Allocate zeroed arrays of the given shapes."""
-        shared_memory = Path("/dev/shm")
-        with tempfile.TemporaryFile(dir=shared_memory if shared_memory.is_dir() else None) as file:
-            file.truncate(_offsets(shapes)[-1])
+        """Allocate zeroed arrays of the given shapes.
+
+        Raises:
+            UserError: Shared memory is too small, which would end a process that writes into it.
+        """
+        size = size_of(shapes)
+        with tempfile.TemporaryFile(dir=SHARED_MEMORY if SHARED_MEMORY.is_dir() else None) as file:
+            file.truncate(size)
+            try:
+                if hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(file.fileno(), 0, size)
+            except OSError as error:
+                raise UserError(
+                    f"Shared memory is too small for another {size / 2**20:.1f} MiB: {error.strerror}",
+                    file=SHARED_MEMORY,
+                    expected="room for what environments exchange with their simulators",
+                    fix="use fewer environments (--num_envs), or give the container more: `docker run --shm-size=8g`"
+                    " or `--ipc=host`",
+                ) from error
             return cls(os.dup(file.fileno()), shapes)
 
     def send_to(self, sock: socket.socket, message: Message, rows: slice) -> None:
@@ -107,6 +125,11 @@ class SharedArrays:
     def close(self) -> None:
         """Close the descriptor, when the other side has the arrays; the mapping goes when the last of them does."""
         os.close(self._descriptor)
+
+
+def size_of(shapes: Mapping[str, ArraySpec]) -> int:
+    """Bytes of the file that holds such arrays."""
+    return _offsets(shapes)[-1]
 
 
 def _offsets(shapes: Mapping[str, ArraySpec]) -> list[int]:

@@ -26,7 +26,8 @@ def sinusoids(time: Tensor, exponents: Tensor) -> tuple[Tensor, Tensor]:
 def compute_dtype(weight: Tensor) -> torch.dtype:
     """Dtype of products with `weight`: autocast's, where it is on, else the weight's own."""
     device = weight.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+    cast = device != "meta" and torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if cast else weight.dtype
 
 
 def joined(layers: Sequence[nn.Linear]) -> tuple[Tensor, Tensor]:
