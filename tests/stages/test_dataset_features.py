@@ -43,7 +43,7 @@ def write(root: Path, vectors: dict[str, int], cameras: tuple[str, ...]) -> dict
     with DatasetWriter(root, fps=10, robot_type="made up", features=features) as writer:
         for rows in (slice(0, 4), slice(4, 10)):
             length = len(range(*rows.indices(10)))
-            episode = {name: column[rows] for name, column in columns.items()}
+            episode: dict[str, np.ndarray] = {name: column[rows] for name, column in columns.items()}
             for number, name in enumerate(cameras):
                 episode[name] = np.full((length, 32, 32, 3), 40 * number + 40, np.uint8)
             writer.add_episode(episode, f"task {rows.start}", True)
