@@ -218,7 +218,7 @@ def rewrite(path: Path, edit: Callable[[pa.Table], pa.Table]) -> None:
 def test_missing_and_truncated_files_are_named(root: Path, name: str, spoil: Callable[[Path], None]) -> None:
     spoil(root / name)
     with pytest.raises(UserError) as caught:
-        DemonstrationDataset(root)
+        _ = DemonstrationDataset(root).stats
     assert caught.value.file is not None
     assert (root / name).is_relative_to(caught.value.file)
 
@@ -325,16 +325,57 @@ def test_data_with_fewer_rows_than_the_tables(root: Path) -> None:
 
 def test_data_without_a_column_or_with_nulls(root: Path) -> None:
     rewrite(root / DATA, lambda table: table.set_column(0, "action", pa.nulls(15, table.schema.field(0).type)))
-    with pytest.raises(UserError, match="nulls"):
+    with pytest.raises(UserError, match="episode 0, frame 0"):
         DemonstrationDataset(root).load_columns(["action"])
     rewrite(root / DATA, lambda table: table.drop_columns(["action"]))
     with pytest.raises(UserError, match="lacks the columns"):
         DemonstrationDataset(root).load_columns(["action"])
 
 
+@pytest.mark.parametrize(
+    ("column", "row", "value", "expected"),
+    [
+        ("task_index", 12, 1, "an index of the 1 tasks"),
+        ("task_index", 3, -1, "an index of the 1 tasks"),
+        ("episode_index", 14, 0, "1, as the episode table says"),
+        ("frame_index", 6, 7, "0, as the episode table says"),
+        ("timestamp", 4, 9.0, "0.4, as the episode table says"),
+        ("timestamp", 4, float("nan"), "0.4, as the episode table says"),
+        ("index", 2, 3, "2, as the episode table says"),
+        ("task_index", 11, None, "1 value(s)"),
+    ],
+)
+def test_tables_that_contradict_each_other(root: Path, column: str, row: int, value: float, expected: str) -> None:
+    def edit(table: pa.Table) -> pa.Table:
+        number = table.column_names.index(column)
+        values = table[column].to_pylist()
+        values[row] = value
+        return table.set_column(number, column, pa.array(values, table.schema.field(number).type))
+
+    rewrite(root / DATA, edit)
+    episode, frame = (0, row) if row < 6 else (1, row - 6)
+    with pytest.raises(UserError, match=f"episode {episode}, frame {frame}") as caught:
+        DemonstrationDataset(root)
+    assert (caught.value.file, caught.value.key) == (str(root / DATA), column)
+    assert str(caught.value.expected).startswith(expected)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), None])
+def test_a_number_that_is_none_is_located(root: Path, value: float | None) -> None:
+    def edit(table: pa.Table) -> pa.Table:
+        rows = table["action"].to_pylist()
+        rows[10][1] = value
+        return table.set_column(0, "action", pa.array(rows, table.schema.field(0).type))
+
+    rewrite(root / DATA, edit)
+    with pytest.raises(UserError, match="Column action cannot be used: episode 1, frame 4") as caught:
+        DemonstrationDataset(root).load_columns(["action"])
+    assert caught.value.file == str(root / DATA)
+
+
 def test_data_in_another_order(root: Path) -> None:
     rewrite(root / DATA, lambda table: table.take(list(reversed(range(15)))))
-    with pytest.raises(UserError, match="does not count"):
+    with pytest.raises(UserError, match="episode 0, frame 0"):
         DemonstrationDataset(root).load_columns(["action"])
 
 

@@ -17,6 +17,7 @@ from regrasp.folders import CHECKSUMS
 from regrasp.models.groot.checkpoint import load_groot
 from regrasp.models.mlp.policy import MlpPolicy
 from regrasp.models.registry import load_policy
+from regrasp.stages.dataset_features import find_features
 from regrasp.stages.demonstrations import ACTION, STATE
 from regrasp.stages.pretrain import cached_backbone
 from regrasp.stages.sft import train_base
@@ -75,7 +76,7 @@ def test_every_nth_frame_of_each_episode_is_trained_on_with_its_own_chunk(base_m
     columns = dataset.load_columns([ACTION, "frame_index", "episode_index"])
     configs = (groot_experiment(f"sft.frame_stride={n}", "sft.validation_fraction=0").config for n in (1, 3))
     (every, _), (thinned, _) = (
-        load_frames(policy, dataset, config.env.train.mapping, config.sft)
+        load_frames(policy, find_features(dataset, config), config.env.train.mapping, config.sft)
         for config in configs
         if config.sft is not None
     )
@@ -101,11 +102,11 @@ def test_a_missing_camera_is_named(backbone: Path, tmp_path: Path) -> None:
     with DatasetWriter(tmp_path / "blind", fps=10, robot_type="none", features=features) as writer:
         columns = {name: np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32) for name in features}
         writer.add_episode(columns, "pick up the red cube", True)
-    with pytest.raises(UserError, match="Another mapping than the demonstrations") as caught:
+    with pytest.raises(UserError, match="cannot be told") as caught:
         train_base(groot_experiment().config, tmp_path / "blind", backbone, tmp_path / "model")
     assert (caught.value.key, caught.value.expected) == (
-        "env.train.mapping.extra_view_images",
-        "0 camera(s) in all",
+        "sft.features.cameras",
+        "for each of ['camera_images/front_camera'] one of []",
     )
 
 

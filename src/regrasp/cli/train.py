@@ -44,6 +44,10 @@ def run(args: argparse.Namespace) -> int:
     if loaded is None:
         return 0
     runner = loaded.config.runner
+    if not runner.evaluates:
+        from regrasp.logging.backends import check_installed
+
+        check_installed(runner.logger.logger_backends)
     if runner.evaluates:
         return _evaluate(args, loaded)
     if runner.ckpt_path is not None:

@@ -10,12 +10,14 @@ from pydantic.dataclasses import dataclass
 from regrasp.config.types import (
     BLOCK,
     Name,
+    Names,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     Seed,
 )
+from regrasp.envs.mapping_config import States
 
 
 @dataclass(frozen=True, config=BLOCK)
@@ -37,11 +39,27 @@ class CollectConfig:
 
 
 @dataclass(frozen=True, config=BLOCK)
+class FeaturesConfig:
+    """Which features of a dataset the policy sees and does, where their names do not tell it."""
+
+    cameras: Names | None = None
+    """Features of the main camera and then of the extra ones; null: those that `collect` writes, or by their names."""
+    states: States | None = None
+    """Features laid end to end, each a name or `{key, slice}`; null: `observation.state`, or by their names."""
+    action: States | None = None
+    """The same for the action; null: `action`, or by its names."""
+    instruction: Name | None = None
+    """Column of texts, or of indices of the dataset's tasks; null: `task_index`."""
+
+
+@dataclass(frozen=True, config=BLOCK)
 class SftConfig:
     """Supervised fine-tuning of the base model on demonstrations."""
 
     data: Name | None = None
     """Folder of the dataset; null: `collect.output_dir`."""
+    features: FeaturesConfig = FeaturesConfig()
+    """Features of a dataset that others wrote."""
     output_dir: Name = "base"
     """Folder of the trained model."""
     backbone: Name | None = None

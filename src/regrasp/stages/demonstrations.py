@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from regrasp.data.lerobot import DemonstrationDataset, FeatureSpec
-from regrasp.data.lerobot.metadata import damaged
-from regrasp.data.lerobot.schema import SOURCES_PATH
+from regrasp.data.lerobot import FeatureSpec
 from regrasp.envs.mapping_config import MappingConfig
 from regrasp.envs.selection import (
     ObservationSelection,
     Range,
     StateSource,
     camera_names,
-    is_name_of,
     numbered_cameras,
     state_names,
 )
-from regrasp.errors import UserError
-from regrasp.experiment import ExperimentConfig
 from regrasp.experiment.inputs import input_names
 
 STATE = "observation.state"
@@ -95,73 +89,6 @@ def modality(mapping: MappingConfig, observations: ObservationSelection, action_
 def sources(observations: ObservationSelection) -> dict[str, Any]:
     """Content of `meta/sources.json`: the cameras in order, and the slices that make up the state."""
     return {"cameras": list(observations.cameras), "states": [dataclasses.asdict(part) for part in observations.states]}
-
-
-def check_sources(dataset: DemonstrationDataset, config: ExperimentConfig, *, uses_images: bool) -> list[str]:
-    """Check that the experiment maps to a policy what the demonstrations were made of.
-
-    Datasets of other programs do not say what they were made of: of them, widths and numbers are checked.
-
-    Returns:
-        Warnings.
-
-    Raises:
-        UserError: Cameras, states or the action's width differ.
-    """
-    mapping, action_dim = config.env.train.mapping, dataset.features[ACTION].shape[0]
-    if config.actor.model.action_dim != action_dim:
-        raise _other_mapping(dataset, "actor.model.action_dim", config.actor.model.action_dim, str(action_dim))
-    asked = [name for name in (mapping.main_images, *mapping.extra_view_images) if name is not None]
-    if uses_images and len(asked) != len(dataset.cameras):
-        key = "env.train.mapping.extra_view_images" if asked else "env.train.mapping.main_images"
-        raise _other_mapping(dataset, key, asked, f"{len(dataset.cameras)} camera(s) in all")
-    text, warnings = mapping.task_description, []
-    if text is not None and text not in dataset.tasks:
-        known = ", ".join(f"'{task}'" for task in dataset.tasks[:3])
-        warnings = [
-            f"env.train.mapping.task_description is '{text}'; the demonstrations in {dataset.root} say {known}."
-        ]
-    found = _read_sources(dataset)
-    if found is None:
-        return warnings
-    cameras, states = found
-    named = [is_name_of(*pair) for pair in zip(asked, cameras, strict=False)]
-    if uses_images and not (all(named) and len(asked) == len(cameras)):
-        key = "extra_view_images" if named[:1] == [True] else "main_images"
-        raise _other_mapping(dataset, f"env.train.mapping.{key}", asked, ", ".join(cameras))
-    same = len(mapping.states) == len(states) and all(
-        is_name_of(entry.key, part.key)
-        and (part.start == 0 if entry.slice is None else entry.slice == (part.start, part.stop))
-        for entry, part in zip(mapping.states, states, strict=True)
-    )
-    if not same:
-        expected = ", ".join(f"{part.key}[{part.start}:{part.stop}]" for part in states)
-        asked_states = [
-            entry.key if entry.slice is None else f"{entry.key}{list(entry.slice)}" for entry in mapping.states
-        ]
-        raise _other_mapping(dataset, "env.train.mapping.states", asked_states, expected)
-    return warnings
-
-
-def _read_sources(dataset: DemonstrationDataset) -> tuple[list[str], list[StateSource]] | None:
-    path = dataset.root / SOURCES_PATH
-    if not path.exists():
-        return None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return [str(name) for name in content["cameras"]], [StateSource(**part) for part in content["states"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise damaged(path, f"it does not list cameras and states ({error})") from error
-
-
-def _other_mapping(dataset: DemonstrationDataset, key: str, value: Any, expected: str) -> UserError:
-    return UserError(
-        f"Another mapping than the demonstrations in {dataset.root} were made with",
-        key=key,
-        value=value,
-        expected=expected,
-        fix="correct it, or record or convert the demonstrations again with this mapping",
-    )
 
 
 def _observation_ranges(states: Sequence[StateSource]) -> dict[str, Range]:

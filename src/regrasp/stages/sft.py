@@ -26,7 +26,7 @@ from regrasp.models.config import DatasetFacts
 from regrasp.models.contract import Policy
 from regrasp.models.normalization import Statistics
 from regrasp.seeding import KeyedNoise, torch_generator
-from regrasp.stages.demonstrations import ACTION, STATE, check_sources
+from regrasp.stages.dataset_features import DatasetFeatures, check_sources, find_features
 from regrasp.stages.pretrain import cached_backbone
 from regrasp.stages.training_frames import Frames, load_frames
 
@@ -82,11 +82,12 @@ def train_base(
         backbone = backbone or _backbone(config)
     seed = config.seed if sft.seed is None else sft.seed
     dataset = DemonstrationDataset(data)
-    for warning in check_sources(dataset, config, uses_images=config.actor.model.uses_images):
+    for warning in check_sources(dataset, config):
         _log.warning(warning)
+    features = find_features(dataset, config)
     device = choose_device()
-    policy = _base_policy(config, dataset, backbone, sft.train == "all", seed).to(device)
-    train, validation = load_frames(policy, dataset, config.env.train.mapping, sft)
+    policy = _base_policy(config, features, backbone, sft.train == "all", seed).to(device)
+    train, validation = load_frames(policy, features, config.env.train.mapping, sft)
     with torch.autocast(device.type, torch.bfloat16, enabled=config.actor.model.precision == "bf16"):
         if sft.train == "head":
             train.inputs = _encode(policy, train.inputs, device)
@@ -126,14 +127,14 @@ def _backbone(config: ExperimentConfig) -> Path:
 
 
 def _base_policy(
-    config: ExperimentConfig, dataset: DemonstrationDataset, backbone: Path | None, whole: bool, seed: int
+    config: ExperimentConfig, features: DatasetFeatures, backbone: Path | None, whole: bool, seed: int
 ) -> Policy:
     """An untrained policy with the dataset's statistics."""
-    columns = dataset.load_columns([STATE, ACTION])
-    state, action = (Statistics.of(torch.from_numpy(columns[name])) for name in (STATE, ACTION))
+    states, actions = features.load_states(), features.load_actions()
+    state, action = (Statistics.of(torch.from_numpy(values)) for values in (states, actions))
     mapping = config.env.train.mapping
     facts = DatasetFacts(
-        state, action, input_names(mapping), camera_names(mapping), state_names(mapping), float(dataset.fps)
+        state, action, input_names(mapping), camera_names(mapping), state_names(mapping), float(features.dataset.fps)
     )
     policy = config.actor.model.from_dataset(facts, backbone=backbone, whole=whole, seed=seed)
     check_inputs(policy, mapping)

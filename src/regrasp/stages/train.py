@@ -12,7 +12,8 @@ from regrasp.checkpoint.run_record import RunRecord, only_writer
 from regrasp.config.types import changed
 from regrasp.engine.base import Engine
 from regrasp.engine.local import LocalEngine
-from regrasp.engine.policies import check_fit, choose_device, create_policy, load_model
+from regrasp.engine.memory import check_disk, policy_memory
+from regrasp.engine.policies import check_fit, check_folder_fits, choose_device, create_policy, load_model
 from regrasp.envs.contract import EnvSpec, VecEnv
 from regrasp.envs.registry import create_env
 from regrasp.errors import UserError
@@ -51,6 +52,11 @@ def train(loaded: LoadedConfig, run_dir: Path) -> bool:
 def _train(loaded: LoadedConfig, run_dir: Path, checkpoint: Checkpoint | None) -> bool:
     config, seed = loaded.config, loaded.config.seed
     backends = prepare_backends(config.runner.logger.logger_backends)
+    policy = check_folder_fits(config, "train")
+    if policy is not None and (warning := check_disk(config, policy_memory(policy, config), run_dir)):
+        _log.warning(warning)
+    if config.runner.val_check_interval > 0:
+        check_folder_fits(config, "eval")
     with _environments(config) as (env, eval_env):
         for warning in lost_guarantees(env):
             _log.warning(warning)

@@ -10,16 +10,15 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from regrasp.data.lerobot import DemonstrationDataset, action_chunks
+from regrasp.data.lerobot import action_chunks
 from regrasp.envs.contract import Observation
 from regrasp.envs.mapping import named_state
 from regrasp.envs.mapping_config import MappingConfig
-from regrasp.envs.selection import camera_names, state_names
-from regrasp.errors import UserError
+from regrasp.envs.selection import state_names
 from regrasp.experiment import SftConfig
 from regrasp.logging.progress import progress
 from regrasp.models.contract import Policy
-from regrasp.stages.demonstrations import ACTION, STATE, camera_features
+from regrasp.stages.dataset_features import DatasetFeatures
 
 _PART = 256
 """Frames prepared at once."""
@@ -46,16 +45,17 @@ class Frames:
 
 
 def load_frames(
-    policy: Policy, dataset: DemonstrationDataset, mapping: MappingConfig, sft: SftConfig
+    policy: Policy, features: DatasetFeatures, mapping: MappingConfig, sft: SftConfig
 ) -> tuple[Frames, Frames | None]:
     """Training and validation frames, split by episode: the last episodes are held out.
 
     Images are held in memory as the policy prepares them; at the size they were recorded in, for one episode at a time.
     """
-    columns = dataset.load_columns([STATE, ACTION, "episode_index", "frame_index", "task_index"])
+    dataset = features.dataset
+    columns = dataset.load_columns(["episode_index", "frame_index"])
     kept = np.flatnonzero(columns["frame_index"] % sft.frame_stride == 0)
-    actions, valid = action_chunks(columns[ACTION], columns["episode_index"], policy.spec.action_horizon)
-    parts = _prepared(policy, dataset, mapping, columns[STATE], columns["task_index"], kept)
+    actions, valid = action_chunks(features.load_actions(), columns["episode_index"], policy.spec.action_horizon)
+    parts = _prepared(policy, features, mapping, kept)
     frames = Frames(TensorDict.cat(list(parts)), torch.from_numpy(actions[kept]), torch.from_numpy(valid[kept]))
     num_held_out = int(dataset.num_episodes * sft.validation_fraction)
     held_out = torch.from_numpy(columns["episode_index"][kept] >= dataset.num_episodes - num_held_out)
@@ -64,41 +64,21 @@ def load_frames(
 
 
 def _prepared(
-    policy: Policy,
-    dataset: DemonstrationDataset,
-    mapping: MappingConfig,
-    states: np.ndarray,
-    tasks: np.ndarray,
-    kept: np.ndarray,
+    policy: Policy, features: DatasetFeatures, mapping: MappingConfig, kept: np.ndarray
 ) -> Iterator[TensorDict]:
     """Prepared observations of the frames in `kept`, in order, under the names that the mapping gives."""
-    cameras = _cameras(dataset, mapping) if policy.spec.cameras else {}
+    dataset, states, instructions = features.dataset, features.load_states(), features.load_instructions()
     with progress("Reading demonstrations", dataset.num_episodes) as bar:
         for index, episode in enumerate(dataset.episodes):
             own = kept[(kept >= episode.start) & (kept < episode.stop)]
             observation = Observation(
                 images={
                     name: torch.from_numpy(dataset.load_images(feature, [index])[own - episode.start])
-                    for name, feature in cameras.items()
+                    for name, feature in features.cameras.items()
                 },
                 state=named_state(torch.from_numpy(states[own]), state_names(mapping)),
-                instruction=[dataset.tasks[i] for i in tasks[own]],
+                instruction=[instructions[row] for row in own],
             )
             for part in torch.arange(len(own)).split(_PART):
                 yield policy.prepare(observation.rows(part))
             bar.advance()
-
-
-def _cameras(dataset: DemonstrationDataset, mapping: MappingConfig) -> dict[str, str]:
-    """What the policy calls the cameras, and the features of the dataset that have their images."""
-    names = camera_names(mapping)
-    features = camera_features(len(names))
-    if missing := [feature for feature in features if feature not in dataset.cameras]:
-        raise UserError(
-            "The dataset has no such camera",
-            file=dataset.root,
-            value=missing[0],
-            expected=f"one of {list(dataset.cameras)}",
-            fix="record the demonstrations with `regrasp collect`, or rename the camera",
-        )
-    return dict(zip(names, features, strict=True))

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import bisect
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
+from regrasp.data.lerobot.images import decode_image
 from regrasp.data.lerobot.metadata import (
     RESTORE,
     count_rows,
@@ -18,7 +22,15 @@ from regrasp.data.lerobot.metadata import (
     read_table,
     read_tasks,
 )
-from regrasp.data.lerobot.schema import INFO_PATH, Episode, FileIndex, column_to_array
+from regrasp.data.lerobot.schema import (
+    DEFAULT_FEATURES,
+    INFO_PATH,
+    Episode,
+    FeatureSpec,
+    FileIndex,
+    column_to_array,
+    first_incomplete_row,
+)
 from regrasp.data.lerobot.video import VideoReader
 from regrasp.errors import UserError
 from regrasp.folders import check_checksums
@@ -27,7 +39,8 @@ from regrasp.folders import check_checksums
 class DemonstrationDataset:
     """Demonstrations on disk.
 
-    Opening reads the metadata and compares it with the header of every file; frames are read when asked for.
+    Opening reads the metadata and compares it with the header of every file and the columns that every dataset has;
+    other columns and images are read when asked for.
 
     Args:
         root: Folder of the dataset.
@@ -41,13 +54,18 @@ class DemonstrationDataset:
         check_checksums(root)
         self._info = read_info(root)
         self.features = self._info.features
-        self.stats = read_stats(root)
-        """Per feature: min, max, mean, std, q01, q10, q50, q90, q99 (D,) or (3, 1, 1), and count (1,), in float64."""
         self.tasks = read_tasks(root)
         """Instructions by `task_index`."""
         self.episodes = read_episodes(root, self._info)
         """In their order."""
         self._check_files()
+        self._check_tables()
+        self._image_columns: dict[str, tuple[FileIndex, pa.ChunkedArray]] = {}
+
+    @cached_property
+    def stats(self) -> dict[str, dict[str, np.ndarray]]:
+        """Per feature: min, max, mean, std, q01, q10, q50, q90, q99 (D,) or (3, 1, 1), and count (1,), in float64."""
+        return read_stats(self.root)
 
     @property
     def num_frames(self) -> int:
@@ -66,33 +84,51 @@ class DemonstrationDataset:
 
     @property
     def cameras(self) -> tuple[str, ...]:
-        """Names of the features stored as video."""
-        return tuple(name for name, feature in self.features.items() if feature.is_video)
+        """Names of the features stored as video or as images."""
+        return tuple(name for name, feature in self.features.items() if feature.is_camera)
 
     def load_columns(self, names: Iterable[str]) -> dict[str, np.ndarray]:
         """Whole columns, frames in order: (N,) for scalars, (N, D) for vectors.
 
         Raises:
-            UserError: If the dataset has no such column, or a data file is damaged.
+            UserError: If the dataset has no such column, a data file is damaged, or a number is not finite.
         """
         wanted = tuple(names)
         for name in wanted:
             if not (name in self.features and self.features[name].is_numeric):
                 raise self._no_feature(name, [key for key, f in self.features.items() if f.is_numeric])
-        parts = [
-            self._read_data_file(file, tuple(dict.fromkeys((*wanted, "index"))))
-            for file in dict.fromkeys(episode.data_file for episode in self.episodes)
-        ]
-        index = np.concatenate([part["index"] for part in parts])
-        if not np.array_equal(index, np.arange(self.num_frames)):
-            raise damaged(self.root / "data", "the column index does not count the frames from 0")
-        return {name: np.concatenate([part[name] for part in parts]) for name in wanted}
+        columns = self._read_columns(wanted)
+        for name, column in columns.items():
+            bad = ~np.isfinite(column.reshape(len(column), -1)).all(axis=1)
+            if bad.any():
+                row = int(bad.argmax())
+                raise self._wrong_value(name, row, column[row].tolist(), "finite numbers")
+        return columns
+
+    def load_texts(self, name: str) -> list[str]:
+        """A column of texts, frames in order.
+
+        Raises:
+            UserError: If there is no such column, or a row is empty.
+        """
+        if name not in self.features or self.features[name].dtype != "string":
+            raise self._no_feature(name, [key for key, feature in self.features.items() if feature.dtype == "string"])
+        texts = [text for file in self._data_files() for text in self._table(file, (name,))[name].to_pylist()]
+        for row, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise self._wrong_value(name, row, text, "a text")
+        return texts
+
+    def row_name(self, row: int) -> str:
+        """Where a frame of the dataset is, for messages."""
+        episode = self._episode_of(row)
+        return f"episode {episode.index}, frame {row - episode.start}"
 
     def load_images(self, camera_key: str, episodes: Sequence[int] | None = None) -> np.ndarray:
         """All images of a camera, decoded in order.
 
         Args:
-            camera_key: Feature of dtype video, for example "observation.images.front".
+            camera_key: Feature of dtype video or image, for example "observation.images.front".
             episodes: Episodes to load, in this order; None for all.
 
         Returns:
@@ -106,6 +142,11 @@ class DemonstrationDataset:
         chosen = self.episodes if episodes is None else [self.episodes[index] for index in episodes]
         num_frames = sum(episode.length for episode in chosen)
         images = np.empty((num_frames, *self.features[camera_key].image_size, 3), dtype=np.uint8)
+        if not self.features[camera_key].is_video:
+            rows = (row for episode in chosen for row in range(episode.start, episode.stop))
+            for image, row in zip(images, rows, strict=True):
+                image[:] = self._stored_image(camera_key, row)
+            return images
         filled = 0
         for file, start, length in self._runs(camera_key, chosen):
             with self._video(camera_key, file) as video:
@@ -113,13 +154,52 @@ class DemonstrationDataset:
             filled += length
         return images
 
-    def _read_data_file(self, file: FileIndex, names: Sequence[str]) -> dict[str, np.ndarray]:
-        path = self._data_path(file)
-        table = read_table(path, columns=names)
+    def _data_files(self) -> list[FileIndex]:
+        return list(dict.fromkeys(episode.data_file for episode in self.episodes))
+
+    def _table(self, file: FileIndex, names: Sequence[str]) -> pa.Table:
+        return read_table(self._data_path(file), columns=names)
+
+    def _read_columns(self, names: Sequence[str]) -> dict[str, np.ndarray]:
+        tables = [(file, self._table(file, names)) for file in self._data_files()]
+        features = self.features | DEFAULT_FEATURES
+        return {name: np.concatenate([self._array(name, features[name], *table) for table in tables]) for name in names}
+
+    def _array(self, name: str, feature: FeatureSpec, file: FileIndex, table: pa.Table) -> np.ndarray:
         try:
-            return {name: column_to_array(table[name], self.features[name]) for name in names}
+            return column_to_array(table[name], feature)
         except ValueError as error:
-            raise damaged(path, str(error)) from error
+            row = first_incomplete_row(table[name], feature)
+            if row is None:
+                raise damaged(self._data_path(file), f"column {name}: {error}") from error
+            start = min(episode.start for episode in self.episodes if episode.data_file == file)
+            value = table[name][row].as_py()
+            raise self._wrong_value(name, start + row, value, f"{feature.shape[0]} value(s)") from error
+
+    def _stored_image(self, camera: str, row: int) -> np.ndarray:
+        """An image of a feature whose images are in the tables, one file of which is held at a time."""
+        file = self._episode_of(row).data_file
+        if self._image_columns.get(camera, (None,))[0] != file:
+            self._image_columns[camera] = file, self._table(file, (camera,))[camera]
+        start = min(episode.start for episode in self.episodes if episode.data_file == file)
+        entry = self._image_columns[camera][1][row - start].as_py()
+        try:
+            return decode_image(entry, self.features[camera].image_size)
+        except ValueError as error:
+            raise self._wrong_value(camera, row, str(error), "a PNG or JPEG of 8-bit RGB in the table") from error
+
+    def _episode_of(self, row: int) -> Episode:
+        return self.episodes[bisect.bisect_right(self.episodes, row, key=lambda episode: episode.start) - 1]
+
+    def _wrong_value(self, column: str, row: int, value: object, expected: str) -> UserError:
+        return UserError(
+            f"Column {column} cannot be used: {self.row_name(row)}",
+            file=self._data_path(self._episode_of(row).data_file),
+            key=column,
+            value=value,
+            expected=expected,
+            fix="correct it, or leave the episode out",
+        )
 
     def _runs(self, camera: str, episodes: Iterable[Episode]) -> Iterator[tuple[FileIndex, int, int]]:
         """Stretches (file, first frame in it, length) that hold the episodes; adjacent ones are joined."""
@@ -155,13 +235,40 @@ class DemonstrationDataset:
         for file, expected in rows.items():
             path = self._data_path(file)
             _compare(path, count_rows(path), expected)
-        for camera in self.cameras:
+        for camera in (name for name, feature in self.features.items() if feature.is_video):
             frames: Counter[FileIndex] = Counter()
             for episode in self.episodes:
                 frames[episode.videos[camera].file] += episode.length
             for file, expected in frames.items():
                 with self._video(camera, file) as video:
                     _compare(video.path, video.num_frames, expected)
+
+    def _check_tables(self) -> None:
+        """Compare the columns that every dataset has with the episode table, frame by frame."""
+        columns = self._read_columns(tuple(DEFAULT_FEATURES))
+        lengths = [episode.length for episode in self.episodes]
+        frame = np.concatenate([np.arange(length) for length in lengths])
+        seconds = frame / self.fps
+        for name, expected in (
+            ("index", np.arange(self.num_frames)),
+            ("episode_index", np.repeat(np.arange(self.num_episodes), lengths)),
+            ("frame_index", frame),
+        ):
+            self._compare_rows(name, columns[name], expected, columns[name] == expected)
+        near = np.abs(columns["timestamp"] - seconds) < 0.5 / self.fps
+        self._compare_rows("timestamp", columns["timestamp"], seconds, near)
+        tasks = columns["task_index"]
+        known = (tasks >= 0) & (tasks < len(self.tasks))
+        if not known.all():
+            row = int((~known).argmax())
+            raise self._wrong_value(
+                "task_index", row, int(tasks[row]), f"an index of the {len(self.tasks)} tasks in meta/tasks.parquet"
+            )
+
+    def _compare_rows(self, name: str, found: np.ndarray, expected: np.ndarray, same: np.ndarray) -> None:
+        if not same.all():
+            row = int((~same).argmax())
+            raise self._wrong_value(name, row, found[row].item(), f"{expected[row]}, as the episode table says")
 
     def _no_feature(self, name: str, available: Iterable[str]) -> UserError:
         return UserError(

@@ -53,7 +53,7 @@ def _joined(names: Any) -> Any:
 
 @checked_dataclass(frozen=True, config=ConfigDict(strict=True, extra="ignore"))
 class FeatureSpec:
-    """One feature of a frame: `dtype` "video" with shape (H, W, 3), or a NumPy dtype with shape (D,)."""
+    """One feature of a frame: `dtype` "video" or "image" with shape (H, W, 3), or a NumPy dtype with shape (D,)."""
 
     dtype: str
     shape: tuple[NonNegativeInt, ...]
@@ -66,6 +66,11 @@ class FeatureSpec:
         return self.dtype == "video"
 
     @property
+    def is_camera(self) -> bool:
+        """The feature is a camera, in video files or as encoded images in the tables."""
+        return self.is_video or self.dtype == "image"
+
+    @property
     def is_numeric(self) -> bool:
         """The feature is a column of scalars or vectors."""
         return self.dtype in ARROW_TYPES and len(self.shape) == 1
@@ -73,7 +78,7 @@ class FeatureSpec:
     @property
     def image_size(self) -> tuple[int, int]:
         """(height, width) of a camera; LeRobot writes shapes with channels last or first."""
-        assert self.is_video
+        assert self.is_camera
         height, width = self.shape[1:] if (self.names or ("height",))[0].startswith("c") else self.shape[:2]
         return height, width
 
@@ -85,8 +90,8 @@ class FeatureSpec:
         return scalar if self.shape == (1,) else pa.list_(scalar, self.shape[0])
 
     def __post_init__(self) -> None:
-        if self.is_video and len(self.shape) != 3:
-            raise ValueError(f"a video of shape {self.shape}")
+        if self.is_camera and len(self.shape) != 3:
+            raise ValueError(f"a camera of shape {self.shape}")
 
 
 DEFAULT_FEATURES = {
@@ -215,6 +220,15 @@ def column_to_array(column: pa.ChunkedArray, feature: FeatureSpec) -> np.ndarray
         raise ValueError(f"{num_rows} rows of {feature.shape[0]} hold {len(values)} values and {nulls} nulls")
     array = values.to_numpy(zero_copy_only=False).astype(feature.dtype, copy=False)
     return array if feature.shape == (1,) else array.reshape(num_rows, *feature.shape)
+
+
+def first_incomplete_row(column: pa.ChunkedArray, feature: FeatureSpec) -> int | None:
+    """The first row that lacks values of the feature or has too many."""
+    for row, value in enumerate(column.to_pylist()):
+        values = value if isinstance(value, list) else [value]
+        if len(values) != feature.shape[0] or None in values:
+            return row
+    return None
 
 
 def task_table(tasks: Sequence[str]) -> pa.Table:
