@@ -46,6 +46,7 @@ class MetricsLogger:
         self.path = run.folder / METRICS_FILE
         self._outputs = [_Output("metrics.jsonl", lambda _: _LinesFile(self.path), run)]
         _keep_lines(self.path)
+        self.path.touch()
         self._outputs += [_Output(name, opener, run) for name, opener in backends.items()]
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
