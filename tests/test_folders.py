@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import multiprocessing
 import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +17,17 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
 from regrasp.errors import UserError
-from regrasp.folders import atomic_file, atomic_folder, discard_unused, require_output, require_writable, writing
+from regrasp.folders import (
+    CHECKSUMS,
+    atomic_file,
+    atomic_folder,
+    check_checksums,
+    discard_unused,
+    leaves_folder,
+    require_output,
+    require_writable,
+    writing,
+)
 
 
 def test_the_check_leaves_nothing(tmp_path: Path) -> None:
@@ -189,3 +200,44 @@ def test_a_folder_that_appeared_meanwhile_is_kept(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not empty"):
         race()
     assert [path.name for path in (tmp_path / "target").iterdir()] == ["theirs"]
+
+
+@pytest.fixture
+def sealed(tmp_path: Path) -> Path:
+    with atomic_folder(tmp_path / "model", checksums=True) as draft:
+        (draft / "inner").mkdir()
+        (draft / "config.json").write_text("{}")
+        (draft / "inner" / "weights").write_bytes(b"1234")
+    return tmp_path / "model"
+
+
+def test_checksums_are_those_that_sha256sum_checks(sealed: Path) -> None:
+    subprocess.run(["sha256sum", "--check", "--strict", CHECKSUMS], cwd=sealed, check=True)
+    check_checksums(sealed)
+    (sealed / "README.md").write_text("a file of the user's")
+    check_checksums(sealed)
+
+
+@pytest.mark.parametrize("change", [b"1235", b"", None])
+def test_what_changed_since_a_folder_was_written_is_found(sealed: Path, change: bytes | None) -> None:
+    file = sealed / "inner" / "weights"
+    file.unlink() if change is None else file.write_bytes(change)
+    with pytest.raises(UserError, match="not as it was written") as caught:
+        check_checksums(sealed)
+    assert caught.value.file == str(file)
+    (sealed / CHECKSUMS).unlink()
+    check_checksums(sealed)
+
+
+@pytest.mark.parametrize("lines", ["what?", f"{'0' * 64}  ../other", f"{'0' * 64}  /etc/hostname", f"{'0' * 64}  a\0b"])
+def test_a_list_of_checksums_that_is_none(sealed: Path, lines: str) -> None:
+    (sealed / CHECKSUMS).write_text(lines)
+    with pytest.raises(UserError, match="no list of checksums") as caught:
+        check_checksums(sealed)
+    assert caught.value.file == str(sealed / CHECKSUMS)
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../other", "a/../../b", "a\0b"])
+def test_a_path_out_of_its_folder(name: str) -> None:
+    assert leaves_folder(name)
+    assert not leaves_folder("videos/episode..mp4")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import glob
+import hashlib
 import os
 import re
 import shutil
@@ -25,6 +26,8 @@ COMMAND_FILE = "command.txt"
 """The command line that a run was started with, in the run's folder."""
 LOCK_FILE = "run.lock"
 """Locked by the process that trains in the run's folder."""
+CHECKSUMS = "SHA256SUMS"
+"""What the files of a model folder or a dataset were when they were written, as `sha256sum` lists and checks it."""
 
 _HIDDEN = re.compile(
     r"\.(?P<name>.+)\.(?P<purpose>draft|replaced|removed)@(?P<host>[^@]*)@(?P<pid>\d+)@(?P<started>\d+)"
@@ -37,6 +40,7 @@ _DISK_ERRORS = frozenset(
 )
 _ERROR_NUMBER = re.compile(r"\(os error (\d+)\)")
 """How libraries in Rust, such as safetensors and tokenizers, name the system's error."""
+_CHECKSUM = re.compile(r"(?P<sum>[0-9a-f]{64})  (?P<name>.+)")
 _CLOCK_SLACK = 60
 """Seconds by which two readings of one process's start time may differ."""
 _FOREIGN_AGE = 24 * 3600
@@ -44,7 +48,7 @@ _FOREIGN_AGE = 24 * 3600
 
 
 @contextlib.contextmanager
-def atomic_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
+def atomic_folder(target: Path, *, overwrite: bool = False, checksums: bool = False) -> Iterator[Path]:
     """Give an empty hidden folder beside `target`, which becomes `target` when the block ends without an error.
 
     Its files are synced first, so that a crash at any instant leaves all of `target` or nothing of it. A folder that is
@@ -54,6 +58,7 @@ def atomic_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
     Args:
         target: Its parents are made.
         overwrite: Replace what is at `target`; otherwise only an empty folder may be there.
+        checksums: Add `CHECKSUMS`, by which `check_checksums` finds what changes later.
 
     Raises:
         UserError: The disk is full or refuses, or something is at `target`.
@@ -66,6 +71,8 @@ def atomic_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
             tidy(target.parent, target.name)
             draft.mkdir()
             yield draft
+            if checksums:
+                _write_checksums(draft)
             for path in sorted(draft.rglob("*"), key=lambda path: (-len(path.parts), path)):
                 sync(path)
             sync(draft)
@@ -281,10 +288,55 @@ def require_output(
         require_writable(folder.resolve().parent, key=key)
 
 
+def check_checksums(folder: Path) -> None:
+    """Compare the files of a folder with its `CHECKSUMS`; a folder without has nothing to compare with.
+
+    Raises:
+        UserError: A file has changed or is gone since the folder was written.
+    """
+    list_file = folder / CHECKSUMS
+    if not list_file.exists():
+        return
+    try:
+        lines = list_file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise _changed(list_file, f"it cannot be read ({error})") from error
+    for line in lines:
+        entry = _CHECKSUM.fullmatch(line)
+        if entry is None or leaves_folder(entry["name"]):
+            raise _changed(list_file, f"it is no list of checksums, as in {line[:80]!r}")
+        file = folder / entry["name"]
+        try:
+            found = _sha256(file)
+        except OSError as error:
+            raise _changed(file, f"it cannot be read ({error.strerror})") from error
+        if found != entry["sum"]:
+            raise _changed(file, f"{CHECKSUMS} beside it has another checksum")
+
+
+def _write_checksums(folder: Path) -> None:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    lines = [f"{_sha256(file)}  {file.relative_to(folder).as_posix()}\n" for file in files]
+    (folder / CHECKSUMS).write_text("".join(lines), encoding="utf-8")
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _changed(file: Path, how: str) -> UserError:
+    return UserError(
+        f"A file is not as it was written: {how}",
+        file=file,
+        fix=f"copy or make the folder again; where the change is meant, delete {CHECKSUMS} there",
+    )
+
+
 def leaves_folder(name: str) -> bool:
-    """Whether a path that a file gives, relative to its folder, leads out of it."""
+    """Whether a path that a file gives, relative to its folder, leads out of it, or is none at all."""
     path = PurePosixPath(name)
-    return path.is_absolute() or ".." in path.parts
+    return path.is_absolute() or ".." in path.parts or "\0" in name
 
 
 def new_folder(wanted: Path) -> Path:

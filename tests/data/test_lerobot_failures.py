@@ -15,6 +15,7 @@ import pytest
 
 from regrasp.data.lerobot import DatasetWriter, DemonstrationDataset, FeatureSpec
 from regrasp.errors import UserError
+from regrasp.folders import CHECKSUMS
 from regrasp.logging.encoder import H264Encoder
 
 CAMERA = "observation.images.front"
@@ -47,7 +48,8 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def root(original: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(original, tmp_path / "d"))
+    """A dataset as others write it, without checksums."""
+    return Path(shutil.copytree(original, tmp_path / "d", ignore=shutil.ignore_patterns(CHECKSUMS)))
 
 
 def test_a_crash_leaves_nothing(tmp_path: Path) -> None:
@@ -236,7 +238,14 @@ def test_another_version_is_named(root: Path) -> None:
         {"total_frames": "many"},
         {"features": []},
         {"data_path": None},
+        {"fps": True},
         {"video_path": "{x}"},
+        {"data_path": "/etc/{chunk_index}"},
+        {"data_path": "../{chunk_index}/{file_index}.parquet"},
+        {"data_path": "data/{chunk_index:0999999999d}/{file_index}.parquet"},
+        {"data_path": "data/{chunk_index.__class__}/{file_index}.parquet"},
+        {"video_path": "videos/{video_key!r}.mp4"},
+        {"features": {"../../camera": {"dtype": "video", "shape": [32, 32, 3]}}},
         {"features": {CAMERA: {"dtype": "video", "shape": [32]}}},
     ],
 )
@@ -247,6 +256,33 @@ def test_malformed_info(root: Path, change: dict[str, object]) -> None:
         DemonstrationDataset(root)
     assert caught.value.file == str(root / "meta/info.json")
     assert (caught.value.key or "").startswith(next(iter(change)))
+
+
+@pytest.mark.parametrize("name", ["meta/info.json", "meta/stats.json", "meta/tasks.parquet", DATA, VIDEO])
+def test_a_bit_that_changed_in_a_dataset_of_ours_is_found(original: Path, tmp_path: Path, name: str) -> None:
+    root = Path(shutil.copytree(original, tmp_path / "d"))
+    file, rng = root / name, np.random.default_rng(0)
+    content = file.read_bytes()
+    for _ in range(10):
+        changed = bytearray(content)
+        changed[rng.integers(len(changed))] ^= 1 << int(rng.integers(8))
+        file.write_bytes(changed)
+        with pytest.raises(UserError, match="not as it was written") as caught:
+            DemonstrationDataset(root)
+        assert caught.value.file == str(file)
+    file.write_bytes(content)
+    DemonstrationDataset(root)
+
+
+def test_a_bit_that_changed_in_a_page_of_a_table_is_found(root: Path) -> None:
+    file = root / DATA
+    content = file.read_bytes()
+    chunk = pq.read_metadata(file).row_group(0).column(pq.read_schema(file).get_field_index("action"))
+    at = (chunk.dictionary_page_offset or chunk.data_page_offset) + chunk.total_compressed_size - 3
+    file.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+    with pytest.raises(UserError, match="CRC") as caught:
+        DemonstrationDataset(root).load_columns(["action"])
+    assert caught.value.file == str(file)
 
 
 def test_video_shorter_than_the_tables(root: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from vec_envs import random_actions as random
 from regrasp.envs.contract import VecEnv
 from regrasp.envs.mapping_config import MappingConfig
 from regrasp.envs.process.vector import RemoteVecEnv
-from regrasp.errors import TrainingHaltedError
+from regrasp.errors import TrainingHaltedError, UserError
 
 LIMIT = 12
 SEEDS = [3, 4, 5]
@@ -283,7 +283,7 @@ def test_a_restored_expert_continues_bit_for_bit_in_another_process(task):
 
 
 def test_a_state_of_another_number_of_environments_is_refused(toy: VecEnv):
-    with pytest.raises(AssertionError):
+    with pytest.raises(UserError, match="another simulator"):
         toy.load_state_dict({"state": toy.state_dict()["state"][:1]})
 
 

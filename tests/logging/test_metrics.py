@@ -144,9 +144,22 @@ def test_services_get_the_name_of_the_run_settings_and_scalars(tmp_path, wandb, 
         ("log", {"eval/return": 1.0}, {"step": 4}),
         ("finish",),
     ]
-    init, *rest = swanlab.calls
-    assert init == ("init", {"experiment_name": run.name, "logdir": str(run / "swanlab"), **shared})
+    login, init, *rest = swanlab.calls
+    assert login == ("login",)
+    assert init == ("init", {"experiment_name": run.name, "logdir": str(run / "swanlab"), "mode": "online", **shared})
     assert rest == [("log", {"eval/return": 1.0}, {"step": 4}), ("finish",)]
+
+
+def test_swanlab_without_a_key_is_an_error_and_out_of_reach_it_records_here(tmp_path, monkeypatch, caplog):
+    swanlab = FakeService(login=RuntimeError("no TTY is available"))
+    monkeypatch.setitem(sys.modules, "swanlab", swanlab)
+    monkeypatch.setenv("SWANLAB_API_HOST", "http://localhost:9")
+    with open_logger(tmp_path, ["swanlab"]):
+        assert swanlab.calls[0][1]["mode"] == "offline"
+    assert "http://localhost:9) does not answer" in caplog.text
+    monkeypatch.setattr("regrasp.logging.backends._answers", lambda url: True)
+    with pytest.raises(UserError, match="no TTY is available"):
+        prepare_backends(["swanlab"])
 
 
 @pytest.mark.parametrize("refuses", ["init", "log", "finish"])

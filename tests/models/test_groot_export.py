@@ -32,6 +32,7 @@ from regrasp.cli.main import main
 from regrasp.engine.policies import overlay_rl_weights
 from regrasp.envs.contract import Observation
 from regrasp.errors import UserError
+from regrasp.folders import CHECKSUMS
 from regrasp.models.config import ExportOptions, RlHeadConfig
 from regrasp.models.groot import export as exporting
 from regrasp.models.groot.checkpoint import load_groot
@@ -195,7 +196,7 @@ def test_the_files_are_the_published_ones(base: Path, tmp_path: Path):
     sizes = [sum(tensor.nbytes for tensor in load_file(out / shard).values()) for shard in shards]
     largest = max(tensor.nbytes for tensor in weights(out).values())
     assert max(sizes) <= max(200_000, largest)
-    assert {path.name for path in out.iterdir()} == {
+    assert {path.name for path in out.iterdir()} - {CHECKSUMS} == {
         "chat_template.jinja",
         "config.json",
         "experiment_cfg",

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -75,3 +76,41 @@ def test_another_width_is_named(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match="hidden"):
         load_mlp(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"hidden": 0.5}, "hidden"),
+        ({"hidden": [2**40]}, "hidden[0]"),
+        ({"action_dim": -1}, "action_dim"),
+        ({"state_dim": None}, "state_dim"),
+        ({"state_dim": True}, "state_dim"),
+        ({"num_action_chunks": []}, "num_action_chunks"),
+        ({"statistics": 3}, "statistics"),
+        ({"statistics": {"state": {}, "action": {}}}, "statistics.state.max"),
+        ({"further": 1}, "further"),
+        ({"hidden": [9]}, None),
+        ({"hidden": [2**20] * 3}, None),
+    ],
+)
+def test_a_config_that_is_damaged_is_refused(tmp_path: Path, change: dict[str, object], key: str | None):
+    build().save(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(UserError) as caught:
+        load_mlp(tmp_path)
+    assert caught.value.key == key
+    assert str(tmp_path) in str(caught.value.file)
+
+
+@pytest.mark.parametrize("value", [[0.0] * (STATE_DIM + 1), [float("nan")] * STATE_DIM, [1e39] * STATE_DIM, "text"])
+def test_statistics_of_another_width_or_not_finite_are_refused(tmp_path: Path, value: object):
+    build().save(tmp_path)
+    file = tmp_path / "config.json"
+    content = json.loads(file.read_text())
+    content["statistics"]["state"]["mean"] = value
+    file.write_text(json.dumps(content))
+    with pytest.raises(UserError) as caught:
+        load_mlp(tmp_path)
+    assert caught.value.key == "statistics.state.mean"

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from run_toys import groot_experiment, mlp_experiment
+from run_toys import checkpoint, groot_experiment, mlp_experiment
 from torch import Tensor
 
 from regrasp.cli.main import main
 from regrasp.engine.local import LocalEngine
-from regrasp.engine.memory import PolicyMemory, memory_estimate, policy_memory
+from regrasp.engine.memory import PolicyMemory, check_disk, memory_estimate, policy_memory
 from regrasp.engine.policies import create_policy
 from regrasp.envs.registry import create_env
+from regrasp.errors import UserError
 from regrasp.experiment import ExperimentConfig
 from regrasp.experiment.inputs import input_names
 from regrasp.learner.learner import Learner
 from regrasp.models.contract import Policy
 from regrasp.models.groot.policy import GrootPolicy
 from regrasp.rollout.decisions import Decisions
+from regrasp.stages.train import train
 
 BF16 = "actor.model.precision=bf16"
 LORA = ("actor.model.is_lora=true", "actor.model.lora.rank=2")
@@ -139,7 +143,7 @@ def test_the_lines_name_what_takes_memory(groot_start: Path) -> None:
     lines = "\n".join(half)
     assert all(part in lines for part in ("copy of them in bfloat16", "algorithm.kl_beta", "in host memory"))
     together = "\n".join(memory_estimate(groot_experiment(model, BF16, "algorithm.kl_beta=1").config))
-    assert lines.splitlines()[-1] != together.splitlines()[-1], "features on the host are not on the device"
+    assert lines.splitlines()[-2] != together.splitlines()[-2], "features on the host are not on the device"
 
 
 def test_features_of_half_precision_take_half(groot_start: Path) -> None:
@@ -177,3 +181,29 @@ def test_the_estimate_begins_with_what_the_model_reads_and_writes(base_model: Pa
     first = memory_estimate(groot_experiment(f"actor.model.model_path={base_model}").config)[0]
     assert first.startswith("model: embodiment new_embodiment in slot 0; cameras ")
     assert "; state state 4; action action 4; " in first
+
+
+def test_the_disk_holds_what_checkpoints_are_estimated_to_take(tmp_path: Path) -> None:
+    loaded = mlp_experiment("actor.model.mlp.hidden=[256,256]", "runner.val_check_interval=-1")
+    assert train(loaded, tmp_path)
+    memory = policy_memory(loaded.config.actor.model.build(4, seed=0), loaded.config)
+    folders = [checkpoint(tmp_path, step) for step in (1, 2, 3, 4)]
+    found = sum(file.stat().st_size for folder in folders for file in folder.rglob("*") if file.is_file())
+    assert memory.checkpoints(4, 4) == pytest.approx(found, rel=0.1)
+
+
+@pytest.mark.parametrize(("free", "keep", "told"), [(1.5, "null", True), (1.5, "1", True), (4.5, "1", False)])
+def test_a_disk_that_will_be_full_is_told_before_the_run(
+    start_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: float, keep: str, told: bool
+) -> None:
+    config = mlp_experiment(f"runner.keep_checkpoints={keep}", "runner.max_epochs=100").config
+    memory = PolicyMemory(500, 500, 2000, 6000, 0, 0, 0)
+    one = memory.checkpoints(1, 1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=int(free * one)))
+    warning = check_disk(config, memory, tmp_path / "run")
+    assert (warning is not None) == told
+    if warning is not None:
+        assert "runner.keep_checkpoints" in warning
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=one - 1))
+    with pytest.raises(UserError, match="no room for a checkpoint"):
+        check_disk(config, memory, tmp_path / "run")

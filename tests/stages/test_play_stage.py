@@ -9,6 +9,7 @@ from pathlib import Path
 import av
 import pytest
 import torch
+from pydantic import TypeAdapter
 from run_toys import checkpoint, groot_experiment, mlp_experiment
 
 from regrasp.engine.policies import overlay_rl_weights
@@ -46,7 +47,7 @@ def test_the_expert_always_succeeds(expert: tuple[Path, PlayResult], capsys: pyt
     assert result.summary.success == 1.0
     assert result.summary.episodes == 6
     assert result.summary.ci95 == wilson_interval(6, 6)
-    assert EvaluationSummary.from_json((run / "evaluation.json").read_text()) == result.summary
+    assert TypeAdapter(EvaluationSummary).validate_json((run / "evaluation.json").read_text()) == result.summary
 
 
 @pytest.mark.parametrize("kind", ["zero", "random"])
@@ -95,7 +96,7 @@ def test_videos_that_cannot_be_written_cost_no_result(
     monkeypatch.setattr("regrasp.runner.videos.write_episode", refuse)
     result = play(task("env.eval.video_cfg.save_video=true"), tmp_path, PlayOptions(kind="zero", num_videos=2))
     assert result.videos == []
-    assert EvaluationSummary.from_json((tmp_path / "evaluation.json").read_text()) == result.summary
+    assert TypeAdapter(EvaluationSummary).validate_json((tmp_path / "evaluation.json").read_text()) == result.summary
     assert caplog.text.count("No space left on device") == 1
 
 

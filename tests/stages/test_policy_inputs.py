@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,9 +10,11 @@ import pytest
 from pydantic import TypeAdapter
 from run_toys import groot_experiment, mlp_experiment
 
-from regrasp.engine.policies import check_inputs, load_model
+from regrasp.config.types import changed
+from regrasp.engine.policies import check_folder_fits, check_inputs, load_model
 from regrasp.envs.data_config import DataConfig
-from regrasp.envs.mapping_config import Gr00tVideoMapping, MappingConfig
+from regrasp.envs.mapping_config import Gr00tVideoMapping, MappingConfig, StateEntry
+from regrasp.envs.mujoco.env import Mujoco
 from regrasp.envs.selection import camera_names, state_names
 from regrasp.errors import UserError
 from regrasp.experiment.inputs import input_names
@@ -159,3 +162,34 @@ def test_a_published_models_run_goes_on_with_its_own_slot_only(tmp_path: Path) -
     for before, now in (("null", "3"), ("3", "null"), ("3", "4")):
         with pytest.raises(UserError, match="begun with the projectors of another embodiment"):
             check_slot(experiment(before).to_yaml(), experiment(now).config, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["train", "eval"])
+def test_a_state_of_another_width_is_told_before_a_simulator_starts(
+    start_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    def start(*_: object, **__: object) -> None:
+        raise AssertionError("a simulator has started")
+
+    monkeypatch.setattr("regrasp.stages.train.create_env", start)
+    monkeypatch.setattr("regrasp.stages.play.create_env", start)
+    changes = (f"actor.model.model_path={start_model}", f"env.{name}.mapping.states=[policy/gripper_position]")
+    loaded = mlp_experiment(*changes, "runner.val_check_interval=2")
+    with pytest.raises(UserError, match="does not have the width") as caught:
+        train(loaded, tmp_path)
+    assert (caught.value.key, caught.value.value) == (f"env.{name}.mapping.states", "3 values")
+    if name == "eval":
+        with pytest.raises(UserError, match="does not have the width"):
+            play(loaded, tmp_path, PlayOptions())
+
+
+@pytest.mark.parametrize(("slices", "told"), [([(0, 2), (0, 1)], True), ([(0, 2), None], False)])
+def test_slices_tell_the_width_where_only_the_simulator_knows_the_rest(
+    start_model: Path, monkeypatch: pytest.MonkeyPatch, slices: list[tuple[int, int] | None], told: bool
+) -> None:
+    monkeypatch.setattr(Mujoco, "describe", lambda *_: None)
+    entries = tuple(StateEntry(f"policy/{index}", bounds) for index, bounds in enumerate(slices))
+    config = mlp_experiment(f"actor.model.model_path={start_model}").config
+    config = changed(config, "env.train.mapping.states", entries)
+    with pytest.raises(UserError, match="does not have the width") if told else contextlib.nullcontext():
+        check_folder_fits(config, "train")

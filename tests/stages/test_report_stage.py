@@ -67,3 +67,68 @@ def test_versions_are_those_of_what_is_installed() -> None:
 
     assert versions()["torch"] == torch.__version__
     assert set(versions()) >= {"regrasp", "python", "torch", "transformers", "mujoco-core", "numpy"}
+
+
+SUMMARY = {"success": 0.5, "ci95": [0.1, 0.9], "episodes": 2, "per_instruction": {"pick": [1, 2]}, "measures": {}}
+VIDEO = {"file": "v.mp4", "instruction": "pick", "success": True, "group": "base", "seed": 1}
+QUICKSTART = {
+    "task": "t",
+    "seed": 0,
+    "base": SUMMARY,
+    "finetuned": SUMMARY,
+    "stage_seconds": {"train": 1.0},
+    "videos": [VIDEO],
+    "versions": {"regrasp": "1"},
+    "command": "regrasp quickstart",
+}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A quickstart's folder, which is also an evaluation's."""
+    folder = tmp_path / "run"
+    (folder / "train").mkdir(parents=True)
+    (folder / "train" / "metrics.jsonl").write_text('{"step": 1, "env/success_once": 0.5}\n')
+    (folder / "config.yaml").write_text("runner: {seed: 1}\nactor: {seed: 2}\n")
+    (folder / "command.txt").write_text("regrasp play\n")
+    (folder / "evaluation.json").write_text(json.dumps(SUMMARY))
+    (folder / "episodes.jsonl").write_text(json.dumps({**VIDEO, "episode": 0}) + "\n")
+    (folder / "summary.json").write_text(json.dumps(QUICKSTART))
+    (folder / "v.mp4").write_bytes(b"video")
+    return folder
+
+
+@pytest.mark.parametrize("content", [b"{\377", b"", b"[]", b"[" * 100_000, b'{"seed": 1}'])
+@pytest.mark.parametrize("name", ["summary.json", "config.yaml", "evaluation.json", "episodes.jsonl"])
+def test_a_damaged_file_of_a_run_is_named(run: Path, name: str, content: bytes) -> None:
+    if name != "summary.json":
+        (run / "summary.json").unlink()
+    if name == "episodes.jsonl" and not content:
+        return  # an evaluation without episodes
+    (run / name).write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        report_run(run, run / "report.html")
+    assert str(run / name) in str(caught.value.file)
+    assert caught.value.fix
+
+
+@pytest.mark.parametrize("file", ["../secret.mp4", "/etc/hostname", "link.mp4", "config.yaml", "v\0.mp4"])
+def test_only_a_video_of_the_run_is_put_into_its_page(run: Path, file: str) -> None:
+    (run.parent / "secret.mp4").write_text("secret")
+    (run / "link.mp4").symlink_to(run.parent / "secret.mp4")
+    assert page_of(run)
+    (run / "summary.json").write_text(json.dumps({**QUICKSTART, "videos": [{**VIDEO, "file": file}]}))
+    with pytest.raises(UserError, match="Not a video of this run") as caught:
+        report_run(run, run / "report.html")
+    assert caught.value.file == str(run / "summary.json")
+
+
+@pytest.mark.parametrize(
+    "change", [{"success": 1.5}, {"episodes": "2"}, {"per_instruction": {"pick": [3, 2]}}, {"ci95": [0.1]}]
+)
+def test_an_evaluation_that_cannot_be_is_refused(run: Path, change: dict[str, object]) -> None:
+    (run / "summary.json").unlink()
+    (run / "evaluation.json").write_text(json.dumps(SUMMARY | change))
+    with pytest.raises(UserError) as caught:
+        report_run(run, run / "report.html")
+    assert caught.value.file == str(run / "evaluation.json")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +14,8 @@ from regrasp.checkpoint.read import read_checkpoint
 from regrasp.engine.local import Collected, LocalEngine
 from regrasp.envs.config import EnvConfig
 from regrasp.envs.contract import VecEnv
+from regrasp.errors import UserError
+from regrasp.runner import runner as runner_module
 from regrasp.stages import train as session
 from regrasp.stages.play import PlayOptions, play
 from regrasp.stages.train import train
@@ -156,3 +159,26 @@ def test_a_new_state_policy_needs_no_model(tmp_path: Path) -> None:
     assert train(mlp_experiment(*overrides, "actor.global_batch_size=4"), tmp_path)
     assert [line["rollout/decisions"] for line in metrics(tmp_path)] == [4, 4]
     assert [line["env/num_trajectories"] for line in metrics(tmp_path)] == [0, 2]
+
+
+def test_a_disk_that_is_full_for_a_while_costs_no_update(
+    start_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    write, full = runner_module.new_checkpoint, [1, 2]
+
+    def refuse(folder: Path, step: int, save: Callable[[Path], None]) -> Path:
+        if step in full:
+            raise UserError("It could not be written: No space left on device")
+        return write(folder, step, save)
+
+    monkeypatch.setattr(runner_module, "new_checkpoint", refuse)
+    experiment = f"actor.model.model_path={start_model}", "runner.save_interval=1"
+    for name in ("whole", "last"):
+        (tmp_path / name).mkdir()
+    assert train(mlp_experiment(*experiment, "runner.max_epochs=4"), tmp_path / "whole")
+    assert saved_steps(tmp_path / "whole") == [3, 4]
+    assert caplog.text.count("No space left on device") == 1
+    full[:] = [4]
+    with pytest.raises(UserError, match="No space left"):
+        train(mlp_experiment(*experiment, "runner.max_epochs=4"), tmp_path / "last")
+    assert saved_steps(tmp_path / "last") == [1, 2, 3]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Sequence
@@ -12,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ConfigDict, NonNegativeInt, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass as checked_dataclass
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -49,6 +51,18 @@ _WRAPPERS = re.compile(rf"^(?:(?:module|{_WRAPPER})\.)+|(?<=\.)(?:{_WRAPPER})\."
 """What DDP, FSDP, torch.compile and activation checkpointing put into the names of a module's weights."""
 
 
+@checked_dataclass(frozen=True, config=ConfigDict(strict=True, extra="ignore"))
+class _Document:
+    """The file `STATE`."""
+
+    step: NonNegativeInt
+    frozen_names: list[str]
+    state: dict[str, Any]
+
+
+_DOCUMENT = TypeAdapter(_Document)
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """What `write_content` was given, bit for bit; tensors are read, to the CPU, where they are asked for."""
@@ -63,17 +77,20 @@ class Checkpoint:
     @cached_property
     def model_state(self) -> dict[str, Tensor]:
         """The whole policy."""
-        return torch.load(self.path / FULL_WEIGHTS, map_location="cpu", weights_only=True)
+        return _load_tensors(self.path / FULL_WEIGHTS)
 
     @cached_property
     def optimizer_state(self) -> dict[str, Any]:
         """Of the optimizer or optimizers."""
-        return torch.load(self.path / OPTIMIZER, map_location="cpu", weights_only=True)
+        return _load_plain(self.path / OPTIMIZER)
 
     @cached_property
     def tensors(self) -> dict[str, Tensor]:
         """Everything else that is a tensor, sorted by name."""
-        return dict(sorted(load_file(self.path / TENSORS).items()))
+        try:
+            return dict(sorted(load_file(self.path / TENSORS).items()))
+        except SafetensorError as error:
+            raise _unreadable(self.path / TENSORS, error) from error
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
@@ -89,13 +106,22 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         raise _damaged(folder, blocking)
     if problems:
         _log.warning("%s: %s. The run goes on without it, but this model cannot be used.", folder, _listed(problems))
-    document = json.loads((folder / STATE).read_bytes())
+    try:
+        document = _DOCUMENT.validate_json((folder / STATE).read_bytes())
+    except ValidationError as error:
+        detail = error.errors(include_url=False)[0]
+        raise UserError(
+            f"This checkpoint's state is not what it should be: {detail['msg']}.",
+            file=folder / STATE,
+            key=".".join(map(str, detail["loc"])) or None,
+            fix=_alternative(folder),
+        ) from error
     export = folder / EXPORT
     return Checkpoint(
         path=folder,
-        step=document["step"],
-        frozen_names=frozenset(document["frozen_names"]),
-        state=document["state"],
+        step=document.step,
+        frozen_names=frozenset(document.frozen_names),
+        state=document.state,
         export=export if export.is_dir() else None,
     )
 
@@ -180,16 +206,29 @@ def load_full_weights(folder_or_file: Path) -> dict[str, Tensor]:
     """
     file = full_weights_file(folder_or_file)
     _check_against_manifest(file)
-    try:
-        weights = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:
-        # torch raises half a dozen unrelated types here; all mean the same to the user.
-        first_line = str(error).partition("\n")[0]
-        raise UserError(f"These weights cannot be read: {first_line}", file=file, fix="Copy the file again.") from error
-    is_state = isinstance(weights, dict) and all(isinstance(tensor, Tensor) for tensor in weights.values())
-    if not is_state:
+    return {_WRAPPERS.sub("", name): tensor for name, tensor in _load_tensors(file).items()}
+
+
+def _load_tensors(file: Path) -> dict[str, Tensor]:
+    weights = _load_plain(file)
+    if not all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in weights.items()):
         raise UserError("This file does not hold weights.", file=file, expected="a dict of tensors by name")
-    return {_WRAPPERS.sub("", name): tensor for name, tensor in weights.items()}
+    return weights
+
+
+def _load_plain(file: Path) -> dict[str, Any]:
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises half a dozen unrelated types here; all mean the same to the user
+        raise _unreadable(file, error) from error
+    if not isinstance(content, dict):
+        raise UserError("This file does not hold weights.", file=file, expected="a dict of tensors by name")
+    return content
+
+
+def _unreadable(file: Path, error: Exception) -> UserError:
+    first_line = str(error).partition("\n")[0]
+    return UserError(f"These weights cannot be read: {first_line}", file=file, fix="Copy the file again.")
 
 
 def full_weights_file(path: Path) -> Path:

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from regrasp.checkpoint.layout import EXPORT, MANIFEST, REQUIRED, step_folders
 from regrasp.checkpoint.manifest import Entry, Manifest, decode, describe
 from regrasp.errors import UserError
-from regrasp.folders import leaves_folder
+from regrasp.folders import check_checksums, leaves_folder
 
 _WEIGHT_SUFFIXES = frozenset({".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".npz"})
 
@@ -81,11 +81,12 @@ def resuming_problems(folder: Path, *, contents: bool = True) -> list[Problem]:
 
 @functools.cache
 def require_sound_model(folder: Path) -> None:
-    """Check a model folder that lies in a checkpoint against its manifest, once; other folders have none.
+    """Check a model folder, once, against its checksums, or against the manifest of the checkpoint that it lies in.
 
     Raises:
         UserError: A file is missing, damaged or foreign.
     """
+    check_checksums(folder)
     checkpoint = folder.resolve().parent
     if folder.resolve().name != EXPORT or not (checkpoint / MANIFEST).is_file():
         return

@@ -44,6 +44,10 @@ def run(args: argparse.Namespace) -> int:
     if loaded is None:
         return 0
     runner = loaded.config.runner
+    if not runner.evaluates:
+        from regrasp.logging.backends import check_installed
+
+        check_installed(runner.logger.logger_backends)
     if runner.evaluates:
         return _evaluate(args, loaded)
     if runner.ckpt_path is not None:
@@ -68,10 +72,9 @@ def run(args: argparse.Namespace) -> int:
             finished = train(loaded, run_dir)
         except KeyboardInterrupt:
             finished = False
-        except UserError:
-            raise
         except Exception as error:
-            if kept := _how_to_continue(args, run_dir, loaded):
+            refused = resumed is not None and isinstance(error, UserError)
+            if not refused and (kept := _how_to_continue(args, run_dir, loaded)):
                 error.add_note(kept)
             raise
         if finished:

@@ -1,12 +1,13 @@
-"""Plain values, as a JSON file has them, as a pydantic dataclass; an error names the file and the key."""
+"""JSON files, and their plain values as a pydantic dataclass; an error names the file and the key."""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
-from pydantic_core import PydanticCustomError
+from pydantic_core import PydanticCustomError, from_json
 
 from regrasp.config.describe import Spec, dotted
 from regrasp.errors import UserError
@@ -18,6 +19,30 @@ def refusal(problem: str, value: Any, expected: str) -> PydanticCustomError:
     """What a field's validator raises, for `parse` to say where the field is."""
     error = UserError(problem, value=value, expected=expected)
     return PydanticCustomError("user_error", "{error}", {"error": error})
+
+
+def read_json(file: Path, *, fix: str, missing: str = "The file is missing") -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Args:
+        file: The file.
+        fix: What to do about one that cannot be read, for errors.
+        missing: The problem where there is none.
+
+    Raises:
+        UserError: The file is missing, cannot be read, or holds no JSON object.
+    """
+    try:
+        content = from_json(file.read_bytes())
+    except FileNotFoundError:
+        raise UserError(missing, file=file, fix=fix) from None
+    except OSError as error:
+        raise UserError(f"The file cannot be read: {error.strerror}", file=file, fix=fix) from None
+    except ValueError as error:
+        raise UserError(f"Not valid JSON: {error}", file=file, fix=fix) from None
+    if not isinstance(content, dict):
+        raise UserError("Not a JSON object", file=file, expected="{...}", fix=fix)
+    return content
 
 
 def parse(kind: type[T], content: Any, *, file: Any, key: str = "", fix: str | None = None) -> T:

@@ -17,6 +17,7 @@ from regrasp.errors import UserError
 COMMAND_LINE = "command line"
 _REFERENCE = re.compile(r"\$\{\s*([\w.\[\]]+)\s*\}")
 _MERGE_TAG = "tag:yaml.org,2002:merge"
+_MAX_DEPTH = 100
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -122,6 +123,15 @@ class _Found:
     node: yaml.Node | None
 
 
+def _check_depth(text: str) -> None:
+    """Refuse blocks inside blocks without end, which would overflow the stack of libyaml's composer."""
+    depth = 0
+    for event in yaml.parse(text, Loader=_LOADER):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _MAX_DEPTH:
+            raise yaml.YAMLError(f"more than {_MAX_DEPTH} blocks inside one another")
+
+
 def compose_nodes(file: Path) -> yaml.MappingNode | None:
     """The YAML nodes of a file, with their lines; None for an empty file.
 
@@ -129,7 +139,9 @@ def compose_nodes(file: Path) -> yaml.MappingNode | None:
         UserError: The file is not readable YAML, or not a block of keys.
     """
     try:
-        node = yaml.compose(file.read_text(encoding="utf-8"), Loader=_LOADER)
+        text = file.read_text(encoding="utf-8")
+        _check_depth(text)
+        node = yaml.compose(text, Loader=_LOADER)
         wrong = None if node is None else _unusable_node(node, (), set())
     except yaml.MarkedYAMLError as error:
         raise broken_yaml(error, file) from error

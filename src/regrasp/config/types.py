@@ -7,6 +7,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
+
+from regrasp.errors import UserError
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -30,6 +33,13 @@ class Expect:
     """Annotation metadata: what a value should look like, where the type alone does not say it."""
 
     text: str
+
+
+def _in_64_bits(value: int) -> int:
+    if value >= 2**63:
+        error = UserError("A number too large", value=value, expected="a whole number below 2^63")
+        raise PydanticCustomError("user_error", "{error}", {"error": error})
+    return value
 
 
 def _ordered(bounds: tuple[int, int]) -> tuple[int, int]:
@@ -56,13 +66,15 @@ def _canonical_precision(value: Any) -> Any:
 
 
 Name = Annotated[str, Field(min_length=1)]
+PositiveInt = Annotated[int, Field(ge=1), AfterValidator(_in_64_bits)]
+NetworkSize = Annotated[int, Field(ge=1, le=2**20)]
+"""A width, a count or a length in a model folder; none is larger, and a damaged one costs no memory."""
+NonNegativeInt = Annotated[int, Field(ge=0), AfterValidator(_in_64_bits)]
 FolderName = Annotated[
     str,
     AfterValidator(_one_folder),
     Expect(f"the name of one folder: no /, not . or .., at most {_LONGEST_NAME} bytes in UTF-8"),
 ]
-PositiveInt = Annotated[int, Field(ge=1)]
-NonNegativeInt = Annotated[int, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
 """What every generator and every simulator's protocol can hold."""
 PositiveFloat = Annotated[float, Field(gt=0)]

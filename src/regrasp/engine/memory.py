@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from regrasp.engine.policies import check_inputs
+from regrasp.errors import UserError
 from regrasp.experiment import ExperimentConfig
 from regrasp.experiment.batches import num_samples, num_updates
 from regrasp.experiment.inputs import input_names
@@ -40,6 +43,12 @@ class PolicyMemory:
     """What rollouts compute ahead of the weights alone, in a copy that shares the rest."""
     start: int
     """Copy of the weights that the run starts from, for `algorithm.kl_beta`."""
+
+    def checkpoints(self, count: int, exports: int) -> int:
+        """Bytes on disk of so many checkpoints, of which so many have a model folder; frozen weights are in it once."""
+        trained, moments = 4 * self.num_trained, 4 * _MOMENTS * self.num_trained
+        frozen = self.weights - trained if exports else 0
+        return count * (self.weights + moments) + exports * trained + frozen
 
     @property
     def total(self) -> int:
@@ -79,7 +88,48 @@ def memory_estimate(config: ExperimentConfig) -> list[str]:
         where = "in host memory" if on_host else "on the device"
         lines.append(f"{what}: {samples} decisions x {stored / 1e3:.0f} kB = {byte_size(samples * stored)}, {where}")
         on_device += 0 if on_host else samples * stored
-    return [*lines, f"together on the device: {byte_size(on_device)}, activations and minibatches aside"]
+    disk = f"a checkpoint on disk: about {byte_size(memory.checkpoints(1, 1))}, a further one"
+    disk += f" {byte_size(memory.checkpoints(2, 2) - memory.checkpoints(1, 1))}"
+    return [*lines, f"together on the device: {byte_size(on_device)}, activations and minibatches aside", disk]
+
+
+def check_disk(config: ExperimentConfig, memory: PolicyMemory, folder: Path) -> str | None:
+    """Compare the checkpoints of a run with the room on the disk that it writes to.
+
+    Args:
+        config: The experiment.
+        memory: Of its policy.
+        folder: Where the run writes; it or a folder above it exists.
+
+    Returns:
+        What is short later; None where all checkpoints have room.
+
+    Raises:
+        UserError: There is no room for one.
+    """
+    runner, updates = config.runner, num_updates(config)
+    saved = -(-updates // runner.save_interval) if runner.save_interval > 0 else 1
+    # The oldest goes when the newest is there.
+    count = saved if runner.keep_checkpoints is None else min(saved, runner.keep_checkpoints + 1)
+    always = runner.export_model == "always"
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    free, first = shutil.disk_usage(existing).free, memory.checkpoints(1, 1 if always else 0)
+    if first > free:
+        raise UserError(
+            f"There is no room for a checkpoint: it takes about {byte_size(first)}, and {byte_size(free)} are free",
+            key="runner.logger.log_path",
+            value=str(folder),
+            expected="a folder on a disk with room for the run's checkpoints",
+            fix="free space, or set runner.logger.log_path to another disk",
+        )
+    needed = memory.checkpoints(count, count if always else 1)
+    if needed <= free:
+        return None
+    return (
+        f"The disk of {folder} has {byte_size(free)} free, and the run's {saved} checkpoints take about"
+        f" {byte_size(needed)}. runner.keep_checkpoints keeps the newest ones only; runner.save_interval"
+        f" ({runner.save_interval}) makes fewer."
+    )
 
 
 def policy_memory(policy: Policy, config: ExperimentConfig) -> PolicyMemory:

@@ -12,10 +12,13 @@ from torch import Tensor
 from regrasp.checkpoint.layout import EXPORT
 from regrasp.checkpoint.read import checkpoint_of, load_full_weights
 from regrasp.config.types import bare_key
+from regrasp.envs.config import EnvName
 from regrasp.envs.contract import EnvSpec
 from regrasp.envs.mapping_config import MappingConfig
+from regrasp.envs.registry import env_type_of
 from regrasp.envs.selection import ObservationSelection, camera_names, state_names
 from regrasp.errors import UserError
+from regrasp.experiment import ExperimentConfig
 from regrasp.experiment.inputs import input_names
 from regrasp.models.config import ModelConfig
 from regrasp.models.contract import Policy
@@ -81,23 +84,55 @@ def check_fit(policy: Policy, mapping: MappingConfig, env: EnvSpec, location: st
     Raises:
         UserError: Embodiment, cameras or state differ.
     """
+    _check_sizes(policy, mapping, env.state_dim, len(env.cameras), location)
+
+
+def check_folder_fits(config: ExperimentConfig, name: EnvName) -> Policy | None:
+    """Check the model folder against `env.<name>` before its simulator starts, as far as both tell.
+
+    Returns:
+        The policy without the memory of its weights, where there is one.
+
+    Raises:
+        UserError: As `check_fit`, or the folder is damaged.
+    """
+    model, env, location = config.actor.model, getattr(config.env, name), f"env.{name}.mapping"
+    if model.model_path is None:
+        return None
+    policy = model.preview(check_folder(model, model.model_path), input_names(env.mapping))
+    if policy is None:
+        return None
+    spec = env_type_of(env, name).describe(env, name)
+    if spec is not None:
+        offered = ObservationSelection(env.mapping, spec.raw_observations, location)
+        _check_sizes(policy, env.mapping, offered.state_dim, len(offered.camera_names), location)
+    else:
+        slices = [state.slice for state in env.mapping.states]
+        width = sum(one[1] - one[0] for one in slices if one is not None)
+        _check_sizes(policy, env.mapping, None if None in slices else width, len(camera_names(env.mapping)), location)
+    return policy
+
+
+def _check_sizes(
+    policy: Policy, mapping: MappingConfig, state_dim: int | None, num_cameras: int, location: str
+) -> None:
     check_inputs(policy, mapping, location)
     expected, names = policy.spec, state_names(mapping)
     width = max(stop for _, stop in names.values()) if names and expected.state_parts else expected.state_dim
-    if width != env.state_dim:
+    if state_dim is not None and width != state_dim:
         raise UserError(
             "The mapping's state does not have the width that the model was trained with",
             key=f"{location}.states",
-            value=f"{env.state_dim} values",
+            value=f"{state_dim} values",
             expected=f"{width} values",
             fix="list the same state keys, in the same order, as for the model's demonstrations"
             + ("; or correct the slices of gr00t_mapping.state" if mapping.gr00t_mapping else ""),
         )
-    if expected.cameras and len(expected.cameras) != len(env.cameras):
+    if expected.cameras and len(expected.cameras) != num_cameras:
         raise UserError(
             "The mapping does not give the model the cameras that it was trained with",
             key=f"{location}.{'main_images' if mapping.main_images is None else 'extra_view_images'}",
-            value=f"{len(env.cameras)} cameras in all",
+            value=f"{num_cameras} cameras in all",
             expected=f"{len(expected.cameras)} cameras in all",
             fix="list the same cameras, in the same order, as for the model's demonstrations",
         )

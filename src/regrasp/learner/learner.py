@@ -130,8 +130,15 @@ class Learner:
             UserError: The state is that of other trainable weights.
         """
         groups = self.optimizer.state_dict()["param_groups"]
-        counts = [[len(group["params"]) for group in part] for part in (state["optimizer"]["param_groups"], groups)]
-        if counts[0] != counts[1] or not self._fits(state["optimizer"]["state"]):
+        try:
+            counts = [[len(group["params"]) for group in part] for part in (state["optimizer"]["param_groups"], groups)]
+            fits = counts[0] == counts[1] and self._fits(state["optimizer"]["state"])
+            num_steps = int(state["num_steps"])
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+            raise UserError(
+                "The checkpoint does not hold the state of an optimizer", fix="take another checkpoint of the run"
+            ) from error
+        if not fits:
             raise UserError(
                 "The checkpoint's optimizer belongs to other trainable weights",
                 key="actor.model.trainable",
@@ -140,12 +147,13 @@ class Learner:
                 fix="resume with the settings of actor.model that the run was begun with",
             )
         self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
-        self.num_steps = state["num_steps"]
+        self.num_steps = num_steps
 
     def _fits(self, moments: Mapping[int, Mapping[str, Tensor]]) -> bool:
         """Whether the stored moments have the shapes of what trains."""
         parameters = [parameter for group in self._groups.values() for parameter in group]
-        return all(kept["exp_avg"].shape == parameters[index].shape for index, kept in moments.items())
+        names = ("exp_avg", "exp_avg_sq")
+        return all(kept[name].shape == parameters[index].shape for index, kept in moments.items() for name in names)
 
     def _step(self, minibatch: Minibatch, history: dict[str, list[float]]) -> bool:
         """One optimizer step; returns True, without stepping, when the algorithm forbids it."""

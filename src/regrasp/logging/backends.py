@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import threading
 import time
 import urllib.error
@@ -23,6 +24,7 @@ from regrasp.folders import append
 
 _log = logging.getLogger(__name__)
 _KEY = "runner.logger.logger_backends"
+_SWANLAB = "https://api.swanlab.cn"
 _REACH_SECONDS = 8.0
 """Longest wait for the first answer of a service."""
 
@@ -238,6 +240,17 @@ def _answers(url: str) -> bool:
 
 def _swanlab() -> Opener:
     swanlab = importlib.import_module("swanlab")
+    mode = os.environ.get("SWANLAB_MODE", "online")
+    if mode in ("online", "cloud"):
+        address = os.environ.get("SWANLAB_API_HOST", _SWANLAB)
+        if _answers(address):
+            _log_in_to_swanlab(swanlab)
+        else:
+            mode = "offline"
+            _log.warning(
+                "SwanLab (%s) does not answer. The run is recorded in its folder; `swanlab sync` sends it.",
+                address,
+            )
 
     def open_run(run: TrackedRun) -> Backend:
         folder = run.folder / "swanlab"
@@ -248,11 +261,29 @@ def _swanlab() -> Opener:
             experiment_name=run.folder.name,
             logdir=str(folder),
             config=run.settings,
-            id=run.tracking_id,
-            resume="allow",
+            mode=mode,
+            **({"id": run.tracking_id, "resume": "allow"} if mode in ("online", "cloud") else {}),
         )
 
     return open_run
+
+
+def _log_in_to_swanlab(swanlab: ModuleType) -> None:
+    """Have SwanLab look for the user's key, for which it asks at a terminal, and ask its server about it.
+
+    Raises:
+        UserError: There is none, or it is wrong.
+    """
+    try:
+        swanlab.login()
+    except (Exception, SystemExit) as error:  # its versions differ in what they raise
+        raise UserError(
+            f"SwanLab does not know you: {str(error).rstrip('.') or type(error).__name__}",
+            key=_KEY,
+            value="swanlab",
+            expected="a key that `swanlab login` has stored, or SWANLAB_API_KEY",
+            fix="run `swanlab login`; or set SWANLAB_MODE=offline, to record the run here and send it later",
+        ) from error
 
 
 _BACKENDS: Mapping[str, Callable[[], Opener]] = {

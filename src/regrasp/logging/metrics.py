@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic_core import from_json
+
 from regrasp.errors import UserError
 from regrasp.folders import append, atomic_file
 from regrasp.logging.backends import Backend, Opener, TrackedRun
@@ -21,6 +23,8 @@ ENV_STEPS = "env/total_steps"
 """Tag of the environment steps taken since the run began: the horizontal axis of learning curves."""
 EPISODE_METRICS = ("success_once", "return", "episode_len", "reward", "num_trajectories")
 """Names, after `env/` or `eval/`, that every task has; others there are the task's own measures."""
+_HUGE = 1e300
+"""No metric is as large; one that is cannot be drawn."""
 STEPS_PER_SECOND = "time/env_steps_per_second"
 """Tag of an update's environment steps divided by its wall time."""
 
@@ -42,6 +46,7 @@ class MetricsLogger:
         self.path = run.folder / METRICS_FILE
         self._outputs = [_Output("metrics.jsonl", lambda _: _LinesFile(self.path), run)]
         _keep_lines(self.path)
+        self.path.touch()
         self._outputs += [_Output(name, opener, run) for name, opener in backends.items()]
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -156,12 +161,14 @@ def _sound_lines(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
 
 def _row(line: bytes) -> dict[str, Any] | None:
     try:
-        row = json.loads(line)
+        row = from_json(line)
     except ValueError:
         return None
     if not isinstance(row, dict) or type(row.get("step")) is not int:
         return None
-    return row if all(value is None or isinstance(value, int | float) for value in row.values()) else None
+    known = all(value is None or (type(value) in (int, float) and abs(value) < _HUGE) for value in row.values())
+    shares = (row.get(f"{part}/{EPISODE_METRICS[0]}") or 0.0 for part in ("env", "eval"))
+    return row if known and all(0 <= share <= 1 for share in shares) else None
 
 
 def _keep_lines(path: Path, last_step: float = math.inf, later: Path | None = None) -> None:

@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from pydantic import TypeAdapter
+from pydantic import ConfigDict, Field, PositiveInt
+from pydantic.dataclasses import dataclass as checked_dataclass
 
 from regrasp.errors import UserError
 from regrasp.folders import atomic_file, writing
@@ -23,7 +24,11 @@ Group = Literal["base", "finetuned"]
 _GROUP_TITLES: dict[Group, str] = {"base": "Base", "finetuned": "Fine-tuned"}
 
 
-@dataclass(frozen=True)
+_STRICT = ConfigDict(strict=True, extra="forbid")
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+
+
+@checked_dataclass(frozen=True, config=_STRICT)
 class Measure:
     """Mean of one of the task's own measures at the end of the episodes."""
 
@@ -38,19 +43,24 @@ class Measure:
         return cls(fmean(values), *mean_interval(values))
 
 
-@dataclass(frozen=True)
+@checked_dataclass(frozen=True, config=_STRICT)
 class EvaluationSummary:
     """Success of one policy over independent episodes."""
 
-    success: float
+    success: Share
     """Success rate in [0, 1]."""
-    ci95: tuple[float, float]
+    ci95: tuple[Share, Share]
     """95 % Wilson interval of `success`."""
-    episodes: int
+    episodes: PositiveInt
     per_instruction: dict[str, tuple[int, int]]
     """Successes and episodes by instruction."""
     measures: dict[str, Measure] = field(default_factory=dict)
     """The task's own measures, such as the stage reached."""
+
+    def __post_init__(self) -> None:
+        """An instruction has no more successes than episodes."""
+        if not all(0 <= successes <= total for successes, total in self.per_instruction.values()):
+            raise ValueError("more successes than episodes")
 
     @classmethod
     def from_counts(
@@ -73,15 +83,6 @@ class EvaluationSummary:
     def to_json(self) -> str:
         """The summary as indented JSON text."""
         return json.dumps(asdict(self), indent=2, ensure_ascii=False)
-
-    @classmethod
-    def from_json(cls, text: str) -> EvaluationSummary:
-        """Read what `to_json` wrote.
-
-        Raises:
-            ValueError: The text is not such a summary.
-        """
-        return TypeAdapter(cls).validate_json(text)
 
 
 @dataclass(frozen=True)

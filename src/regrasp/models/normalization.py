@@ -14,6 +14,7 @@ from regrasp.errors import UserError
 
 _NOISE, _SMALL = 1e-5, 0.1
 """A range beside its magnitude, and the smallest magnitude that counts."""
+_FLOAT32_MAX = torch.finfo(torch.float32).max
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,16 @@ class Statistics:
         return cls(max=limit, min=-limit, mean=torch.zeros_like(limit), std=limit, q01=-limit, q99=limit)
 
     @classmethod
-    def from_mapping(cls, mapping: Mapping[str, Sequence[float]], *, file: Any = None, key: str = "") -> Statistics:
+    def from_mapping(
+        cls, mapping: Mapping[str, Sequence[float]], *, file: Any = None, key: str = "", width: int | None = None
+    ) -> Statistics:
         """Read lists by name; further entries are left alone.
+
+        Args:
+            mapping: The lists.
+            file: Where they stand, for errors.
+            key: Of the mapping there.
+            width: Of the lists, all finite; None: whatever they are.
 
         Raises:
             UserError: A statistic is missing, or is no list of as many numbers as the others.
@@ -65,8 +74,10 @@ class Statistics:
         for name in names:
             values: Any = mapping.get(name) if isinstance(mapping, Mapping) else None
             is_list = isinstance(values, Sequence) and all(type(value) in (int, float) for value in values)
-            if not is_list or len(values) != len(mapping[names[0]]):
-                place, expected = f"{key}.{name}", f"lists of as many numbers: {', '.join(names)}"
+            is_finite = width is None or (is_list and all(abs(value) < _FLOAT32_MAX for value in values))
+            if not (is_list and is_finite) or len(values) != (width or len(mapping[names[0]])):
+                many = "as many" if width is None else f"{width} finite"
+                place, expected = f"{key}.{name}", f"lists of {many} numbers: {', '.join(names)}"
                 raise UserError("Not a list of numbers", file=file, key=place, value=values, expected=expected)
         return cls(*(torch.tensor(mapping[name], dtype=torch.float32) for name in names))
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from regrasp.checkpoint.hub_folder import StoredTensor, read_stored, save_safetensors
+from regrasp.config import parse
 from regrasp.errors import UserError
 from regrasp.models.contract import Policy
 
@@ -22,24 +23,13 @@ DtypeRule = torch.dtype | Callable[[str], torch.dtype] | None
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object from a file.
+    """A JSON object from a file of a model folder.
 
     Raises:
         UserError: The file is missing, cannot be read, or is not JSON or not an object.
     """
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"A model folder without {file.name}", file=file, fix="give a complete model folder") from None
-    except OSError as error:
-        raise UserError(
-            f"The file cannot be read: {error.strerror}", file=file, fix="put a readable file there"
-        ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"Not valid JSON: {error}", file=file, fix="restore the file") from None
-    if not isinstance(content, dict):
-        raise UserError("Not a JSON object", file=file, expected="{...}")
-    return content
+    fix = "restore the file, or give a complete model folder"
+    return parse.read_json(file, fix=fix, missing=f"A model folder without {file.name}")
 
 
 def write_json(file: Path, content: Mapping[str, Any]) -> None:

@@ -99,7 +99,17 @@ class TrainingEpisodes(Episodes):
         Raises:
             UserError: The state is that of another number of environments.
         """
-        if len(state["episodes"]) != self._total:
+        for name, own in (self._counters() | {"running": self.running}).items():
+            kept = state.get(name)
+            if kept is None or (kept.dtype, kept.dim(), kept.shape[1:]) != (own.dtype, own.dim(), own.shape[1:]):
+                raise UserError(
+                    "The checkpoint does not hold the state of running episodes",
+                    key=name,
+                    value=None if kept is None else f"{kept.dtype} {tuple(kept.shape)}",
+                    expected=f"{own.dtype}, one for every environment",
+                    fix="take another checkpoint of the run",
+                )
+        if any(len(values) != self._total for values in state.values()):
             raise UserError(
                 "The checkpoint was written with another number of environments",
                 key="env.train.total_num_envs",

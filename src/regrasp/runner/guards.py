@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
+from pydantic.dataclasses import dataclass
+
+from regrasp.config.types import BLOCK, NonNegativeInt
 from regrasp.errors import TrainingHaltedError
 from regrasp.rollout.episodes import EpisodeResult
 
@@ -18,19 +21,19 @@ _MIN_EPISODES = 64
 """Finished episodes after which a base model without any success is refused."""
 
 
-@dataclass
+@dataclass(config=BLOCK)
 class Signal:
     """What the updates so far showed."""
 
-    episodes: int = 0
+    episodes: NonNegativeInt = 0
     """Finished in training."""
     rewarded: bool = False
     """Whether any of them had a success or a reward."""
-    flat_advantages: int = 0
+    flat_advantages: NonNegativeInt = 0
     """Last updates in a row whose advantages did not vary."""
-    zero_gradients: int = 0
+    zero_gradients: NonNegativeInt = 0
     """Last updates in a row without a gradient."""
-    cut_short: int = 0
+    cut_short: NonNegativeInt = 0
     """Last updates in a row that the target KL ended within their first quarter."""
 
 

@@ -9,16 +9,42 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
 
-from regrasp.checkpoint.layout import step_folders
+from regrasp.checkpoint.layout import STATE, step_folders
+from regrasp.checkpoint.read import Checkpoint
 from regrasp.checkpoint.verify import resuming_problems
+from regrasp.config.parse import parse
+from regrasp.config.types import NonNegativeInt
 from regrasp.errors import UserError
 from regrasp.experiment import ExperimentConfig
 from regrasp.experiment.inputs import input_names
 from regrasp.experiment.load import own_keys
+from regrasp.runner.guards import Signal
 
 _NUM_CHANGES_SHOWN = 5
+_TAKE_ANOTHER = "take another checkpoint, or copy this one again from its source"
 _ABSENT = "not there"
+
+
+@dataclass(frozen=True, config=ConfigDict(strict=True, extra="ignore"))
+class RunState:
+    """What a checkpoint keeps of the run beside its engine's state."""
+
+    env_steps: NonNegativeInt
+    settings: str | None = None
+    """The resolved configuration, as YAML."""
+    guard: Signal = dataclasses.field(default_factory=Signal)
+
+
+def read_run_state(checkpoint: Checkpoint) -> RunState:
+    """How far the run was.
+
+    Raises:
+        UserError: A value is missing or of the wrong kind.
+    """
+    return parse(RunState, checkpoint.state, file=checkpoint.path / STATE, key="state", fix=_TAKE_ANOTHER)
 
 
 def check_slot(before: str, config: ExperimentConfig, file: Path) -> None:
@@ -33,8 +59,16 @@ def check_slot(before: str, config: ExperimentConfig, file: Path) -> None:
         UserError: Another embodiment, or another slot, is named.
     """
     key, inputs = "env.train.mapping.embodiment_tag_id", input_names(config.env.train.mapping)
-    block = yaml.safe_load(before)["env"]["train"]["mapping"]
-    trained = {name: block[name] for name in ("embodiment_tag", "embodiment_tag_id")}
+    try:
+        block = yaml.safe_load(before)["env"]["train"]["mapping"]
+        trained = {name: block[name] for name in ("embodiment_tag", "embodiment_tag_id")}
+    except (yaml.YAMLError, KeyError, TypeError) as error:
+        raise UserError(
+            f"The configuration that the checkpoint keeps is damaged: {error}",
+            file=file / STATE,
+            key="state.settings",
+            fix=_TAKE_ANOTHER,
+        ) from error
     now, then = (
         config.actor.model.trained_embodiment(names, key) for names in (inputs, dataclasses.replace(inputs, **trained))
     )

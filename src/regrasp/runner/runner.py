@@ -6,7 +6,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from regrasp.checkpoint.read import Checkpoint
 from regrasp.checkpoint.run_record import RunRecord
 from regrasp.checkpoint.write import new_checkpoint, prune
 from regrasp.engine.base import Collected, Engine
-from regrasp.errors import SimulatorError, TrainingHaltedError
+from regrasp.errors import SimulatorError, TrainingHaltedError, UserError
 from regrasp.experiment import ExperimentConfig
 from regrasp.experiment.batches import num_optimizer_steps, num_updates
 from regrasp.folders import new_folder
@@ -28,6 +28,7 @@ from regrasp.rollout.episodes import EpisodeResult
 from regrasp.rollout.evaluation import VideoRecorder
 from regrasp.runner.guards import SignalGuard
 from regrasp.runner.interrupt import StopRequest
+from regrasp.runner.resume import read_run_state
 from regrasp.runner.run_folder import checkpoints_folder
 from regrasp.runner.summary import episode_metrics
 from regrasp.runner.videos import NUM_VIDEOS, EpisodeVideos
@@ -72,6 +73,7 @@ class EmbodiedRunner:
         self._guard_before: dict[str, Any] | None = None
         """What the guard had seen when the update began that is not finished."""
         self._saved_update: int | None = None
+        self._save_failed = False
         self._record = RunRecord(self.run_dir)
 
     def run(self) -> bool:
@@ -89,14 +91,17 @@ class EmbodiedRunner:
                 if self._due(runner.val_check_interval):
                     metrics |= self._evaluate_or_save(metrics, stop)
                 self._log(metrics)
-                if self._due(runner.save_interval) or self._finished or stop.requested:
+                if self._finished or stop.requested:
                     self._save()
+                elif self._due(runner.save_interval) or self._save_failed:
+                    self._save_or_later()
         return self._finished
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Continue after the update that `checkpoint` was written at, with an engine that was restored from it."""
-        self._guard.load_state_dict(checkpoint.state.get("guard", {}))
-        self.progress = Progress(checkpoint.step, checkpoint.state["env_steps"])
+        state = read_run_state(checkpoint)
+        self._guard.load_state_dict(asdict(state.guard))
+        self.progress = Progress(checkpoint.step, state.env_steps)
         self._saved_update = checkpoint.step
         if self._record.holds(checkpoint.path):
             self._go_back_to(checkpoint.step)
@@ -192,6 +197,20 @@ class EmbodiedRunner:
     def _log(self, metrics: dict[str, float]) -> None:
         self.logger.log(self.progress.update, metrics)
         self._table.row(self.progress.update, metrics)
+
+    def _save_or_later(self) -> None:
+        """Save; where the disk refuses, the run goes on, and the next update is saved instead."""
+        try:
+            self._save()
+            self._save_failed = False
+        except UserError as error:
+            if not self._save_failed:
+                _log.warning(
+                    "Update %d was not saved; after every further one it is tried again. %s",
+                    self.progress.update,
+                    error,
+                )
+            self._save_failed = True
 
     def _save(self) -> None:
         """Write the checkpoint of the last finished update, unless there is one.

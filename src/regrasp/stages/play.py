@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from regrasp.engine.acting import create_chooser
+from regrasp.engine.policies import check_folder_fits
 from regrasp.envs.registry import create_env, env_type_of
 from regrasp.experiment.load import LoadedConfig
 from regrasp.folders import atomic_file
@@ -52,6 +53,8 @@ def play(loaded: LoadedConfig, run_dir: Path, options: PlayOptions) -> PlayResul
     config = loaded.config
     started = time.monotonic()
     max_chunk = config.actor.model.num_action_chunks if options.kind == "model" else 1
+    if options.kind == "model":
+        check_folder_fits(config, "eval")
     if options.kind == "expert":
         env_type_of(config.env.eval, "eval").check_expert(config.env.eval, "eval")
     with contextlib.closing(create_env(config.env.eval, "eval", max_chunk, config.seed)) as env:

@@ -3,23 +3,66 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import platform
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import yaml
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
+from pydantic_core import from_json
 
 import regrasp
+from regrasp.config.parse import parse, read_json
+from regrasp.config.types import NonNegativeFloat, NonNegativeInt
 from regrasp.errors import UserError
-from regrasp.folders import COMMAND_FILE, CONFIG_FILE
+from regrasp.folders import COMMAND_FILE, CONFIG_FILE, leaves_folder
 from regrasp.logging.metrics import METRICS_FILE, read_metrics
-from regrasp.logging.report import EvaluationSummary, ReportData, VideoItem, write_report
+from regrasp.logging.report import EvaluationSummary, Group, ReportData, VideoItem, write_report
 from regrasp.runner.videos import VIDEO_FOLDER, video_name
 from regrasp.stages.play import EPISODES_FILE, EVALUATION_FILE
 
+T = TypeVar("T")
 SUMMARY_FILE = "summary.json"
 _PACKAGES = ("torch", "transformers", "mujoco-core", "tensordict", "numpy")
+_FIX = "copy the file again from where the run was made, or move it out of the folder"
+_STRICT = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
+
+
+@dataclass(frozen=True, config=_STRICT)
+class _Episode:
+    """What the page shows of a line of `EPISODES_FILE`."""
+
+    episode: NonNegativeInt
+    instruction: str
+    success: bool
+    seed: int
+
+
+@dataclass(frozen=True, config=_STRICT)
+class _Video:
+    """A video in `SUMMARY_FILE`."""
+
+    file: str
+    """Relative to the folder."""
+    instruction: str
+    success: bool
+    group: Group
+    seed: int
+
+
+@dataclass(frozen=True, config=_STRICT)
+class _Summary:
+    """`SUMMARY_FILE`."""
+
+    task: str
+    seed: int
+    base: EvaluationSummary
+    finetuned: EvaluationSummary
+    stage_seconds: dict[str, NonNegativeFloat]
+    videos: tuple[_Video, ...]
+    versions: dict[str, str]
+    command: str
 
 
 def versions() -> dict[str, str]:
@@ -37,7 +80,7 @@ def report_run(run_dir: Path, output: Path) -> Path:
     summary_file = run_dir / SUMMARY_FILE
     has_numbers = any((run_dir / name).is_file() for name in (METRICS_FILE, EVALUATION_FILE))
     if summary_file.is_file():
-        data = _quickstart_data(run_dir, json.loads(summary_file.read_text(encoding="utf-8")))
+        data = _quickstart_data(run_dir, summary_file)
     elif has_numbers and (run_dir / CONFIG_FILE).is_file():
         data = _run_data(run_dir)
     else:
@@ -55,45 +98,90 @@ def _run_data(run_dir: Path) -> ReportData:
     metrics = run_dir / METRICS_FILE
     evaluation = run_dir / EVALUATION_FILE
     command = run_dir / COMMAND_FILE
-    config = (run_dir / CONFIG_FILE).read_text(encoding="utf-8")
+    config = _text(run_dir / CONFIG_FILE)
     return ReportData(
         title=run_dir.name,
-        seed=_seed(config),
-        base=EvaluationSummary.from_json(evaluation.read_text(encoding="utf-8")) if evaluation.is_file() else None,
+        seed=_seed(config, run_dir / CONFIG_FILE),
+        base=_read(EvaluationSummary, evaluation) if evaluation.is_file() else None,
         metrics=read_metrics(metrics) if metrics.is_file() else [],
         videos=_videos(run_dir),
         config_text=config,
         versions=versions(),
-        command=command.read_text(encoding="utf-8").rstrip() if command.is_file() else "",
+        command=_text(command).rstrip() if command.is_file() else "",
     )
 
 
-def _seed(config_text: str) -> int:
-    config = yaml.safe_load(config_text)
-    seed = config["runner"]["seed"]
-    return config["actor"]["seed"] if seed is None else seed
+def _read(kind: type[T], file: Path) -> T:
+    return parse(kind, read_json(file, fix=_FIX), file=file, fix=_FIX)
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"The file cannot be read: {error}", file=file, expected="UTF-8 text", fix=_FIX) from error
+
+
+def _seed(config_text: str, file: Path) -> int:
+    try:
+        config = yaml.safe_load(config_text)
+        seeds = config["runner"]["seed"], config["actor"]["seed"]
+    except (yaml.YAMLError, LookupError, TypeError, RecursionError) as error:
+        raise UserError(f"Not the configuration of a run: {error}", file=file, fix=_FIX) from error
+    seed = seeds[1] if seeds[0] is None else seeds[0]
+    if type(seed) is not int:
+        raise UserError("Not a seed", file=file, key="runner.seed", value=seed, expected="a whole number", fix=_FIX)
+    return seed
 
 
 def _videos(run_dir: Path) -> list[VideoItem]:
     """The recorded episodes of an evaluation."""
-    episodes_file = run_dir / EPISODES_FILE
-    if not episodes_file.is_file():
+    file = run_dir / EPISODES_FILE
+    if not file.is_file():
         return []
-    episodes = [json.loads(line) for line in episodes_file.read_text(encoding="utf-8").splitlines()]
-    paths = ((run_dir / VIDEO_FOLDER / video_name(e["episode"], e["success"]), e) for e in episodes)
-    return [VideoItem(path, e["instruction"], e["success"], "base", e["seed"]) for path, e in paths if path.is_file()]
+    items: list[VideoItem] = []
+    for number, line in enumerate(_text(file).splitlines(), start=1):
+        try:
+            content = from_json(line)
+        except ValueError as error:
+            raise UserError(f"Line {number} is not valid JSON: {error}", file=file, fix=_FIX) from error
+        episode = parse(_Episode, content, file=f"{file}:{number}", fix=_FIX)
+        path = f"{VIDEO_FOLDER}/{video_name(episode.episode, episode.success)}"
+        if (run_dir / path).is_file():
+            video = _video_file(run_dir, path, file)
+            items.append(VideoItem(video, episode.instruction, episode.success, "base", episode.seed))
+    return items
 
 
-def _quickstart_data(run_dir: Path, summary: dict[str, Any]) -> ReportData:
+def _video_file(run_dir: Path, name: str, file: Path) -> Path:
+    """The path of a video that `file` names; the page carries it, so it has to be a video and the run's own.
+
+    Raises:
+        UserError: It is not.
+    """
+    path = run_dir / name
+    outside = leaves_folder(name) or not path.resolve().is_relative_to(run_dir.resolve())
+    if outside or path.suffix != ".mp4":
+        raise UserError(
+            "Not a video of this run", file=file, key="videos", value=name, expected="an .mp4 in the folder", fix=_FIX
+        )
+    return path
+
+
+def _quickstart_data(run_dir: Path, file: Path) -> ReportData:
+    summary = _read(_Summary, file)
     return ReportData(
-        title=summary["task"],
-        seed=summary["seed"],
-        base=EvaluationSummary.from_json(json.dumps(summary["base"])),
-        finetuned=EvaluationSummary.from_json(json.dumps(summary["finetuned"])),
+        title=summary.task,
+        seed=summary.seed,
+        base=summary.base,
+        finetuned=summary.finetuned,
         metrics=read_metrics(run_dir / "train" / METRICS_FILE),
-        stage_seconds=summary["stage_seconds"],
-        videos=[VideoItem(**{**video, "file": run_dir / video["file"]}) for video in summary["videos"]],
-        config_text=(run_dir / CONFIG_FILE).read_text(encoding="utf-8"),
-        versions=summary["versions"],
-        command=summary["command"],
+        stage_seconds=summary.stage_seconds,
+        videos=[
+            VideoItem(_video_file(run_dir, video.file, file), video.instruction, video.success, video.group, video.seed)
+            for video in summary.videos
+        ],
+        config_text=_text(run_dir / CONFIG_FILE),
+        versions=summary.versions,
+        command=summary.command,
     )

@@ -95,7 +95,7 @@ def train_base(
             if validation is not None:
                 validation.inputs = _encode(policy, validation.inputs, device)
         losses = _train(policy, train, validation, sft, seed, device)
-    with atomic_folder(folder, overwrite=overwrite) as draft:
+    with atomic_folder(folder, overwrite=overwrite, checksums=True) as draft:
         policy.save(draft)
     return folder, SftResult(dataset.num_episodes, len(train.actions), *losses)
 

@@ -12,7 +12,8 @@ from regrasp.checkpoint.run_record import RunRecord, only_writer
 from regrasp.config.types import changed
 from regrasp.engine.base import Engine
 from regrasp.engine.local import LocalEngine
-from regrasp.engine.policies import check_fit, choose_device, create_policy, load_model
+from regrasp.engine.memory import check_disk, policy_memory
+from regrasp.engine.policies import check_fit, check_folder_fits, choose_device, create_policy, load_model
 from regrasp.envs.contract import EnvSpec, VecEnv
 from regrasp.envs.registry import create_env
 from regrasp.errors import UserError
@@ -21,7 +22,7 @@ from regrasp.experiment.load import LoadedConfig
 from regrasp.logging.backends import Opener, TrackedRun, prepare_backends
 from regrasp.logging.metrics import MetricsLogger
 from regrasp.models.contract import Policy
-from regrasp.runner.resume import changes_warning, check_slot, passed_over_warning
+from regrasp.runner.resume import changes_warning, check_slot, passed_over_warning, read_run_state
 from regrasp.runner.runner import EmbodiedRunner
 
 _log = logging.getLogger(__name__)
@@ -45,12 +46,17 @@ def train(loaded: LoadedConfig, run_dir: Path) -> bool:
     """
     with only_writer(run_dir):
         resumed = loaded.config.runner.resume_dir
-        return _train(loaded, run_dir, None if resumed is None else _checkpoint_to_resume(Path(resumed)))
+        return _train(loaded, run_dir, None if resumed is None else checkpoint_to_resume(Path(resumed)))
 
 
 def _train(loaded: LoadedConfig, run_dir: Path, checkpoint: Checkpoint | None) -> bool:
     config, seed = loaded.config, loaded.config.seed
     backends = prepare_backends(config.runner.logger.logger_backends)
+    policy = check_folder_fits(config, "train")
+    if policy is not None and (warning := check_disk(config, policy_memory(policy, config), run_dir)):
+        _log.warning(warning)
+    if config.runner.val_check_interval > 0:
+        check_folder_fits(config, "eval")
     with _environments(config) as (env, eval_env):
         for warning in lost_guarantees(env):
             _log.warning(warning)
@@ -61,7 +67,12 @@ def _train(loaded: LoadedConfig, run_dir: Path, checkpoint: Checkpoint | None) -
         return _run(loaded, engine, run_dir, checkpoint, backends)
 
 
-def _checkpoint_to_resume(path: Path) -> Checkpoint:
+def checkpoint_to_resume(path: Path) -> Checkpoint:
+    """Find, verify and open the checkpoint that a path means.
+
+    Raises:
+        UserError: There is none, or it is damaged.
+    """
     folder = find_checkpoint(path)
     if warning := passed_over_warning(path, folder):
         _log.warning(warning)
@@ -100,7 +111,7 @@ def _run(
     names = loaded.config.runner.logger
     text = _settings(loaded)
     if checkpoint is not None:
-        before = checkpoint.state.get("settings", text)
+        before = read_run_state(checkpoint).settings or text
         check_slot(before, loaded.config, checkpoint.path)
         if warning := changes_warning(before, text):
             _log.warning(warning)

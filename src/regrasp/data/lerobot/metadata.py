@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import re
+import string
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,8 +11,9 @@ from typing import Annotated, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import AfterValidator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict
 from pydantic.dataclasses import dataclass
+from pydantic_core import from_json
 
 from regrasp.config.parse import parse
 from regrasp.config.types import Expect, PositiveInt
@@ -24,36 +26,54 @@ from regrasp.data.lerobot.schema import (
     TASKS_PATH,
     Episode,
     FeatureSpec,
-    FileIndex,
     episode_from_row,
 )
 from regrasp.errors import UserError
+from regrasp.folders import leaves_folder
 
 RESTORE = "collect or download the dataset again"
 
 
 def _template(value: str) -> str:
-    """A path template, whose placeholders are those of the format."""
-    try:
-        FileIndex().path(value, video_key="camera")
-    except LookupError as error:
-        raise ValueError(f"an unknown placeholder: {error}") from error
+    """A path template below the dataset's folder, whose placeholders are those of the format."""
+    for _, name, spec, conversion in string.Formatter().parse(value):
+        known = name is None or (name in _PLACEHOLDERS and _PLACEHOLDERS[name].fullmatch(spec or ""))
+        if conversion or not known:
+            raise ValueError(f"an unknown placeholder: {name}:{spec}")
+    if leaves_folder(value):
+        raise ValueError("a path out of the dataset's folder")
     return value
 
 
+def _below(features: dict[str, FeatureSpec]) -> dict[str, FeatureSpec]:
+    """Features whose names, which are folders of videos, stay below the dataset's folder."""
+    if outside := next(filter(leaves_folder, features), None):
+        raise ValueError(f"a path out of the dataset's folder: {outside}")
+    return features
+
+
+def _whole(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+_NUMBER = re.compile(r"(0?[1-9])?d?")
+_PLACEHOLDERS = {"chunk_index": _NUMBER, "file_index": _NUMBER, "video_key": re.compile("")}
+"""What a path may be filled with, and in which formats: one of a large width would fill the memory."""
 Template = Annotated[str, AfterValidator(_template), Expect("a path with placeholders for chunk, file and camera")]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=ConfigDict(strict=True, extra="ignore"))
 class Info:
     """What info.json says."""
 
-    fps: PositiveInt
+    fps: Annotated[PositiveInt, BeforeValidator(_whole)]
     total_frames: PositiveInt
     total_episodes: PositiveInt
     data_path: Template
     video_path: Template | None
-    features: Annotated[dict[str, FeatureSpec], Expect("a feature by each name, with dtype and shape")]
+    features: Annotated[
+        dict[str, FeatureSpec], AfterValidator(_below), Expect("a feature by each name, with dtype and shape")
+    ]
 
 
 def read_info(root: Path) -> Info:
@@ -135,7 +155,7 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     if not path.is_file():
         raise UserError("A table of the dataset is missing.", file=path, fix=RESTORE)
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
             missing = set(columns or ()) - set(file.schema_arrow.names)
             if missing:
                 raise damaged(path, f"it lacks the columns {sorted(missing)}")
@@ -162,8 +182,8 @@ def _read_json(path: Path) -> dict[str, Any]:
             fix="check the path of the dataset",
         )
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        content = from_json(path.read_bytes())
+    except (OSError, ValueError) as error:
         raise damaged(path, f"it is no JSON ({error})") from error
     if not isinstance(content, dict):
         raise damaged(path, "it holds no JSON object")

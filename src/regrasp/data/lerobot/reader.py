@@ -33,6 +33,7 @@ from regrasp.data.lerobot.schema import (
 )
 from regrasp.data.lerobot.video import VideoReader
 from regrasp.errors import UserError
+from regrasp.folders import check_checksums
 
 
 class DemonstrationDataset:
@@ -50,6 +51,7 @@ class DemonstrationDataset:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        check_checksums(root)
         self._info = read_info(root)
         self.features = self._info.features
         self.tasks = read_tasks(root)

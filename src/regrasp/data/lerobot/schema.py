@@ -13,7 +13,7 @@ from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, ConfigDict, NonNegativeInt
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 CODEBASE_VERSION = "v3.0"
@@ -48,15 +48,15 @@ def _joined(names: Any) -> Any:
     """Names that are grouped in a mapping, one after the other."""
     if isinstance(names, Mapping):
         names = [name for group in names.values() for name in (group if isinstance(group, list) else [group])]
-    return [str(name) for name in names] if isinstance(names, list) else names
+    return tuple(map(str, names)) if isinstance(names, list) else names
 
 
-@checked_dataclass(frozen=True)
+@checked_dataclass(frozen=True, config=ConfigDict(strict=True, extra="ignore"))
 class FeatureSpec:
     """One feature of a frame: `dtype` "video" or "image" with shape (H, W, 3), or a NumPy dtype with shape (D,)."""
 
     dtype: str
-    shape: tuple[int, ...]
+    shape: tuple[NonNegativeInt, ...]
     names: Annotated[tuple[str, ...] | None, BeforeValidator(_joined)] = None
     """A name per dimension of a vector, or per axis of an image."""
 

@@ -89,7 +89,7 @@ class DatasetWriter:
         self._overwrite = overwrite
         self._check_target()
         self._files = contextlib.ExitStack()
-        self._folder = self._files.enter_context(atomic_folder(self.root, overwrite=overwrite))
+        self._folder = self._files.enter_context(atomic_folder(self.root, overwrite=overwrite, checksums=True))
         self._tasks: dict[str, int] = {}
         self._rows: list[dict[str, Any]] = []
         self._episode_statistics: list[dict[str, Statistics]] = []
@@ -199,10 +199,10 @@ class DatasetWriter:
 
     def _write_metadata(self) -> None:
         (self._folder / "meta").mkdir()
-        pq.write_table(task_table(list(self._tasks)), self._folder / TASKS_PATH)
+        pq.write_table(task_table(list(self._tasks)), self._folder / TASKS_PATH, write_page_checksum=True)
         episodes = self._folder / FileIndex().path(EPISODES_PATH)
         episodes.parent.mkdir(parents=True)
-        pq.write_table(pa.Table.from_pylist(self._rows), episodes)
+        pq.write_table(pa.Table.from_pylist(self._rows), episodes, write_page_checksum=True)
         _write_json(self._folder / STATS_PATH, self._statistics())
         for path, content in self._given.items():
             _write_json(self._folder / path, content)
@@ -242,7 +242,7 @@ class _Table:
     def __init__(self, path: Path, schema: pa.Schema) -> None:
         self.num_frames = 0
         self._sink = pa.OSFile(str(path), "wb")
-        self._writer = pq.ParquetWriter(self._sink, schema)
+        self._writer = pq.ParquetWriter(self._sink, schema, write_page_checksum=True)
 
     @property
     def num_bytes(self) -> int:

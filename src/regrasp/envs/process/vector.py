@@ -22,7 +22,7 @@ from regrasp.envs.mapping import ObservationMapping
 from regrasp.envs.process.process import SimulatorProcess
 from regrasp.envs.process.protocol import SharedArrays
 from regrasp.envs.process.simulator import ArraySpec
-from regrasp.errors import SimulatorError, TrainingHaltedError
+from regrasp.errors import SimulatorError, TrainingHaltedError, UserError
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "LP_NUM_THREADS")
 _IMAGE_AXES = 3
@@ -183,7 +183,14 @@ class RemoteVecEnv(VecEnv):
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> Observation:
         """Restore what `state_dict` returned."""
-        assert state["state"].shape == self._arrays["state"].shape, "another environment's"
+        own, kept = self._arrays["state"], state["state"]
+        if kept.shape != own.shape or kept.dtype != torch.float64:
+            raise UserError(
+                f"The checkpoint holds the state of another simulator than {self.spec.task_id}",
+                value=f"{kept.dtype} {tuple(kept.shape)}",
+                expected=f"torch.float64 {own.shape}",
+                fix="resume with the task and the simulator that the run was begun with",
+            )
         self._arrays["state"][:] = state["state"].numpy()
         self._all("load_state")
         return self._observe()

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, replace
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from regrasp.config.parse import parse
-from regrasp.config.types import NonNegativeInt, PositiveInt
+from regrasp.config.types import NetworkSize, NonNegativeInt, PositiveInt
 from regrasp.errors import UserError
 
 MODEL_TYPE = "gr00t_n1_5"
@@ -37,7 +37,9 @@ _GIVE_EAGLE = (
     "the sizes of its vision-language model are taken to be the published ones; if they are others, put that model's"
     " config.json beside this file, as eagle2_hg_model/config.json"
 )
-_BLOCK = ConfigDict(strict=True, extra="ignore")
+NumLayers = Annotated[PositiveInt, Field(le=1000)]
+_MAX_IMAGE_TOKENS = 2**16
+_BLOCK = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
 """A published file also has keys that do not change the network: training flags, dtypes, versions."""
 
 
@@ -59,16 +61,19 @@ def _unsupported(key: str, value: Any, expected: Any) -> UserError:
 class VisionConfig:
     """SigLIP sizes; the defaults are so400m's, as GR00T N1.5 uses it."""
 
-    hidden_size: PositiveInt = 1152
-    num_hidden_layers: PositiveInt = 27
-    num_attention_heads: PositiveInt = 16
-    intermediate_size: PositiveInt = 4304
-    patch_size: PositiveInt = 14
-    image_size: PositiveInt = 224
+    hidden_size: NetworkSize = 1152
+    num_hidden_layers: NumLayers = 27
+    num_attention_heads: NetworkSize = 16
+    intermediate_size: NetworkSize = 4304
+    patch_size: NetworkSize = 14
+    image_size: NetworkSize = 224
 
     def __post_init__(self) -> None:
         _check_multiple("vision_config", self, "hidden_size", "num_attention_heads")
         _check_multiple("vision_config", self, "image_size", "patch_size")
+        if self.num_tokens > _MAX_IMAGE_TOKENS:
+            expected = f"at most {_MAX_IMAGE_TOKENS} patches of {self.patch_size} x {self.patch_size} pixels"
+            raise _wrong_size("vision_config.image_size", self.image_size, expected)
 
     @property
     def num_tokens(self) -> int:
@@ -80,16 +85,16 @@ class VisionConfig:
 class LanguageConfig:
     """Qwen3 sizes; the defaults are those of the 1.7 B model, cut to the 12 layers GR00T N1.5 keeps."""
 
-    hidden_size: PositiveInt = 2048
-    num_hidden_layers: PositiveInt = 12
-    num_attention_heads: PositiveInt = 16
-    num_key_value_heads: PositiveInt = 8
-    head_dim: PositiveInt = 128
-    intermediate_size: PositiveInt = 6144
-    vocab_size: PositiveInt = 151680
+    hidden_size: NetworkSize = 2048
+    num_hidden_layers: NumLayers = 12
+    num_attention_heads: NetworkSize = 16
+    num_key_value_heads: NetworkSize = 8
+    head_dim: NetworkSize = 128
+    intermediate_size: NetworkSize = 6144
+    vocab_size: NetworkSize = 151680
     rope_theta: float = 1e6
     rms_norm_eps: float = 1e-6
-    max_position_embeddings: PositiveInt = 40960
+    max_position_embeddings: NetworkSize = 40960
 
     def __post_init__(self) -> None:
         _check_multiple("text_config", self, "num_attention_heads", "num_key_value_heads")
@@ -135,7 +140,7 @@ class EagleConfig:
 class BackboneConfig:
     """`backbone_cfg` of the published config.json."""
 
-    select_layer: PositiveInt = 12
+    select_layer: NumLayers = 12
     project_to_dim: Literal[None] = None
     reproject_vision: Literal[False] = False
 
@@ -144,9 +149,9 @@ class BackboneConfig:
 class TransformerConfig:
     """`vl_self_attention_cfg`: attention sizes common to both transformers of the head."""
 
-    attention_head_dim: PositiveInt
-    num_attention_heads: PositiveInt
-    num_layers: NonNegativeInt
+    attention_head_dim: NetworkSize
+    num_attention_heads: NetworkSize
+    num_layers: Annotated[NonNegativeInt, Field(le=1000)]
     dropout: float = 0.2
     final_dropout: bool = True
     positional_embeddings: Literal[None] = None
@@ -161,8 +166,8 @@ class TransformerConfig:
 class DiffusionConfig(TransformerConfig):
     """`diffusion_model_cfg`: the diffusion transformer."""
 
-    cross_attention_dim: PositiveInt = 2048
-    output_dim: PositiveInt = 1024
+    cross_attention_dim: NetworkSize = 2048
+    output_dim: NetworkSize = 1024
     interleave_self_attention: Literal[True] = True
     norm_type: Literal["ada_norm"] = "ada_norm"
 
@@ -171,22 +176,22 @@ class DiffusionConfig(TransformerConfig):
 class ActionHeadConfig:
     """`action_head_cfg` of the published config.json."""
 
-    action_dim: PositiveInt = 32
-    action_horizon: PositiveInt = 16
+    action_dim: NetworkSize = 32
+    action_horizon: NetworkSize = 16
     add_pos_embed: Literal[True] = True
-    backbone_embedding_dim: PositiveInt = 2048
-    hidden_size: PositiveInt = 1024
-    input_embedding_dim: PositiveInt = 1536
-    max_action_dim: PositiveInt = 32
-    max_state_dim: PositiveInt = 64
-    max_num_embodiments: PositiveInt = 32
-    max_seq_len: PositiveInt = 1024
+    backbone_embedding_dim: NetworkSize = 2048
+    hidden_size: NetworkSize = 1024
+    input_embedding_dim: NetworkSize = 1536
+    max_action_dim: NetworkSize = 32
+    max_state_dim: NetworkSize = 64
+    max_num_embodiments: NetworkSize = 32
+    max_seq_len: NetworkSize = 1024
     noise_beta_alpha: float = 1.5
     noise_beta_beta: float = 1.0
     noise_s: float = 0.999
-    num_inference_timesteps: PositiveInt = 4
+    num_inference_timesteps: NumLayers = 4
     num_target_vision_tokens: NonNegativeInt = 32
-    num_timestep_buckets: PositiveInt = 1000
+    num_timestep_buckets: NetworkSize = 1000
     use_vlln: Literal[True] = True
     diffusion_model_cfg: DiffusionConfig = DiffusionConfig(48, 32, num_layers=16)
     vl_self_attention_cfg: TransformerConfig = TransformerConfig(64, 32, num_layers=4)
@@ -201,9 +206,9 @@ class GrootConfig:
     """
 
     model_type: Literal["gr00t_n1_5"] = MODEL_TYPE
-    action_dim: PositiveInt = 32
-    action_horizon: PositiveInt = 16
-    hidden_size: PositiveInt = 2048
+    action_dim: NetworkSize = 32
+    action_horizon: NetworkSize = 16
+    hidden_size: NetworkSize = 2048
     backbone_cfg: BackboneConfig = BackboneConfig()
     action_head_cfg: ActionHeadConfig = ActionHeadConfig()
     eagle_cfg: EagleConfig = EagleConfig()

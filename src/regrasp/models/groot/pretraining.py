@@ -78,7 +78,7 @@ def pretrain(
             f"Grounding pretraining ended with a median error of {error:.2f} cm, above the limit of"
             f" {config.max_median_error_cm} cm (pretrain.max_median_error_cm). Raise pretrain.steps or num_scenes."
         )
-    with atomic_folder(output, overwrite=True) as draft:
+    with atomic_folder(output, overwrite=True, checksums=True) as draft:
         save_groot(policy, draft)
     return error
 

@@ -81,10 +81,12 @@ class GrootModelConfig(ModelConfig):
 
     def from_dataset(self, data: DatasetFacts, *, backbone: Path | None, whole: bool, seed: int) -> GrootPolicy:
         """The pretrained backbone with its untrained head, and the data's statistics."""
+        from regrasp.checkpoint.verify import require_sound_model
         from regrasp.models.groot.checkpoint import load_config, load_groot
         from regrasp.models.groot.processing.processor import GrootProcessor
 
         assert backbone is not None
+        require_sound_model(backbone)
         facts = data._replace(inputs=self._names(data.inputs))
         processor = GrootProcessor.for_data(load_config(backbone), backbone, facts)
         settings = GrootModelConfig(

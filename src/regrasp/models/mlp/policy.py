@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic.dataclasses import dataclass
 from tensordict import TensorDict
 from torch import Tensor, nn
 
 from regrasp.algorithms.flow import gaussian_entropy, gaussian_log_prob
 from regrasp.checkpoint.hub_folder import list_safetensors
+from regrasp.config.parse import parse
+from regrasp.config.types import BLOCK, Expect, NetworkSize
 from regrasp.envs.contract import STATE, Observation
-from regrasp.errors import UserError
 from regrasp.models.config import CONFIG_FILE
 from regrasp.models.contract import Action, Evaluation, Noise, Policy, PolicySpec
 from regrasp.models.initialization import seeded
 from regrasp.models.normalization import Normalizer, Statistics
 from regrasp.models.observations import state_of
 from regrasp.models.value_head import init_mlp, silu_mlp
-from regrasp.models.weights import WEIGHTS_FILE, assign_weights, read_json, write_json, write_weights
+from regrasp.models.weights import WEIGHTS_FILE, assign_weights, check_weights, read_json, write_json, write_weights
 
 MODEL_TYPE = "regrasp_mlp"
 _SIZES = ("state_dim", "action_dim", "num_action_chunks")
@@ -33,6 +36,29 @@ _PARTS = {
     "head_without_context": _ACTOR,
     "value_head": ("value_head.",),
 }
+
+
+_Lists = Annotated[dict[str, Any], Expect("lists of numbers by name")]
+
+
+@dataclass(frozen=True, config=BLOCK)
+class _FolderStatistics:
+    """`statistics` of config.json."""
+
+    state: _Lists
+    action: _Lists
+
+
+@dataclass(frozen=True, config=BLOCK)
+class _FolderConfig:
+    """config.json of a folder."""
+
+    model_type: str
+    state_dim: NetworkSize
+    action_dim: NetworkSize
+    num_action_chunks: NetworkSize
+    hidden: tuple[NetworkSize, ...]
+    statistics: _FolderStatistics
 
 
 class MlpPolicy(Policy):
@@ -187,21 +213,26 @@ def load_mlp(folder: Path, *, add_value_head: bool | None = None) -> MlpPolicy:
         UserError: A file is missing or damaged.
     """
     file = folder / CONFIG_FILE
-    content = read_json(file)
-    missing = [name for name in (*_SIZES, "hidden", "statistics") if name not in content]
-    if missing:
-        raise UserError(f"A model configuration without {', '.join(missing)}", file=file)
+    config = parse(_FolderConfig, read_json(file), file=file, fix="restore the file")
+    given, widths = config.statistics, {"state": config.state_dim, "action": config.action_dim}
     statistics = {
-        kind: Statistics.from_mapping(content["statistics"][kind], file=file, key=f"statistics.{kind}")
-        for kind in ("state", "action")
+        kind: Statistics.from_mapping(getattr(given, kind), file=file, key=f"statistics.{kind}", width=width)
+        for kind, width in widths.items()
     }
     stored = list_safetensors(folder)
     if add_value_head is None:
         add_value_head = any(name.startswith("value_head.") for name in stored)
     elif not add_value_head:
         stored = {name: tensor for name, tensor in stored.items() if not name.startswith("value_head.")}
-    values: dict[str, Any] = {name: content[name] for name in _SIZES} | statistics
-    policy = MlpPolicy(**values, hidden=tuple(content["hidden"]), add_value_head=add_value_head)
+    build = functools.partial(
+        MlpPolicy,
+        **{name: getattr(config, name) for name in (*_SIZES, "hidden")},
+        **statistics,
+        add_value_head=add_value_head,
+    )
     optional = ("value_head",) if add_value_head else ()
+    with torch.device("meta"):  # sizes that the weights do not have cost no memory
+        check_weights(build(), stored, file=folder / WEIGHTS_FILE, optional=optional)
+    policy = build()
     assign_weights(policy, stored, file=folder / WEIGHTS_FILE, optional=optional)
     return policy

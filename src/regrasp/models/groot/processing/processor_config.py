@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 from pydantic.dataclasses import dataclass
 
 from regrasp.config.parse import parse
-from regrasp.config.types import BLOCK
+from regrasp.config.types import BLOCK, NetworkSize, NonNegativeInt
 from regrasp.envs.data_config import DataConfig
 from regrasp.errors import UserError
 from regrasp.models.groot.config import GrootConfig
@@ -32,11 +32,11 @@ class ProcessorConfig:
     """What the published metadata.json cannot say."""
 
     embodiment_tag: str
-    embodiment_id: int
+    embodiment_id: NonNegativeInt
     """Slot of the head's per-embodiment projectors."""
     data_config: DataConfig
     prompt: PromptFormat
-    sequence_length: int
+    sequence_length: NetworkSize
     """Tokens of the whole sequence, words and images, padded on the left."""
 
     def to_json(self) -> dict[str, Any]:

@@ -1,0 +1,202 @@
+"""Damaged and hostile files: how many end in a traceback, and how many are read wrongly without a word.
+
+    python benchmarks/fuzz_files.py
+
+Model folders, runs, datasets, checkpoints and configurations are made at toy size, altered one file and one place at a
+time by a seeded generator, and read by the functions behind `play`, `report`, `sft`, `train --resume_dir` and
+`train --dry_run`. Each input ends in one of four ways: it is refused (an error that names what is wrong), it is read
+as if nothing had been altered (which is what harmless changes give), it ends in a traceback, or it is silently read as
+something else. The last two are failures.
+
+Where a folder has checksums, every change of what is read has to be found. Where it has none, one valid value in place
+of another is no damage that could be: there, only what is of the wrong kind (a text for a number, a key that nobody
+knows, a negative size) has to be refused.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import logging
+import random
+import shutil
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from fuzz_inputs import SURFACES, Surface
+from regrasp.errors import RegraspError
+from results_file import save
+
+INPUTS = 2400
+_WRONG: dict[type, list[Any]] = {
+    bool: ["yes", 3, [], {}, 0.5],
+    int: ["7", 0.5, -7, [1], {}, True, 2**70, 1e300],
+    float: ["0.5", [0.5], {}, True, [], "nan"],
+    str: [7, ["a"], {}, True, 0.5],
+    list: [{}, "text", 7, True, [[{}]]],
+    dict: [[], "text", 7, True],
+    type(None): [[[{}]], {"": {}}],
+}
+"""Values that no key can have whose value is of the type."""
+
+
+class Heard(logging.Handler):
+    """What the package has warned of since it was last cleared."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.texts: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep it."""
+        self.texts.append(record.getMessage())
+
+
+@dataclass(frozen=True)
+class Alteration:
+    """What was done to which file."""
+
+    file: str
+    what: str
+    wrong_kind: bool
+    """The file as it is now holds something that no such file may."""
+
+
+def alter(folder: Path, rng: random.Random) -> Alteration:
+    """Alter one file of a folder in one place."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    file = rng.choice(files)
+    name = file.relative_to(folder).as_posix()
+    documents = {".json": json.loads, ".jsonl": _load_lines, ".yaml": yaml.safe_load}
+    if file.suffix in documents and rng.random() < 0.7:
+        content = documents[file.suffix](file.read_text())
+        what = _alter_value(content, rng)
+        lines = "\n".join(json.dumps(line) for line in content) if file.suffix == ".jsonl" else ""
+        file.write_text(lines or json.dumps(content, indent=1))  # JSON is YAML
+        return Alteration(name, what, wrong_kind=True)
+    return Alteration(name, _alter_bytes(file, rng), wrong_kind=False)
+
+
+def _load_lines(text: str) -> list[Any]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def _places(node: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, Any, tuple[Any, ...]]]:
+    """Every value inside a document, with what holds it and its key there."""
+    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for key, child in items:
+        yield node, key, (*path, key)
+        yield from _places(child, (*path, key))
+
+
+def _alter_value(content: Any, rng: random.Random) -> str:
+    # A value is chosen by its key first, so that long lists of numbers do not take all turns.
+    by_keys: dict[tuple[Any, ...], list[tuple[Any, Any]]] = {}
+    for holder, key, path in _places(content):
+        by_keys.setdefault(tuple(step for step in path if isinstance(step, str)), []).append((holder, key))
+    path = rng.choice(list(by_keys))
+    holder, key = rng.choice(by_keys[path])
+    where = f"{'.'.join(map(str, path))}[{key!r}]"
+    wrong = copy.deepcopy(rng.choice(_WRONG[type(holder[key])]))
+    holder[key] = wrong
+    return f"{where} = {wrong!r}"
+
+
+def _alter_bytes(file: Path, rng: random.Random) -> str:
+    data = bytearray(file.read_bytes())
+    size = len(data)
+    kind = rng.choice(("flip", "flip", "flip", "cut", "zeros", "longer", "empty", "gone", "folder", "noise", "deep"))
+    at = rng.randrange(size) if size else 0
+    match kind:
+        case "flip" if size:
+            data[at] ^= 1 << rng.randrange(8)
+        case "cut":
+            del data[at:]
+        case "zeros":
+            data[at : at + 64] = bytes(len(data[at : at + 64]))
+        case "longer":
+            data += rng.randbytes(16)
+        case "noise":
+            data[at : at + 16] = rng.randbytes(16)
+        case "deep":
+            data = bytearray(b"[" * 100_000)
+        case "empty":
+            data.clear()
+    file.unlink()
+    if kind == "folder":
+        file.mkdir()
+    elif kind != "gone":
+        file.write_bytes(data)
+    return f"{kind} at byte {at} of {size}"
+
+
+def outcome(surface: Surface, folder: Path, expected: str, change: Alteration, heard: Heard) -> tuple[str, str]:
+    """How an altered input ends, and what was said."""
+    heard.texts.clear()
+    try:
+        found = surface.read(folder)
+    except RegraspError as error:
+        return ("refused" if error.exit_code == 2 else "wrong exit code"), str(error)
+    except Exception:
+        return "traceback", traceback.format_exc(limit=-6)
+    must_be_found = change.wrong_kind or surface.has_checksums
+    if found == expected or heard.texts or not must_be_found:
+        return "harmless", ""
+    return "silent", ""
+
+
+def main() -> None:
+    """Fuzz, and save counts by surface."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--inputs", type=int, default=INPUTS)
+    parser.add_argument("--only", nargs="*", default=[], help="names of surfaces")
+    parser.add_argument("--failures", type=Path, help="file that gets every failure in full")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    heard, rows, failures = Heard(), [], []
+    logger = logging.getLogger("regrasp")
+    logger.addHandler(heard)
+    logger.propagate = False
+    chosen = [surface for surface in SURFACES if not args.only or surface.name in args.only]
+    with tempfile.TemporaryDirectory() as name:
+        for surface in chosen:
+            started, counts = time.monotonic(), Counter[str]()
+            original = Path(name, surface.name.replace(" ", "_"))
+            surface.make(original)
+            expected = surface.read(original)
+            assert surface.read(original) == expected, f"{surface.name}: reading is not deterministic"
+            for number in range(max(1, args.inputs // len(chosen))):
+                rng = random.Random(f"{args.seed} {surface.name} {number}")
+                folder = original.with_name(f"{original.name}_{number}")
+                shutil.copytree(original, folder)
+                change = alter(folder, rng)
+                surface.after(folder)
+                how, text = outcome(surface, folder, expected, change, heard)
+                counts[how] += 1
+                if how not in ("refused", "harmless"):
+                    failures.append(f"== {surface.name} {number}: {how}: {change.file}: {change.what}\n{text}")
+                    print(failures[-1], flush=True)
+                shutil.rmtree(folder)
+            columns = ("refused", "harmless", "traceback", "silent", "wrong exit code")
+            seconds = round(time.monotonic() - started)
+            rows.append({"surface": surface.name, "inputs": sum(counts.values()), **{c: counts[c] for c in columns}})
+            print(rows[-1], f"{seconds} s", flush=True)
+    if args.failures:
+        args.failures.write_text("\n".join(failures))
+    if not args.only:
+        save("fuzz_files", f"python benchmarks/fuzz_files.py --seed {args.seed} --inputs {args.inputs}", rows)
+
+
+if __name__ == "__main__":
+    main()
