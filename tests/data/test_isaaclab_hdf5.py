@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -349,3 +350,41 @@ def test_a_missing_package_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> N
         import regrasp.data.isaaclab_hdf5  # noqa: F401
     assert caught.value.fix is not None
     assert caught.value.fix.startswith('pip install "h5py')
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("True", True),
+        ("False", False),
+        (np.bytes_("False"), False),
+        (np.array([True]), True),
+        (1.0, True),
+        (0, False),
+        (np.array([True, False]), None),
+        (float("nan"), None),
+        ("maybe", None),
+        (0.5, None),
+    ],
+)
+def test_success_is_read_however_it_was_written(path: Path, value: object, expected: bool | None) -> None:
+    with h5py.File(path, "a") as file:
+        file["data/demo_0"].attrs["success"] = value
+    with RecorderFile(path) as recording:
+        if expected is None:
+            with pytest.raises(EpisodeError, match="neither true nor false"):
+                recording.describe("demo_0")
+        else:
+            assert recording.describe("demo_0").success is expected
+
+
+def test_a_recording_that_is_still_open_is_said_to_be(path: Path) -> None:
+    script = f"import h5py; file = h5py.File({str(path)!r}, 'a'); print('open', flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as writer:
+        assert writer.stdout is not None
+        writer.stdout.readline()
+        with pytest.raises(UserError, match="still open in another program"):
+            RecorderFile(path)
+        writer.communicate("\n")

@@ -201,3 +201,13 @@ def test_a_scale_of_another_length_or_with_a_zero_is_refused(scale):
     with pytest.raises(UserError) as caught:
         ActionMapping(actions(scale=scale), 3, 3, LOCATION)
     assert caught.value.key == f"{LOCATION}.action_mapping.scale"
+
+
+def test_an_offset_moves_the_scaled_action_and_the_inverse_undoes_it():
+    mapped = ActionMapping(actions(scale=(1.0, 2.0), offset=(0.0, -1.0)), 2, 2, LOCATION)
+    gripper = torch.tensor([[[0.3, 0.0], [0.3, 1.0]]])
+    assert mapped(gripper).tolist() == torch.tensor([[[0.3, -1.0], [0.3, 1.0]]]).tolist()
+    assert torch.equal(mapped.inverse(mapped(gripper)), gripper)
+    with pytest.raises(UserError) as caught:
+        ActionMapping(actions(offset=(1.0,)), 2, 2, LOCATION)
+    assert caught.value.key == f"{LOCATION}.action_mapping.offset"

@@ -122,3 +122,15 @@ def test_mapping_round_trip_and_missing_statistic():
 def test_statistics_of_different_widths_are_refused():
     with pytest.raises(UserError, match="as many numbers"):
         Statistics.from_mapping(Statistics.identity(2).to_mapping() | {"max": [1.0]})
+
+
+@pytest.mark.parametrize("mode", AFFINE)
+@pytest.mark.parametrize("center", [0.0, 0.5, -300.0])
+def test_noise_is_taken_as_constant(mode: NormalizationMode, center: float) -> None:
+    noise = center + max(abs(center), 0.1) * 1e-6 * torch.tensor([[0.0], [1.0], [2.0]])
+    statistics = Statistics.of(noise)
+    assert statistics.min == statistics.max == statistics.mean == statistics.q01 == statistics.q99
+    assert statistics.std == 0
+    moved = Normalizer(statistics, mode).normalize(noise[:1] + 1e-2) - Normalizer(statistics, mode).normalize(noise[:1])
+    assert moved.abs() < 0.0101
+    assert Statistics.of(center + torch.tensor([[0.0], [1e-2]])).std > 0

@@ -159,11 +159,10 @@ class RecorderFile:
             samples = group.attrs.get("num_samples", num_steps)
             if int(samples) != num_steps:
                 raise EpisodeError(f"damaged: it holds {num_steps} actions of {samples}")
-            success = group.attrs.get("success")
             return RecordedEpisode(
                 file=self.path,
                 name=name,
-                success=None if success is None else bool(success),
+                success=_success(group.attrs.get("success")),
                 num_steps=num_steps,
                 action_dim=action_dim,
                 observations=dict(_observations(group)),
@@ -228,6 +227,14 @@ def _open(path: Path) -> h5py.File:
     try:
         return h5py.File(path, "r")
     except _DAMAGE as error:
+        if "unable to lock file" in str(error):
+            raise UserError(
+                "The recording is still open in another program",
+                file=path,
+                value=str(error),
+                expected="a recording that has ended",
+                fix="end the recording, or close what has it open, and convert again",
+            ) from error
         raise _unreadable(path, str(error)) from error
 
 
@@ -238,6 +245,25 @@ def _unreadable(path: Path, why: str) -> UserError:
         expected="a complete HDF5 file with the group 'data', as Isaac Lab's recorder writes it",
         fix="leave the file out, or record it again",
     )
+
+
+def _success(value: Any) -> bool | None:
+    """The attribute `success`, however it was written: as a truth, a number or a text, None where it is not there.
+
+    Raises:
+        EpisodeError: It is neither true nor false.
+    """
+    if value is None:
+        return None
+    entry = np.asarray(value).reshape(-1)
+    item = entry[0] if entry.size == 1 else ""
+    text = item.decode(errors="replace") if isinstance(item, bytes) else str(item)
+    truth = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}.get(text.strip().lower())
+    if truth is None:
+        raise EpisodeError(
+            f"its attribute success is {value!r}, neither true nor false", "write the attribute as True or False"
+        )
+    return truth
 
 
 def _natural(name: str) -> tuple[str, int, str]:

@@ -41,21 +41,22 @@ def named_state(vector: Tensor, names: Mapping[str, Range]) -> dict[str, Tensor]
 
 
 class ActionMapping:
-    """Scales policy actions (N, T, A) and places them in the simulator's action vector, among constants."""
+    """Scales and moves policy actions (N, T, A) and places them in the simulator's action vector, among constants."""
 
     def __init__(self, config: MappingConfig, policy_dim: int, simulator_dim: int, location: str) -> None:
         targets, base = action_layout(config, policy_dim, simulator_dim, location)
         self._targets = torch.tensor(targets)
         self._base = torch.tensor(base)
         self._scale = torch.as_tensor(config.action_mapping.scale, dtype=torch.float32)
+        self._offset = torch.as_tensor(config.action_mapping.offset, dtype=torch.float32)
         self.policy_dim = policy_dim
 
     def __call__(self, actions: Tensor) -> Tensor:
         """Policy actions (N, T, A) to simulator actions (N, T, A_sim)."""
         mapped = self._base.to(actions).repeat(*actions.shape[:-1], 1)
-        mapped[..., self._targets.to(actions.device)] = actions * self._scale.to(actions)
+        mapped[..., self._targets.to(actions.device)] = actions * self._scale.to(actions) + self._offset.to(actions)
         return mapped
 
     def inverse(self, actions: Tensor) -> Tensor:
         """The policy part of simulator actions (..., A_sim), for demonstrations."""
-        return actions[..., self._targets.to(actions.device)] / self._scale.to(actions)
+        return (actions[..., self._targets.to(actions.device)] - self._offset.to(actions)) / self._scale.to(actions)

@@ -133,7 +133,7 @@ class ActionConstant:
 
 @dataclass(frozen=True, config=BLOCK)
 class ActionMapping:
-    """How a policy's action becomes a simulator's action: scale, then place among constants (zeros by default)."""
+    """How a policy's action becomes a simulator's action: scale, offset, then place among constants (0 by default)."""
 
     keys: Names = ()
     """The parts of the policy's action in their order, by GR00T's names (`action.left_arm`), compared with the model's;
@@ -144,6 +144,9 @@ class ActionMapping:
     """Entries after the policy's action."""
     scale: float | Numbers = 1.0
     """Factor of the policy's action: one number, or one per dimension."""
+    offset: float | Numbers = 0.0
+    """What is added to the scaled action: one number, or one per dimension (a gripper of 0 and 1 becomes -1 and 1 by
+    `scale: 2`, `offset: -1`)."""
     slices: Annotated[tuple[ActionSlice, ...], Field(strict=False)] = ()
     """Where each part of the policy's action goes, in place of the pads; each a block `{policy, simulator}`."""
     constants: Annotated[tuple[ActionConstant, ...], Field(strict=False)] = ()

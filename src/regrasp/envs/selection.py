@@ -218,11 +218,20 @@ def action_layout(
         with zeros for the policy's.
 
     Raises:
-        UserError: The widths do not add up, an entry is set twice, or the scale has a wrong length or a zero.
+        UserError: The widths do not add up, an entry is set twice, scale or offset have a wrong length, or a factor
+            is zero.
     """
     location = f"{location}.action_mapping"
     mapping = config.action_mapping
     _check_scale(mapping.scale, policy_dim, location)
+    if isinstance(mapping.offset, tuple) and len(mapping.offset) != policy_dim:
+        raise UserError(
+            "The action offset does not fit the policy's action",
+            key=f"{location}.offset",
+            value=mapping.offset,
+            expected=f"one number, or {policy_dim} numbers",
+            fix="give one offset per policy action",
+        )
     place = _targets_of_slices if mapping.slices else _targets_of_pads
     targets = place(mapping, policy_dim, simulator_dim, location)
     return targets, _base(mapping, targets, simulator_dim, location)

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from regrasp.config.types import NEW_EMBODIMENT
 from regrasp.envs.data_config import HUMAN_TASK, DataConfig
 from regrasp.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Range = tuple[int, int]
 """(start, stop) in a vector."""
@@ -65,6 +68,24 @@ class InputNames:
         if data is None:
             return DatasetNames(state_names, {}, HUMAN_TASK)
         return DatasetNames(*key_ranges(data, state_names, state_dim, action_dim), data.language)
+
+    def check_actions(self, state_names: Mapping[str, Range], actions: Tensor, source: str) -> None:
+        """Check that the data configuration's normalisation gives actions back.
+
+        Args:
+            state_names: What the mapping calls parts of the state.
+            actions: (N, A), all that a model is to learn.
+            source: What they are of, for errors.
+
+        Raises:
+            UserError: It does not.
+        """
+        from regrasp.models.groot.processing.processor_config import given_data_config
+        from regrasp.models.groot.processing.selection import check_ways_back
+
+        data = given_data_config(self)
+        if data is not None:
+            check_ways_back(data, state_names, actions, source)
 
 
 class DatasetNames(NamedTuple):

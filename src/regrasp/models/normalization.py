@@ -12,6 +12,8 @@ from torch import Tensor
 from regrasp.config.types import NormalizationMode
 from regrasp.errors import UserError
 
+_NOISE, _SMALL = 1e-5, 0.1
+"""A range beside its magnitude, and the smallest magnitude that counts."""
 _FLOAT32_MAX = torch.finfo(torch.float32).max
 
 
@@ -30,8 +32,15 @@ class Statistics:
 
     @classmethod
     def of(cls, samples: Tensor) -> Statistics:
-        """Statistics of samples (N, D); population standard deviation, linearly interpolated percentiles."""
+        """Statistics of samples (N, D); population standard deviation, linearly interpolated percentiles.
+
+        A dimension whose range is at most 1e-5 of its largest magnitude, or 1e-6, is noise, and taken as constant:
+        scaled to the network's range it would turn the next deviation into a value far outside what was trained on.
+        """
         values = samples.double()
+        extent = values.amax(0) - values.amin(0)
+        is_noise = extent <= _NOISE * values.abs().amax(0).clamp(min=_SMALL)
+        values = torch.where(is_noise & (extent > 0), values.mean(0), values)
         quantiles = torch.quantile(values, torch.tensor([0.01, 0.99], dtype=torch.float64), dim=0)
         parts = (values.amax(0), values.amin(0), values.mean(0), values.std(0, correction=0), *quantiles)
         return cls(*(part.float() for part in parts))

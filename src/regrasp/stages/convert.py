@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from regrasp.data.isaaclab_hdf5 import EpisodeError, RecordedEpisode, RecorderFile
 from regrasp.data.lerobot import DatasetWriter
 from regrasp.data.lerobot.schema import INFO_PATH
@@ -20,7 +22,8 @@ from regrasp.errors import UserError
 from regrasp.experiment import ExperimentConfig
 from regrasp.folders import require_output
 from regrasp.logging.progress import progress
-from regrasp.stages.demonstrations import demonstration_features, modality, sources
+from regrasp.stages.camera_checks import CameraChecks
+from regrasp.stages.demonstrations import ACTION, check_actions, demonstration_features, modality, sources
 from regrasp.stages.recordings import LOCATION, ConvertedEpisode, EpisodeConverter, Layout
 
 _log = logging.getLogger(__name__)
@@ -138,10 +141,12 @@ def write_dataset(config: ExperimentConfig, chosen: Survey, output: Path, *, ove
         What was taken and left out, with the warnings of this step alone.
 
     Raises:
-        UserError: The folder is taken, a file cannot be read any more, or no episode was sound.
+        UserError: The folder is taken, a file cannot be read any more, no episode was sound, or the normalisation of
+            the data configuration does not give the actions back.
     """
     omissions, largest = list(chosen.omissions), 0.0
     taken: list[RecordedEpisode] = []
+    images, actions = CameraChecks(), list[np.ndarray]()
     with (
         progress("Converting demonstrations", len(chosen.episodes)) as bar,
         _writer(config, chosen, output, overwrite) as writer,
@@ -150,21 +155,22 @@ def write_dataset(config: ExperimentConfig, chosen: Survey, output: Path, *, ove
             if isinstance(result, EpisodeError):
                 omissions.append(Omission(episode.file, episode.name, str(result), result.fix))
             else:
+                images.add(result.columns)
                 writer.add_episode(result.columns, result.instruction, episode.success is True)
                 taken.append(episode)
+                actions.append(result.columns[ACTION])
                 largest = max(largest, result.lost_action)
             bar.advance(frames=str(sum(episode.num_steps for episode in taken)), left_out=str(len(omissions)))
         if not taken:
             raise _nothing_left(omissions)
-    warnings = (
-        ()
-        if largest <= _LOST_ACTION
-        else (
+        check_actions(config, np.concatenate(actions), "The recordings")
+    warnings = images.warnings()
+    if largest > _LOST_ACTION:
+        warnings.append(
             "The recordings move entries of the action that the policy does not drive: they are up to"
-            f" {largest:g} away from the constants of action_mapping. A policy trained on this cannot repeat them.",
+            f" {largest:g} away from the constants of action_mapping. A policy trained on this cannot repeat them."
         )
-    )
-    return Survey(tuple(taken), tuple(omissions), warnings, chosen.fps)
+    return Survey(tuple(taken), tuple(omissions), tuple(warnings), chosen.fps)
 
 
 def _writer(config: ExperimentConfig, chosen: Survey, output: Path, overwrite: bool) -> DatasetWriter:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from regrasp.data.lerobot import FeatureSpec
 from regrasp.envs.mapping_config import MappingConfig
@@ -18,6 +19,7 @@ from regrasp.envs.selection import (
     numbered_cameras,
     state_names,
 )
+from regrasp.experiment import ExperimentConfig
 from regrasp.experiment.inputs import input_names
 
 STATE = "observation.state"
@@ -84,6 +86,21 @@ def modality(mapping: MappingConfig, observations: ObservationSelection, action_
         },
         "annotation": {names.language.removeprefix("annotation."): {"original_key": "task_index"}},
     }
+
+
+def check_actions(config: ExperimentConfig, actions: np.ndarray, source: str) -> None:
+    """Check that what a model is taught to give, turned back into actions, are the demonstrations' actions.
+
+    Args:
+        config: The experiment.
+        actions: (N, A) float32, all of them.
+        source: What they are of, for errors.
+
+    Raises:
+        UserError: The data configuration's normalisation does not give them back.
+    """
+    mapping = config.env.train.mapping
+    input_names(mapping).check_actions(state_names(mapping), torch.from_numpy(actions), source)
 
 
 def sources(observations: ObservationSelection) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from regrasp.models.contract import Policy
 from regrasp.models.normalization import Statistics
 from regrasp.seeding import KeyedNoise, torch_generator
 from regrasp.stages.dataset_features import DatasetFeatures, check_sources, find_features
+from regrasp.stages.demonstrations import check_actions
 from regrasp.stages.pretrain import cached_backbone
 from regrasp.stages.training_frames import Frames, load_frames
 
@@ -131,6 +132,7 @@ def _base_policy(
 ) -> Policy:
     """An untrained policy with the dataset's statistics."""
     states, actions = features.load_states(), features.load_actions()
+    check_actions(config, actions, f"The demonstrations in {features.dataset.root}")
     state, action = (Statistics.of(torch.from_numpy(values)) for values in (states, actions))
     mapping = config.env.train.mapping
     facts = DatasetFacts(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -18,7 +19,10 @@ from regrasp.envs.selection import state_names
 from regrasp.experiment import SftConfig
 from regrasp.logging.progress import progress
 from regrasp.models.contract import Policy
+from regrasp.stages.camera_checks import CameraChecks
 from regrasp.stages.dataset_features import DatasetFeatures
+
+_log = logging.getLogger(__name__)
 
 _PART = 256
 """Frames prepared at once."""
@@ -68,17 +72,19 @@ def _prepared(
 ) -> Iterator[TensorDict]:
     """Prepared observations of the frames in `kept`, in order, under the names that the mapping gives."""
     dataset, states, instructions = features.dataset, features.load_states(), features.load_instructions()
+    checks = CameraChecks()
     with progress("Reading demonstrations", dataset.num_episodes) as bar:
         for index, episode in enumerate(dataset.episodes):
             own = kept[(kept >= episode.start) & (kept < episode.stop)]
+            images = {name: dataset.load_images(feature, [index]) for name, feature in features.cameras.items()}
+            checks.add(images)
             observation = Observation(
-                images={
-                    name: torch.from_numpy(dataset.load_images(feature, [index])[own - episode.start])
-                    for name, feature in features.cameras.items()
-                },
+                images={name: torch.from_numpy(view[own - episode.start]) for name, view in images.items()},
                 state=named_state(torch.from_numpy(states[own]), state_names(mapping)),
                 instruction=[instructions[row] for row in own],
             )
             for part in torch.arange(len(own)).split(_PART):
                 yield policy.prepare(observation.rows(part))
             bar.advance()
+    for warning in checks.warnings():
+        _log.warning(warning)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping
+
+import torch
+from torch import Tensor
 
 from regrasp.envs.data_config import DataConfig
 from regrasp.errors import UserError
 from regrasp.models.config import DatasetFacts
 from regrasp.models.groot.processing.metadata import Kind
 from regrasp.models.inputs import Range
-from regrasp.models.normalization import Statistics
+from regrasp.models.normalization import Normalizer, Statistics
 
 
 def split_statistics(data: DataConfig, facts: DatasetFacts) -> dict[Kind, dict[str, Statistics]]:
@@ -59,3 +63,43 @@ def key_ranges(
         )
     stops = itertools.accumulate(widths[key] for key in names)
     return states, {key: (stop - widths[key], stop) for key, stop in zip(names, stops, strict=True)}
+
+
+def check_ways_back(data: DataConfig, state_names: Mapping[str, Range], actions: Tensor, source: str) -> None:
+    """Check that every part of the actions survives being normalised and turned back.
+
+    `q99` may cut what lies outside [q01, q99], a 50th of the values. A part with a rotation is left out: it has several
+    numbers for one rotation.
+
+    Raises:
+        UserError: A part does not.
+    """
+    names = [item.key for item in data.action]
+    if len(names) > 1 and not state_names:
+        return  # `key_ranges` says so, where the ranges are needed
+    _, ranges = key_ranges(
+        data, state_names, max((stop for _, stop in state_names.values()), default=0), actions.shape[1]
+    )
+    for item in data.action:
+        if item.rotation is not None:
+            continue
+        values = actions[:, slice(*ranges[item.key])]
+        scaling = Normalizer(Statistics.of(values), item.mode)
+        tolerance = 1e-3 * (values.amax(0) - values.amin(0)) + 1e-5 * values.abs().amax(0).clamp(min=1)
+        lost = (scaling.unnormalize(scaling.normalize(values)) - values).abs() > tolerance
+        allowed = torch.zeros(values.shape[1])
+        if item.mode == "q99":  # where [q01, q99] is one value, all that moves is lost
+            statistics = Statistics.of(values)
+            allowed[statistics.q01 < statistics.q99] = math.ceil(0.02 * len(values))
+        if (lost.sum(0) > allowed).any():
+            examples = values[lost].unique()[:4].tolist()
+            raise UserError(
+                f"{source} have actions that the normalisation does not give back",
+                key=f"mapping.data_config.action ({item.key}, mode {item.mode})",
+                value=", ".join(f"{value:g}" for value in examples),
+                expected="0 and 1 only" if item.mode == "binary" else "values that vary over [q01, q99]",
+                fix="have action_mapping turn them into 0 and 1 (-1 and 1 become so by scale: 2, offset: -1), or give"
+                " the key the mode min_max"
+                if item.mode == "binary"
+                else "give the key the mode min_max",
+            )
