@@ -7,6 +7,7 @@ import functools
 import hashlib
 import io
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,7 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from markupsafe import escape
 
 import regrasp
 from regrasp.checkpoint.layout import MANIFEST
@@ -224,10 +224,9 @@ def _make_quickstart(folder: Path) -> None:
 
 
 def _read_report(folder: Path) -> str:
-    """As `report`. The page is titled by the folder's name, and shows the configuration's text as it is."""
+    """As `report`. The page is titled by the folder's name, and shows the texts of files as they are."""
     page = report_run(folder, folder.with_name("report.html")).read_text()
-    shown = (folder / CONFIG_FILE).read_text().strip()
-    return _sum(page.replace(folder.name, "run").replace(str(escape(shown)), ""))
+    return _sum(re.sub("<pre.*?</pre>", "", page, flags=re.DOTALL).replace(folder.name, "run"))
 
 
 def _make_checkpoint(folder: Path) -> None:
