@@ -9,6 +9,7 @@ import yaml
 from regrasp.envs.data_config import KeyConfig
 from regrasp.errors import UserError
 from regrasp.models.groot.processing.data_config import EXAMPLE, data_config, default_data_config, published
+from regrasp.models.groot.processing.selection import key_ranges
 
 PUBLISHED = {
     "fourier_gr1_arms_waist": ("FourierGr1ArmsWaistDataConfig", 1, 5, 5),
@@ -122,3 +123,25 @@ def test_a_wrong_block_names_the_key(change, key):
         read(INLINE | change)
     assert error.value.key == f"mapping.data_config.{key}"
     assert error.value.file == "f.yaml"
+
+
+@pytest.mark.parametrize(
+    ("action", "expected"),
+    [
+        ([{"key": "delta", "width": 6}, {"key": "close", "width": 1}], {"delta": (0, 6), "close": (6, 7)}),
+        ([{"key": "delta", "width": 6}, "close"], {"delta": (0, 6), "close": (6, 7)}),
+        (["arm", "close"], {"arm": (0, 3), "close": (3, 7)}),
+        (["whole"], {"whole": (0, 7)}),
+        (["delta", "close"], None),
+        ([{"key": "delta", "width": 7}, "close"], None),
+        ([{"key": "delta", "width": 5}, {"key": "close", "width": 1}], None),
+    ],
+)
+def test_parts_of_the_action_are_as_wide_as_they_say(action, expected):
+    config = data_config({"video": ["front"], "state": ["arm", "hand"], "action": action}, file=None, key="")
+    states = {"arm": (0, 3), "hand": (3, 9)}
+    if expected is None:
+        with pytest.raises(UserError, match="width"):
+            key_ranges(config, states, 9, 7)
+    else:
+        assert key_ranges(config, states, 9, 7)[1] == expected

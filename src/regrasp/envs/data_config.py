@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import field
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator
 from pydantic.dataclasses import dataclass
 
 from regrasp.config.parse import refusal
-from regrasp.config.types import BLOCK, Expect, Name, NormalizationMode, Rotation, bare_key
+from regrasp.config.types import BLOCK, Expect, Name, NormalizationMode, PositiveInt, Rotation, bare_key
 
 HUMAN_TASK = "annotation.human.task_description"
 _BareKey = Annotated[Name, AfterValidator(bare_key)]
@@ -24,6 +25,8 @@ class KeyConfig:
     """Normalisation; `sin_cos` is for states only, `binary` is 1 above 0.5 and else 0, `none` changes nothing."""
     rotation: Rotation | None = None
     """Representation into which a rotation is turned first; null: the data's own."""
+    width: PositiveInt | None = field(default=None, compare=False)
+    """Entries of the action that the key covers; null: as many as the state key of its name, or those left over."""
 
 
 def _block_of_key(value: Any) -> Any:
@@ -60,6 +63,13 @@ class DataConfig:
         if len(set(names)) < len(names):
             raise refusal("A key is there twice", names, "each key once")
         return items
+
+    @field_validator("state")
+    @classmethod
+    def _check_widths(cls, state: tuple[KeyConfig, ...]) -> tuple[KeyConfig, ...]:
+        if any(item.width is not None for item in state):
+            raise refusal("A width of a part of the state", "width", "none: gr00t_mapping.state has the ranges")
+        return state
 
     @field_validator("action")
     @classmethod

@@ -23,7 +23,16 @@ from regrasp.experiment import ExperimentConfig
 from regrasp.folders import require_output
 from regrasp.logging.progress import progress
 from regrasp.stages.camera_checks import CameraChecks
-from regrasp.stages.demonstrations import ACTION, check_actions, demonstration_features, modality, sources
+from regrasp.stages.demonstrations import (
+    ACTION,
+    STATE,
+    check_actions,
+    demonstration_features,
+    modality,
+    observation_ranges,
+    sources,
+)
+from regrasp.stages.quaternion_checks import QuaternionChecks
 from regrasp.stages.recordings import LOCATION, ConvertedEpisode, EpisodeConverter, Layout
 
 _log = logging.getLogger(__name__)
@@ -147,6 +156,7 @@ def write_dataset(config: ExperimentConfig, chosen: Survey, output: Path, *, ove
     omissions, largest = list(chosen.omissions), 0.0
     taken: list[RecordedEpisode] = []
     images, actions = CameraChecks(), list[np.ndarray]()
+    quaternions = QuaternionChecks(observation_ranges(EpisodeConverter(config, chosen.episodes[0]).observations.states))
     with (
         progress("Converting demonstrations", len(chosen.episodes)) as bar,
         _writer(config, chosen, output, overwrite) as writer,
@@ -156,6 +166,7 @@ def write_dataset(config: ExperimentConfig, chosen: Survey, output: Path, *, ove
                 omissions.append(Omission(episode.file, episode.name, str(result), result.fix))
             else:
                 images.add(result.columns)
+                quaternions.add(episode.file, result.columns[STATE])
                 writer.add_episode(result.columns, result.instruction, episode.success is True)
                 taken.append(episode)
                 actions.append(result.columns[ACTION])
@@ -164,7 +175,7 @@ def write_dataset(config: ExperimentConfig, chosen: Survey, output: Path, *, ove
         if not taken:
             raise _nothing_left(omissions)
         check_actions(config, np.concatenate(actions), "The recordings")
-    warnings = images.warnings()
+    warnings = images.warnings() + quaternions.warnings()
     if largest > _LOST_ACTION:
         warnings.append(
             "The recordings move entries of the action that the policy does not drive: they are up to"

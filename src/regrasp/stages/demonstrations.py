@@ -79,7 +79,7 @@ def modality(mapping: MappingConfig, observations: ObservationSelection, action_
     cameras = observations.cameras
     views = camera_names(mapping) if mapping.gr00t_mapping else _short_names(cameras)
     return {
-        "state": _slices(names.state or _observation_ranges(observations.states)),
+        "state": _slices(names.state or observation_ranges(observations.states)),
         "action": _slices(names.action or {"action": (0, action_dim)}),
         "video": {
             view: {"original_key": name} for view, name in zip(views, camera_features(len(cameras)), strict=False)
@@ -108,7 +108,7 @@ def sources(observations: ObservationSelection) -> dict[str, Any]:
     return {"cameras": list(observations.cameras), "states": [dataclasses.asdict(part) for part in observations.states]}
 
 
-def _observation_ranges(states: Sequence[StateSource]) -> dict[str, Range]:
+def observation_ranges(states: Sequence[StateSource]) -> dict[str, Range]:
     """Parts of the state by the last name of their observation, in full where that is not unique."""
     short = [_last_name(source.key) for source in states]
     ranges: dict[str, Range] = {}

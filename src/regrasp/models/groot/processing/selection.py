@@ -35,7 +35,8 @@ def key_ranges(
 ) -> tuple[dict[str, Range], dict[str, Range]]:
     """Where in the state and in the action vector the keys of a data configuration are.
 
-    State keys are where `state_names` says. Action keys follow one another, each as wide as the state key of its name.
+    State keys are where `state_names` says. Action keys follow one another, each as wide as it says or as the state key
+    of its name; one of which neither is known has the rest.
 
     Raises:
         UserError: A width is not known, or the widths do not add up.
@@ -51,15 +52,19 @@ def key_ranges(
         )
     states = dict(state_names) or {first: (0, state_width)}
     names = [item.key for item in data.action]
-    widths = {key: states[key][1] - states[key][0] for key in names if key in states}
-    if len(names) == 1:
-        widths = {names[0]: action_width}
+    widths = {key: states[key][1] - states[key][0] for key in names if key in states and len(names) > 1}
+    widths |= {item.key: item.width for item in data.action if item.width is not None}
+    unknown = [key for key in names if key not in widths]
+    if len(unknown) == 1 and sum(widths.values()) < action_width:
+        widths[unknown[0]] = action_width - sum(widths.values())
     if len(widths) < len(names) or sum(widths.values()) != action_width:
         raise UserError(
             "How wide the parts of the action are cannot be told",
             key="mapping.data_config.action",
             value=", ".join(f"{key}: {widths.get(key, '?')}" for key in names),
-            expected=f"one key, or keys of the state (mapping.gr00t_mapping.state) of {action_width} values together",
+            expected=f"one key, or keys of {action_width} values together, with a width or that of the state key of"
+            " their name (mapping.gr00t_mapping.state)",
+            fix="give each key its width: {key: ..., width: ...}",
         )
     stops = itertools.accumulate(widths[key] for key in names)
     return states, {key: (stop - widths[key], stop) for key, stop in zip(names, stops, strict=True)}
