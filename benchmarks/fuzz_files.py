@@ -19,17 +19,20 @@ import argparse
 import copy
 import json
 import logging
+import multiprocessing
 import random
 import shutil
 import tempfile
-import time
 import traceback
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
+import rich
 import torch
 import yaml
 
@@ -155,45 +158,51 @@ def outcome(surface: Surface, folder: Path, expected: str, change: Alteration, h
     return "silent", ""
 
 
+def fuzz(number: int, seed: int, inputs: int) -> tuple[dict[str, Any], list[str]]:
+    """Counts of one surface, and its failures in full."""
+    surface = SURFACES[number]
+    torch.set_num_threads(1)
+    rich.get_console().quiet = True
+    heard, counts, failures = Heard(), Counter[str](), []
+    logger = logging.getLogger("regrasp")
+    logger.addHandler(heard)
+    logger.propagate = False
+    with tempfile.TemporaryDirectory() as name:
+        original = Path(name, "original")
+        surface.make(original)
+        expected = surface.read(original)
+        assert surface.read(original) == expected, f"{surface.name}: reading is not deterministic"
+        for index in range(max(1, round(inputs * surface.share))):
+            rng = random.Random(f"{seed} {surface.name} {index}")
+            folder = original.with_name(f"altered_{index}")
+            shutil.copytree(original, folder)
+            change = alter(folder, rng)
+            surface.after(folder)
+            how, text = outcome(surface, folder, expected, change, heard)
+            counts[how] += 1
+            if how not in ("refused", "harmless"):
+                failures.append(f"== {surface.name} {index}: {how}: {change.file}: {change.what}\n{text}")
+            shutil.rmtree(folder)
+    columns = ("refused", "harmless", "traceback", "silent", "wrong exit code")
+    row = {"surface": surface.name, "inputs": counts.total(), **{column: counts[column] for column in columns}}
+    logger.removeHandler(heard)
+    return row, failures
+
+
 def main() -> None:
     """Fuzz, and save counts by surface."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--inputs", type=int, default=INPUTS)
-    parser.add_argument("--only", nargs="*", default=[], help="names of surfaces")
-    parser.add_argument("--failures", type=Path, help="file that gets every failure in full")
+    parser.add_argument("--jobs", type=int, default=2, help="processes, each with a surface")
+    parser.add_argument("--only", nargs="*", default=[], help="names of surfaces; nothing is saved")
     args = parser.parse_args()
-    torch.set_num_threads(1)
-    heard, rows, failures = Heard(), [], []
-    logger = logging.getLogger("regrasp")
-    logger.addHandler(heard)
-    logger.propagate = False
-    chosen = [surface for surface in SURFACES if not args.only or surface.name in args.only]
-    with tempfile.TemporaryDirectory() as name:
-        for surface in chosen:
-            started, counts = time.monotonic(), Counter[str]()
-            original = Path(name, surface.name.replace(" ", "_"))
-            surface.make(original)
-            expected = surface.read(original)
-            assert surface.read(original) == expected, f"{surface.name}: reading is not deterministic"
-            for number in range(max(1, args.inputs // len(chosen))):
-                rng = random.Random(f"{args.seed} {surface.name} {number}")
-                folder = original.with_name(f"{original.name}_{number}")
-                shutil.copytree(original, folder)
-                change = alter(folder, rng)
-                surface.after(folder)
-                how, text = outcome(surface, folder, expected, change, heard)
-                counts[how] += 1
-                if how not in ("refused", "harmless"):
-                    failures.append(f"== {surface.name} {number}: {how}: {change.file}: {change.what}\n{text}")
-                    print(failures[-1], flush=True)
-                shutil.rmtree(folder)
-            columns = ("refused", "harmless", "traceback", "silent", "wrong exit code")
-            seconds = round(time.monotonic() - started)
-            rows.append({"surface": surface.name, "inputs": sum(counts.values()), **{c: counts[c] for c in columns}})
-            print(rows[-1], f"{seconds} s", flush=True)
-    if args.failures:
-        args.failures.write_text("\n".join(failures))
+    numbers = [n for n, surface in enumerate(SURFACES) if not args.only or surface.name in args.only]
+    rows = []
+    with ProcessPoolExecutor(args.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        for row, failures in pool.map(fuzz, numbers, repeat(args.seed), repeat(args.inputs)):
+            rows.append(row)
+            print(row, *failures, sep="\n", flush=True)
     if not args.only:
         save("fuzz_files", f"python benchmarks/fuzz_files.py --seed {args.seed} --inputs {args.inputs}", rows)
 

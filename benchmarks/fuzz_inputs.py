@@ -7,6 +7,7 @@ import functools
 import hashlib
 import io
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,7 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from markupsafe import escape
 
 import regrasp
 from regrasp.checkpoint.layout import MANIFEST
@@ -33,10 +33,8 @@ from regrasp.folders import CHECKSUMS, COMMAND_FILE, CONFIG_FILE, LOCK_FILE, ato
 from regrasp.models.contract import Policy
 from regrasp.runner.resume import read_run_state
 from regrasp.runner.videos import VIDEO_FOLDER, video_name
+from regrasp.stages.dataset_features import check_sources, find_features
 from regrasp.stages.demonstrations import (
-    ACTION,
-    STATE,
-    check_sources,
     demonstration_columns,
     demonstration_features,
 )
@@ -76,6 +74,8 @@ class Surface:
     """Writes the unaltered folder."""
     read: Callable[[Path], str]
     """All that is read of it, as a sum; raises what a user would see."""
+    share: float
+    """Of all inputs."""
     has_checksums: bool = False
     after: Callable[[Path], None] = lambda folder: None
     """What is done to an altered folder before it is read."""
@@ -155,11 +155,10 @@ def _read_dataset(folder: Path) -> str:
     config = _experiment("groot").config
     assert config.sft is not None
     dataset = DemonstrationDataset(folder)
-    warnings = check_sources(dataset, config, uses_images=True)
-    columns = dataset.load_columns([STATE, ACTION])
-    frames, held_out = load_frames(_policy(), dataset, config.env.train.mapping, config.sft)
-    assert held_out is None
-    return _sum(columns, dict(frames.inputs.items()), frames.actions, frames.valid, warnings, dataset.fps)
+    warnings = check_sources(dataset, config)
+    features = find_features(dataset, config)
+    frames, _ = load_frames(_policy(), features, config.env.train.mapping, config.sft)
+    return _sum(dict(frames.inputs.items()), frames.actions, frames.valid, warnings, dataset.fps)
 
 
 @functools.cache
@@ -225,10 +224,9 @@ def _make_quickstart(folder: Path) -> None:
 
 
 def _read_report(folder: Path) -> str:
-    """As `report`. The page is titled by the folder's name, and shows the configuration's text as it is."""
+    """As `report`. The page is titled by the folder's name, and shows the texts of files as they are."""
     page = report_run(folder, folder.with_name("report.html")).read_text()
-    shown = (folder / CONFIG_FILE).read_text().strip()
-    return _sum(page.replace(folder.name, "run").replace(str(escape(shown)), ""))
+    return _sum(re.sub("<pre.*?</pre>", "", page, flags=re.DOTALL).replace(folder.name, "run"))
 
 
 def _make_checkpoint(folder: Path) -> None:
@@ -269,19 +267,20 @@ def _read_configuration(folder: Path) -> str:
 
 
 def _surfaces() -> Iterator[Surface]:
-    for kind in ("mlp", "groot"):
+    for kind, share in (("mlp", 0.12), ("groot", 0.04)):
         sealed, plain = (functools.partial(_make_model, kind, checksums) for checksums in (True, False))
         read = functools.partial(_read_model, kind)
-        yield Surface(f"{kind} model", sealed, read, has_checksums=True)
-        yield Surface(f"{kind} model without checksums", plain, read)
-    yield Surface("dataset", _make_dataset, _read_dataset, has_checksums=True)
-    yield Surface("dataset without checksums", _make_plain_dataset, _read_dataset)
-    yield Surface("checkpoint", _make_checkpoint, _read_checkpoint, has_checksums=True)
-    yield Surface("checkpoint with its manifest to match", _make_checkpoint, _read_checkpoint, after=_match_manifest)
-    yield Surface("run of training", _make_training_report, _read_report)
-    yield Surface("run of evaluation", _make_evaluation, _read_report)
-    yield Surface("run of quickstart", _make_quickstart, _read_report)
-    yield Surface("configuration", _make_configuration, _read_configuration)
+        yield Surface(f"{kind} model", sealed, read, share, has_checksums=True)
+        yield Surface(f"{kind} model without checksums", plain, read, share)
+    yield Surface("dataset", _make_dataset, _read_dataset, 0.08, has_checksums=True)
+    yield Surface("dataset without checksums", _make_plain_dataset, _read_dataset, 0.08)
+    yield Surface("checkpoint", _make_checkpoint, _read_checkpoint, 0.12, has_checksums=True)
+    forged = "checkpoint with its manifest to match"
+    yield Surface(forged, _make_checkpoint, _read_checkpoint, 0.12, after=_match_manifest)
+    yield Surface("run of training", _make_training_report, _read_report, 0.06)
+    yield Surface("run of evaluation", _make_evaluation, _read_report, 0.1)
+    yield Surface("run of quickstart", _make_quickstart, _read_report, 0.06)
+    yield Surface("configuration", _make_configuration, _read_configuration, 0.06)
 
 
 SURFACES = tuple(_surfaces())

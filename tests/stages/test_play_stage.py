@@ -18,7 +18,7 @@ from regrasp.experiment.load import LoadedConfig, load_config
 from regrasp.logging.intervals import wilson_interval
 from regrasp.logging.report import EvaluationSummary
 from regrasp.models.registry import load_policy
-from regrasp.stages.play import Kind, PlayOptions, PlayResult, play
+from regrasp.stages.play import Kind, PlayOptions, PlayResult, play, print_summary
 
 TASK = (
     "env.eval.total_num_envs=4",
@@ -155,3 +155,10 @@ def test_a_model_for_other_observations_is_refused(base_model: Path, tmp_path: P
         with pytest.raises(UserError) as caught:
             play(groot_experiment(model, change), tmp_path, PlayOptions())
         assert str(caught.value.key).endswith(key)
+
+
+def test_an_instruction_does_not_command_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    print_summary(EvaluationSummary.from_counts({"pick \x1b[2J\x1b]0;title\x07 \x9b1m 红色\r": (1, 2)}))
+    shown = capsys.readouterr().out
+    assert r"pick \x1b[2J\x1b]0;title\x07 \x9b1m 红色\r" in shown
+    assert not {"\x1b", "\x07", "\x9b", "\r"} & set(shown)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic_core import from_json
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -204,7 +205,7 @@ def _without_weights(folder: Path) -> UserError:
 
 def _read_index(file: Path) -> dict[str, str]:
     try:
-        content: Any = json.loads(file.read_bytes())
+        content: Any = from_json(file.read_bytes())
     except ValueError as error:
         raise UserError(f"Not a JSON file: {error}.", file=file, fix=_AGAIN) from error
     weight_map: Any = content.get("weight_map") if isinstance(content, dict) else None

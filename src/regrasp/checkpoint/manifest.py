@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from pydantic_core import from_json
+
 FORMAT = 1
 
 
@@ -49,7 +51,7 @@ def decode(data: bytes) -> Manifest:
         ValueError: The bytes are not exactly what `encode` writes, so at least one of them has changed.
     """
     try:
-        content = json.loads(data)
+        content = from_json(data)
         found = content["format"]
         files = {str(name): Entry(entry["size"], entry["sha256"]) for name, entry in content["files"].items()}
         manifest = Manifest(content["step"], files)

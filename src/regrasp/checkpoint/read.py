@@ -116,6 +116,15 @@ def read_checkpoint(folder: Path) -> Checkpoint:
             key=".".join(map(str, detail["loc"])) or None,
             fix=_alternative(folder),
         ) from error
+    if document.step != (step := read_manifest(folder).step):
+        raise UserError(
+            "This checkpoint's state is of another step than its manifest.",
+            file=folder / STATE,
+            key="step",
+            value=document.step,
+            expected=str(step),
+            fix=_alternative(folder),
+        )
     export = folder / EXPORT
     return Checkpoint(
         path=folder,

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pydantic_core import from_json
+
 from regrasp.checkpoint.layout import step_folders, step_of
 from regrasp.checkpoint.verify import is_complete
 from regrasp.errors import UserError
@@ -80,7 +82,7 @@ class RunRecord:
 
     def _read(self) -> list[str]:
         try:
-            content = json.loads(self._file.read_bytes())
+            content = from_json(self._file.read_bytes())
             names, tracking_id = content["checkpoints"], content.get("tracking_id")
             outside = next(filter(leaves_folder, names), None)
         except (OSError, ValueError, KeyError, TypeError) as error:

@@ -7,6 +7,8 @@ import logging
 import os
 import sys
 
+from regrasp.logging.text import printable
+
 _log = logging.getLogger(__name__)
 
 
@@ -17,7 +19,7 @@ class ConsoleHandler(logging.Handler):
         """Print one record."""
         warns = record.levelno >= logging.WARNING
         label, stream = ("WARN", sys.stderr) if warns else ("INFO", sys.stdout)
-        print(f"[{label}] {record.getMessage()}", file=stream, flush=True)
+        print(f"[{label}] {printable(record.getMessage())}", file=stream, flush=True)
 
 
 class SteadyStream(io.TextIOWrapper):

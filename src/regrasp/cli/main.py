@@ -58,7 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RegraspError as error:
         # Only the command line knows which flag set the key that a stage complains of.
         located = parsed.loaded.located(error) if hasattr(parsed, "loaded") and isinstance(error, UserError) else error
-        print(f"\nerror: {located}", *getattr(error, "__notes__", ()), sep="\n", file=sys.stderr)
+        from regrasp.logging.text import printable
+
+        print(f"\nerror: {printable(str(located))}", *getattr(error, "__notes__", ()), sep="\n", file=sys.stderr)
         return error.exit_code
     except OSError as error:
         if error.errno != errno.ENAMETOOLONG:

@@ -155,6 +155,8 @@ class Spec:
             return f"a {filled}list, each item {Spec.of(args[0]).words()}"
         if self.block is not None:
             return f"a block with the keys {', '.join(self.fields())}"
+        if get_origin(self.annotation) is dict:
+            return "a value by each name"
         return _SCALARS[self.annotation] + _bounds(self.metadata)
 
 

@@ -8,7 +8,6 @@ leaves its name out; recorder terms of one's own may add `obs/<group>/<term>` or
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+from pydantic_core import from_json
 
 from regrasp.errors import UserError
 from regrasp.extras import install_command
@@ -209,8 +209,8 @@ class RecorderFile:
     def _read_env_args(self) -> dict[str, Any]:
         text = self._data.attrs.get("env_args", "{}")
         try:
-            content = json.loads(text)
-        except json.JSONDecodeError as error:
+            content = from_json(text)
+        except (TypeError, ValueError) as error:
             self.env_args_problem = f"the attribute env_args of the group 'data' is no JSON ({error})"
             return {}
         return content if isinstance(content, dict) else {}

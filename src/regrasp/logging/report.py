@@ -11,7 +11,7 @@ from statistics import fmean
 from typing import Annotated, Any, Literal
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from pydantic import ConfigDict, Field, PositiveInt
+from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from regrasp.errors import UserError
@@ -51,7 +51,7 @@ class EvaluationSummary:
     """Success rate in [0, 1]."""
     ci95: tuple[Share, Share]
     """95 % Wilson interval of `success`."""
-    episodes: PositiveInt
+    episodes: Annotated[int, Field(ge=1, lt=2**53)]
     per_instruction: dict[str, tuple[int, int]]
     """Successes and episodes by instruction."""
     measures: dict[str, Measure] = field(default_factory=dict)

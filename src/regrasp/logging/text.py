@@ -1,8 +1,15 @@
-"""Numbers and durations in few characters, shared by the console and the progress bar."""
+"""Numbers and durations in few characters, and texts of others, for the console and the progress bar."""
 
 from __future__ import annotations
 
 import math
+
+_CONTROLS = frozenset((*range(0x20), *range(0x7F, 0xA0)))
+
+
+def printable(text: str) -> str:
+    """A text whose control characters, which would command the terminal, are spelled out; lines stay lines."""
+    return "".join(char if char in "\n\t" or ord(char) not in _CONTROLS else repr(char)[1:-1] for char in text)
 
 
 def duration(seconds: float) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter
+from pydantic_core import from_json
+from typing_extensions import TypedDict
 
 from regrasp.data.lerobot import DemonstrationDataset
 from regrasp.data.lerobot.metadata import damaged
@@ -160,15 +162,25 @@ def check_sources(dataset: DemonstrationDataset, config: ExperimentConfig) -> li
     return warnings
 
 
+class _Sources(TypedDict):
+    """Content of meta/sources.json."""
+
+    cameras: list[str]
+    states: list[StateSource]
+
+
+_SOURCES = TypeAdapter(_Sources)
+
+
 def _read_sources(dataset: DemonstrationDataset) -> tuple[list[str], list[StateSource]] | None:
     path = dataset.root / SOURCES_PATH
     if not path.exists():
         return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return [str(name) for name in content["cameras"]], [StateSource(**part) for part in content["states"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        found = _SOURCES.validate_json(path.read_bytes(), strict=True)
+    except (OSError, ValueError) as error:
         raise damaged(path, f"it does not list cameras and states ({error})") from error
+    return found["cameras"], found["states"]
 
 
 def _other_mapping(dataset: DemonstrationDataset, key: str, value: Any, expected: str) -> UserError:
@@ -257,7 +269,7 @@ def _modality(dataset: DemonstrationDataset) -> dict[str, dict[str, dict[str, An
     if not path.is_file():
         return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = from_json(path.read_bytes())
         found = {kind: dict(content.get(kind, {})) for kind in ("video", "state", "action")}
         for kind in ("state", "action"):
             for part in found[kind].values():

@@ -17,6 +17,7 @@ from regrasp.folders import atomic_file
 from regrasp.logging.intervals import wilson_interval
 from regrasp.logging.progress import progress
 from regrasp.logging.report import EvaluationSummary, Group, VideoItem
+from regrasp.logging.text import printable
 from regrasp.rollout.episodes import EpisodeResult
 from regrasp.rollout.evaluation import VideoRecorder, evaluate
 from regrasp.runner.summary import summarize
@@ -81,16 +82,16 @@ def play(loaded: LoadedConfig, run_dir: Path, options: PlayOptions) -> PlayResul
 
 def print_summary(summary: EvaluationSummary) -> None:
     """Success with its interval, overall and by instruction; then the task's own measures."""
-    rows = {"all episodes": (round(summary.success * summary.episodes), summary.episodes), **summary.per_instruction}
+    by_instruction = {printable(name): counts for name, counts in summary.per_instruction.items()}
+    rows = {"all episodes": (round(summary.success * summary.episodes), summary.episodes), **by_instruction}
     width = max(len(name) for name in rows)
     print(f"{'instruction':<{width}}  success   95 % interval    episodes")
     for name, (successes, episodes) in rows.items():
         low, high = wilson_interval(successes, episodes)
         print(f"{name:<{width}}  {successes / episodes:6.1%}   {low:6.1%} - {high:6.1%}   {episodes:8d}")
     for name, measure in summary.measures.items():
-        print(
-            f"mean {name.replace('_', ' ')}: {measure.mean:.3f}, 95 % interval {measure.low:.3f} - {measure.high:.3f}"
-        )
+        title, interval = printable(name).replace("_", " "), f"{measure.low:.3f} - {measure.high:.3f}"
+        print(f"mean {title}: {measure.mean:.3f}, 95 % interval {interval}")
 
 
 def _write(result: PlayResult, run_dir: Path) -> None:

@@ -36,7 +36,7 @@ class _Episode:
     episode: NonNegativeInt
     instruction: str
     success: bool
-    seed: int
+    seed: NonNegativeInt
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -48,7 +48,7 @@ class _Video:
     instruction: str
     success: bool
     group: Group
-    seed: int
+    seed: NonNegativeInt
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -56,7 +56,7 @@ class _Summary:
     """`SUMMARY_FILE`."""
 
     task: str
-    seed: int
+    seed: NonNegativeInt
     base: EvaluationSummary
     finetuned: EvaluationSummary
     stage_seconds: dict[str, NonNegativeFloat]

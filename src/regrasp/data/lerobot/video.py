@@ -85,6 +85,9 @@ class VideoReader:
             self._container.close()
             raise damaged(path, "it holds no video stream")
         self._stream = self._container.streams.video[0]
+        if not hasattr(self._stream, "height"):  # PyAV asks a decoder for it, and knows none
+            self._container.close()
+            raise damaged(path, "its images are in no known format")
         found = (self._stream.height, self._stream.width)
         if found != size:
             self._container.close()

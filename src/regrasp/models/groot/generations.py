@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from pydantic_core import from_json
 
 from regrasp.errors import UserError
 
@@ -60,7 +61,7 @@ def _signs(content: Mapping[str, Any], file: Path | None) -> Iterator[tuple[str,
             yield f"N1.{digit}", "model_name", backbone, file
     processor_file, embodiments = (file.with_name(name) for name in ("processor_config.json", "embodiment_id.json"))
     with suppress(OSError, ValueError):  # a broken file is reported by whoever needs it
-        processor = json.loads(processor_file.read_bytes())
+        processor = from_json(processor_file.read_bytes())
         name = processor.get("processor_class") if isinstance(processor, dict) else None
         if (match := _NAMED.match(str(name))) and match[1]:
             yield f"N1.{match[1]}", "processor_class", name, processor_file
