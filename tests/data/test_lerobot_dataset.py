@@ -339,3 +339,7 @@ def test_a_missing_feature_names_those_there_are(dataset: DemonstrationDataset) 
         dataset.load_columns(["observation.velocity"])
     with pytest.raises(UserError, match="front"):
         dataset.load_images("observation.images.side")
+
+
+def test_a_dataset_opens_by_name(root: Path) -> None:
+    assert DemonstrationDataset.open(str(root)).num_episodes == len(EPISODES)

@@ -62,6 +62,11 @@ class DemonstrationDataset:
         self._check_tables()
         self._image_columns: dict[str, tuple[FileIndex, pa.ChunkedArray]] = {}
 
+    @classmethod
+    def open(cls, root: Path | str) -> DemonstrationDataset:
+        """The dataset in a folder, for users' own scripts."""
+        return cls(Path(root))
+
     @cached_property
     def stats(self) -> dict[str, dict[str, np.ndarray]]:
         """Per feature: min, max, mean, std, q01, q10, q50, q90, q99 (D,) or (3, 1, 1), and count (1,), in float64."""
