@@ -29,7 +29,7 @@ from regrasp.engine.policies import create_policy
 from regrasp.envs.contract import Observation, VecEnv
 from regrasp.envs.registry import create_env, preflight
 from regrasp.experiment.load import LoadedConfig, load_config
-from regrasp.folders import CHECKSUMS, COMMAND_FILE, CONFIG_FILE, LOCK_FILE, atomic_folder
+from regrasp.folders import COMMAND_FILE, CONFIG_FILE, LOCK_FILE, atomic_folder
 from regrasp.models.contract import Policy
 from regrasp.runner.resume import read_run_state
 from regrasp.runner.videos import VIDEO_FOLDER, video_name
@@ -129,11 +129,6 @@ def _read_model(kind: str, folder: Path) -> str:
         instruction=["pick up the red cube", "pick up the blue cube"],
     )
     return _sum(policy.predict(observation), policy.spec, policy.state_dict())
-
-
-def _make_plain_dataset(folder: Path) -> None:
-    _make_dataset(folder)
-    (folder / CHECKSUMS).unlink()
 
 
 def _make_dataset(folder: Path) -> None:
@@ -272,8 +267,7 @@ def _surfaces() -> Iterator[Surface]:
         read = functools.partial(_read_model, kind)
         yield Surface(f"{kind} model", sealed, read, share, has_checksums=True)
         yield Surface(f"{kind} model without checksums", plain, read, share)
-    yield Surface("dataset", _make_dataset, _read_dataset, 0.08, has_checksums=True)
-    yield Surface("dataset without checksums", _make_plain_dataset, _read_dataset, 0.08)
+    yield Surface("dataset", _make_dataset, _read_dataset, 0.16)
     yield Surface("checkpoint", _make_checkpoint, _read_checkpoint, 0.12, has_checksums=True)
     forged = "checkpoint with its manifest to match"
     yield Surface(forged, _make_checkpoint, _read_checkpoint, 0.12, after=_match_manifest)

@@ -15,7 +15,6 @@ import pytest
 
 from regrasp.data.lerobot import DatasetWriter, DemonstrationDataset, FeatureSpec
 from regrasp.errors import UserError
-from regrasp.folders import CHECKSUMS
 from regrasp.logging.encoder import H264Encoder
 
 CAMERA = "observation.images.front"
@@ -49,7 +48,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def root(original: Path, tmp_path: Path) -> Path:
     """A dataset as others write it, without checksums."""
-    return Path(shutil.copytree(original, tmp_path / "d", ignore=shutil.ignore_patterns(CHECKSUMS)))
+    return Path(shutil.copytree(original, tmp_path / "d"))
 
 
 def test_a_crash_leaves_nothing(tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ from run_toys import groot_experiment
 from regrasp.checkpoint.hub_folder import load_safetensors
 from regrasp.data.lerobot import DatasetWriter, DemonstrationDataset, FeatureSpec
 from regrasp.errors import UserError
-from regrasp.folders import CHECKSUMS
 from regrasp.models.groot.checkpoint import load_groot
 from regrasp.models.mlp.policy import MlpPolicy
 from regrasp.models.registry import load_policy
@@ -157,7 +156,7 @@ def test_another_instruction_than_the_demonstrations_have_is_a_warning(
 
 def test_a_dataset_that_does_not_say_what_it_is_made_of(backbone: Path, demos: Path, tmp_path: Path) -> None:
     other = tmp_path / "demos"
-    shutil.copytree(demos, other, ignore=shutil.ignore_patterns(CHECKSUMS))
+    shutil.copytree(demos, other)
     (other / "meta/sources.json").write_text('{"cameras": 3}')
     config = groot_experiment("sft.steps=1").config
     with pytest.raises(UserError, match="cameras and states") as caught:

@@ -33,7 +33,6 @@ from regrasp.data.lerobot.schema import (
 )
 from regrasp.data.lerobot.video import VideoReader
 from regrasp.errors import UserError
-from regrasp.folders import check_checksums
 
 
 class DemonstrationDataset:
@@ -51,7 +50,6 @@ class DemonstrationDataset:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        check_checksums(root)
         self._info = read_info(root)
         self.features = self._info.features
         self.tasks = read_tasks(root)

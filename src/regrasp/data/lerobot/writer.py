@@ -89,7 +89,7 @@ class DatasetWriter:
         self._overwrite = overwrite
         self._check_target()
         self._files = contextlib.ExitStack()
-        self._folder = self._files.enter_context(atomic_folder(self.root, overwrite=overwrite, checksums=True))
+        self._folder = self._files.enter_context(atomic_folder(self.root, overwrite=overwrite))
         self._tasks: dict[str, int] = {}
         self._rows: list[dict[str, Any]] = []
         self._episode_statistics: list[dict[str, Statistics]] = []
