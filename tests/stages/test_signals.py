@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +112,15 @@ def test_the_second_signal_ends_the_run_at_once(start_model: Path, tmp_path: Pat
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 
+@pytest.fixture
+def with_terminal() -> Iterator[None]:
+    """SIGHUP as it is by default; below nohup it is ignored."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("with_terminal")
 @pytest.mark.parametrize("number", ENDING)
 def test_a_request_knows_how_old_it_is(number: signal.Signals) -> None:
     handlers = [signal.getsignal(n) for n in ENDING]
