@@ -307,7 +307,7 @@ def check_checksums(folder: Path) -> None:
             raise _changed(list_file, f"it is no list of checksums, as in {line[:80]!r}")
         file = folder / entry["name"]
         try:
-            found = _sha256(file)
+            found = sha256(file)
         except OSError as error:
             raise _changed(file, f"it cannot be read ({error.strerror})") from error
         if found != entry["sum"]:
@@ -316,11 +316,12 @@ def check_checksums(folder: Path) -> None:
 
 def _write_checksums(folder: Path) -> None:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    lines = [f"{_sha256(file)}  {file.relative_to(folder).as_posix()}\n" for file in files]
+    lines = [f"{sha256(file)}  {file.relative_to(folder).as_posix()}\n" for file in files]
     (folder / CHECKSUMS).write_text("".join(lines), encoding="utf-8")
 
 
-def _sha256(file: Path) -> str:
+def sha256(file: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal digits."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 

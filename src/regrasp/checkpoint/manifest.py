@@ -10,6 +10,8 @@ from pathlib import Path
 
 from pydantic_core import from_json
 
+from regrasp.folders import sha256
+
 FORMAT = 1
 
 
@@ -32,8 +34,7 @@ class Manifest:
 
 def describe(file: Path) -> Entry:
     """Size and SHA-256 of a file."""
-    with file.open("rb") as stream:
-        return Entry(file.stat().st_size, hashlib.file_digest(stream, "sha256").hexdigest())
+    return Entry(file.stat().st_size, sha256(file))
 
 
 def encode(manifest: Manifest) -> bytes:

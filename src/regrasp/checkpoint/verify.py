@@ -46,12 +46,13 @@ def read_manifest(folder: Path) -> Manifest:
     return decode(data)
 
 
-def verify(folder: Path, *, contents: bool = True) -> list[Problem]:
+def verify(folder: Path, *, contents: bool = True, within: str = "") -> list[Problem]:
     """Compare a checkpoint with its manifest.
 
     Args:
         folder: A `global_step_<N>` folder.
         contents: Also read every file and compare its SHA-256; otherwise names and sizes only, which is fast.
+        within: Beginning of the names that are looked at.
 
     Returns:
         Every missing, damaged or misplaced file, and every weights file that the manifest does not know; empty for a
@@ -63,10 +64,11 @@ def verify(folder: Path, *, contents: bool = True) -> list[Problem]:
         return [Problem(MANIFEST, str(error))]
     problems = [Problem(name, "is not listed in the manifest") for name in REQUIRED if name not in manifest.files]
     for name, entry in manifest.files.items():
-        what = file_problem(folder, name, entry, contents=contents)
+        what = file_problem(folder, name, entry, contents=contents) if name.startswith(within) else None
         if what is not None:
             problems.append(Problem(name, what))
-    return problems + _foreign_weights(folder, manifest)
+    problems += _foreign_weights(folder, manifest)
+    return [problem for problem in problems if problem.file.startswith(within)]
 
 
 def is_complete(folder: Path) -> bool:
@@ -79,19 +81,22 @@ def resuming_problems(folder: Path, *, contents: bool = True) -> list[Problem]:
     return [problem for problem in verify(folder, contents=contents) if problem.blocks_resuming]
 
 
-@functools.cache
 def require_sound_model(folder: Path) -> None:
     """Check a model folder, once, against its checksums, or against the manifest of the checkpoint that it lies in.
 
     Raises:
         UserError: A file is missing, damaged or foreign.
     """
+    _require_sound_model(folder, folder.resolve())
+
+
+@functools.cache
+def _require_sound_model(folder: Path, place: Path) -> None:
     check_checksums(folder)
-    checkpoint = folder.resolve().parent
-    if folder.resolve().name != EXPORT or not (checkpoint / MANIFEST).is_file():
+    checkpoint = place.parent
+    if place.name != EXPORT or not (checkpoint / MANIFEST).is_file():
         return
-    problems = [problem for problem in verify(checkpoint) if not problem.blocks_resuming or problem.file == MANIFEST]
-    if problems:
+    if problems := verify(checkpoint, within=f"{EXPORT}/"):
         raise UserError(
             f"This checkpoint's model is not sound: {problems[0]}",
             file=checkpoint,
