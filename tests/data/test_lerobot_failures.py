@@ -257,7 +257,6 @@ def test_malformed_info(root: Path, change: dict[str, object]) -> None:
     assert (caught.value.key or "").startswith(next(iter(change)))
 
 
-
 def test_a_bit_that_changed_in_a_page_of_a_table_is_found(root: Path) -> None:
     file = root / DATA
     content = file.read_bytes()
