@@ -252,6 +252,21 @@ def test_weights_put_into_an_engine_reach_every_pass(env: VecEnv) -> None:
         assert torch.equal(second.policy.state_dict()[name], value)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_weights_given_make_another_policy_the_trained_one(env: VecEnv, precision: str) -> None:
+    trained, other = (engine(env, f"actor.model.precision={precision}") for _ in range(2))
+    updated(trained)
+    own = dict(other.policy.named_parameters())
+    given = dict(trained.training.weights())
+    assert given.keys() == {name for name, weight in own.items() if weight.requires_grad}
+    with torch.no_grad():
+        for name, weight in given.items():
+            assert not torch.equal(own[name], weight)
+            own[name].copy_(weight)
+    expected = trained.policy.state_dict()
+    assert all(torch.equal(weight, expected[name]) for name, weight in other.policy.state_dict().items())
+
+
 def decisions(policy: Policy, batch: int = 8) -> dict[str, torch.Tensor]:
     noise = KeyedNoise(0, "train", [(row, 0, 0) for row in range(batch)])
     with torch.no_grad():

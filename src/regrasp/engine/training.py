@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,6 +100,17 @@ class Training:
             file.parent.mkdir(parents=True, exist_ok=True)
             torch.save(error.batch.to_dict(), file)
             raise TrainingHaltedError(f"{error} The batch that caused it is in {file}.") from error
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Every weight that trains, by its name among `named_parameters` of the policy, one after the other.
+
+        Whole, on the policy's device, and in the format that it is stored in; to be copied before the next step. The
+        names are those of a policy that was made ready for the same training (`Algorithm.parameters`): there, one
+        embodiment's weights are parameters of their own, which `state_dict` has within those of all.
+        """
+        for name, parameter in self.policy.named_parameters():
+            if parameter.requires_grad:
+                yield name, parameter.detach()
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Weights by name and the optimizer's state, whole."""
