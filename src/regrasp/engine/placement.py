@@ -162,8 +162,10 @@ def plan(config: ExperimentConfig, resources: Resources) -> Plan:
 def _all_numbers(config: ExperimentConfig, nodes: Sequence[NodeResources]) -> dict[Role, tuple[int, ...]]:
     """The number of each rank of each role."""
     there = sum(len(node.accelerators) for node in nodes)
-    given = config.cluster.numbers()
-    numbers = {role: tuple(range(there or len(nodes))) if given[role] is None else given[role] or () for role in ROLES}
+    everywhere = tuple(range(there or len(nodes)))
+    numbers: dict[Role, tuple[int, ...]] = {
+        role: everywhere if own is None else own for role, own in config.cluster.numbers().items()
+    }
     wanted = {number for own in numbers.values() for number in own}
     if there and (missing := sorted(wanted - set(range(there)))):
         has = ", ".join(f"node {index} has {len(node.accelerators)}" for index, node in enumerate(nodes))
