@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,8 @@ from regrasp.config.compose import as_override
 from regrasp.errors import UserError
 
 if TYPE_CHECKING:
+    from regrasp.engine.placement import Plan, Resources
+    from regrasp.envs.process.simulator import SimulatorSpec
     from regrasp.experiment.load import LoadedConfig
     from regrasp.experiment.machine import Starts
     from regrasp.experiment.paths import Stage
@@ -218,7 +220,8 @@ def load_to_run(
     loaded = load(args)
     if args.dry_run:
         needs = all_needs(loaded.config, args.specs, starts)
-        _rehearse(loaded, describe_needs(needs))
+        placed = _placed(loaded, starts, imagines=True)
+        _rehearse(loaded, describe_needs(needs), args.specs, placed)
         for shortage in shortages(needs):
             _log.warning(loaded.located(shortage))
         return None
@@ -233,9 +236,45 @@ def load_to_run(
         from regrasp.experiment.paths import require_paths
 
         require_paths(loaded.config, reads)
-    for shortage in shortages(all_needs(loaded.config, args.specs, starts)):
-        raise loaded.located(shortage)
+    if loaded.config.cluster.address is None:  # what a Ray cluster has is known once it is joined
+        for shortage in shortages(all_needs(loaded.config, args.specs, starts)):
+            raise loaded.located(shortage)
+        _placed(loaded, starts)
     return loaded
+
+
+def _placed(loaded: LoadedConfig, starts: Starts | None, *, imagines: bool = False) -> tuple[Plan, Resources] | None:
+    """The processes of a training run, on machines like this one; None for what runs in one process anyway.
+
+    Args:
+        loaded: The experiment.
+        starts: Whose environments start.
+        imagines: Whether what the machines lack is a warning, and the plan one for larger machines.
+
+    Raises:
+        UserError: The placement cannot be met.
+    """
+    from regrasp.engine.placement import Resources, ShortageError, plan, require_ray
+
+    config = loaded.config
+    if starts != "train" or config.runner.evaluates:
+        return None
+    resources = Resources.of_this_machine(config.cluster.num_nodes)
+    try:
+        try:
+            placed = plan(config, resources)
+            require_ray(placed)
+        except ShortageError as error:
+            if not imagines:
+                raise
+            _log.warning(loaded.located(error))
+            resources = resources.enough_for(config.cluster)
+            placed = plan(config, resources)
+    except UserError as error:
+        raise loaded.located(error) from None
+    for warning in placed.warnings:
+        _log.warning(warning)
+    return placed, resources
 
 
 def print_resolved(loaded: LoadedConfig, summary: Sequence[str]) -> None:
@@ -244,25 +283,39 @@ def print_resolved(loaded: LoadedConfig, summary: Sequence[str]) -> None:
     print("\n# Summary", loaded.file, *summary, sep="\n# ")
 
 
-def _rehearse(loaded: LoadedConfig, environments: Sequence[str]) -> None:
+def _rehearse(
+    loaded: LoadedConfig,
+    environments: Sequence[str],
+    specs: Mapping[str, SimulatorSpec | None],
+    placed: tuple[Plan, Resources] | None,
+) -> None:
     """What `--dry_run` shows, with the batch equation and a memory estimate; and what speaks against the model folder.
 
-    Torch is imported only where there is a model to look at.
+    Torch is imported only where there is a model or a plan to look at.
     """
     from regrasp.experiment.batches import batch_equation
     from regrasp.experiment.inputs import input_names
 
-    model, summary = loaded.config.actor.model, [batch_equation(loaded.config), *environments]
-    if model.model_path is None:
-        print_resolved(loaded, [*summary, "memory: no model folder is given, so its size is not known"])
-    elif not Path(model.model_path).expanduser().exists():
-        missing = f"memory: the model folder {model.model_path} is not on this machine, so its size is not known"
-        print_resolved(loaded, [*summary, missing])
-        _log.warning("actor.model.model_path: %s was not found, so it was not checked.", model.model_path)
+    model, size = loaded.config.actor.model, None
+    path = None if model.model_path is None else Path(model.model_path).expanduser()
+    if path is None:
+        memory = ["memory: no model folder is given, so its size is not known"]
+    elif not path.exists():
+        memory = [f"memory: the model folder {model.model_path} is not on this machine, so its size is not known"]
     else:
-        from regrasp.engine.memory import memory_estimate
+        from regrasp.engine.memory import memory_estimate, model_memory
 
-        print_resolved(loaded, [*summary, *memory_estimate(loaded.config)])
+        size = model_memory(loaded.config)
+        memory = memory_estimate(loaded.config, size)
+    processes = []
+    if placed is not None:
+        from regrasp.engine.sizing import Sizing
+
+        processes = Sizing(placed[0], loaded.config, placed[1], specs, size).lines()
+    print_resolved(loaded, [batch_equation(loaded.config), *environments, *processes, *memory])
+    if path is not None and not path.exists():
+        _log.warning("actor.model.model_path: %s was not found, so it was not checked.", model.model_path)
+    elif path is not None:
         for name, env in vars(loaded.config.env).items():
             if warning := model.slot_warning(input_names(env.mapping)):
                 _log.warning("env.%s.mapping.embodiment_tag_id: %s", name, warning)
