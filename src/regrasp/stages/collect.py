@@ -175,7 +175,7 @@ def record(
         features=features,
         overwrite=True,
         modality=modality(env_config.mapping, observations, mapping.policy_dim),
-        sources=sources(observations),
+        sources=sources(observations, env.spec.quaternions),
     )
     attempts = 0
     with progress("Collecting demonstrations", config.num_demos) as bar, writer:
