@@ -45,7 +45,7 @@ def measured(engine: LocalEngine, gradients: int) -> PolicyMemory:
     trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
     moments = [value for state in engine.learner.optimizer.state.values() for value in state.values() if value.ndim]
     own = storages((*policy.parameters(), *policy.buffers()))
-    copies = (engine._acting.policy, engine.learner.computing)
+    copies = (engine.rollouts._acting.policy, engine.learner.computing)
     copied = storages(parameter for one in copies for parameter in one.parameters())
     start = storages(reference.parameters()) if reference is not None else {}
     return PolicyMemory(
@@ -54,7 +54,7 @@ def measured(engine: LocalEngine, gradients: int) -> PolicyMemory:
         weights=sum(own.values()),
         training=sum(storages(moments).values()) + gradients,
         half_copy=sum(size for address, size in copied.items() if address not in own),
-        acting=ahead(engine._acting.policy),
+        acting=ahead(engine.rollouts._acting.policy),
         start=sum(size for address, size in start.items() if address not in own),
     )
 

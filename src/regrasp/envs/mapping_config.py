@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Any
+from dataclasses import field
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, Field
 from pydantic.dataclasses import dataclass
@@ -109,6 +110,11 @@ class Gr00tMapping:
 
 
 Numbers = Annotated[tuple[float, ...], Field(strict=False)]
+ImageTransform = Literal["rotate_90", "rotate_180", "rotate_270", "flip_horizontal", "flip_vertical"]
+"""What is done to an image; rotations are clockwise, `flip_horizontal` swaps left and right."""
+ImageTransforms = Annotated[
+    tuple[ImageTransform, ...], Field(strict=False), Expect(f"a list of {', '.join(get_args(ImageTransform))}")
+]
 
 
 @dataclass(frozen=True, config=BLOCK)
@@ -166,6 +172,9 @@ class MappingConfig:
     """Key of the main camera; null: no images."""
     extra_view_images: Names = ()
     """Keys of further cameras."""
+    image_transform: dict[Name, ImageTransforms] = field(default_factory=dict)
+    """What is done to a camera's images, in order, by the camera's key: a list of `rotate_90`, `rotate_180`,
+    `rotate_270` (clockwise), `flip_horizontal` and `flip_vertical`; a camera that is not named stays as it is."""
     states: States = ()
     """State vectors, concatenated in this order; each a key or `{key, slice}`."""
     gr00t_mapping: Gr00tMapping | None = None
@@ -201,6 +210,15 @@ class MappingConfig:
                 value=None,
                 expected="a camera key; or null, with states and without extra_view_images",
                 fix=f"set {key}.main_images, or {key}.states alone",
+            )
+        cameras = [name for name in (self.main_images, *self.extra_view_images) if name is not None]
+        if unknown := [name for name in self.image_transform if name not in cameras]:
+            yield UserError(
+                "No camera of the mapping has this key",
+                key=f"{key}.image_transform",
+                value=unknown,
+                expected=f"{cameras}, as main_images and extra_view_images have them",
+                fix="correct the key",
             )
         if self.data_config is not None and self.data_config_class is not None:
             yield UserError(

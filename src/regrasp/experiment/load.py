@@ -36,6 +36,8 @@ from regrasp.experiment.validate import cross_check, oddities, unlike_rlinf
 
 _ADAPTER = TypeAdapter(ExperimentConfig)
 _ROOT = Spec(ExperimentConfig)
+_WHOLE = {"cluster.component_placement"}
+"""Blocks that an override replaces, because their keys are of a user's own making."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ def load_config(
             release, or values are wrong. All wrong values are in one error.
     """
     file = find_config(name, config_path, lambda: experiment_folders(overrides))
-    composition = compose_experiment(file, overrides, flags)
+    composition = compose_experiment(file, overrides, flags, _WHOLE)
     raise_problems(unreleased(composition.sources.written, _ROOT), composition.sources)
     values = composition.resolved()
     merged = merge_names(values, composition.sources.overrides)

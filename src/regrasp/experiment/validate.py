@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, is_dataclass
 from typing import Any
 
+from regrasp.envs.selection import image_transforms
 from regrasp.errors import UserError
 from regrasp.experiment import ExperimentConfig
 from regrasp.experiment.batches import batch_equation, num_optimizer_steps, num_samples, num_updates
@@ -110,6 +111,16 @@ def _check_embodiment(config: ExperimentConfig) -> Iterator[UserError]:
                 expected=f"{trained}, as in env.train.mapping: one policy is trained and evaluated",
                 fix=f"give env.eval.mapping.{field} the value of env.train.mapping.{field}",
             )
+    seen = [(config.env.train, train), (config.env.eval, evaluation)]
+    cameras = [(env.env_type, mapping.main_images, mapping.extra_view_images) for env, mapping in seen]
+    if cameras[0] == cameras[1] and image_transforms(train) != image_transforms(evaluation):
+        yield UserError(
+            "The same cameras are seen in two ways",
+            key="env.eval.mapping.image_transform",
+            value=evaluation.image_transform,
+            expected=f"{train.image_transform}, as in env.train.mapping: one policy is trained and evaluated",
+            fix="give env.eval.mapping.image_transform the value of env.train.mapping.image_transform",
+        )
     for field in ("obs_converter_type", "embodiment_tag"):
         value = getattr(config.actor.model, field)
         for name, mapping in (("train", train), ("eval", evaluation)):

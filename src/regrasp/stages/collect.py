@@ -181,8 +181,7 @@ def record(
     limit = int(config.num_demos * config.max_attempts_factor)
     fps = round(1 / env.spec.step_seconds)
     observations = ObservationSelection(env_config.mapping, env.spec.raw_observations, "env.train.mapping")
-    shapes = [observations.raw[key].shape for key in observations.cameras]
-    features = demonstration_features(env.spec.state_dim, mapping.policy_dim, shapes)
+    features = demonstration_features(env.spec.state_dim, mapping.policy_dim, observations.camera_shapes)
     writer = DatasetWriter(
         output,
         fps=fps,

@@ -104,8 +104,12 @@ def check_actions(config: ExperimentConfig, actions: np.ndarray, source: str) ->
 
 
 def sources(observations: ObservationSelection) -> dict[str, Any]:
-    """Content of `meta/sources.json`: the cameras in order, and the slices that make up the state."""
-    return {"cameras": list(observations.cameras), "states": [dataclasses.asdict(part) for part in observations.states]}
+    """Content of `meta/sources.json`: cameras in order, what was done to their images, the slices of the state."""
+    return {
+        "cameras": list(observations.cameras),
+        "image_transforms": list(observations.image_transforms),
+        "states": [dataclasses.asdict(part) for part in observations.states],
+    }
 
 
 def observation_ranges(states: Sequence[StateSource]) -> dict[str, Range]:

@@ -13,6 +13,7 @@ from regrasp.config.types import changed
 from regrasp.engine.base import Engine
 from regrasp.engine.local import LocalEngine
 from regrasp.engine.memory import check_disk, policy_memory
+from regrasp.engine.placement import Resources, plan
 from regrasp.engine.policies import check_fit, check_folder_fits, choose_device, create_policy, load_model
 from regrasp.envs.contract import EnvSpec, VecEnv
 from regrasp.envs.registry import create_env
@@ -75,6 +76,15 @@ def check(config: ExperimentConfig) -> Policy | None:
 
 def _train(loaded: LoadedConfig, run_dir: Path, checkpoint: Checkpoint | None) -> bool:
     config, seed = loaded.config, loaded.config.seed
+    processes = plan(config, Resources.of_this_machine(config.cluster.num_nodes))
+    if not processes.is_local:
+        raise UserError(
+            "Not in this release: a run of several processes",
+            key="cluster.component_placement",
+            value=dict(config.cluster.component_placement),
+            expected="one process that plays all roles",
+            fix="write cluster.component_placement: {'actor,env,rollout': 0}",
+        )
     policy = check(config)
     backends = prepare_backends(config.runner.logger.logger_backends)
     if policy is not None and (warning := check_disk(config, policy_memory(policy, config), run_dir)):
