@@ -119,6 +119,18 @@ def survey(
     return Survey(tuple(found.episodes), tuple(found.omissions), (*found.warnings, *warnings), rate, order)
 
 
+def check_output(config: ExperimentConfig, output: Path | None, *, overwrite: bool) -> Path:
+    """The folder that a conversion writes; see `convert`.
+
+    Raises:
+        UserError: It is taken or cannot be written.
+    """
+    key = "collect.output_dir" if output is None else "--output"
+    folder = output or Path(config.collect.output_dir if config.collect else "demos")
+    require_output(folder, replaces=INFO_PATH, overwrite=overwrite, key=key)
+    return folder
+
+
 def convert(
     config: ExperimentConfig,
     files: Sequence[Path],
@@ -136,9 +148,7 @@ def convert(
     Raises:
         UserError: As `survey` and `write_dataset`.
     """
-    key = "collect.output_dir" if output is None else "--output"
-    folder = output or Path(config.collect.output_dir if config.collect else "demos")
-    require_output(folder, replaces=INFO_PATH, overwrite=overwrite, key=key)
+    folder = check_output(config, output, overwrite=overwrite)
     chosen = survey(config, files, fps=fps, keep_failed=keep_failed)
     for warning in chosen.warnings:
         _log.warning(warning)
