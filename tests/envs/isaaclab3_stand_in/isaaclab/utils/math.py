@@ -8,5 +8,5 @@ import torch
 
 
 def quat_from_euler_xyz(roll: Any, pitch: Any, yaw: Any) -> Any:
-    assert not (roll.any() or pitch.any() or yaw.any()), "the rotation by nothing is all that is asked for"
+    assert not torch.stack([roll, pitch, yaw]).any(), "the rotation by nothing is all that is asked for"
     return torch.tensor([0.0, 0.0, 0.0, 1.0]).expand(len(roll), 4)
