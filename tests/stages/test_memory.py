@@ -162,8 +162,8 @@ def test_a_model_of_another_machine_is_no_error(capsys: pytest.CaptureFixture[st
     assert main(["train", "--dry_run", "--model_path", "/mnt/elsewhere"]) == 0
     printed = capsys.readouterr()
     assert "/mnt/elsewhere is not on this machine" in printed.out
-    (line,) = printed.err.splitlines()
-    assert line == "[WARN] actor.model.model_path: /mnt/elsewhere was not found, so it was not checked."
+    assert printed.err.startswith("[WARN] The folder does not exist.\n")
+    assert "key:      --model_path\n" in printed.err
     assert main(["train", "--dry_run"]) == 0
     printed = capsys.readouterr()
     assert "no model folder is given" in printed.out
@@ -173,7 +173,7 @@ def test_a_model_of_another_machine_is_no_error(capsys: pytest.CaptureFixture[st
 def test_a_file_is_no_model_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "model.safetensors").touch()
     assert main(["train", "--dry_run", "--model_path", str(tmp_path / "model.safetensors")]) == 2
-    assert "No such model folder" in capsys.readouterr().err
+    assert "This is a file, not a folder" in capsys.readouterr().err
 
 
 def test_a_state_policy_stores_no_features(start_model: Path) -> None:
