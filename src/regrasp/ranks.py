@@ -39,28 +39,30 @@ class Ranks:
 
 
 class ProcessGroupRanks(Ranks):
-    """The ranks of torch's default process group, which has been initialized.
+    """The ranks of a process group of torch's, which has been initialized.
 
     Args:
         device: Where small numbers are exchanged; tensors given are exchanged where they are.
+        group: The group; None for the default one.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self.index = dist.get_rank()
-        self.count = dist.get_world_size()
+    def __init__(self, device: torch.device, group: dist.ProcessGroup | None = None) -> None:
+        self.index = dist.get_rank(group)
+        self.count = dist.get_world_size(group)
         self._device = device
+        self._group = group
 
     def add(self, tensors: Sequence[Tensor]) -> None:
         """See `Ranks.add`; one exchange for every 64 MiB."""
         for bucket in _buckets(tensors):
             flat = torch.cat([tensor.flatten() for tensor in bucket])
-            dist.all_reduce(flat)
+            dist.all_reduce(flat, group=self._group)
             for tensor, part in zip(bucket, flat.split([tensor.numel() for tensor in bucket]), strict=True):
                 tensor.copy_(part.view_as(tensor))
 
     def largest(self, tensor: Tensor) -> None:
         """See `Ranks.largest`."""
-        dist.all_reduce(tensor, dist.ReduceOp.MAX)
+        dist.all_reduce(tensor, dist.ReduceOp.MAX, self._group)
 
     def any(self, flag: bool) -> bool:
         """See `Ranks.any`."""
@@ -72,7 +74,7 @@ class ProcessGroupRanks(Ranks):
         """See `Ranks.gather`."""
         mine = torch.tensor([len(table)], device=self._device)
         lengths = [torch.zeros_like(mine) for _ in range(self.count)]
-        dist.all_gather(lengths, mine)
+        dist.all_gather(lengths, mine, self._group)
         counts = [int(length) for length in lengths]
         columns = {str(name): self._gather(table[name], counts) for name in sorted(map(str, table.keys()))}
         return [
@@ -86,7 +88,7 @@ class ProcessGroupRanks(Ranks):
         padded = rows.new_zeros((max(counts), *column.shape[1:]))
         padded[: len(rows)] = rows
         parts = [torch.empty_like(padded) for _ in counts]
-        dist.all_gather(parts, padded)
+        dist.all_gather(parts, padded, self._group)
         return [part[:count].to(column.device, column.dtype) for part, count in zip(parts, counts, strict=True)]
 
 

@@ -116,6 +116,11 @@ class Training:
         """Weights by name and the optimizer's state, whole."""
         return self.policy.state_dict(), self.learner.state_dict()
 
+    def restore(self, weights: Mapping[str, Tensor], optimizer_state: Mapping[str, Any]) -> None:
+        """Take over trained weights, and the optimizer's state, of a process that trained the same."""
+        self.policy.load_state_dict(weights, strict=False)
+        self.learner.load_state_dict(optimizer_state)
+
     def load(self, checkpoint: Checkpoint) -> None:
         """Restore weights and optimizer.
 
