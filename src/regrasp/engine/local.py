@@ -134,6 +134,7 @@ class LocalEngine(Engine):
             seconds=time.monotonic() - started,
             metrics=_statistics(decisions, len(collected) - len(decisions)),
             is_flat=is_flat(decisions["advantages"]),
+            why_nothing="" if len(decisions) else self.algorithm.why_nothing(collected),
         )
 
     def _roll_out(self, buffer: RolloutBuffer, epoch: int, should_stop: Callable[[], bool]) -> list[EpisodeResult]:
