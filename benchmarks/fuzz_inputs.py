@@ -238,7 +238,7 @@ def _read_checkpoint(folder: Path) -> str:
     state = read_run_state(checkpoint)
     engine = _engine()
     engine.load(checkpoint)
-    parts = (engine.policy.state_dict(), engine.learner.state_dict(), engine._episodes.state_dict())
+    parts = (engine.policy.state_dict(), engine.learner.state_dict(), engine.rollouts._episodes.state_dict())
     return _sum(checkpoint.step, sorted(checkpoint.frozen_names), state, *parts)
 
 

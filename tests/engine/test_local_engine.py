@@ -141,11 +141,11 @@ def test_the_rollout_is_versioned_by_update(env: VecEnv) -> None:
 
 def test_an_interrupted_rollout_keeps_nothing_and_can_be_repeated(env: VecEnv) -> None:
     one = engine(env)
-    state = one._episodes.state_dict()
+    state = one.rollouts._episodes.state_dict()
     asked = iter([False, True])
     with pytest.raises(InterruptedError):
         one.collect(0, lambda: next(asked))
-    one._episodes.load_state_dict(state)
+    one.rollouts._episodes.load_state_dict(state)
     other = engine(env)
     for each in (one, other):
         each.collect(0, never)
@@ -224,13 +224,13 @@ def test_rollouts_in_half_precision_see_what_training_sees_bit_for_bit(overrides
 
 def test_all_passes_in_half_precision_read_the_same_weights(env: VecEnv) -> None:
     one = engine(env, "actor.model.precision=bf16")
-    acting, computing = one._acting.policy, one.learner.computing
+    acting, computing = one.rollouts._acting.policy, one.learner.computing
     assert acting is not computing
     for of_acting, of_computing in zip(acting.parameters(), computing.parameters(), strict=True):
         assert of_acting is of_computing
     stale = decisions(acting)
     updated(one)
-    one._acting.refresh()
+    one.rollouts._acting.refresh()
     assert not torch.equal(decisions(acting)["actions"], stale["actions"])
     assert computing.training
     assert not acting.training
@@ -238,18 +238,33 @@ def test_all_passes_in_half_precision_read_the_same_weights(env: VecEnv) -> None
 
 def test_weights_put_into_an_engine_reach_every_pass(env: VecEnv) -> None:
     first, second = (engine(env, "actor.model.precision=bf16") for _ in range(2))
-    state = first._episodes.state_dict()
+    state = first.rollouts._episodes.state_dict()
     updated(first)
     second.policy.load_state_dict(first.policy.state_dict())
     second.learner.load_state_dict(copy.deepcopy(first.learner.state_dict()))
     for one in (first, second):
-        one._episodes.load_state_dict(state)
+        one.rollouts._episodes.load_state_dict(state)
         one.collect(1, never)
     assert torch.equal(collected_by(first)["log_probs"], collected_by(second)["log_probs"])
     metrics = [one.update(1, never) for one in (first, second)]
     assert metrics[0] == metrics[1]
     for name, value in first.policy.state_dict().items():
         assert torch.equal(second.policy.state_dict()[name], value)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_weights_given_make_another_policy_the_trained_one(env: VecEnv, precision: str) -> None:
+    trained, other = (engine(env, f"actor.model.precision={precision}") for _ in range(2))
+    updated(trained)
+    own = dict(other.policy.named_parameters())
+    given = dict(trained.training.weights())
+    assert given.keys() == {name for name, weight in own.items() if weight.requires_grad}
+    with torch.no_grad():
+        for name, weight in given.items():
+            assert not torch.equal(own[name], weight)
+            own[name].copy_(weight)
+    expected = trained.policy.state_dict()
+    assert all(torch.equal(weight, expected[name]) for name, weight in other.policy.state_dict().items())
 
 
 def decisions(policy: Policy, batch: int = 8) -> dict[str, torch.Tensor]:

@@ -45,7 +45,7 @@ def measured(engine: LocalEngine, gradients: int) -> PolicyMemory:
     trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
     moments = [value for state in engine.learner.optimizer.state.values() for value in state.values() if value.ndim]
     own = storages((*policy.parameters(), *policy.buffers()))
-    copies = (engine._acting.policy, engine.learner.computing)
+    copies = (engine.rollouts._acting.policy, engine.learner.computing)
     copied = storages(parameter for one in copies for parameter in one.parameters())
     start = storages(reference.parameters()) if reference is not None else {}
     return PolicyMemory(
@@ -54,7 +54,7 @@ def measured(engine: LocalEngine, gradients: int) -> PolicyMemory:
         weights=sum(own.values()),
         training=sum(storages(moments).values()) + gradients,
         half_copy=sum(size for address, size in copied.items() if address not in own),
-        acting=ahead(engine._acting.policy),
+        acting=ahead(engine.rollouts._acting.policy),
         start=sum(size for address, size in start.items() if address not in own),
     )
 
@@ -158,8 +158,8 @@ def test_a_model_of_another_machine_is_no_error(capsys: pytest.CaptureFixture[st
     assert main(["train", "--dry_run", "--model_path", "/mnt/elsewhere"]) == 0
     printed = capsys.readouterr()
     assert "/mnt/elsewhere is not on this machine" in printed.out
-    (line,) = printed.err.splitlines()
-    assert line == "[WARN] actor.model.model_path: /mnt/elsewhere was not found, so it was not checked."
+    assert printed.err.startswith("[WARN] The folder does not exist.\n")
+    assert "key:      --model_path\n" in printed.err
     assert main(["train", "--dry_run"]) == 0
     printed = capsys.readouterr()
     assert "no model folder is given" in printed.out
@@ -169,7 +169,7 @@ def test_a_model_of_another_machine_is_no_error(capsys: pytest.CaptureFixture[st
 def test_a_file_is_no_model_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "model.safetensors").touch()
     assert main(["train", "--dry_run", "--model_path", str(tmp_path / "model.safetensors")]) == 2
-    assert "No such model folder" in capsys.readouterr().err
+    assert "This is a file, not a folder" in capsys.readouterr().err
 
 
 def test_a_state_policy_stores_no_features(start_model: Path) -> None:

@@ -111,8 +111,8 @@ def strike_in_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
     original = LocalEngine.evaluate
 
     def struck(self: LocalEngine, *args: Any, **kwargs: Any) -> Any:
-        assert isinstance(self._episodes.env, RemoteVecEnv)
-        strike(self._episodes.env, signal.SIGKILL)
+        assert isinstance(self.rollouts._episodes.env, RemoteVecEnv)
+        strike(self.rollouts._episodes.env, signal.SIGKILL)
         return original(self, *args, **kwargs)
 
     monkeypatch.setattr(LocalEngine, "evaluate", struck)
