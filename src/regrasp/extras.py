@@ -9,6 +9,7 @@ EXTRAS = {
     "swanlab": ("swanlab", "metrics on SwanLab"),
     "lora": ("peft", "low-rank adapters on the language model"),
     "trocar": ("mink", "the scripted expert of the trocar task"),
+    "ray": ("ray", "runs of several processes"),
     "isaaclab": ("h5py", "reading Isaac Lab's recordings (regrasp convert)"),
 }
 """The package that an extra adds, and what it is for."""

@@ -120,7 +120,7 @@ def test_what_is_there_is_replaced_only_when_asked(
     def begin(*_: object, **__: object) -> None:
         raise SimulatorError("the stage has begun")
 
-    for module, name in ((collect, "env_type_of"), (convert, "survey"), (sft, "_backbone")):
+    for module, name in ((collect, "env_type_of"), (convert, "survey"), (sft, "DemonstrationDataset")):
         monkeypatch.setattr(module, name, begin)
     precious = tmp_path / "out" / "precious"
     (tmp_path / "out" / "meta").mkdir(parents=True)

@@ -40,9 +40,9 @@ def test_the_references_experiment_runs_on_the_embedded_twin(capsys: pytest.Capt
             assert mapping[key] == written[key]
         assert [entry["slice"] for entry in mapping["states"]] == [[15, 29], None]
         assert mapping["action_mapping"]["prefix_pad"] == 15
-    # The mapping was compared with what the twin offers: a misfit would be a warning of a dry run.
     assert warnings.count("[WARN]") == 2
-    assert "/mnt/ckpt/base/ was not found" in warnings
+    assert "The folder does not exist.\n" in warnings
+    assert "'/mnt/ckpt/base/'" in warnings
 
 
 @pytest.mark.parametrize(
@@ -56,10 +56,11 @@ def test_the_references_experiment_runs_on_the_embedded_twin(capsys: pytest.Capt
 def test_its_mapping_is_checked_against_the_twin(
     capsys: pytest.CaptureFixture[str], override: str, key: str, complaint: str
 ) -> None:
-    assert main(["train", "--config_name", str(REFERENCE), "--task", TROCAR, override]) == 2
-    error = capsys.readouterr().err
-    assert complaint in error
-    assert f"key:      env.{key}" in error
+    for flags in ([], ["--dry_run"]):
+        assert main(["train", "--config_name", str(REFERENCE), "--task", TROCAR, *flags, override]) == 2
+        error = capsys.readouterr().err
+        assert complaint in error
+        assert f"key:      env.{key}" in error
 
 
 def test_what_only_isaac_lab_has_is_left_out_with_a_warning(capsys: pytest.CaptureFixture[str]) -> None:
@@ -77,10 +78,11 @@ def test_an_experiment_of_the_embedded_simulator_can_be_pointed_at_isaac_lab(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     python = "env.isaaclab.python=/opt/lab/python"
-    envs, _ = dry_run(capsys, "--config_name", "pick_cube_ppo_mlp", "--task", LAB, python)
+    says = [f"+env.{name}.mapping.task_description=stack them" for name in ("train", "eval")]
+    envs, _ = dry_run(capsys, "--config_name", "pick_cube_ppo_mlp", "--task", LAB, python, *says)
     assert tasks(envs) == [("isaaclab", LAB)] * 2
     assert [envs[name]["python"] for name in ("train", "eval")] == ["/opt/lab/python"] * 2
-    envs, _ = dry_run(capsys, "--config_name", "pick_cube_ppo_mlp", "--task", "my_package:My-Task-v0")
+    envs, _ = dry_run(capsys, "--config_name", "pick_cube_ppo_mlp", "--task", "my_package:My-Task-v0", *says)
     assert tasks(envs) == [("isaaclab", "my_package:My-Task-v0")] * 2
 
 

@@ -70,7 +70,8 @@ def test_a_task_brings_its_experiment(
     monkeypatch.syspath_prepend(str(package))
     assert experiment_of_task("my_tasks:My-Other-Task-v0") is None
     assert experiment_of_task("My-Task-v0") is None
-    assert main(["train", "--dry_run", "--task", "my_tasks:My-Task-v0"]) == 0
+    says = [f"env.{name}.mapping.task_description=push" for name in ("train", "eval")]
+    assert main(["train", "--dry_run", "--task", "my_tasks:My-Task-v0", *says]) == 0
     printed = capsys.readouterr().out
     assert "my_experiment.yaml" in printed
     assert "id: my_tasks:My-Task-v0" in printed

@@ -75,6 +75,35 @@ def test_images_keep_their_order_and_values():
     assert seen.state["state"].shape == (2, 0)
 
 
+_TRANSFORMED = {
+    ("rotate_90",): lambda image: np.rot90(image, -1),
+    ("rotate_180",): lambda image: np.rot90(image, 2),
+    ("rotate_270",): lambda image: np.rot90(image, 1),
+    ("flip_horizontal",): np.fliplr,
+    ("flip_vertical",): np.flipud,
+    ("rotate_90", "flip_vertical"): lambda image: np.flipud(np.rot90(image, -1)),
+    ("flip_vertical", "rotate_90"): lambda image: np.rot90(np.flipud(image), -1),
+    ("rotate_90", "rotate_270"): np.array,
+}
+
+
+@pytest.mark.parametrize("names", _TRANSFORMED, ids="_then_".join)
+def test_a_camera_is_turned_and_flipped_as_its_key_says(names: tuple[str, ...]):
+    arranged = mapping(main_images="front", extra_view_images=("left_wrist",), image_transform={"front": names})
+    raw = raw_values(2)
+    seen = arranged(raw, ["a", "b"])
+    expected = np.stack([_TRANSFORMED[names](image) for image in raw["camera_images/front"]])
+    assert np.array_equal(seen.images["main"].numpy(), expected)
+    assert np.array_equal(seen.images["extra_0"].numpy(), raw["camera_images/left_wrist"]), "the others stay"
+    assert arranged.camera_shapes == (expected.shape[1:], (2, 3, 3))
+
+
+def test_the_transform_of_a_camera_that_is_not_there_is_refused():
+    config = MappingConfig(main_images="front", states=(), image_transform={"wrist": ("rotate_180",)})
+    (error,) = config.problems(LOCATION)
+    assert (error.key, error.value) == (f"{LOCATION}.image_transform", ["wrist"])
+
+
 def test_names_of_gr00t_are_those_of_the_observation():
     video = Gr00tVideoMapping("video.room", ("wrist",))
     names = Gr00tMapping(video, (Gr00tStateEntry("state.hand", (7, 9)), Gr00tStateEntry("arm", (0, 7))))

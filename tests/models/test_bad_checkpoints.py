@@ -296,8 +296,11 @@ NAMES: dict[str, tuple[list[str], list[str]]] = {
         ["A key of the data configuration", "action.legs", METADATA],
     ),
     "an action of another width": (
-        [*mapping(), "actor.model.action_dim=5"],
-        ["actor.model.action_dim", "5", "4: arm 3, gripper 1 wide (new_embodiment)", METADATA],
+        [
+            *mapping(SLICES, f"state: {KEYS}, action: {KEYS}", "action_mapping={suffix_pad: 1}"),
+            "actor.model.action_dim=3",
+        ],
+        ["actor.model.action_dim", "3", "4: arm 3, gripper 1 wide (new_embodiment)", METADATA],
     ),
     "a chunk that is too long": (
         [*mapping(), "actor.model.num_action_chunks=6"],

@@ -59,13 +59,15 @@ class Recorder:
         return self.steps[-1]
 
 
-def env_config(num_envs: int) -> EnvConfig:
+def env_config(num_envs: int, *overrides: str) -> EnvConfig:
     settings = [f"env.train.total_num_envs={num_envs}", "env.train.num_workers=1", "actor.global_batch_size=1"]
-    return load_config("pick_cube_ppo_groot", [*settings, "actor.micro_batch_size=1"]).config.env.train
+    return load_config("pick_cube_ppo_groot", [*settings, "actor.micro_batch_size=1", *overrides]).config.env.train
 
 
-def recorded_with(folder: Path, num_envs: int, **settings) -> tuple[DemonstrationDataset, Recorder, int]:
-    config = env_config(num_envs)
+def recorded_with(
+    folder: Path, num_envs: int, *overrides: str, **settings
+) -> tuple[DemonstrationDataset, Recorder, int]:
+    config = env_config(num_envs, *overrides)
     env = create_env(config, "train", max_chunk=1)
     try:
         mapping = ActionMapping(config.mapping, 4, 4, "env.train.mapping")
@@ -81,6 +83,20 @@ def recorded_with(folder: Path, num_envs: int, **settings) -> tuple[Demonstratio
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[DemonstrationDataset, Recorder, int]:
     return recorded_with(tmp_path_factory.mktemp("recorded"), num_envs=4)
+
+
+def test_a_camera_that_is_turned_is_recorded_as_the_policy_sees_it(
+    recorded: tuple[DemonstrationDataset, Recorder, int], tmp_path: Path
+) -> None:
+    transform = "mapping.image_transform={camera_images/front_camera: [rotate_90, flip_vertical]}"
+    turned, recorder, _ = recorded_with(tmp_path, 4, f"env.train.{transform}", f"env.eval.{transform}")
+    plain = recorded[0].load_images(MAIN_CAMERA)
+    expected = np.rot90(plain, -1, (1, 2))[:, ::-1].astype(int)
+    assert np.abs(turned.load_images(MAIN_CAMERA) - expected).mean() < 3, "but for what the codec loses"
+    seen, before = recorder.first[0].images["main"].numpy(), recorded[1].first[0].images["main"].numpy()
+    assert np.array_equal(seen, np.rot90(before, -1, (1, 2))[:, ::-1])
+    made_of = json.loads((tmp_path / "meta/sources.json").read_text())
+    assert made_of["image_transforms"] == [["rotate_90", "flip_vertical"]]
 
 
 def test_a_dataset_of_successful_episodes(demos: Path) -> None:

@@ -83,6 +83,17 @@ def test_the_dataset_is_the_recording_through_the_mapping(tmp_path: Path, writer
         assert np.abs(images - seen).max() <= 3, "each image stands beside the action that followed it"
 
 
+def test_a_recorded_camera_is_turned_as_the_environment_s_is(tmp_path: Path) -> None:
+    half = np.zeros((6, *IMAGE, 3), np.uint8)
+    half[:, : IMAGE[0] // 2] = 200
+    transform = "isaaclab.image_transform={table_cam: [rotate_270]}"
+    config = experiment(f"env.train.{transform}", f"env.eval.{transform}")
+    dataset, _ = run(tmp_path, demo().but({"obs/table_cam": half, "obs/wrist_cam": half}), config=config)
+    main, extra = (dataset.load_images(f"observation.images.{name}").astype(int) for name in ("main", "extra_0"))
+    assert np.abs(main - np.rot90(half, 1, (1, 2))).mean() < 3
+    assert np.abs(extra - half).mean() < 3
+
+
 def test_only_successful_episodes_unless_asked(tmp_path: Path) -> None:
     demos = [demo(0, success=False), demo(1), demo(2, success=None)]
     _, report = run(tmp_path, *demos)

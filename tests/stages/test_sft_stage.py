@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -136,6 +137,22 @@ def test_the_experiment_maps_what_the_demonstrations_were_made_of(
     assert str(caught.value.key).endswith(key)
     assert caught.value.expected == expected
     assert not (tmp_path / "model").exists()
+
+
+def test_images_are_not_turned_otherwise_than_in_the_demonstrations(
+    backbone: Path, demos: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "demos"
+    shutil.copytree(demos, other)
+    made_of = json.loads((other / "meta/sources.json").read_text())
+    (other / "meta/sources.json").write_text(json.dumps(made_of | {"image_transforms": [["rotate_180"]]}))
+    with pytest.raises(UserError, match="Another mapping than the demonstrations") as caught:
+        train_base(groot_experiment().config, other, backbone, tmp_path / "model")
+    assert caught.value.key == "env.train.mapping.image_transform"
+    assert caught.value.expected == "{'camera_images/front_camera': ['rotate_180']}"
+    del made_of["image_transforms"]  # as earlier versions wrote it
+    (other / "meta/sources.json").write_text(json.dumps(made_of))
+    train_base(groot_experiment("sft.steps=1").config, other, backbone, tmp_path / "model")
 
 
 def test_slices_may_be_written_out_and_groups_left_out(backbone: Path, demos: Path, tmp_path: Path) -> None:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from regrasp.cli.common import STAGE_INTERRUPTED, add_config_arguments, load_to_run, prepare_torch
+from regrasp.cli.common import STAGE_INTERRUPTED, add_config_arguments, check_model_acts, load_to_run, prepare_torch
 from regrasp.errors import UserError
+
+if TYPE_CHECKING:
+    from regrasp.experiment.load import LoadedConfig
 
 INTERRUPTED = STAGE_INTERRUPTED
 
@@ -29,7 +33,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Record a dataset."""
     policy = _policy(args)
-    loaded = load_to_run(args, block="collect", reads="play" if policy == "model" else None, starts="collect")
+    loaded = load_to_run(
+        args,
+        blocks=["collect"],
+        reads="play" if policy == "model" else None,
+        starts="collect",
+        check=lambda loaded: _check(args, loaded, policy),
+    )
     if loaded is None:
         return 0
     if policy == "model" and loaded.config.actor.model.model_path is None:
@@ -41,6 +51,12 @@ def run(args: argparse.Namespace) -> int:
     folder, attempts = collect(loaded.config, args.output, policy, overwrite=args.overwrite)
     print(f"Demonstrations: {folder} ({attempts} attempts)")
     return 0
+
+
+def _check(args: argparse.Namespace, loaded: LoadedConfig, policy: str) -> None:
+    from regrasp.stages.collect import check
+
+    check(loaded.config, args.output, policy, overwrite=args.overwrite)
 
 
 def _policy(args: argparse.Namespace) -> str:
@@ -58,12 +74,5 @@ def _policy(args: argparse.Namespace) -> str:
             expected="expert, model, or module:function",
             fix="correct it",
         )
-    if args.model_path is not None and policy != "model":
-        raise UserError(
-            "The model would not act",
-            key="--model_path",
-            value=args.model_path,
-            expected=f"no model with --policy {policy}",
-            fix="leave one of the two out",
-        )
+    check_model_acts(args, policy, ["model_path"])
     return policy

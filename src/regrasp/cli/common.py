@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from regrasp.config.compose import as_override
+from regrasp.config.types import changed
 from regrasp.errors import UserError
 
 if TYPE_CHECKING:
+    from regrasp.engine.memory import ModelMemory
+    from regrasp.engine.placement import Plan, Resources
+    from regrasp.envs.process.simulator import SimulatorSpec
     from regrasp.experiment.load import LoadedConfig
-    from regrasp.experiment.machine import Starts
+    from regrasp.experiment.machine import Needs, Starts
     from regrasp.experiment.paths import Stage
 
 _log = logging.getLogger(__name__)
@@ -88,28 +92,50 @@ def flag_overrides(args: argparse.Namespace) -> dict[str, str]:
     return overrides
 
 
-def load(args: argparse.Namespace) -> LoadedConfig:
+def load(args: argparse.Namespace, *, trains: bool = False) -> LoadedConfig:
     """Load the experiment that the flags ask for, check it against its simulators' offer, and print its warnings.
 
-    With `--dry_run` a misfit is a warning too, so that an experiment of another machine can be looked at.
+    Args:
+        args: The flags.
+        trains: Whether updates are to be made.
     """
     from regrasp.envs.registry import preflight
     from regrasp.experiment.load import load_config
 
     name = experiment_name(args)
     flags = flag_overrides(args)
+    overrides = [*flags, *args.overrides]
     args.specs = {}
-    loaded = args.loaded = load_config(name, [*flags, *args.overrides], args.config_path, flags, args.task)
+    loaded = args.loaded = load_config(name, overrides, args.config_path, flags, args.task, trains=trains)
     for warning in loaded.warnings:
         _log.warning(warning)
-    try:
-        for place, env in vars(loaded.config.env).items():
-            args.specs[place] = preflight(env, place, loaded.config.actor.model.action_dim)
-    except UserError as error:
-        if not args.dry_run:
-            raise loaded.located(error) from None
-        _log.warning(loaded.located(error))
+    for place, env in vars(loaded.config.env).items():
+        args.specs[place] = preflight(env, place, loaded.config.actor.model.action_dim)
     return loaded
+
+
+def warn_of_idle(args: argparse.Namespace, flags: Iterable[str], why: str) -> None:
+    """Tell which of some flags were given: they have no effect in this call."""
+    given = [f"--{flag}" for flag in flags if getattr(args, flag) not in (None, False)]
+    if given:
+        _log.warning("%s: no effect, since %s.", ", ".join(given), why)
+
+
+def check_model_acts(args: argparse.Namespace, policy: str, flags: Iterable[str]) -> None:
+    """Refuse a model, or weights of one, beside something else that acts.
+
+    Raises:
+        UserError: One of the flags is given, and `policy` is not "model".
+    """
+    given = next((flag for flag in flags if getattr(args, flag) is not None), None)
+    if given is not None and policy != "model":
+        raise UserError(
+            "The model would not act",
+            key=f"--{given}",
+            value=getattr(args, given),
+            expected=f"no model with --policy {policy}",
+            fix="leave one of the two out",
+        )
 
 
 def experiment_name(args: argparse.Namespace) -> str:
@@ -136,7 +162,9 @@ def _experiment_of_task(args: argparse.Namespace) -> str | None:
     advice = None if owner is None else known[owner].without_experiment
     if owner is None or advice is None:
         return None
-    experiments = shipped_experiments()
+    from regrasp.experiment.shipped import experiments_of_tasks
+
+    experiments = experiments_of_tasks()
     shipped = next((experiments[name] for name in known[owner].namesakes(args.task) if name in experiments), None)
     if shipped is None:
         expected, fix = advice
@@ -144,17 +172,6 @@ def _experiment_of_task(args: argparse.Namespace) -> str | None:
             "No experiment is known for this task", key="--task", value=args.task, expected=expected, fix=fix
         )
     return shipped[0]
-
-
-def shipped_experiments() -> dict[str, list[str]]:
-    """Names of the experiments that come with Regrasp, by the task that they train."""
-    from regrasp.config.search import SHIPPED
-    from regrasp.experiment.load import load_config
-
-    experiments: dict[str, list[str]] = {}
-    for file in sorted(SHIPPED.glob("*.yaml")):
-        experiments.setdefault(load_config(file.stem).config.env.train.init_params.id, []).append(file.stem)
-    return experiments
 
 
 def take_checkpoint(args: argparse.Namespace, flag: str) -> None:
@@ -185,57 +202,89 @@ def take_checkpoint(args: argparse.Namespace, flag: str) -> None:
 
 
 def weights_to_lay_over(loaded: LoadedConfig) -> Path | None:
-    """The weights that an evaluation lays over its model, if any.
-
-    Raises:
-        UserError: They are not there.
-    """
-    if loaded.config.runner.ckpt_path is None:
-        return None
-    from regrasp.checkpoint.read import full_weights_file
-
-    path = Path(loaded.config.runner.ckpt_path).expanduser()
-    full_weights_file(path)
-    return path
+    """The weights that an evaluation lays over its model, if any."""
+    weights = loaded.config.runner.ckpt_path
+    return None if weights is None else Path(weights).expanduser()
 
 
 def load_to_run(
-    args: argparse.Namespace, *, block: str | None = None, reads: Stage | None = None, starts: Starts | None = None
+    args: argparse.Namespace,
+    *,
+    blocks: Sequence[str] = (),
+    reads: Stage | None = None,
+    starts: Starts | None = None,
+    check: Callable[[LoadedConfig], object] | None = None,
 ) -> LoadedConfig | None:
     """Load the experiment that the flags ask for; None where `--dry_run` asks to print it and stop.
 
     Args:
         args: The flags.
-        block: The stage that is to run.
+        blocks: Of the stages that are to run.
         reads: What has to be on disk.
         starts: Whose environments start, if any do.
+        check: What the stage itself finds wrong before it begins, for `--dry_run` to find it too.
 
     Raises:
-        UserError: The experiment does not configure that stage, something is not there, or the machine is too small.
+        UserError: The experiment does not configure a stage, something is not there, or the machine is too small.
     """
-    from regrasp.experiment.machine import all_needs, describe_needs, shortages
+    from regrasp.experiment.machine import all_needs, shortages
+    from regrasp.experiment.paths import require_paths
 
-    loaded = load(args)
+    loaded = load(args, trains=starts == "train")
+    for block in blocks:
+        if getattr(loaded.config, block) is None:
+            raise UserError(
+                f"This experiment does not configure the stage '{block}'",
+                key=block,
+                expected=f"a block '{block}:'",
+                fix=f"add the block, or use an experiment that has one, such as {DEFAULT_CONFIG}",
+            )
+    needs = all_needs(loaded.config, args.specs, starts)
+    placed = _placed(loaded, starts, imagines=args.dry_run)
     if args.dry_run:
-        needs = all_needs(loaded.config, args.specs, starts)
-        _rehearse(loaded, describe_needs(needs))
-        for shortage in shortages(needs):
-            _log.warning(loaded.located(shortage))
+        _rehearse(loaded, args.specs, needs, placed, reads, check, trains=starts == "train")
         return None
-    if block is not None and getattr(loaded.config, block) is None:
-        raise UserError(
-            f"This experiment does not configure the stage '{block}'",
-            key=block,
-            expected=f"a block '{block}:'",
-            fix=f"add the block, or use an experiment that has one, such as {DEFAULT_CONFIG}",
-        )
     if reads is not None:
-        from regrasp.experiment.paths import require_paths
-
         require_paths(loaded.config, reads)
-    for shortage in shortages(all_needs(loaded.config, args.specs, starts)):
-        raise loaded.located(shortage)
+    if loaded.config.cluster.address is None:  # what the machines of a Ray cluster have is known once it is joined
+        for shortage in shortages(needs):
+            raise loaded.located(shortage)
     return loaded
+
+
+def _placed(loaded: LoadedConfig, starts: Starts | None, *, imagines: bool) -> tuple[Plan, Resources] | None:
+    """The processes of a training run, on machines like this one; None for what runs in one process anyway.
+
+    Args:
+        loaded: The experiment.
+        starts: Whose environments start.
+        imagines: Whether what the machines lack is a warning, and the plan one for larger machines. Otherwise a plan
+            for machines that are yet to be joined is left to who joins them.
+
+    Raises:
+        UserError: The placement cannot be met.
+    """
+    config = loaded.config
+    if starts != "train" or config.runner.evaluates or (config.cluster.address is not None and not imagines):
+        return None
+    from regrasp.engine.placement import Resources, ShortageError, plan, require_ray
+
+    resources = Resources.of_this_machine(config.cluster.num_nodes)
+    try:
+        try:
+            placed = plan(config, resources)
+            require_ray(placed)
+        except ShortageError as error:
+            if not imagines:
+                raise
+            _log.warning(loaded.located(error))
+            resources = resources.enough_for(config.cluster)
+            placed = plan(config, resources)
+    except UserError as error:
+        raise loaded.located(error) from None
+    for warning in placed.warnings:
+        _log.warning(warning)
+    return placed, resources
 
 
 def print_resolved(loaded: LoadedConfig, summary: Sequence[str]) -> None:
@@ -244,28 +293,76 @@ def print_resolved(loaded: LoadedConfig, summary: Sequence[str]) -> None:
     print("\n# Summary", loaded.file, *summary, sep="\n# ")
 
 
-def _rehearse(loaded: LoadedConfig, environments: Sequence[str]) -> None:
-    """What `--dry_run` shows, with the batch equation and a memory estimate; and what speaks against the model folder.
+def _rehearse(
+    loaded: LoadedConfig,
+    specs: Mapping[str, SimulatorSpec | None],
+    needs: Mapping[str, Needs],
+    placed: tuple[Plan, Resources] | None,
+    reads: Stage | None,
+    check: Callable[[LoadedConfig], object] | None,
+    *,
+    trains: bool,
+) -> None:
+    """What `--dry_run` shows: every value, the batch equation, what the run takes; then what it would be refused for.
 
-    Torch is imported only where there is a model to look at.
+    What this machine lacks is a warning, so that an experiment of another machine can be looked at: room for the
+    environments, and a folder that an earlier stage or a download brings. Torch is imported only where there is a model
+    or a plan to look at.
     """
     from regrasp.experiment.batches import batch_equation
+    from regrasp.experiment.machine import describe_needs, shortages
+    from regrasp.experiment.paths import MissingInputError
+
+    to_check = loaded if reads is None else _with_what_is_there(loaded, reads)
+    summary = [*([batch_equation(loaded.config)] if trains else []), *describe_needs(needs)]
+    lines, size = _memory(loaded, to_check) if reads in ("train", "play") else ([], None)
+    if placed is not None:
+        from regrasp.engine.sizing import Sizing
+
+        summary += Sizing(placed[0], loaded.config, placed[1], specs, size).lines()
+    summary += lines
+    print_resolved(loaded, summary)
+    for shortage in shortages(needs):
+        _log.warning(loaded.located(shortage))
+    if check is not None and to_check is not None:
+        try:
+            check(to_check)
+        except MissingInputError as missing:
+            _log.warning(loaded.located(missing))
+
+
+def _with_what_is_there(loaded: LoadedConfig, reads: Stage) -> LoadedConfig | None:
+    """The experiment as far as what it reads is on this machine: without its model folder, or None without its data.
+
+    Raises:
+        UserError: What is there is not what is to be read.
+    """
+    from regrasp.experiment.paths import MissingInputError, require_paths
+
+    try:
+        require_paths(loaded.config, reads)
+    except MissingInputError as missing:
+        if missing.value is not None:
+            _log.warning(loaded.located(missing))
+        return None if reads == "sft" else changed(loaded, "config.actor.model.model_path", None)
+    return loaded
+
+
+def _memory(loaded: LoadedConfig, to_check: LoadedConfig | None) -> tuple[list[str], ModelMemory | None]:
+    """The estimate of what the model takes, or why there is none, in words; and what speaks against its folder."""
+    model = loaded.config.actor.model
+    if model.model_path is None:
+        return ["memory: no model folder is given, so its size is not known"], None
+    if to_check is not loaded:
+        return [f"memory: the model folder {model.model_path} is not on this machine, so its size is not known"], None
+    from regrasp.engine.memory import memory_estimate, model_memory
     from regrasp.experiment.inputs import input_names
 
-    model, summary = loaded.config.actor.model, [batch_equation(loaded.config), *environments]
-    if model.model_path is None:
-        print_resolved(loaded, [*summary, "memory: no model folder is given, so its size is not known"])
-    elif not Path(model.model_path).expanduser().exists():
-        missing = f"memory: the model folder {model.model_path} is not on this machine, so its size is not known"
-        print_resolved(loaded, [*summary, missing])
-        _log.warning("actor.model.model_path: %s was not found, so it was not checked.", model.model_path)
-    else:
-        from regrasp.engine.memory import memory_estimate
-
-        print_resolved(loaded, [*summary, *memory_estimate(loaded.config)])
-        for name, env in vars(loaded.config.env).items():
-            if warning := model.slot_warning(input_names(env.mapping)):
-                _log.warning("env.%s.mapping.embodiment_tag_id: %s", name, warning)
+    for name, env in vars(loaded.config.env).items():
+        if warning := model.slot_warning(input_names(env.mapping)):
+            _log.warning("env.%s.mapping.embodiment_tag_id: %s", name, warning)
+    size = model_memory(loaded.config)
+    return memory_estimate(loaded.config, size), size
 
 
 def prepare_torch(loaded: LoadedConfig) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from regrasp.cli.common import STAGE_INTERRUPTED, add_config_arguments, load, print_resolved
+from regrasp.cli.common import STAGE_INTERRUPTED, add_config_arguments, load, print_resolved, warn_of_idle
 from regrasp.errors import UserError
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write a dataset."""
     files, args.overrides = split_positionals([*args.files, *args.overrides])
+    warn_of_idle(args, ["num_envs", "seed"], "this stage starts no environments and draws no numbers")
     loaded = load(args)
     if files or not args.dry_run:
         _check(files, args.fps)
@@ -61,8 +62,9 @@ def _rehearse(args: argparse.Namespace, loaded: LoadedConfig, files: Sequence[Pa
     """What `--dry_run` shows: every value, and which episodes of the recordings would be taken."""
     lines: list[str] = []
     if files:
-        from regrasp.stages.convert import omission_lines, survey
+        from regrasp.stages.convert import check_output, omission_lines, survey
 
+        check_output(loaded.config, args.output, overwrite=args.overwrite)
         with contextlib.redirect_stdout(sys.stderr):  # what is printed can be read as YAML
             chosen = survey(loaded.config, files, fps=args.fps, keep_failed=args.keep_failed)
         for warning in chosen.warnings:

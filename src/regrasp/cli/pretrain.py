@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from regrasp.cli.common import STAGE_INTERRUPTED, add_config_arguments, load_to_run, prepare_torch
+from regrasp.cli.common import STAGE_INTERRUPTED, add_config_arguments, load_to_run, prepare_torch, warn_of_idle
+
+if TYPE_CHECKING:
+    from regrasp.experiment.load import LoadedConfig
 
 INTERRUPTED = STAGE_INTERRUPTED
 
@@ -19,12 +23,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Pretrain, unless the same was done before."""
-    loaded = load_to_run(args, block="pretrain")
+    warn_of_idle(args, ["num_envs"], "this stage starts no environments")
+    warn_of_idle(args, ["seed"], "the backbone has a seed of its own, pretrain.seed")
+    loaded = load_to_run(args, blocks=["pretrain"], check=_check)
     if loaded is None:
-        if args.loaded.config.pretrain is not None:
-            from regrasp.stages.pretrain import check_instructions
-
-            check_instructions(args.loaded.config)
         return 0
     prepare_torch(loaded)
     from regrasp.stages.pretrain import pretrain
@@ -33,3 +35,9 @@ def run(args: argparse.Namespace) -> int:
     done = "already there" if error is None else f"median grounding error {error:.2f} cm"
     print(f"Backbone: {folder} ({done})")
     return 0
+
+
+def _check(loaded: LoadedConfig) -> None:
+    from regrasp.stages.pretrain import check_instructions
+
+    check_instructions(loaded.config)

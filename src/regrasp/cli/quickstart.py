@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from regrasp.cli.common import add_config_arguments, load_to_run, prepare_torch
 from regrasp.folders import require_writable
+
+if TYPE_CHECKING:
+    from regrasp.experiment.load import LoadedConfig
 
 INTERRUPTED = (
     "Finished stages are kept. Run the same command again: training goes on from its newest checkpoint, any other stage"
@@ -24,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run or continue the quickstart."""
-    loaded = load_to_run(args, starts="train")
+    loaded = load_to_run(args, blocks=["pretrain", "collect", "sft"], starts="train", check=_check)
     if loaded is None:
         return 0
     output = args.output or Path("quickstart-run") / f"seed_{loaded.config.seed}"
@@ -35,3 +39,9 @@ def run(args: argparse.Namespace) -> int:
 
     quickstart(loaded, output, command_line(args.given))
     return 0
+
+
+def _check(loaded: LoadedConfig) -> None:
+    from regrasp.stages.quickstart import check
+
+    check(loaded.config)

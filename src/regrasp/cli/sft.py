@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from regrasp.cli.common import STAGE_INTERRUPTED, add_config_arguments, load_to_run, prepare_torch
+from regrasp.cli.common import STAGE_INTERRUPTED, add_config_arguments, load_to_run, prepare_torch, warn_of_idle
+
+if TYPE_CHECKING:
+    from regrasp.experiment.load import LoadedConfig
 
 INTERRUPTED = STAGE_INTERRUPTED
 
@@ -13,7 +17,8 @@ INTERRUPTED = STAGE_INTERRUPTED
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of this command."""
     add_config_arguments(parser)
-    parser.add_argument("--data", metavar="FOLDER", help="dataset folder; default: sft.data")
+    default = "default: sft.data, else collect.output_dir, which is demos unless it is set"
+    parser.add_argument("--data", metavar="FOLDER", help=f"dataset folder; {default}")
     parser.add_argument("--backbone", metavar="FOLDER", help="pretrained backbone; default: the user's cache")
     parser.add_argument("--output", metavar="FOLDER", type=Path, help="model folder; default: sft.output_dir")
     parser.add_argument("--overwrite", action="store_true", help="replace the model that is there")
@@ -21,7 +26,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train a base model."""
-    loaded = load_to_run(args, block="sft", reads="sft")
+    warn_of_idle(args, ["num_envs"], "this stage starts no environments")
+    loaded = load_to_run(args, blocks=["sft"], reads="sft", check=lambda loaded: _check(args, loaded))
+    if not args.loaded.config.actor.model.needs_pretrained:
+        warn_of_idle(args, ["backbone"], "this experiment's model starts from new weights")
     if loaded is None:
         return 0
     prepare_torch(loaded)
@@ -31,3 +39,9 @@ def run(args: argparse.Namespace) -> int:
     validation = "" if result.validation_loss is None else f", validation loss {result.validation_loss:.3f}"
     print(f"Base model: {folder} ({result.num_frames} frames, training loss {result.train_loss:.3f}{validation})")
     return 0
+
+
+def _check(args: argparse.Namespace, loaded: LoadedConfig) -> None:
+    from regrasp.stages.sft import check
+
+    check(loaded.config, output=args.output, overwrite=args.overwrite)

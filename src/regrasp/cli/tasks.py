@@ -26,10 +26,10 @@ def print_tasks(task: str | None = None, overrides: Sequence[str] = ()) -> int:
         task: `package:Task-Id` adds the tasks of that package.
         overrides: `env.train.python=...` adds the tasks of the Isaac Lab that this interpreter has.
     """
-    from regrasp.cli.common import shipped_experiments
     from regrasp.envs.registry import EnvTypes
+    from regrasp.experiment.shipped import experiments_of_tasks
 
-    experiments, known = shipped_experiments(), EnvTypes()
+    experiments, known = experiments_of_tasks(), EnvTypes()
     for env_type, simulator in known.items():
         shipped = [name for name in experiments if known.of_task(name) == env_type]
         for row in simulator.tasks(task, overrides, shipped):

@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from regrasp.checkpoint.layout import EXPORT
-from regrasp.cli.common import add_run_arguments, load_to_run, prepare_torch, take_checkpoint, weights_to_lay_over
+from regrasp.cli.common import (
+    add_run_arguments,
+    load_to_run,
+    prepare_torch,
+    take_checkpoint,
+    warn_of_idle,
+    weights_to_lay_over,
+)
 from regrasp.errors import UserError
 
 if TYPE_CHECKING:
@@ -38,31 +45,24 @@ def run(args: argparse.Namespace) -> int:
     if args.list_tasks:
         from regrasp.cli.tasks import print_tasks
 
+        others = vars(args).keys() - {"list_tasks", "task", "overrides", "command", "given"}
+        warn_of_idle(args, sorted(others), "--list_tasks lists tasks and stops")
         return print_tasks(args.task, args.overrides)
     take_checkpoint(args, "resume_dir")
-    loaded = load_to_run(args, reads="train", starts="train")
+    loaded = load_to_run(args, reads="train", starts="train", check=_check)
+    runner = args.loaded.config.runner
+    if runner.evaluates:
+        idle = ["max_epochs", "force", "recompute_features", "logger", "experiment_name"]
+        warn_of_idle(args, idle, "this run only evaluates")
     if loaded is None:
         return 0
-    runner = loaded.config.runner
-    if not runner.evaluates:
-        from regrasp.logging.backends import check_installed
-
-        check_installed(runner.logger.logger_backends)
     if runner.evaluates:
         return _evaluate(args, loaded)
-    if runner.ckpt_path is not None:
-        raise loaded.located(
-            UserError(
-                "A training does not begin with weights over its model",
-                key="runner.ckpt_path",
-                value=runner.ckpt_path,
-                expected="null, or an evaluation (--only_eval, regrasp play)",
-                fix="make a model folder of both with `regrasp export --rl_model_path`, and give it as --model_path",
-            )
-        )
     from regrasp.runner.run_folder import newest_checkpoint, open_run_folder, resumed_folder
 
     resumed = None if runner.resume_dir is None else resumed_folder(runner.resume_dir)
+    if resumed is not None:
+        warn_of_idle(args, ["run_name"], "a run that goes on keeps its folder")
     place = nullcontext(resumed) if resumed else open_run_folder(loaded, args.given, args.run_name)
     with place as run_dir:
         prepare_torch(loaded)
@@ -87,15 +87,27 @@ def run(args: argparse.Namespace) -> int:
         return 130
 
 
+def _check(loaded: LoadedConfig) -> None:
+    from regrasp.checkpoint.read import find_checkpoint
+    from regrasp.stages import play, train
+
+    config = loaded.config
+    if config.runner.evaluates:
+        play.check(config, play.PlayOptions(rl_model_path=weights_to_lay_over(loaded)))
+        return
+    train.check(config)
+    if config.runner.resume_dir is not None:
+        find_checkpoint(Path(config.runner.resume_dir))
+
+
 def _evaluate(args: argparse.Namespace, loaded: LoadedConfig) -> int:
     from regrasp.runner.run_folder import open_run_folder
 
-    weights = weights_to_lay_over(loaded)
     with open_run_folder(loaded, args.given, args.run_name, evaluates=True) as run_dir:
         prepare_torch(loaded)
         from regrasp.stages.play import PlayOptions, play
 
-        play(loaded, run_dir, PlayOptions(rl_model_path=weights))
+        play(loaded, run_dir, PlayOptions(rl_model_path=weights_to_lay_over(loaded)))
     return 0
 
 

@@ -6,7 +6,7 @@ import contextlib
 import json
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,13 +57,16 @@ class Composition:
         return _resolved(self.config, self.sources)
 
 
-def compose_experiment(file: Path, overrides: Sequence[str], flags: Mapping[str, str] | None = None) -> Composition:
+def compose_experiment(
+    file: Path, overrides: Sequence[str], flags: Mapping[str, str] | None = None, whole: Collection[str] = ()
+) -> Composition:
     """Compose a file with overrides.
 
     Args:
         file: The experiment.
         overrides: Hydra overrides.
         flags: The flag that stands for an override, by the override's text.
+        whole: Blocks that an override replaces; it adds its keys to those of others.
 
     Raises:
         UserError: Broken YAML, a bad override, or a missing part of the `defaults` list.
@@ -71,7 +74,11 @@ def compose_experiment(file: Path, overrides: Sequence[str], flags: Mapping[str,
     nodes = compose_nodes(file)
     top_level = {key.value: value for key, value in nodes.value} if nodes else {}
     parsed = [_parse(text) for text in overrides]
-    lines = [_forced(override, file.parent) for override in parsed]
+    lines: list[str] = []
+    for override in parsed:
+        if override.key_or_group in whole and override.type in (OverrideType.CHANGE, OverrideType.FORCE_ADD):
+            lines.append(f"++{override.key_or_group}=null")
+        lines.append(_forced(override, file.parent))
     hydra_keys = _keys(top_level.get("hydra"))
     if "searchpath" not in hydra_keys and all(override.key_or_group != "hydra.searchpath" for override in parsed):
         quoted = as_override("", f"file://{SHIPPED}")[1:]

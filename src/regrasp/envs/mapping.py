@@ -6,7 +6,7 @@ before the first step: a missing key is an error, never a shorter vector.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 import torch
@@ -21,10 +21,13 @@ class ObservationMapping(ObservationSelection):
     """Selects and arranges raw observations as the configuration says; see `ObservationSelection`."""
 
     def __call__(self, raw: Mapping[str, np.ndarray], instructions: list[str]) -> Observation:
-        """Arrange raw arrays (B, ...) into an observation of B environments; its images share their memory."""
-        images = zip(self.camera_names, self.cameras, strict=True)
+        """Arrange raw arrays (B, ...) into an observation of B environments.
+
+        Its images share their memory, except for those that are transformed.
+        """
+        images = zip(self.camera_names, self.cameras, self.image_transforms, strict=True)
         return Observation(
-            images={name: torch.from_numpy(raw[key]) for name, key in images},
+            images={name: transformed(torch.from_numpy(raw[key]), names) for name, key, names in images},
             state=named_state(self._state_vector(raw, len(instructions)), self.state_names),
             instruction=[self.instruction or text for text in instructions],
         )
@@ -33,6 +36,22 @@ class ObservationMapping(ObservationSelection):
         columns = [raw[s.key].reshape(count, width_of(self.raw[s.key]))[:, s.start : s.stop] for s in self.states]
         states = np.concatenate(columns, 1) if columns else np.zeros((count, 0))
         return torch.from_numpy(states.astype(np.float32))
+
+
+_TRANSFORMS: dict[str, Callable[[Tensor], Tensor]] = {
+    "rotate_90": lambda images: images.rot90(-1, (1, 2)),
+    "rotate_180": lambda images: images.flip(1, 2),
+    "rotate_270": lambda images: images.rot90(1, (1, 2)),
+    "flip_horizontal": lambda images: images.flip(2),
+    "flip_vertical": lambda images: images.flip(1),
+}
+
+
+def transformed(images: Tensor, names: Iterable[str]) -> Tensor:
+    """Images (B, H, W, 3) after the transforms of `image_transform` that are named, one after the other."""
+    for name in names:
+        images = _TRANSFORMS[name](images)
+    return images
 
 
 def named_state(vector: Tensor, names: Mapping[str, Range]) -> dict[str, Tensor]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Any
+from dataclasses import field
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, Field
 from pydantic.dataclasses import dataclass
@@ -19,6 +20,7 @@ from regrasp.config.types import (
     bare_key,
 )
 from regrasp.envs.data_config import DataConfig
+from regrasp.envs.quaternions import QuaternionOrder
 from regrasp.envs.ranges import NamedRange, gaps, overlaps, repeated_values
 from regrasp.errors import UserError
 
@@ -109,6 +111,11 @@ class Gr00tMapping:
 
 
 Numbers = Annotated[tuple[float, ...], Field(strict=False)]
+ImageTransform = Literal["rotate_90", "rotate_180", "rotate_270", "flip_horizontal", "flip_vertical"]
+"""What is done to an image; rotations are clockwise, `flip_horizontal` swaps left and right."""
+ImageTransforms = Annotated[
+    tuple[ImageTransform, ...], Field(strict=False), Expect(f"a list of {', '.join(get_args(ImageTransform))}")
+]
 
 
 @dataclass(frozen=True, config=BLOCK)
@@ -166,8 +173,13 @@ class MappingConfig:
     """Key of the main camera; null: no images."""
     extra_view_images: Names = ()
     """Keys of further cameras."""
+    image_transform: dict[Name, ImageTransforms] = field(default_factory=dict)
+    """What is done to a camera's images, in order, by the camera's key: a list of `rotate_90`, `rotate_180`,
+    `rotate_270` (clockwise), `flip_horizontal` and `flip_vertical`; a camera that is not named stays as it is."""
     states: States = ()
     """State vectors, concatenated in this order; each a key or `{key, slice}`."""
+    quaternions: QuaternionOrder | None = None
+    """Order of the quaternions in `states`, real part first or last; null: as the simulator, or a recording, says."""
     gr00t_mapping: Gr00tMapping | None = None
     """Names of these inputs in a GR00T checkpoint; null: the checkpoint was made by Regrasp."""
     action_mapping: ActionMapping = ActionMapping()
@@ -201,6 +213,15 @@ class MappingConfig:
                 value=None,
                 expected="a camera key; or null, with states and without extra_view_images",
                 fix=f"set {key}.main_images, or {key}.states alone",
+            )
+        cameras = [name for name in (self.main_images, *self.extra_view_images) if name is not None]
+        if unknown := [name for name in self.image_transform if name not in cameras]:
+            yield UserError(
+                "No camera of the mapping has this key",
+                key=f"{key}.image_transform",
+                value=unknown,
+                expected=f"{cameras}, as main_images and extra_view_images have them",
+                fix="correct the key",
             )
         if self.data_config is not None and self.data_config_class is not None:
             yield UserError(

@@ -27,6 +27,8 @@ class StateSource:
     stop: int
 
 
+_QUARTER_TURNS = ("rotate_90", "rotate_270")
+"""What swaps an image's height and width."""
 STATE = "state"
 """Name of the whole state vector."""
 Range = tuple[int, int]
@@ -46,6 +48,12 @@ def camera_names(mapping: MappingConfig) -> tuple[str, ...]:
 def numbered_cameras(count: int) -> tuple[str, ...]:
     """Names of cameras that nobody has named, as datasets have them."""
     return ("main", *(f"extra_{index}" for index in range(count - 1)))[:count]
+
+
+def image_transforms(mapping: MappingConfig) -> tuple[tuple[str, ...], ...]:
+    """What is done to the images of the main camera and then of the extra ones."""
+    cameras = [name for name in (mapping.main_images, *mapping.extra_view_images) if name is not None]
+    return tuple(tuple(mapping.image_transform.get(name, ())) for name in cameras)
 
 
 def state_names(mapping: MappingConfig) -> dict[str, Range]:
@@ -87,12 +95,24 @@ class ObservationSelection:
         """The main camera and then the extra ones; empty without images."""
         self.states = tuple(self._state(i, entry.key, entry.slice) for i, entry in enumerate(config.states))
         self.camera_names = camera_names(config)
+        self.image_transforms = image_transforms(config)
+        """Of each of `cameras`."""
         self.state_names = state_names(config)
 
     @property
     def keys(self) -> tuple[str, ...]:
         """The raw observations needed; the simulator computes no others."""
         return tuple(dict.fromkeys((*self.cameras, *(source.key for source in self.states))))
+
+    @property
+    def camera_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """(height, width, 3) of each of `cameras`, as the policy sees them."""
+        return tuple(
+            (width, height, channels) if sum(name in _QUARTER_TURNS for name in transforms) % 2 else (height, width, 3)
+            for (height, width, channels), transforms in zip(
+                (self.raw[key].shape for key in self.cameras), self.image_transforms, strict=True
+            )
+        )
 
     @property
     def state_dim(self) -> int:

@@ -1,9 +1,10 @@
 """The configuration of one experiment: its blocks, how a file becomes one, and the arithmetic of its updates."""
 
 from regrasp.experiment.actor import ActorConfig, OptimConfig
+from regrasp.experiment.cluster import ClusterConfig, RolloutConfig
 from regrasp.experiment.config import ExperimentConfig
 from regrasp.experiment.env import EnvsConfig
-from regrasp.experiment.runner import ClusterConfig, LoggerConfig, RunnerConfig
+from regrasp.experiment.runner import LoggerConfig, RunnerConfig
 from regrasp.experiment.stages import CollectConfig, SftConfig
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "ExperimentConfig",
     "LoggerConfig",
     "OptimConfig",
+    "RolloutConfig",
     "RunnerConfig",
     "SftConfig",
 ]

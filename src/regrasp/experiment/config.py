@@ -8,8 +8,9 @@ from regrasp.algorithms.ppo import PpoConfig
 from regrasp.algorithms.registry import AnyAlgorithmConfig
 from regrasp.config.types import BLOCK
 from regrasp.experiment.actor import ActorConfig
+from regrasp.experiment.cluster import ClusterConfig, RolloutConfig
 from regrasp.experiment.env import EnvsConfig
-from regrasp.experiment.runner import ClusterConfig, RunnerConfig
+from regrasp.experiment.runner import RunnerConfig
 from regrasp.experiment.stages import CollectConfig, SftConfig
 from regrasp.models.pretraining import PretrainConfig
 
@@ -26,6 +27,8 @@ class ExperimentConfig:
     """Simulators, tasks, observations and actions."""
     actor: ActorConfig
     """The policy and its optimizer."""
+    rollout: RolloutConfig = RolloutConfig()
+    """The policy in the environments."""
     algorithm: AnyAlgorithmConfig = PpoConfig()
     """Rollout, advantages and loss."""
     pretrain: PretrainConfig | None = None

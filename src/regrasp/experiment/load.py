@@ -36,6 +36,8 @@ from regrasp.experiment.validate import cross_check, oddities, unlike_rlinf
 
 _ADAPTER = TypeAdapter(ExperimentConfig)
 _ROOT = Spec(ExperimentConfig)
+_WHOLE = {"cluster.component_placement"}
+"""Blocks that an override replaces, because their keys are of a user's own making."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,8 @@ def load_config(
     config_path: pathlib.Path | None = None,
     flags: Mapping[str, str] | None = None,
     task: str | None = None,
+    *,
+    trains: bool = True,
 ) -> LoadedConfig:
     """Load, convert and check an experiment.
 
@@ -89,13 +93,14 @@ def load_config(
         config_path: Folder that is searched before the shipped experiments.
         flags: The flag of the command line that stands for an override, by the override's text; for messages.
         task: The task that the overrides name, whose simulator replaces the file's.
+        trains: Whether an update is to be made; without one, what its size contradicts does not matter.
 
     Raises:
         UserError: The file is not found or broken, an override is bad, the experiment asks for what is not in this
             release, or values are wrong. All wrong values are in one error.
     """
     file = find_config(name, config_path, lambda: experiment_folders(overrides))
-    composition = compose_experiment(file, overrides, flags)
+    composition = compose_experiment(file, overrides, flags, _WHOLE)
     raise_problems(unreleased(composition.sources.written, _ROOT), composition.sources)
     values = composition.resolved()
     merged = merge_names(values, composition.sources.overrides)
@@ -114,9 +119,9 @@ def load_config(
     except ValidationError as error:
         raise_problems([*simulators.problems, *schema_problems(error, values, _ROOT)], sources)
         raise
-    raise_problems([*simulators.problems, *cross_check(config)], sources)
+    raise_problems([*simulators.problems, *cross_check(config, trains=trains)], sources)
     config = _without_idle_value_head(config)
-    warnings = [*merged.warnings, *idle, *oddities(config)]
+    warnings = [*merged.warnings, *idle, *oddities(config, trains=trains)]
     if reasons:
         warnings.insert(0, rlinf_notice(reasons, list(unlike_rlinf(config)), file))
     return LoadedConfig(config, file, tuple(overrides), tuple(reasons), tuple(warnings), sources)

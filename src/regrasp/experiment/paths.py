@@ -7,6 +7,8 @@ from typing import Literal
 
 from regrasp.errors import UserError
 from regrasp.experiment import ExperimentConfig
+from regrasp.experiment.shipped import experiments_for
+from regrasp.models.config import ModelConfig
 from regrasp.models.registry import check_folder
 
 Stage = Literal["train", "play", "sft"]
@@ -14,6 +16,11 @@ PUBLISHED_BACKBONE = "the folder of a published GR00T N1.5 (docs/models.md)"
 """What `sft.backbone` has to be where the experiment does not pretrain one."""
 DOWNLOAD_BACKBONE = "`hf download nvidia/GR00T-N1.5-3B --local-dir GR00T-N1.5-3B`, then --backbone GR00T-N1.5-3B"
 """How to get it."""
+_MODEL_FOLDER = "a folder in Hugging Face format, with config.json"
+
+
+class MissingInputError(UserError):
+    """What a stage reads is not there, or not yet: an earlier stage makes it, or a download."""
 
 
 def require_paths(config: ExperimentConfig, stage: Stage) -> None:
@@ -24,7 +31,8 @@ def require_paths(config: ExperimentConfig, stage: Stage) -> None:
         stage: `train` and `play` read the model, `train` a checkpoint to resume, `sft` the demonstrations.
 
     Raises:
-        UserError: A folder is missing, or the stage needs one that is not given.
+        MissingInputError: A folder is missing, or the stage needs one that is not given.
+        UserError: A folder is not what the stage reads.
     """
     if stage == "sft":
         _require_demonstrations(config)
@@ -34,22 +42,41 @@ def require_paths(config: ExperimentConfig, stage: Stage) -> None:
         _require_model(config)
     if resumes is not None:
         expected = "a checkpoint folder (global_step_N) or the folder of a run"
-        _require_folder("runner.resume_dir", resumes, expected, "correct the path, or leave it out to start anew")
+        fix = "correct the path, or leave it out to start anew"
+        _require_folder("runner.resume_dir", resumes, expected, fix, UserError)
 
 
 def _require_model(config: ExperimentConfig) -> None:
     model, key = config.actor.model, "actor.model.model_path"
-    expected = "a folder in Hugging Face format, with config.json"
     if model.model_path is None:
         if model.needs_pretrained:
-            fix = "pass --model_path; `regrasp sft` makes a base model"
-            raise UserError("No pretrained model is given.", key=key, expected=expected, fix=fix)
+            fix = f"pass --model_path; {_how_to_get_a_model(config)}"
+            raise MissingInputError("No pretrained model is given.", key=key, expected=_MODEL_FOLDER, fix=fix)
         return
-    fix = "correct the path; a model of the Hugging Face hub has to be downloaded first (`hf download`)"
-    folder = _require_folder(key, model.model_path, expected, fix)
-    if not (folder / "config.json").is_file():
-        raise UserError("The folder has no config.json.", key=key, value=str(folder), expected=expected, fix=fix)
-    check_folder(model, folder)
+    fix = f"correct the path; {_how_to_get_a_model(config)}"
+    folder = _require_folder(key, model.model_path, _MODEL_FOLDER, fix)
+    check_folder(model, folder, lambda found: _advise(config, found), key)
+
+
+def _how_to_get_a_model(config: ExperimentConfig) -> str:
+    """Where the model that an experiment starts from comes from."""
+    published = "a model of the Hugging Face hub has to be downloaded first (`hf download`)"
+    if config.sft is None:
+        return published
+    stages = ["pretrain", *(["collect"] if config.collect else []), "sft"] if config.pretrain else ["sft"]
+    if config.pretrain is None and config.actor.model.needs_pretrained:
+        return f"{published}, and `regrasp sft` makes a base model of it and demonstrations"
+    if config.pretrain is None and config.collect:
+        stages = ["collect", "sft"]
+    commands = ", then ".join(f"`regrasp {stage}`" for stage in stages)
+    return f"{commands} with the same --config_name make a base model, in {config.sft.output_dir}/ by default"
+
+
+def _advise(config: ExperimentConfig, found: type[ModelConfig]) -> str:
+    """What to do about a folder of another model than the experiment's."""
+    names = experiments_for(found, config.env.train.init_params.id)
+    fitting = f"name an experiment with this kind of model, --config_name {' or '.join(names)}" if names else ""
+    return ", or ".join(filter(None, [fitting, "give another --model_path"]))
 
 
 def _require_demonstrations(config: ExperimentConfig) -> None:
@@ -60,7 +87,7 @@ def _require_demonstrations(config: ExperimentConfig) -> None:
     fix = "run `regrasp collect` first, or `regrasp convert` on recordings (.hdf5), or give the folder of a dataset"
     expected = "the folder of a dataset of demonstrations"
     if data is None:
-        raise UserError("No demonstrations are given.", key="sft.data", expected=expected, fix=fix)
+        raise MissingInputError("No demonstrations are given.", key="sft.data", expected=expected, fix=fix)
     _require_folder("sft.data" if config.sft.data else "collect.output_dir", data, expected, fix)
     if config.sft.backbone is not None:
         expected = "the folder of a pretrained backbone"
@@ -70,9 +97,12 @@ def _require_demonstrations(config: ExperimentConfig) -> None:
         _require_folder("sft.backbone", config.sft.backbone, expected, fix)
 
 
-def _require_folder(key: str, value: str, expected: str, fix: str) -> Path:
+def _require_folder(
+    key: str, value: str, expected: str, fix: str, missing: type[UserError] = MissingInputError
+) -> Path:
     folder = Path(value).expanduser()
-    if not folder.is_dir():
-        problem = "This is a file, not a folder." if folder.exists() else "The folder does not exist."
-        raise UserError(problem, key=key, value=value, expected=expected, fix=fix)
+    if folder.exists() and not folder.is_dir():
+        raise UserError("This is a file, not a folder.", key=key, value=value, expected=expected, fix=fix)
+    if not folder.exists():
+        raise missing("The folder does not exist.", key=key, value=value, expected=expected, fix=fix)
     return folder

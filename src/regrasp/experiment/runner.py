@@ -1,19 +1,14 @@
-"""Blocks `runner` and `cluster`: what a run does, where it writes, where it runs."""
+"""Block `runner`: what a run does and where it writes."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 from pydantic.dataclasses import dataclass
 
-from regrasp.config.types import BLOCK, Expect, FolderName, Interval, Name, Names, PositiveInt, Seed
-from regrasp.errors import UserError
+from regrasp.config.types import BLOCK, Expect, FolderName, Interval, Name, NonNegativeInt, PositiveInt, Seed
 
-_DEVICES = re.compile(r"all|{0}(:{0})?(,{0}(:{0})?)*".format(r"\d+(-\d+)?"))
-_ROLES = ("actor", "env", "rollout")
 Backend = Literal["tensorboard", "wandb", "swanlab"]
 _BACKENDS = "a list of 'tensorboard', 'wandb' and 'swanlab', one of them, or null"
 
@@ -74,53 +69,12 @@ class RunnerConfig:
     """Where a rollout's features or images are kept: on the policy's device, or in pinned memory of the host."""
     torch_threads: PositiveInt | None = None
     """CPU threads of torch; null: torch decides."""
+    max_staleness: Annotated[int, Field(ge=0, le=1)] = 0
+    """Updates by which the policy that acts may be older than the one that learns; 0: every rollout waits for it."""
+    max_restarts: NonNegativeInt = 3
+    """How often a run begins an update anew because a process of it died, before it ends."""
 
     @property
     def evaluates(self) -> bool:
         """Whether the run only evaluates."""
         return self.only_eval or self.task_type == "embodied_eval"
-
-
-@dataclass(frozen=True, config=BLOCK)
-class Placement:
-    """Devices of a role in a group of machines."""
-
-    placement: int | str
-    """Devices, as without a group."""
-    node_group: str | Names = "cluster"
-    """RLinf's name of the group; there is one machine."""
-
-
-@dataclass(frozen=True, config=BLOCK)
-class ClusterConfig:
-    """Machines, and the devices of each role."""
-
-    num_nodes: PositiveInt = 1
-    """Machines of the run."""
-    component_placement: Annotated[
-        dict[str, int | str | Placement],
-        Expect("a block of roles (actor, env, rollout) and devices: 'all', 0, '0-3', or {placement: '0-3'}"),
-    ] = Field(default_factory=lambda: {"actor,env,rollout": "all"})
-    """Devices by role; roles that share a placement are joined by a comma."""
-
-    def problems(self) -> Iterator[UserError]:
-        """Machines and placements that are not supported."""
-        if self.num_nodes > 1:
-            yield UserError(
-                "Not in this release",
-                key="cluster.num_nodes",
-                value=self.num_nodes,
-                expected="1: several machines are not in this release",
-                fix="set cluster.num_nodes=1",
-            )
-        given = sorted(role.strip() for roles in self.component_placement for role in roles.split(","))
-        places = (getattr(value, "placement", value) for value in self.component_placement.values())
-        devices = (str(place).replace(" ", "") for place in places)
-        if given != list(_ROLES) or not all(map(_DEVICES.fullmatch, devices)):
-            yield UserError(
-                "Not a placement",
-                key="cluster.component_placement",
-                value=dict(self.component_placement),
-                expected=f"each of {', '.join(_ROLES)} once, on 'all' or on devices such as '0-3' or '0,2'",
-                fix="write cluster.component_placement: {'actor,env,rollout': all}",
-            )

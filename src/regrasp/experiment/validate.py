@@ -6,18 +6,26 @@ from collections.abc import Iterator
 from dataclasses import asdict, is_dataclass
 from typing import Any
 
+from regrasp.envs.selection import image_transforms
 from regrasp.errors import UserError
 from regrasp.experiment import ExperimentConfig
 from regrasp.experiment.batches import batch_equation, num_optimizer_steps, num_samples, num_updates
 from regrasp.experiment.inputs import input_names
 
 
-def cross_check(config: ExperimentConfig) -> Iterator[UserError]:
-    """Everything that is wrong with a configuration whose single values are right."""
+def cross_check(config: ExperimentConfig, *, trains: bool) -> Iterator[UserError]:
+    """Everything that is wrong with a configuration whose single values are right.
+
+    Args:
+        config: The experiment.
+        trains: Whether an update is to be made, if the configuration asks for training at all.
+    """
     train, model = config.env.train, config.actor.model
     inputs = {f"env.{name}.mapping": input_names(env.mapping) for name, env in vars(config.env).items()}
     yield from config.actor.problems()
-    yield from config.algorithm.problems(train)
+    if trains and not config.runner.evaluates:
+        yield from config.algorithm.problems(train)
+        yield from _check_warmup(config)
     yield from train.rollout_problems("env.train", model.num_action_chunks)
     yield from train.problems("env.train")
     yield from config.env.eval.problems("env.eval")
@@ -30,15 +38,15 @@ def cross_check(config: ExperimentConfig) -> Iterator[UserError]:
     yield from _check_embodiment(config)
 
 
-def oddities(config: ExperimentConfig) -> list[str]:
-    """What is valid and probably not what was meant."""
+def oddities(config: ExperimentConfig, *, trains: bool) -> list[str]:
+    """What is valid and probably not what was meant; `trains` as for `cross_check`."""
     actor = config.actor
     warnings = [
         *config.env.train.mapping.oddities("env.train.mapping"),
         *actor.model.oddities(),
-        *actor.fsdp_config.oddities(),
+        *(actor.fsdp_config.oddities() if trains else ()),
     ]
-    if actor.global_batch_size > num_samples(config):
+    if trains and not config.runner.evaluates and actor.global_batch_size > num_samples(config):
         warnings.insert(
             0,
             f"actor.global_batch_size ({actor.global_batch_size}) is more than one update's samples"
@@ -62,7 +70,7 @@ def unlike_rlinf(config: ExperimentConfig) -> Iterator[str]:
 
 
 def _check_learning(config: ExperimentConfig) -> Iterator[UserError]:
-    """What the algorithm needs of the policy, and the optimizer of the length of the run."""
+    """What the algorithm needs of the policy, and what an evaluation has no use for."""
     if "value" in config.algorithm.needs and not config.actor.model.add_value_head:
         yield UserError(
             "A value head is needed",
@@ -71,8 +79,21 @@ def _check_learning(config: ExperimentConfig) -> Iterator[UserError]:
             expected=f"true, since algorithm.loss_type is {config.algorithm.loss_type}",
             fix="set actor.model.add_value_head=true",
         )
+    if config.runner.evaluates and config.runner.resume_dir is not None:
+        yield UserError(
+            "An evaluation does not go on from a checkpoint",
+            key="runner.resume_dir",
+            value=config.runner.resume_dir,
+            expected="null, for a run that only evaluates",
+            fix="give the checkpoint's folder model/ as --model_path; or lay its weights over the base model, with"
+            " runner.ckpt_path or `regrasp play --rl_model_path`",
+        )
+
+
+def _check_warmup(config: ExperimentConfig) -> Iterator[UserError]:
+    """What the optimizer needs of the length of the run."""
     warmup, run_steps = config.actor.optim.critic_warmup_steps, num_updates(config) * num_optimizer_steps(config)
-    if not config.runner.evaluates and 0 < run_steps <= warmup:
+    if 0 < run_steps <= warmup:
         yield UserError(
             "Longer than the run",
             key="actor.optim.critic_warmup_steps",
@@ -95,6 +116,16 @@ def _check_embodiment(config: ExperimentConfig) -> Iterator[UserError]:
                 expected=f"{trained}, as in env.train.mapping: one policy is trained and evaluated",
                 fix=f"give env.eval.mapping.{field} the value of env.train.mapping.{field}",
             )
+    seen = [(config.env.train, train), (config.env.eval, evaluation)]
+    cameras = [(env.env_type, mapping.main_images, mapping.extra_view_images) for env, mapping in seen]
+    if cameras[0] == cameras[1] and image_transforms(train) != image_transforms(evaluation):
+        yield UserError(
+            "The same cameras are seen in two ways",
+            key="env.eval.mapping.image_transform",
+            value=evaluation.image_transform,
+            expected=f"{train.image_transform}, as in env.train.mapping: one policy is trained and evaluated",
+            fix="give env.eval.mapping.image_transform the value of env.train.mapping.image_transform",
+        )
     for field in ("obs_converter_type", "embodiment_tag"):
         value = getattr(config.actor.model, field)
         for name, mapping in (("train", train), ("eval", evaluation)):

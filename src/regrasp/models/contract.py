@@ -15,6 +15,7 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 
 from regrasp.envs.contract import Observation
+from regrasp.envs.quaternions import QuaternionOrder
 from regrasp.models.observations import check_observation
 from regrasp.seeding import KeyedNoise
 
@@ -81,6 +82,8 @@ class PolicySpec:
     """The embodiment it was trained for; None where a policy knows of none."""
     embodiment_id: int | None = None
     """Slot of the per-embodiment projectors, None for a policy without."""
+    quaternions: QuaternionOrder | None = None
+    """In which order the state it was trained on has quaternions; None where it is not known."""
 
     @property
     def num_views(self) -> int:

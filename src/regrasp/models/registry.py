@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from regrasp.checkpoint.layout import MANIFEST, step_of
 from regrasp.config.owned import ByType
 from regrasp.errors import UserError
 from regrasp.models.config import CONFIG_FILE, ModelConfig
@@ -84,21 +85,32 @@ def load_policy(path: str | Path, inputs: InputNames | None = None) -> Policy:
     return model_in(folder).open(folder, inputs)
 
 
-def check_folder(model: ModelConfig, path: str | Path) -> Path:
+def check_folder(
+    model: ModelConfig,
+    path: str | Path,
+    advise: Callable[[type[ModelConfig]], str] | None = None,
+    key: str | None = None,
+) -> Path:
     """Check that a folder holds the model that an experiment asks for, and return it.
+
+    Args:
+        model: What the experiment asks for.
+        path: The folder.
+        advise: What to do about a folder that holds the model that it is given; None: a word for all.
+        key: What names the folder, for errors.
 
     Raises:
         UserError: The folder is missing or damaged, or holds another model.
     """
     folder = Path(path).expanduser()
-    found = model_in(folder)
+    found = model_in(folder, key)
     if not isinstance(model, found):
         raise UserError(
             "The model folder holds another model than the experiment asks for",
             key="actor.model.model_type",
             value=model.model_type,
             expected=f"{found.names()[0]}, which {folder / CONFIG_FILE} is of",
-            fix="correct actor.model.model_type, or give another --model_path",
+            fix=advise(found) if advise else "correct actor.model.model_type, or give another --model_path",
         )
     return folder
 
@@ -117,4 +129,28 @@ def model_in(folder: Path, key: str | None = None) -> type[ModelConfig]:
     from regrasp.models.weights import read_json
 
     require_sound_model(folder)
+    if not (folder / CONFIG_FILE).exists():
+        raise _no_model_folder(folder, key)
     return model_of(read_json(folder / CONFIG_FILE), folder / CONFIG_FILE)
+
+
+def _no_model_folder(folder: Path, key: str | None) -> UserError:
+    """What to say of a folder without config.json; one that has a model folder inside is often meant."""
+    inside, fix = _model_inside(folder), f"give a complete model folder, or restore its {CONFIG_FILE}"
+    if inside is not None:
+        fix = f"give the folder inside it: {inside}"
+    elif (folder / MANIFEST).is_file():
+        fix = "this checkpoint was saved without its folder model/: give the base model, and this as --rl_model_path"
+    problem, expected = f"This is no model folder: it has no {CONFIG_FILE}", f"a folder with {CONFIG_FILE} and weights"
+    if key is None:
+        return UserError(problem, file=folder, expected=expected, fix=fix)
+    return UserError(problem, key=key, value=str(folder), expected=expected, fix=fix)
+
+
+def _model_inside(folder: Path) -> Path | None:
+    """The model folder in a folder of a checkpoint, of checkpoints, of a run or of stages; of the newest checkpoint."""
+    for pattern in ("*", "global_step_*/*", "*/global_step_*/*", "*/*/global_step_*/*"):
+        folders = (file.parent for file in folder.glob(f"{pattern}/{CONFIG_FILE}"))
+        if found := [path for path in folders if any(path.glob("*.safetensors"))]:
+            return max(found, key=lambda path: (step_of(path.parent) or 0, path))
+    return None

@@ -15,6 +15,7 @@ from torch import Tensor
 from regrasp.data.lerobot import DatasetWriter
 from regrasp.data.lerobot.schema import INFO_PATH
 from regrasp.engine.acting import create_chooser
+from regrasp.engine.policies import check_folder_fits
 from regrasp.envs.config import EnvConfig
 from regrasp.envs.contract import STATE, Observation, VecEnv
 from regrasp.envs.mapping import ActionMapping
@@ -97,6 +98,25 @@ class DemonstrationRecorder(Recorder):
         return self._running.pop(index)
 
 
+def check(config: ExperimentConfig, output: Path | None, policy: str, *, overwrite: bool) -> Path:
+    """Find, before a simulator starts, what a recording would be refused for; see `collect`.
+
+    Returns:
+        The folder that it writes.
+    """
+    assert config.collect is not None
+    key = "collect.output_dir" if output is None else "--output"
+    folder = output or Path(config.collect.output_dir)
+    require_output(folder, replaces=INFO_PATH, overwrite=overwrite, key=key)
+    if policy == "expert":
+        env_type_of(config.env.train, "train").check_expert(config.env.train, "train")
+    elif policy == "model":
+        check_folder_fits(config, "train")
+    else:
+        load_script(policy)
+    return folder
+
+
 def collect(
     config: ExperimentConfig, output: Path | None = None, policy: str = "expert", *, overwrite: bool = False
 ) -> tuple[Path, int]:
@@ -117,13 +137,7 @@ def collect(
         SimulatorError: As `record`.
     """
     assert config.collect is not None
-    key = "collect.output_dir" if output is None else "--output"
-    folder = output or Path(config.collect.output_dir)
-    require_output(folder, replaces=INFO_PATH, overwrite=overwrite, key=key)
-    if policy == "expert":
-        env_type_of(config.env.train, "train").check_expert(config.env.train, "train")
-    elif policy != "model":
-        load_script(policy)
+    folder = check(config, output, policy, overwrite=overwrite)
     seed = config.seed if config.collect.seed is None else config.collect.seed
     num_envs = min(config.env.train.total_num_envs, config.collect.num_demos)
     train = dataclasses.replace(config.env.train, total_num_envs=num_envs)
@@ -167,8 +181,7 @@ def record(
     limit = int(config.num_demos * config.max_attempts_factor)
     fps = round(1 / env.spec.step_seconds)
     observations = ObservationSelection(env_config.mapping, env.spec.raw_observations, "env.train.mapping")
-    shapes = [observations.raw[key].shape for key in observations.cameras]
-    features = demonstration_features(env.spec.state_dim, mapping.policy_dim, shapes)
+    features = demonstration_features(env.spec.state_dim, mapping.policy_dim, observations.camera_shapes)
     writer = DatasetWriter(
         output,
         fps=fps,
@@ -176,7 +189,7 @@ def record(
         features=features,
         overwrite=True,
         modality=modality(env_config.mapping, observations, mapping.policy_dim),
-        sources=sources(observations),
+        sources=sources(observations, env.spec.quaternions),
     )
     attempts = 0
     with progress("Collecting demonstrations", config.num_demos) as bar, writer:

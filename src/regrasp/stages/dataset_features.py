@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NotRequired
 
 import numpy as np
 from pydantic import TypeAdapter
@@ -15,7 +15,8 @@ from regrasp.data.lerobot import DemonstrationDataset
 from regrasp.data.lerobot.metadata import damaged
 from regrasp.data.lerobot.schema import INFO_PATH, MODALITY_PATH, SOURCES_PATH
 from regrasp.envs.mapping_config import MappingConfig, StateEntry
-from regrasp.envs.selection import StateSource, camera_names, is_name_of, state_names
+from regrasp.envs.quaternions import QuaternionOrder, check_same_order
+from regrasp.envs.selection import StateSource, camera_names, image_transforms, is_name_of, state_names
 from regrasp.errors import UserError
 from regrasp.experiment import ExperimentConfig
 from regrasp.experiment.stages import FeaturesConfig
@@ -140,7 +141,7 @@ def check_sources(dataset: DemonstrationDataset, config: ExperimentConfig) -> li
     found = _read_sources(dataset)
     if found is None or (config.sft is not None and config.sft.features != FeaturesConfig()):
         return warnings
-    cameras, states = found
+    cameras, states = found["cameras"], found["states"]
     if uses_images and len(asked) != len(cameras):
         key = "env.train.mapping.extra_view_images" if asked else "env.train.mapping.main_images"
         raise _other_mapping(dataset, key, asked, f"{len(cameras)} camera(s) in all")
@@ -148,6 +149,12 @@ def check_sources(dataset: DemonstrationDataset, config: ExperimentConfig) -> li
     if uses_images and not (all(named) and len(asked) == len(cameras)):
         key = "extra_view_images" if named[:1] == [True] else "main_images"
         raise _other_mapping(dataset, f"env.train.mapping.{key}", asked, ", ".join(cameras))
+    transforms = [list(names) for names in image_transforms(mapping)]
+    made_with = found.get("image_transforms", [[]] * len(cameras))
+    if uses_images and transforms != made_with:
+        raise _other_mapping(
+            dataset, "env.train.mapping.image_transform", mapping.image_transform, _by_camera(asked, made_with)
+        )
     same = len(mapping.states) == len(states) and all(
         is_name_of(entry.key, part.key)
         and (part.start == 0 if entry.slice is None else entry.slice == (part.start, part.stop))
@@ -166,21 +173,43 @@ class _Sources(TypedDict):
     """Content of meta/sources.json."""
 
     cameras: list[str]
+    image_transforms: NotRequired[list[list[str]]]
+    """Absent where images were taken as they came."""
     states: list[StateSource]
+    quaternions: NotRequired[QuaternionOrder | None]
 
 
 _SOURCES = TypeAdapter(_Sources)
 
 
-def _read_sources(dataset: DemonstrationDataset) -> tuple[list[str], list[StateSource]] | None:
+def quaternion_order(dataset: DemonstrationDataset, mapping: MappingConfig) -> QuaternionOrder | None:
+    """The order of the quaternions that the demonstrations hold, as they say or else the mapping; None: neither.
+
+    Raises:
+        UserError: They are in another order than the mapping says.
+    """
+    found = _read_sources(dataset)
+    recorded = None if found is None else found.get("quaternions")
+    if found is not None:
+        made, location = f"the demonstrations in {dataset.root}", "env.train.mapping"
+        check_same_order(found["states"], mapping.quaternions, recorded, location=location, made=made)
+    return recorded or mapping.quaternions
+
+
+def _read_sources(dataset: DemonstrationDataset) -> _Sources | None:
     path = dataset.root / SOURCES_PATH
     if not path.exists():
         return None
     try:
-        found = _SOURCES.validate_json(path.read_bytes(), strict=True)
+        return _SOURCES.validate_json(path.read_bytes(), strict=True)
     except (OSError, ValueError) as error:
         raise damaged(path, f"it does not list cameras and states ({error})") from error
-    return found["cameras"], found["states"]
+
+
+def _by_camera(cameras: Sequence[str], transforms: Sequence[Sequence[str]]) -> str:
+    """`{'table_cam': ['rotate_180']}`."""
+    pairs = zip(cameras, transforms, strict=False)
+    return str({name: list(names) for name, names in pairs if names})
 
 
 def _other_mapping(dataset: DemonstrationDataset, key: str, value: Any, expected: str) -> UserError:

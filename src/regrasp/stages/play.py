@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from regrasp.checkpoint.read import full_weights_file
 from regrasp.engine.acting import create_chooser
 from regrasp.engine.policies import check_folder_fits
 from regrasp.envs.registry import create_env, env_type_of
+from regrasp.experiment import ExperimentConfig
 from regrasp.experiment.load import LoadedConfig
 from regrasp.folders import atomic_file
 from regrasp.logging.intervals import wilson_interval
@@ -49,15 +51,26 @@ class PlayResult:
     seconds: float
 
 
+def check(config: ExperimentConfig, options: PlayOptions) -> None:
+    """Find, before a simulator starts, what an evaluation would be refused for.
+
+    Raises:
+        UserError: What is to act is not there, or does not fit.
+    """
+    if options.rl_model_path is not None:
+        full_weights_file(options.rl_model_path)
+    if options.kind == "model":
+        check_folder_fits(config, "eval")
+    if options.kind == "expert":
+        env_type_of(config.env.eval, "eval").check_expert(config.env.eval, "eval")
+
+
 def play(loaded: LoadedConfig, run_dir: Path, options: PlayOptions) -> PlayResult:
     """Evaluate `env.eval.num_episodes` episodes, write results and videos into `run_dir`, and print a table."""
     config = loaded.config
     started = time.monotonic()
     max_chunk = config.actor.model.num_action_chunks if options.kind == "model" else 1
-    if options.kind == "model":
-        check_folder_fits(config, "eval")
-    if options.kind == "expert":
-        env_type_of(config.env.eval, "eval").check_expert(config.env.eval, "eval")
+    check(config, options)
     with contextlib.closing(create_env(config.env.eval, "eval", max_chunk, config.seed)) as env:
         choose = create_chooser(options.kind, config, env, "eval", config.seed, options.rl_model_path)
         videos = EpisodeVideos(run_dir, config.env.eval.video_cfg, env.spec.step_seconds, options.group)

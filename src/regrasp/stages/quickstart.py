@@ -14,6 +14,7 @@ from typing import Any
 from regrasp.checkpoint.layout import EXPORT
 from regrasp.checkpoint.read import find_checkpoint
 from regrasp.config.types import changed
+from regrasp.envs.registry import env_type_of
 from regrasp.errors import UserError
 from regrasp.experiment import ExperimentConfig
 from regrasp.experiment.load import LoadedConfig
@@ -22,9 +23,10 @@ from regrasp.logging.report import Group
 from regrasp.runner.run_folder import checkpoints_folder
 from regrasp.stages.collect import collect
 from regrasp.stages.play import PlayOptions, play
-from regrasp.stages.pretrain import pretrain
+from regrasp.stages.pretrain import check_instructions, pretrain
 from regrasp.stages.report import SUMMARY_FILE, report_run, versions
 from regrasp.stages.sft import train_base
+from regrasp.stages.train import check as check_training
 from regrasp.stages.train import train
 
 _log = logging.getLogger(__name__)
@@ -89,6 +91,17 @@ class _Journal:
             draft.write_text(json.dumps(self.stages, indent=2), encoding="utf-8")
 
 
+def check(config: ExperimentConfig) -> None:
+    """Find, before the first stage, what a later one would be refused for.
+
+    Raises:
+        UserError: See the stages' own checks.
+    """
+    check_instructions(config)
+    env_type_of(config.env.train, "train").check_expert(config.env.train, "train")
+    check_training(changed(config, "actor.model.model_path", None))
+
+
 def quickstart(loaded: LoadedConfig, folder: Path, command: str) -> None:
     """Run every stage in `folder`, and write summary and report; `command` is how to run it again.
 
@@ -97,6 +110,7 @@ def quickstart(loaded: LoadedConfig, folder: Path, command: str) -> None:
     """
     _log.info("Logging to: %s", folder.resolve())
     config, seed = loaded.config, loaded.config.seed
+    check(config)
     journal = _Journal.open(folder, loaded.to_yaml())
     base = folder / "base"
     pretrained = journal.run("pretrain", "Backbone: where is what the words name?", lambda: _pretrain(config))

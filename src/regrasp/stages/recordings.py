@@ -69,8 +69,7 @@ class EpisodeConverter:
     @property
     def layout(self) -> Layout:
         """Sizes that have to be those of the other episodes."""
-        shapes = tuple(self._episode.observations[key].shape for key in self.observations.cameras)
-        return Layout(self.observations.state_dim, shapes)
+        return Layout(self.observations.state_dim, self.observations.camera_shapes)
 
     def read(self, recording: RecorderFile) -> ConvertedEpisode:
         """Read the episode and arrange it as the environment would.

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from regrasp.data.lerobot import DemonstrationDataset
 from regrasp.engine.policies import check_inputs, choose_device
 from regrasp.envs.selection import camera_names, state_names
-from regrasp.errors import TrainingHaltedError, UserError
+from regrasp.errors import TrainingHaltedError
 from regrasp.experiment import ExperimentConfig, SftConfig
 from regrasp.experiment.inputs import input_names
-from regrasp.experiment.paths import DOWNLOAD_BACKBONE, PUBLISHED_BACKBONE
+from regrasp.experiment.paths import DOWNLOAD_BACKBONE, PUBLISHED_BACKBONE, MissingInputError
 from regrasp.folders import atomic_folder, require_output
 from regrasp.learner.schedule import cosine
 from regrasp.logging.progress import progress
@@ -26,7 +26,7 @@ from regrasp.models.config import DatasetFacts
 from regrasp.models.contract import Policy
 from regrasp.models.normalization import Statistics
 from regrasp.seeding import KeyedNoise, torch_generator
-from regrasp.stages.dataset_features import DatasetFeatures, check_sources, find_features
+from regrasp.stages.dataset_features import DatasetFeatures, check_sources, find_features, quaternion_order
 from regrasp.stages.demonstrations import check_actions
 from regrasp.stages.pretrain import cached_backbone
 from regrasp.stages.training_frames import Frames, load_frames
@@ -45,6 +45,35 @@ class SftResult:
     num_frames: int
     train_loss: float
     validation_loss: float | None
+
+
+def check(
+    config: ExperimentConfig,
+    data: Path | None = None,
+    backbone: Path | None = None,
+    output: Path | None = None,
+    *,
+    overwrite: bool = False,
+) -> tuple[Path, DatasetFeatures, Path | None]:
+    """Find, before anything is read in full, what the stage would be refused for; see `train_base`.
+
+    Returns:
+        The folder that it writes, the dataset, and the backbone.
+    """
+    sft = config.sft
+    assert sft is not None
+    key = "sft.output_dir" if output is None else "--output"
+    folder = output or Path(sft.output_dir)
+    require_output(folder, replaces=MODEL_FILE, overwrite=overwrite, key=key)
+    if data is None:
+        data = Path(sft.data or (config.collect.output_dir if config.collect else "demos"))
+    dataset = DemonstrationDataset(data)
+    for warning in check_sources(dataset, config):
+        _log.warning(warning)
+    features = find_features(dataset, config)
+    if config.actor.model.needs_pretrained:
+        backbone = backbone or _backbone(config)
+    return folder, features, backbone
 
 
 def train_base(
@@ -74,18 +103,9 @@ def train_base(
     """
     sft = config.sft
     assert sft is not None
-    key = "sft.output_dir" if output is None else "--output"
-    folder = output or Path(sft.output_dir)
-    require_output(folder, replaces=MODEL_FILE, overwrite=overwrite, key=key)
-    if data is None:
-        data = Path(sft.data or (config.collect.output_dir if config.collect else "demos"))
-    if config.actor.model.needs_pretrained:
-        backbone = backbone or _backbone(config)
+    folder, features, backbone = check(config, data, backbone, output, overwrite=overwrite)
+    dataset = features.dataset
     seed = config.seed if sft.seed is None else sft.seed
-    dataset = DemonstrationDataset(data)
-    for warning in check_sources(dataset, config):
-        _log.warning(warning)
-    features = find_features(dataset, config)
     device = choose_device()
     policy = _base_policy(config, features, backbone, sft.train == "all", seed).to(device)
     train, validation = load_frames(policy, features, config.env.train.mapping, sft)
@@ -104,7 +124,7 @@ def _backbone(config: ExperimentConfig) -> Path:
     """The pretrained backbone that the configuration names, or the cached one.
 
     Raises:
-        UserError: It is not there.
+        MissingInputError: It is not there.
     """
     assert config.sft is not None
     expected = "a folder written by `regrasp pretrain`"
@@ -121,9 +141,9 @@ def _backbone(config: ExperimentConfig) -> Path:
         folder = cached_backbone(config.pretrain)
         problem = f"No backbone was pretrained with these values of pretrain.*; it would be {folder}"
     else:
-        raise UserError("No pretrained backbone is given", key="sft.backbone", expected=expected, fix=fix)
+        raise MissingInputError("No pretrained backbone is given", key="sft.backbone", expected=expected, fix=fix)
     if not (folder / MODEL_FILE).is_file():
-        raise UserError(problem, key="sft.backbone", value=str(folder), expected=expected, fix=fix)
+        raise MissingInputError(problem, key="sft.backbone", value=str(folder), expected=expected, fix=fix)
     return folder
 
 
@@ -136,7 +156,13 @@ def _base_policy(
     state, action = (Statistics.of(torch.from_numpy(values)) for values in (states, actions))
     mapping = config.env.train.mapping
     facts = DatasetFacts(
-        state, action, input_names(mapping), camera_names(mapping), state_names(mapping), float(features.dataset.fps)
+        state,
+        action,
+        input_names(mapping),
+        camera_names(mapping),
+        state_names(mapping),
+        float(features.dataset.fps),
+        quaternion_order(features.dataset, mapping),
     )
     policy = config.actor.model.from_dataset(facts, backbone=backbone, whole=whole, seed=seed)
     check_inputs(policy, mapping)

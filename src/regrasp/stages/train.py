@@ -13,13 +13,14 @@ from regrasp.config.types import changed
 from regrasp.engine.base import Engine
 from regrasp.engine.local import LocalEngine
 from regrasp.engine.memory import check_disk, policy_memory
+from regrasp.engine.placement import Resources, plan
 from regrasp.engine.policies import check_fit, check_folder_fits, choose_device, create_policy, load_model
 from regrasp.envs.contract import EnvSpec, VecEnv
 from regrasp.envs.registry import create_env
 from regrasp.errors import UserError
 from regrasp.experiment import ExperimentConfig
 from regrasp.experiment.load import LoadedConfig
-from regrasp.logging.backends import Opener, TrackedRun, prepare_backends
+from regrasp.logging.backends import Opener, TrackedRun, check_installed, prepare_backends
 from regrasp.logging.metrics import MetricsLogger
 from regrasp.models.contract import Policy
 from regrasp.runner.resume import changes_warning, check_slot, passed_over_warning, read_run_state
@@ -49,14 +50,45 @@ def train(loaded: LoadedConfig, run_dir: Path) -> bool:
         return _train(loaded, run_dir, None if resumed is None else checkpoint_to_resume(Path(resumed)))
 
 
-def _train(loaded: LoadedConfig, run_dir: Path, checkpoint: Checkpoint | None) -> bool:
-    config, seed = loaded.config, loaded.config.seed
-    backends = prepare_backends(config.runner.logger.logger_backends)
+def check(config: ExperimentConfig) -> Policy | None:
+    """Find, before a simulator starts, what a training would be refused for.
+
+    Returns:
+        The policy that it starts from, without the memory of its weights, where there is one.
+
+    Raises:
+        UserError: A package is missing, or the model folder and the environments do not fit.
+    """
+    if config.runner.ckpt_path is not None:
+        raise UserError(
+            "A training does not begin with weights over its model",
+            key="runner.ckpt_path",
+            value=config.runner.ckpt_path,
+            expected="null, or an evaluation (--only_eval, regrasp play)",
+            fix="make a model folder of both with `regrasp export --rl_model_path`, and give it as --model_path",
+        )
+    check_installed(config.runner.logger.logger_backends)
     policy = check_folder_fits(config, "train")
-    if policy is not None and (warning := check_disk(config, policy_memory(policy, config), run_dir)):
-        _log.warning(warning)
     if config.runner.val_check_interval > 0:
         check_folder_fits(config, "eval")
+    return policy
+
+
+def _train(loaded: LoadedConfig, run_dir: Path, checkpoint: Checkpoint | None) -> bool:
+    config, seed = loaded.config, loaded.config.seed
+    processes = plan(config, Resources.of_this_machine(config.cluster.num_nodes))
+    if not processes.is_local:
+        raise UserError(
+            "Not in this release: a run of several processes",
+            key="cluster.component_placement",
+            value=dict(config.cluster.component_placement),
+            expected="one process that plays all roles",
+            fix="write cluster.component_placement: {'actor,env,rollout': 0}",
+        )
+    policy = check(config)
+    backends = prepare_backends(config.runner.logger.logger_backends)
+    if policy is not None and (warning := check_disk(config, policy_memory(policy, config), run_dir)):
+        _log.warning(warning)
     with _environments(config) as (env, eval_env):
         for warning in lost_guarantees(env):
             _log.warning(warning)

@@ -75,6 +75,7 @@ class GrootPolicy(Policy):
             action_parts=processor.parts("action"),
             embodiment_tag=processor.config.embodiment_tag,
             embodiment_id=self._slot,
+            quaternions=processor.config.quaternions,
         )
         self.noise_level = self._rl.noise_level
         self._color = NoiseColor(self._rl.noise_color, head.action_horizon) if self._rl.noise_color else None
