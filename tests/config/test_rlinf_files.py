@@ -174,7 +174,7 @@ def test_an_experiment_of_rlinf_loads(tmp_path: Path) -> None:
     assert config.actor.fsdp_config.gradient_checkpointing
     for key in (
         "weight_syncer",
-        "actor.fsdp_config.grad_scaler.enabled",
+        "actor.fsdp_config.grad_scaler",
         "rollout.sampling_params",
         "cluster.node_groups",
         "reward",
