@@ -297,7 +297,7 @@ def test_batch_arithmetic_counts_what_a_loop_counts() -> None:
 
 def test_the_batch_equation_is_a_bound_where_ended_episodes_leave_samples_out() -> None:
     def bound(*overrides: str) -> bool:
-        return "at most so many" in batch_equation(load_config(str(SMALL), overrides).config)
+        return "at most this many" in batch_equation(load_config(str(SMALL), overrides).config)
 
     assert bound()
     assert not bound("env.train.auto_reset=true")

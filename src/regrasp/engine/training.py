@@ -43,6 +43,8 @@ class Prepared:
     """Of the experience as the algorithm prepared it, such as `advantages_mean`."""
     is_flat: bool
     """Whether no advantage differs from another, so that there is nothing to learn."""
+    why_nothing: str
+    """Why the algorithm kept no decision; empty where it kept some."""
 
 
 class Training:
@@ -96,6 +98,7 @@ class Training:
             num_steps=int(collected["num_executed"].sum()),
             metrics=_statistics(decisions, len(collected) - len(decisions)),
             is_flat=is_flat(decisions["advantages"]),
+            why_nothing="" if len(decisions) else self._algorithm.why_nothing(collected),
         )
 
     def update(self, update: int, should_abandon: Callable[[], bool]) -> dict[str, float]:

@@ -7,7 +7,7 @@ from dataclasses import asdict, is_dataclass
 from typing import Any
 
 from regrasp.envs.selection import image_transforms
-from regrasp.errors import UserError
+from regrasp.errors import UserError, spelled
 from regrasp.experiment import ExperimentConfig
 from regrasp.experiment.batches import batch_equation, num_optimizer_steps, num_samples, num_updates
 from regrasp.experiment.inputs import input_names
@@ -134,7 +134,7 @@ def _check_embodiment(config: ExperimentConfig) -> Iterator[UserError]:
                     f"Contradiction with env.{name}",
                     key=f"actor.model.{field}",
                     value=value,
-                    expected=f"null, or {getattr(mapping, field)!r} as in the mapping of env.{name}",
+                    expected=f"null, or {spelled(getattr(mapping, field))} as in the mapping of env.{name}",
                     fix=f"remove actor.model.{field}; the mapping is what counts",
                 )
 
