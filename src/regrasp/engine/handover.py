@@ -9,6 +9,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
+from regrasp.ranks import Ranks
 from regrasp.rollout.decisions import Decisions, HostRows
 from regrasp.rollout.shared import SharedDecisions
 
@@ -63,12 +64,12 @@ def split(decisions: Decisions, rollout: int, num_rollouts: int, num_actors: int
     return parts
 
 
-def join(parts: Sequence[Part], num_actors: int, device: torch.device | None) -> Decisions:
+def join(parts: Sequence[Part], ranks: Ranks, device: torch.device | None) -> Decisions:
     """The decisions of one rank of the actor, from all its rollout ranks in their order.
 
     Args:
         parts: Those that the rank was given.
-        num_actors: Ranks of the actor.
+        ranks: Those of the actor.
         device: Where inputs are kept; None: in host memory, from where a GPU reads them in parts.
     """
     first = parts[0]
@@ -77,7 +78,7 @@ def join(parts: Sequence[Part], num_actors: int, device: torch.device | None) ->
     place = torch.full((len(first.record),), -1)
     rows = torch.cat([part.rows for part in parts])
     place[rows] = torch.arange(len(rows))
-    if num_actors == 1:
+    if ranks.count == 1:
         record = first.record.copy().update({"trace": traces[place]})
         return Decisions(_kept(inputs, place, device), record, first.are_encoded)
     return SharedDecisions(
@@ -87,6 +88,7 @@ def join(parts: Sequence[Part], num_actors: int, device: torch.device | None) ->
         traces=traces,
         place=place,
         owner=first.owner,
+        ranks=ranks,
     )
 
 

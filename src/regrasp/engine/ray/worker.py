@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import ray
 import torch
@@ -29,7 +29,7 @@ from regrasp.envs.contract import Capabilities, EnvSpec, VecEnv
 from regrasp.experiment import ExperimentConfig
 from regrasp.learner.precision import ActingPolicy, apply_precision
 from regrasp.models.contract import Policy
-from regrasp.ranks import ProcessGroupRanks, Ranks
+from regrasp.ranks import ProcessGroupRanks, Ranks, group_of
 from regrasp.rollout.decisions import Decisions
 from regrasp.rollout.episodes import EpisodeResult
 from regrasp.rollout.evaluation import RecordedEpisode, VideoRecorder
@@ -109,17 +109,18 @@ class Worker:
         config, seed, device = given.config, given.seed, self._device
         policy = given.create_policy(config, train, evaluation)
         algorithm = config.algorithm.build()
-        halves = None
+        source = None
         if "actor" in ranks:
             self._training = Training(config, policy, algorithm, seed, device, given.run_dir, ranks["actor"])
-            halves = self._training.learner.bfloat16
+            learner = self._training.learner
+            source = learner.sharded or learner.bfloat16
         if "rollout" in ranks:
             if self._training is None:
                 apply_precision(policy, config.actor.model, device)
                 policy.to(device)
                 algorithm.parameters(policy, config.actor.model.trainable)
                 self._received = {name: weight for name, weight in policy.named_parameters() if weight.requires_grad}
-            acting = ActingPolicy(policy, config.actor.model, device, halves)
+            acting = ActingPolicy(policy, config.actor.model, device, source)
             self._rollouts = Rollouts(
                 config, acting, self._envs, seed, device, algorithm, self._eval_env, ranks["rollout"]
             )
@@ -140,14 +141,13 @@ class Worker:
         ranks: dict[str, Ranks] = {}
         for role in ("actor", "rollout"):
             numbers = [number for number, member in enumerate(members) if role in member.roles]
-            group = _group(numbers)
             if role in own.roles:
-                ranks[role] = ProcessGroupRanks(self._device, group) if len(numbers) > 1 else Ranks()
+                ranks[role] = ProcessGroupRanks(self._device, group_of(numbers)) if len(numbers) > 1 else Ranks()
         receivers = [number for number, member in enumerate(members) if "actor" not in member.roles]
         if receivers:
-            group = _group([0, *receivers])
-            if members.index(own) in (0, *receivers):
-                self._sync = WeightSync(group, 0, self._device)
+            synced = [0, *receivers]
+            if members.index(own) in synced:
+                self._sync = WeightSync(group_of(synced), 0, self._device)
         return ranks
 
     @property
@@ -195,7 +195,7 @@ class Worker:
         decisions, self._decisions = self._decisions, None
         if decisions is None:
             device = self._device if self._assignment.config.runner.feature_storage == "device" else None
-            decisions = join([part.unpack() for part in parts], self._assignment.plan.num_actors, device)
+            decisions = join([part.unpack() for part in parts], self.training.ranks, device)
         return self.training.prepare(decisions, update)
 
     def update(self, update: int, call: int) -> dict[str, float]:
@@ -237,17 +237,17 @@ class Worker:
     def save(self, folder: Path, step: int, state: Mapping[str, JSON], envs: Packed, *, export: bool) -> None:
         """Write a checkpoint; the first rank does, with the help of all."""
         training = self.training
-        model_state, optimizer_state = training.state()
+        policy, optimizer_state = training.state()
         if self._process.index["actor"]:
             return
-        frozen = (name for name, parameter in training.policy.named_parameters() if not parameter.requires_grad)
+        frozen = (name for name, parameter in policy.named_parameters() if not parameter.requires_grad)
         content = CheckpointContent(
-            model_state=model_state,
+            model_state=policy.state_dict(),
             frozen_names=frozenset(frozen),
             optimizer_state=optimizer_state,
             tensors=unpack(envs),
             state=state,
-            export=training.policy.save if export else None,
+            export=policy.save if export else None,
         )
         write_content(folder, step, content)
 
@@ -257,11 +257,10 @@ class Worker:
 
     def snapshot(self) -> Any:
         """What changes in training, on the first rank."""
-        model_state, optimizer_state = self.training.state()
-        if self._process.index["actor"]:
-            return None
-        trained = {name for name, parameter in self.training.policy.named_parameters() if parameter.requires_grad}
-        return {name: model_state[name].cpu() for name in trained}, optimizer_state
+        is_first = not self._process.index["actor"]
+        weights = {name: weight.cpu() for name, weight in self.training.weights() if is_first}
+        optimizer_state = self.training.learner.state_dict()
+        return (weights, optimizer_state) if is_first else None
 
     def restore(self, snapshot: Any) -> None:
         """Take over a snapshot of another process like this one."""
@@ -303,8 +302,3 @@ class _Messages(logging.Handler):
     def taken(self) -> list[tuple[int, str]]:
         kept, self._kept = self._kept, []
         return kept
-
-
-def _group(numbers: Sequence[int]) -> dist.ProcessGroup:
-    """A group of some processes, which all processes make together."""
-    return cast(dist.ProcessGroup, dist.new_group(list(numbers)))
