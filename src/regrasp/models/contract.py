@@ -195,6 +195,18 @@ class Policy(nn.Module, ABC):
         """Methods of modules to compile, one by one: those of alike modules share their code; by default none."""
         return ()
 
+    def stacks(self) -> Sequence[Sequence[nn.Module]]:
+        """Layers with most of the weights: stacks whose layers run one after the other; by default there are none.
+
+        Where the policy is sharded, so is each of them by itself: it is called as a module, uses its own weights only,
+        and what it computes with gradients comes in and goes out as arguments and results.
+        """
+        return ()
+
+    def methods_to_recompute(self) -> Sequence[tuple[nn.Module, str]]:
+        """Methods of modules whose activations may be computed again for gradients: without effects but the result."""
+        return [(layer, "forward") for stack in self.stacks() for layer in stack]
+
     def published_state(self) -> dict[str, Tensor]:
         """Tensors of a model folder: `state_dict`, with adapters merged into the weights they adapt."""
         return self.state_dict()

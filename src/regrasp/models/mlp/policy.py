@@ -139,6 +139,10 @@ class MlpPolicy(Policy):
             raise ValueError(f"unknown part {part!r}")
         return [item for item in self.named_parameters() if item[0].startswith(_PARTS[part])]
 
+    def stacks(self) -> Sequence[Sequence[nn.Module]]:
+        """The two networks."""
+        return [[network] for network in (self.actor, self.value_head) if network is not None]
+
     def sft_loss(self, features: TensorDict, actions: Tensor, valid: Tensor, noise: Noise, repeats: int = 1) -> Tensor:
         """Mean squared error of the mean, over valid steps, in normalised units; needs no noise."""
         mean, _ = self._distribution(features)
