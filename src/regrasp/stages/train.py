@@ -14,7 +14,7 @@ from regrasp.engine.base import Engine
 from regrasp.engine.local import LocalEngine
 from regrasp.engine.memory import check_disk, policy_memory
 from regrasp.engine.placement import Resources, plan
-from regrasp.engine.policies import check_fit, check_folder_fits, choose_device, create_policy, load_model
+from regrasp.engine.policies import check_fit, check_folder_fits, create_policy, load_model, use_device
 from regrasp.envs.contract import EnvSpec, VecEnv
 from regrasp.envs.registry import create_env
 from regrasp.errors import UserError
@@ -136,7 +136,7 @@ def _train(loaded: LoadedConfig, run_dir: Path, command: str, checkpoint: Checkp
         policy = _policy(config, env.spec, seed, checkpoint)
         if eval_env is not None:
             check_fit(policy, config.env.eval.mapping, eval_env.spec, "env.eval.mapping")
-        engine = LocalEngine(config, policy, env, seed, choose_device(), run_dir, eval_env)
+        engine = LocalEngine(config, policy, env, seed, use_device(processes.processes[0].device), run_dir, eval_env)
         return _run(loaded, engine, run_dir, command, checkpoint, backends)
 
 
