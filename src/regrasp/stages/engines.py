@@ -12,7 +12,7 @@ from regrasp.checkpoint.read import read_checkpoint
 from regrasp.engine.base import Engine
 from regrasp.engine.local import LocalEngine
 from regrasp.engine.placement import Plan, Resources, plan, require_ray
-from regrasp.engine.policies import check_fit, choose_device, create_policy, load_model
+from regrasp.engine.policies import check_fit, create_policy, load_model, use_device
 from regrasp.envs.contract import Capabilities, EnvSpec
 from regrasp.envs.registry import create_env
 from regrasp.errors import UserError
@@ -73,7 +73,7 @@ def _local(config: ExperimentConfig, placed: Plan, run_dir: Path, checkpoint: Pa
             started.enter_context(contextlib.closing(eval_env))
         _warn_of(stages[0].capabilities)
         policy = starting_policy(config, stages[0].spec, None if eval_env is None else eval_env.spec, checkpoint)
-        yield LocalEngine(config, policy, stages, seed, choose_device(), run_dir, eval_env)
+        yield LocalEngine(config, policy, stages, seed, use_device(placed.processes[0].device), run_dir, eval_env)
 
 
 @contextlib.contextmanager

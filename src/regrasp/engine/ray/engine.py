@@ -140,7 +140,7 @@ class RayEngine(Engine):
         own = [share for share in self._plan.env_shares if share.worker == process.index["env"]]
         create = [self._create_train(share) for share in own]
         if self._evaluates:
-            create += [self._create_eval() for share in own if share.stage == 0]
+            create += [self._create_eval(share) for share in own if share.stage == 0]
         return self._actor(EnvHost, process, max_concurrency=len(create)).remote(create)
 
     def _worker(self, process: ProcessPlan, meeting: str) -> Any:
@@ -173,7 +173,7 @@ class RayEngine(Engine):
         """What makes the environments of a rollout rank: of each of its stages, and of evaluation."""
         own = [share for share in self._plan.env_shares if share.rollout == rank]
         if not self._env_is_apart:
-            return [self._create_train(share) for share in own], self._create_eval() if self._evaluates else None
+            return [self._create_train(share) for share in own], self._create_eval(own[0]) if self._evaluates else None
         stages: dict[int, list[Callable[[], VecEnv]]] = {}
         evaluation: list[Callable[[], VecEnv]] = []
         for share in own:
@@ -195,12 +195,17 @@ class RayEngine(Engine):
         return self._config.runner.val_check_interval > 0
 
     def _create_train(self, share: EnvShare) -> Callable[[], VecEnv]:
-        return self._create(share.of(self._config.env.train), "train")
+        return self._create(self._plan.of("env")[share.worker], share.of(self._config.env.train), "train")
 
-    def _create_eval(self) -> Callable[[], VecEnv]:
-        return self._create(replace(self._config.env.eval, total_num_envs=self._plan.num_eval_envs), "eval")
+    def _create_eval(self, share: EnvShare) -> Callable[[], VecEnv]:
+        block = replace(self._config.env.eval, total_num_envs=self._plan.num_eval_envs)
+        return self._create(self._plan.of("env")[share.worker], block, "eval")
 
-    def _create(self, block: EnvConfig, name: EnvName) -> Callable[[], VecEnv]:
+    def _create(self, process: ProcessPlan, block: EnvConfig, name: EnvName) -> Callable[[], VecEnv]:
+        if block.num_workers is None:
+            beside = sum(other.node == process.node for other in self._plan.of("env"))
+            cores = self._machines.resources.nodes[process.node].num_cores
+            block = replace(block, num_workers=max(1, cores // beside))
         chunk = self._config.actor.model.num_action_chunks
         return functools.partial(self._makers.create_env, block, name, chunk, self._seed)
 
