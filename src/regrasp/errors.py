@@ -90,10 +90,14 @@ class UserError(RegraspError):
         return UserError(**{**self.fields(), "file": file, "key": key})
 
 
-class SimulatorError(RegraspError):
-    """A simulator's process failed, died or did not answer within its deadline."""
+class LostError(RegraspError):
+    """A process of the run failed, died or did not answer within its deadline."""
 
     exit_code = 3
+
+
+class SimulatorError(LostError):
+    """A simulator's process did."""
 
 
 class TrainingHaltedError(RegraspError):

@@ -13,7 +13,6 @@ from lab_envs import HERE, LAB_PYTHON, STAND_IN, needs_lab
 
 from regrasp.cli.main import main
 from regrasp.engine.local import LocalEngine
-from regrasp.envs.contract import Step
 from regrasp.envs.isaaclab.vector import IsaacLabVecEnv
 
 pytestmark = needs_lab
@@ -30,17 +29,17 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def strike_at_step(monkeypatch: pytest.MonkeyPatch, name: str, call: int, number: signal.Signals) -> None:
     """Signal the simulator of `env.<name>` just before its `call`th chunk (from 1)."""
-    original, count = IsaacLabVecEnv.step, 0
+    original, count = IsaacLabVecEnv.begin_step, 0
 
-    def counted(self: IsaacLabVecEnv, actions: torch.Tensor) -> Step:
+    def counted(self: IsaacLabVecEnv, actions: torch.Tensor) -> None:
         nonlocal count
         (worker,) = self._workers
         count += worker.name.startswith(name)
         if count == call and worker.name.startswith(name):
             os.kill(worker.pid, number)
-        return original(self, actions)
+        original(self, actions)
 
-    monkeypatch.setattr(IsaacLabVecEnv, "step", counted)
+    monkeypatch.setattr(IsaacLabVecEnv, "begin_step", counted)
 
 
 def saved_steps(folder: Path) -> list[int]:
@@ -66,7 +65,7 @@ def test_a_simulator_that_dies_or_falls_silent_costs_no_finished_update(
 ) -> None:
     with pytest.MonkeyPatch.context() as patched:
         strike_at_step(patched, name, call, number)
-        assert main([*command, f"env.{name}.timeouts.step_s={seconds}"]) == 3
+        assert main([*command, "runner.max_restarts=0", f"env.{name}.timeouts.step_s={seconds}"]) == 3
     error = capsys.readouterr().err
     assert f"error: {name} environments 0-" in error
     assert how in error
@@ -74,6 +73,15 @@ def test_a_simulator_that_dies_or_falls_silent_costs_no_finished_update(
     resume = shlex.split(error.partition("To continue: ")[2].splitlines()[0])[1:]
     assert main([*resume, f"env.{name}.timeouts.step_s=120"]) == 0
     assert saved_steps(tmp_path) == [2, 3]
+
+
+def test_a_simulator_that_dies_is_started_again(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    strike_at_step(monkeypatch, "train", 2 * 2 + 2, signal.SIGKILL)
+    assert main(command) == 0
+    assert "killed by signal 9" in capsys.readouterr().err
+    assert saved_steps(tmp_path)[-1] == 3
 
 
 @pytest.mark.parametrize(
@@ -97,4 +105,4 @@ def test_a_mistake_in_the_evaluation_is_told_before_training(
     error = capsys.readouterr().err
     assert f"key:      {key}\n" in error
     assert named in error
-    assert not list((tmp_path / "logs" / "regrasp").iterdir())
+    assert not list(tmp_path.glob("logs/regrasp/*"))

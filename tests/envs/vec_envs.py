@@ -44,8 +44,8 @@ class KeepingVecEnv(RemoteVecEnv):
     def reset(self, env_ids: Sequence[int], seeds: Sequence[int]) -> Observation:
         return super().reset(env_ids, seeds).clone()
 
-    def step(self, actions: torch.Tensor) -> Step:
-        step = super().step(actions)
+    def end_step(self) -> Step:
+        step = super().end_step()
         frames = None if step.frames is None else step.frames.clone()
         return replace(step, observation=step.observation.clone(), frames=frames)
 

@@ -53,9 +53,12 @@ class Recorder:
         self.expert.append(self._env.expert_actions())
         return self.expert[-1].clone()
 
-    def step(self, actions: Tensor) -> Step:
+    def begin_step(self, actions: Tensor) -> None:
         self.executed.append(actions.clone())
-        self.steps.append(copy.deepcopy(self._env.step(actions)))
+        self._env.begin_step(actions)
+
+    def end_step(self) -> Step:
+        self.steps.append(copy.deepcopy(self._env.end_step()))
         return self.steps[-1]
 
 

@@ -159,18 +159,19 @@ def test_a_run_without_any_success_halts_and_keeps_what_it_had(tmp_path: Path, s
 def test_a_simulator_that_fails_costs_one_rollout(
     tmp_path: Path, start_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step, calls = RemoteVecEnv.step, 0
+    end_step, calls = RemoteVecEnv.end_step, 0
 
-    def failing(self: RemoteVecEnv, actions: torch.Tensor) -> Step:
+    def failing(self: RemoteVecEnv) -> Step:
         nonlocal calls
         calls += 1
         if calls == 3 + 2:
             raise SimulatorError("died")
-        return step(self, actions)
+        return end_step(self)
 
-    monkeypatch.setattr(RemoteVecEnv, "step", failing)
+    monkeypatch.setattr(RemoteVecEnv, "end_step", failing)
+    overrides = (f"actor.model.model_path={start_model}", "runner.save_interval=-1", "runner.max_restarts=0")
     with pytest.raises(SimulatorError, match="died"):
-        train(mlp_experiment(f"actor.model.model_path={start_model}", "runner.save_interval=-1"), tmp_path)
+        train(mlp_experiment(*overrides), tmp_path)
     assert read_checkpoint(checkpoint(tmp_path, 1)).step == 1
 
 
@@ -178,14 +179,14 @@ def test_a_simulator_that_fails_costs_one_rollout(
 def test_a_number_that_is_not_finite_is_never_learned_from(
     tmp_path: Path, start_model: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
-    step, learned = RemoteVecEnv.step, []
+    end_step, learned = RemoteVecEnv.end_step, []
 
-    def broken(self: RemoteVecEnv, actions: torch.Tensor) -> Step:
-        result = step(self, actions)
+    def broken(self: RemoteVecEnv) -> Step:
+        result = end_step(self)
         (result.rewards if place == "rewards" else result.observation.state["state"])[4, 0] = float("nan")
         return result
 
-    monkeypatch.setattr(RemoteVecEnv, "step", broken)
+    monkeypatch.setattr(RemoteVecEnv, "end_step", broken)
     monkeypatch.setattr(LocalEngine, "update", lambda *args: learned.append(args))
     with pytest.raises(TrainingHaltedError, match=r"Environment 4 returned a (reward|state)"):
         train(mlp_experiment(f"actor.model.model_path={start_model}"), tmp_path)

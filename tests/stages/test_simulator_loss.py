@@ -1,4 +1,4 @@
-"""Simulator processes that are killed or fall silent during a run: no finished update is lost."""
+"""Simulator processes that are killed or fall silent during a run: it goes on, or no finished update is lost."""
 
 from __future__ import annotations
 
@@ -11,18 +11,25 @@ from typing import Any
 
 import pytest
 import torch
-from run_toys import OVER_EPOCHS, SMALL, checkpoint, metrics, same_weights, saved_steps
+from run_toys import OVER_EPOCHS, SMALL, checkpoint, metrics, mlp_experiment, same_weights, saved_steps
 from safetensors.torch import load_file
 
 from regrasp.checkpoint.layout import TENSORS
 from regrasp.cli.main import main
 from regrasp.engine.local import LocalEngine
 from regrasp.envs.process.vector import RemoteVecEnv
+from regrasp.stages.train import train
 
 SHORT, USUAL = 5.0, 120.0
 """Seconds a simulator may be silent: where one falls silent, and by default."""
 SECONDS_TO_END = 60.0
 """From a simulator's end to the command's, on a busy machine; less than the usual silence."""
+NO_RESTART = "runner.max_restarts=0"
+MIDST = [
+    ("eval", 2),  # in the middle of the first evaluation, after update 2
+    ("train", 2 * 3 + 2),  # in the middle of the third rollout
+]
+WAYS = [(signal.SIGKILL, "killed by signal 9"), (signal.SIGSTOP, "did not answer")]
 strikes: list[float] = []
 """When simulators were struck."""
 
@@ -68,16 +75,8 @@ def only_run(folder: Path) -> Path:
     return run
 
 
-@pytest.mark.parametrize(
-    ("number", "how"), [(signal.SIGKILL, "killed by signal 9"), (signal.SIGSTOP, "did not answer")]
-)
-@pytest.mark.parametrize(
-    ("name", "call"),
-    [
-        ("eval", 2),  # in the middle of the first evaluation, after update 2
-        ("train", 2 * 3 + 2),  # in the middle of the third rollout
-    ],
-)
+@pytest.mark.parametrize(("number", "how"), WAYS)
+@pytest.mark.parametrize(("name", "call"), MIDST)
 def test_the_last_finished_update_is_saved_and_resumed(
     command: list[str],
     finished_run: Path,
@@ -91,7 +90,7 @@ def test_the_last_finished_update_is_saved_and_resumed(
     with pytest.MonkeyPatch.context() as patched:
         strike_at_step(patched, name, call, number)
         seconds = SHORT if number == signal.SIGSTOP else USUAL
-        error, resume = fails([*command, f"env.{name}.timeouts.step_s={seconds}"], capsys)
+        error, resume = fails([*command, NO_RESTART, f"env.{name}.timeouts.step_s={seconds}"], capsys)
     assert f"error: {name} environments 0-" in error
     assert how in error
     run = only_run(tmp_path)
@@ -122,7 +121,7 @@ def test_training_simulators_that_die_between_rollouts_cost_no_update(
 ) -> None:
     with pytest.MonkeyPatch.context() as patched:
         strike_in_evaluation(patched)
-        error, resume = fails(command, capsys)
+        error, resume = fails([*command, NO_RESTART], capsys)
     assert "error: train environments 0-5" in error
     run = only_run(tmp_path)
     assert saved_steps(run) == [2]
@@ -137,7 +136,7 @@ def test_where_their_state_died_with_them_episodes_begin_anew(
 ) -> None:
     with pytest.MonkeyPatch.context() as patched:
         strike_in_evaluation(patched)
-        error, resume = fails([*command, *OVER_EPOCHS, f"runner.save_interval={interval}"], capsys)
+        error, resume = fails([*command, NO_RESTART, *OVER_EPOCHS, f"runner.save_interval={interval}"], capsys)
     assert "The checkpoint of step 2 holds no simulator state" in error
     run = only_run(tmp_path)
     assert saved_steps(run) == [2]
@@ -147,6 +146,94 @@ def test_where_their_state_died_with_them_episodes_begin_anew(
     assert f"{checkpoint(run, 2)} holds no simulator state" in capsys.readouterr().err
     assert [line["step"] for line in metrics(run)] == [1, 2, 3, 4]
     assert [line["env/total_steps"] for line in metrics(run)] == [6 * 8 * (i + 1) for i in range(4)]
+
+
+@pytest.fixture(scope="module")
+def run_over_epochs(start_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As `finished_run`, with episodes that go on over rollouts."""
+    run = tmp_path_factory.mktemp("over_epochs")
+    assert train(mlp_experiment(*OVER_EPOCHS, f"actor.model.model_path={start_model}"), run)
+    return run
+
+
+@pytest.mark.parametrize(("number", "how"), WAYS)
+@pytest.mark.parametrize(("name", "call"), MIDST)
+@pytest.mark.parametrize("over_epochs", [False, True])
+def test_simulators_are_started_again_and_nothing_differs(
+    command: list[str],
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    call: int,
+    number: signal.Signals,
+    how: str,
+    over_epochs: bool,
+) -> None:
+    undisturbed = request.getfixturevalue("run_over_epochs" if over_epochs else "finished_run")
+    call, more = (2 * 2 + 2, OVER_EPOCHS) if over_epochs and name == "train" else (call, OVER_EPOCHS * over_epochs)
+    with pytest.MonkeyPatch.context() as patched:
+        strike_at_step(patched, name, call, number)
+        seconds = SHORT if number == signal.SIGSTOP else USUAL
+        assert main([*command, *more, f"env.{name}.timeouts.step_s={seconds}"]) == 0
+    warning = capsys.readouterr().err
+    assert how in warning
+    assert "runner.max_restarts: 1 of 3" in warning
+    assert "anew:" not in warning
+    run = only_run(tmp_path)
+    assert metrics(run) == metrics(undisturbed)
+    assert same_weights(checkpoint(run, 4), checkpoint(undisturbed, 4))
+
+
+def test_videos_of_an_evaluation_are_whole(command: list[str], tmp_path: Path) -> None:
+    folders = []
+    for struck in (False, True):
+        with pytest.MonkeyPatch.context() as patched:
+            if struck:
+                strike_at_step(patched, "eval", 2, signal.SIGKILL)
+            assert main([*command, "env.eval.video_cfg.save_video=true", "runner.max_epochs=2"]) == 0
+        run = max((tmp_path / "logs" / "regrasp").iterdir())
+        videos = sorted((run / "evaluations").rglob("*.mp4"))
+        folders.append({str(file.relative_to(run)): file.read_bytes() for file in videos})
+    assert len(folders[0]) > 1
+    assert folders[0] == folders[1]
+
+
+def test_episodes_whose_state_died_between_rollouts_begin_anew(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.MonkeyPatch.context() as patched:
+        strike_in_evaluation(patched)
+        assert main([*command, *OVER_EPOCHS, "runner.save_interval=2"]) == 0
+    warning = capsys.readouterr().err
+    assert "The checkpoint of step 2 holds no simulator state" in warning
+    assert "the episodes that were under way begin anew" in warning
+    run = only_run(tmp_path)
+    assert saved_steps(run) == [2, 4]
+    assert [line["env/total_steps"] for line in metrics(run)] == [6 * 8 * (i + 1) for i in range(4)]
+
+
+def test_simulators_that_always_fail_end_the_run(
+    command: list[str], finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.MonkeyPatch.context() as patched:
+        begin_step = RemoteVecEnv.begin_step
+        calls = 0
+
+        def struck(self: RemoteVecEnv, actions: torch.Tensor) -> None:
+            nonlocal calls
+            calls += self._workers[0].name.startswith("train")
+            if calls > 3 + 1 and self._workers[0].name.startswith("train"):
+                strike(self, signal.SIGKILL)
+            begin_step(self, actions)
+
+        patched.setattr(RemoteVecEnv, "begin_step", struck)
+        error, resume = fails([*command, "runner.max_restarts=2"], capsys)
+    assert error.count("Its simulators were started anew") == 2
+    run = only_run(tmp_path)
+    assert saved_steps(run) == [1]
+    assert main(resume) == 0
+    assert same_weights(checkpoint(run, 4), checkpoint(finished_run, 4))
 
 
 def test_a_simulator_that_never_starts_leaves_nothing(

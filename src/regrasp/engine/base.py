@@ -51,8 +51,9 @@ class Engine(ABC):
 
         Raises:
             InterruptedError: `should_stop` said so; nothing of the rollout is kept.
-            SimulatorError: A simulator failed. What `save` then writes is the state before the rollout, or, if the
-                simulators could not give theirs, one from which their episodes begin anew.
+            LostError: A process failed more than `runner.max_restarts` times without an update in between. What `save`
+                then writes is the state before the rollout, or, if the simulators could not give theirs, one from
+                which their episodes begin anew.
         """
 
     @abstractmethod
@@ -71,21 +72,23 @@ class Engine(ABC):
         on_episode: Callable[[EpisodeResult], None] | None = None,
         recorder: VideoRecorder | None = None,
     ) -> list[EpisodeResult]:
-        """Evaluate the policy on episodes 0 to `num_episodes` - 1 of the evaluation stream."""
+        """Evaluate the policy on episodes 0 to `num_episodes` - 1 of the evaluation stream.
+
+        Raises:
+            LostError: See `collect`.
+        """
 
     @abstractmethod
     def save(self, folder: Path, step: int, state: Mapping[str, JSON], *, export: bool) -> None:
         """Fill a checkpoint's folder: weights and optimizer as they are, environments as they were between updates.
+
+        Where a simulator cannot give its state any more, all of theirs are left out, and a warning says so.
 
         Args:
             folder: Empty; the caller seals it.
             step: Updates made.
             state: The run's own part.
             export: Whether it holds a model folder too.
-
-        Raises:
-            SimulatorError: A simulator cannot give its state any more; asked again, the engine saves without it, so
-                that the episodes begin anew.
         """
 
     @abstractmethod

@@ -25,6 +25,7 @@ from regrasp.rollout.decisions import Decisions
 from regrasp.rollout.episodes import EpisodeResult
 from regrasp.rollout.evaluation import VideoRecorder
 from regrasp.rollout.inference import block_size
+from regrasp.rollout.training import begins_anew
 
 _log = logging.getLogger(__name__)
 
@@ -68,6 +69,7 @@ class LocalEngine(Engine):
             compile_all(config, acting, self.learner, device)
         self.rollouts = Rollouts(config, acting, stages, seed, device, algorithm, eval_env, self._ranks)
         self.step_seconds = self.rollouts.step_seconds
+        self._auto_reset = config.env.train.auto_reset
 
     @property
     def policy(self) -> Policy:
@@ -108,8 +110,8 @@ class LocalEngine(Engine):
 
     def save(self, folder: Path, step: int, state: Mapping[str, JSON], *, export: bool) -> None:
         """See `Engine.save`; the first rank writes."""
-        tensors = self.rollouts.gathered_state()
-        if self.rollouts.begins_anew(tensors):
+        tensors = self.rollouts.state()
+        if begins_anew(tensors, auto_reset=self._auto_reset):
             _log.warning("The checkpoint of step %d holds no simulator state: %s", step, _ANEW)
         policy, optimizer_state = self.training.state()
         if self._ranks.index:
@@ -128,7 +130,7 @@ class LocalEngine(Engine):
     def load(self, checkpoint: Checkpoint) -> None:
         """See `Engine.load`."""
         self.training.load(checkpoint)
-        if self.rollouts.begins_anew(checkpoint.tensors):
+        if begins_anew(checkpoint.tensors, auto_reset=self._auto_reset):
             _log.warning("%s holds no simulator state: %s", checkpoint.path, _ANEW)
         self.rollouts.load_state(checkpoint.tensors)
 

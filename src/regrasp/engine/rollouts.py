@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar, cast
@@ -13,6 +15,7 @@ from torch import Tensor
 
 from regrasp.algorithms.base import Algorithm
 from regrasp.engine.acting import acting_chooser
+from regrasp.envs.config import EnvName
 from regrasp.envs.contract import VecEnv
 from regrasp.envs.mapping import ActionMapping
 from regrasp.errors import RegraspError, SimulatorError, UserError
@@ -27,7 +30,9 @@ from regrasp.rollout.evaluation import VideoRecorder, evaluate
 from regrasp.rollout.inference import Inference
 from regrasp.rollout.shared import share
 from regrasp.rollout.state_watch import StateWatch
-from regrasp.rollout.training import TrainingEpisodes, collect_rollout
+from regrasp.rollout.training import TrainingEpisodes, begins_anew, collect_rollout
+
+_log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
@@ -99,11 +104,31 @@ class Rollouts:
         self._choose = eval_env and acting_chooser(policy, config, eval_env, "eval", seed, device, self._watch)
         self._boundary: dict[str, Tensor] | None = None
         """The environments' state before the rollout that no update has been made of yet."""
+        self._restarts = Counter[EnvName]()
+        """Since the last update; evaluations are counted by each rank for itself."""
 
     def collect(self, update: int, should_stop: Callable[[], bool]) -> Gathered:
-        """Roll out for update number `update`, see `Engine.collect`."""
+        """Roll out for update number `update`, see `Engine.collect`.
+
+        Where a simulator fails, all ranks start theirs anew and begin again with the state before the rollout.
+        """
         started = time.monotonic()
-        self._boundary = self._together(self._state)
+        failure = None
+        try:
+            self._boundary = self._together(self._state)
+        except SimulatorError as error:
+            self._boundary = self._without_simulators()
+            failure = self._counted(error)
+        while True:
+            try:
+                if failure is not None:
+                    self._begin_again(failure, should_stop)
+                collected, episodes = self._collect(update, should_stop)
+                return Gathered(collected, episodes, time.monotonic() - started)
+            except SimulatorError as error:
+                failure = self._counted(error)
+
+    def _collect(self, update: int, should_stop: Callable[[], bool]) -> tuple[Decisions, list[EpisodeResult]]:
         self._acting.policy.begin_update(update)
         self._acting.refresh()
         self._inference.version = update
@@ -117,7 +142,44 @@ class Rollouts:
                 epoch += 1
             collected = share(buffer.build(), self._ranks, self._config.env.train.total_num_envs)
         self._watch.report()
-        return Gathered(collected, episodes, time.monotonic() - started)
+        return collected, episodes
+
+    def _counted(self, failure: SimulatorError, name: EnvName = "train") -> SimulatorError:
+        """The failure, where simulators may be started anew.
+
+        Raises:
+            SimulatorError: `failure`, which has come too often without an update in between.
+        """
+        if self._restarts[name] >= self._config.runner.max_restarts:
+            raise failure
+        self._restarts[name] += 1
+        return failure
+
+    def _begin_again(self, failure: SimulatorError, should_stop: Callable[[], bool]) -> None:
+        """Put new simulators into the state before the rollout."""
+        assert self._boundary is not None
+        state = self._boundary
+
+        def begin() -> None:
+            if should_stop():
+                raise InterruptedError
+            for stage in self._stages:
+                stage.env.restart()
+            self._load(state)
+
+        started = time.monotonic()
+        self._together(begin)
+        self._say_restarted(failure, started, "train", "the rollout begins again with the state before it")
+        if begins_anew(state, auto_reset=self._config.env.train.auto_reset):
+            _log.warning("Simulators did not give their state: the episodes that were under way begin anew.")
+
+    def _say_restarted(self, failure: SimulatorError, started: float, name: EnvName, what_follows: str) -> None:
+        seconds, most = time.monotonic() - started, self._config.runner.max_restarts
+        _log.warning(
+            "%s Its simulators were started anew in %.1f s, and %s (runner.max_restarts: %d of %d without an update in"
+            " between).",
+            *(failure, seconds, what_follows, self._restarts[name], most),
+        )
 
     def _roll_out(self, buffer: RolloutBuffer, epoch: int, should_stop: Callable[[], bool]) -> list[EpisodeResult]:
         """One rollout epoch, which all ranks finish or none."""
@@ -139,7 +201,8 @@ class Rollouts:
         """What all ranks do or none does: where it fails on one, it fails on all.
 
         Raises:
-            RegraspError: What `action` raised here, or word that it failed elsewhere.
+            SimulatorError: Simulators failed, here or elsewhere, and nothing else did.
+            RegraspError: Another error that `action` raised here, or word that it did elsewhere.
         """
         result, error = None, None
         try:
@@ -148,13 +211,17 @@ class Rollouts:
             error = found
         if self._ranks.any(isinstance(error, InterruptedError)):
             raise InterruptedError from error
-        if self._ranks.any(error is not None):
-            raise error or RegraspError("Another rank's environments failed.")
+        mild = isinstance(error, SimulatorError)
+        if self._ranks.any(error is not None and not mild):
+            raise RegraspError("Another rank failed.") if error is None or mild else error
+        if self._ranks.any(mild):
+            raise error or SimulatorError("Simulators of another rank failed.")
         return cast(Result, result)
 
     def updated(self) -> None:
         """Called when the update has been made: the environments' state is now the one between two updates."""
         self._boundary = None
+        self._restarts.clear()
 
     def evaluate(
         self,
@@ -168,30 +235,40 @@ class Rollouts:
         self._acting.refresh()
         numbers = range(self._ranks.index, num_episodes, self._ranks.count)
         stream = self._config.env.eval.seed
-        results = evaluate(self._eval_env, self._choose, numbers, self._seed, stream, on_episode, recorder)
+        results = evaluate(
+            self._eval_env, self._choose, numbers, self._seed, stream, on_episode, recorder, self._recover_evaluation
+        )
         self._watch.report()
         return results
 
+    def _recover_evaluation(self, failure: SimulatorError) -> None:
+        """Start this rank's simulators of evaluation anew."""
+        assert self._eval_env is not None
+        started = time.monotonic()
+        while True:
+            self._counted(failure, "eval")
+            try:
+                self._eval_env.restart()
+            except SimulatorError as error:
+                failure = error
+            else:
+                break
+        self._say_restarted(failure, started, "eval", "the evaluation goes on with the episodes that are missing")
+
     def state(self) -> dict[str, Tensor]:
-        """The environments' state between two updates, each tensor (N, ...); what failed simulators lack is left out.
+        """The environments' state of all ranks between two updates, one after the other, each tensor (N, ...).
 
-        Raises:
-            SimulatorError: A simulator has died; asked again, the state is given without the simulators' own.
+        Where a simulator cannot give its own any more, that of all simulators is left out.
         """
-        return self._state() if self._boundary is None else self._boundary
-
-    def gathered_state(self) -> dict[str, Tensor]:
-        """The `state` of all ranks, one after the other."""
         try:
-            own = self._together(self.state)
-        except RegraspError:
-            self._boundary = self._without_simulators()
-            raise
+            own = self._together(lambda: self._boundary or self._state())
+        except SimulatorError:
+            own = self._without_simulators()
         parts = self._ranks.gather(TensorDict(dict(own), batch_size=[self._num_envs]))
         return {str(name): values for name, values in TensorDict.cat(parts).items()}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Restore what `state` returned on all ranks, one after the other, whatever their number was.
+        """Restore what `state` returned, whatever the number of ranks was.
 
         Raises:
             UserError: It is that of other environments.
@@ -206,20 +283,18 @@ class Rollouts:
                 expected=" and ".join(map(str, sorted(counts))),
                 fix="resume with the number of environments that the run was begun with",
             )
-        for stage in self._stages:
-            own = slice(stage.first_env, stage.first_env + len(stage.running))
-            stage.load_state_dict({name: values[own] for name, values in state.items()})
+        first = self._stages[0].first_env
+        self._load({name: values[first : first + self._num_envs] for name, values in state.items()})
 
-    def begins_anew(self, state: Mapping[str, Tensor]) -> bool:
-        """See `TrainingEpisodes.begins_anew`."""
-        return self._stages[0].begins_anew(state)
+    def _load(self, state: Mapping[str, Tensor]) -> None:
+        """Restore the state of this rank's environments."""
+        first = self._stages[0].first_env
+        for stage in self._stages:
+            start = stage.first_env - first
+            stage.load_state_dict({name: values[start : start + len(stage.running)] for name, values in state.items()})
 
     def _state(self) -> dict[str, Tensor]:
-        try:
-            return _joined([stage.state_dict() for stage in self._stages])
-        except SimulatorError:
-            self._boundary = self._without_simulators()
-            raise
+        return _joined([stage.state_dict() for stage in self._stages])
 
     def _without_simulators(self) -> dict[str, Tensor]:
         return _joined([stage.state_dict(simulators=False) for stage in self._stages])

@@ -168,6 +168,15 @@ class VecEnv(ABC):
     def load_state_dict(self, state: Mapping[str, Tensor]) -> Observation:
         """Restore what `state_dict` returned and give the present observation of all environments."""
 
+    def restart(self) -> None:  # noqa: B027
+        """Start the simulator's processes anew, also where one has died; nothing of their episodes is left.
+
+        Environments that have none are put back by `reset` and `load_state_dict` alone.
+
+        Raises:
+            SimulatorError: They do not start.
+        """
+
     @abstractmethod
     def close(self, deadline: float = 10.0) -> None:
         """Stop the simulator's processes within `deadline` seconds, by force if need be."""

@@ -89,6 +89,12 @@ class JoinedVecEnv(VecEnv):
             self._observations[number] = part.load_state_dict({name: values[own] for name, values in state.items()})
         return self._observed()
 
+    def restart(self) -> None:
+        """See `VecEnv.restart`."""
+        for part in self._parts:
+            part.restart()
+        self._observations = [None] * len(self._parts)
+
     def close(self, deadline: float = 10.0) -> None:
         """See `VecEnv.close`."""
         for part in self._parts:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from regrasp.envs.contract import Observation, Step, VecEnv
+from regrasp.errors import SimulatorError
 from regrasp.rollout.episodes import Choose, EpisodeResult, Episodes, NumberedEpisodes, Recorder, play_episodes
 
 
@@ -63,6 +64,10 @@ class VideoRecorder(Recorder):
             frames, rewards = zip(*self._pieces.pop(index), strict=True)
             self.write(RecordedEpisode(index, torch.cat(frames), torch.cat(rewards), result))
 
+    def begin_again(self) -> None:
+        """Drop the frames of episodes that have not ended: the environments are new, and so are their episodes."""
+        self._wanted, self._pieces = {}, {}
+
 
 def evaluate(
     env: VecEnv,
@@ -72,6 +77,7 @@ def evaluate(
     stream: int,
     on_episode: Callable[[EpisodeResult], None] | None = None,
     recorder: VideoRecorder | None = None,
+    recover: Callable[[SimulatorError], None] | None = None,
 ) -> list[EpisodeResult]:
     """Run numbered episodes in N environments; an environment that finishes takes the next episode at once.
 
@@ -83,17 +89,35 @@ def evaluate(
         stream: `env.eval.seed`.
         on_episode: Called with every finished episode.
         recorder: Of their frames.
+        recover: Called where a simulator fails, to start `env` again or to raise; the episodes that are missing then
+            are begun anew. None: a failure ends the evaluation.
 
     Returns:
         The results in the order of `numbers`.
+
+    Raises:
+        SimulatorError: A simulator failed.
     """
-    episodes = NumberedEpisodes(env, seed, "eval", stream, numbers=numbers)
     results: dict[int, EpisodeResult] = {}
-    for index, result in play_episodes(episodes, choose, recorder):
-        results[index] = result
-        if on_episode is not None:
-            on_episode(result)
-        if recorder is not None:
-            recorder.finished(index, result)
-    env.record([])
+
+    def play_missing() -> None:
+        missing = [number for number in numbers if number not in results]
+        episodes = NumberedEpisodes(env, seed, "eval", stream, numbers=missing)
+        for index, result in play_episodes(episodes, choose, recorder):
+            results[index] = result
+            if on_episode is not None:
+                on_episode(result)
+            if recorder is not None:
+                recorder.finished(index, result)
+        env.record([])
+
+    while len(results) < len(numbers):
+        try:
+            play_missing()
+        except SimulatorError as error:
+            if recover is None:
+                raise
+            recover(error)
+            if recorder is not None:
+                recorder.begin_again()
     return [results[number] for number in numbers]

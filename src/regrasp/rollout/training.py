@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -83,10 +83,6 @@ class TrainingEpisodes(Episodes):
             state |= {f"simulator.{name}": value for name, value in self.env.state_dict().items()}
         return {name: value.clone() for name, value in state.items()}
 
-    def begins_anew(self, state: Mapping[str, Tensor]) -> bool:
-        """Whether episodes that `state` was saved in the middle of cannot go on from it."""
-        return self._auto_reset and not any(name.startswith("simulator.") for name in state)
-
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Restore what `state_dict` returned of as many environments.
 
@@ -108,6 +104,7 @@ class TrainingEpisodes(Episodes):
         for name, counter in self._counters().items():
             counter.copy_(state[name])
         simulator = {k.removeprefix("simulator."): v for k, v in state.items() if k.startswith("simulator.")}
+        self.running = torch.zeros_like(self.running)
         if simulator:
             self.observation = self.env.load_state_dict(simulator)
             self.running = state["running"].clone()
@@ -121,6 +118,11 @@ class TrainingEpisodes(Episodes):
             "success": self._success,
             "seeds": self._seeds,
         }
+
+
+def begins_anew(state: Collection[str], *, auto_reset: bool) -> bool:
+    """Whether episodes cannot go on from what `TrainingEpisodes.state_dict` named, which was in the middle of them."""
+    return auto_reset and not any(name.startswith("simulator.") for name in state)
 
 
 def collect_rollout(

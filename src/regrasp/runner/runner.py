@@ -16,7 +16,7 @@ from regrasp.checkpoint.read import Checkpoint
 from regrasp.checkpoint.run_record import RunRecord
 from regrasp.checkpoint.write import new_checkpoint, prune
 from regrasp.engine.base import Collected, Engine
-from regrasp.errors import SimulatorError, TrainingHaltedError, UserError
+from regrasp.errors import TrainingHaltedError, UserError
 from regrasp.experiment import ExperimentConfig
 from regrasp.experiment.batches import num_optimizer_steps, num_updates
 from regrasp.folders import new_folder
@@ -223,10 +223,6 @@ class EmbodiedRunner:
         """Write the checkpoint of the last finished update, unless there is one.
 
         Where the update after it broke off, its weights are those of the last good step.
-
-        Raises:
-            SimulatorError: A training simulator died since the last rollout. The run is saved without the simulators'
-                state, so that their episodes begin anew when it is resumed.
         """
         if self._saved_update == self.progress.update:
             return
@@ -239,16 +235,9 @@ class EmbodiedRunner:
         export, step = runner.export_model == "always" or self._finished, self.progress.update
         folder = checkpoints_folder(self.run_dir, self.config)
         self._record.add(step_folder(folder, step))
-        died = None
-        try:
-            new_checkpoint(folder, step, lambda draft: self.engine.save(draft, step, state, export=export))
-        except SimulatorError as error:
-            died = error
-            new_checkpoint(folder, step, lambda draft: self.engine.save(draft, step, state, export=export))
+        new_checkpoint(folder, step, lambda draft: self.engine.save(draft, step, state, export=export))
         self._saved_update = step
         prune(self._record.checkpoints(), runner.keep_checkpoints)
-        if died is not None:
-            raise died
 
 
 def _rollout_metrics(collected: Collected) -> dict[str, float]:

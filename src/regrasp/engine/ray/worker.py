@@ -223,7 +223,7 @@ class Worker:
 
     def env_state(self) -> Packed | None:
         """The environments' state of all ranks, on the first; see `Rollouts.state`."""
-        whole = self.rollouts.gathered_state()
+        whole = self.rollouts.state()
         return None if self._process.index["rollout"] else pack(whole)
 
     def load_env_state(self, state: Packed) -> None:

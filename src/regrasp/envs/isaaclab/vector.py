@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 
 import torch
-from torch import Tensor
 
 from regrasp.envs.contract import Step
 from regrasp.envs.process.vector import RemoteVecEnv
@@ -23,9 +22,9 @@ class IsaacLabVecEnv(RemoteVecEnv):
     _seen: frozenset[float] = frozenset()
     """Up to two different rewards."""
 
-    def step(self, actions: Tensor) -> Step:
-        """Execute a chunk, see `VecEnv.step`."""
-        step = super().step(actions)
+    def end_step(self) -> Step:
+        """Wait for a chunk, see `VecEnv.end_step`."""
+        step = super().end_step()
         enough = _EPISODES * self.spec.num_envs * self.spec.max_episode_steps
         if self._num_judged < enough and len(self._seen) < 2:
             rewards = step.rewards[torch.arange(step.rewards.shape[1]) < step.num_executed[:, None]]

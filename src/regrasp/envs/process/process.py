@@ -122,7 +122,8 @@ class SimulatorProcess:
         self._send(op, self._timeouts.reset_s if op == "reset" else self._timeouts.step_s, shared, arguments)
 
     def _send(self, op: str, deadline: float, shared: Shared | None, arguments: dict[str, Any], **fields: Any) -> None:
-        assert self._awaited is None, "one command at a time"
+        if self._awaited is not None:
+            raise SimulatorError(f"{self.name} (process {self.pid}) was left in '{self._awaited[0]}' by a failure.")
         self._awaited = (op, time.monotonic() + deadline)
         message = {"op": op, "arguments": arguments, **fields}
         try:
@@ -131,6 +132,7 @@ class SimulatorProcess:
             else:
                 shared[0].send_to(self._socket, message, shared[1])
         except (BrokenPipeError, ConnectionResetError) as error:
+            self._awaited = None
             raise self._death() from error
 
     @property
@@ -146,9 +148,9 @@ class SimulatorProcess:
             UserError: The child found a mistake of the user's.
         """
         assert self._awaited is not None, "no command was begun"
-        op, _ = self._awaited
+        (op, _), seconds_left, self._awaited = self._awaited, self.seconds_left, None
         try:
-            reply = protocol.receive(self._socket, self.seconds_left)
+            reply = protocol.receive(self._socket, seconds_left)
         except TimeoutError as error:
             self.kill()
             raise SimulatorError(
@@ -156,7 +158,6 @@ class SimulatorProcess:
             ) from error
         except protocol.ConnectionClosedError as error:
             raise self._death() from error
-        self._awaited = None
         self._output.trim()
         if "user_error" in reply:
             raise UserError(**reply["user_error"])

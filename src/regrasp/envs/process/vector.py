@@ -22,11 +22,13 @@ from regrasp.envs.contract import Capabilities, EnvSpec, Observation, Step, VecE
 from regrasp.envs.mapping import ObservationMapping
 from regrasp.envs.process.process import SimulatorProcess
 from regrasp.envs.process.protocol import SharedArrays
-from regrasp.envs.process.simulator import ArraySpec
+from regrasp.envs.process.simulator import ArraySpec, SimulatorSpec
 from regrasp.envs.quaternions import agreed_order
 from regrasp.errors import SimulatorError, TrainingHaltedError, UserError
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "LP_NUM_THREADS")
+_RESTART_S = 1.0
+"""How long those that are started anew have to end by themselves."""
 _IMAGE_AXES = 3
 """Axes of an image of whatever kind: height, width, channels."""
 
@@ -65,22 +67,22 @@ class RemoteVecEnv(VecEnv):
         self._frames: np.ndarray | None = None
         self._workers: list[SimulatorProcess] = []
         threads = dict.fromkeys(_THREAD_VARIABLES, "1")
+
+        def started(part: slice) -> SimulatorProcess:
+            return SimulatorProcess(
+                f"{name} environments {part.start}-{part.stop - 1}",
+                factory,
+                {**settings, "num_envs": part.stop - part.start},
+                config.timeouts,
+                config.python,
+                {**threads, **(environment or {})},
+                ignore_terminations=config.ignore_terminations,
+                python_key=f"env.{name}.python",
+            )
+
+        self._started = started
         try:
-            for part in self._slices:
-                worker = SimulatorProcess(
-                    f"{name} environments {part.start}-{part.stop - 1}",
-                    factory,
-                    {**settings, "num_envs": part.stop - part.start},
-                    config.timeouts,
-                    config.python,
-                    {**threads, **(environment or {})},
-                    ignore_terminations=config.ignore_terminations,
-                    python_key=f"env.{name}.python",
-                )
-                self._workers.append(worker)
-            simulator, *others = [worker.wait_until_ready() for worker in _as_they_reply(self._workers)]
-            if any(other != simulator for other in others):
-                raise SimulatorError(f"The processes of the {name} environments do not offer the same.")
+            self._simulator = simulator = self._start()
             capabilities = Capabilities(
                 **simulator.capabilities, saves_state=simulator.state_size > 0, has_expert=simulator.has_expert
             )
@@ -98,6 +100,22 @@ class RemoteVecEnv(VecEnv):
             state_dim=self._mapping.state_dim,
             cameras=self._mapping.camera_names,
         )
+
+    def _start(self) -> SimulatorSpec:
+        """Start the workers; returns what they offer."""
+        for part in self._slices:
+            self._workers.append(self._started(part))
+        simulator, *others = [worker.wait_until_ready() for worker in _as_they_reply(self._workers)]
+        if any(other != simulator for other in others):
+            raise SimulatorError(f"The processes of the {simulator.task_id} environments do not offer the same.")
+        return simulator
+
+    def restart(self) -> None:
+        """Start the workers anew, see `VecEnv.restart`."""
+        self.close(deadline=_RESTART_S)
+        if self._start() != self._simulator:
+            raise SimulatorError(f"Started again, {self.spec.task_id} does not offer what it did before.")
+        self._arrays = self._attach()
 
     def _attach(self) -> dict[str, np.ndarray]:
         """Share arrays of all environments, of which each worker maps its part."""
