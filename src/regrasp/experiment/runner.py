@@ -72,7 +72,7 @@ class RunnerConfig:
     max_staleness: Annotated[int, Field(ge=0, le=1)] = 0
     """Updates by which the policy that acts may be older than the one that learns; 0: every rollout waits for it."""
     max_restarts: NonNegativeInt = 3
-    """How often a run begins an update anew because a process of it died, before it ends."""
+    """How often what a process died or hung in is begun anew, without an update in between, before the run ends."""
 
     @property
     def evaluates(self) -> bool:
