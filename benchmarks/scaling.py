@@ -109,6 +109,7 @@ class Made:
         actor.fsdp_config = fsdp or FsdpConfig()
         actor.micro_batch_size = micro or sizes.minibatch
         actor.global_batch_size = actor.micro_batch_size * (place.envs_per_rank * ranks.count // ENVS_PER_RANK)
+        self.batch_size = actor.global_batch_size
         algorithm = single.ALGORITHM.build()
         self.learner = Learner(policy, algorithm, actor, num_updates=1, seed=0, device=place.device, ranks=ranks)
         source = self.learner.sharded or self.learner.bfloat16
@@ -212,7 +213,7 @@ def sync(place: Place) -> tuple[float, int]:
 def compare(place: Place) -> dict[str, float]:
     """Loss and gradient norm of a first optimizer step."""
     made = Made(place, "head", cached=True, compiled=False)
-    made.decisions = made.decisions.rows(torch.arange(place.envs_per_rank * place.ranks.count))
+    made.decisions = made.decisions.rows(torch.arange(made.batch_size))
     found = made.update()
     return {name: found[f"actor/{name}"] for name in ("total_loss", "grad_norm")}
 
