@@ -119,7 +119,7 @@ class LocalEngine(Engine):
             optimizer_state=optimizer_state,
             tensors={str(name): values for name, values in TensorDict.cat(of_ranks).items()},
             state=state,
-            export=self.policy.save if export else None,
+            export=self.policy.write_folder if export else None,
         )
         write_content(folder, step, content)
 

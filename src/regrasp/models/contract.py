@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from regrasp.envs.contract import Observation
 from regrasp.models.observations import check_observation
+from regrasp.models.origin import Origin
 from regrasp.seeding import KeyedNoise
 
 
@@ -99,6 +100,8 @@ class Policy(nn.Module, ABC):
     RL_PARTS: ClassVar[tuple[str, ...]] = ("value_head",)
     """Child modules that RL adds and that acting without exploration does not need."""
     spec: PolicySpec
+    origin: Origin = Origin()
+    """What it was made for, as its folder says."""
     capturable: tuple[str, ...] = ()
     """Methods, from tensors and numbers to tensors, that a GPU may replay as CUDA graphs where nothing is trained."""
     product_layers: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv2d)
@@ -228,6 +231,11 @@ class Policy(nn.Module, ABC):
             recomputes: Whether what features are computed from is stored, instead of the features.
         """
         return None
+
+    def write_folder(self, folder: Path) -> None:
+        """Write the policy, and what it was made for."""
+        self.save(folder)
+        self.origin.save(folder)
 
     @abstractmethod
     def save(self, folder: Path) -> None:

@@ -14,7 +14,14 @@ from regrasp.engine.base import Engine
 from regrasp.engine.local import LocalEngine
 from regrasp.engine.memory import check_disk, policy_memory
 from regrasp.engine.placement import Resources, plan
-from regrasp.engine.policies import check_fit, check_folder_fits, choose_device, create_policy, load_model
+from regrasp.engine.policies import (
+    check_fit,
+    check_folder_fits,
+    choose_device,
+    create_policy,
+    load_model,
+    warn_of_another_task,
+)
 from regrasp.envs.contract import EnvSpec, VecEnv
 from regrasp.envs.registry import create_env
 from regrasp.errors import UserError
@@ -69,6 +76,7 @@ def check(config: ExperimentConfig) -> Policy | None:
         )
     check_installed(config.runner.logger.logger_backends)
     policy = check_folder_fits(config, "train")
+    warn_of_another_task(config, "train")
     if config.runner.val_check_interval > 0:
         check_folder_fits(config, "eval")
     return policy
@@ -93,6 +101,7 @@ def _train(loaded: LoadedConfig, run_dir: Path, checkpoint: Checkpoint | None) -
         for warning in lost_guarantees(env):
             _log.warning(warning)
         policy = _policy(config, env.spec, seed, checkpoint)
+        policy.origin = policy.origin.trained_on(config.env.train.init_params.id)
         if eval_env is not None:
             check_fit(policy, config.env.eval.mapping, eval_env.spec, "env.eval.mapping")
         engine = LocalEngine(config, policy, env, seed, choose_device(), run_dir, eval_env)
