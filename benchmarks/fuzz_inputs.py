@@ -21,6 +21,7 @@ import yaml
 import regrasp
 from regrasp.checkpoint.layout import MANIFEST
 from regrasp.checkpoint.manifest import Manifest, describe, encode
+from regrasp.checkpoint.run_record import versions
 from regrasp.config.types import changed
 from regrasp.data.lerobot import DatasetWriter, DemonstrationDataset
 from regrasp.data.lerobot.schema import SOURCES_PATH
@@ -39,7 +40,7 @@ from regrasp.stages.demonstrations import (
     demonstration_features,
 )
 from regrasp.stages.play import EPISODES_FILE, EVALUATION_FILE, PlayOptions, play
-from regrasp.stages.report import SUMMARY_FILE, report_run, versions
+from regrasp.stages.report import SUMMARY_FILE, report_run
 from regrasp.stages.train import checkpoint_to_resume, train
 from regrasp.stages.training_frames import load_frames
 

@@ -145,14 +145,26 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [file]
 
 
-@pytest.mark.parametrize(("more", "stays"), [([], False), (["metrics.jsonl"], True)])
-def test_only_an_unused_run_is_discarded(tmp_path: Path, more: list[str], stays: bool) -> None:
-    run = tmp_path / "run"
-    run.mkdir()
-    for name in ("config.yaml", "command.txt", *more):
-        (run / name).touch()
-    discard_unused(run)
+@pytest.mark.parametrize(("metrics", "stays"), [("", False), ('{"step": 1}\n', True)])
+def test_only_an_unused_run_is_discarded(tmp_path: Path, metrics: str, stays: bool) -> None:
+    run = tmp_path / "logs" / "regrasp" / "run"
+    run.mkdir(parents=True)
+    for name in ("config.yaml", "command.txt", "run.json", "run.lock"):
+        (run / name).write_text("{}")
+    (run / "metrics.jsonl").write_text(metrics)
+    discard_unused(run, [run.parent, run.parents[1]])
     assert run.exists() == stays
+    assert (tmp_path / "logs").exists() == stays
+    assert tmp_path.exists()
+
+
+def test_a_log_folder_with_other_runs_stays(tmp_path: Path) -> None:
+    run, other = tmp_path / "logs" / "run", tmp_path / "logs" / "other"
+    run.mkdir(parents=True)
+    other.mkdir()
+    discard_unused(run, [run.parent])
+    assert other.exists()
+    assert not run.exists()
 
 
 def write_text(file: Path) -> None:

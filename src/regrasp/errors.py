@@ -5,9 +5,28 @@ A user's mistake is a `UserError`: the command line prints it without a tracebac
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 _UNSET = object()
+
+
+def spelled(value: Any) -> str:
+    """A value as YAML has it: `null`, `true`, `[1, 'a']`; texts in quotes."""
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return str(value).lower()
+        case Mapping():
+            return f"{{{', '.join(f'{key}: {spelled(item)}' for key, item in value.items())}}}"
+        case list() | tuple():
+            return f"[{', '.join(map(spelled, value))}]"
+        case Path():
+            return repr(str(value))
+        case _:
+            return repr(value)
 
 
 class RegraspError(Exception):
@@ -50,7 +69,7 @@ class UserError(RegraspError):
         rows = [
             ("file", self.file),
             ("key", key),
-            ("value", None if value is _UNSET else repr(value)),
+            ("value", None if value is _UNSET else spelled(value)),
             ("expected", expected),
             ("fix", fix),
         ]

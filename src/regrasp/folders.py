@@ -12,7 +12,7 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
@@ -23,7 +23,9 @@ from regrasp.errors import UserError
 CONFIG_FILE = "config.yaml"
 """Every resolved value of a run, in the run's folder."""
 COMMAND_FILE = "command.txt"
-"""The command line that a run was started with, in the run's folder."""
+"""The command lines that began a run and continued it, in the run's folder."""
+RECORD_FILE = "run.json"
+"""What wrote a run, and its checkpoints, in the run's folder."""
 LOCK_FILE = "run.lock"
 """Locked by the process that trains in the run's folder."""
 CHECKSUMS = "SHA256SUMS"
@@ -353,9 +355,19 @@ def new_folder(wanted: Path) -> Path:
             return folder
 
 
-def discard_unused(run_dir: Path) -> None:
-    """Remove the folder of a run that was refused before it wrote anything of its own."""
-    if {path.name for path in run_dir.iterdir()} <= {CONFIG_FILE, COMMAND_FILE, LOCK_FILE}:
-        for file in run_dir.iterdir():
+def discard_unused(run_dir: Path, made: Sequence[Path] = ()) -> None:
+    """Remove the folder of a run that was refused before it wrote anything of its own.
+
+    Args:
+        run_dir: The folder.
+        made: Folders that were made for it, the innermost first; those that are empty go too.
+    """
+    known = {CONFIG_FILE, COMMAND_FILE, LOCK_FILE, RECORD_FILE}
+    files = list(run_dir.iterdir())
+    if all(file.name in known or (file.is_file() and not file.stat().st_size) for file in files):
+        for file in files:
             file.unlink()
         run_dir.rmdir()
+        with contextlib.suppress(OSError):
+            for place in made:
+                place.rmdir()

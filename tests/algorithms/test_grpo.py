@@ -55,6 +55,16 @@ def test_groups_without_variance_are_dropped() -> None:
     assert len(grpo().prepare(of_outcomes(0, 0, 0, 0))) == 0
 
 
+def test_it_is_told_why_every_group_was_dropped() -> None:
+    settings = {"filter_rewards": True, "rewards_lower_bound": 0.1, "rewards_upper_bound": 0.6}
+    outcomes = of_outcomes(0, 0, 0, 0, 1, 1, 1, 0, 1, 1, 1, 1)
+    assert len(grpo(**settings).prepare(outcomes)) == 0
+    text = grpo(**settings).why_nothing(outcomes)
+    assert "Every one of the 3 groups was dropped: in 2 all episodes have the same score" in text
+    assert "of 1 the mean score is outside of 0.1 to 0.6 (algorithm.filter_rewards)" in text
+    assert "outside" not in grpo().why_nothing(of_outcomes(0, 0, 0, 0))
+
+
 def test_groups_outside_of_the_bounds_are_dropped() -> None:
     outcomes = of_outcomes(1, 0, 0, 0, 1, 1, 0, 0, 1, 1, 1, 0)
     kept = grpo(filter_rewards=True, rewards_lower_bound=0.3, rewards_upper_bound=0.6).prepare(outcomes)

@@ -122,13 +122,16 @@ def test_batch_equation_adds_up(name: str, capsys: pytest.CaptureFixture[str]):
 def test_batch_equation_of_a_small_run(capsys: pytest.CaptureFixture[str]):
     small = "env.train.total_num_envs=10 env.train.max_steps_per_rollout_epoch=24 algorithm.rollout_epoch=2"
     main(["train", "--dry_run", *small.split(), "algorithm.update_epoch=1"])
-    *_, yaml_end, summary, _file, equation, _train, _eval, _machine, _memory = capsys.readouterr().out.splitlines()
+    *_, yaml_end, summary, _file, equation, _train, _eval, _machine, processes, _memory = (
+        capsys.readouterr().out.splitlines()
+    )
     assert not yaml_end
     assert summary == "# Summary"
+    assert processes.startswith("# processes: one with all roles, on ")
     assert "= 120 samples; 1 minibatch of 120 (1 x 120) x 1 epoch = 1 optimizer step per update" in equation
     sizes = "actor.global_batch_size=50 actor.micro_batch_size=25 algorithm.update_epoch=2"
     main(["train", "--dry_run", *small.split(), *sizes.split()])
-    equation = capsys.readouterr().out.splitlines()[-5]
+    equation = capsys.readouterr().out.splitlines()[-6]
     assert "3 minibatches of 50 (2 x 25) x 2 epochs = 6 optimizer steps" in equation
     assert "the last minibatch has 20" in equation
 

@@ -49,7 +49,7 @@ def override(text: str, key: str, value: str | None, expected: str, fix: str, *,
 
 UNKNOWN = [
     edit("  max_epochs: 10", "  max_epoch: 10", "runner.max_epoch", "10", "one of the keys of runner", "runner.max_epochs"),
-    edit("runner:\n", "runer:\n", "runer", "{'logger'", "one of the keys of the top level", "did you mean runner"),
+    edit("runner:\n", "runer:\n", "runer", "{logger", "one of the keys of the top level", "did you mean runner"),
     edit("experiment_name:", "experimentname:", "runner.logger.experimentname", "'small'", "project_name", "runner.logger.experiment_name"),
     edit("noise_level:", "noise_lvl:", "actor.model.rl_head_config.noise_lvl", "0.5", "noise_method", "noise_level"),
     edit("{prefix_pad: 3,", "{prefixpad: 3,", "env.train.mapping.action_mapping.prefixpad", "3", "suffix_pad", "prefix_pad"),
@@ -57,15 +57,15 @@ UNKNOWN = [
     edit("gamma: 0.99", "lr: 0.1", "algorithm.lr", "0.1", "one of the keys of algorithm", "did you mean actor.optim.lr"),
     override("algorithm.zzz=1", "algorithm.zzz", "1", "gae_lambda", "remove it"),
     override("+env.eval.num_episode=5", "env.eval.num_episode", "5", "inference_block", "env.eval.num_episodes"),
-    override("env.test.seed=1", "env.test", "{'seed': 1}", "train, eval", "remove it"),
+    override("env.test.seed=1", "env.test", "{seed: 1}", "train, eval", "remove it"),
     override("rollout.pipeline_stages=2", "rollout.pipeline_stages", "2", "pipeline_stage_num", "rollout.pipeline_stage_num"),
 ]  # fmt: skip
 
 TYPES = [
     edit("max_epochs: 10", "max_epochs: ten", "runner.max_epochs", "'ten'", "an integer of at least 1", "set runner.max_epochs"),
     edit("max_epochs: 10", "max_epochs: 10.0", "runner.max_epochs", "10.0", "an integer", "for example runner.max_epochs=1000"),
-    edit("max_epochs: 10", "max_epochs: true", "runner.max_epochs", "True", "an integer", "set runner.max_epochs"),
-    edit("max_epochs: 10", "max_epochs: null", "runner.max_epochs", "None", "an integer", "set runner.max_epochs"),
+    edit("max_epochs: 10", "max_epochs: true", "runner.max_epochs", "true", "an integer", "set runner.max_epochs"),
+    edit("max_epochs: 10", "max_epochs: null", "runner.max_epochs", "null", "an integer", "set runner.max_epochs"),
     edit("lr: 3e-5", "lr: [3e-5]", "actor.optim.lr", "[3e-05]", "a number above 0", "set actor.optim.lr"),
     edit("lr: 3e-5", 'lr: "3e-5"', "actor.optim.lr", "'3e-5'", "a number above 0", "actor.optim.lr=5e-06"),
     edit("lr: 3e-5", "lr: .nan", "actor.optim.lr", "nan", "a number above 0", "set actor.optim.lr"),
@@ -75,9 +75,9 @@ TYPES = [
     edit("tasks: [Some-Task-v0]", "tasks: Some-Task-v0", "pretrain.tasks", "'Some-Task-v0'", "a non-empty list", "set pretrain.tasks"),
     edit("  optim: {lr: 3e-5, value_lr: 1e-3}", "  optim: 5", "actor.optim", "5", "a block with the keys lr", "as a block of keys"),
     override("runner.only_eval=maybe", "runner.only_eval", "'maybe'", "true or false", "runner.only_eval=false"),
-    override("env.eval.mapping=null", "env.eval.mapping", "None", "a block with the keys", "write env.eval.mapping as a block"),
+    override("env.eval.mapping=null", "env.eval.mapping", "null", "a block with the keys", "write env.eval.mapping as a block"),
     override("actor.model.value_head_hidden=[8,x]", "actor.model.value_head_hidden[1]", "'x'", "an integer", "set actor.model.value_head_hidden[1]"),
-    override("runner.max_epochs.x=1", "runner.max_epochs", "{'x': 1}", "an integer", "set runner.max_epochs"),
+    override("runner.max_epochs.x=1", "runner.max_epochs", "{x: 1}", "an integer", "set runner.max_epochs"),
 ]  # fmt: skip
 
 RANGES = [
@@ -125,16 +125,16 @@ ACROSS = [
     override("algorithm.group_size=4", "algorithm.group_size", "4", "1: advantages come from the value function", "algorithm.group_size=1"),
     override("cluster.num_nodes=2", "cluster.num_nodes", "2", "1, or cluster.address", "cluster.num_nodes=1"),
     override("cluster.address=here", "cluster.address", "'here'", "host:port", "cluster.address=auto"),
-    override("cluster.component_placement={actor:all}", "cluster.component_placement", "{'actor': 'all'}", "each of actor, env, rollout once", "'actor,env,rollout': all"),
+    override("cluster.component_placement={actor:all}", "cluster.component_placement", "{actor: 'all'}", "each of actor, env, rollout once", "'actor,env,rollout': all"),
     override("actor.model.rl_head_config.noise_params=[0.3,0.7,400]", "actor.model.rl_head_config.noise_params", "[0.3, 0.7, 400]", "start >= end", "set actor.model.rl_head_config.noise_params"),
-    edit("model_type: gr00t\n", "model_type: gr00t\n    is_lora: true\n    trainable: all\n", "actor.model.is_lora", "True", "actor.model.trainable is all", "actor.model.trainable=head"),
+    edit("model_type: gr00t\n", "model_type: gr00t\n    is_lora: true\n    trainable: all\n", "actor.model.is_lora", "true", "actor.model.trainable is all", "actor.model.trainable=head"),
     override("actor.model.attn_implementation=flash_attention_2", "actor.model.attn_implementation", "'flash_attention_2'", "actor.model.precision is fp32", "precision=bf16"),
-    override("actor.model.add_value_head=false", "actor.model.add_value_head", "False", "actor_critic", "add_value_head=true"),
+    override("actor.model.add_value_head=false", "actor.model.add_value_head", "false", "actor_critic", "add_value_head=true"),
     override("actor.model.embodiment_tag=gr1", "actor.model.embodiment_tag", "'gr1'", "'new_embodiment'", "the mapping is what counts"),
     override("env.train.mapping.image_transform={nowhere: [rotate_90]}", "env.train.mapping.image_transform", "['nowhere']", "as main_images and extra_view_images have them", "correct the key"),
     override("env.train.mapping.image_transform={front_camera: [rotate_90, rotate_45]}", "env.train.mapping.image_transform.front_camera[1]", "'rotate_45'", "'rotate_180'", "rotate_90"),
     override("env.train.mapping.image_transform={front_camera: rotate_90}", "env.train.mapping.image_transform.front_camera", "'rotate_90'", "a list of rotate_90", "to a list of"),
-    override("env.eval.mapping.image_transform={front_camera: [rotate_90]}", "env.eval.mapping.image_transform", "{'front_camera': ('rotate_90',)}", "{}, as in env.train.mapping", "the value of env.train.mapping.image_transform"),
+    override("env.eval.mapping.image_transform={front_camera: [rotate_90]}", "env.eval.mapping.image_transform", "{front_camera: ['rotate_90']}", "{}, as in env.train.mapping", "the value of env.train.mapping.image_transform"),
     override("env.eval.mapping.embodiment_tag=gr1", "env.eval.mapping.embodiment_tag", "'gr1'", "new_embodiment, as in env.train.mapping", "the value of env.train.mapping.embodiment_tag"),
     edit(MAPPING_END, f"{MAPPING_END}      data_config_class: 'my_config:MyRobot'\n", "env.train.mapping.data_config_class", "'my_config:MyRobot'", "so100_dualcam", "in its place, write into the mapping"),
     edit(MAPPING_END, f"{MAPPING_END}      data_config_class: so100\n{DATA_CONFIG}", "env.train.mapping.data_config_class", "'so100'", "env.train.mapping.data_config is given", "remove env.train.mapping.data_config_class"),
@@ -145,12 +145,27 @@ ACROSS = [
     edit(MAPPING_END, named("{gr00t_key: eef, slice: [0, 3]}, {gr00t_key: gripper, slice: [2, 3]}"), "env.train.mapping.gr00t_mapping.state", "'eef [0, 3] and gripper [2, 3]'", "none has values of another", "such as gripper [3, 4]; a value that is meant for two parts is listed twice in the mapping's states"),
     edit(MAPPING_END, named("{gr00t_key: hand, slice: [4, 5]}, {gr00t_key: arm, slice: [0, 6]}, {gr00t_key: tip, slice: [5, 7]}"), "env.train.mapping.gr00t_mapping.state", "'arm [0, 6] and hand [4, 5]; arm [0, 6] and tip [5, 7]'", "none has values", "hand [6, 7]"),
     override("actor.optim.critic_warmup_steps=400", "actor.optim.critic_warmup_steps", "400", "400 optimizer steps", "critic_warmup_steps"),
-    override("env.train.isaaclab.main_images=x", "env.train.isaaclab", "{'main_images': 'x'}", "not both", "keep env.train.mapping"),
+    override("env.train.isaaclab.main_images=x", "env.train.isaaclab", "{main_images: 'x'}", "not both", "keep env.train.mapping"),
     override("pretrain.architecture.patch_size=13", "pretrain.architecture.image_size", "84", "patch_size (13)", "=78", in_file=True),
     override("pretrain.architecture.action_horizon=2", "pretrain.architecture.action_horizon", "2", "num_action_chunks (4)", "action_horizon=4"),
-    edit("      main_images: front_camera\n", "      extra_view_images: [wrist]\n", "env.train.mapping.main_images", "None", "a camera key", "set env.train.mapping.main_images"),
-    override("algorithm.filter_rewards=true", "algorithm.filter_rewards", "True", "false", "set algorithm.filter_rewards to false"),
+    edit("      main_images: front_camera\n", "      extra_view_images: [wrist]\n", "env.train.mapping.main_images", "null", "a camera key", "set env.train.mapping.main_images"),
+    override("algorithm.filter_rewards=true", "algorithm.filter_rewards", "true", "false", "set algorithm.filter_rewards to false"),
     override("env.eval.reward_coef=2.0", "env.eval.reward_coef", "2.0", "1.0", "remove it"),
+]  # fmt: skip
+
+SHARDING = [
+    override("actor.fsdp_config.sharding_strategy=full", "actor.fsdp_config.sharding_strategy", "'full'", "'full_shard' or 'shard_grad_op'", "=no_shard"),
+    override("actor.fsdp_config.strategy=ddp", "actor.fsdp_config.strategy", "'ddp'", "'fsdp' or 'fsdp2'", "=fsdp2"),
+    override("actor.fsdp_config.fsdp_size=0", "actor.fsdp_config.fsdp_size", "0", "-1, or at least 1", "=-1"),
+    override("actor.fsdp_config.fsdp_size=2", "actor.fsdp_config.fsdp_size", "2", "-1 with sharding_strategy no_shard", "sharding_strategy=hybrid_shard"),
+    override("actor.fsdp_config.cpu_offload=true", "actor.fsdp_config.cpu_offload", "True", "false with sharding_strategy no_shard", "sharding_strategy=full_shard"),
+    override("actor.fsdp_config.mixed_precision.param_dtype=bf16", "actor.fsdp_config.mixed_precision.param_dtype", "'bf16'", "fp32 as actor.model.precision says", "set actor.model.precision=bf16"),
+    override("actor.fsdp_config.mixed_precision.reduce_dtype=fp16", "actor.fsdp_config.mixed_precision.reduce_dtype", "'fp16'", "or 'bf16' or null", "reduce_dtype=bf16"),
+    override("actor.fsdp_config.backward_prefetch=post", "actor.fsdp_config.backward_prefetch", "'post'", "null: FSDP2 fetches", "to null"),
+    override("actor.fsdp_config.use_liger_kernel=true", "actor.fsdp_config.use_liger_kernel", "True", "no Liger kernels", "to false"),
+    override("actor.fsdp_config.amp.enabled=true", "actor.fsdp_config.amp.enabled", "True", "under autocast", "to false"),
+    override("actor.fsdp_config.grad_scaler.enabled=true", "actor.fsdp_config.grad_scaler.enabled", "True", "no scaling", "to false"),
+    override("actor.fsdp_config.fsdp_sise=2", "actor.fsdp_config.fsdp_sise", "2", "one of the keys of actor.fsdp_config", "actor.fsdp_config.fsdp_size"),
 ]  # fmt: skip
 
 COMPOSITION = [
@@ -165,7 +180,7 @@ COMPOSITION = [
     override("model/gr00t@actor.model=x", "model/gr00t@actor.model", "'model/gr00t@actor.model=x'", "key=value", "set a key that exists"),
 ]  # fmt: skip
 
-MISTAKES = UNKNOWN + TYPES + RANGES + MISSING + ACROSS + COMPOSITION
+MISTAKES = UNKNOWN + TYPES + RANGES + MISSING + ACROSS + SHARDING + COMPOSITION
 
 
 @pytest.mark.parametrize("mistake", MISTAKES, ids=[f"{case.key}={case.value}" for case in MISTAKES])
@@ -321,7 +336,7 @@ def test_what_a_stage_complains_of_is_located() -> None:
 
     def located(key: str, file: Path | None = None) -> tuple[str | None, str | None]:
         error = loaded.located(UserError("wrong", file=file, key=key, value=None))
-        assert "value:    None" in str(error)
+        assert "value:    null" in str(error)
         return error.file, error.key
 
     assert located("actor.model.model_path", loaded.file) == ("command line", "--model_path")

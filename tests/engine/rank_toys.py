@@ -160,6 +160,7 @@ class Job:
     algorithm: str
     overrides: tuple[str, ...] = ()
     resume: Path | None = None
+    updates: int = UPDATES
 
 
 def train(rank: int, count: int, folder: Path, jobs: Sequence[Job]) -> None:
@@ -185,7 +186,7 @@ def _train(job: Job, folder: Path, ranks: Ranks) -> None:
         made.load(checkpoint)
         begin = checkpoint.step
     lines: list[dict[str, Any]] = []
-    for update in range(begin, UPDATES):
+    for update in range(begin, job.updates):
         if update == UPDATES // 2:
             save = folder / "checkpoints"
             if ranks.index:
@@ -197,6 +198,7 @@ def _train(job: Job, folder: Path, ranks: Ranks) -> None:
         lines.append({**collected.metrics, **metrics, "steps": collected.num_steps, "flat": collected.is_flat})
     episodes = [[result.total_reward, result.length] for result in made.evaluate(NUM_ENVS)]
     (folder / f"episodes_{ranks.index}.json").write_text(json.dumps(episodes))
+    weights = {name: weight.clone() for name, weight in made.training.weights()}
     if not ranks.index:
         (folder / "metrics.json").write_text(json.dumps(lines))
-        save_file(dict(made.policy.state_dict()), folder / "weights.safetensors")
+        save_file(weights, folder / "weights.safetensors")

@@ -59,6 +59,7 @@ def test_the_task_describes_itself(point: VecEnv) -> None:
     assert raw["policy/position"].shape == (2,)  # the group is concatenated by default
     assert (raw["camera_images/front"].shape, raw["camera_images/front"].dtype) == ((6, 10, 3), "uint8")
     assert point.spec.action_dim == 3
+    assert point.spec.quaternions == "wxyz"
     assert point.spec.step_seconds == pytest.approx(0.02)
     assert point.capabilities.true_final_observation
     assert not point.capabilities.seed_per_env

@@ -22,6 +22,7 @@ MAPPING = MappingConfig(task_description="push", states=states("x", "resets"))
 def test_a_finished_environment_shows_its_last_observation(task: str, extra_resets: int) -> None:
     env = lab_env(task, MAPPING, stand_in=STAND_IN, num_envs=2, init={"presets": ("physics=newton_mjwarp",)})
     try:
+        assert env.spec.quaternions == "xyzw"
         before = env.reset([0, 1], [1, 2]).state["state"]
         step = env.step(torch.tensor([0.2, 0.1])[:, None, None].expand(2, 4, 1))
         assert step.num_executed.tolist() == [2, 4]

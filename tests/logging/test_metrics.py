@@ -3,8 +3,11 @@ import json
 import math
 import os
 import shutil
+import signal
 import socket
+import subprocess
 import sys
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -169,6 +172,25 @@ def test_a_service_that_fails_is_reported_once_and_costs_nothing(tmp_path, wandb
         log_steps(logger, range(1, 4))
     assert [row["step"] for row in read_metrics(logger.path)] == [1, 2, 3]
     assert caplog.text.count("wandb failed, and the run goes on: connection lost") == 1
+
+
+def test_a_service_that_does_not_end_is_left(tmp_path, wandb, caplog, monkeypatch):
+    helpers, hangs = [], threading.Event()
+
+    def init(**_given):
+        helpers.append(subprocess.Popen(["sleep", "600"]))
+
+    wandb.init, wandb.finish = init, hangs.wait
+    monkeypatch.setattr("regrasp.logging.backends._FINISH_SECONDS", 0.2)
+    other = subprocess.Popen(["sleep", "600"])
+    with open_logger(tmp_path, ["wandb"]) as logger:
+        log_steps(logger, [1])
+    hangs.set()
+    assert caplog.text.count("wandb failed, and the run goes on: it did not end within") == 1
+    assert helpers[0].wait(10) == -signal.SIGKILL, "what waits for it at the end of the process does not wait"
+    assert other.poll() is None
+    other.kill()
+    other.wait()
 
 
 def test_what_a_service_missed_is_sent_later(tmp_path, wandb):

@@ -9,9 +9,9 @@ import pytest
 from pydantic import TypeAdapter
 
 from regrasp.errors import UserError
-from regrasp.logging.charts import series
+from regrasp.logging.charts import learning_curve, series
 from regrasp.logging.intervals import wilson_interval
-from regrasp.logging.report import EvaluationSummary, ReportData, VideoItem, write_report
+from regrasp.logging.report import EvaluationSummary, Origin, ReportData, VideoItem, write_report
 from regrasp.logging.video import write_video
 
 HOSTILE = "</td><script>alert(1)</script> \"onload=$\\frac{ ' {{ 7*7 }} <img src=x onerror=alert(2)>"
@@ -90,9 +90,7 @@ def full(video):
             VideoItem(video, HOSTILE, False, "base", 3),
             VideoItem(video, "red", True, "finetuned", 4),
         ],
-        config_text=f"task: {HOSTILE}",
-        versions={"torch": "2.13.0"},
-        command="regrasp train --config_name a",
+        origins=[Origin("regrasp train --config_name a", f"task: {HOSTILE}", {"torch": "2.13.0"})],
     )
 
 
@@ -239,3 +237,13 @@ def test_summaries_written_before_there_were_measures_are_read():
 
 def test_a_single_episode_has_no_measures():
     assert EvaluationSummary.from_counts({"pick": (1, 1)}, {"stage": [3.0]}).measures == {}
+
+
+@pytest.mark.parametrize("success", [0.0, 1.0])
+def test_the_legend_of_the_learning_curve_stands_above_it(success):
+    rows = [{"step": step, "env/success_once": success, "eval/success_once": success} for step in range(1, 9)]
+    chart = learning_curve(rows)
+    assert chart is not None
+    text = r'<text[^>]*?(?:y="|translate\(\S+ )(-?[\d.]+)[^>]*>{}</text>'
+    heights = [float(re.findall(text.format(label), chart.svg)[0]) for label in ("training rollouts", "100%")]
+    assert heights[0] < heights[1] - 8, "a line of text above the top of the axes"

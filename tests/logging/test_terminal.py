@@ -18,6 +18,7 @@ TAGS = [
     "env/episode_len",
     "train/actor/policy_loss",
     "train/critic/value_loss",
+    "train/actor/total_loss",
     "train/actor/approx_kl",
     "train/actor/clip_fraction",
     "train/actor/ratio",
@@ -55,7 +56,7 @@ def test_rows_keep_their_columns_and_100_characters(log_file, value, total):
         table.row(step, {tag: share if "success" in tag or "fraction" in tag else value for tag in TAGS})
     header, *rows = lines(log_file)
     assert {len(line) for line in [header, *rows]} == {100}
-    assert all(len(row.split()) == len(header.split()) == 14 for row in rows)
+    assert all(len(row.split()) == len(header.split()) == 15 for row in rows)
 
 
 def test_missing_metrics_are_dashes_and_the_header_comes_back(log_file):
@@ -64,7 +65,17 @@ def test_missing_metrics_are_dashes_and_the_header_comes_back(log_file):
         table.row(step, {"env/success_once": 0.5})
     headers = [index for index, line in enumerate(lines(log_file)) if "success" in line]
     assert headers == [0, 21, 42]
-    assert lines(log_file)[1].split()[3:] == ["50.0%", *["-"] * 10]
+    assert lines(log_file)[1].split()[3:] == ["50.0%", *["-"] * 11]
+
+
+def test_an_update_that_learned_nothing_says_so_in_its_row(log_file):
+    numbers = {"env/success_once": 0.5, "rollout/decisions": 0.0, "rollout/decisions_dropped": 64.0}
+    ConsoleTable(50, log_file).row(1, {**numbers, "train/actor/lr": 1e-4, "time/env_steps_per_second": 7.0})
+    header, row = lines(log_file)
+    assert len(header) == len(row) == 100
+    assert row.split()[3:6] == ["50.0%", "-", "-"]
+    assert "no update: nothing was kept to learn from" in row
+    assert row.endswith(" 7.0")
 
 
 def test_time_left_is_the_average_of_the_rows_so_far(log_file, clock):
@@ -86,7 +97,7 @@ def test_sac_losses_take_the_loss_columns(log_file):
     ConsoleTable(2, log_file).row(1, {"train/sac/actor_loss": -2.5, "train/sac/critic_loss": 0.25})
     header, row = (line.split() for line in lines(log_file))
     assert row[header.index("policy")] == "-2.500"
-    assert row[header.index("value")] == "0.2500"
+    assert row[header.index("value")] == "0.250"
 
 
 def test_log_file_gets_few_plain_lines(log_file, clock):
@@ -114,15 +125,18 @@ def test_the_time_left_is_not_guessed_from_the_first_items(
         assert ("ETA" in lines(log_file)[-1]) == known
 
 
-def test_log_file_says_when_a_stage_was_interrupted(log_file):
+@pytest.mark.parametrize(
+    ("error", "remark"), [(KeyboardInterrupt, "interrupted"), (InterruptedError, "interrupted"), (ValueError, "failed")]
+)
+def test_log_file_says_how_a_stage_ended_early(log_file, error, remark):
     def stage():
         with progress("a", 3, log_file) as task:
             task.advance()
-            raise KeyboardInterrupt
+            raise error
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(error):
         stage()
-    assert lines(log_file) == ["a:  33% 1/3  0:00  (interrupted)"]
+    assert lines(log_file) == [f"a:  33% 1/3  0:00  ({remark})"]
 
 
 def test_terminal_gets_nested_bars():

@@ -17,7 +17,7 @@ from regrasp.envs.config import EnvConfig
 from regrasp.envs.contract import Observation, Step, VecEnv
 from regrasp.envs.mapping import ActionMapping
 from regrasp.envs.registry import create_env
-from regrasp.errors import SimulatorError, UserError
+from regrasp.errors import UserError
 from regrasp.experiment import CollectConfig
 from regrasp.experiment.load import load_config
 from regrasp.rollout.choosers import expert_chooser
@@ -189,8 +189,12 @@ def _episodes(dataset: DemonstrationDataset) -> list[np.ndarray]:
 
 
 def test_an_expert_that_fails_too_often_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(SimulatorError, match=r"succeeded in \d+ of 4 attempts.*max_attempts_factor"):
+    recorded_with(tmp_path, 4, num_demos=1)
+    with pytest.raises(UserError, match=r"expert succeeded in \d+ of 4 attempts.* as it was before") as caught:
         recorded_with(tmp_path, 4, action_noise=20.0, num_demos=4, max_attempts_factor=1.0)
+    assert caught.value.key == "collect.max_attempts_factor"
+    assert "collect.only_successful=false" in str(caught.value.fix)
+    assert DemonstrationDataset(tmp_path).num_episodes == 1
 
 
 def test_a_task_without_an_expert_is_refused() -> None:

@@ -73,6 +73,25 @@ def test_force_stops_nothing_and_warns_once_of_each(caplog: pytest.LogCaptureFix
         assert "Continuing because runner.force is true" in warning
 
 
+def test_updates_without_any_reward_are_hinted_at_once(caplog: pytest.LogCaptureFixture) -> None:
+    guard = SignalGuard(force=False)
+    guard.after_rollout(episodes(1, success=True), is_flat=False)
+    for found in (episodes(4), [], episodes(4), episodes(4, reward=0.5), episodes(4), episodes(4)):
+        guard.after_rollout(found, is_flat=False)
+    assert not caplog.messages
+    for _ in range(5):
+        guard.after_rollout(episodes(4), is_flat=False)
+    (hint,) = caplog.messages
+    assert hint.startswith("No episode of the last 3 updates had a success or any reward")
+
+
+def test_an_update_without_anything_to_learn_from_is_told_now_and_then(caplog: pytest.LogCaptureFixture) -> None:
+    guard = SignalGuard(force=True)
+    for number in range(45):
+        guard.after_rollout(episodes(1, success=True), is_flat=False, why_nothing="All dropped." if number % 2 else "")
+    assert caplog.messages == ["An update had nothing to learn from, and changed nothing. All dropped."] * 3
+
+
 def test_updates_that_are_cut_short_are_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
     guard = SignalGuard(force=False, num_steps=24)
     for made in (1, 3, 4, 5, 6, 1, 1, 1, 1):

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from regrasp.cli.main import main
 from regrasp.engine.local import LocalEngine
-from regrasp.engine.memory import PolicyMemory, check_disk, memory_estimate, policy_memory
+from regrasp.engine.memory import PolicyMemory, check_disk, memory_estimate, model_memory, policy_memory
 from regrasp.engine.policies import create_policy
 from regrasp.envs.registry import create_env
 from regrasp.errors import UserError
@@ -32,6 +32,10 @@ LORA = ("actor.model.is_lora=true", "actor.model.lora.rank=2")
 
 def trainable(part: str) -> str:
     return f"actor.model.trainable={part}"
+
+
+def estimate(config: ExperimentConfig) -> list[str]:
+    return memory_estimate(config, model_memory(config))
 
 
 def storages(tensors: Iterable[Tensor]) -> dict[int, int]:
@@ -135,14 +139,14 @@ def test_the_estimate_is_what_an_update_holds(groot_start: Path, overrides: tupl
 
 def test_the_lines_name_what_takes_memory(groot_start: Path) -> None:
     model = f"actor.model.model_path={groot_start}"
-    plain = "\n".join(memory_estimate(groot_experiment(model).config))
+    plain = "\n".join(estimate(groot_experiment(model).config))
     assert "copy of them" not in plain
     assert "cached features: 18 decisions" in plain
     assert "on the device" in plain
-    half = memory_estimate(groot_experiment(model, BF16, "runner.feature_storage=host", "algorithm.kl_beta=1").config)
+    half = estimate(groot_experiment(model, BF16, "runner.feature_storage=host", "algorithm.kl_beta=1").config)
     lines = "\n".join(half)
     assert all(part in lines for part in ("copy of them in bfloat16", "algorithm.kl_beta", "in host memory"))
-    together = "\n".join(memory_estimate(groot_experiment(model, BF16, "algorithm.kl_beta=1").config))
+    together = "\n".join(estimate(groot_experiment(model, BF16, "algorithm.kl_beta=1").config))
     assert lines.splitlines()[-2] != together.splitlines()[-2], "features on the host are not on the device"
 
 
@@ -173,12 +177,12 @@ def test_a_file_is_no_model_folder(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def test_a_state_policy_stores_no_features(start_model: Path) -> None:
-    lines = memory_estimate(mlp_experiment(f"actor.model.model_path={start_model}").config)
+    lines = estimate(mlp_experiment(f"actor.model.model_path={start_model}").config)
     assert not any("features" in line for line in lines)
 
 
 def test_the_estimate_begins_with_what_the_model_reads_and_writes(base_model: Path) -> None:
-    first = memory_estimate(groot_experiment(f"actor.model.model_path={base_model}").config)[0]
+    first = estimate(groot_experiment(f"actor.model.model_path={base_model}").config)[0]
     assert first.startswith("model: embodiment new_embodiment in slot 0; cameras ")
     assert "; state state 4; action action 4; " in first
 

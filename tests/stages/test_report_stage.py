@@ -13,7 +13,7 @@ from run_toys import mlp_experiment
 from regrasp.errors import UserError
 from regrasp.experiment.load import load_config
 from regrasp.stages.play import PlayOptions, play
-from regrasp.stages.report import report_run, versions
+from regrasp.stages.report import report_run
 
 
 def page_of(run: Path) -> str:
@@ -52,21 +52,20 @@ def test_of_an_evaluation(tmp_path: Path) -> None:
     for episode in result.episodes[:2]:
         assert episode.instruction in page
     assert "100.0 %" in page
+    assert "Scripted expert" in page
+    assert ">Base<" not in page
 
 
-def test_of_something_else(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [("", "nothing to report"), ("nowhere", "no such folder"), ("metrics.jsonl", "a file, not the folder")],
+)
+def test_of_something_else(tmp_path: Path, name: str, problem: str) -> None:
     (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1}) + "\n")
-    for folder in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(UserError, match="nothing to report"):
-            report_run(folder, tmp_path / "report.html")
+    with pytest.raises(UserError, match=problem) as caught:
+        report_run(tmp_path / name, tmp_path / "report.html")
+    assert caught.value.file == str(tmp_path / name)
     assert not (tmp_path / "report.html").exists()
-
-
-def test_versions_are_those_of_what_is_installed() -> None:
-    import torch
-
-    assert versions()["torch"] == torch.__version__
-    assert set(versions()) >= {"regrasp", "python", "torch", "transformers", "mujoco-core", "numpy"}
 
 
 SUMMARY = {"success": 0.5, "ci95": [0.1, 0.9], "episodes": 2, "per_instruction": {"pick": [1, 2]}, "measures": {}}

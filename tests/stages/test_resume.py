@@ -138,7 +138,7 @@ def test_at_most_five_changes_are_named() -> None:
     assert changes_warning(before, before) is None
     text = changes_warning(before, "a: {x: 2, y: [1, 2]}\nb: 0\nnew: {z: null}\n")
     assert text is not None
-    assert text.endswith("a.x was 1 and is 2; gone was 3 and is not there; new.z was not there and is None.")
+    assert text.endswith("a.x was 1 and is 2; gone was 3 and is not there; new.z was not there and is null.")
     many = changes_warning(*(str({f"k{i}": value for i in range(8)}) for value in (1, 2)))
     assert many is not None
     assert many.endswith("k4 was 1 and is 2; and 3 more.")

@@ -148,11 +148,12 @@ def test_an_evaluation_that_is_refused_leaves_no_folder(
     printed = capsys.readouterr()
     assert "[INFO] Logging to: " in printed.out
     assert "do not fit the base model" in printed.err
-    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [weights]
+    assert [*tmp_path.rglob("*")] == [weights], "no file, and no empty folder"
 
 
 def test_the_command_that_continues_names_the_run_once() -> None:
     given = ["train", "--resume_dir", "old run", "a=1", "--resume_dir=x", "runner.resume_dir=y", "--num_envs", "4"]
     given += ["--checkpoint", "latest", "--checkpoint=best"]
     command = resume_command(given, Path("the run"))
-    assert shlex.split(command) == ["regrasp", "train", "a=1", "--num_envs", "4", "--resume_dir", "the run"]
+    run = str(Path("the run").absolute())
+    assert shlex.split(command) == ["regrasp", "train", "a=1", "--num_envs", "4", "--resume_dir", run]

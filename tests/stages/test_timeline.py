@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+import logging
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from run_toys import SMALL, checkpoint, metrics, mlp_experiment, same_weights, saved_steps
 
 from regrasp.checkpoint.read import find_checkpoint
-from regrasp.checkpoint.run_record import LOCK_FILE, RECORD_FILE, RunRecord, only_writer, run_of
+from regrasp.checkpoint.run_record import LOCK_FILE, RECORD_FILE, RunRecord, only_writer, run_of, versions
 from regrasp.cli.main import main
 from regrasp.errors import UserError
 from regrasp.models.registry import load_policy
+from regrasp.stages.report import report_run
 from regrasp.stages.train import train
 
 TRAIN = ["train", "--config_name", "pick_cube_ppo_mlp", *SMALL, "runner.val_check_interval=-1"]
@@ -49,6 +53,91 @@ def test_going_on_from_an_earlier_step_sets_the_later_ones_aside(
         assert same_weights(aside / f"global_step_{step}", checkpoint(before, step))
     assert go_on(run, start_model, resume, "runner.max_epochs=2")
     assert same_weights(aside.with_name(f"{aside.name}.2") / "global_step_2", checkpoint(run, 2))
+
+
+def lr_of(file: Path) -> float:
+    return yaml.safe_load(file.read_text())["actor"]["optim"]["lr"]
+
+
+def test_the_run_knows_what_commands_and_settings_made_it(run: Path, start_model: Path) -> None:
+    first = lr_of(run / "config.yaml")
+    model = f"actor.model.model_path={start_model}"
+    for command, step, lr, epochs in (("two", 4, 1e-2, 5), ("three", 5, 1e-2, 6), ("four", 2, 1e-3, 3)):
+        settings = (model, f"runner.resume_dir={checkpoint(run, step)}", f"actor.optim.lr={lr}")
+        assert train(mlp_experiment(*settings, f"runner.max_epochs={epochs}"), run, command)
+    starts = RunRecord(run).starts
+    assert [(start.update, start.command) for start in starts] == [(0, ""), (4, "two"), (5, "three"), (2, "four")]
+    assert [lr_of(run / start.config) for start in starts] == [first, 1e-2, 1e-2, 1e-3]
+    assert starts[-1].config == "config.yaml"
+    assert (run / "command.txt").read_text() == "\ntwo\nthree\nfour\n"
+    assert all(start.versions == versions() for start in starts)
+    page = report_run(run, run / "report.html").read_text()
+    titles = re.findall("<h3>(.*[Uu]pdate.*)</h3>", page)
+    gone = "none of it is left, the run went on from update 2"
+    assert titles == ["Updates 1 to 2", f"From update 5; {gone}", f"From update 6; {gone}", "From update 3"]
+    assert "actor.optim.lr was 0.01 and is 0.001" in page
+    assert all(f'<pre class="wrap">{name}</pre>' in page for name in ("two", "three", "four"))
+
+
+def test_a_run_that_recorded_no_commands_is_known_by_its_first(run: Path, start_model: Path) -> None:
+    record = json.loads((run / RECORD_FILE).read_text())
+    del record["starts"]
+    (run / RECORD_FILE).write_text(json.dumps(record))
+    (run / "command.txt").write_text("regrasp train\n")
+    before = (run / "config.yaml").read_text()
+    assert go_on(run, start_model, f"runner.resume_dir={run}", "runner.max_epochs=5")
+    first, second = RunRecord(run).starts
+    assert (first.command, second.update) == ("regrasp train", 4)
+    assert (run / first.config).read_text() == before
+
+
+def test_what_is_run_again_is_told(run: Path, start_model: Path, caplog: pytest.LogCaptureFixture) -> None:
+    shutil.rmtree(checkpoint(run, 4))
+    shutil.rmtree(checkpoint(run, 3))
+    caplog.set_level(logging.INFO)
+    assert go_on(run, start_model, f"runner.resume_dir={run}")
+    again = f"Going on from update 2 ({checkpoint(run, 2)}); 2 updates logged after it are run again."
+    assert again in caplog.messages
+    assert [line["step"] for line in metrics(run)] == [1, 2, 3, 4]
+
+
+def test_a_finished_run_says_so(run: Path, start_model: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    files = {file: file.read_bytes() for file in run.rglob("*") if file.is_file() and file.name != LOCK_FILE}
+    assert go_on(run, start_model, f"runner.resume_dir={run}")
+    (said,) = (text for text in caplog.messages if "finished" in text)
+    assert "4 of 4 updates" in said
+    assert "runner.max_epochs above 4 (--max_iterations)" in said
+    assert {file: file.read_bytes() for file in files} == files
+    caplog.clear()
+    assert go_on(run, start_model, f"runner.resume_dir={run}", "runner.max_steps=3")
+    assert "runner.max_steps above 4" in caplog.text
+
+
+def test_a_finished_run_without_a_model_is_not_taken_for_one_with(run: Path, start_model: Path) -> None:
+    settings = (f"runner.resume_dir={run}", "runner.export_model=last", "runner.save_interval=5")
+    assert go_on(run, start_model, *settings, "runner.max_epochs=6")
+    with pytest.raises(UserError, match="as many updates already") as caught:
+        go_on(run, start_model, f"runner.resume_dir={checkpoint(run, 5)}", "runner.max_epochs=5")
+    assert (caught.value.key, caught.value.expected) == ("runner.max_epochs", "more than 5")
+    assert saved_steps(run)[-1] == 6
+
+
+def test_a_copy_of_a_finished_run_is_nothing_to_go_on_from(
+    finished_run: Path, start_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd
+) -> None:
+    copy = shutil.copytree(checkpoint(finished_run, 4), tmp_path / "global_step_4")
+    monkeypatch.chdir(tmp_path)
+    assert main([*TRAIN, "--model_path", str(start_model), "--resume_dir", str(copy)]) == 2
+    assert "as many updates already" in capfd.readouterr().err
+    assert not (tmp_path / "logs").exists(), "no empty folder is left"
+
+
+def test_a_run_killed_before_its_first_checkpoint_begins_again(start_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "old": 1}\n{"step": 2, "old": 1}\n')
+    assert go_on(tmp_path, start_model, "runner.max_epochs=1")
+    (line,) = metrics(tmp_path)
+    assert "old" not in line
 
 
 def test_the_newest_is_what_the_run_wrote_last(run: Path, start_model: Path) -> None:
@@ -136,6 +225,9 @@ def test_a_damaged_line_of_metrics_is_cut(
         '{"checkpoints": ["../x/global_step_1"]}',
         '{"checkpoints": [], "tracking_id": 3}',
         '{"checkpoints": [], "tracking_id": "../x"}',
+        '{"checkpoints": [], "starts": 3}',
+        '{"checkpoints": [], "starts": [{"update": -1, "command": "", "config": "config.yaml"}]}',
+        '{"checkpoints": [], "starts": [{"update": 0, "command": "", "config": "../config.yaml"}]}',
     ],
 )
 def test_a_damaged_record_is_refused(run: Path, content: str) -> None:
@@ -170,3 +262,10 @@ def test_a_damaged_model_in_a_checkpoint_is_not_used(run: Path, start_model: Pat
     with pytest.raises(UserError, match=r"model/model\.safetensors is damaged"):
         load_policy(weights.parent)
     assert go_on(run, start_model, f"runner.resume_dir={run}", "runner.max_epochs=5")
+
+
+def test_versions_are_those_of_what_is_installed() -> None:
+    import torch
+
+    assert versions()["torch"] == torch.__version__
+    assert set(versions()) >= {"regrasp", "python", "torch", "transformers", "mujoco-core", "numpy"}

@@ -177,6 +177,10 @@ class Algorithm(ABC):
     def prepare(self, decisions: Decisions) -> Decisions:
         """All decisions of an update, on the CPU, with what the losses need of them all at once (advantages)."""
 
+    def why_nothing(self, decisions: Decisions) -> str:
+        """Why `prepare` kept none of an update's decisions, one sentence."""
+        return f"None of the update's {len(decisions)} decisions can be learned from."
+
     @abstractmethod
     def minibatches(self, decisions: Decisions, size: int, generator: torch.Generator) -> Iterator[Minibatch]:
         """The optimizer steps of an update on prepared decisions.

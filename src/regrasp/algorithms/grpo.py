@@ -83,11 +83,28 @@ class Grpo(PolicyGradient):
         rows = kept[column // self.config.group_size].nonzero().flatten()
         return self.weighed(prepared if len(rows) == len(decisions) else prepared.rows(rows))
 
+    def why_nothing(self, decisions: Decisions) -> str:
+        """How many groups have equal scores, and how many lie outside of the bounds."""
+        config, groups = self.config, self._groups(decisions)
+        alike = int((groups.std(1) == 0).sum())
+        reasons = [f"in {alike} all episodes have the same score (all fail, or all succeed)"] if alike else []
+        if alike < len(groups):
+            bounds = f"{config.rewards_lower_bound} to {config.rewards_upper_bound}"
+            reasons.append(f"of {len(groups) - alike} the mean score is outside of {bounds} (algorithm.filter_rewards)")
+        return (
+            f"Every one of the {len(groups)} groups was dropped: {', '.join(reasons)}. Where it goes on, make the task"
+            " easier or harder for this policy, or the groups more or larger (algorithm.rollout_epoch, group_size,"
+            " dynamic_sampling)."
+        )
+
+    def _groups(self, decisions: Decisions) -> Tensor:
+        """The scores of episodes, (groups, group_size)."""
+        scores = episode_scores(decisions["rewards"], decisions["num_executed"], decisions["column"])
+        return scores.unflatten(0, (-1, self.config.group_size))
+
     def _judged(self, decisions: Decisions) -> tuple[Tensor, Tensor]:
         """The advantage of each column, which holds one episode, and whether each group is kept."""
-        config = self.config
-        scores = episode_scores(decisions["rewards"], decisions["num_executed"], decisions["column"])
-        groups = scores.unflatten(0, (-1, config.group_size))
+        config, groups = self.config, self._groups(decisions)
         means, deviations = groups.mean(1), groups.std(1)
         kept = deviations > 0
         if config.filter_rewards:

@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     from regrasp.stages.collect import collect
 
     folder, attempts = collect(loaded.config, args.output, policy, overwrite=args.overwrite)
-    print(f"Demonstrations: {folder} ({attempts} attempts)")
+    print(f"Demonstrations: {folder.resolve()} ({attempts} attempts)")
     return 0
 
 

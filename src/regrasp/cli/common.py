@@ -13,6 +13,9 @@ from regrasp.config.types import changed
 from regrasp.errors import UserError
 
 if TYPE_CHECKING:
+    from regrasp.engine.memory import ModelMemory
+    from regrasp.engine.placement import Plan, Resources
+    from regrasp.envs.process.simulator import SimulatorSpec
     from regrasp.experiment.load import LoadedConfig
     from regrasp.experiment.machine import Needs, Starts
     from regrasp.experiment.paths import Stage
@@ -237,14 +240,51 @@ def load_to_run(
                 fix=f"add the block, or use an experiment that has one, such as {DEFAULT_CONFIG}",
             )
     needs = all_needs(loaded.config, args.specs, starts)
+    placed = _placed(loaded, starts, imagines=args.dry_run)
     if args.dry_run:
-        _rehearse(loaded, needs, reads, check, trains=starts == "train")
+        _rehearse(loaded, args.specs, needs, placed, reads, check, trains=starts == "train")
         return None
     if reads is not None:
         require_paths(loaded.config, reads)
-    for shortage in shortages(needs):
-        raise loaded.located(shortage)
+    if loaded.config.cluster.address is None:  # what the machines of a Ray cluster have is known once it is joined
+        for shortage in shortages(needs):
+            raise loaded.located(shortage)
     return loaded
+
+
+def _placed(loaded: LoadedConfig, starts: Starts | None, *, imagines: bool) -> tuple[Plan, Resources] | None:
+    """The processes of a training run, on machines like this one; None for what runs in one process anyway.
+
+    Args:
+        loaded: The experiment.
+        starts: Whose environments start.
+        imagines: Whether what the machines lack is a warning, and the plan one for larger machines. Otherwise a plan
+            for machines that are yet to be joined is left to who joins them.
+
+    Raises:
+        UserError: The placement cannot be met.
+    """
+    config = loaded.config
+    if starts != "train" or config.runner.evaluates or (config.cluster.address is not None and not imagines):
+        return None
+    from regrasp.engine.placement import Resources, ShortageError, plan, require_ray
+
+    resources = Resources.of_this_machine(config.cluster.num_nodes)
+    try:
+        try:
+            placed = plan(config, resources)
+            require_ray(placed)
+        except ShortageError as error:
+            if not imagines:
+                raise
+            _log.warning(loaded.located(error))
+            resources = resources.enough_for(config.cluster)
+            placed = plan(config, resources)
+    except UserError as error:
+        raise loaded.located(error) from None
+    for warning in placed.warnings:
+        _log.warning(warning)
+    return placed, resources
 
 
 def print_resolved(loaded: LoadedConfig, summary: Sequence[str]) -> None:
@@ -255,7 +295,9 @@ def print_resolved(loaded: LoadedConfig, summary: Sequence[str]) -> None:
 
 def _rehearse(
     loaded: LoadedConfig,
+    specs: Mapping[str, SimulatorSpec | None],
     needs: Mapping[str, Needs],
+    placed: tuple[Plan, Resources] | None,
     reads: Stage | None,
     check: Callable[[LoadedConfig], object] | None,
     *,
@@ -265,7 +307,7 @@ def _rehearse(
 
     What this machine lacks is a warning, so that an experiment of another machine can be looked at: room for the
     environments, and a folder that an earlier stage or a download brings. Torch is imported only where there is a model
-    to look at.
+    or a plan to look at.
     """
     from regrasp.experiment.batches import batch_equation
     from regrasp.experiment.machine import describe_needs, shortages
@@ -273,8 +315,12 @@ def _rehearse(
 
     to_check = loaded if reads is None else _with_what_is_there(loaded, reads)
     summary = [*([batch_equation(loaded.config)] if trains else []), *describe_needs(needs)]
-    if reads in ("train", "play"):
-        summary += _memory_lines(loaded, to_check)
+    lines, size = _memory(loaded, to_check) if reads in ("train", "play") else ([], None)
+    if placed is not None:
+        from regrasp.engine.sizing import Sizing
+
+        summary += Sizing(placed[0], loaded.config, placed[1], specs, size).lines()
+    summary += lines
     print_resolved(loaded, summary)
     for shortage in shortages(needs):
         _log.warning(loaded.located(shortage))
@@ -302,20 +348,21 @@ def _with_what_is_there(loaded: LoadedConfig, reads: Stage) -> LoadedConfig | No
     return loaded
 
 
-def _memory_lines(loaded: LoadedConfig, to_check: LoadedConfig | None) -> list[str]:
-    """The estimate of what the model takes; why there is none; and what speaks against its folder."""
+def _memory(loaded: LoadedConfig, to_check: LoadedConfig | None) -> tuple[list[str], ModelMemory | None]:
+    """The estimate of what the model takes, or why there is none, in words; and what speaks against its folder."""
     model = loaded.config.actor.model
     if model.model_path is None:
-        return ["memory: no model folder is given, so its size is not known"]
+        return ["memory: no model folder is given, so its size is not known"], None
     if to_check is not loaded:
-        return [f"memory: the model folder {model.model_path} is not on this machine, so its size is not known"]
-    from regrasp.engine.memory import memory_estimate
+        return [f"memory: the model folder {model.model_path} is not on this machine, so its size is not known"], None
+    from regrasp.engine.memory import memory_estimate, model_memory
     from regrasp.experiment.inputs import input_names
 
     for name, env in vars(loaded.config.env).items():
         if warning := model.slot_warning(input_names(env.mapping)):
             _log.warning("env.%s.mapping.embodiment_tag_id: %s", name, warning)
-    return memory_estimate(loaded.config)
+    size = model_memory(loaded.config)
+    return memory_estimate(loaded.config, size), size
 
 
 def prepare_torch(loaded: LoadedConfig) -> None:

@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if runner.evaluates:
         return _evaluate(args, loaded)
-    from regrasp.runner.run_folder import newest_checkpoint, open_run_folder, resumed_folder
+    from regrasp.runner.run_folder import command_line, newest_checkpoint, open_run_folder, resumed_folder
 
     resumed = None if runner.resume_dir is None else resumed_folder(runner.resume_dir)
     if resumed is not None:
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
         from regrasp.stages.train import train
 
         try:
-            finished = train(loaded, run_dir)
+            finished = train(loaded, run_dir, command_line(args.given))
         except KeyboardInterrupt:
             finished = False
         except Exception as error:
@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
         if finished:
             checkpoint = newest_checkpoint(run_dir)
             assert checkpoint is not None
-            print(f"Model: {checkpoint / EXPORT}\nReport: {shlex.join(['regrasp', 'report', str(run_dir)])}")
+            print(f"Model: {checkpoint / EXPORT}\nReport: {shlex.join(['regrasp', 'report', str(run_dir.absolute())])}")
             return 0
         nothing = "No update was finished, so nothing is kept. Run the same command again."
         print("\ninterrupted", _how_to_continue(args, run_dir, loaded) or nothing, sep="\n", file=sys.stderr)

@@ -13,6 +13,7 @@ from pydantic.fields import FieldInfo
 
 from regrasp.config.owned import ByType, field_infos
 from regrasp.config.types import Expect
+from regrasp.errors import spelled
 
 Path = tuple[str | int, ...]
 """Keys and list positions from the top of the file down to a value."""
@@ -149,7 +150,7 @@ class Spec:
             return explicit
         origin, args = get_origin(self.annotation), get_args(self.annotation)
         if origin is Literal:
-            return " or ".join(repr(arg) for arg in args)
+            return " or ".join(map(spelled, args))
         if origin is tuple:
             filled = "non-empty " if any(isinstance(item, MinLen) for item in self.metadata) else ""
             return f"a {filled}list, each item {Spec.of(args[0]).words()}"

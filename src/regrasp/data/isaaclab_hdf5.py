@@ -145,6 +145,19 @@ class RecorderFile:
             return None
         return 1 / (dt * decimation)
 
+    @property
+    def format_version(self) -> int:
+        """Of the recorder; 0 before there was one.
+
+        Raises:
+            UserError: It is no number.
+        """
+        version = self._file.attrs.get("format_version", 0)
+        try:
+            return int(version)
+        except (TypeError, ValueError):
+            raise _unreadable(self.path, f"its attribute format_version is {version!r}, no whole number") from None
+
     def describe(self, name: str) -> RecordedEpisode:
         """What an episode holds.
 

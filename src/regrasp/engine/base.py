@@ -31,6 +31,8 @@ class Collected:
     """Of the experience as the algorithm prepared it, such as `advantages_mean`."""
     is_flat: bool
     """Whether no advantage differs from another, so that there is nothing to learn."""
+    why_nothing: str
+    """Why the algorithm kept no decision; empty where it kept some."""
 
 
 class Engine(ABC):

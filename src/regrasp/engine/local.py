@@ -30,6 +30,10 @@ from regrasp.rollout.inference import block_size
 _log = logging.getLogger(__name__)
 
 _ANEW = "a run that goes on from it begins anew the episodes that were under way (env.train.auto_reset)."
+_NOT_COMPILED = (
+    "actor.model.compile compiles what acts, and not the updates: their weights are sharded"
+    " (actor.fsdp_config.sharding_strategy)."
+)
 
 
 class LocalEngine(Engine):
@@ -60,7 +64,7 @@ class LocalEngine(Engine):
         self._ranks = ranks or Ranks()
         self.algorithm = algorithm = config.algorithm.build()
         self.training = Training(config, policy, algorithm, seed, device, run_dir, self._ranks)
-        acting = ActingPolicy(policy, config.actor.model, device, self.learner.bfloat16)
+        acting = ActingPolicy(policy, config.actor.model, device, self.learner.sharded or self.learner.bfloat16)
         if config.actor.model.compile:
             compile_all(config, acting, self.learner, device)
         self.rollouts = Rollouts(config, acting, env, seed, device, algorithm, eval_env, self._ranks)
@@ -109,17 +113,17 @@ class LocalEngine(Engine):
         if self.rollouts.begins_anew(tensors):
             _log.warning("The checkpoint of step %d holds no simulator state: %s", step, _ANEW)
         of_ranks = self._ranks.gather(TensorDict(dict(tensors), batch_size=[self.rollouts.num_envs]))
+        policy, optimizer_state = self.training.state()
         if self._ranks.index:
             return
-        frozen = (name for name, parameter in self.policy.named_parameters() if not parameter.requires_grad)
-        model_state, optimizer_state = self.training.state()
+        frozen = (name for name, parameter in policy.named_parameters() if not parameter.requires_grad)
         content = CheckpointContent(
-            model_state=model_state,
+            model_state=policy.state_dict(),
             frozen_names=frozenset(frozen),
             optimizer_state=optimizer_state,
             tensors={str(name): values for name, values in TensorDict.cat(of_ranks).items()},
             state=state,
-            export=self.policy.write_folder if export else None,
+            export=policy.write_folder if export else None,
         )
         write_content(folder, step, content)
 
@@ -135,6 +139,10 @@ def compile_all(config: ExperimentConfig, acting: ActingPolicy, learner: Learner
     """Compile for every batch size of a run: rollout, evaluation and training."""
     acting_sizes = {config.env.train.total_num_envs, block_size(config.env.eval.inference_block, device)}
     training_sizes = {config.actor.micro_batch_size}
+    if learner.sharded is not None:
+        _log.warning(_NOT_COMPILED)
+        compile_policy(acting.policy, acting_sizes, device)
+        return
     if acting.policy is learner.computing:
         acting_sizes = training_sizes = acting_sizes | training_sizes
     else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from regrasp.engine.policies import check_inputs
 from regrasp.errors import UserError
 from regrasp.experiment import ExperimentConfig
 from regrasp.experiment.batches import num_samples, num_updates
+from regrasp.experiment.cluster import Role
 from regrasp.experiment.inputs import input_names
 from regrasp.learner.learner import Learner
 from regrasp.learner.precision import ActingPolicy, apply_precision
@@ -55,9 +56,30 @@ class PolicyMemory:
         """All of it."""
         return self.weights + self.training + self.half_copy + self.acting + self.start
 
+    def held(self, roles: Collection[Role]) -> int:
+        """What a process with these roles holds of it."""
+        if "actor" in roles:
+            return self.total - (0 if "rollout" in roles else self.acting)
+        return self.weights - self.half_copy + self.acting if "rollout" in roles else 0
 
-def memory_estimate(config: ExperimentConfig) -> list[str]:
-    """Lines about inputs, weights, optimizer and rollout storage of the model `actor.model.model_path`.
+
+@dataclass(frozen=True)
+class ModelMemory:
+    """What is known of the model `actor.model.model_path` before it is loaded."""
+
+    inputs: str | None
+    """What it reads and writes, in words."""
+    policy: PolicyMemory
+    stored: int | None
+    """Bytes that are kept of a decision until it was trained on, None where that is not known."""
+
+    def kept_on_device(self, config: ExperimentConfig) -> int:
+        """Bytes that the decisions of an update take on the device."""
+        return 0 if config.runner.feature_storage == "host" else num_samples(config) * (self.stored or 0)
+
+
+def model_memory(config: ExperimentConfig) -> ModelMemory | None:
+    """Look at the model `actor.model.model_path`; None for a kind whose size is known only once it is loaded.
 
     Raises:
         UserError: The model folder is damaged, or does not fit the experiment.
@@ -66,11 +88,19 @@ def memory_estimate(config: ExperimentConfig) -> list[str]:
     assert model.model_path is not None
     policy = model.preview(check_folder(model, model.model_path), input_names(mapping))
     if policy is None:
-        return ["memory: the size of this kind of model is known only once it is loaded"]
+        return None
     check_inputs(policy, mapping)
     memory = policy_memory(policy, config)
+    return ModelMemory(policy.describe_inputs(), memory, policy.stored_bytes(recomputes=_recomputes(config)))
+
+
+def memory_estimate(config: ExperimentConfig, model: ModelMemory | None) -> list[str]:
+    """Lines about inputs, weights, optimizer and rollout storage, as one process would hold them."""
+    if model is None:
+        return ["memory: the size of this kind of model is known only once it is loaded"]
+    memory = model.policy
     lines = [
-        *filter(None, [policy.describe_inputs()]),
+        *filter(None, [model.inputs]),
         f"weights: {memory.num_parameters / 1e6:.1f} M parameters, {byte_size(memory.weights)}",
         f"training {memory.num_trained / 1e6:.1f} M of them: {byte_size(memory.training)} (gradients, AdamW's moments)",
     ]
@@ -80,14 +110,12 @@ def memory_estimate(config: ExperimentConfig) -> list[str]:
         lines.append(f"joined weights and tables of the copy that acts: {byte_size(memory.acting)}")
     if memory.start:
         lines.append(f"copy of the start, for algorithm.kl_beta: {byte_size(memory.start)}")
-    on_device = memory.total
-    stored = policy.stored_bytes(recomputes=_recomputes(config))
-    if stored is not None:
-        samples, on_host = num_samples(config), config.runner.feature_storage == "host"
+    on_device = memory.total + model.kept_on_device(config)
+    if model.stored is not None:
+        samples, stored = num_samples(config), model.stored
         what = "stored observations" if _recomputes(config) else "cached features"
-        where = "in host memory" if on_host else "on the device"
+        where = "in host memory" if config.runner.feature_storage == "host" else "on the device"
         lines.append(f"{what}: {samples} decisions x {stored / 1e3:.0f} kB = {byte_size(samples * stored)}, {where}")
-        on_device += 0 if on_host else samples * stored
     disk = f"a checkpoint on disk: about {byte_size(memory.checkpoints(1, 1))}, a further one"
     disk += f" {byte_size(memory.checkpoints(2, 2) - memory.checkpoints(1, 1))}"
     return [*lines, f"together on the device: {byte_size(on_device)}, activations and minibatches aside", disk]

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from typing import Literal
 
 from regrasp.device import available_cores, available_memory
 from regrasp.errors import UserError
 from regrasp.experiment import ExperimentConfig
-from regrasp.experiment.cluster import ROLES, Role
+from regrasp.experiment.cluster import ROLES, ClusterConfig, Role
+from regrasp.extras import install_command
 from regrasp.logging.text import byte_size
 
 Layout = Literal["colocated", "hybrid", "disaggregated"]
 _KEY = "cluster.component_placement"
 _PROCESS_BYTES = 400_000_000
 """Host memory of a process that has imported torch, at least."""
+
+
+class ShortageError(UserError):
+    """The machines are too small for a placement that others would be large enough for."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,17 @@ class Resources:
         devices = range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
         memory = tuple(torch.cuda.get_device_properties(device).total_memory for device in devices)
         return Resources((NodeResources(memory, available_cores(), available_memory()),) * num_nodes)
+
+    def enough_for(self, cluster: ClusterConfig) -> Resources:
+        """Machines like these, with as many accelerators and as much host memory as a placement asks for."""
+        numbers = [number for own in cluster.numbers().values() for number in own or ()]
+        per_node = -(-(1 + max(numbers, default=0)) // len(self.nodes))
+        memory = _PROCESS_BYTES * max(1, len(numbers))
+        nodes = (
+            replace(node, accelerators=node.accelerators[:1] * per_node, memory=max(memory, node.memory))
+            for node in self.nodes
+        )
+        return Resources(tuple(nodes))
 
 
 @dataclass(frozen=True)
@@ -126,11 +143,12 @@ def plan(config: ExperimentConfig, resources: Resources) -> Plan:
     """Place every rank of every role.
 
     Raises:
-        UserError: The machines lack something, or the sizes of the experiment do not divide over the ranks.
+        ShortageError: The machines lack something.
+        UserError: The sizes of the experiment do not divide over the ranks, or a setting contradicts the placement.
     """
     cluster = config.cluster
     if cluster.num_nodes > len(resources.nodes):
-        raise UserError(
+        raise ShortageError(
             "There are not as many machines",
             key="cluster.num_nodes",
             value=cluster.num_nodes,
@@ -159,6 +177,17 @@ def plan(config: ExperimentConfig, resources: Resources) -> Plan:
     )
 
 
+def require_ray(plan: Plan) -> None:
+    """Raise a `ShortageError` where a plan of several processes needs Ray and it is not installed."""
+    if not plan.is_local and find_spec("ray") is None:
+        raise ShortageError(
+            f"Ray starts the {len(plan.processes)} processes of this placement, and is not installed",
+            key=_KEY,
+            expected="the extra regrasp[ray], or one process that plays all roles",
+            fix=f"{install_command('ray')}, or write {_KEY}: {{'actor,env,rollout': 0}}",
+        )
+
+
 def _all_numbers(config: ExperimentConfig, nodes: Sequence[NodeResources]) -> dict[Role, tuple[int, ...]]:
     """The number of each rank of each role."""
     there = sum(len(node.accelerators) for node in nodes)
@@ -169,7 +198,7 @@ def _all_numbers(config: ExperimentConfig, nodes: Sequence[NodeResources]) -> di
     wanted = {number for own in numbers.values() for number in own}
     if there and (missing := sorted(wanted - set(range(there)))):
         has = ", ".join(f"node {index} has {len(node.accelerators)}" for index, node in enumerate(nodes))
-        raise UserError(
+        raise ShortageError(
             f"The placement needs accelerators {_ranges(sorted(wanted))}; {has}, and"
             f" {_ranges(missing)} {'is' if len(missing) == 1 else 'are'} missing",
             key=_KEY,
@@ -214,7 +243,7 @@ def _check_host(processes: Sequence[ProcessPlan], nodes: Sequence[NodeResources]
     for index, node in enumerate(nodes):
         count = sum(process.node == index for process in processes)
         if count * _PROCESS_BYTES > node.memory:
-            raise UserError(
+            raise ShortageError(
                 f"{count} processes need at least {byte_size(count * _PROCESS_BYTES)} of host memory, and node {index}"
                 f" has {byte_size(node.memory)} free",
                 key=_KEY,
@@ -245,18 +274,18 @@ def _env_shares(config: ExperimentConfig, num_rollouts: int, num_workers: int) -
             expected="as many env workers for every rollout worker, or as many rollout workers for every env worker",
             fix="place env and rollout on numbers of which one count is a multiple of the other",
         )
-    parts = many * stages
-    words = f"{num_rollouts} rollout workers, {num_workers} env workers and {stages} stages"
+    parts, group = many * stages, config.algorithm.group_size
+    words = f"{num_rollouts} rollout and {num_workers} env workers" + f" of {stages} stages each" * (stages > 1)
     if total % parts:
         raise UserError(
             f"The training environments do not divide over {words}",
             key="env.train.total_num_envs",
             value=total,
             expected=f"a multiple of {parts}",
-            fix=f"set env.train.total_num_envs={max(1, round(total / parts)) * parts}, or change"
+            fix=f"set env.train.total_num_envs={max(1, round(total / parts / group)) * parts * group}, or change"
             " cluster.component_placement or rollout.pipeline_stage_num",
         )
-    size, group = total // parts, config.algorithm.group_size
+    size = total // parts
     if size % group and parts > 1:
         raise UserError(
             f"A group would be split: {words} have {size} environments each",

@@ -15,6 +15,7 @@ from regrasp.config.types import bare_key
 from regrasp.envs.config import EnvName
 from regrasp.envs.contract import EnvSpec
 from regrasp.envs.mapping_config import MappingConfig
+from regrasp.envs.quaternions import check_same_order
 from regrasp.envs.registry import env_type_of, same_task
 from regrasp.envs.selection import ObservationSelection, camera_names, state_names
 from regrasp.errors import UserError
@@ -88,6 +89,9 @@ def check_fit(policy: Policy, mapping: MappingConfig, env: EnvSpec, location: st
         UserError: Embodiment, cameras or state differ.
     """
     _check_sizes(policy, mapping, env.state_dim, len(env.cameras), location)
+    states = ObservationSelection(mapping, env.raw_observations, location).states
+    trained, made = policy.spec.quaternions, "the demonstrations of this model"
+    check_same_order(states, env.quaternions, trained, location=location, made=made)
 
 
 def check_folder_fits(config: ExperimentConfig, name: EnvName) -> Policy | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,13 @@ from regrasp.models.contract import Policy
 from regrasp.ranks import Ranks
 from regrasp.rollout.decisions import Decisions
 
+_log = logging.getLogger(__name__)
+
+_OFFLOADS = {
+    "cpu": "without a GPU all weights are in host memory",
+    "cuda": "only sharded weights are offloaded, and one process has all of them",
+}
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -35,6 +43,8 @@ class Prepared:
     """Of the experience as the algorithm prepared it, such as `advantages_mean`."""
     is_flat: bool
     """Whether no advantage differs from another, so that there is nothing to learn."""
+    why_nothing: str
+    """Why the algorithm kept no decision; empty where it kept some."""
 
 
 class Training:
@@ -73,6 +83,8 @@ class Training:
             device=device,
             ranks=self._ranks,
         )
+        if config.actor.fsdp_config.cpu_offload and (self.learner.sharded is None or device.type == "cpu"):
+            _log.warning("actor.fsdp_config.cpu_offload has no effect: %s.", _OFFLOADS[device.type])
         self._algorithm = algorithm
         self.decisions: Decisions | None = None
         """What is trained on, as the algorithm prepared it."""
@@ -86,6 +98,7 @@ class Training:
             num_steps=int(collected["num_executed"].sum()),
             metrics=_statistics(decisions, len(collected) - len(decisions)),
             is_flat=is_flat(decisions["advantages"]),
+            why_nothing="" if len(decisions) else self._algorithm.why_nothing(collected),
         )
 
     def update(self, update: int, should_abandon: Callable[[], bool]) -> dict[str, float]:
@@ -104,17 +117,24 @@ class Training:
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """Every weight that trains, by its name among `named_parameters` of the policy, one after the other.
 
-        Whole, on the policy's device, and in the format that it is stored in; to be copied before the next step. The
-        names are those of a policy that was made ready for the same training (`Algorithm.parameters`): there, one
+        Whole, on the policy's device, and in the format that it is stored in; to be copied before the next step. Where
+        the policy is sharded, all ranks go through them together.
+
+        The names are those of a policy that was made ready for the same training (`Algorithm.parameters`): there, one
         embodiment's weights are parameters of their own, which `state_dict` has within those of all.
         """
+        if self.learner.sharded is not None:
+            yield from zip(self.learner.sharded.names, self.learner.sharded.whole(), strict=True)
+            return
         for name, parameter in self.policy.named_parameters():
             if parameter.requires_grad:
                 yield name, parameter.detach()
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Weights by name and the optimizer's state, whole."""
-        return self.policy.state_dict(), self.learner.state_dict()
+    def state(self) -> tuple[Policy, dict[str, Any]]:
+        """The policy and the optimizer's state, whole, on the first rank; all ranks call this."""
+        sharded = self.learner.sharded
+        complete = self.policy if sharded is None else sharded.complete(keep=self._ranks.index == 0)
+        return complete, self.learner.state_dict()
 
     def load(self, checkpoint: Checkpoint) -> None:
         """Restore weights and optimizer.
@@ -122,14 +142,18 @@ class Training:
         Raises:
             UserError: They are those of another policy.
         """
+        sharded = self.learner.sharded
+        policy = self.policy if sharded is None else sharded.blank()
         load_weights(
-            self.policy,
+            policy,
             checkpoint.model_state,
             problem="The checkpoint is of another policy than the configuration's",
             file=checkpoint.path,
             key="actor.model",
             fix="resume with the settings of actor.model that the run was begun with",
         )
+        if sharded is not None:
+            sharded.take(policy)
         self.learner.load_state_dict(checkpoint.optimizer_state)
 
 

@@ -20,6 +20,7 @@ from regrasp.config.types import (
     bare_key,
 )
 from regrasp.envs.data_config import DataConfig
+from regrasp.envs.quaternions import QuaternionOrder
 from regrasp.envs.ranges import NamedRange, gaps, overlaps, repeated_values
 from regrasp.errors import UserError
 
@@ -177,6 +178,8 @@ class MappingConfig:
     `rotate_270` (clockwise), `flip_horizontal` and `flip_vertical`; a camera that is not named stays as it is."""
     states: States = ()
     """State vectors, concatenated in this order; each a key or `{key, slice}`."""
+    quaternions: QuaternionOrder | None = None
+    """Order of the quaternions in `states`, real part first or last; null: as the simulator, or a recording, says."""
     gr00t_mapping: Gr00tMapping | None = None
     """Names of these inputs in a GR00T checkpoint; null: the checkpoint was made by Regrasp."""
     action_mapping: ActionMapping = ActionMapping()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from regrasp.experiment import ExperimentConfig
+from regrasp.logging.text import counted
 
 
 def num_samples(config: ExperimentConfig) -> int:
@@ -33,16 +34,12 @@ def batch_equation(config: ExperimentConfig) -> str:
     micro = min(actor.micro_batch_size, size)
     exact = train.auto_reset or train.ignore_terminations
     return (
-        f"{_count(train.total_num_envs, 'env')} x {_count(chunks, 'chunk')} "
-        f"({_count(train.max_steps_per_rollout_epoch, 'step')} / {_count(actor.model.num_action_chunks, 'action')})"
-        f" x {_count(algorithm.rollout_epoch, 'rollout epoch')} = "
-        f"{samples} samples; {_count(-(-samples // size), 'minibatch', 'es')} of {size} "
-        f"({-(-size // micro)} x {micro}) x {_count(algorithm.update_epoch, 'epoch')} = "
-        f"{_count(num_optimizer_steps(config), 'optimizer step')} per update"
+        f"{counted(train.total_num_envs, 'env')} x {counted(chunks, 'chunk')} "
+        f"({counted(train.max_steps_per_rollout_epoch, 'step')} / {counted(actor.model.num_action_chunks, 'action')})"
+        f" x {counted(algorithm.rollout_epoch, 'rollout epoch')} = "
+        f"{samples} samples; {counted(-(-samples // size), 'minibatch', 'es')} of {size} "
+        f"({-(-size // micro)} x {micro}) x {counted(algorithm.update_epoch, 'epoch')} = "
+        f"{counted(num_optimizer_steps(config), 'optimizer step')} per update"
         + (f"; the last minibatch has {samples % size}" if samples % size else "")
-        + ("" if exact else "; at most so many, since an environment rests after its episode")
+        + ("" if exact else "; at most this many, since an environment rests after its episode")
     )
-
-
-def _count(number: int, noun: str, plural_ending: str = "s") -> str:
-    return f"{number} {noun}{'' if number == 1 else plural_ending}"

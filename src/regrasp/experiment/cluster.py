@@ -16,6 +16,8 @@ Role = Literal["actor", "env", "rollout"]
 ROLES: tuple[Role, ...] = get_args(Role)
 _KEY = "cluster.component_placement"
 _WHOLE_CLUSTER = "cluster"
+_MACHINES = "node"
+"""RLinf's group in which numbers are those of machines."""
 _MOST = 2**12
 """No number of a placement is larger, so that a slip of the pen is no list of a billion."""
 _PART = re.compile(r"(\d+)(?:-(\d+))?(?::(\d+)(?:-(\d+))?)?")
@@ -91,13 +93,14 @@ class ClusterConfig:
                 " cluster.address=auto; or set cluster.num_nodes=1",
             )
         groups = {getattr(value, "node_group", _WHOLE_CLUSTER) for value in self.component_placement.values()}
-        if self.num_nodes > 1 and groups != {_WHOLE_CLUSTER}:
+        if _MACHINES in groups or (self.num_nodes > 1 and groups != {_WHOLE_CLUSTER}):
+            what = "placement on machines instead of accelerators" if _MACHINES in groups else "groups of machines"
             yield UserError(
-                "Not in this release: groups of machines",
+                f"Not in this release: {what}",
                 key=_KEY,
-                value=sorted(map(str, groups)),
-                expected="numbers without node_group, counted over all machines in order",
-                fix="write the numbers alone, such as env: 0-3 and 'actor,rollout': 4-7",
+                value=dict(self.component_placement),
+                expected="numbers without node_group, which count over all machines in order",
+                fix="write the numbers alone, such as env: 0-3",
             )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from regrasp.config.describe import Spec, dotted
 from regrasp.config.foreign import take_foreign
 from regrasp.envs.registry import EnvTypes
-from regrasp.errors import UserError
+from regrasp.errors import UserError, spelled
 from regrasp.experiment.env import EnvBlocks
 
 _NAMES = ("train", "eval")
@@ -96,7 +96,7 @@ def _settle(env: dict[str, Any], name: str, known: EnvTypes, found: Settled, tas
                 f"The key has an effect with {key.owner} only",
                 key=key.key,
                 value=key.value,
-                expected=f"{key.default!r} with env_type {env['env_type']}",
+                expected=f"{spelled(key.default)} with env_type {env['env_type']}",
                 fix=f"remove it, or set env.{name}.env_type={key.owner}",
             )
             for key in foreign

@@ -7,7 +7,7 @@ from dataclasses import asdict, is_dataclass
 from typing import Any
 
 from regrasp.envs.selection import image_transforms
-from regrasp.errors import UserError
+from regrasp.errors import UserError, spelled
 from regrasp.experiment import ExperimentConfig
 from regrasp.experiment.batches import batch_equation, num_optimizer_steps, num_samples, num_updates
 from regrasp.experiment.inputs import input_names
@@ -40,11 +40,16 @@ def cross_check(config: ExperimentConfig, *, trains: bool) -> Iterator[UserError
 
 def oddities(config: ExperimentConfig, *, trains: bool) -> list[str]:
     """What is valid and probably not what was meant; `trains` as for `cross_check`."""
-    warnings = [*config.env.train.mapping.oddities("env.train.mapping"), *config.actor.model.oddities()]
-    if trains and not config.runner.evaluates and config.actor.global_batch_size > num_samples(config):
+    actor = config.actor
+    warnings = [
+        *config.env.train.mapping.oddities("env.train.mapping"),
+        *actor.model.oddities(),
+        *(actor.fsdp_config.oddities() if trains else ()),
+    ]
+    if trains and not config.runner.evaluates and actor.global_batch_size > num_samples(config):
         warnings.insert(
             0,
-            f"actor.global_batch_size ({config.actor.global_batch_size}) is more than one update's samples"
+            f"actor.global_batch_size ({actor.global_batch_size}) is more than one update's samples"
             f" ({batch_equation(config).split(';')[0]}), so each epoch is one minibatch of all of them.",
         )
     return warnings
@@ -129,7 +134,7 @@ def _check_embodiment(config: ExperimentConfig) -> Iterator[UserError]:
                     f"Contradiction with env.{name}",
                     key=f"actor.model.{field}",
                     value=value,
-                    expected=f"null, or {getattr(mapping, field)!r} as in the mapping of env.{name}",
+                    expected=f"null, or {spelled(getattr(mapping, field))} as in the mapping of env.{name}",
                     fix=f"remove actor.model.{field}; the mapping is what counts",
                 )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 import os
@@ -10,12 +11,14 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from types import ModuleType
 from typing import Any, BinaryIO, Protocol
 
+import psutil
 from omegaconf import OmegaConf
 
 from regrasp.errors import UserError
@@ -25,6 +28,8 @@ from regrasp.folders import append
 _log = logging.getLogger(__name__)
 _KEY = "runner.logger.logger_backends"
 _SWANLAB = "https://api.swanlab.cn"
+_FINISH_SECONDS = 60.0
+"""Longest wait for a service to send what is left at the end of a run."""
 _REACH_SECONDS = 8.0
 """Longest wait for the first answer of a service."""
 
@@ -152,7 +157,10 @@ class _Service:
 
     def __init__(self, package: ModuleType, **given: Any) -> None:
         self._package = package
+        before = _children()
         self._package.init(**given)
+        self._helpers = _children() - before
+        """The processes that send; the package waits for them again when this process ends."""
 
     def log(self, step: int, scalars: Mapping[str, float]) -> None:
         self._package.log(dict(scalars), step=step)
@@ -161,7 +169,31 @@ class _Service:
         """A service keeps what it was sent first."""
 
     def close(self) -> None:
-        self._package.finish()
+        """Have it send what is left.
+
+        Raises:
+            TimeoutError: That takes too long; what it started has been ended, so that nothing waits for it any more.
+        """
+        finished: Future[None] = Future()
+
+        def finish() -> None:
+            try:
+                finished.set_result(self._package.finish())
+            except BaseException as error:
+                finished.set_exception(error)
+
+        threading.Thread(target=finish, daemon=True).start()
+        try:
+            finished.result(_FINISH_SECONDS)
+        except TimeoutError:
+            for helper in self._helpers:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    helper.kill()
+            raise TimeoutError(f"it did not end within {_FINISH_SECONDS:.0f} seconds") from None
+
+
+def _children() -> set[psutil.Process]:
+    return set(psutil.Process().children(recursive=True))
 
 
 def _wandb() -> Opener:

@@ -87,7 +87,7 @@ def learning_curve(metrics: Sequence[dict[str, Any]]) -> Chart | None:
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axes.set_ylabel("success")
         _horizontal_axis(axes, metrics)
-        axes.legend(frameon=False, loc="lower right", labelcolor=_INK)
+        figure.legend(frameon=False, loc="outside upper right", ncols=2, labelcolor=_INK)
         return Chart("Success while training", _svg(figure))
 
 

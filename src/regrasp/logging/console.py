@@ -16,6 +16,8 @@ from regrasp.logging.metrics import STEPS_PER_SECOND
 from regrasp.logging.text import duration, number
 
 _HEADER_EVERY = 20
+_NOTHING = "no update: nothing was kept to learn from"
+"""Stands where the numbers of an update would."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,10 @@ class _Column:
 
 
 def _percent(value: float, width: int) -> str:
-    return f"{100 * value:.1f}%" if math.isfinite(value) else str(value)
+    if not math.isfinite(value):
+        return str(value)
+    text = f"{100 * value:.1f}%"
+    return text if len(text) <= width else f"{100 * value:.0f}%"
 
 
 def _one_decimal(value: float, width: int) -> str:
@@ -44,21 +49,24 @@ _COLUMNS = (
     _Column("return", 6, ("env/return",)),
     _Column("len", 5, ("env/episode_len",), _one_decimal),
     _Column("policy", 6, ("train/actor/policy_loss", "train/sac/actor_loss")),
-    _Column("value", 6, ("train/critic/value_loss", "train/sac/critic_loss")),
-    _Column("KL", 6, ("train/actor/approx_kl",)),
-    _Column("clip", 6, ("train/actor/clip_fraction",), _percent),
-    _Column("ratio", 6, ("train/actor/ratio",)),
-    _Column("EV", 6, ("train/critic/explained_variance",)),
-    _Column("grad", 6, ("train/actor/grad_norm",)),
+    _Column("value", 5, ("train/critic/value_loss", "train/sac/critic_loss")),
+    _Column("loss", 6, ("train/actor/total_loss",)),
+    _Column("KL", 5, ("train/actor/approx_kl",)),
+    _Column("clip", 5, ("train/actor/clip_fraction",), _percent),
+    _Column("ratio", 5, ("train/actor/ratio",)),
+    _Column("EV", 5, ("train/critic/explained_variance",)),
+    _Column("grad", 5, ("train/actor/grad_norm",)),
     _Column("step/s", 6, (STEPS_PER_SECOND,), _one_decimal),
 )
+_UNTRAINED = " ".join(f"{'-':>{column.width}}" for column in _COLUMNS if column.tags[0].startswith("train/"))
+"""The cells of an update that was none."""
 
 
 class ConsoleTable:
     """Prints a row of the most telling metrics per update, the header again every 20 rows, and evaluations below.
 
-    `len` is the episode length, `policy` and `value` are losses, `clip` is the clip fraction, `EV` the value's
-    explained variance.
+    `len` is the episode length, `policy` and `value` are losses, `loss` their total, `clip` is the clip fraction, `EV`
+    the value's explained variance.
 
     Args:
         total_updates: Number of updates of the whole run, for `update` and the estimated time left (`ETA`).
@@ -86,7 +94,10 @@ class ConsoleTable:
         elapsed = time.monotonic() - self._started
         left = elapsed / self._rows * max(0, self._total - step)
         cells = [self._update(step), duration(elapsed), duration(left)]
-        self._print(self._line(cells + [column.cell(metrics) for column in _COLUMNS]))
+        line = self._line(cells + [column.cell(metrics) for column in _COLUMNS])
+        if not metrics.get("rollout/decisions", 1):
+            line = line.replace(_UNTRAINED, f"{_NOTHING:^{len(_UNTRAINED)}}")
+        self._print(line)
 
     def _print_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
         success = metrics["eval/success_once"]
@@ -103,7 +114,7 @@ class ConsoleTable:
 
     @staticmethod
     def _line(cells: list[str]) -> str:
-        widths = [9, 6, 6, *(column.width for column in _COLUMNS)]
+        widths = [9, 5, 6, *(column.width for column in _COLUMNS)]
         return " ".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
 
     def _print(self, line: str, style: str = "") -> None:

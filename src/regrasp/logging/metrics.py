@@ -55,7 +55,7 @@ class MetricsLogger:
         for output in self._outputs:
             output.log(step, scalars)
 
-    def truncate_after(self, step: int, later: Path | None = None) -> None:
+    def truncate_after(self, step: int, later: Path | None = None) -> int:
         """Forget every later step, so that a run resumed at `step` writes what an uninterrupted one would have.
 
         Holds for the file and for TensorBoard; W&B and SwanLab keep the values of a step that they were sent first.
@@ -63,10 +63,14 @@ class MetricsLogger:
         Args:
             step: The last one that is kept.
             later: Folder to which the lines of later steps are moved.
+
+        Returns:
+            How many later steps the file had.
         """
-        _keep_lines(self.path, step, later)
+        num_later = _keep_lines(self.path, step, later)
         for output in self._outputs:
             output.forget_after(step)
+        return num_later
 
     def close(self) -> None:
         """Close the file and every backend."""
@@ -102,6 +106,7 @@ class _Output:
 
     def __init__(self, name: str, opener: Opener, run: TrackedRun) -> None:
         self._channel = SideChannel(name, "What it lacks is tried again at every update.")
+        self._end = SideChannel(name, "What it lacks is in metrics.jsonl.")
         self._untaken: list[tuple[int, Mapping[str, float]]] = []
         self._backend: Backend | None = None
         with SideChannel(name, "It is left out of this run.").attempt():
@@ -123,7 +128,7 @@ class _Output:
 
     def close(self) -> None:
         if self._backend is not None:
-            with self._channel.attempt():
+            with self._end.attempt():
                 self._backend.close()
 
 
@@ -171,22 +176,26 @@ def _row(line: bytes) -> dict[str, Any] | None:
     return row if known and all(0 <= share <= 1 for share in shares) else None
 
 
-def _keep_lines(path: Path, last_step: float = math.inf, later: Path | None = None) -> None:
+def _keep_lines(path: Path, last_step: float = math.inf, later: Path | None = None) -> int:
     """Rewrite the file without damaged and without later lines; replaced as a whole, so a crash here loses nothing.
 
     Args:
         path: The file.
         last_step: Of the lines that stay.
         later: Folder for the later lines; None drops them.
+
+    Returns:
+        The number of later steps.
     """
     if not path.exists():
-        return
+        return 0
     lines = _sound_lines(path)
     if later is not None:
         _write_lines(later / path.name, [line for line, row in lines if row["step"] > last_step])
     kept = [line for line, row in lines if row["step"] <= last_step]
     if b"".join(line + b"\n" for line in kept) != path.read_bytes():
         _write_lines(path, kept)
+    return len({row["step"] for _, row in lines if row["step"] > last_step})
 
 
 def _write_lines(path: Path, lines: Sequence[bytes]) -> None:

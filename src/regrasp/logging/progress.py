@@ -50,10 +50,13 @@ def progress(description: str, total: int, console: Console | None = None) -> It
     task = _PlainTask(console, description, total)
     try:
         yield task
-    except BaseException:
-        task.finish(interrupted=True)
+    except (KeyboardInterrupt, InterruptedError):
+        task.finish("  (interrupted)")
         raise
-    task.finish(interrupted=False)
+    except BaseException:
+        task.finish("  (failed)")
+        raise
+    task.finish()
 
 
 def _live_bar(console: Console) -> Progress:
@@ -103,8 +106,8 @@ class _PlainTask:
         if time.monotonic() - self._printed >= _PLAIN_INTERVAL and self._done < self._total:
             self._print()
 
-    def finish(self, interrupted: bool) -> None:
-        self._print("  (interrupted)" if interrupted else "")
+    def finish(self, remark: str = "") -> None:
+        self._print(remark)
 
     def _print(self, remark: str = "") -> None:
         self._printed = time.monotonic()

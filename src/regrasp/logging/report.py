@@ -56,6 +56,8 @@ class EvaluationSummary:
     """Successes and episodes by instruction."""
     measures: dict[str, Measure] = field(default_factory=dict)
     """The task's own measures, such as the stage reached."""
+    policy: str = "Policy"
+    """What acted, in words."""
 
     def __post_init__(self) -> None:
         """An instruction has no more successes than episodes."""
@@ -64,13 +66,17 @@ class EvaluationSummary:
 
     @classmethod
     def from_counts(
-        cls, per_instruction: Mapping[str, tuple[int, int]], measures: Mapping[str, Sequence[float]] | None = None
+        cls,
+        per_instruction: Mapping[str, tuple[int, int]],
+        measures: Mapping[str, Sequence[float]] | None = None,
+        policy: str = "Policy",
     ) -> EvaluationSummary:
         """Add up (successes, episodes) by instruction; at least one episode.
 
         Args:
             per_instruction: Counts.
             measures: The task's own measures, one value per episode each; left out where there is one episode.
+            policy: What acted, in words.
         """
         successes = sum(count for count, _ in per_instruction.values())
         episodes = sum(count for _, count in per_instruction.values())
@@ -78,7 +84,7 @@ class EvaluationSummary:
             raise ValueError("an evaluation has at least one episode")
         means = {name: Measure.of(values) for name, values in (measures or {}).items() if episodes > 1}
         interval = wilson_interval(successes, episodes)
-        return cls(successes / episodes, interval, episodes, dict(per_instruction), means)
+        return cls(successes / episodes, interval, episodes, dict(per_instruction), means, policy)
 
     def to_json(self) -> str:
         """The summary as indented JSON text."""
@@ -98,6 +104,22 @@ class VideoItem:
 
 
 @dataclass(frozen=True)
+class Origin:
+    """A command that made a run, or a part of it."""
+
+    command: str
+    """The command line; empty where it is not known."""
+    config_text: str
+    """Its settings, as YAML."""
+    versions: dict[str, str]
+    """Of software; empty where they are not known."""
+    updates: str = ""
+    """Which part of the run it made; empty where there is no other."""
+    changes: str = ""
+    """How its settings differ from those before it."""
+
+
+@dataclass(frozen=True)
 class ReportData:
     """What a report may show; a section whose data is missing is left out."""
 
@@ -110,9 +132,10 @@ class ReportData:
     stage_seconds: dict[str, float] = field(default_factory=dict)
     """Wall time of each stage, in the order to show."""
     videos: list[VideoItem] = field(default_factory=list)
-    config_text: str = ""
-    versions: dict[str, str] = field(default_factory=dict)
-    command: str = ""
+    origins: list[Origin] = field(default_factory=list)
+    """What made the run: one, or where it was continued each in its order."""
+    titles: Mapping[Group, str] = field(default_factory=dict)
+    """What the groups are called, other than usual."""
 
 
 def write_report(run: ReportData, path: Path) -> None:
@@ -131,7 +154,7 @@ def write_report(run: ReportData, path: Path) -> None:
     templates.filters.update(percent=_percent, duration=duration, data_uri=_data_uri)
     page = templates.get_template("report.html").render(
         run=run,
-        groups=_GROUP_TITLES,
+        groups={**_GROUP_TITLES, **run.titles},
         headlines=_headlines(run),
         change=_change(run),
         instructions=_instructions(run),

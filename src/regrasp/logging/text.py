@@ -12,6 +12,11 @@ def printable(text: str) -> str:
     return "".join(char if char in "\n\t" or ord(char) not in _CONTROLS else repr(char)[1:-1] for char in text)
 
 
+def counted(number: int, noun: str, plural_ending: str = "s") -> str:
+    """`1 update`, `2 updates`."""
+    return f"{number} {noun}{'' if number == 1 else plural_ending}"
+
+
 def duration(seconds: float) -> str:
     """At most 6 characters: `4:07` (minutes), `2h05m` or `12d03h`; `-` where unknown."""
     if not math.isfinite(seconds):

@@ -25,6 +25,7 @@ from regrasp.config.types import (
     PositiveInt,
     Precision,
 )
+from regrasp.envs.quaternions import QuaternionOrder
 from regrasp.errors import UserError
 from regrasp.models.inputs import InputNames
 
@@ -54,6 +55,8 @@ class DatasetFacts(NamedTuple):
     """What it calls parts of the state vector, and where in it they are."""
     fps: float
     """Control frequency in Hz."""
+    quaternions: QuaternionOrder | None = None
+    """The order of those in the state; None where it is not known."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,6 +15,7 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 
 from regrasp.envs.contract import Observation
+from regrasp.envs.quaternions import QuaternionOrder
 from regrasp.models.observations import check_observation
 from regrasp.models.origin import Origin
 from regrasp.seeding import KeyedNoise
@@ -82,6 +83,8 @@ class PolicySpec:
     """The embodiment it was trained for; None where a policy knows of none."""
     embodiment_id: int | None = None
     """Slot of the per-embodiment projectors, None for a policy without."""
+    quaternions: QuaternionOrder | None = None
+    """In which order the state it was trained on has quaternions; None where it is not known."""
 
     @property
     def num_views(self) -> int:
@@ -194,6 +197,18 @@ class Policy(nn.Module, ABC):
     def methods_to_compile(self) -> Sequence[tuple[nn.Module, str]]:
         """Methods of modules to compile, one by one: those of alike modules share their code; by default none."""
         return ()
+
+    def stacks(self) -> Sequence[Sequence[nn.Module]]:
+        """Layers with most of the weights: stacks whose layers run one after the other; by default there are none.
+
+        Where the policy is sharded, so is each of them by itself: it is called as a module, uses its own weights only,
+        and what it computes with gradients comes in and goes out as arguments and results.
+        """
+        return ()
+
+    def methods_to_recompute(self) -> Sequence[tuple[nn.Module, str]]:
+        """Methods of modules whose activations may be computed again for gradients: without effects but the result."""
+        return [(layer, "forward") for stack in self.stacks() for layer in stack]
 
     def published_state(self) -> dict[str, Tensor]:
         """Tensors of a model folder: `state_dict`, with adapters merged into the weights they adapt."""

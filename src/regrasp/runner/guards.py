@@ -17,6 +17,10 @@ _log = logging.getLogger(__name__)
 
 _PATIENCE = 5
 """Updates in a row that learn nothing, or are cut short, after which a run stops or warns."""
+_UNREWARDED = 3
+"""Updates in a row without any reward after which the run says so."""
+_QUIET = 20
+"""Updates before it is told again that one had nothing to learn from."""
 _MIN_EPISODES = 64
 """Finished episodes after which a base model without any success is refused."""
 
@@ -29,6 +33,8 @@ class Signal:
     """Finished in training."""
     rewarded: bool = False
     """Whether any of them had a success or a reward."""
+    unrewarded: NonNegativeInt = 0
+    """Last updates in a row none of whose episodes had a success or a reward."""
     flat_advantages: NonNegativeInt = 0
     """Last updates in a row whose advantages did not vary."""
     zero_gradients: NonNegativeInt = 0
@@ -50,6 +56,8 @@ class SignalGuard:
         self._num_steps = num_steps
         self._signal = Signal()
         self._warned: set[str] = set()
+        self._quiet = 0
+        """Updates for which it is not told again that there was nothing to learn from."""
 
     def state_dict(self) -> dict[str, Any]:
         """What was seen so far, as plain numbers."""
@@ -59,15 +67,23 @@ class SignalGuard:
         """Go on from what `state_dict` returned."""
         self._signal = Signal(**state)
 
-    def after_rollout(self, episodes: Sequence[EpisodeResult], *, is_flat: bool) -> None:
-        """Check the experience of one update: the episodes that ended, and whether its advantages do not vary.
+    def after_rollout(self, episodes: Sequence[EpisodeResult], *, is_flat: bool, why_nothing: str = "") -> None:
+        """Check the experience of one update.
+
+        Args:
+            episodes: Those that ended.
+            is_flat: Whether the advantages do not vary.
+            why_nothing: Why there is nothing at all to learn from, if so.
 
         Raises:
             TrainingHaltedError: No episode of the first ones earned any reward, or the advantages do not vary.
         """
         signal = self._signal
         signal.episodes += len(episodes)
-        signal.rewarded |= any(episode.success or episode.total_reward != 0 for episode in episodes)
+        is_rewarded = any(episode.success or episode.total_reward != 0 for episode in episodes)
+        signal.rewarded |= is_rewarded
+        if episodes:
+            signal.unrewarded = 0 if is_rewarded else signal.unrewarded + 1
         signal.flat_advantages = signal.flat_advantages + 1 if is_flat else 0
         if not signal.rewarded and signal.episodes >= _MIN_EPISODES:
             self._stop(
@@ -78,6 +94,18 @@ class SignalGuard:
                 " instruction differs from the training data's; exploration noise is too large"
                 " (actor.model.rl_head_config.noise_level).",
             )
+        if signal.unrewarded >= _UNREWARDED and "no reward" not in self._warned:
+            self._warn(
+                "unrewarded",
+                f"No episode of the last {signal.unrewarded} updates had a success or any reward, so they teach"
+                " nothing. If that goes on, look at the policy (`regrasp play --video`): too much exploration noise"
+                " (actor.model.rl_head_config.noise_level), too short episodes (env.train.max_episode_steps), a task"
+                " that is too hard for its start.",
+            )
+        self._quiet = max(0, self._quiet - 1)
+        if why_nothing and not self._quiet:
+            self._quiet = _QUIET
+            _log.warning("An update had nothing to learn from, and changed nothing. %s", why_nothing)
         if signal.flat_advantages >= _PATIENCE:
             self._stop(
                 "flat advantages",

@@ -47,4 +47,4 @@ class StopRequest:
             raise KeyboardInterrupt
         self.since = time.monotonic()
         print(flush=True)  # leaves the line of a progress bar
-        _log.info("Stopping: saving the last finished update (again to stop at once).")
+        _log.info("Stopping: saving the last finished update. A second signal stops at once, without saving.")

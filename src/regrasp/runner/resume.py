@@ -17,7 +17,7 @@ from regrasp.checkpoint.read import Checkpoint
 from regrasp.checkpoint.verify import resuming_problems
 from regrasp.config.parse import parse
 from regrasp.config.types import NonNegativeInt
-from regrasp.errors import UserError
+from regrasp.errors import UserError, spelled
 from regrasp.experiment import ExperimentConfig
 from regrasp.experiment.inputs import input_names
 from regrasp.experiment.load import own_keys
@@ -104,22 +104,29 @@ def passed_over_warning(asked: Path, taken: Path) -> str | None:
 
 
 def changes_warning(before: str, now: str) -> str | None:
-    """What differs between two configurations, given as YAML, key by key; None where nothing does."""
+    """What to warn of where a run goes on with another configuration, given as YAML; None where nothing differs."""
+    changes = changes_between(before, now)
+    text = "The configuration differs from the one that the checkpoint was written with: "
+    return f"{text}{changes}." if changes else None
+
+
+def changes_between(before: str, now: str) -> str:
+    """What differs between two configurations, given as YAML, key by key; empty where nothing does."""
     if before == now:
-        return None
+        return ""
     old, new = (dict(_leaves(own_keys(yaml.safe_load(text)), "")) for text in (before, now))
     changed = [key for key in {**old, **new} if old.get(key, _ABSENT) != new.get(key, _ABSENT)]
     shown = "; ".join(
         f"{key} was {old.get(key, _ABSENT)} and is {new.get(key, _ABSENT)}" for key in changed[:_NUM_CHANGES_SHOWN]
     )
     more = f"; and {len(changed) - _NUM_CHANGES_SHOWN} more" if len(changed) > _NUM_CHANGES_SHOWN else ""
-    return f"The configuration differs from the one that the checkpoint was written with: {shown}{more}."
+    return f"{shown}{more}"
 
 
-def _leaves(node: Any, key: str) -> Iterator[tuple[str, Any]]:
-    """The values of a nested block by dotted key."""
+def _leaves(node: Any, key: str) -> Iterator[tuple[str, str]]:
+    """The values of a nested block by dotted key, as YAML spells them."""
     if not isinstance(node, dict):
-        yield key, node
+        yield key, spelled(node)
         return
     for name, child in node.items():
         yield from _leaves(child, f"{key}.{name}" if key else str(name))

@@ -18,7 +18,7 @@ from regrasp.config.types import is_folder_name
 from regrasp.errors import SimulatorError, UserError
 from regrasp.experiment import ExperimentConfig
 from regrasp.experiment.load import LoadedConfig
-from regrasp.folders import COMMAND_FILE, CONFIG_FILE, discard_unused, new_folder, require_writable
+from regrasp.folders import discard_unused, new_folder, require_writable
 from regrasp.logging.metrics import METRICS_FILE, read_metrics
 
 _log = logging.getLogger(__name__)
@@ -55,14 +55,14 @@ def open_run_folder(
             expected="text without / and, with the task's name, of at most 200 bytes",
             fix="choose a shorter one, without /",
         )
+    made = [place for place in (root, *root.parents) if not place.exists()]
     folder = new_folder(root / name)
     _log.info("Logging to: %s", folder.resolve())
-    (folder / CONFIG_FILE).write_text(loaded.to_yaml(), encoding="utf-8")
-    (folder / COMMAND_FILE).write_text(f"{command_line(given)}\n", encoding="utf-8")
     try:
+        RunRecord(folder).begin(0, command_line(given), loaded.to_yaml())
         yield folder
     except (UserError, SimulatorError, KeyboardInterrupt):
-        discard_unused(folder)
+        discard_unused(folder, made)
         raise
 
 
@@ -156,4 +156,4 @@ def resume_command(command: Sequence[str], run_dir: Path) -> str:
         if not (skip or text in flags or text.startswith(("--resume_dir=", "--checkpoint=", "runner.resume_dir="))):
             given.append(text)
         skip = text in flags
-    return shlex.join(["regrasp", *given, "--resume_dir", str(run_dir)])
+    return shlex.join(["regrasp", *given, "--resume_dir", str(run_dir.absolute())])

@@ -24,6 +24,7 @@ from regrasp.learner.learner import AbandonedError
 from regrasp.logging.console import ConsoleTable
 from regrasp.logging.metrics import ENV_STEPS, STEPS_PER_SECOND, MetricsLogger
 from regrasp.logging.progress import progress
+from regrasp.logging.text import counted
 from regrasp.rollout.episodes import EpisodeResult
 from regrasp.rollout.evaluation import VideoRecorder
 from regrasp.runner.guards import SignalGuard
@@ -103,26 +104,32 @@ class EmbodiedRunner:
         self._guard.load_state_dict(asdict(state.guard))
         self.progress = Progress(checkpoint.step, state.env_steps)
         self._saved_update = checkpoint.step
-        if self._record.holds(checkpoint.path):
-            self._go_back_to(checkpoint.step)
+        num_logged = self._go_back_to(checkpoint.step) if self._record.holds(checkpoint.path) else 0
+        again = f"; {counted(num_logged, 'update')} logged after it {'is' if num_logged == 1 else 'are'} run again"
+        _log.info("Going on from update %d (%s)%s.", checkpoint.step, checkpoint.path, again if num_logged else "")
 
-    def _go_back_to(self, step: int) -> None:
-        """Take up the run's timeline at `step`: what is of later steps is set aside, where a crash has not lost it."""
+    def _go_back_to(self, step: int) -> int:
+        """Take up the run's timeline at `step`: what is of later steps is set aside, where a crash has not lost it.
+
+        Returns:
+            The number of later updates that had been logged.
+        """
         later = self._record.end_at(step)
         aside = new_folder(later[0].parent / f"set_aside_after_step_{step}") if later else None
-        self.logger.truncate_after(step, aside)
+        num_logged = self.logger.truncate_after(step, aside)
         if aside is not None:
             for folder in later:
                 folder.rename(aside / folder.name)
             names = ", ".join(folder.name for folder in reversed(later))
-            _log.warning("The run goes on from step %d. Kept in %s: %s and later metrics.", step, aside, names)
+            _log.warning("The run goes back to update %d. Kept in %s: %s and later metrics.", step, aside, names)
+        return num_logged
 
     def _update(self, stop: StopRequest) -> dict[str, float]:
         started = time.monotonic()
         self._guard_before = self._guard.state_dict()
         with self._saved_on(Exception):
             collected = self.engine.collect(self.progress.update, lambda: stop.requested)
-            self._guard.after_rollout(collected.episodes, is_flat=collected.is_flat)
+            self._guard.after_rollout(collected.episodes, is_flat=collected.is_flat, why_nothing=collected.why_nothing)
         trained = time.monotonic()
         with self._saved_on(AbandonedError, TrainingHaltedError):
             metrics = self.engine.update(self.progress.update, lambda: stop.overdue(_FINISH_SECONDS))

@@ -28,11 +28,16 @@ def episode_metrics(episodes: Sequence[EpisodeResult], prefix: str) -> dict[str,
     return {f"{prefix}/{name}": value for name, value in metrics.items()}
 
 
-def summarize(episodes: Sequence[EpisodeResult]) -> EvaluationSummary:
-    """Success with its interval, overall and by instruction, and the task's own measures; at least one episode."""
+def summarize(episodes: Sequence[EpisodeResult], policy: str) -> EvaluationSummary:
+    """Success with its interval, overall and by instruction, and the task's own measures.
+
+    Args:
+        episodes: At least one.
+        policy: What acted, in words.
+    """
     counts: dict[str, tuple[int, int]] = defaultdict(lambda: (0, 0))
     for episode in episodes:
         successes, total = counts[episode.instruction]
         counts[episode.instruction] = (successes + episode.success, total + 1)
     measures = {name: [episode.info[name] for episode in episodes] for name in episodes[0].info}
-    return EvaluationSummary.from_counts(dict(sorted(counts.items())), measures)
+    return EvaluationSummary.from_counts(dict(sorted(counts.items())), measures, policy)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +22,7 @@ from regrasp.envs.contract import STATE, Observation, VecEnv
 from regrasp.envs.mapping import ActionMapping
 from regrasp.envs.registry import create_env, env_type_of
 from regrasp.envs.selection import ObservationSelection
-from regrasp.errors import SimulatorError
+from regrasp.errors import UserError
 from regrasp.experiment import CollectConfig, ExperimentConfig
 from regrasp.folders import require_output
 from regrasp.logging.progress import progress
@@ -135,7 +136,8 @@ def collect(
 
     Raises:
         UserError: The folder is taken or cannot be written, the task has no expert, or the function is not found.
-        SimulatorError: As `record`.
+            Or the demonstrator fails too often.
+        SimulatorError: The simulator failed.
     """
     assert config.collect is not None
     folder = check(config, output, policy, overwrite=overwrite)
@@ -177,7 +179,8 @@ def record(
         The number of episodes attempted.
 
     Raises:
-        SimulatorError: The demonstrator fails too often.
+        UserError: The demonstrator fails too often. Nothing is written, and what was in `output` is as it was.
+        SimulatorError: The simulator failed.
     """
     limit = int(config.num_demos * config.max_attempts_factor)
     fps = round(1 / env.spec.step_seconds)
@@ -190,7 +193,7 @@ def record(
         features=features,
         overwrite=True,
         modality=modality(env_config.mapping, observations, mapping.policy_dim),
-        sources=sources(observations),
+        sources=sources(observations, env.spec.quaternions),
     )
     attempts = 0
     with progress("Collecting demonstrations", config.num_demos) as bar, writer:
@@ -199,14 +202,30 @@ def record(
             if result.success or not config.only_successful:
                 writer.add_episode(demonstration.columns(), result.instruction, result.success)
                 bar.advance(attempts=str(attempts))
+            else:
+                bar.advance(0, attempts=str(attempts))
             if writer.num_episodes == config.num_demos:
                 return attempts
             if attempts == limit:
-                raise SimulatorError(
-                    f"The {demonstrator.name} succeeded in {writer.num_episodes} of {attempts} attempts, too rarely for"
-                    f" {config.num_demos} demonstrations (collect.max_attempts_factor = {config.max_attempts_factor})."
-                )
+                raise _too_rarely(config, demonstrator.name, writer.num_episodes, attempts, output)
     raise AssertionError("the episodes are endless")
+
+
+def _too_rarely(config: CollectConfig, name: str, num_successes: int, attempts: int, output: Path) -> UserError:
+    """What to tell where so few attempts succeed that their number passes its limit."""
+    kept = f"nothing was written, and {output} is as it was before"
+    fix = "have something act that succeeds more often, or keep failures too (collect.only_successful=false)"
+    if num_successes:
+        factor = math.ceil(1.5 * attempts / num_successes)
+        fix = f"allow more attempts (collect.max_attempts_factor={factor}), ask for fewer (--num_demos), or {fix}"
+    return UserError(
+        f"The {name} succeeded in {num_successes} of {attempts} attempts, too rarely for {config.num_demos}"
+        f" demonstrations; {kept}",
+        key="collect.max_attempts_factor",
+        value=config.max_attempts_factor,
+        expected=f"a demonstrator that succeeds {config.num_demos} times in {attempts} attempts",
+        fix=fix,
+    )
 
 
 def _demonstrations(

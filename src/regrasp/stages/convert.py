@@ -6,7 +6,7 @@ import itertools
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from regrasp.data.lerobot.schema import INFO_PATH
 from regrasp.envs.config import EnvConfig
 from regrasp.envs.isaaclab.catalog import is_recording_of
 from regrasp.envs.isaaclab.config import IsaacLabEnvConfig
+from regrasp.envs.quaternions import QuaternionOrder
 from regrasp.envs.registry import env_type_of
 from regrasp.errors import UserError
 from regrasp.experiment import ExperimentConfig
@@ -32,7 +33,7 @@ from regrasp.stages.demonstrations import (
     observation_ranges,
     sources,
 )
-from regrasp.stages.quaternion_checks import QuaternionChecks
+from regrasp.stages.quaternion_checks import QuaternionChecks, order_of_recordings, recorded_order, two_orders
 from regrasp.stages.recordings import LOCATION, ConvertedEpisode, EpisodeConverter, Layout
 
 _log = logging.getLogger(__name__)
@@ -68,6 +69,8 @@ class Survey:
     omissions: tuple[Omission, ...]
     warnings: tuple[str, ...]
     fps: int
+    quaternions: QuaternionOrder | None
+    """In which order rotations are recorded."""
 
     @property
     def num_recorded(self) -> int:
@@ -99,17 +102,21 @@ def survey(
     _check_instruction(env)
     found = _Findings(config, keep_failed)
     rates: dict[Path, float | None] = {}
+    orders: dict[Path, QuaternionOrder] = {}
     with progress("Looking through recordings", len(files)) as bar:
         for path in found.each_once(files):
             with RecorderFile(path) as recording:
                 rates[path] = recording.steps_per_second
+                orders[path] = recorded_order(recording)
                 found.look_through(recording)
             bar.advance()
     if not found.episodes:
         raise found.mistake or _nothing_left(found.omissions)
     used = {episode.file: rates[episode.file] for episode in found.episodes}
     rate, warnings = _step_rate(used, fps, env)
-    return Survey(tuple(found.episodes), tuple(found.omissions), (*found.warnings, *warnings), rate)
+    observations = EpisodeConverter(config, found.episodes[0]).observations
+    order = order_of_recordings({file: orders[file] for file in used}, observations, env.mapping, LOCATION)
+    return Survey(tuple(found.episodes), tuple(found.omissions), (*found.warnings, *warnings), rate, order)
 
 
 def check_output(config: ExperimentConfig, output: Path | None, *, overwrite: bool) -> Path:
@@ -160,8 +167,8 @@ def write_dataset(config: ExperimentConfig, chosen: Survey, output: Path, *, ove
         What was taken and left out, with the warnings of this step alone.
 
     Raises:
-        UserError: The folder is taken, a file cannot be read any more, no episode was sound, or the normalisation of
-            the data configuration does not give the actions back.
+        UserError: The folder is taken, a file cannot be read any more, no episode was sound, the normalisation of
+            the data configuration does not give the actions back, or quaternions seem to be of two orders.
     """
     omissions, largest = list(chosen.omissions), 0.0
     taken: list[RecordedEpisode] = []
@@ -185,13 +192,15 @@ def write_dataset(config: ExperimentConfig, chosen: Survey, output: Path, *, ove
         if not taken:
             raise _nothing_left(omissions)
         check_actions(config, np.concatenate(actions), "The recordings")
-    warnings = images.warnings() + quaternions.warnings()
+        if config.env.train.mapping.quaternions is None and (mixed := quaternions.mixed()):
+            raise two_orders(mixed, ", ".join(map(str, dict.fromkeys(episode.file for episode in taken))), LOCATION)
+    warnings = images.warnings()
     if largest > _LOST_ACTION:
         warnings.append(
             "The recordings move entries of the action that the policy does not drive: they are up to"
             f" {largest:g} away from the constants of action_mapping. A policy trained on this cannot repeat them."
         )
-    return Survey(tuple(taken), tuple(omissions), tuple(warnings), chosen.fps)
+    return replace(chosen, episodes=tuple(taken), omissions=tuple(omissions), warnings=tuple(warnings))
 
 
 def _writer(config: ExperimentConfig, chosen: Survey, output: Path, overwrite: bool) -> DatasetWriter:
@@ -205,7 +214,7 @@ def _writer(config: ExperimentConfig, chosen: Survey, output: Path, overwrite: b
         features=demonstration_features(first.layout.state_dim, model.action_dim, cameras),
         overwrite=overwrite,
         modality=modality(env.mapping, first.observations, model.action_dim),
-        sources=sources(first.observations),
+        sources=sources(first.observations, chosen.quaternions),
     )
 
 

@@ -15,6 +15,7 @@ from regrasp.data.lerobot import DemonstrationDataset
 from regrasp.data.lerobot.metadata import damaged
 from regrasp.data.lerobot.schema import INFO_PATH, MODALITY_PATH, SOURCES_PATH
 from regrasp.envs.mapping_config import MappingConfig, StateEntry
+from regrasp.envs.quaternions import QuaternionOrder, check_same_order
 from regrasp.envs.registry import EnvTypes, same_task
 from regrasp.envs.selection import StateSource, camera_names, image_transforms, is_name_of, state_names
 from regrasp.errors import UserError
@@ -181,9 +182,24 @@ class _Sources(TypedDict):
     image_transforms: NotRequired[list[list[str]]]
     """Absent where images were taken as they came."""
     states: list[StateSource]
+    quaternions: NotRequired[QuaternionOrder | None]
 
 
 _SOURCES = TypeAdapter(_Sources)
+
+
+def quaternion_order(dataset: DemonstrationDataset, mapping: MappingConfig) -> QuaternionOrder | None:
+    """The order of the quaternions that the demonstrations hold, as they say or else the mapping; None: neither.
+
+    Raises:
+        UserError: They are in another order than the mapping says.
+    """
+    found = _read_sources(dataset)
+    recorded = None if found is None else found.get("quaternions")
+    if found is not None:
+        made, location = f"the demonstrations in {dataset.root}", "env.train.mapping"
+        check_same_order(found["states"], mapping.quaternions, recorded, location=location, made=made)
+    return recorded or mapping.quaternions
 
 
 def _read_sources(dataset: DemonstrationDataset) -> _Sources | None:

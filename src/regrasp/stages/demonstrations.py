@@ -11,6 +11,7 @@ import torch
 
 from regrasp.data.lerobot import FeatureSpec
 from regrasp.envs.mapping_config import MappingConfig
+from regrasp.envs.quaternions import QuaternionOrder
 from regrasp.envs.selection import (
     ObservationSelection,
     Range,
@@ -103,12 +104,18 @@ def check_actions(config: ExperimentConfig, actions: np.ndarray, source: str) ->
     input_names(mapping).check_actions(state_names(mapping), torch.from_numpy(actions), source)
 
 
-def sources(observations: ObservationSelection) -> dict[str, Any]:
-    """Content of `meta/sources.json`: cameras in order, what was done to their images, the slices of the state."""
+def sources(observations: ObservationSelection, quaternions: QuaternionOrder | None) -> dict[str, Any]:
+    """Content of `meta/sources.json`.
+
+    Args:
+        observations: Cameras in order, what is done to their images, and the slices of the state.
+        quaternions: The order of those in the state; None where it is not known.
+    """
     return {
         "cameras": list(observations.cameras),
         "image_transforms": list(observations.image_transforms),
         "states": [dataclasses.asdict(part) for part in observations.states],
+        "quaternions": quaternions,
     }
 
 

@@ -86,12 +86,23 @@ def play(loaded: LoadedConfig, run_dir: Path, options: PlayOptions) -> PlayResul
             wants_video = config.env.eval.video_cfg.save_video
             recorder = VideoRecorder(options.num_videos, videos.write) if wants_video else None
             episodes = evaluate(env, choose, range(num_episodes), config.seed, config.env.eval.seed, count, recorder)
-    result = PlayResult(summarize(episodes), episodes, videos.items, time.monotonic() - started)
+    result = PlayResult(
+        summarize(episodes, _who_acts(config, options)), episodes, videos.items, time.monotonic() - started
+    )
     try:
         _write(result, run_dir)
     finally:
         print_summary(result.summary)
     return result
+
+
+def _who_acts(config: ExperimentConfig, options: PlayOptions) -> str:
+    """What acts, in words for the report."""
+    if options.kind != "model":
+        return {"expert": "Scripted expert", "random": "Random actions", "zero": "Zero actions"}[options.kind]
+    named = config.actor.model.model_path
+    model = f"Model {Path(named).name}" if named else "Model without training"
+    return f"{model} with the weights of {options.rl_model_path.name}" if options.rl_model_path else model
 
 
 def print_summary(summary: EvaluationSummary) -> None:

@@ -15,6 +15,7 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 
 from regrasp.checkpoint.layout import EXPORT
 from regrasp.checkpoint.read import find_checkpoint
+from regrasp.checkpoint.run_record import versions
 from regrasp.config.parse import parse, read_json
 from regrasp.config.types import NonNegativeFloat, changed
 from regrasp.envs.registry import env_type_of
@@ -27,7 +28,7 @@ from regrasp.runner.run_folder import checkpoints_folder
 from regrasp.stages.collect import collect
 from regrasp.stages.play import PlayOptions, play
 from regrasp.stages.pretrain import check_instructions, pretrain
-from regrasp.stages.report import SUMMARY_FILE, VideoEntry, report_run, versions
+from regrasp.stages.report import SUMMARY_FILE, VideoEntry, report_run
 from regrasp.stages.sft import train_base
 from regrasp.stages.train import check as check_training
 from regrasp.stages.train import train
@@ -178,7 +179,7 @@ def quickstart(loaded: LoadedConfig, folder: Path, command: str) -> None:
         lambda: _sft(config, folder / "demos", Path(pretrained["folder"]), base),
     )
     before = journal.run("evaluate_base", "Evaluation of the base model", lambda: _play(loaded, base, folder, "base"))
-    trained = journal.run("train", "Reinforcement learning", lambda: _train(loaded, base, folder / "train"))
+    trained = journal.run("train", "Reinforcement learning", lambda: _train(loaded, base, folder / "train", command))
     after = journal.run(
         "evaluate_finetuned",
         "Evaluation of the fine-tuned model",
@@ -217,13 +218,13 @@ def _sft(config: ExperimentConfig, data: Path, backbone: Path, output: Path) -> 
     return asdict(result)
 
 
-def _train(loaded: LoadedConfig, base: Path, run_dir: Path) -> dict[str, Any]:
+def _train(loaded: LoadedConfig, base: Path, run_dir: Path, command: str) -> dict[str, Any]:
     """Train from `base`, or from the newest checkpoint of an interrupted training."""
     checkpoints = checkpoints_folder(run_dir, loaded.config)
     resume = str(checkpoints) if any(checkpoints.glob("global_step_*")) else None
     loaded = changed(changed(loaded, "config.actor.model.model_path", str(base)), "config.runner.resume_dir", resume)
     run_dir.mkdir(exist_ok=True)
-    if not train(loaded, run_dir):
+    if not train(loaded, run_dir, command):
         raise KeyboardInterrupt
     return {"folder": str(find_checkpoint(checkpoints) / EXPORT)}
 

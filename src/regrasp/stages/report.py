@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import platform
+from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar
 
@@ -12,19 +11,20 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 from pydantic_core import from_json
 
-import regrasp
+from regrasp.checkpoint.run_record import RunRecord, Start
 from regrasp.config.parse import parse, read_json
 from regrasp.config.types import NonNegativeFloat, NonNegativeInt
 from regrasp.errors import UserError
-from regrasp.folders import COMMAND_FILE, CONFIG_FILE, leaves_folder
+from regrasp.folders import CONFIG_FILE, leaves_folder
 from regrasp.logging.metrics import METRICS_FILE, read_metrics
-from regrasp.logging.report import EvaluationSummary, Group, ReportData, VideoItem, write_report
+from regrasp.logging.report import EvaluationSummary, Group, Origin, ReportData, VideoItem, write_report
+from regrasp.runner.resume import changes_between
 from regrasp.runner.videos import VIDEO_FOLDER, video_name
 from regrasp.stages.play import EPISODES_FILE, EVALUATION_FILE
 
 T = TypeVar("T")
 SUMMARY_FILE = "summary.json"
-_PACKAGES = ("torch", "transformers", "mujoco-core", "tensordict", "numpy")
+_WHICH = "give the folder that was printed as [INFO] Logging to: ..."
 _FIX = "copy the file again from where the run was made, or move it out of the folder"
 _STRICT = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
 
@@ -65,18 +65,15 @@ class _Summary:
     command: str
 
 
-def versions() -> dict[str, str]:
-    """Versions that a result depends on."""
-    named = {name: importlib.metadata.version(name) for name in _PACKAGES}
-    return {"regrasp": regrasp.__version__, "python": platform.python_version(), **named}
-
-
 def report_run(run_dir: Path, output: Path) -> Path:
     """Write the page of whatever the folder holds.
 
     Raises:
         UserError: The folder is no run.
     """
+    if not run_dir.is_dir():
+        problem = "This is a file, not the folder of a run" if run_dir.exists() else "There is no such folder"
+        raise UserError(problem, file=run_dir, expected="the folder of a run", fix=_WHICH)
     summary_file = run_dir / SUMMARY_FILE
     has_numbers = any((run_dir / name).is_file() for name in (METRICS_FILE, EVALUATION_FILE))
     if summary_file.is_file():
@@ -88,7 +85,7 @@ def report_run(run_dir: Path, output: Path) -> Path:
             "There is nothing to report in this folder",
             file=run_dir,
             expected=f"{SUMMARY_FILE}, or {CONFIG_FILE} with {METRICS_FILE} or {EVALUATION_FILE}",
-            fix="give the folder that was printed as [INFO] Logging to: ...",
+            fix=_WHICH,
         )
     write_report(data, output)
     return output
@@ -97,18 +94,45 @@ def report_run(run_dir: Path, output: Path) -> Path:
 def _run_data(run_dir: Path) -> ReportData:
     metrics = run_dir / METRICS_FILE
     evaluation = run_dir / EVALUATION_FILE
-    command = run_dir / COMMAND_FILE
     config = _text(run_dir / CONFIG_FILE)
+    rows = read_metrics(metrics) if metrics.is_file() else []
+    summary = _read(EvaluationSummary, evaluation) if evaluation.is_file() else None
     return ReportData(
         title=run_dir.name,
         seed=_seed(config, run_dir / CONFIG_FILE),
-        base=_read(EvaluationSummary, evaluation) if evaluation.is_file() else None,
-        metrics=read_metrics(metrics) if metrics.is_file() else [],
+        base=summary,
+        titles={} if summary is None else {"base": summary.policy},
+        metrics=rows,
         videos=_videos(run_dir),
-        config_text=config,
-        versions=versions(),
-        command=_text(command).rstrip() if command.is_file() else "",
+        origins=_origins(run_dir),
     )
+
+
+def _origins(run_dir: Path) -> list[Origin]:
+    """The commands of a run and their settings, each with the updates of the run that are its."""
+    starts = RunRecord(run_dir).starts or [Start(0, "", CONFIG_FILE)]
+    texts = [_text(run_dir / start.config) for start in starts]
+    ends = [min((later.update for later in starts[number:]), default=None) for number in range(1, len(starts) + 1)]
+    changes = ["", *(changes_between(*pair) for pair in pairwise(texts))]
+    return [
+        Origin(
+            start.command,
+            text,
+            start.versions,
+            _updates(start.update, end) if len(starts) > 1 else "",
+            changed,
+        )
+        for start, end, text, changed in zip(starts, ends, texts, changes, strict=True)
+    ]
+
+
+def _updates(first: int, end: int | None) -> str:
+    """Which updates of the run a command made, after `first` and up to `end`, where a later one went on."""
+    if end is None:
+        return f"From update {first + 1}"
+    if end <= first:
+        return f"From update {first + 1}; none of it is left, the run went on from update {end}"
+    return f"Updates {first + 1} to {end}"
 
 
 def _read(kind: type[T], file: Path) -> T:
@@ -181,7 +205,5 @@ def _quickstart_data(run_dir: Path, file: Path) -> ReportData:
             VideoItem(_video_file(run_dir, video.file, file), video.instruction, video.success, video.group, video.seed)
             for video in summary.videos
         ],
-        config_text=_text(run_dir / CONFIG_FILE),
-        versions=summary.versions,
-        command=summary.command,
+        origins=[Origin(summary.command, _text(run_dir / CONFIG_FILE), summary.versions)],
     )

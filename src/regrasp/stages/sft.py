@@ -27,7 +27,7 @@ from regrasp.models.contract import Policy
 from regrasp.models.normalization import Statistics
 from regrasp.models.origin import Origin
 from regrasp.seeding import KeyedNoise, torch_generator
-from regrasp.stages.dataset_features import DatasetFeatures, check_sources, find_features
+from regrasp.stages.dataset_features import DatasetFeatures, check_sources, find_features, quaternion_order
 from regrasp.stages.demonstrations import check_actions
 from regrasp.stages.pretrain import cached_backbone
 from regrasp.stages.training_frames import Frames, load_frames
@@ -158,7 +158,13 @@ def _base_policy(
     state, action = (Statistics.of(torch.from_numpy(values)) for values in (states, actions))
     mapping = config.env.train.mapping
     facts = DatasetFacts(
-        state, action, input_names(mapping), camera_names(mapping), state_names(mapping), float(features.dataset.fps)
+        state,
+        action,
+        input_names(mapping),
+        camera_names(mapping),
+        state_names(mapping),
+        float(features.dataset.fps),
+        quaternion_order(features.dataset, mapping),
     )
     policy = config.actor.model.from_dataset(facts, backbone=backbone, whole=whole, seed=seed)
     check_inputs(policy, mapping)

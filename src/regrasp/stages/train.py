@@ -26,6 +26,7 @@ from regrasp.envs.contract import EnvSpec, VecEnv
 from regrasp.envs.registry import create_env
 from regrasp.errors import UserError
 from regrasp.experiment import ExperimentConfig
+from regrasp.experiment.batches import num_updates
 from regrasp.experiment.load import LoadedConfig
 from regrasp.logging.backends import Opener, TrackedRun, check_installed, prepare_backends
 from regrasp.logging.metrics import MetricsLogger
@@ -46,15 +47,55 @@ _LOSSES = {
 """What a simulator's lack of a capability costs."""
 
 
-def train(loaded: LoadedConfig, run_dir: Path) -> bool:
+def train(loaded: LoadedConfig, run_dir: Path, command: str = "") -> bool:
     """Train in `run_dir`, from the checkpoint `runner.resume_dir` if one is given.
+
+    Args:
+        loaded: The experiment.
+        run_dir: Folder of the run.
+        command: The command line, for the run's record; empty for a call from Python.
 
     Returns:
         True when the last update was reached.
+
+    Raises:
+        UserError: The experiment does not fit the machine, the model or the checkpoint.
+        SimulatorError: A simulator failed; the updates before it are saved.
+        TrainingHaltedError: The run stopped itself; the updates before it are saved.
     """
     with only_writer(run_dir):
         resumed = loaded.config.runner.resume_dir
-        return _train(loaded, run_dir, None if resumed is None else checkpoint_to_resume(Path(resumed)))
+        checkpoint = None if resumed is None else checkpoint_to_resume(Path(resumed))
+        if checkpoint is not None and checkpoint.step >= num_updates(loaded.config):
+            _say_finished(loaded.config, checkpoint, is_own=RunRecord(run_dir).holds(checkpoint.path))
+            return True
+        return _train(loaded, run_dir, command, checkpoint)
+
+
+def _say_finished(config: ExperimentConfig, checkpoint: Checkpoint, *, is_own: bool) -> None:
+    """Tell that a checkpoint to go on from has all the updates that are asked for.
+
+    Raises:
+        UserError: It is not of this run, or has no model folder, so that there is nothing to show.
+    """
+    key = "runner.max_steps" if num_updates(config) < config.runner.max_epochs else "runner.max_epochs"
+    further = f"{key} above {checkpoint.step}" + (" (--max_iterations)" if key == "runner.max_epochs" else "")
+    if checkpoint.export is None or not is_own:
+        raise UserError(
+            "The checkpoint to go on from has as many updates already",
+            file=checkpoint.path,
+            key=key,
+            value=num_updates(config),
+            expected=f"more than {checkpoint.step}",
+            fix=f"resume with {further}",
+        )
+    _log.info(
+        "This run is finished: %s has %d of %d updates. Nothing is done. To go further, resume with %s.",
+        checkpoint.path,
+        checkpoint.step,
+        num_updates(config),
+        further,
+    )
 
 
 def check(config: ExperimentConfig) -> Policy | None:
@@ -82,7 +123,7 @@ def check(config: ExperimentConfig) -> Policy | None:
     return policy
 
 
-def _train(loaded: LoadedConfig, run_dir: Path, checkpoint: Checkpoint | None) -> bool:
+def _train(loaded: LoadedConfig, run_dir: Path, command: str, checkpoint: Checkpoint | None) -> bool:
     config, seed = loaded.config, loaded.config.seed
     processes = plan(config, Resources.of_this_machine(config.cluster.num_nodes))
     if not processes.is_local:
@@ -105,7 +146,7 @@ def _train(loaded: LoadedConfig, run_dir: Path, checkpoint: Checkpoint | None) -
         if eval_env is not None:
             check_fit(policy, config.env.eval.mapping, eval_env.spec, "env.eval.mapping")
         engine = LocalEngine(config, policy, env, seed, choose_device(), run_dir, eval_env)
-        return _run(loaded, engine, run_dir, checkpoint, backends)
+        return _run(loaded, engine, run_dir, command, checkpoint, backends)
 
 
 def checkpoint_to_resume(path: Path) -> Checkpoint:
@@ -146,6 +187,7 @@ def _run(
     loaded: LoadedConfig,
     engine: Engine,
     run_dir: Path,
+    command: str,
     checkpoint: Checkpoint | None,
     backends: Mapping[str, Opener],
 ) -> bool:
@@ -157,11 +199,15 @@ def _run(
         if warning := changes_warning(before, text):
             _log.warning(warning)
         engine.load(checkpoint)
-    tracking_id = RunRecord(run_dir).tracking_id(None if checkpoint is None else checkpoint.step)
+    record, step = RunRecord(run_dir), None if checkpoint is None else checkpoint.step
+    record.begin(step or 0, command, text)
+    tracking_id = record.tracking_id(step)
     run = TrackedRun(run_dir, names.project_name, names.experiment_name, tracking_id, text)
     with MetricsLogger(run, backends) as logger:
         runner = EmbodiedRunner(loaded.config, engine, logger, run_dir, text)
-        if checkpoint is not None:
+        if checkpoint is None:
+            logger.truncate_after(0)  # a run that was killed before its first checkpoint begins again in its folder
+        else:
             runner.resume(checkpoint)
         return runner.run()
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from regrasp.envs.quaternions import QUATERNION_ORDERS, QuaternionOrder
 from regrasp.errors import UserError
 
 _DTYPES = (
@@ -59,6 +60,8 @@ class SimulatorSpec:
     """Until its reset, an ended environment is told its last action (right for absolute targets), else zeros (right for
     relative commands)."""
     capabilities: dict[str, bool] = field(default_factory=dict)
+    quaternions: QuaternionOrder | None = None
+    """In which order a rotation's values stand, None where the simulator does not tell."""
     notes: tuple[str, ...] = ()
     """What the user should be warned of before the first episode."""
     reward_doubts: tuple[str, ...] = ()
@@ -85,6 +88,8 @@ class SimulatorSpec:
             value = getattr(self, name)
             if not (isinstance(value, tuple) and all(isinstance(text, str) for text in value)):
                 raise _impossible(name, value, "a tuple of texts")
+        if self.quaternions not in (None, *QUATERNION_ORDERS):
+            raise _impossible("quaternions", self.quaternions, f"None, or one of {', '.join(QUATERNION_ORDERS)}")
         if not self.instructions:
             raise _impossible("instructions", self.instructions, "at least one; ('',) for a task without words")
         if taken := sorted(RESERVED_MEASURES.intersection(self.info)):

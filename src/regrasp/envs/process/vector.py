@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from multiprocessing.connection import wait
 from typing import Any
 
@@ -22,6 +23,7 @@ from regrasp.envs.mapping import ObservationMapping
 from regrasp.envs.process.process import SimulatorProcess
 from regrasp.envs.process.protocol import SharedArrays
 from regrasp.envs.process.simulator import ArraySpec
+from regrasp.envs.quaternions import agreed_order
 from regrasp.errors import SimulatorError, TrainingHaltedError, UserError
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "LP_NUM_THREADS")
@@ -81,6 +83,7 @@ class RemoteVecEnv(VecEnv):
                 **simulator.capabilities, saves_state=simulator.state_size > 0, has_expert=simulator.has_expert
             )
             self._mapping = ObservationMapping(config.mapping, simulator.raw_observations, f"env.{name}.mapping")
+            order = agreed_order(config.mapping, simulator.quaternions, f"env.{name}.mapping")
             self._shapes = shared_arrays(simulator, max_chunk, self._mapping.keys)
             self._arrays = self._attach()
         except BaseException:
@@ -88,7 +91,7 @@ class RemoteVecEnv(VecEnv):
             raise
         self.capabilities = capabilities
         self.spec = EnvSpec(
-            **vars(simulator),
+            **vars(replace(simulator, quaternions=order)),
             num_envs=num_envs,
             state_dim=self._mapping.state_dim,
             cameras=self._mapping.camera_names,

@@ -18,6 +18,7 @@ from regrasp.checkpoint.hub_folder import list_safetensors
 from regrasp.config.parse import parse
 from regrasp.config.types import BLOCK, Expect, NetworkSize
 from regrasp.envs.contract import STATE, Observation
+from regrasp.envs.quaternions import QuaternionOrder
 from regrasp.models.config import CONFIG_FILE
 from regrasp.models.contract import Action, Evaluation, Noise, Policy, PolicySpec
 from regrasp.models.initialization import seeded
@@ -59,6 +60,7 @@ class _FolderConfig:
     num_action_chunks: NetworkSize
     hidden: tuple[NetworkSize, ...]
     statistics: _FolderStatistics
+    quaternions: QuaternionOrder | None = None
 
 
 class MlpPolicy(Policy):
@@ -74,6 +76,7 @@ class MlpPolicy(Policy):
         initial_std: Initial standard deviation, in normalised action units.
         state: Statistics of the state (mean_std), None to leave it as it is.
         action: Statistics of the action (min_max), None to leave it as it is.
+        quaternions: In which order the state has them; None where it is not known.
         add_value_head: Without it, values are None.
         seed: Draws the initial weights.
     """
@@ -88,6 +91,7 @@ class MlpPolicy(Policy):
         initial_std: float = 0.5,
         state: Statistics | None = None,
         action: Statistics | None = None,
+        quaternions: QuaternionOrder | None = None,
         add_value_head: bool = True,
         seed: int = 0,
     ) -> None:
@@ -97,6 +101,7 @@ class MlpPolicy(Policy):
             action_horizon=num_action_chunks,
             action_dim=action_dim,
             state_dim=state_dim,
+            quaternions=quaternions,
         )
         self.hidden = hidden
         self.statistics = {
@@ -134,6 +139,10 @@ class MlpPolicy(Policy):
             raise ValueError(f"unknown part {part!r}")
         return [item for item in self.named_parameters() if item[0].startswith(_PARTS[part])]
 
+    def stacks(self) -> Sequence[Sequence[nn.Module]]:
+        """The two networks."""
+        return [[network] for network in (self.actor, self.value_head) if network is not None]
+
     def sft_loss(self, features: TensorDict, actions: Tensor, valid: Tensor, noise: Noise, repeats: int = 1) -> Tensor:
         """Mean squared error of the mean, over valid steps, in normalised units; needs no noise."""
         mean, _ = self._distribution(features)
@@ -149,6 +158,8 @@ class MlpPolicy(Policy):
             "hidden": self.hidden,
             "statistics": {kind: part.to_mapping() for kind, part in self.statistics.items()},
         }
+        if self.spec.quaternions is not None:
+            content["quaternions"] = self.spec.quaternions
         write_json(folder / CONFIG_FILE, content)
         write_weights(self, folder)
 
@@ -228,6 +239,7 @@ def load_mlp(folder: Path, *, add_value_head: bool | None = None) -> MlpPolicy:
         MlpPolicy,
         **{name: getattr(config, name) for name in (*_SIZES, "hidden")},
         **statistics,
+        quaternions=config.quaternions,
         add_value_head=add_value_head,
     )
     optional = ("value_head",) if add_value_head else ()

@@ -65,7 +65,7 @@ class MlpModelConfig(ModelConfig):
     def from_dataset(self, data: DatasetFacts, *, backbone: Path | None, whole: bool, seed: int) -> MlpPolicy:
         """A policy with random weights and the data's statistics."""
         widths = {"state_dim": data.state.width, "action_dim": data.action.width}
-        return self._policy(**widths, state=data.state, action=data.action, seed=seed)
+        return self._policy(**widths, state=data.state, action=data.action, quaternions=data.quaternions, seed=seed)
 
     def oddities(self) -> Iterator[str]:
         """A part to train that this policy does not have."""

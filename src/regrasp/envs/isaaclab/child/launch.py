@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from regrasp.envs.isaaclab.child.options import TaskOptions
+from regrasp.envs.quaternions import QuaternionOrder
 from regrasp.errors import UserError
 
 
@@ -53,3 +54,15 @@ def lazy_launcher() -> Callable[[Any, dict[str, Any]], AbstractContextManager[An
     except ImportError:
         return None
     return launch_simulation
+
+
+def quaternion_order() -> QuaternionOrder | None:
+    """In which order the installed Isaac Lab writes rotations, read off its own identity; None where it has none."""
+    try:
+        import torch
+        from isaaclab.utils.math import quat_from_euler_xyz
+    except ImportError:
+        return None
+    angle = torch.zeros(1)
+    orders: dict[int, QuaternionOrder] = {0: "wxyz", 3: "xyzw"}
+    return orders[int(quat_from_euler_xyz(angle, angle, angle)[0].argmax())]

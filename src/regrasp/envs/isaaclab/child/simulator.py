@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from regrasp.envs.isaaclab.child import observations, signals
+from regrasp.envs.isaaclab.child import launch, observations, signals
 from regrasp.envs.isaaclab.child.episodes import Episodes
 from regrasp.envs.isaaclab.child.options import TaskOptions
 from regrasp.envs.process.simulator import Outcome, Simulator, SimulatorSpec
@@ -61,6 +61,7 @@ class IsaacLabSimulator(Simulator):
             state_size=0,
             hold_last_action=self._options.hold_action == "last",
             capabilities={"seed_per_env": False},
+            quaternions=launch.quaternion_order(),
             notes=self._notes(),
             reward_doubts=tuple(f"reward term '{name}' has weight 0, so it is never called" for name in self._uncalled),
         )

@@ -165,6 +165,7 @@ class GrootProcessor:
             data_config=data,
             prompt=prompt,
             sequence_length=words + len(data.video) * tokens,
+            quaternions=facts.quaternions,
         )
         parts = split_statistics(data, facts)
         metadata = Metadata.of(tag, parts, data.video, groot.image_size, facts.fps)

@@ -12,6 +12,7 @@ from pydantic.dataclasses import dataclass
 from regrasp.config.parse import parse
 from regrasp.config.types import BLOCK, NetworkSize, NonNegativeInt
 from regrasp.envs.data_config import DataConfig
+from regrasp.envs.quaternions import QuaternionOrder
 from regrasp.errors import UserError
 from regrasp.models.groot.config import GrootConfig
 from regrasp.models.groot.processing.data_config import (
@@ -38,6 +39,8 @@ class ProcessorConfig:
     prompt: PromptFormat
     sequence_length: NetworkSize
     """Tokens of the whole sequence, words and images, padded on the left."""
+    quaternions: QuaternionOrder | None = None
+    """In which order the state that it was trained on has them; None where it is not known."""
 
     def to_json(self) -> dict[str, Any]:
         """`processor_config.json`."""

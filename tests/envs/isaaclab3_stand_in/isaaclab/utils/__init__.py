@@ -1,0 +1,1 @@
+"""Helpers of Isaac Lab 3.x."""
