@@ -24,6 +24,7 @@ from regrasp.rollout.episodes import EpisodeResult
 from regrasp.rollout.evaluation import VideoRecorder, evaluate
 from regrasp.rollout.inference import Inference
 from regrasp.rollout.shared import share
+from regrasp.rollout.state_watch import StateWatch
 from regrasp.rollout.training import TrainingEpisodes, collect_rollout
 
 
@@ -73,7 +74,10 @@ class Rollouts:
         model, train = config.actor.model, config.env.train
         self._keeps_features = not (config.runner.recompute_features or model.trains_backbone)
         policy = acting.policy
-        self._inference = Inference(policy, seed, "train", device=device, keep_features=self._keeps_features)
+        self._watch = StateWatch()
+        self._inference = Inference(
+            policy, seed, "train", device=device, keep_features=self._keeps_features, watch=self._watch
+        )
         self._mapping = ActionMapping(train.mapping, model.action_dim, env.spec.action_dim, "env.train.mapping")
         self._episodes = TrainingEpisodes(
             env,
@@ -84,7 +88,7 @@ class Rollouts:
             ranks=self._ranks,
         )
         self._eval_env = eval_env
-        self._choose = eval_env and acting_chooser(policy, config, eval_env, "eval", seed, device)
+        self._choose = eval_env and acting_chooser(policy, config, eval_env, "eval", seed, device, self._watch)
         self._boundary: dict[str, Tensor] | None = None
         """The environments' state before the rollout that no update has been made of yet."""
 
@@ -109,6 +113,7 @@ class Rollouts:
                 episodes += self._roll_out(buffer, epoch, should_stop)
                 epoch += 1
             collected = share(buffer.build(), self._ranks, self._config.env.train.total_num_envs)
+        self._watch.report()
         return Gathered(collected, episodes, time.monotonic() - started)
 
     def _roll_out(self, buffer: RolloutBuffer, epoch: int, should_stop: Callable[[], bool]) -> list[EpisodeResult]:
@@ -148,7 +153,9 @@ class Rollouts:
         self._acting.refresh()
         numbers = range(self._ranks.index, num_episodes, self._ranks.count)
         stream = self._config.env.eval.seed
-        return evaluate(self._eval_env, self._choose, numbers, self._seed, stream, on_episode, recorder)
+        results = evaluate(self._eval_env, self._choose, numbers, self._seed, stream, on_episode, recorder)
+        self._watch.report()
+        return results
 
     def state(self) -> dict[str, Tensor]:
         """The environments' state between two updates, each tensor (N, ...); what failed simulators lack is left out.

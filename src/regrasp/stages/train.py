@@ -17,9 +17,9 @@ from regrasp.engine.placement import Resources, plan
 from regrasp.engine.policies import (
     check_fit,
     check_folder_fits,
-    choose_device,
     create_policy,
     load_model,
+    use_device,
     warn_of_another_task,
 )
 from regrasp.envs.contract import EnvSpec, VecEnv
@@ -145,7 +145,7 @@ def _train(loaded: LoadedConfig, run_dir: Path, command: str, checkpoint: Checkp
         policy.origin = policy.origin.trained_on(config.env.train.init_params.id)
         if eval_env is not None:
             check_fit(policy, config.env.eval.mapping, eval_env.spec, "env.eval.mapping")
-        engine = LocalEngine(config, policy, env, seed, choose_device(), run_dir, eval_env)
+        engine = LocalEngine(config, policy, env, seed, use_device(processes.processes[0].device), run_dir, eval_env)
         return _run(loaded, engine, run_dir, command, checkpoint, backends)
 
 
