@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import cast
 
 import torch
 import torch.distributed as dist
 from tensordict import TensorDict
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 
 _BUCKET_BYTES = 64 * 2**20
-"""Gradients are summed in pieces of about this size."""
+"""Gradients and weights are exchanged in pieces of about this size."""
+SHARD = "shard"
+"""The dimension of a mesh along which weights are divided."""
 
 
 class Ranks:
@@ -37,30 +41,52 @@ class Ranks:
         """The tables (B_r,) of all ranks, in their order, of the same columns and any number of rows."""
         return [table]
 
+    def swap(self, sent: Mapping[int, TensorDict], received: Mapping[int, int], like: TensorDict) -> list[TensorDict]:
+        """Send rows to other ranks and receive theirs, all at the same time.
+
+        Args:
+            sent: By rank.
+            received: How many rows come from which rank, as those say that send them.
+            like: A table of the same columns, on the device where rows are exchanged; it may be nested.
+
+        Returns:
+            What came, in the order of `received`.
+        """
+        assert not sent, "one rank"
+        assert not received, "one rank"
+        return []
+
+    def mesh(self, num_shards: int) -> DeviceMesh:
+        """The ranks as copies of `num_shards` ranks that follow each other, among which weights are divided."""
+        raise AssertionError("one rank has nothing to divide")
+
 
 class ProcessGroupRanks(Ranks):
-    """The ranks of torch's default process group, which has been initialized.
+    """The ranks of a process group of torch's, which has been initialized.
 
     Args:
-        device: Where small numbers are exchanged; tensors given are exchanged where they are.
+        device: The rank's own: small numbers are exchanged there, and tensors given where they are. A GPU is the
+            current one, and the process group has a backend for it.
+        group: The group; None for the default one.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self.index = dist.get_rank()
-        self.count = dist.get_world_size()
+    def __init__(self, device: torch.device, group: dist.ProcessGroup | None = None) -> None:
+        self.index = dist.get_rank(group)
+        self.count = dist.get_world_size(group)
         self._device = device
+        self._group = group
 
     def add(self, tensors: Sequence[Tensor]) -> None:
         """See `Ranks.add`; one exchange for every 64 MiB."""
-        for bucket in _buckets(tensors):
+        for bucket in buckets(tensors):
             flat = torch.cat([tensor.flatten() for tensor in bucket])
-            dist.all_reduce(flat)
+            dist.all_reduce(flat, group=self._group)
             for tensor, part in zip(bucket, flat.split([tensor.numel() for tensor in bucket]), strict=True):
                 tensor.copy_(part.view_as(tensor))
 
     def largest(self, tensor: Tensor) -> None:
         """See `Ranks.largest`."""
-        dist.all_reduce(tensor, dist.ReduceOp.MAX)
+        dist.all_reduce(tensor, dist.ReduceOp.MAX, self._group)
 
     def any(self, flag: bool) -> bool:
         """See `Ranks.any`."""
@@ -72,7 +98,7 @@ class ProcessGroupRanks(Ranks):
         """See `Ranks.gather`."""
         mine = torch.tensor([len(table)], device=self._device)
         lengths = [torch.zeros_like(mine) for _ in range(self.count)]
-        dist.all_gather(lengths, mine)
+        dist.all_gather(lengths, mine, self._group)
         counts = [int(length) for length in lengths]
         columns = {str(name): self._gather(table[name], counts) for name in sorted(map(str, table.keys()))}
         return [
@@ -80,24 +106,83 @@ class ProcessGroupRanks(Ranks):
             for rank, count in enumerate(counts)
         ]
 
+    def swap(self, sent: Mapping[int, TensorDict], received: Mapping[int, int], like: TensorDict) -> list[TensorDict]:
+        """See `Ranks.swap`; one message for each pair of ranks."""
+        outgoing = {rank: _packed(table) for rank, table in sent.items()}
+        row_bytes = sum(_row_bytes(column) for column in _columns(like).values())
+        incoming = {
+            rank: torch.empty(count * row_bytes, dtype=torch.uint8, device=self._device)
+            for rank, count in received.items()
+        }
+        members = self._members()
+        work = [dist.P2POp(dist.isend, message, members[rank], self._group) for rank, message in outgoing.items()]
+        work += [dist.P2POp(dist.irecv, message, members[rank], self._group) for rank, message in incoming.items()]
+        for request in dist.batch_isend_irecv(work) if work else ():
+            request.wait()
+        return [_unpacked(message, received[rank], like) for rank, message in incoming.items()]
+
+    def mesh(self, num_shards: int) -> DeviceMesh:
+        """See `Ranks.mesh`; two dimensions where there are several copies."""
+        grid = torch.tensor(self._members()).view(-1, num_shards)
+        kind = self._device.type
+        if len(grid) == 1:
+            return DeviceMesh.from_group(self._group or group_of(self._members()), kind, mesh_dim_names=(SHARD,))
+        copy, shard = divmod(self.index, num_shards)
+        groups = [group_of(members.tolist()) for members in (grid[:, shard], grid[copy])]
+        return DeviceMesh.from_group(groups, kind, mesh=grid, mesh_dim_names=("replicate", SHARD))
+
+    def _members(self) -> list[int]:
+        """The number that each rank has among all processes."""
+        return dist.get_process_group_ranks(self._group)
+
     def _gather(self, column: Tensor, counts: Sequence[int]) -> list[Tensor]:
         """A column of all ranks, on the device that it comes from."""
         rows = column.to(self._device, torch.uint8 if column.dtype == torch.bool else column.dtype)
         padded = rows.new_zeros((max(counts), *column.shape[1:]))
         padded[: len(rows)] = rows
         parts = [torch.empty_like(padded) for _ in counts]
-        dist.all_gather(parts, padded)
+        dist.all_gather(parts, padded, self._group)
         return [part[:count].to(column.device, column.dtype) for part, count in zip(parts, counts, strict=True)]
 
 
-def _buckets(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
+def group_of(members: Sequence[int]) -> dist.ProcessGroup:
+    """A group of some processes, by their numbers among all; its members make it together."""
+    return cast(dist.ProcessGroup, dist.new_group(list(members), use_local_synchronization=True))
+
+
+def _columns(table: TensorDict) -> dict[str, Tensor]:
+    """The columns of a table and of the tables in it, those of wide numbers first: each begins at a multiple of its."""
+    flat = {str(name): column for name, column in table.flatten_keys(".").items() if isinstance(column, Tensor)}
+    return dict(sorted(flat.items(), key=lambda item: (-item[1].itemsize, item[0])))
+
+
+def _row_bytes(column: Tensor) -> int:
+    return column.shape[1:].numel() * column.itemsize
+
+
+def _packed(table: TensorDict) -> Tensor:
+    """All columns as one row of bytes."""
+    return torch.cat([column.contiguous().flatten().view(torch.uint8) for column in _columns(table).values()])
+
+
+def _unpacked(message: Tensor, count: int, like: TensorDict) -> TensorDict:
+    columns = _columns(like)
+    parts = message.split([count * _row_bytes(column) for column in columns.values()])
+    found = {
+        name: part.view(column.dtype).view(count, *column.shape[1:])
+        for part, (name, column) in zip(parts, columns.items(), strict=True)
+    }
+    return TensorDict(found, batch_size=[count]).unflatten_keys(".")
+
+
+def buckets(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
     """Tensors of one dtype and about `_BUCKET_BYTES` each, in order."""
-    buckets: list[list[Tensor]] = []
+    found: list[list[Tensor]] = []
     room = 0
     for tensor in tensors:
-        if not buckets or tensor.nbytes > room or tensor.dtype != buckets[-1][0].dtype:
-            buckets.append([])
+        if not found or tensor.nbytes > room or tensor.dtype != found[-1][0].dtype:
+            found.append([])
             room = _BUCKET_BYTES
-        buckets[-1].append(tensor)
+        found[-1].append(tensor)
         room -= tensor.nbytes
-    return buckets
+    return found

@@ -368,3 +368,36 @@ def test_a_bad_configuration_is_rejected_within_three_seconds_of_work() -> None:
     result = subprocess.run([sys.executable, "-c", code, str(REFERENCE)], capture_output=True, text=True, check=True)
     assert float(result.stderr) < 3
     assert "runner.max_epochs" in result.stdout
+
+
+def test_gradient_checkpointing_and_compiling_exclude_each_other() -> None:
+    with pytest.raises(UserError, match="but not both") as caught:
+        load_config(str(SMALL), ["actor.fsdp_config.gradient_checkpointing=true", "actor.model.compile=true"])
+    assert caught.value.key == "actor.fsdp_config.gradient_checkpointing"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "warned"),
+    [
+        (["reshard_after_forward=false"], ["reshard_after_forward"]),
+        (["enable_gradient_accumulation=false", "forward_prefetch=true"], ["enable_grad", "forward_prefetch"]),
+        (["mixed_precision.reduce_dtype=bf16"], ["reduce_dtype"]),
+        (["offload_pin_memory=true"], ["offload_pin_memory"]),
+        (["sharding_strategy=shard_grad_op", "reshard_after_forward=false"], ["reshard_after_forward"]),
+        (["sharding_strategy=full_shard", "cpu_offload=true", "offload_pin_memory=true", "forward_prefetch=true"], []),
+    ],
+)
+def test_keys_of_sharding_that_others_leave_without_effect_are_named(overrides: list[str], warned: list[str]) -> None:
+    warnings = load_config(str(SMALL), [f"actor.fsdp_config.{override}" for override in overrides]).warnings
+    assert len(warnings) == len(warned)
+    assert all(f"actor.fsdp_config.{name}" in text or name in text for name, text in zip(warned, warnings, strict=True))
+
+
+def test_groups_of_ranks_that_shard_together_divide_them() -> None:
+    settings = load_config(
+        str(SMALL), ["actor.fsdp_config.sharding_strategy=hybrid_shard", "actor.fsdp_config.fsdp_size=4"]
+    ).config.actor.fsdp_config
+    assert [settings.num_shards(count) for count in (1, 4, 8)] == [1, 4, 4]
+    with pytest.raises(UserError, match="do not divide") as caught:
+        settings.num_shards(6)
+    assert caught.value.key == "actor.fsdp_config.fsdp_size"

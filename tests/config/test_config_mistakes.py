@@ -153,19 +153,35 @@ ACROSS = [
     override("env.eval.reward_coef=2.0", "env.eval.reward_coef", "2.0", "1.0", "remove it"),
 ]  # fmt: skip
 
+SHARDING = [
+    override("actor.fsdp_config.sharding_strategy=full", "actor.fsdp_config.sharding_strategy", "'full'", "'full_shard' or 'shard_grad_op'", "=no_shard"),
+    override("actor.fsdp_config.strategy=ddp", "actor.fsdp_config.strategy", "'ddp'", "'fsdp' or 'fsdp2'", "=fsdp2"),
+    override("actor.fsdp_config.fsdp_size=0", "actor.fsdp_config.fsdp_size", "0", "-1, or at least 1", "=-1"),
+    override("actor.fsdp_config.fsdp_size=2", "actor.fsdp_config.fsdp_size", "2", "-1 with sharding_strategy no_shard", "sharding_strategy=hybrid_shard"),
+    override("actor.fsdp_config.cpu_offload=true", "actor.fsdp_config.cpu_offload", "True", "false with sharding_strategy no_shard", "sharding_strategy=full_shard"),
+    override("actor.fsdp_config.mixed_precision.param_dtype=bf16", "actor.fsdp_config.mixed_precision.param_dtype", "'bf16'", "fp32 as actor.model.precision says", "set actor.model.precision=bf16"),
+    override("actor.fsdp_config.mixed_precision.reduce_dtype=fp16", "actor.fsdp_config.mixed_precision.reduce_dtype", "'fp16'", "or 'bf16' or null", "reduce_dtype=bf16"),
+    override("actor.fsdp_config.backward_prefetch=post", "actor.fsdp_config.backward_prefetch", "'post'", "null: FSDP2 fetches", "to null"),
+    override("actor.fsdp_config.use_liger_kernel=true", "actor.fsdp_config.use_liger_kernel", "True", "no Liger kernels", "to false"),
+    override("actor.fsdp_config.amp.enabled=true", "actor.fsdp_config.amp.enabled", "True", "under autocast", "to false"),
+    override("actor.fsdp_config.grad_scaler.enabled=true", "actor.fsdp_config.grad_scaler.enabled", "True", "no scaling", "to false"),
+    override("actor.fsdp_config.fsdp_sise=2", "actor.fsdp_config.fsdp_sise", "2", "one of the keys of actor.fsdp_config", "actor.fsdp_config.fsdp_size"),
+]  # fmt: skip
+
 COMPOSITION = [
     edit("gamma: 0.99", "gamma: ${algorithm.gama}", "algorithm.gamma", "'${algorithm.gama}'", "${key} of an existing key", "correct the key"),
     edit("gamma: 0.99", "gamma: ???", "algorithm.gamma", "'???'", "a value instead of ???", "set algorithm.gamma"),
     override("actor.seed=${nowhere}", "actor.seed", "'${nowhere}'", "${key} of an existing key", "correct the key"),
     override("actor.seed=1,2", "actor.seed", "'actor.seed=1,2'", "key=value", "'actor.seed=[1,2]'"),
     override("actor.seed", "actor.seed", "'actor.seed'", "key=value", "write key=value"),
+    override("cluster.component_placement={actor,env:0}", "cluster.component_placement", "'cluster.component_placement={actor,env:0}'", "key=value", r"escape commas: '{a\,b:0}'"),
     override("=3", "=3", "'=3'", "key=value", "write key=value"),
     override("actor.seed=[1", "actor.seed", "'actor.seed=[1'", "key=value", "write key=value"),
     override("~actor.nothing", "~actor.nothing", "'~actor.nothing'", "key=value", "set a key that exists"),
     override("model/gr00t@actor.model=x", "model/gr00t@actor.model", "'model/gr00t@actor.model=x'", "key=value", "set a key that exists"),
 ]  # fmt: skip
 
-MISTAKES = UNKNOWN + TYPES + RANGES + MISSING + ACROSS + COMPOSITION
+MISTAKES = UNKNOWN + TYPES + RANGES + MISSING + ACROSS + SHARDING + COMPOSITION
 
 
 @pytest.mark.parametrize("mistake", MISTAKES, ids=[f"{case.key}={case.value}" for case in MISTAKES])

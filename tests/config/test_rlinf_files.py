@@ -170,7 +170,15 @@ def test_an_experiment_of_rlinf_loads(tmp_path: Path) -> None:
     assert config.env.train.init_params.camera_size == (256, 256)
     assert (config.actor.optim.lr_scheduler, config.actor.optim.min_lr_ratio) == ("cosine", 0.1)
     assert vars(config.algorithm)["kl_penalty"] == "low_var_kl"
-    for key in ("weight_syncer", "actor.fsdp_config", "rollout.sampling_params", "cluster.node_groups", "reward"):
+    assert (config.actor.fsdp_config.strategy, config.actor.fsdp_config.sharding_strategy) == ("fsdp", "full_shard")
+    assert config.actor.fsdp_config.gradient_checkpointing
+    for key in (
+        "weight_syncer",
+        "actor.fsdp_config.grad_scaler",
+        "rollout.sampling_params",
+        "cluster.node_groups",
+        "reward",
+    ):
         assert key in loaded.ignored_keys
     assert "weight_syncer" in loaded.warnings[0]
 

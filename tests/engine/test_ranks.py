@@ -17,6 +17,21 @@ from torch.multiprocessing.spawn import spawn
 OVER_EPOCHS = ("env.train.auto_reset=true", "env.train.max_steps_per_rollout_epoch=16")
 JOBS = [*(Job(name, name) for name in ALGORITHMS), Job("over_epochs", "ppo", OVER_EPOCHS)]
 HALF = UPDATES // 2
+FULL = ("actor.fsdp_config.sharding_strategy=full_shard",)
+GATHERED = (
+    "actor.fsdp_config.sharding_strategy=shard_grad_op",
+    "actor.fsdp_config.enable_gradient_accumulation=false",
+    "actor.fsdp_config.gradient_checkpointing=true",
+    "actor.fsdp_config.cpu_offload=true",
+)
+HYBRID = ("actor.fsdp_config.sharding_strategy=hybrid_shard", "actor.fsdp_config.fsdp_size=2")
+SHARDED = [
+    Job("ppo_full_shard", "ppo", FULL),
+    Job("grpo_full_shard", "grpo", FULL, updates=3),
+    Job("reinpp_full_shard", "reinpp", FULL, updates=3),
+    Job("ppo_on_host", "ppo", (*FULL, "runner.feature_storage=host"), updates=2),
+    Job("ppo_shard_grad_op", "ppo", GATHERED, updates=3),
+]
 
 
 def run(folder: Path, count: int, jobs: Sequence[Job]) -> Path:
@@ -45,7 +60,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All jobs in two processes."""
-    return run(tmp_path_factory.mktemp("two"), 2, JOBS)
+    return run(tmp_path_factory.mktemp("two"), 2, [*JOBS, *SHARDED])
 
 
 @pytest.mark.parametrize("name", [job.name for job in JOBS])
@@ -55,12 +70,18 @@ def test_ten_updates_of_two_ranks_are_those_of_one_process(alone: Path, two: Pat
     assert_equal(expected, results(two / name))
 
 
+def test_stages_that_take_turns_do_what_one_does(alone: Path, tmp_path: Path) -> None:
+    run(tmp_path, 1, [Job(job.name, job.algorithm, job.overrides, num_stages=2) for job in JOBS])
+    for job in JOBS:
+        assert_equal(results(alone / job.name), results(tmp_path / job.name))
+
+
 def test_a_run_is_resumed_by_another_number_of_ranks(alone: Path, two: Path, tmp_path: Path) -> None:
     place = Path("over_epochs") / "checkpoints" / f"global_step_{HALF}"
     run(
         tmp_path,
         3,
-        [Job("from_two", "ppo", OVER_EPOCHS, two / place), Job("from_one", "ppo", OVER_EPOCHS, alone / place)],
+        [Job("from_two", "ppo", OVER_EPOCHS, two / place), Job("from_one", "ppo", OVER_EPOCHS, alone / place, 2)],
     )
     run(tmp_path, 1, [Job("by_one", "ppo", OVER_EPOCHS, two / place)])
     expected = results(alone / "over_epochs")
@@ -68,3 +89,35 @@ def test_a_run_is_resumed_by_another_number_of_ranks(alone: Path, two: Path, tmp
         metrics, *rest = results(tmp_path / name)
         assert_equal(expected[0][HALF:], metrics)
         assert_equal(list(expected[1:]), rest)
+
+
+@pytest.mark.parametrize("job", SHARDED, ids=[job.name for job in SHARDED])
+def test_updates_of_sharded_weights_are_those_of_one_process(alone: Path, two: Path, job: Job) -> None:
+    assert_starts_alike(alone / job.algorithm, two / job.name, job.updates)
+
+
+def test_updates_of_weights_sharded_within_copies_are_those_of_one_process(alone: Path, tmp_path: Path) -> None:
+    run(tmp_path, 4, [Job("hybrid", "ppo", HYBRID, updates=3)])
+    assert_starts_alike(alone / "ppo", tmp_path / "hybrid", 3)
+
+
+def assert_starts_alike(whole: Path, begun: Path, updates: int) -> None:
+    """Compare a training with one that may have ended earlier."""
+    expected, found = results(whole), results(begun)
+    assert len(found[0]) == updates
+    assert_equal(expected[0][:updates], found[0])
+    if updates == UPDATES:
+        assert_equal(expected[1:], found[1:])
+
+
+@pytest.mark.parametrize(
+    ("written", "count", "resumed"),
+    [("ppo_full_shard", 1, ()), ("ppo_full_shard", 2, ()), ("ppo_full_shard", 3, FULL), ("ppo", 2, FULL)],
+)
+def test_a_checkpoint_does_not_tell_how_it_was_sharded(
+    alone: Path, two: Path, tmp_path: Path, written: str, count: int, resumed: tuple[str, ...]
+) -> None:
+    checkpoint = (two if written.endswith("shard") else alone) / written / "checkpoints" / f"global_step_{HALF}"
+    run(tmp_path, count, [Job("resumed", "ppo", resumed, checkpoint, updates=HALF + 2)])
+    expected, found = results(alone / "ppo")[0], results(tmp_path / "resumed")[0]
+    assert_equal(expected[HALF : HALF + 2], found)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from tensordict import TensorDict
 
 from regrasp.checkpoint.plain import JSON
 from regrasp.checkpoint.read import Checkpoint
@@ -30,6 +29,10 @@ from regrasp.rollout.inference import block_size
 _log = logging.getLogger(__name__)
 
 _ANEW = "a run that goes on from it begins anew the episodes that were under way (env.train.auto_reset)."
+_NOT_COMPILED = (
+    "actor.model.compile compiles what acts, and not the updates: their weights are sharded"
+    " (actor.fsdp_config.sharding_strategy)."
+)
 
 
 class LocalEngine(Engine):
@@ -38,7 +41,7 @@ class LocalEngine(Engine):
     Args:
         config: The experiment.
         policy: The policy; learner and rollout share it.
-        env: The training environments.
+        stages: The training environments, in parts that take turns with the policy.
         seed: Seed of every stream.
         device: Where the policy lives.
         run_dir: Where a batch that broke an update is written.
@@ -50,7 +53,7 @@ class LocalEngine(Engine):
         self,
         config: ExperimentConfig,
         policy: Policy,
-        env: VecEnv,
+        stages: Sequence[VecEnv],
         seed: int,
         device: torch.device,
         run_dir: Path,
@@ -60,10 +63,10 @@ class LocalEngine(Engine):
         self._ranks = ranks or Ranks()
         self.algorithm = algorithm = config.algorithm.build()
         self.training = Training(config, policy, algorithm, seed, device, run_dir, self._ranks)
-        acting = ActingPolicy(policy, config.actor.model, device, self.learner.bfloat16)
+        acting = ActingPolicy(policy, config.actor.model, device, self.learner.sharded or self.learner.bfloat16)
         if config.actor.model.compile:
             compile_all(config, acting, self.learner, device)
-        self.rollouts = Rollouts(config, acting, env, seed, device, algorithm, eval_env, self._ranks)
+        self.rollouts = Rollouts(config, acting, stages, seed, device, algorithm, eval_env, self._ranks)
         self.step_seconds = self.rollouts.step_seconds
 
     @property
@@ -105,21 +108,20 @@ class LocalEngine(Engine):
 
     def save(self, folder: Path, step: int, state: Mapping[str, JSON], *, export: bool) -> None:
         """See `Engine.save`; the first rank writes."""
-        tensors = self.rollouts.state()
+        tensors = self.rollouts.gathered_state()
         if self.rollouts.begins_anew(tensors):
             _log.warning("The checkpoint of step %d holds no simulator state: %s", step, _ANEW)
-        of_ranks = self._ranks.gather(TensorDict(dict(tensors), batch_size=[self.rollouts.num_envs]))
+        policy, optimizer_state = self.training.state()
         if self._ranks.index:
             return
-        frozen = (name for name, parameter in self.policy.named_parameters() if not parameter.requires_grad)
-        model_state, optimizer_state = self.training.state()
+        frozen = (name for name, parameter in policy.named_parameters() if not parameter.requires_grad)
         content = CheckpointContent(
-            model_state=model_state,
+            model_state=policy.state_dict(),
             frozen_names=frozenset(frozen),
             optimizer_state=optimizer_state,
-            tensors={str(name): values for name, values in TensorDict.cat(of_ranks).items()},
+            tensors=tensors,
             state=state,
-            export=self.policy.save if export else None,
+            export=policy.save if export else None,
         )
         write_content(folder, step, content)
 
@@ -135,6 +137,10 @@ def compile_all(config: ExperimentConfig, acting: ActingPolicy, learner: Learner
     """Compile for every batch size of a run: rollout, evaluation and training."""
     acting_sizes = {config.env.train.total_num_envs, block_size(config.env.eval.inference_block, device)}
     training_sizes = {config.actor.micro_batch_size}
+    if learner.sharded is not None:
+        _log.warning(_NOT_COMPILED)
+        compile_policy(acting.policy, acting_sizes, device)
+        return
     if acting.policy is learner.computing:
         acting_sizes = training_sizes = acting_sizes | training_sizes
     else:

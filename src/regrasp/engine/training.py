@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,13 @@ from regrasp.learner.precision import apply_precision
 from regrasp.models.contract import Policy
 from regrasp.ranks import Ranks
 from regrasp.rollout.decisions import Decisions
+
+_log = logging.getLogger(__name__)
+
+_OFFLOADS = {
+    "cpu": "without a GPU all weights are in host memory",
+    "cuda": "only sharded weights are offloaded, and one process has all of them",
+}
 
 
 @dataclass(frozen=True)
@@ -62,7 +70,7 @@ class Training:
         run_dir: Path,
         ranks: Ranks | None = None,
     ) -> None:
-        self._ranks = ranks or Ranks()
+        self.ranks = ranks or Ranks()
         self._run_dir = run_dir
         apply_precision(policy, config.actor.model, device)
         self.policy = policy.to(device)
@@ -73,8 +81,10 @@ class Training:
             num_updates=num_updates(config),
             seed=seed,
             device=device,
-            ranks=self._ranks,
+            ranks=self.ranks,
         )
+        if config.actor.fsdp_config.cpu_offload and (self.learner.sharded is None or device.type == "cpu"):
+            _log.warning("actor.fsdp_config.cpu_offload has no effect: %s.", _OFFLOADS[device.type])
         self._algorithm = algorithm
         self.decisions: Decisions | None = None
         """What is trained on, as the algorithm prepared it."""
@@ -98,7 +108,7 @@ class Training:
         try:
             return self.learner.update(self.decisions, update, should_abandon)
         except NonFiniteError as error:
-            rank = f"_rank_{self._ranks.index}" if self._ranks.count > 1 else ""
+            rank = f"_rank_{self.ranks.index}" if self.ranks.count > 1 else ""
             file = self._run_dir / "halted" / f"batch_update_{update}{rank}.pt"
             file.parent.mkdir(parents=True, exist_ok=True)
             torch.save(error.batch.to_dict(), file)
@@ -107,17 +117,36 @@ class Training:
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """Every weight that trains, by its name among `named_parameters` of the policy, one after the other.
 
-        Whole, on the policy's device, and in the format that it is stored in; to be copied before the next step. The
-        names are those of a policy that was made ready for the same training (`Algorithm.parameters`): there, one
+        Whole, on the policy's device, and in the format that it is stored in; to be copied before the next step. Where
+        the policy is sharded, all ranks go through them together.
+
+        The names are those of a policy that was made ready for the same training (`Algorithm.parameters`): there, one
         embodiment's weights are parameters of their own, which `state_dict` has within those of all.
         """
+        if self.learner.sharded is not None:
+            yield from zip(self.learner.sharded.names, self.learner.sharded.whole(), strict=True)
+            return
         for name, parameter in self.policy.named_parameters():
             if parameter.requires_grad:
                 yield name, parameter.detach()
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Weights by name and the optimizer's state, whole."""
-        return self.policy.state_dict(), self.learner.state_dict()
+    def state(self) -> tuple[Policy, dict[str, Any]]:
+        """The policy and the optimizer's state, whole, on the first rank; all ranks call this."""
+        sharded = self.learner.sharded
+        complete = self.policy if sharded is None else sharded.complete(keep=self.ranks.index == 0)
+        return complete, self.learner.state_dict()
+
+    def restore(self, weights: Mapping[str, Tensor], optimizer_state: Mapping[str, Any]) -> None:
+        """Take over trained `weights`, and the optimizer's state, of ranks that trained the same."""
+        sharded = self.learner.sharded
+        policy = self.policy if sharded is None else sharded.blank()
+        with torch.no_grad():
+            for name, parameter in policy.named_parameters():
+                if name in weights:
+                    parameter.copy_(weights[name])
+        if sharded is not None:
+            sharded.take(policy)
+        self.learner.load_state_dict(optimizer_state)
 
     def load(self, checkpoint: Checkpoint) -> None:
         """Restore weights and optimizer.
@@ -125,14 +154,18 @@ class Training:
         Raises:
             UserError: They are those of another policy.
         """
+        sharded = self.learner.sharded
+        policy = self.policy if sharded is None else sharded.blank()
         load_weights(
-            self.policy,
+            policy,
             checkpoint.model_state,
             problem="The checkpoint is of another policy than the configuration's",
             file=checkpoint.path,
             key="actor.model",
             fix="resume with the settings of actor.model that the run was begun with",
         )
+        if sharded is not None:
+            sharded.take(policy)
         self.learner.load_state_dict(checkpoint.optimizer_state)
 
 

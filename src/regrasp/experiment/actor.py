@@ -19,6 +19,7 @@ from regrasp.config.types import (
     Seed,
 )
 from regrasp.errors import UserError
+from regrasp.experiment.fsdp import FsdpConfig
 from regrasp.models.registry import AnyModelConfig
 
 
@@ -62,6 +63,8 @@ class ActorConfig:
     """Samples of one optimizer step, over all devices."""
     optim: OptimConfig = OptimConfig()
     """The optimizer."""
+    fsdp_config: FsdpConfig = FsdpConfig()
+    """How several ranks divide the policy's weights."""
     seed: Seed = 1234
     """Seed of the run's random streams where `runner.seed` is null."""
 
@@ -71,3 +74,4 @@ class ActorConfig:
             "actor.global_batch_size", self.global_batch_size, "actor.micro_batch_size", self.micro_batch_size
         )
         yield from self.model.problems()
+        yield from self.fsdp_config.problems(self.model.precision, self.model.compile)

@@ -40,11 +40,16 @@ def cross_check(config: ExperimentConfig, *, trains: bool) -> Iterator[UserError
 
 def oddities(config: ExperimentConfig, *, trains: bool) -> list[str]:
     """What is valid and probably not what was meant; `trains` as for `cross_check`."""
-    warnings = [*config.env.train.mapping.oddities("env.train.mapping"), *config.actor.model.oddities()]
-    if trains and not config.runner.evaluates and config.actor.global_batch_size > num_samples(config):
+    actor = config.actor
+    warnings = [
+        *config.env.train.mapping.oddities("env.train.mapping"),
+        *actor.model.oddities(),
+        *(actor.fsdp_config.oddities() if trains else ()),
+    ]
+    if trains and not config.runner.evaluates and actor.global_batch_size > num_samples(config):
         warnings.insert(
             0,
-            f"actor.global_batch_size ({config.actor.global_batch_size}) is more than one update's samples"
+            f"actor.global_batch_size ({actor.global_batch_size}) is more than one update's samples"
             f" ({batch_equation(config).split(';')[0]}), so each epoch is one minibatch of all of them.",
         )
     return warnings

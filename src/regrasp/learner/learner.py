@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain, pairwise
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,8 @@ from regrasp.algorithms.base import ACTOR, Algorithm, Minibatch
 from regrasp.errors import RegraspError, TrainingHaltedError, UserError
 from regrasp.learner import schedule
 from regrasp.learner.bfloat16 import Bfloat16Policy, shared_copy
-from regrasp.learner.optimizer import Steps, adamw, reader
+from regrasp.learner.optimizer import MOMENTS, Steps, adamw, reader
+from regrasp.learner.recompute import recompute_layers
 from regrasp.models.contract import Policy
 from regrasp.ranks import Ranks
 from regrasp.rollout.decisions import Decisions
@@ -22,9 +24,11 @@ from regrasp.seeding import torch_generator
 
 if TYPE_CHECKING:
     from regrasp.experiment import ActorConfig
+    from regrasp.learner.sharding import ShardedPolicy
 
 Backward = Callable[[Decisions, Tensor, tuple[str, ...]], dict[str, Tensor]]
 """From a micro-batch, its shares and its groups to metrics and `LOSS`; gradients are added to the parameters."""
+T = TypeVar("T")
 LOSS = "loss"
 """The metric that is minimized; it is checked, and not logged."""
 
@@ -43,6 +47,8 @@ class AbandonedError(RegraspError):
 
 class Learner:
     """Owns the optimizer, and in bf16 the copy of the policy that computes losses, see `Bfloat16Policy`.
+
+    With `actor.fsdp_config` the weights are divided over the ranks, and the optimizer has this rank's parts.
 
     Args:
         policy: The policy to train.
@@ -75,16 +81,40 @@ class Learner:
         self._seed = seed
         self._device = device
         self._groups = algorithm.parameters(policy, actor.model.trainable)
-        self.optimizer = adamw(self._groups, actor.optim, device)
-        self.bfloat16 = Bfloat16Policy(policy) if actor.model.precision == "bf16" else None
+        if actor.fsdp_config.gradient_checkpointing:
+            recompute_layers(policy)
+        self.bfloat16: Bfloat16Policy | None = None
+        self.sharded: ShardedPolicy | None = None
+        num_shards = actor.fsdp_config.num_shards(self._ranks.count)
+        if num_shards > 1:
+            self._shard(actor, num_shards)
+        elif actor.model.precision == "bf16":
+            self.bfloat16 = Bfloat16Policy(policy)
+        self.optimizer = adamw(self._groups, actor.optim, device if self.sharded is None else self.sharded.place)
         self.computing = policy if self.bfloat16 is None else self.bfloat16.policy
         """What losses are computed with."""
-        self._steps = Steps(self.optimizer, self.bfloat16.rounded if self.bfloat16 else {}, actor.optim.clip_grad)
+        self._steps = self._make_steps()
         self.num_steps = 0
         self.backward: Backward = self._backward
         """An engine may put a captured one in its place."""
         if algorithm.config.keeps_start:
-            algorithm.start = _frozen_copy(self.computing)
+            algorithm.start = _frozen_copy(self.computing if self.sharded is None else self.sharded.policy)
+
+    def _shard(self, actor: ActorConfig, num_shards: int) -> None:
+        from regrasp.learner.sharding import ShardedPolicy
+
+        names = {parameter: name for name, parameter in self.policy.named_parameters()}
+        groups = {group: [names[weight] for weight in weights] for group, weights in self._groups.items()}
+        dtype = torch.bfloat16 if actor.model.precision == "bf16" else None
+        self.sharded = ShardedPolicy(self.policy, actor.fsdp_config, num_shards, self._ranks, dtype)
+        self._groups = {group: [self.sharded.part(name) for name in own] for group, own in groups.items()}
+
+    def _make_steps(self) -> Steps:
+        if self.sharded is None:
+            return Steps(self.optimizer, self.bfloat16.rounded if self.bfloat16 else {}, self._optim.clip_grad)
+        from regrasp.learner.sharding import ShardedSteps
+
+        return ShardedSteps(self.optimizer, self._optim.clip_grad, self.sharded)
 
     def update(self, decisions: Decisions, update: int, should_abandon: Callable[[], bool]) -> dict[str, float]:
         """Train on prepared decisions and return the mean of every metric over the minibatches.
@@ -120,8 +150,11 @@ class Learner:
         return summary
 
     def state_dict(self) -> dict[str, Any]:
-        """Optimizer state and step count."""
-        return {"optimizer": self.optimizer.state_dict(), "num_steps": self.num_steps}
+        """Optimizer state and step count, whole; where weights are sharded, all ranks call this."""
+        state = self.optimizer.state_dict()
+        if self.sharded is not None:
+            state["state"] = self.sharded.whole_moments(state["state"], self._order(), keep=self._ranks.index == 0)
+        return {"optimizer": state, "num_steps": self.num_steps}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore moments and step count; learning rates and the like are those of the present configuration.
@@ -146,21 +179,31 @@ class Learner:
                 expected=f"{counts[0]} tensors, of the shapes that the checkpoint's moments have",
                 fix="resume with the settings of actor.model that the run was begun with",
             )
-        self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
+        moments = state["optimizer"]["state"]
+        if self.sharded is not None:
+            moments = self.sharded.cut_moments(moments, self._order())
+        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
         self.num_steps = num_steps
 
     def _fits(self, moments: Mapping[int, Mapping[str, Tensor]]) -> bool:
         """Whether the stored moments have the shapes of what trains."""
-        parameters = [parameter for group in self._groups.values() for parameter in group]
-        names = ("exp_avg", "exp_avg_sq")
-        return all(kept[name].shape == parameters[index].shape for index, kept in moments.items() for name in names)
+        shapes = [parameter.shape for group in self._groups.values() for parameter in group]
+        if self.sharded is not None:
+            shapes = [self.sharded.shapes[number] for number in self._order()]
+        return all(kept[name].shape == shapes[index] for index, kept in moments.items() for name in MOMENTS)
+
+    def _order(self) -> list[int]:
+        """The numbers that the weights of a sharded policy have, in the optimizer's order."""
+        assert self.sharded is not None
+        return [self.sharded.number(part) for group in self._groups.values() for part in group]
 
     def _step(self, minibatch: Minibatch, history: dict[str, list[float]]) -> bool:
         """One optimizer step; returns True, without stepping, when the algorithm forbids it."""
         batch = minibatch.decisions
         self._steps.zero_grad()
         parts: list[dict[str, Tensor]] = []
-        for micro in batch.micro_batches(self._micro_size):
+        for micro, is_last in _with_last(batch.micro_batches(self._micro_size)):
+            self._steps.begin_pass(is_last=is_last)
             shares = self.algorithm.shares(micro, batch)
             if micro.is_idle:
                 shares = torch.zeros_like(shares)
@@ -225,6 +268,13 @@ class Learner:
         loss, metrics = self.algorithm.loss(self.computing, micro, shares, groups)
         loss.backward()
         return {**metrics, LOSS: loss.detach()}
+
+
+def _with_last(items: Iterable[T]) -> Iterator[tuple[T, bool]]:
+    """Each item, and whether it is the last one."""
+    for item, following in pairwise(chain(items, [None])):
+        assert item is not None
+        yield item, following is None
 
 
 def _frozen_copy(policy: Policy) -> Policy:

@@ -16,6 +16,8 @@ from regrasp.ranks import Ranks
 if TYPE_CHECKING:
     from regrasp.experiment import OptimConfig
 
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""What AdamW keeps of a weight besides the number of its steps, of its shape."""
 _CLIP_EPS = 1e-6
 """As `torch.nn.utils.clip_grads_with_norm_` has it."""
 
@@ -74,6 +76,9 @@ class Steps:
         """Forget all gradients."""
         self._optimizer.zero_grad(set_to_none=True)
         _forget(self._rounded.values())
+
+    def begin_pass(self, *, is_last: bool) -> None:
+        """Hear that a forward and backward pass begins, and whether it is the last of its minibatch."""
 
     @torch.no_grad()
     def gather(self) -> None:

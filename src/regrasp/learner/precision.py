@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
@@ -42,34 +42,46 @@ def apply_precision(policy: Policy, model: ModelConfig, device: torch.device) ->
     policy.wrap_methods(in_bfloat16)
 
 
+class PolicyCopy(Protocol):
+    """A copy of a policy that shares what does not train, such as `Bfloat16Policy`."""
+
+    policy: Policy
+
+    def refresh(self) -> None:
+        """Take over the trained weights."""
+
+
 class ActingPolicy:
     """The policy that rollouts and evaluations run.
 
-    In float32 it is the policy that trains. In bf16 it is a copy that shares all weights with the one that computes
-    losses (see `Bfloat16Policy`), and computes once per update what depends on weights alone. Its results are those of
-    the policy under autocast, but for the order of sums where several products are made one.
+    In float32 it is the policy that trains, or the whole copy of one that is sharded. In bf16 it is a copy that shares
+    all weights with the one that computes losses (see `Bfloat16Policy`), and computes once per update what depends on
+    weights alone. Its results are those of the policy under autocast, but for the order of sums where several products
+    are made one.
 
     Args:
         policy: What trains; `requires_grad` says which of its weights do.
         model: `precision`.
         device: Where it acts; weights that it shares are moved there.
-        bfloat16: What losses are computed with; None for a policy that is not going to train.
+        source: The copy whose weights it shares, where there is one; None for a policy that is not going to train.
     """
 
     def __init__(
-        self, policy: Policy, model: ModelConfig, device: torch.device, bfloat16: Bfloat16Policy | None = None
+        self, policy: Policy, model: ModelConfig, device: torch.device, source: PolicyCopy | None = None
     ) -> None:
-        self._bfloat16 = (bfloat16 or Bfloat16Policy(policy)) if model.precision == "bf16" else None
-        self.policy = policy if self._bfloat16 is None else shared_copy(self._bfloat16.policy).eval()
+        self._prepares = model.precision == "bf16"
+        self._source = source or (Bfloat16Policy(policy) if self._prepares else None)
+        self.policy = policy if self._source is None else shared_copy(self._source.policy).eval()
         self.policy.to(device)
-        if self._bfloat16 is not None:
+        if self._prepares:
             with torch.no_grad():
                 self.policy.prepare_acting()
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Take over the trained weights."""
-        if self._bfloat16 is not None:
-            self._bfloat16.refresh()
+        """Take over the trained weights; where they are sharded, all ranks call this."""
+        if self._source is not None:
+            self._source.refresh()
+        if self._prepares:
             self.policy.prepare_acting()
         self.policy.eval()

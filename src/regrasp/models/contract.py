@@ -91,6 +91,26 @@ class PolicySpec:
         return len(self.cameras)
 
 
+@dataclass(frozen=True)
+class StateRange:
+    """Where the states of the demonstrations were, in physical units, on the CPU."""
+
+    parts: tuple[tuple[str, int], ...]
+    """Name and width of what the state is made of, in order."""
+    low: Tensor
+    """(D,)."""
+    high: Tensor
+    """(D,)."""
+
+    def name(self, column: int) -> str:
+        """`left_arm[2]`."""
+        for part, width in self.parts:
+            if column < width:
+                return f"{part}[{column}]"
+            column -= width
+        raise IndexError(column)
+
+
 class Policy(nn.Module, ABC):
     """What acts, is trained and is saved; it is called by the methods that `METHODS` names and has no `forward`."""
 
@@ -102,6 +122,8 @@ class Policy(nn.Module, ABC):
     RL_PARTS: ClassVar[tuple[str, ...]] = ("value_head",)
     """Child modules that RL adds and that acting without exploration does not need."""
     spec: PolicySpec
+    state_range: StateRange | None = None
+    """What was demonstrated; None where nothing was."""
     capturable: tuple[str, ...] = ()
     """Methods, from tensors and numbers to tensors, that a GPU may replay as CUDA graphs where nothing is trained."""
     product_layers: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv2d)
@@ -194,6 +216,18 @@ class Policy(nn.Module, ABC):
     def methods_to_compile(self) -> Sequence[tuple[nn.Module, str]]:
         """Methods of modules to compile, one by one: those of alike modules share their code; by default none."""
         return ()
+
+    def stacks(self) -> Sequence[Sequence[nn.Module]]:
+        """Layers with most of the weights: stacks whose layers run one after the other; by default there are none.
+
+        Where the policy is sharded, so is each of them by itself: it is called as a module, uses its own weights only,
+        and what it computes with gradients comes in and goes out as arguments and results.
+        """
+        return ()
+
+    def methods_to_recompute(self) -> Sequence[tuple[nn.Module, str]]:
+        """Methods of modules whose activations may be computed again for gradients: without effects but the result."""
+        return [(layer, "forward") for stack in self.stacks() for layer in stack]
 
     def published_state(self) -> dict[str, Tensor]:
         """Tensors of a model folder: `state_dict`, with adapters merged into the weights they adapt."""

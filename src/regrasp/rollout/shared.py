@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -28,6 +28,8 @@ class SharedDecisions(Decisions):
     """(B,) int64, the row of each decision in `inputs` and `traces`; -1 for one of another rank."""
     owner: Tensor
     """(B,) int64, the rank of each decision."""
+    ranks: Ranks
+    """Among which a minibatch is divided evenly."""
 
     @property
     def trace(self) -> TensorDict:
@@ -48,11 +50,39 @@ class SharedDecisions(Decisions):
         return self._own().to(device)
 
     def micro_batches(self, size: int) -> Iterator[Decisions]:
-        """This rank's decisions, in as many parts as the rank with the most of them has."""
-        parts = list(self._own().split(size)) if (self.place >= 0).any() else []
+        """This rank's share of them, in as many parts as the largest share has; all ranks call this.
+
+        Shares are nearly equal: a rank that took more of these decisions than its share sends what others need of them.
+        """
+        moves = plan(self.owner, self.ranks.count)
+        largest = -(-len(self) // self.ranks.count)
+        parts = list(self._share(moves).split(size))
         yield from parts
-        for _ in range(-(-int(self.owner.bincount().max()) // size) - len(parts)):
+        for _ in range(-(-largest // size) - len(parts)):
             yield self._idle()
+
+    def _share(self, moves: Sequence[Move]) -> Decisions:
+        """This rank's share: its own decisions that stay, and those that come."""
+        me = self.ranks.index
+        sent = {move.target: self._stored(self.place[move.rows]) for move in moves if move.source == me}
+        incoming = {move.source: move.rows for move in moves if move.target == me}
+        leaves = torch.cat([move.rows for move in moves if move.source == me] or [torch.zeros(0, dtype=torch.long)])
+        here = torch.nonzero(self.owner == me).flatten()
+        here = here[~torch.isin(here, leaves)]
+        if not moves:
+            return self._with_inputs(self.record[send(here, self["log_probs"].device)], self.place[here])
+        stays = self._stored(self.place[here])
+        came = self.ranks.swap(sent, {rank: len(rows) for rank, rows in incoming.items()}, stays)
+        stored = TensorDict.cat([stays, *came]) if came else stays
+        record = self.record[send(torch.cat([here, *incoming.values()]), self["log_probs"].device)]
+        return Decisions(stored["inputs"], record.copy().update({"trace": stored["trace"]}), self.are_encoded)
+
+    def _stored(self, place: Tensor) -> TensorDict:
+        """What this rank alone has of its decisions, on the device of the record."""
+        device = self["log_probs"].device
+        there = send(place, device)
+        inputs = self.inputs[place].to(device) if isinstance(self.inputs, HostRows) else self.inputs[there]
+        return TensorDict({"inputs": inputs, "trace": self.traces[there]}, batch_size=[len(place)])
 
     def _own(self) -> Decisions:
         here = torch.nonzero(self.place >= 0).flatten()
@@ -97,7 +127,43 @@ def share(decisions: Decisions, ranks: Ranks, num_envs: int) -> Decisions:
         traces=decisions.trace,
         place=place[order],
         owner=owner[order],
+        ranks=ranks,
     )
+
+
+@dataclass(frozen=True)
+class Move:
+    """Decisions that another rank computes than the one that took them."""
+
+    source: int
+    target: int
+    rows: Tensor
+    """(N,) int64, of the minibatch."""
+
+
+def plan(owner: Tensor, num_ranks: int) -> list[Move]:
+    """What to move so that each rank computes as many decisions as any other, or one fewer.
+
+    Args:
+        owner: (B,) int64, the rank that took each decision.
+        num_ranks: Ranks.
+
+    Returns:
+        At most one move for each pair of ranks, and as few decisions as can be, alike on every rank.
+    """
+    counts = owner.bincount(minlength=num_ranks)
+    shares = torch.full_like(counts, len(owner) // num_ranks)
+    shares[torch.argsort(counts, descending=True, stable=True)[: len(owner) % num_ranks]] += 1
+    surplus = (counts - shares).tolist()
+    gives = [rank for rank, number in enumerate(surplus) for _ in range(number)]
+    takes = [rank for rank, number in enumerate(surplus) for _ in range(-number)]
+    moves: list[Move] = []
+    for source in dict.fromkeys(gives):
+        # The last ones that the rank took: those before them keep their order.
+        rows = torch.nonzero(owner == source).flatten()[-surplus[source] :]
+        targets = torch.tensor([target for giver, target in zip(gives, takes, strict=True) if giver == source])
+        moves += [Move(source, target, rows[targets == target]) for target in dict.fromkeys(targets.tolist())]
+    return moves
 
 
 def _order(*keys: Tensor) -> Tensor:

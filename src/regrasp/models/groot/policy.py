@@ -77,6 +77,7 @@ class GrootPolicy(Policy):
             embodiment_id=self._slot,
             quaternions=processor.config.quaternions,
         )
+        self.state_range = processor.state_range
         self.noise_level = self._rl.noise_level
         self._color = NoiseColor(self._rl.noise_color, head.action_horizon) if self._rl.noise_color else None
         self._modulations: Tensor | None = None
@@ -242,6 +243,23 @@ class GrootPolicy(Policy):
         )
         halves = [(block, name) for name in DiffusionBlock.COMPILED for block in head.model.transformer_blocks]
         return [*((module, "forward") for module in whole), *halves]
+
+    def stacks(self) -> Sequence[Sequence[nn.Module]]:
+        """The layers of the four transformers, and the table of words."""
+        eagle, head = self.backbone.eagle_model, self.action_head
+        return [
+            [*eagle.vision_model.vision_model.encoder.layers],
+            [eagle.language_model.model.embed_tokens],
+            [*eagle.language_model.model.layers],
+            [*head.vl_self_attention.transformer_blocks],
+            [*head.model.transformer_blocks],
+        ]
+
+    def methods_to_recompute(self) -> Sequence[tuple[nn.Module, str]]:
+        """Every layer; those of the DiT up to their attention and from there: keys and values are kept by the cache."""
+        *others, dit = self.stacks()
+        halves = [(block, name) for name in DiffusionBlock.COMPILED for block in dit]
+        return [*((layer, "forward") for stack in others for layer in stack), *halves]
 
     def encode(self, inputs: TensorDict) -> TensorDict:
         """Features of images, words and state; see the class."""

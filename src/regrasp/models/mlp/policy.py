@@ -20,7 +20,7 @@ from regrasp.config.types import BLOCK, Expect, NetworkSize
 from regrasp.envs.contract import STATE, Observation
 from regrasp.envs.quaternions import QuaternionOrder
 from regrasp.models.config import CONFIG_FILE
-from regrasp.models.contract import Action, Evaluation, Noise, Policy, PolicySpec
+from regrasp.models.contract import Action, Evaluation, Noise, Policy, PolicySpec, StateRange
 from regrasp.models.initialization import seeded
 from regrasp.models.normalization import Normalizer, Statistics
 from regrasp.models.observations import state_of
@@ -108,6 +108,8 @@ class MlpPolicy(Policy):
             "state": state or Statistics.identity(state_dim),
             "action": action or Statistics.identity(action_dim),
         }
+        if state is not None and not state.is_identity:
+            self.state_range = StateRange(((STATE, state_dim),), state.min, state.max)
         self._state = Normalizer(self.statistics["state"], "mean_std")
         self._action = Normalizer(self.statistics["action"], "min_max")
         with seeded(seed):
@@ -138,6 +140,10 @@ class MlpPolicy(Policy):
         if part not in _PARTS:
             raise ValueError(f"unknown part {part!r}")
         return [item for item in self.named_parameters() if item[0].startswith(_PARTS[part])]
+
+    def stacks(self) -> Sequence[Sequence[nn.Module]]:
+        """The two networks."""
+        return [[network] for network in (self.actor, self.value_head) if network is not None]
 
     def sft_loss(self, features: TensorDict, actions: Tensor, valid: Tensor, noise: Noise, repeats: int = 1) -> Tensor:
         """Mean squared error of the mean, over valid steps, in normalised units; needs no noise."""
