@@ -2,11 +2,11 @@
 
     python benchmarks/fuzz_files.py
 
-Model folders, runs, datasets, checkpoints and configurations are made at toy size, altered one file and one place at a
-time by a seeded generator, and read by the functions behind `play`, `report`, `sft`, `train --resume_dir` and
-`train --dry_run`. Each input ends in one of four ways: it is refused (an error that names what is wrong), it is read
-as if nothing had been altered (which is what harmless changes give), it ends in a traceback, or it is silently read as
-something else. The last two are failures.
+Model folders, runs, datasets, recordings, RLinf's weights, checkpoints and configurations are made at toy size, altered
+one file and one place at a time by a seeded generator, and read by the functions behind `play`, `report`, `sft`,
+`convert`, `train --resume_dir`, `train --dry_run` and `play --rl_model_path`. Each input ends in one of four ways: it
+is refused (an error that names what is wrong), it is read as if nothing had been altered (which is what harmless
+changes give), it ends in a traceback, or it is silently read as something else. The last two are failures.
 
 Where a folder has checksums, every change of what is read has to be found. Where it has none, one valid value in place
 of another is no damage that could be: there, only what is of the wrong kind (a text for a number, a key that nobody
@@ -32,6 +32,8 @@ from itertools import repeat
 from pathlib import Path
 from typing import Any
 
+import h5py
+import numpy as np
 import rich
 import torch
 import yaml
@@ -75,10 +77,9 @@ class Alteration:
     """The file as it is now holds something that no such file may."""
 
 
-def alter(folder: Path, rng: random.Random) -> Alteration:
-    """Alter one file of a folder in one place."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    file = rng.choice(files)
+def alter(folder: Path, rng: random.Random, files: str) -> Alteration:
+    """Alter one file of a folder, one that fits the pattern `files`, in one place."""
+    file = rng.choice(sorted(path for path in folder.rglob(files) if path.is_file()))
     name = file.relative_to(folder).as_posix()
     documents = {".json": json.loads, ".jsonl": _load_lines, ".yaml": yaml.safe_load}
     if file.suffix in documents and rng.random() < 0.7:
@@ -87,6 +88,8 @@ def alter(folder: Path, rng: random.Random) -> Alteration:
         lines = "\n".join(json.dumps(line) for line in content) if file.suffix == ".jsonl" else ""
         file.write_text(lines or json.dumps(content, indent=1))  # JSON is YAML
         return Alteration(name, what, wrong_kind=True)
+    if file.suffix == ".hdf5" and rng.random() < 0.6:
+        return Alteration(name, _alter_recording(file, rng), wrong_kind=True)
     return Alteration(name, _alter_bytes(file, rng), wrong_kind=False)
 
 
@@ -113,6 +116,43 @@ def _alter_value(content: Any, rng: random.Random) -> str:
     wrong = copy.deepcopy(rng.choice(_WRONG[type(holder[key])]))
     holder[key] = wrong
     return f"{where} = {wrong!r}"
+
+
+def _alter_recording(file: Path, rng: random.Random) -> str:
+    """Give an attribute, or an array that is used, a value that no recording has."""
+    with h5py.File(file, "a") as content:
+        episode = content["data"][rng.choice(sorted(content["data"]))]
+        if rng.random() < 0.4:
+            places = [(content, "format_version"), (content["data"], "env_args")]
+            holder, key = rng.choice([*places, (episode, "num_samples"), (episode, "success")])
+            values = ["x", [1, 2, 3], np.nan, -1, b"\xff", h5py.Empty("f4")]
+            number = rng.choice((0, 1, 2, 4, 5) if key == "format_version" else range(len(values)))
+            holder.attrs[key] = values[number]
+            return f"{holder.name}.attrs[{key!r}] = {values[number]!r}"
+        path = rng.choice(["actions", "obs/eef_pos", "obs/eef_quat", "obs/gripper_pos", "obs/table_cam"])
+        array = episode[path][()]
+        del episode[path]
+        kind = rng.choice(("gone", "text", "nan", "short", "scalar", "group", "soft", "external", "circle", "empty"))
+        match kind:
+            case "text":
+                episode[path] = np.array([b"x"] * len(array))
+            case "nan":
+                episode[path] = np.full(array.shape, np.nan, np.float32)
+            case "short":
+                episode[path] = array[: len(array) // 2]
+            case "scalar":
+                episode[path] = array.reshape(-1)[0]
+            case "group":
+                episode.create_group(path)
+            case "soft":
+                episode[path] = h5py.SoftLink("/nowhere")
+            case "external":
+                episode[path] = h5py.ExternalLink("/etc/passwd", "/")
+            case "circle":
+                episode[path] = h5py.SoftLink(episode.name)
+            case "empty":
+                episode.create_dataset(path, data=h5py.Empty("f4"))
+    return f"{episode.name}/{path}: {kind}"
 
 
 def _alter_bytes(file: Path, rng: random.Random) -> str:
@@ -176,15 +216,15 @@ def fuzz(number: int, seed: int, inputs: int) -> tuple[dict[str, Any], list[str]
             rng = random.Random(f"{seed} {surface.name} {index}")
             folder = original.with_name(f"altered_{index}")
             shutil.copytree(original, folder)
-            change = alter(folder, rng)
+            change = alter(folder, rng, surface.files)
             surface.after(folder)
             how, text = outcome(surface, folder, expected, change, heard)
             counts[how] += 1
             if how not in ("refused", "harmless"):
                 failures.append(f"== {surface.name} {index}: {how}: {change.file}: {change.what}\n{text}")
             shutil.rmtree(folder)
-    columns = ("refused", "harmless", "traceback", "silent", "wrong exit code")
-    row = {"surface": surface.name, "inputs": counts.total(), **{column: counts[column] for column in columns}}
+    ends = ("refused", "harmless", "traceback", "silent", "wrong exit code")
+    row = {"surface": surface.name, "seed": seed, "inputs": counts.total(), **{end: counts[end] for end in ends}}
     logger.removeHandler(heard)
     return row, failures
 
@@ -192,19 +232,21 @@ def fuzz(number: int, seed: int, inputs: int) -> tuple[dict[str, Any], list[str]
 def main() -> None:
     """Fuzz, and save counts by surface."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--inputs", type=int, default=INPUTS)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--inputs", type=int, default=INPUTS, help="of each seed, about")
     parser.add_argument("--jobs", type=int, default=2, help="processes, each with a surface")
     parser.add_argument("--only", nargs="*", default=[], help="names of surfaces; nothing is saved")
     args = parser.parse_args()
     numbers = [n for n, surface in enumerate(SURFACES) if not args.only or surface.name in args.only]
     rows = []
     with ProcessPoolExecutor(args.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        for row, failures in pool.map(fuzz, numbers, repeat(args.seed), repeat(args.inputs)):
+        work = [(number, seed) for seed in args.seeds for number in numbers]
+        for row, failures in pool.map(fuzz, *zip(*work, strict=True), repeat(args.inputs)):
             rows.append(row)
             print(row, *failures, sep="\n", flush=True)
     if not args.only:
-        save("fuzz_files", f"python benchmarks/fuzz_files.py --seed {args.seed} --inputs {args.inputs}", rows)
+        seeds = " ".join(map(str, args.seeds))
+        save("fuzz_files", f"python benchmarks/fuzz_files.py --seeds {seeds} --inputs {args.inputs}", rows)
 
 
 if __name__ == "__main__":

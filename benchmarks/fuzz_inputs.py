@@ -7,6 +7,7 @@ import functools
 import hashlib
 import io
 import json
+import logging
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import torch
 import yaml
@@ -24,9 +26,9 @@ from regrasp.checkpoint.manifest import Manifest, describe, encode
 from regrasp.checkpoint.run_record import versions
 from regrasp.config.types import changed
 from regrasp.data.lerobot import DatasetWriter, DemonstrationDataset
-from regrasp.data.lerobot.schema import SOURCES_PATH
+from regrasp.data.lerobot.schema import MODALITY_PATH, SOURCES_PATH
 from regrasp.engine.local import LocalEngine
-from regrasp.engine.policies import create_policy
+from regrasp.engine.policies import create_policy, overlay_rl_weights
 from regrasp.envs.contract import Observation, VecEnv
 from regrasp.envs.registry import create_env, preflight
 from regrasp.experiment.load import LoadedConfig, load_config
@@ -34,6 +36,7 @@ from regrasp.folders import COMMAND_FILE, CONFIG_FILE, LOCK_FILE, atomic_folder
 from regrasp.models.contract import Policy
 from regrasp.runner.resume import read_run_state
 from regrasp.runner.videos import VIDEO_FOLDER, video_name
+from regrasp.stages.convert import convert, omission_lines
 from regrasp.stages.dataset_features import check_sources, find_features
 from regrasp.stages.demonstrations import (
     demonstration_columns,
@@ -63,6 +66,7 @@ _SMALL = (
 )
 _VIDEO = b"\0\0\0\x18ftypisom" + bytes(12)
 """Enough of a video for a page that only carries it."""
+_RECORDED = "Isaac-Stack-Cube-Franka-IK-Rel-Visuomotor-v0"
 _OWN = {"mlp": ("actor.model.mlp.hidden=[8,8]",), "groot": ("actor.model.value_head_hidden=[4]",)}
 
 
@@ -78,6 +82,8 @@ class Surface:
     share: float
     """Of all inputs."""
     has_checksums: bool = False
+    files: str = "*"
+    """Which of them are altered."""
     after: Callable[[Path], None] = lambda folder: None
     """What is done to an altered folder before it is read."""
 
@@ -111,7 +117,7 @@ def _engine() -> LocalEngine:
     """What a checkpoint is restored into."""
     config = _experiment("mlp").config
     policy = config.actor.model.build(_env("mlp").spec.state_dim, 0)
-    return LocalEngine(config, policy, _env("mlp"), 0, torch.device("cpu"), Path())
+    return LocalEngine(config, policy, [_env("mlp")], 0, torch.device("cpu"), Path())
 
 
 def _make_model(kind: str, checksums: bool, folder: Path) -> None:
@@ -132,6 +138,72 @@ def _read_model(kind: str, folder: Path) -> str:
     return _sum(policy.predict(observation), policy.spec, policy.state_dict())
 
 
+_NAMED = (
+    "{video: {main_images: video.main}, state: [{gr00t_key: state.hand, slice: [0, 3]},"
+    " {gr00t_key: state.opening, slice: [3, 4]}]}"
+)
+
+
+def _make_named_dataset(folder: Path) -> None:
+    """With what Isaac-GR00T calls the features."""
+    _make_dataset(folder)
+    parts = {"hand": {"start": 0, "end": 3}, "opening": {"start": 3, "end": 4}}
+    video = {"main": {"original_key": "observation.images.main"}}
+    content = {"state": parts, "action": {"action": {"start": 0, "end": 4}}, "video": video}
+    (folder / MODALITY_PATH).write_text(json.dumps(content))
+
+
+def _make_recording(folder: Path) -> None:
+    """In the layout of Isaac Lab's recorder."""
+    rng = np.random.default_rng(0)
+    folder.mkdir()
+    with h5py.File(folder / "demos.hdf5", "w") as file:
+        file.attrs["format_version"] = 1
+        data = file.create_group("data")
+        data.attrs["env_args"] = json.dumps({"env_name": _RECORDED, "sim_args": {"dt": 0.01, "decimation": 5}})
+        for index in range(2):
+            episode = data.create_group(f"demo_{index}")
+            episode.attrs.update({"num_samples": 4, "success": True})
+            episode["actions"] = rng.uniform(-1, 1, (4, 7)).astype(np.float32)
+            for name, width in (("eef_pos", 3), ("eef_quat", 4), ("gripper_pos", 2)):
+                episode[f"obs/{name}"] = rng.normal(size=(4, width)).astype(np.float32)
+            for name in ("table_cam", "wrist_cam"):
+                episode[f"obs/{name}"] = rng.integers(0, 256, (4, 16, 16, 3), np.uint8)
+
+
+def _read_recording(folder: Path) -> str:
+    """As `convert`; what it prints that it left out is said."""
+    output = folder.with_name(f"{folder.name}_converted")
+    try:
+        _, report = convert(_recorded_experiment().config, [folder / "demos.hdf5"], output)
+        for line in omission_lines(report.omissions):
+            logging.getLogger("regrasp.convert").warning(line)
+        dataset = DemonstrationDataset(output)
+        columns = dataset.load_columns(["observation.state", "action"])
+        images = [dataset.load_images(camera) for camera in dataset.cameras]
+        return _sum(columns, images, dataset.fps, dataset.tasks, json.loads((output / SOURCES_PATH).read_text()))
+    finally:
+        shutil.rmtree(output, ignore_errors=True)
+
+
+@functools.cache
+def _recorded_experiment() -> LoadedConfig:
+    return load_config("isaaclab_stack_cube_ppo_groot", [])
+
+
+def _make_rlinf_weights(folder: Path) -> None:
+    folder.mkdir()
+    critic = {"action_head.value_head.mlp.0.weight": torch.ones(4, 4)}
+    torch.save(_policy().state_dict() | critic, folder / "full_weights.pt")
+
+
+def _read_rlinf_weights(folder: Path) -> str:
+    """As `play --rl_model_path`."""
+    policy = regrasp.load_policy(_WRITTEN / "groot" / "base")
+    overlay_rl_weights(policy, folder / "full_weights.pt")
+    return _sum(policy.state_dict())
+
+
 def _make_dataset(folder: Path) -> None:
     rng = np.random.default_rng(0)
     old = DemonstrationDataset(_WRITTEN / "groot" / "demos")
@@ -146,15 +218,20 @@ def _make_dataset(folder: Path) -> None:
             writer.add_episode(columns, task, success=True)
 
 
-def _read_dataset(folder: Path) -> str:
+def _read_dataset(folder: Path, *overrides: str) -> str:
     """As `sft --data`."""
-    config = _experiment("groot").config
+    config = load_config("pick_cube_ppo_groot", [*_SMALL, *_OWN["groot"], *overrides]).config
     assert config.sft is not None
     dataset = DemonstrationDataset(folder)
     warnings = check_sources(dataset, config)
     features = find_features(dataset, config)
     frames, _ = load_frames(_policy(), features, config.env.train.mapping, config.sft)
     return _sum(dict(frames.inputs.items()), frames.actions, frames.valid, warnings, dataset.fps)
+
+
+def _read_named_dataset(folder: Path) -> str:
+    """As `sft --data` of an experiment that has Isaac-GR00T's names."""
+    return _read_dataset(folder, *(f"env.{name}.mapping.gr00t_mapping={_NAMED}" for name in ("train", "eval")))
 
 
 @functools.cache
@@ -238,7 +315,7 @@ def _read_checkpoint(folder: Path) -> str:
     state = read_run_state(checkpoint)
     engine = _engine()
     engine.load(checkpoint)
-    parts = (engine.policy.state_dict(), engine.learner.state_dict(), engine.rollouts._episodes.state_dict())
+    parts = (engine.policy.state_dict(), engine.learner.state_dict(), engine.rollouts._stages[0].state_dict())
     return _sum(checkpoint.step, sorted(checkpoint.frozen_names), state, *parts)
 
 
@@ -269,6 +346,9 @@ def _surfaces() -> Iterator[Surface]:
         yield Surface(f"{kind} model", sealed, read, share, has_checksums=True)
         yield Surface(f"{kind} model without checksums", plain, read, share)
     yield Surface("dataset", _make_dataset, _read_dataset, 0.16)
+    yield Surface("names in meta/modality.json", _make_named_dataset, _read_named_dataset, 0.06, files="modality.json")
+    yield Surface("recording", _make_recording, _read_recording, 0.12)
+    yield Surface("RLinf's full_weights.pt", _make_rlinf_weights, _read_rlinf_weights, 0.06, has_checksums=True)
     yield Surface("checkpoint", _make_checkpoint, _read_checkpoint, 0.12, has_checksums=True)
     forged = "checkpoint with its manifest to match"
     yield Surface(forged, _make_checkpoint, _read_checkpoint, 0.12, after=_match_manifest)

@@ -241,6 +241,14 @@ def test_what_changed_since_a_folder_was_written_is_found(sealed: Path, change: 
     check_checksums(sealed)
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "inner/model.bin", "chat_template.jinja", "inner/extra.json"])
+def test_a_file_that_was_added_and_could_be_loaded_is_refused(sealed: Path, name: str) -> None:
+    (sealed / name).write_bytes(b"{}")
+    with pytest.raises(UserError, match="does not list it") as caught:
+        check_checksums(sealed)
+    assert caught.value.file == str(sealed / name)
+
+
 @pytest.mark.parametrize("lines", ["what?", f"{'0' * 64}  ../other", f"{'0' * 64}  /etc/hostname", f"{'0' * 64}  a\0b"])
 def test_a_list_of_checksums_that_is_none(sealed: Path, lines: str) -> None:
     (sealed / CHECKSUMS).write_text(lines)

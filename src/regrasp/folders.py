@@ -42,6 +42,9 @@ _DISK_ERRORS = frozenset(
 )
 _ERROR_NUMBER = re.compile(r"\(os error (\d+)\)")
 """How libraries in Rust, such as safetensors and tokenizers, name the system's error."""
+WEIGHT_SUFFIXES = frozenset({".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".npz"})
+_LOADED = WEIGHT_SUFFIXES | {".json", ".jinja", ".model"}
+_LOADED_WORDS = frozenset({"merges.txt", "vocab.txt"})
 _CHECKSUM = re.compile(r"(?P<sum>[0-9a-f]{64})  (?P<name>.+)")
 _CLOCK_SLACK = 60
 """Seconds by which two readings of one process's start time may differ."""
@@ -294,7 +297,7 @@ def check_checksums(folder: Path) -> None:
     """Compare the files of a folder with its `CHECKSUMS`; a folder without has nothing to compare with.
 
     Raises:
-        UserError: A file has changed or is gone since the folder was written.
+        UserError: A file has changed, is gone, or was added that loading may read, since the folder was written.
     """
     list_file = folder / CHECKSUMS
     if not list_file.exists():
@@ -303,6 +306,7 @@ def check_checksums(folder: Path) -> None:
         lines = list_file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise _changed(list_file, f"it cannot be read ({error})") from error
+    listed = set[str]()
     for line in lines:
         entry = _CHECKSUM.fullmatch(line)
         if entry is None or leaves_folder(entry["name"]):
@@ -314,11 +318,25 @@ def check_checksums(folder: Path) -> None:
             raise _changed(file, f"it cannot be read ({error.strerror})") from error
         if found != entry["sum"]:
             raise _changed(file, f"{CHECKSUMS} beside it has another checksum")
+        listed.add(entry["name"])
+    for name in file_names(folder):
+        if name not in listed and may_be_loaded(name):
+            raise _changed(folder / name, f"{CHECKSUMS} in {folder} does not list it")
+
+
+def file_names(folder: Path) -> list[str]:
+    """The files below a folder, relative to it."""
+    return sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
+
+
+def may_be_loaded(name: str) -> bool:
+    """Whether a file of a model folder, by its name, is one that loading reads: weights, settings, words."""
+    path = PurePosixPath(name)
+    return path.suffix in _LOADED or path.name in _LOADED_WORDS
 
 
 def _write_checksums(folder: Path) -> None:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    lines = [f"{sha256(file)}  {file.relative_to(folder).as_posix()}\n" for file in files]
+    lines = [f"{sha256(folder / name)}  {name}\n" for name in file_names(folder)]
     (folder / CHECKSUMS).write_text("".join(lines), encoding="utf-8")
 
 
@@ -332,7 +350,8 @@ def _changed(file: Path, how: str) -> UserError:
     return UserError(
         f"A file is not as it was written: {how}",
         file=file,
-        fix=f"copy or make the folder again; where the change is meant, delete {CHECKSUMS} there",
+        fix=f"remove what was added, or copy or make the folder again; where the change is meant, delete {CHECKSUMS}"
+        " there",
     )
 
 

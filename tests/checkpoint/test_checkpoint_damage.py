@@ -138,7 +138,16 @@ def test_manifest_cannot_point_outside(copied: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "harmless"), [("model/adapter.safetensors", False), ("a.pt", False), ("README.md", True)]
+    ("name", "harmless"),
+    [
+        ("model/adapter.safetensors", False),
+        ("model/chat_template.jinja", False),
+        ("model/generation_config.json", False),
+        ("a.pt", False),
+        ("README.md", True),
+        ("model/README.md", True),
+        ("notes.json", True),
+    ],
 )
 def test_foreign_files(copied: Path, name: str, harmless: bool) -> None:
     folder = copied / "global_step_10"

@@ -174,6 +174,7 @@ COMPOSITION = [
     override("actor.seed=${nowhere}", "actor.seed", "'${nowhere}'", "${key} of an existing key", "correct the key"),
     override("actor.seed=1,2", "actor.seed", "'actor.seed=1,2'", "key=value", "'actor.seed=[1,2]'"),
     override("actor.seed", "actor.seed", "'actor.seed'", "key=value", "write key=value"),
+    override("cluster.component_placement={actor,env:0}", "cluster.component_placement", "'cluster.component_placement={actor,env:0}'", "key=value", r"escape commas: '{a\,b:0}'"),
     override("=3", "=3", "'=3'", "key=value", "write key=value"),
     override("actor.seed=[1", "actor.seed", "'actor.seed=[1'", "key=value", "write key=value"),
     override("~actor.nothing", "~actor.nothing", "'~actor.nothing'", "key=value", "set a key that exists"),

@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
+import torch
 
 from regrasp.config.types import changed
 from regrasp.engine import placement as placement_module
 from regrasp.engine.placement import EnvShare, NodeResources, Plan, Resources, ShortageError, plan, require_ray
+from regrasp.engine.policies import use_device
 from regrasp.errors import UserError
 from regrasp.experiment import ClusterConfig
 from regrasp.experiment.cluster import Placement
@@ -186,6 +188,15 @@ def test_machines_that_are_large_enough(placement: Mapping[str, int | str], reso
     cluster = ClusterConfig(len(resources.nodes), dict(placement), "auto")
     enough = resources.enough_for(cluster)
     assert len(planned(placement, enough).processes) in (12, 3)
+
+
+def test_a_run_on_one_accelerator_is_on_the_one_that_is_placed(monkeypatch: pytest.MonkeyPatch) -> None:
+    current: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    found = planned({ROLES: 1}, TWO)
+    assert found.is_local
+    assert [use_device(process.device) for process in found.processes] == current == [torch.device("cuda:1")]
+    assert use_device("cpu") == torch.device("cpu")
 
 
 def test_processes_that_outnumber_cores_are_told() -> None:

@@ -70,12 +70,18 @@ def test_ten_updates_of_two_ranks_are_those_of_one_process(alone: Path, two: Pat
     assert_equal(expected, results(two / name))
 
 
+def test_stages_that_take_turns_do_what_one_does(alone: Path, tmp_path: Path) -> None:
+    run(tmp_path, 1, [Job(job.name, job.algorithm, job.overrides, num_stages=2) for job in JOBS])
+    for job in JOBS:
+        assert_equal(results(alone / job.name), results(tmp_path / job.name))
+
+
 def test_a_run_is_resumed_by_another_number_of_ranks(alone: Path, two: Path, tmp_path: Path) -> None:
     place = Path("over_epochs") / "checkpoints" / f"global_step_{HALF}"
     run(
         tmp_path,
         3,
-        [Job("from_two", "ppo", OVER_EPOCHS, two / place), Job("from_one", "ppo", OVER_EPOCHS, alone / place)],
+        [Job("from_two", "ppo", OVER_EPOCHS, two / place), Job("from_one", "ppo", OVER_EPOCHS, alone / place, 2)],
     )
     run(tmp_path, 1, [Job("by_one", "ppo", OVER_EPOCHS, two / place)])
     expected = results(alone / "over_epochs")

@@ -111,8 +111,13 @@ def test_several_keys_are_laid_end_to_end(tmp_path):
     metadata = Metadata.of("new_embodiment", every, ["main"], 28, 10.0)
     settings = dataclasses.replace(base.config, data_config=data)
     GrootProcessor(config, settings, metadata, base.tokenizer).save(tmp_path)
-    state = GrootProcessor.load(config, tmp_path).state.normalize(torch.tensor([[0.5, -0.5, 10.0]]))
-    assert state.tolist() == [[0.5, -0.5, 1.0]]
+    loaded = GrootProcessor.load(config, tmp_path)
+    assert loaded.state.normalize(torch.tensor([[0.5, -0.5, 10.0]])).tolist() == [[0.5, -0.5, 1.0]]
+    known = loaded.state_range
+    assert known is not None
+    assert known.parts == (("left_arm", 2), ("right_arm", 1))
+    assert (known.low.tolist(), known.high.tolist()) == ([-1, -1, 0], [1, 1, 10])
+    assert [known.name(column) for column in range(3)] == ["left_arm[0]", "left_arm[1]", "right_arm[0]"]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -109,6 +110,28 @@ def test_weights_of_another_model_are_refused(base: Path, tmp_path: Path, change
     torch.save(change(of_rlinf(dict(trained_policy(base).state_dict()))), file)
     with pytest.raises(UserError, match="do not fit the base model"):
         overlay_rl_weights(load_groot(base, SETTINGS, INPUTS), file)
+
+
+@pytest.mark.parametrize("place", [0.1, 0.5, 0.9])
+def test_a_flipped_bit_is_found_by_the_sums_that_torch_wrote(base: Path, tmp_path: Path, place: float) -> None:
+    file, policy = tmp_path / "full_weights.pt", load_groot(base, SETTINGS, INPUTS)
+    torch.save(of_rlinf(dict(trained_policy(base).state_dict())), file)
+    with zipfile.ZipFile(file) as archive:
+        largest = max(archive.infolist(), key=lambda entry: entry.file_size)
+    data = bytearray(file.read_bytes())
+    data[largest.header_offset + 200 + int(place * (largest.file_size - 200))] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(UserError, match="damaged") as caught:
+        overlay_rl_weights(policy, file)
+    assert caught.value.file == str(file)
+
+
+def test_weights_in_the_format_without_sums_are_read(base: Path, tmp_path: Path) -> None:
+    file, trained = tmp_path / "full_weights.pt", trained_policy(base)
+    torch.save(of_rlinf(dict(trained.state_dict())), file, _use_new_zipfile_serialization=False)
+    played = load_groot(base, SETTINGS, INPUTS)
+    overlay_rl_weights(played, file)
+    assert torch.equal(played.predict(observation()), trained.predict(observation()))
 
 
 def test_a_noise_network_is_kept_where_it_fits(base: Path, tmp_path: Path) -> None:

@@ -102,6 +102,32 @@ def test_modality_names_cameras_and_parts(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found.load_states(), columns["joints"][:, [1, 2, 3, 0]])
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"state": {"a": {"start": "0", "end": 1}}},
+        {"state": {"a": {"start": 0.5, "end": 1}}},
+        {"state": {"a": {"start": -1, "end": 1}}},
+        {"state": {"a": {"start": 2, "end": 1}}},
+        {"action": {"a": {"start": 0, "end": 2**70}}},
+        {"action": {"a": {"start": 0}}},
+        {"action": []},
+        {"state": {"a": {"start": 0, "end": 1, "original_key": 7}}},
+        {"video": {"a": {"original_key": ["x"]}}},
+        {"video": {"a": "x"}},
+    ],
+    ids=str,
+)
+def test_a_modality_file_with_other_values_is_damaged(tmp_path: Path, changes: dict[str, Any]) -> None:
+    write(tmp_path / "d", {"joints": 4, "action": 4}, ("cam_b", "cam_a"))
+    file = tmp_path / "d/meta/modality.json"
+    file.write_text(json.dumps(MODALITY | changes))
+    config = groot_experiment(TWO_CAMERAS, TWO_CAMERAS.replace("train", "eval"), *NAMED).config
+    with pytest.raises(UserError, match=r"damaged: it does not name cameras and ranges") as caught:
+        find_features(DemonstrationDataset(tmp_path / "d"), config)
+    assert str(caught.value.file) == str(file)
+
+
 def test_parts_of_several_features(tmp_path: Path) -> None:
     columns = write(tmp_path / "d", {"arm": 6, "hand": 1, "action.arm": 3, "action.hand": 1}, ())
     config = groot_experiment(

@@ -120,7 +120,7 @@ def test_the_estimate_is_what_an_update_holds(groot_start: Path, overrides: tupl
     config = groot_experiment(f"actor.model.model_path={groot_start}", *overrides).config
     env = create_env(config.env.train, "train", 4, 0)
     policy = create_policy(config.actor.model, config.env.train.mapping, env.spec, 0)
-    engine = LocalEngine(config, policy, env, 0, torch.device("cpu"), Path("never-written"))
+    engine = LocalEngine(config, policy, [env], 0, torch.device("cpu"), Path("never-written"))
     try:
         engine.collect(0, lambda: False)
         gradients = watch_gradients(engine.learner)

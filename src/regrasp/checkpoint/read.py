@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -214,7 +215,8 @@ def load_full_weights(folder_or_file: Path) -> dict[str, Tensor]:
         UserError: No such file, a file that differs from its manifest, or one that is not a plain dict of tensors.
     """
     file = full_weights_file(folder_or_file)
-    _check_against_manifest(file)
+    if not _is_of_manifest(file):
+        _check_archive(file)
     return {_WRAPPERS.sub("", name): tensor for name, tensor in _load_tensors(file).items()}
 
 
@@ -271,16 +273,35 @@ def checkpoint_of(path: Path) -> Path | None:
     return None
 
 
-def _check_against_manifest(file: Path) -> None:
+def _is_of_manifest(file: Path) -> bool:
+    """Whether a checkpoint's manifest lists the file, which is then checked against it."""
     folder = checkpoint_of(file)
     if folder is None or not (folder / MANIFEST).exists():
-        return
+        return False
     try:
         entry = read_manifest(folder).files[FULL_WEIGHTS]
     except (ValueError, KeyError) as error:
         raise _damaged(folder, [Problem(MANIFEST, str(error))]) from error
     if what := file_problem(folder, FULL_WEIGHTS, entry):
         raise _damaged(folder, [Problem(FULL_WEIGHTS, what)])
+    return True
+
+
+def _check_archive(file: Path) -> None:
+    """Check the sums that torch writes into its files, and does not look at when it reads them; old ones have none."""
+    if not zipfile.is_zipfile(file):
+        return
+    try:
+        with zipfile.ZipFile(file) as archive:
+            if damaged := archive.testzip():
+                raise UserError(
+                    f"These weights are damaged: {damaged} in the file does not have its CRC-32",
+                    file=file,
+                    fix="copy the file again; weights saved with torch.serialization.set_crc32_options(False) have no"
+                    " such sums: save them again with them",
+                )
+    except (OSError, zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
+        raise _unreadable(file, error) from error
 
 
 def _damaged(folder: Path, problems: Sequence[Problem]) -> UserError:

@@ -9,9 +9,7 @@ from pathlib import Path, PurePosixPath
 from regrasp.checkpoint.layout import EXPORT, MANIFEST, REQUIRED, step_folders
 from regrasp.checkpoint.manifest import Entry, Manifest, decode, describe
 from regrasp.errors import UserError
-from regrasp.folders import check_checksums, leaves_folder
-
-_WEIGHT_SUFFIXES = frozenset({".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".npz"})
+from regrasp.folders import WEIGHT_SUFFIXES, check_checksums, file_names, leaves_folder, may_be_loaded
 
 
 @dataclass(frozen=True)
@@ -55,8 +53,8 @@ def verify(folder: Path, *, contents: bool = True, within: str = "") -> list[Pro
         within: Beginning of the names that are looked at.
 
     Returns:
-        Every missing, damaged or misplaced file, and every weights file that the manifest does not know; empty for a
-        sound checkpoint. Other foreign files (a README, say) are harmless.
+        Every missing, damaged or misplaced file, and every foreign file that could be loaded; empty for a sound
+        checkpoint. Others (a README, say) are harmless.
     """
     try:
         manifest = read_manifest(folder)
@@ -67,7 +65,7 @@ def verify(folder: Path, *, contents: bool = True, within: str = "") -> list[Pro
         what = file_problem(folder, name, entry, contents=contents) if name.startswith(within) else None
         if what is not None:
             problems.append(Problem(name, what))
-    problems += _foreign_weights(folder, manifest)
+    problems += _foreign_files(folder, manifest)
     return [problem for problem in problems if problem.file.startswith(within)]
 
 
@@ -127,10 +125,11 @@ def file_problem(folder: Path, name: str, entry: Entry, *, contents: bool = True
     return None
 
 
-def _foreign_weights(folder: Path, manifest: Manifest) -> list[Problem]:
-    names = (file.relative_to(folder).as_posix() for file in sorted(folder.rglob("*")) if file.is_file())
+def _foreign_files(folder: Path, manifest: Manifest) -> list[Problem]:
+    """Weights that are not of the checkpoint, and what loading would read in its model folder."""
     return [
-        Problem(name, "is a weights file that the manifest does not list")
-        for name in names
-        if name not in manifest.files and PurePosixPath(name).suffix in _WEIGHT_SUFFIXES
+        Problem(name, "is not listed in the manifest, and could be loaded")
+        for name in file_names(folder)
+        if name not in manifest.files
+        and (PurePosixPath(name).suffix in WEIGHT_SUFFIXES or (name.startswith(f"{EXPORT}/") and may_be_loaded(name)))
     ]

@@ -112,6 +112,8 @@ def _parse(text: str) -> Override:
     elif override is None and key.strip():
         problem = f"The value of the override cannot be read: {value}"
         fix = f"write key=value; close brackets and quotes, and quote special characters: \"{key}='...'\""
+        if value.lstrip().startswith("{"):
+            fix += r"; in the keys of a block, escape commas: '{a\,b:0}'"
     elif override is None or not override.key_or_group:
         problem, fix = "The override names no key.", "write key=value; quote values with special characters"
     elif override.is_sweep_override():

@@ -14,6 +14,7 @@ from regrasp.learner.precision import ActingPolicy, apply_precision
 from regrasp.rollout.choosers import expert_chooser, policy_chooser, random_chooser, script_chooser, zero_chooser
 from regrasp.rollout.episodes import Choose
 from regrasp.rollout.inference import Inference, block_size
+from regrasp.rollout.state_watch import StateWatch
 
 if TYPE_CHECKING:
     from regrasp.envs.contract import VecEnv
@@ -47,7 +48,13 @@ def policy_to_evaluate(policy: Policy, config: ExperimentConfig, device: torch.d
 
 
 def acting_chooser(
-    acting: Policy, config: ExperimentConfig, env: VecEnv, split: Split, seed: int, device: torch.device
+    acting: Policy,
+    config: ExperimentConfig,
+    env: VecEnv,
+    split: Split,
+    seed: int,
+    device: torch.device,
+    watch: StateWatch | None = None,
 ) -> Choose:
     """Deterministic actions of a policy.
 
@@ -58,16 +65,23 @@ def acting_chooser(
         split: Which block of the configuration they are of: "eval", or "train" for demonstrations.
         seed: The initial noise of a flow head is drawn from (seed, "eval" or "data", key).
         device: Where the policy lives.
+        watch: Sees every state that is decided on.
     """
     role = "eval" if split == "eval" else "data"
-    inference = Inference(acting, seed, role, device=device, keep_features=True)
+    inference = Inference(acting, seed, role, device=device, keep_features=True, watch=watch)
     mapping = getattr(config.env, split).mapping
     place = ActionMapping(mapping, config.actor.model.action_dim, env.spec.action_dim, f"env.{split}.mapping")
     return policy_chooser(inference, place, config.env.eval.inference_block)
 
 
 def create_chooser(
-    acts: str, config: ExperimentConfig, env: VecEnv, split: Split, seed: int, rl_weights: Path | None = None
+    acts: str,
+    config: ExperimentConfig,
+    env: VecEnv,
+    split: Split,
+    seed: int,
+    rl_weights: Path | None = None,
+    watch: StateWatch | None = None,
 ) -> Choose:
     """What acts in an evaluation or a recording by itself.
 
@@ -79,6 +93,7 @@ def create_chooser(
         split: See `acting_chooser`.
         seed: See `acting_chooser`.
         rl_weights: Weights of a checkpoint to lay over the model's.
+        watch: See `acting_chooser`.
 
     Raises:
         UserError: There is no such model, expert or function, or the policy does not fit the environments.
@@ -96,4 +111,4 @@ def create_chooser(
     if rl_weights is not None:
         overlay_rl_weights(policy, rl_weights)
     device = choose_device()
-    return acting_chooser(policy_to_evaluate(policy, config, device), config, env, split, seed, device)
+    return acting_chooser(policy_to_evaluate(policy, config, device), config, env, split, seed, device, watch)

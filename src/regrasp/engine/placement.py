@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from typing import Literal
 
 from regrasp.device import available_cores, available_memory
+from regrasp.envs.config import TrainEnvConfig
 from regrasp.errors import UserError
 from regrasp.experiment import ExperimentConfig
 from regrasp.experiment.cluster import ROLES, ClusterConfig, Role
@@ -93,6 +94,10 @@ class EnvShare:
     start: int
     """Number of the first among all training environments of the run."""
     stop: int
+
+    def of(self, block: TrainEnvConfig) -> TrainEnvConfig:
+        """The block `env.train` of these environments alone."""
+        return replace(block, total_num_envs=self.stop - self.start)
 
 
 @dataclass(frozen=True)

@@ -288,3 +288,11 @@ def load_weights(
 def choose_device() -> torch.device:
     """The first GPU, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def use_device(name: str) -> torch.device:
+    """The device of a plan's process, which is then also where torch puts what names none."""
+    device = torch.device(name)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device

@@ -91,6 +91,26 @@ class PolicySpec:
         return len(self.cameras)
 
 
+@dataclass(frozen=True)
+class StateRange:
+    """Where the states of the demonstrations were, in physical units, on the CPU."""
+
+    parts: tuple[tuple[str, int], ...]
+    """Name and width of what the state is made of, in order."""
+    low: Tensor
+    """(D,)."""
+    high: Tensor
+    """(D,)."""
+
+    def name(self, column: int) -> str:
+        """`left_arm[2]`."""
+        for part, width in self.parts:
+            if column < width:
+                return f"{part}[{column}]"
+            column -= width
+        raise IndexError(column)
+
+
 class Policy(nn.Module, ABC):
     """What acts, is trained and is saved; it is called by the methods that `METHODS` names and has no `forward`."""
 
@@ -102,6 +122,8 @@ class Policy(nn.Module, ABC):
     RL_PARTS: ClassVar[tuple[str, ...]] = ("value_head",)
     """Child modules that RL adds and that acting without exploration does not need."""
     spec: PolicySpec
+    state_range: StateRange | None = None
+    """What was demonstrated; None where nothing was."""
     capturable: tuple[str, ...] = ()
     """Methods, from tensors and numbers to tensors, that a GPU may replay as CUDA graphs where nothing is trained."""
     product_layers: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv2d)

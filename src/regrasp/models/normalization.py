@@ -94,6 +94,12 @@ class Statistics:
         """D."""
         return len(self.mean)
 
+    @property
+    def is_identity(self) -> bool:
+        """Whether these are of no data, but those of `identity`."""
+        values = {"max": 1, "min": -1, "mean": 0, "std": 1, "q01": -1, "q99": 1}
+        return all(bool((getattr(self, name) == value).all()) for name, value in values.items())
+
 
 class Scaling(Protocol):
     """From physical units (..., width) to what a network sees (..., normalized_width), and back."""

@@ -14,6 +14,7 @@ from regrasp.device import send
 from regrasp.envs.contract import Observation
 from regrasp.models.contract import Action, Policy
 from regrasp.rollout.episodes import NoiseKey
+from regrasp.rollout.state_watch import StateWatch
 from regrasp.seeding import KeyedNoise, Role
 
 _CPU_BLOCK = 32
@@ -37,19 +38,38 @@ class Inference:
         role: "train", "eval" or "data".
         device: Where the policy lives.
         keep_features: Keep backbone features for the update, rather than prepared observations.
+        watch: Sees every state that is decided on.
     """
 
-    def __init__(self, policy: Policy, seed: int, role: Role, *, device: torch.device, keep_features: bool) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        seed: int,
+        role: Role,
+        *,
+        device: torch.device,
+        keep_features: bool,
+        watch: StateWatch | None = None,
+    ) -> None:
         self._policy = policy
         self._seed = seed
         self._role: Role = role
         self._device = device
         self._keep_features = keep_features
+        self._watch = watch
         self.version = 0
 
     @torch.no_grad()
     def decide(self, observation: Observation, keys: Sequence[NoiseKey], *, deterministic: bool = False) -> Decision:
         """Actions for every row of `observation`; `keys` name the noise of each row."""
+        self._look(observation)
+        return self._decide(observation, keys, deterministic)
+
+    def _look(self, observation: Observation) -> None:
+        if self._watch is not None:
+            self._watch.see(self._policy, observation)
+
+    def _decide(self, observation: Observation, keys: Sequence[NoiseKey], deterministic: bool) -> Decision:
         inputs = self._policy.prepare(_moved(observation, self._device))
         features = self._policy.encode(inputs)
         noise = KeyedNoise(self._seed, self._role, keys)
@@ -62,19 +82,21 @@ class Inference:
         inputs = self._policy.prepare(_moved(observation, self._device))
         return self._policy.value(self._policy.encode(inputs))
 
+    @torch.no_grad()
     def act_in_blocks(self, observation: Observation, keys: Sequence[NoiseKey], block: int) -> Tensor:
         """Deterministic actions (B, T, A), inferred in blocks of `block` rows, on a CPU of a multiple of 32.
 
         Floating-point results depend on the batch shape, so the last block is padded with its first row: a row's
         action then depends on that row alone.
         """
+        self._look(observation)
         block = block_size(block, self._device)
         pieces = []
         with _even_shares(self._device):
             for start in range(0, len(observation), block):
                 rows = list(range(start, min(start + block, len(observation))))
                 padded = rows + [rows[0]] * (block - len(rows))
-                decision = self.decide(observation.rows(padded), [keys[i] for i in padded], deterministic=True)
+                decision = self._decide(observation.rows(padded), [keys[i] for i in padded], deterministic=True)
                 pieces.append(decision.action.actions[: len(rows)])
         return torch.cat(pieces).cpu()
 

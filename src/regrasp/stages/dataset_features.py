@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NotRequired
+from dataclasses import dataclass, field
+from typing import Annotated, Any, NotRequired
 
 import numpy as np
-from pydantic import TypeAdapter
-from pydantic_core import from_json
+from pydantic import Field, TypeAdapter
+from pydantic.dataclasses import dataclass as pydantic_dataclass
 from typing_extensions import TypedDict
 
 from regrasp.data.lerobot import DemonstrationDataset
@@ -107,9 +107,9 @@ def find_features(dataset: DemonstrationDataset, config: ExperimentConfig) -> Da
         raise _unknown(dataset, "instruction", instruction, list(dataset.features))
     found = DatasetFeatures(
         dataset,
-        _cameras(dataset, mapping, given.cameras, names.get("video", {})) if uses_images else {},
-        _vector(dataset, "states", given.states, [name for name, _ in ordered], names.get("state", {})),
-        _vector(dataset, "action", given.action, [part.key for part in parts], names.get("action", {})),
+        _cameras(dataset, mapping, given.cameras, names.video) if uses_images else {},
+        _vector(dataset, "states", given.states, [name for name, _ in ordered], names.state),
+        _vector(dataset, "action", given.action, [part.key for part in parts], names.action),
         instruction,
     )
     action_dim = sum(part.stop - part.start for part in found.action)
@@ -167,6 +167,42 @@ def check_sources(dataset: DemonstrationDataset, config: ExperimentConfig) -> li
         ]
         raise _other_mapping(dataset, "env.train.mapping.states", asked_states, expected)
     return warnings
+
+
+@pydantic_dataclass(frozen=True)
+class _NamedRange:
+    """A part of a state or an action in meta/modality.json."""
+
+    start: Annotated[int, Field(ge=0)]
+    end: Annotated[int, Field(ge=1, le=2**31)]
+    original_key: str | None = None
+
+    def entry(self, default: str) -> StateEntry:
+        """The range of its feature, by default of this one."""
+        return StateEntry(self.original_key or default, (self.start, self.end))
+
+    def __post_init__(self) -> None:
+        if self.start >= self.end:
+            raise ValueError(f"start {self.start} is not below end {self.end}")
+
+
+@pydantic_dataclass(frozen=True)
+class _NamedView:
+    """A camera there."""
+
+    original_key: str | None = None
+
+
+@pydantic_dataclass(frozen=True)
+class _Modality:
+    """What of meta/modality.json is used."""
+
+    video: dict[str, _NamedView] = field(default_factory=dict)
+    state: dict[str, _NamedRange] = field(default_factory=dict)
+    action: dict[str, _NamedRange] = field(default_factory=dict)
+
+
+_MODALITY = TypeAdapter(_Modality)
 
 
 class _Sources(TypedDict):
@@ -227,15 +263,12 @@ def _vector(
     kind: str,
     given: Sequence[StateEntry] | None,
     parts: Sequence[str],
-    named: Mapping[str, Mapping[str, Any]],
+    named: Mapping[str, _NamedRange],
 ) -> tuple[Part, ...]:
     """The ranges that make up a state or an action."""
     if given is None and parts and all(name in named for name in parts):
         default = _NAMES[kind][0]
-        given = [
-            StateEntry(str(named[name].get("original_key") or default), (named[name]["start"], named[name]["end"]))
-            for name in parts
-        ]
+        given = [named[name].entry(default) for name in parts]
     if given is None:
         numeric = [name for name, feature in dataset.features.items() if feature.is_numeric]
         found = [name for name in _NAMES[kind] if name in numeric][:1]
@@ -268,7 +301,7 @@ def _cameras(
     dataset: DemonstrationDataset,
     mapping: MappingConfig,
     given: Sequence[str] | None,
-    named: Mapping[str, Mapping[str, Any]],
+    named: Mapping[str, _NamedView],
 ) -> dict[str, str]:
     """What the policy calls the cameras, and the features that have their images."""
     views = camera_names(mapping)
@@ -277,7 +310,7 @@ def _cameras(
         next((name for name in (CAMERA.format(short), short) if name in dataset.cameras), "")
         for short in (observation.rpartition("/")[2] for observation in observations)
     ]
-    by_modality = [str(named[view].get("original_key")) for view in views if view in named]
+    by_modality = [named[view].original_key or CAMERA.format(view) for view in views if view in named]
     choices = [given] if given is not None else [by_modality, camera_features(len(views)), by_name]
     for names in choices:
         if len(names) == len(views) and len(set(names)) == len(views) and set(names) <= set(dataset.cameras):
@@ -292,22 +325,15 @@ def _cameras(
     )
 
 
-def _modality(dataset: DemonstrationDataset) -> dict[str, dict[str, dict[str, Any]]]:
+def _modality(dataset: DemonstrationDataset) -> _Modality:
     """Content of meta/modality.json; empty without it."""
     path = dataset.root / MODALITY_PATH
     if not path.is_file():
-        return {}
+        return _Modality()
     try:
-        content = from_json(path.read_bytes())
-        found = {kind: dict(content.get(kind, {})) for kind in ("video", "state", "action")}
-        for kind in ("state", "action"):
-            for part in found[kind].values():
-                _ = int(part["start"]), int(part["end"])
-        for view in found["video"].values():
-            view.get("original_key")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return _MODALITY.validate_json(path.read_bytes(), strict=True)
+    except (OSError, ValueError) as error:
         raise damaged(path, f"it does not name cameras and ranges ({error})") from error
-    return found
 
 
 def _unknown(dataset: DemonstrationDataset, kind: str, value: object, offered: Sequence[str]) -> UserError:

@@ -22,6 +22,7 @@ from regrasp.logging.report import EvaluationSummary, Group, VideoItem
 from regrasp.logging.text import printable
 from regrasp.rollout.episodes import EpisodeResult
 from regrasp.rollout.evaluation import VideoRecorder, evaluate
+from regrasp.rollout.state_watch import StateWatch
 from regrasp.runner.summary import summarize
 from regrasp.runner.videos import NUM_VIDEOS, EpisodeVideos
 
@@ -72,7 +73,8 @@ def play(loaded: LoadedConfig, run_dir: Path, options: PlayOptions) -> PlayResul
     max_chunk = config.actor.model.num_action_chunks if options.kind == "model" else 1
     check(config, options)
     with contextlib.closing(create_env(config.env.eval, "eval", max_chunk, config.seed)) as env:
-        choose = create_chooser(options.kind, config, env, "eval", config.seed, options.rl_model_path)
+        watch = StateWatch()
+        choose = create_chooser(options.kind, config, env, "eval", config.seed, options.rl_model_path, watch)
         videos = EpisodeVideos(run_dir, config.env.eval.video_cfg, env.spec.step_seconds, options.group)
         num_episodes = config.env.eval.num_episodes * config.algorithm.eval_rollout_epoch
         with progress("Evaluating", num_episodes) as bar:
@@ -85,6 +87,7 @@ def play(loaded: LoadedConfig, run_dir: Path, options: PlayOptions) -> PlayResul
             wants_video = config.env.eval.video_cfg.save_video
             recorder = VideoRecorder(options.num_videos, videos.write) if wants_video else None
             episodes = evaluate(env, choose, range(num_episodes), config.seed, config.env.eval.seed, count, recorder)
+    watch.report()
     result = PlayResult(
         summarize(episodes, _who_acts(config, options)), episodes, videos.items, time.monotonic() - started
     )

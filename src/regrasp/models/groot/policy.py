@@ -77,6 +77,7 @@ class GrootPolicy(Policy):
             embodiment_id=self._slot,
             quaternions=processor.config.quaternions,
         )
+        self.state_range = processor.state_range
         self.noise_level = self._rl.noise_level
         self._color = NoiseColor(self._rl.noise_color, head.action_horizon) if self._rl.noise_color else None
         self._modulations: Tensor | None = None

@@ -20,7 +20,7 @@ from regrasp.config.types import BLOCK, Expect, NetworkSize
 from regrasp.envs.contract import STATE, Observation
 from regrasp.envs.quaternions import QuaternionOrder
 from regrasp.models.config import CONFIG_FILE
-from regrasp.models.contract import Action, Evaluation, Noise, Policy, PolicySpec
+from regrasp.models.contract import Action, Evaluation, Noise, Policy, PolicySpec, StateRange
 from regrasp.models.initialization import seeded
 from regrasp.models.normalization import Normalizer, Statistics
 from regrasp.models.observations import state_of
@@ -108,6 +108,8 @@ class MlpPolicy(Policy):
             "state": state or Statistics.identity(state_dim),
             "action": action or Statistics.identity(action_dim),
         }
+        if state is not None and not state.is_identity:
+            self.state_range = StateRange(((STATE, state_dim),), state.min, state.max)
         self._state = Normalizer(self.statistics["state"], "mean_std")
         self._action = Normalizer(self.statistics["action"], "min_max")
         with seeded(seed):

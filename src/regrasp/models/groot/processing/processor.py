@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
+import torch
 import torch.nn.functional as F
 from tensordict import TensorDict
 from torch import Tensor
@@ -18,6 +19,7 @@ from regrasp.envs.contract import STATE, Observation, numbered_cameras
 from regrasp.envs.data_config import DataConfig, KeyConfig
 from regrasp.errors import UserError
 from regrasp.models.config import DatasetFacts
+from regrasp.models.contract import StateRange
 from regrasp.models.groot.config import GrootConfig
 from regrasp.models.groot.processing.data_config import EAGLE_WORDS, PROCESSOR_FILE
 from regrasp.models.groot.processing.images import prepare_images
@@ -65,6 +67,7 @@ class GrootProcessor:
         self.tokenizer = tokenizer
         self.state = metadata.scaling("state", data.state)
         self.action = metadata.scaling("action", data.action)
+        self.state_range = self._state_range()
         self.text = TextEncoder(
             tokenizer,
             prompt=config.prompt,
@@ -192,6 +195,14 @@ class GrootProcessor:
         data = self.config.data_config
         keys = (item.key for item in (data.state if kind == "state" else data.action))
         return tuple((key, self.metadata.width(kind, key)) for key in keys)
+
+    def _state_range(self) -> StateRange | None:
+        """Where the states of the data were; None for a processor of no data."""
+        parts = self.parts("state")
+        known = [self.metadata.statistics("state", key) for key, _ in parts]
+        if all(part.is_identity for part in known):
+            return None
+        return StateRange(parts, torch.cat([part.min for part in known]), torch.cat([part.max for part in known]))
 
     def check_action_dim(self, action_dim: int) -> None:
         """Check that the experiment's action has the width that the model was trained with.
