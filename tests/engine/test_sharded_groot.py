@@ -111,10 +111,10 @@ def test_updates_of_ranks_are_those_of_one_process(
     found = run(tmp_path, 2, **options)
     for name in CASES:
         # Of bf16: sharded norms and embeddings are rounded too, and means are of terms that are 100 times as large.
-        tolerance = {"rtol": 5e-2, "atol": 1e-2} if name == "bf16" else {"rtol": 1e-5, "atol": 1e-5}
+        rtol, atol = (5e-2, 1e-2) if name == "bf16" else (1e-5, 1e-5)
         for expected, own in zip(alone[name], found[name], strict=True):
             assert own.keys() == expected.keys()
             for key, value in expected.items():
                 torch.testing.assert_close(
-                    own[key], value, **tolerance, msg=lambda text, of=(name, key): f"{of} {text}"
+                    own[key], value, rtol=rtol, atol=atol, msg=lambda text, of=(name, key): f"{of} {text}"
                 )
