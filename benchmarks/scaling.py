@@ -26,8 +26,9 @@ import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 
 import groot_gpu as single
+from regrasp.config.types import Precision
 from regrasp.engine.weights import WeightSync
-from regrasp.experiment.fsdp import FsdpConfig
+from regrasp.experiment.fsdp import FsdpConfig, MixedPrecision
 from regrasp.learner.compilation import capture_updates, compile_policy
 from regrasp.learner.learner import Learner
 from regrasp.learner.precision import ActingPolicy, apply_precision
@@ -99,6 +100,7 @@ class Made:
         compiled: bool,
         fsdp: FsdpConfig | None = None,
         micro: int | None = None,
+        reduce: Precision = "bf16",
     ) -> None:
         single.release(place.device)
         sizes, ranks = place.sizes, place.ranks
@@ -106,7 +108,7 @@ class Made:
         model = single.model_config(trainable)
         apply_precision(policy, model, place.device)
         actor = single.actor_config(sizes, trainable)
-        actor.fsdp_config = fsdp or FsdpConfig()
+        actor.fsdp_config = fsdp or FsdpConfig(mixed_precision=MixedPrecision(reduce_dtype=reduce))
         actor.micro_batch_size = micro or sizes.minibatch
         actor.global_batch_size = actor.micro_batch_size * (place.envs_per_rank * ranks.count // ENVS_PER_RANK)
         self.batch_size = actor.global_batch_size
@@ -212,7 +214,7 @@ def sync(place: Place) -> tuple[float, int]:
 
 def compare(place: Place) -> dict[str, float]:
     """Loss and gradient norm of a first optimizer step."""
-    made = Made(place, "head", cached=True, compiled=False)
+    made = Made(place, "head", cached=True, compiled=False, reduce="fp32")
     made.decisions = made.decisions.rows(torch.arange(made.batch_size))
     found = made.update()
     return {name: found[f"actor/{name}"] for name in ("total_loss", "grad_norm")}

@@ -381,7 +381,6 @@ def test_gradient_checkpointing_and_compiling_exclude_each_other() -> None:
     [
         (["reshard_after_forward=false"], ["reshard_after_forward"]),
         (["enable_gradient_accumulation=false", "forward_prefetch=true"], ["enable_grad", "forward_prefetch"]),
-        (["mixed_precision.reduce_dtype=bf16"], ["reduce_dtype"]),
         (["offload_pin_memory=true"], ["offload_pin_memory"]),
         (["sharding_strategy=shard_grad_op", "reshard_after_forward=false"], ["reshard_after_forward"]),
         (["sharding_strategy=full_shard", "cpu_offload=true", "offload_pin_memory=true", "forward_prefetch=true"], []),
