@@ -217,7 +217,7 @@ def test_unknown_name(name: str, config_path: Path | None, key: str, fix: str) -
     assert caught.value.key == key
     assert caught.value.fix is not None
     assert fix in caught.value.fix
-    assert config_path is not None or "pick_cube_ppo_mlp" in (caught.value.expected or "")
+    assert config_path is not None or "pick_cube_ppo_mlp" in f"{caught.value.expected} {caught.value.fix}"
 
 
 def test_model_path_of_the_actor_wins() -> None:
