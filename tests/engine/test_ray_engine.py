@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,7 @@ from rank_toys import ALGORITHMS, NUM_ENVS, UPDATES, create_env, create_policy, 
 
 from regrasp.engine.base import Engine
 from regrasp.engine.placement import plan
-from regrasp.engine.ray.cluster import Machines, connected
+from regrasp.engine.ray.cluster import Machines
 from regrasp.engine.ray.engine import Makers, RayEngine
 from regrasp.experiment import ClusterConfig
 from regrasp.experiment.cluster import Placement
@@ -27,15 +25,6 @@ LAYOUTS: dict[str, dict[str, int | str | Placement]] = {
     "many_actors": {"env,rollout": 0, "actor": "1-2"},
     "many_rollouts": {"env": 0, "rollout": "1-2", "actor": 3},
 }
-
-
-@pytest.fixture(scope="module")
-def machines() -> Iterator[Machines]:
-    paths = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("PYTHONPATH", paths)
-        with connected(None) as found:
-            yield found
 
 
 def trained(one: Engine, updates: int = UPDATES) -> tuple[list[dict[str, Any]], list[list[float]]]:

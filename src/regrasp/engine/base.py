@@ -13,6 +13,7 @@ from pathlib import Path
 
 from regrasp.checkpoint.plain import JSON
 from regrasp.checkpoint.read import Checkpoint
+from regrasp.errors import RegraspError
 from regrasp.rollout.episodes import EpisodeResult
 from regrasp.rollout.evaluation import VideoRecorder
 
@@ -33,6 +34,10 @@ class Collected:
     """Whether no advantage differs from another, so that there is nothing to learn."""
     why_nothing: str
     """Why the algorithm kept no decision; empty where it kept some."""
+
+
+class UpdateLostError(RegraspError):
+    """An update was lost with a process, and can be begun anew."""
 
 
 class Engine(ABC):
@@ -61,6 +66,7 @@ class Engine(ABC):
         """Train on the experience collected last.
 
         Raises:
+            UpdateLostError: A process was lost. All is again as after the last finished update; collect anew.
             TrainingHaltedError: A loss or gradient is not finite; the weights are those of the last good step.
             AbandonedError: `should_abandon` said so; the weights are those of the last step.
         """

@@ -15,8 +15,8 @@ from regrasp.checkpoint.plain import JSON
 from regrasp.checkpoint.read import Checkpoint
 from regrasp.checkpoint.run_record import RunRecord
 from regrasp.checkpoint.write import new_checkpoint, prune
-from regrasp.engine.base import Collected, Engine
-from regrasp.errors import TrainingHaltedError, UserError
+from regrasp.engine.base import Collected, Engine, UpdateLostError
+from regrasp.errors import LostError, TrainingHaltedError, UserError
 from regrasp.experiment import ExperimentConfig
 from regrasp.experiment.batches import num_optimizer_steps, num_updates
 from regrasp.folders import new_folder
@@ -84,6 +84,13 @@ class EmbodiedRunner:
             while not (self._finished or stop.requested):
                 try:
                     metrics = self._update(stop)
+                except UpdateLostError as error:
+                    _log.warning(error)
+                    assert self._guard_before is not None
+                    self._guard.load_state_dict(self._guard_before)
+                    if stop.requested:
+                        self._save()
+                    continue
                 except InterruptedError:
                     return False
                 except AbandonedError as error:
@@ -131,7 +138,7 @@ class EmbodiedRunner:
             collected = self.engine.collect(self.progress.update, lambda: stop.requested)
             self._guard.after_rollout(collected.episodes, is_flat=collected.is_flat, why_nothing=collected.why_nothing)
         trained = time.monotonic()
-        with self._saved_on(AbandonedError, TrainingHaltedError):
+        with self._saved_on(AbandonedError, LostError, TrainingHaltedError):
             metrics = self.engine.update(self.progress.update, lambda: stop.overdue(_FINISH_SECONDS))
         self._guard_before = None
         self.progress.update += 1

@@ -12,33 +12,31 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
 
 from regrasp.checkpoint.plain import JSON
 from regrasp.checkpoint.read import Checkpoint
 from regrasp.device import available_cores
-from regrasp.engine.base import Collected, Engine
+from regrasp.engine.base import Collected, Engine, UpdateLostError
 from regrasp.engine.handover import receivers
 from regrasp.engine.placement import EnvShare, Plan, ProcessPlan
 from regrasp.engine.ray.cluster import Machines, free_port, on_node
 from regrasp.engine.ray.environments import EnvHost, HostedVecEnv
+from regrasp.engine.ray.waiting import results
 from regrasp.engine.ray.wire import pack
 from regrasp.engine.ray.worker import Assignment, Rolled, Worker
 from regrasp.envs.config import EnvConfig, EnvName
-from regrasp.envs.contract import EnvSpec, VecEnv
+from regrasp.envs.contract import Capabilities, EnvSpec, VecEnv
 from regrasp.envs.joined import JoinedVecEnv
-from regrasp.errors import RegraspError, SimulatorError, UserError
+from regrasp.errors import LostError, SimulatorError
 from regrasp.experiment import ExperimentConfig
 from regrasp.experiment.cluster import Role
 from regrasp.models.contract import Policy
 from regrasp.rollout.episodes import EpisodeResult
 from regrasp.rollout.evaluation import VideoRecorder
+from regrasp.rollout.training import begins_anew
 
 _log = logging.getLogger(__name__)
 
-_POLL_S = 0.05
-_GRACE_S = 10.0
-"""How long the other ranks have to end what they do, once one has failed."""
 _CLOSE_S = 10.0
 _ANEW = "a run that goes on from it begins anew the episodes that were under way (env.train.auto_reset)."
 Result = TypeVar("Result")
@@ -48,21 +46,12 @@ CreatePolicy = Callable[[ExperimentConfig, EnvSpec, EnvSpec | None], Policy]
 """From the experiment, and what the environments of training and of evaluation offer."""
 
 
-class LostError(RegraspError):
-    """A process of the run has died or failed; what it did is begun again."""
-
-    exit_code = 3
-
-
 @dataclass(frozen=True)
 class Makers:
     """What the processes make their parts with; both are functions of a module, so that they can be sent."""
 
     create_env: CreateEnv
     create_policy: CreatePolicy
-
-
-_EXPECTED = (RegraspError, InterruptedError)
 
 
 class RayEngine(Engine):
@@ -91,15 +80,33 @@ class RayEngine(Engine):
         self._version = 0
         """Updates made here."""
         self._restarts = 0
+        """Since the last update."""
         self._starts = 0
         self._loaded: Checkpoint | None = None
         self._snapshot: tuple[Any, Any] | None = None
         """References to the training's and the environments' state after the last update."""
+        self._lost: LostError | None = None
+        """Why the processes have to be started again."""
+        self._offered: tuple[EnvSpec, Capabilities, EnvSpec | None] | None = None
         self._folder = tempfile.TemporaryDirectory(prefix="regrasp-")
         self._start()
 
-    def _start(self) -> None:
-        """Start all processes and have them meet."""
+    def _start(self, should_stop: Callable[[], bool] | None = None, *, simulates: bool = True) -> None:
+        """Start all processes and have them meet.
+
+        Args:
+            should_stop: Asked meanwhile.
+            simulates: Whether environments are started too.
+
+        Raises:
+            InterruptedError: `should_stop` said so.
+        """
+
+        def interrupt() -> bool:
+            if should_stop is not None and should_stop():
+                raise InterruptedError
+            return False
+
         self._hosts: list[Any] = []
         self._workers: dict[str, Any] = {}
         self._given: int | None = None
@@ -107,24 +114,26 @@ class RayEngine(Engine):
         self._prefetched: tuple[int, list[list[Any]]] | None = None
         """A rollout that overlaps an update, and the number of the update that it is for."""
         try:
-            if self._env_is_apart:
+            if self._env_is_apart and simulates:
                 self._hosts = [self._host(process) for process in self._plan.of("env")]
             meeting = self._meeting()
             for process in self._plan.processes:
                 if process.roles & {"actor", "rollout"}:
                     self._workers[process.name] = self._worker(process, meeting)
-            offered = self._all(
-                [
+            if simulates:
+                self._all([host.start.remote() for host in self._hosts], interrupt)
+                created = [
                     self._workers[process.name].create_envs.remote(*self._environments(rank))
                     for rank, process in enumerate(self._plan.of("rollout"))
                 ]
-            )
-            train, self.capabilities, evaluation = offered[0]
+                self._offered = self._all(created, interrupt)[0]
+            assert self._offered is not None
+            train, self.capabilities, evaluation = self._offered
             self.step_seconds = train.step_seconds
-            self._all([worker.start.remote(train, evaluation) for worker in self._workers.values()])
+            self._all([worker.start.remote(train, evaluation) for worker in self._workers.values()], interrupt)
             self._relay()
         except BaseException:
-            self.close()
+            self.close(0.0)
             raise
 
     @property
@@ -159,7 +168,8 @@ class RayEngine(Engine):
 
     def _actor(self, kind: type, process: ProcessPlan, **options: Any) -> Any:
         settings: dict[str, Any] = {"num_cpus": 0, "scheduling_strategy": on_node(self._machines.ids[process.node])}
-        return ray.remote(**settings, **options)(kind)
+        named = type(process.name, (kind,), {})  # as which `ps` and errors show it
+        return ray.remote(**settings, **options)(named)
 
     def _meeting(self) -> str:
         """Where the processes meet: at a file where all are on this machine, else at a port of the first actor's."""
@@ -215,10 +225,11 @@ class RayEngine(Engine):
 
     def collect(self, update: int, should_stop: Callable[[], bool]) -> Collected:
         """See `Engine.collect`."""
-        return self._lasting(lambda: self._collect(update, should_stop))
+        return self._lasting(lambda: self._collect(update, should_stop), should_stop)
 
     def _collect(self, update: int, should_stop: Callable[[], bool]) -> Collected:
         started = time.monotonic()
+        self._snapshot = self._snapshot or self._taken()
         rolled = self._rolled(update)
         of_ranks: list[Rolled] = self._all([reply[0] for reply in rolled], should_stop)
         given = self._handed_over([reply[1:] for reply in rolled])
@@ -272,27 +283,43 @@ class RayEngine(Engine):
 
     def update(self, update: int, should_abandon: Callable[[], bool]) -> dict[str, float]:
         """See `Engine.update`."""
-        metrics = self._lasting(
-            lambda: self._update(update, should_abandon), lambda: self._collect(update, lambda: False)
-        )
+        try:
+            metrics = self._update(update, should_abandon)
+        except LostError as error:
+            self._count(error)
+            raise UpdateLostError(f"{error} Update {update + 1} is begun anew.") from error
         self._restarts = 0
         return metrics
 
     def _update(self, update: int, should_abandon: Callable[[], bool]) -> dict[str, float]:
-        overlaps = self._config.runner.max_staleness > 0
+        overlaps, envs = self._config.runner.max_staleness > 0, None
         if overlaps:
             self._give_weights()
         self._call += 1
         replies = [actor.update.remote(update, self._call) for actor in self._of("actor")]
         if overlaps:
+            envs = self._env_state(is_updated=True)
             self._prefetched = update + 1, self._roll_out(update + 1)
         metrics = self._all(replies, should_abandon)[0]
         self._relay()
+        self._snapshot = self._taken(envs or self._env_state(is_updated=True))
         self._version += 1
-        if not overlaps:
-            self._all([worker.updated.remote() for worker in self._of("rollout")])
-        self._snapshot = self._on_first("actor", "snapshot"), self._on_first("rollout", "env_state")
         return metrics
+
+    def _env_state(self, *, is_updated: bool = False) -> Any:
+        """Reference to the state of all environments, after telling that an update has been made of them."""
+        if is_updated:
+            for worker in self._of("rollout"):
+                worker.updated.remote()
+        first, *_ = [worker.env_state.remote() for worker in self._of("rollout")]
+        return first
+
+    def _taken(self, envs: Any = None) -> tuple[Any, Any]:
+        """References to the state of training and environments, which is complete and outlasts their processes."""
+        training = [actor.snapshot.options(num_returns=2).remote() for actor in self._of("actor")]
+        envs = envs or self._env_state()
+        self._all([*(is_there for is_there, _ in training), envs])
+        return training[0][1], envs
 
     def evaluate(
         self,
@@ -310,7 +337,7 @@ class RayEngine(Engine):
                 if on_episode is not None:
                     on_episode(episode)
 
-        found = self._lasting(lambda: self._evaluate(num_episodes, tell, recorder))
+        found = self._lasting(lambda: self._evaluate(num_episodes, tell, recorder), lambda: False)
         tell(found)
         return found
 
@@ -328,7 +355,7 @@ class RayEngine(Engine):
 
         def interrupted() -> bool:
             replies = [worker.finished_episodes.remote(len(own)) for worker, own in zip(workers, finished, strict=True)]
-            for own, new in zip(finished, self._get(replies), strict=True):
+            for own, new in zip(finished, self._all(replies), strict=True):
                 own += new
             try:
                 tell([episode for own in finished for episode in own])
@@ -345,12 +372,30 @@ class RayEngine(Engine):
         return [of_ranks[number % len(workers)][number // len(workers)] for number in range(num_episodes)]
 
     def save(self, folder: Path, step: int, state: Mapping[str, JSON], *, export: bool) -> None:
-        """See `Engine.save`."""
-        self._lasting(lambda: self._save(folder, step, state, export=export))
+        """See `Engine.save`; where processes were lost, it is the state after the last finished update."""
+        while True:
+            try:
+                envs = self._env_state() if self._lost is None else self._start_to_save(self._lost)
+                self._save(envs, folder, step, state, export=export)
+                return
+            except LostError as error:
+                if self._lost is None:
+                    self._lose(error)
+                else:
+                    self._count(error)
 
-    def _save(self, folder: Path, step: int, state: Mapping[str, JSON], *, export: bool) -> None:
-        envs = self._on_first("rollout", "env_state")
-        if self._get([self._of("rollout")[0].begins_anew.remote(envs)])[0]:
+    def _start_to_save(self, lost: LostError) -> Any:
+        """Start the processes without environments, whose state after the last finished update is returned."""
+        if self._snapshot is None:
+            raise lost
+        self.close(0.0)
+        self._start(simulates=False)
+        training, envs = self._snapshot
+        self._all([actor.restore.remote(training) for actor in self._of("actor")])
+        return envs
+
+    def _save(self, envs: Any, folder: Path, step: int, state: Mapping[str, JSON], *, export: bool) -> None:
+        if begins_anew(self._all([envs])[0], auto_reset=self._config.env.train.auto_reset):
             _log.warning("The checkpoint of step %d holds no simulator state: %s", step, _ANEW)
         self._all([actor.save.remote(folder, step, state, envs, export=export) for actor in self._of("actor")])
 
@@ -358,92 +403,70 @@ class RayEngine(Engine):
         """See `Engine.load`."""
         self._loaded = checkpoint
         envs = ray.put(pack(checkpoint.tensors))
-        if self._get([self._of("rollout")[0].begins_anew.remote(envs)])[0]:
+        if begins_anew(checkpoint.tensors, auto_reset=self._config.env.train.auto_reset):
             _log.warning("%s holds no simulator state: %s", checkpoint.path, _ANEW)
         self._all([actor.load.remote(checkpoint.path) for actor in self._of("actor")])
         self._all([worker.load_env_state.remote(envs) for worker in self._of("rollout")])
         self._relay()
 
-    def _on_first(self, role: Role, method: str) -> Any:
-        """Reference to what a method returns on the first rank of a role; the others help it."""
-        first, *_ = [getattr(worker, method).remote() for worker in self._of(role)]
-        return first
-
-    def _lasting(self, action: Callable[[], Result], before: Callable[[], Any] | None = None) -> Result:
-        """Do something; where a process is lost over it, begin all processes again after the last finished update.
-
-        Args:
-            action: What to do.
-            before: What has to be done first where the processes are new.
-        """
-        is_new = False
-        while True:
-            try:
-                if is_new and before is not None:
-                    before()
-                return action()
-            except (LostError, SimulatorError) as error:
-                self._begin_again(error)
-                is_new = True
-
-    def _begin_again(self, error: RegraspError) -> None:
-        """Start all processes anew, in the state after the last finished update.
+    def _lasting(self, action: Callable[[], Result], should_stop: Callable[[], bool]) -> Result:
+        """Do something; where a process is lost over it, do it again with new ones.
 
         Raises:
-            RegraspError: `error`, which has come too often; what there is can be saved.
+            InterruptedError: `should_stop` said so.
+            LostError: Processes were lost too often without an update in between.
         """
-        most = self._config.runner.max_restarts
+        while True:
+            try:
+                if self._lost is not None:
+                    self._begin_again(self._lost, should_stop)
+                return action()
+            except LostError as error:
+                self._count(error)
+
+    def _count(self, error: LostError) -> None:
+        """End all processes for one that was lost, to start them again.
+
+        Raises:
+            LostError: `error`, which has come too often without an update in between; `save` is still possible.
+        """
+        self._lose(error)
+        if isinstance(error, SimulatorError) or self._restarts >= self._config.runner.max_restarts:
+            raise error  # simulators have been started again already, by those who act in them
+        self._restarts += 1
+
+    def _lose(self, error: LostError) -> None:
+        self._lost = error
+        self.close(0.0)
+
+    def _begin_again(self, lost: LostError, should_stop: Callable[[], bool]) -> None:
+        """Start all processes anew, in the state after the last finished update."""
         started = time.monotonic()
-        self.close()
-        self._start()
+        self.close(0.0)
+        self._start(should_stop)
         if self._snapshot is not None:
             training, envs = self._snapshot
             self._all([actor.restore.remote(training) for actor in self._of("actor")])
             self._all([worker.load_env_state.remote(envs) for worker in self._of("rollout")])
         elif self._loaded is not None:
             self.load(self._loaded)
-        if self._restarts >= most:
-            raise error
-        self._restarts += 1
+        self._lost = None
         _log.warning(
-            "%s All processes were started again in %.1f s, from the last finished update (runner.max_restarts: %d of"
-            " %d without an update between).",
-            error,
+            "%s All processes were started again in %.1f s, in the state after the last finished update"
+            " (runner.max_restarts: %d of %d without an update in between).",
+            lost,
             time.monotonic() - started,
             self._restarts,
-            most,
+            self._config.runner.max_restarts,
         )
 
     def _all(self, replies: Sequence[Any], should_stop: Callable[[], bool] | None = None) -> list[Any]:
-        """Wait for all ranks.
+        """See `results`; the ranks are told to end what they do once `should_stop` says so."""
+        return results(replies, should_stop, self._tell_to_stop)
 
-        Args:
-            replies: References to what they return.
-            should_stop: Asked meanwhile; once it says so, the ranks are told to end what they do.
-
-        Raises:
-            LostError: A process has died.
-        """
-        waiting, errors, deadline = list(replies), list[BaseException](), float("inf")
-        asks = should_stop
-        while waiting and time.monotonic() < deadline:
-            done, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=_POLL_S)
-            for reply in done:
-                try:
-                    ray.get(reply)
-                except RayTaskError as error:
-                    errors.append(error.cause if isinstance(error.cause, _EXPECTED) else error)
-                except RayActorError as error:
-                    errors.append(LostError(f"A process of the run has died: {_reason(error)}."))
-            if errors:
-                deadline = min(deadline, time.monotonic() + _GRACE_S)
-            if waiting and asks is not None and asks():
-                asks = None
-                for worker in self._workers.values():
-                    worker.stop.remote(self._call)
-        if errors:
-            raise min(errors, key=_gravity)
-        return ray.get(list(replies))
+    def _tell_to_stop(self) -> None:
+        for worker in self._workers.values():
+            worker.stop.remote(self._call)
 
     def _relay(self) -> None:
         """Log here what the processes have logged, once where several say the same."""
@@ -451,13 +474,11 @@ class RayEngine(Engine):
         for level, text in dict.fromkeys(message for of_rank in told for message in of_rank):
             _log.log(level, text)
 
-    def _get(self, replies: Sequence[Any]) -> list[Any]:
-        return self._all(replies)
-
-    def close(self) -> None:
-        """Stop all processes."""
+    def close(self, deadline: float = _CLOSE_S) -> None:
+        """Stop all processes, which have `deadline` seconds to stop their simulators themselves."""
         living = [*self._workers.values(), *self._hosts]
-        ray.wait([process.close.remote() for process in living], num_returns=len(living), timeout=_CLOSE_S)
+        if living and deadline:
+            ray.wait([process.close.remote() for process in living], num_returns=len(living), timeout=deadline)
         for process in living:
             ray.kill(process)
         self._workers, self._hosts = {}, []
@@ -466,13 +487,3 @@ class RayEngine(Engine):
 def _join(parts: Sequence[Callable[[], VecEnv]]) -> VecEnv:
     made = [create() for create in parts]
     return made[0] if len(made) == 1 else JoinedVecEnv(made)
-
-
-def _gravity(error: BaseException) -> int:
-    """Which of several ranks' errors tells most: that a process died, then what one found, then who only heard."""
-    kinds = (LostError, (SimulatorError, InterruptedError, UserError), RegraspError)
-    return next((place for place, kind in enumerate(kinds) if isinstance(error, kind)), len(kinds))
-
-
-def _reason(error: RayActorError) -> str:
-    return " ".join(str(error).split())

@@ -12,9 +12,9 @@ from torch import Tensor
 from regrasp.engine.ray.wire import Packed, PackedObservation, PackedStep, pack, unpack
 from regrasp.envs.config import TimeoutsConfig
 from regrasp.envs.contract import Capabilities, EnvSpec, Observation, Step, VecEnv
-from regrasp.errors import RegraspError, SimulatorError
+from regrasp.errors import LostError, RegraspError
 
-_MARGIN_S = 30.0
+_MARGIN_S = 10.0
 """What a call may take longer than its simulator's deadline, before its process counts as hung."""
 
 
@@ -26,13 +26,13 @@ class EnvHost:
     """
 
     def __init__(self, create: Sequence[Callable[[], VecEnv]]) -> None:
+        self._create = create
         self._envs: list[VecEnv] = []
-        try:
-            for one in create:
-                self._envs.append(one())
-        except BaseException:
-            self.close()
-            raise
+
+    def start(self) -> None:
+        """Make all environments."""
+        for one in self._create:
+            self._envs.append(one())
 
     def describe(self, number: int) -> tuple[EnvSpec, Capabilities]:
         """What an environment offers."""
@@ -58,6 +58,10 @@ class EnvHost:
     def load_state_dict(self, number: int, state: Packed) -> PackedObservation:
         """See `VecEnv.load_state_dict`."""
         return PackedObservation.of(self._envs[number].load_state_dict(unpack(state)))
+
+    def restart(self, number: int) -> None:
+        """See `VecEnv.restart`."""
+        self._envs[number].restart()
 
     def close(self) -> None:
         """Stop all simulators."""
@@ -125,6 +129,10 @@ class HostedVecEnv(VecEnv):
         reply = self._host.load_state_dict.remote(self._number, pack(state))
         return self._get(reply, self._timeouts.reset_s).unpack()
 
+    def restart(self) -> None:
+        """See `VecEnv.restart`."""
+        self._get(self._host.restart.remote(self._number), self._timeouts.startup_s)
+
     def close(self, deadline: float = 10.0) -> None:
         """The host stops its simulators itself."""
 
@@ -134,6 +142,6 @@ class HostedVecEnv(VecEnv):
         except RayTaskError as error:
             raise (error.cause if isinstance(error.cause, RegraspError) else error) from None
         except RayActorError as error:
-            raise SimulatorError("The process of the environments has died.") from error
+            raise LostError("The process of the environments has died.") from error
         except GetTimeoutError as error:
-            raise SimulatorError("The process of the environments does not answer.") from error
+            raise LostError("The process of the environments does not answer within its deadline.") from error

@@ -96,7 +96,7 @@ class Worker:
         return self._envs[0].spec, self._envs[0].capabilities, offered
 
     def start(self, train: EnvSpec, evaluation: EnvSpec | None) -> None:
-        """Meet the other processes, and make policy, optimizer and episodes.
+        """Meet the other processes, and make policy, optimizer and, where there are environments, episodes.
 
         Raises:
             UserError: The policy cannot be had, or does not fit.
@@ -114,7 +114,7 @@ class Worker:
             self._training = Training(config, policy, algorithm, seed, device, given.run_dir, ranks["actor"])
             learner = self._training.learner
             source = learner.sharded or learner.bfloat16
-        if "rollout" in ranks:
+        if "rollout" in ranks and self._envs:
             if self._training is None:
                 apply_precision(policy, config.actor.model, device)
                 policy.to(device)
@@ -230,10 +230,6 @@ class Worker:
         """Restore what `env_state` returned."""
         self.rollouts.load_state({name: tensor.clone() for name, tensor in unpack(state).items()})
 
-    def begins_anew(self, state: Packed) -> bool:
-        """See `Rollouts.begins_anew`."""
-        return self.rollouts.begins_anew(unpack(state))
-
     def save(self, folder: Path, step: int, state: Mapping[str, JSON], envs: Packed, *, export: bool) -> None:
         """Write a checkpoint; the first rank does, with the help of all."""
         training = self.training
@@ -255,12 +251,12 @@ class Worker:
         """Restore weights and optimizer of a checkpoint."""
         self.training.load(read_checkpoint(checkpoint))
 
-    def snapshot(self) -> Any:
-        """What changes in training, on the first rank."""
+    def snapshot(self) -> tuple[None, Any]:
+        """What changes in training, on the first rank; what can be waited for without fetching it comes first."""
         is_first = not self._process.index["actor"]
         weights = {name: weight.cpu() for name, weight in self.training.weights() if is_first}
         optimizer_state = self.training.learner.state_dict()
-        return (weights, optimizer_state) if is_first else None
+        return None, (weights, optimizer_state) if is_first else None
 
     def restore(self, snapshot: Any) -> None:
         """Take over a snapshot of another process like this one."""

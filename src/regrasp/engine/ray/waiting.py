@@ -1,0 +1,75 @@
+"""Waiting for what several processes do together, any of which may fail or die."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from regrasp.errors import LostError, RegraspError, SimulatorError, UserError
+
+_POLL_S = 0.05
+_GRACE_S = 5.0
+"""How long the others have to end what they do, once one has failed."""
+
+
+def results(
+    replies: Sequence[Any],
+    should_stop: Callable[[], bool] | None = None,
+    stop: Callable[[], None] | None = None,
+) -> list[Any]:
+    """What all processes return.
+
+    Args:
+        replies: References to it.
+        should_stop: Asked meanwhile.
+        stop: Called once `should_stop` has said so, to have the processes end what they do.
+
+    Raises:
+        LostError: A process has died.
+        BaseException: What a process raised; of several errors that which tells most.
+    """
+    waiting, errors, deadline = list(replies), list[BaseException](), float("inf")
+    while waiting and time.monotonic() < deadline:
+        done, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=_POLL_S)
+        for reply in done:
+            try:
+                ray.get(reply)
+            except RayTaskError as error:
+                errors.append(_cause(error))
+            except RayError as error:
+                errors.append(_loss(error))
+        if errors:
+            deadline = min(deadline, time.monotonic() + _GRACE_S)
+        if waiting and should_stop is not None and should_stop():
+            should_stop = None
+            if stop is not None:
+                stop()
+    if errors:
+        raise min(errors, key=_gravity)
+    return ray.get(list(replies))
+
+
+def _gravity(error: BaseException) -> int:
+    """Which of several ranks' errors tells most: that a process died, then what one found, then who only heard."""
+    if isinstance(error, (SimulatorError, InterruptedError, UserError)):
+        return 1
+    if isinstance(error, LostError):
+        return 0
+    return 2 if isinstance(error, RegraspError) else 3
+
+
+def _cause(error: RayTaskError) -> BaseException:
+    """What a process raised, or that what it was given is lost."""
+    cause = error.cause
+    if isinstance(cause, RayError) and not isinstance(cause, RayTaskError):
+        return _loss(cause)
+    return cause if isinstance(cause, (RegraspError, InterruptedError)) else error
+
+
+def _loss(error: RayError) -> LostError:
+    text, _, _ = " ".join(str(error).split()).partition(" Some common causes")
+    return LostError(f"A process of the run was lost. {text}")

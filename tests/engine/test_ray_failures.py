@@ -1,0 +1,195 @@
+"""Processes of a Ray run that are killed or stopped: it goes on by itself, and every update is made once."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from rank_toys import NUM_ENVS, create_env, create_policy, engine, experiment
+
+from regrasp.checkpoint.layout import FULL_WEIGHTS
+from regrasp.checkpoint.write import new_checkpoint
+from regrasp.engine.base import Engine, UpdateLostError
+from regrasp.engine.placement import plan
+from regrasp.engine.ray.cluster import Machines
+from regrasp.engine.ray.engine import Makers, RayEngine
+from regrasp.errors import LostError
+from regrasp.experiment import ClusterConfig, ExperimentConfig
+from regrasp.ranks import Ranks
+
+UPDATES = 3
+STRUCK = 1
+"""The update that something happens in."""
+STEP_S = 2.0
+OVERRIDES = (
+    "runner.val_check_interval=1",
+    f"env.train.timeouts.step_s={STEP_S}",
+    f"env.eval.timeouts.step_s={STEP_S}",
+)
+Strike = Callable[[str], None]
+"""Given what the run is about to do, or does."""
+
+
+def config_of(*overrides: str) -> ExperimentConfig:
+    config = experiment("ppo", *OVERRIDES, *overrides)
+    return dataclasses.replace(config, cluster=ClusterConfig(component_placement={"env": 0, "rollout": 1, "actor": 2}))
+
+
+def trained(one: Engine, folder: Path, strike: Strike) -> tuple[Any, ...]:
+    """What a run of three updates leaves: metrics, episodes of an evaluation, weights."""
+    lines = []
+    while len(lines) < UPDATES:
+        update = len(lines)
+
+        def during(what: str, is_struck: bool = update == STRUCK) -> Callable[[], bool]:
+            def asked() -> bool:
+                if is_struck:
+                    strike(what)
+                return False
+
+            return asked
+
+        collected = one.collect(update, during("rollout"))
+        try:
+            metrics = one.update(update, during("update"))
+        except UpdateLostError:
+            continue
+        lines.append({**collected.metrics, **metrics, "steps": collected.num_steps})
+    episodes = [
+        [result.total_reward, result.length] for result in one.evaluate(NUM_ENVS, lambda _: strike("evaluation"))
+    ]
+    strike("save")
+    saved = new_checkpoint(folder, UPDATES, lambda draft: one.save(draft, UPDATES, {}, export=False))
+    return lines, episodes, torch.load(saved / FULL_WEIGHTS, weights_only=True)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, ...]:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    torch.set_default_dtype(torch.float64)
+    try:
+        return trained(engine(config_of(), folder, Ranks()), folder, lambda what: None)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture
+def start(machines: Machines, tmp_path: Path) -> Iterator[Callable[..., RayEngine]]:
+    started: list[RayEngine] = []
+
+    def one(*overrides: str) -> RayEngine:
+        config, makers = config_of(*overrides), Makers(create_env, create_policy)
+        started.append(RayEngine(config, plan(config, machines.resources), machines, config.seed, tmp_path, makers))
+        return started[-1]
+
+    yield one
+    for engine_ in started:
+        engine_.close()
+
+
+def processes(role: str) -> list[int]:
+    """Those of this test that play a role, as `ps` shows them."""
+    found = []
+    for child in psutil.process_iter(["cmdline"]):
+        if " ".join(child.info["cmdline"] or ()).startswith(f"ray::{role} ") and _is_own(child):
+            found.append(child.pid)
+    return found
+
+
+def _is_own(child: psutil.Process) -> bool:
+    try:
+        return os.getpid() in [parent.pid for parent in child.parents()]
+    except psutil.NoSuchProcess:
+        return False
+
+
+QUICK = {("actor", "update", signal.SIGKILL), ("env", "rollout", signal.SIGSTOP)}
+CASES = [
+    *(
+        (role, what, signal.SIGKILL)
+        for role in ("env", "rollout", "actor")
+        for what in ("rollout", "update", "evaluation", "save")
+    ),
+    ("env", "rollout", signal.SIGSTOP),
+    ("env", "evaluation", signal.SIGSTOP),
+]
+
+
+@pytest.mark.parametrize(
+    ("role", "what", "number"), [pytest.param(*case, marks=() if case in QUICK else pytest.mark.full) for case in CASES]
+)
+def test_a_run_that_loses_a_process_makes_every_update_once(
+    start: Callable[..., RayEngine],
+    undisturbed: tuple[Any, ...],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    role: str,
+    what: str,
+    number: signal.Signals,
+) -> None:
+    struck: list[float] = []
+
+    def strike(now: str) -> None:
+        if now == what and not struck:
+            struck.append(time.monotonic())
+            os.kill(*processes(role), number)
+
+    with caplog.at_level(logging.WARNING):
+        found = trained(start(), tmp_path / "checkpoints", strike)
+    assert struck
+    torch.testing.assert_close(found, undisturbed, rtol=1e-9, atol=1e-12)
+    if what == "rollout" or (what, role) in {("evaluation", "env"), ("evaluation", "rollout"), ("update", "actor")}:
+        assert "All processes were started again" in caplog.text, "others are not needed, or not any more"
+
+
+@pytest.mark.full
+def test_a_process_that_always_dies_ends_the_run_with_its_last_update(
+    start: Callable[..., RayEngine], undisturbed: tuple[Any, ...], tmp_path: Path
+) -> None:
+    one = start("runner.max_restarts=1")
+    one.collect(0, lambda: False)
+    one.update(0, lambda: False)
+    last = new_checkpoint(tmp_path / "before", 1, lambda draft: one.save(draft, 1, {}, export=False))
+    struck: set[int] = set()
+
+    def always() -> bool:
+        for pid in set(processes("env")) - struck:
+            struck.add(pid)
+            os.kill(pid, signal.SIGKILL)
+        return False
+
+    with pytest.raises(LostError, match=r"was lost|has died"):
+        one.collect(1, always)
+    assert len(struck) == 2
+    saved = new_checkpoint(tmp_path / "after", 1, lambda draft: one.save(draft, 1, {}, export=False))
+    first, second = (torch.load(folder / FULL_WEIGHTS, weights_only=True) for folder in (last, saved))
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
+
+
+def test_a_signal_in_the_middle_of_a_restart_saves_the_last_update(
+    start: Callable[..., RayEngine], tmp_path: Path
+) -> None:
+    one = start()
+    one.collect(0, lambda: False)
+    one.update(0, lambda: False)
+    asked: list[float] = []
+
+    def stop_after_the_strike() -> bool:
+        if not asked:
+            os.kill(*processes("rollout"), signal.SIGKILL)
+        asked.append(time.monotonic())
+        return one._lost is not None
+
+    with pytest.raises(InterruptedError):
+        one.collect(1, stop_after_the_strike)
+    saved = new_checkpoint(tmp_path / "saved", 1, lambda draft: one.save(draft, 1, {}, export=False))
+    assert (saved / FULL_WEIGHTS).is_file()
