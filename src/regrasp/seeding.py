@@ -82,6 +82,11 @@ class KeyedNoise:
         return torch.tensor(numbers, dtype=torch.long)
 
     def _generators(self, name: str) -> Iterator[np.random.Generator]:
+        """The generator of each row, until the next one is asked for: a new one for each would cost five times as much."""
         stream = np.array([self.seed, _ROLES[self.role] << 32 | zlib.crc32(name.encode())], np.uint64)
+        philox = np.random.Philox(key=stream)
+        generator, state = np.random.Generator(philox), philox.state
         for key in self.keys:
-            yield np.random.Generator(np.random.Philox(key=stream, counter=[0, *key]))
+            state["state"]["counter"] = (0, *key)
+            philox.state = state
+            yield generator
