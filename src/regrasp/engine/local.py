@@ -121,7 +121,7 @@ class LocalEngine(Engine):
             optimizer_state=optimizer_state,
             tensors=tensors,
             state=state,
-            export=policy.save if export else None,
+            export=policy.write_folder if export else None,
         )
         write_content(folder, step, content)
 

@@ -203,7 +203,8 @@ class Learner:
         self._steps.zero_grad()
         parts: list[dict[str, Tensor]] = []
         for micro, is_last in _with_last(batch.micro_batches(self._micro_size)):
-            self._steps.begin_pass(is_last=is_last)
+            # On GPUs, torch 2.11 lost gradients that waited for a later pass where passes left layers out.
+            self._steps.begin_pass(is_last=is_last or len(minibatch.groups) < len(self._groups))
             shares = self.algorithm.shares(micro, batch)
             if micro.is_idle:
                 shares = torch.zeros_like(shares)

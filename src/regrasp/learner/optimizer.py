@@ -78,7 +78,7 @@ class Steps:
         _forget(self._rounded.values())
 
     def begin_pass(self, *, is_last: bool) -> None:
-        """Hear that a forward and backward pass begins, and whether it is the last of its minibatch."""
+        """Hear that a forward and backward pass begins, and whether gradients are to be summed over the ranks in it."""
 
     @torch.no_grad()
     def gather(self) -> None:

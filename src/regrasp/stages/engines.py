@@ -132,4 +132,5 @@ def starting_policy(
         check_fit(policy, mapping, train)
     if evaluation is not None:
         check_fit(policy, config.env.eval.mapping, evaluation, "env.eval.mapping")
+    policy.origin = policy.origin.trained_on(config.env.train.init_params.id)
     return policy

@@ -11,7 +11,7 @@ from regrasp.checkpoint.run_record import RunRecord, only_writer
 from regrasp.config.types import changed
 from regrasp.engine.base import Engine
 from regrasp.engine.memory import check_disk, policy_memory
-from regrasp.engine.policies import check_folder_fits
+from regrasp.engine.policies import check_folder_fits, warn_of_another_task
 from regrasp.errors import UserError
 from regrasp.experiment import ExperimentConfig
 from regrasp.experiment.batches import num_updates
@@ -96,6 +96,7 @@ def check(config: ExperimentConfig) -> Policy | None:
         )
     check_installed(config.runner.logger.logger_backends)
     policy = check_folder_fits(config, "train")
+    warn_of_another_task(config, "train")
     if config.runner.val_check_interval > 0:
         check_folder_fits(config, "eval")
     return policy

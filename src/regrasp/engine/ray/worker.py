@@ -247,7 +247,7 @@ class Worker:
             optimizer_state=optimizer_state,
             tensors=unpack(envs),
             state=state,
-            export=policy.save if export else None,
+            export=policy.write_folder if export else None,
         )
         write_content(folder, step, content)
 
