@@ -78,11 +78,11 @@ def started(layout: str, config: Any, folder: Path) -> Iterator[Any]:
         policy = trivial_env.create_policy(config, env.spec, None)
         yield LocalEngine(config, policy, [env], config.seed, torch.device("cpu"), folder)
         return
-    from regrasp.engine.placement import plan
+    from regrasp.engine.placement import Resources, plan
     from regrasp.engine.ray.cluster import connected
     from regrasp.engine.ray.engine import Makers, RayEngine
 
-    with connected(None) as machines:
+    with connected(None, len(plan(config, Resources.of_this_machine()).processes)) as machines:
         makers = Makers(trivial_env.create_env, trivial_env.create_policy)
         placed = plan(config, machines.resources)
         with contextlib.closing(RayEngine(config, placed, machines, config.seed, folder, makers)) as engine:
@@ -236,7 +236,9 @@ def main() -> None:
     for num_envs in args.num_envs:
         for layout in args.layouts:
             command = [sys.executable, __file__, "--row", "--layouts", layout, "--num_envs", str(num_envs)]
-            done = subprocess.run([*command, "--updates", str(args.updates)], stdout=subprocess.PIPE, text=True, check=True)
+            done = subprocess.run(
+                [*command, "--updates", str(args.updates)], stdout=subprocess.PIPE, text=True, check=True
+            )
             rows.append(json.loads(done.stdout.splitlines()[-1]))
             print(rows[-1], flush=True)
     if args.json is not None:

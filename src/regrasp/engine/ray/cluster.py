@@ -16,7 +16,14 @@ from regrasp.engine.placement import NodeResources, Resources
 from regrasp.errors import UserError
 
 _LOOPBACK = "127.0.0.1"
-_QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+_SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_worker_niceness": "0",
+    "RAY_preload_python_modules": "regrasp.engine.ray.worker",
+}
+"""Ray's environment. Workers have the driver's priority, by default they give way to everything else that runs; and
+those that wait for work have imported what it needs."""
 
 
 @dataclass(frozen=True)
@@ -29,22 +36,24 @@ class Machines:
 
 
 @contextlib.contextmanager
-def connected(address: str | None) -> Iterator[Machines]:
+def connected(address: str | None, num_processes: int = 1) -> Iterator[Machines]:
     """Start a cluster of this machine alone, or join one.
 
     Args:
         address: None: a cluster of this run's own, whose servers bind to loopback; "auto" or "host:port" of one that
             runs.
+        num_processes: So many begin to start with a cluster of this run's own.
 
     Raises:
         UserError: There is none to join.
     """
-    for name, value in _QUIET.items():
+    for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
     quiet = {"log_to_driver": False, "configure_logging": False, "logging_level": logging.ERROR}
     try:
         if address is None:
-            ray.init(address="local", num_cpus=1, include_dashboard=False, _node_ip_address=_LOOPBACK, **quiet)
+            own = {"num_cpus": num_processes, "include_dashboard": False, "_node_ip_address": _LOOPBACK}
+            ray.init(address="local", **own, **quiet)
         else:
             ray.init(address=address, **quiet)
     except ConnectionError as error:
@@ -67,8 +76,8 @@ def _machines() -> Machines:
     nodes = sorted((node for node in ray.nodes() if node["Alive"]), key=lambda node: node["NodeID"] != own)
     ids = tuple(node["NodeID"] for node in nodes)
     measure = ray.remote(num_cpus=0)(_measured)
-    found = ray.get([measure.options(scheduling_strategy=on_node(one)).remote() for one in ids])
-    return Machines(ids, tuple(node["NodeManagerAddress"] for node in nodes), Resources(tuple(found)))
+    others = ray.get([measure.options(scheduling_strategy=on_node(other)).remote() for other in ids[1:]])
+    return Machines(ids, tuple(node["NodeManagerAddress"] for node in nodes), Resources((_measured(), *others)))
 
 
 def on_node(node_id: str) -> NodeAffinitySchedulingStrategy:
