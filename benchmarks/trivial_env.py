@@ -42,6 +42,7 @@ class TrivialEnv(VecEnv):
         self._sentences = [""] * num_envs
 
     def reset(self, env_ids: Sequence[int], seeds: Sequence[int]) -> Observation:
+        """See `VecEnv.reset`."""
         rows = torch.tensor(env_ids)
         generator = torch.Generator().manual_seed(seeds[0])
         self.place[rows] = torch.randn(len(rows), STATE_DIM, generator=generator)
@@ -50,6 +51,7 @@ class TrivialEnv(VecEnv):
         return self._observe()
 
     def step(self, actions: Tensor) -> Step:
+        """See `VecEnv.step`."""
         action = actions[:, 0]
         rewards = (-(action - self.place[:, :ACTION_DIM]).square().mean(1) * self.running)[:, None]
         self.place[:, :ACTION_DIM] += 0.1 * action * self.running[:, None]
@@ -64,23 +66,29 @@ class TrivialEnv(VecEnv):
         return Observation({}, {"state": self.place.clone()}, self._sentences)
 
     def state_dict(self) -> dict[str, Tensor]:
+        """See `VecEnv.state_dict`."""
         return {name: getattr(self, name).clone() for name in ("place", "steps", "running")}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> Observation:
+        """See `VecEnv.load_state_dict`."""
         for name, value in state.items():
             getattr(self, name).copy_(value)
         return self._observe()
 
     def expert_actions(self) -> Tensor:
+        """There is no expert."""
         raise NotImplementedError
 
     def share_vectors(self) -> None:
+        """Nothing records it."""
         raise NotImplementedError
 
     def raw_observation(self) -> dict[str, Tensor]:
+        """Nothing records it."""
         raise NotImplementedError
 
     def record(self, env_ids: Sequence[int], height: int = 256, width: int = 256) -> None:
+        """Nothing records it."""
         raise NotImplementedError
 
     def close(self, deadline: float = 10.0) -> None:

@@ -82,7 +82,7 @@ class KeyedNoise:
         return torch.tensor(numbers, dtype=torch.long)
 
     def _generators(self, name: str) -> Iterator[np.random.Generator]:
-        """The generator of each row, until the next one is asked for: a new one for each would cost five times as much."""
+        """The generator of each row, until the next one is asked for; one of its own for each would cost five times."""
         stream = np.array([self.seed, _ROLES[self.role] << 32 | zlib.crc32(name.encode())], np.uint64)
         philox = np.random.Philox(key=stream)
         generator, state = np.random.Generator(philox), philox.state
