@@ -96,6 +96,7 @@ def test_updates_of_sharded_weights_are_those_of_one_process(alone: Path, two: P
     assert_starts_alike(alone / job.algorithm, two / job.name, job.updates)
 
 
+@pytest.mark.slow
 def test_updates_of_weights_sharded_within_copies_are_those_of_one_process(alone: Path, tmp_path: Path) -> None:
     run(tmp_path, 4, [Job("hybrid", "ppo", HYBRID, updates=3)])
     assert_starts_alike(alone / "ppo", tmp_path / "hybrid", 3)
@@ -110,6 +111,7 @@ def assert_starts_alike(whole: Path, begun: Path, updates: int) -> None:
         assert_equal(expected[1:], found[1:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("written", "count", "resumed"),
     [("ppo_full_shard", 1, ()), ("ppo_full_shard", 2, ()), ("ppo_full_shard", 3, FULL), ("ppo", 2, FULL)],

@@ -173,6 +173,7 @@ def plan(config: ExperimentConfig, resources: Resources) -> Plan:
             expected="0, or actor and rollout on different numbers of cluster.component_placement",
             fix="set runner.max_staleness=0, or place actor and rollout apart",
         )
+    config.actor.fsdp_config.num_shards(len(numbers["actor"]))  # an error where they do not divide
     num_rollouts, num_workers = len(numbers["rollout"]), len(numbers["env"])
     return Plan(
         processes,

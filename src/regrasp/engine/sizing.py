@@ -49,7 +49,10 @@ class Sizing:
         if self.model is None:
             return None
         kept = self.model.kept_on_device(self.config) // self.plan.num_actors if "actor" in process.roles else 0
-        return self.model.policy.held(process.roles) + kept
+        policy = self.model.policy
+        if "actor" in process.roles:
+            policy = policy.of_rank(self.config, self.plan.num_actors)
+        return policy.held(process.roles) + kept
 
     def simulator_bytes(self, process: ProcessPlan) -> int:
         """Host memory of the simulators of an env worker; 0 where it is not known."""
