@@ -12,6 +12,9 @@ from regrasp.errors import RegraspError
 
 _BUCKET_BYTES = 64 * 2**20
 
+_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""By bytes of a number."""
+
 
 class WeightSync:
     """Broadcasts trained weights from one process to others.
@@ -70,7 +73,5 @@ def _buckets(weights: Iterable[tuple[str, Tensor]]) -> Iterator[list[Tensor]]:
 
 
 def _checksum(flat: Tensor) -> Tensor:
-    """A sum over the bits, in which each place has a weight of its own."""
-    words = flat.view(torch.uint8).long()
-    places = torch.arange(1, len(words) + 1, device=flat.device) % 8191 + 1
-    return (words * places).sum()
+    """The sum of all bits taken as integers."""
+    return flat.view(_INTEGERS[flat.itemsize]).sum(dtype=torch.int64)
