@@ -81,11 +81,19 @@ def _local(config: ExperimentConfig, placed: Plan, run_dir: Path, checkpoint: Pa
 def _several(config: ExperimentConfig, num_processes: int, run_dir: Path, checkpoint: Path | None) -> Iterator[Engine]:
     from regrasp.engine.ray.cluster import connected
     from regrasp.engine.ray.engine import Makers, RayEngine
+    from regrasp.engine.ray.nodes import require_room, require_shared
 
+    inputs: dict[str, Path] = {}
+    if (folder := config.actor.model.model_path) is not None:
+        inputs["actor.model.model_path"] = Path(folder).expanduser().absolute()
+    if checkpoint is not None:
+        inputs["runner.resume_dir"] = checkpoint.absolute()
     with connected(config.cluster.address, num_processes) as machines:
         placed = plan(config, machines.resources)
         for warning in placed.warnings:
             _log.warning(warning)
+        require_shared(machines, placed, run_dir.absolute(), inputs)
+        require_room(machines, placed, config)
         make_policy = functools.partial(starting_policy, checkpoint=checkpoint)
         makers = Makers(create_env, make_policy)
         with contextlib.closing(RayEngine(config, placed, machines, config.seed, run_dir, makers)) as engine:
