@@ -29,7 +29,13 @@ _OWN = "regrasp_run"
 """Resource of a cluster that belongs to one run."""
 _TOKEN = secrets.token_hex(32)
 """What the processes of this run's own cluster know each other by: other users of the machine reach loopback too."""
-_OWN_SETTINGS = {"RAY_AUTH_TOKEN": _TOKEN}
+_OWN_SETTINGS = {
+    "RAY_AUTH_TOKEN": _TOKEN,
+    "RAY_worker_niceness": "0",
+    "RAY_preload_python_modules": "regrasp.engine.ray.worker",
+}
+"""Processes have this one's priority, while Ray's own setting has them give way to all else that runs; and those that
+wait for work have imported what it needs."""
 _CHANGED_BY_RAY = ("RAY_AUTH_MODE",)
 _SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 _KEEP_LOOPBACK = {"ENABLE_RAY_CLUSTER": False}
@@ -52,12 +58,13 @@ class Machines:
 
 
 @contextlib.contextmanager
-def connected(address: str | None) -> Iterator[Machines]:
+def connected(address: str | None, num_processes: int = 1) -> Iterator[Machines]:
     """Start a cluster of this machine alone, or join one.
 
     Args:
         address: None: a cluster of this run's own, whose servers bind to loopback; "auto" or "host:port" of one that
             runs.
+        num_processes: So many begin to start with a cluster of this run's own.
 
     Raises:
         UserError: There is none to join, or its machines cannot run what this one runs.
@@ -66,7 +73,8 @@ def connected(address: str | None) -> Iterator[Machines]:
     with _environment(_SETTINGS if address is not None else {**_SETTINGS, **_OWN_SETTINGS}):
         if address is None:
             with _constants(_KEEP_LOOPBACK):
-                _init("local", num_cpus=1, resources={_OWN: 1}, include_dashboard=False, _node_ip_address=_LOOPBACK)
+                own = {"num_cpus": num_processes, "resources": {_OWN: 1}, "_node_ip_address": _LOOPBACK}
+                _init("local", include_dashboard=False, **own)
         else:
             _join(address)
         try:
@@ -204,10 +212,11 @@ def _machines(address: str | None) -> Machines:
     ids = tuple(node["NodeID"] for node in nodes)
     addresses = tuple(node["NodeManagerAddress"] for node in nodes)
     survey = ray.remote(num_cpus=0, max_retries=0)(_survey)
-    replies = [survey.options(scheduling_strategy=on_node(one)).remote() for one in ids]
+    replies = [survey.options(scheduling_strategy=on_node(one)).remote() for one in ids[1:]]
+    here = _survey()
     try:
-        found = [_surveyed(where, reply) for where, reply in zip(addresses, replies, strict=True)]
-        check_versions(addresses, [one.versions for one in found], _survey().versions)
+        found = [here, *(_surveyed(where, reply) for where, reply in zip(addresses[1:], replies, strict=True))]
+        check_versions(addresses, [one.versions for one in found], here.versions)
     except UserError as error:
         raise error.at(None, "cluster.address") from None
     return Machines(ids, addresses, Resources(tuple(one.resources for one in found)), address is None)
