@@ -11,10 +11,10 @@ DEVELOPMENT := .venv/.development-installed
 REQUIREMENTS := pyproject.toml constraints.txt scripts/install.sh
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test lint format wheel clean
+.PHONY: help setup quickstart test test-all lint format wheel clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
 	@echo "Variables: PYTHON=$(PYTHON) (3.11 or newer), SEED=$(SEED), ARGS= (more arguments of the quickstart),"
 	@echo "TORCH_INDEX= (package index that torch comes from, see CONTRIBUTING.md)."
 
@@ -28,6 +28,11 @@ test: lint ## everything CI runs: linters, types, tests
 	@sh scripts/install_rendering.sh $(VENV_PYTHON)
 	@sh scripts/install_isaaclab_tests.sh $(VENV_PYTHON)
 	$(VENV_PYTHON) -m pytest -n 2
+
+test-all: lint ## the tests of CI, and those that take long
+	@sh scripts/install_rendering.sh $(VENV_PYTHON)
+	@sh scripts/install_isaaclab_tests.sh $(VENV_PYTHON)
+	$(VENV_PYTHON) -m pytest -n 2 -m ""
 
 lint: $(DEVELOPMENT) ## ruff, pyright and the direction of imports, changing nothing
 	$(VENV_PYTHON) -m ruff check

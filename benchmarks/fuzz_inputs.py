@@ -117,7 +117,7 @@ def _engine() -> LocalEngine:
     """What a checkpoint is restored into."""
     config = _experiment("mlp").config
     policy = config.actor.model.build(_env("mlp").spec.state_dim, 0)
-    return LocalEngine(config, policy, _env("mlp"), 0, torch.device("cpu"), Path())
+    return LocalEngine(config, policy, [_env("mlp")], 0, torch.device("cpu"), Path())
 
 
 def _make_model(kind: str, checksums: bool, folder: Path) -> None:
@@ -315,7 +315,7 @@ def _read_checkpoint(folder: Path) -> str:
     state = read_run_state(checkpoint)
     engine = _engine()
     engine.load(checkpoint)
-    parts = (engine.policy.state_dict(), engine.learner.state_dict(), engine.rollouts._episodes.state_dict())
+    parts = (engine.policy.state_dict(), engine.learner.state_dict(), engine.rollouts._stages[0].state_dict())
     return _sum(checkpoint.step, sorted(checkpoint.frozen_names), state, *parts)
 
 

@@ -34,6 +34,7 @@ from torch import Tensor
 
 from groot_flops import Flops, count_flops
 from regrasp.algorithms.ppo import PpoConfig
+from regrasp.experiment.fsdp import FsdpConfig
 from regrasp.learner.compilation import capture_updates, compile_policy, num_compilations
 from regrasp.learner.learner import Learner
 from regrasp.learner.precision import ActingPolicy, apply_precision
@@ -272,7 +273,9 @@ def actor_config(sizes: Sizes, trainable: TrainablePart) -> Any:
         min_lr_ratio=0.0,
     )
     model, size = model_config(trainable), sizes.minibatch
-    return SimpleNamespace(model=model, micro_batch_size=size, global_batch_size=size, optim=optim)
+    return SimpleNamespace(
+        model=model, micro_batch_size=size, global_batch_size=size, optim=optim, fsdp_config=FsdpConfig()
+    )
 
 
 ALGORITHM = PpoConfig(update_epoch=1)

@@ -16,6 +16,7 @@ from regrasp.envs.mapping import ActionMapping
 from regrasp.envs.mapping_config import ActionMapping as ActionMappingConfig
 from regrasp.envs.mapping_config import MappingConfig
 from regrasp.experiment import ActorConfig, OptimConfig
+from regrasp.experiment.fsdp import FsdpConfig
 from regrasp.learner.learner import Learner
 from regrasp.models.config import RlHeadConfig
 from regrasp.models.contract import Action, Evaluation, Noise, Policy, PolicySpec
@@ -25,6 +26,7 @@ from regrasp.models.groot.policy import GrootPolicy
 from regrasp.models.groot.processing.processor import GrootProcessor
 from regrasp.models.groot.settings import GrootModelConfig
 from regrasp.models.mlp.policy import MlpPolicy
+from regrasp.ranks import Ranks
 from regrasp.rollout.buffers import RolloutBuffer
 from regrasp.rollout.decisions import Decisions
 from regrasp.rollout.inference import Inference
@@ -296,6 +298,8 @@ def worker(
     num_updates: int = 10,
     precision: str = "fp32",
     device: str = "cpu",
+    ranks: Ranks | None = None,
+    fsdp_config: FsdpConfig | None = None,
     **algorithm: Any,
 ) -> Learner:
     """A learner of the policy, with minibatches of `batch` decisions."""
@@ -311,6 +315,7 @@ def worker(
         micro_batch_size=micro or batch,
         global_batch_size=batch,
         optim=OptimConfig(**{"lr": 1e-3, "value_lr": 1e-3, **(optim or {})}),
+        fsdp_config=fsdp_config or FsdpConfig(),
     )
     return Learner(
         policy,
@@ -319,6 +324,7 @@ def worker(
         num_updates=num_updates,
         seed=SEED,
         device=torch.device(device),
+        ranks=ranks,
     )
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import torch
 import torch.distributed as dist
 from tensordict import TensorDict
 from torch import Tensor
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh
 
 _BUCKET_BYTES = 64 * 2**20
 """Gradients and weights are exchanged in pieces of about this size."""
@@ -61,29 +62,31 @@ class Ranks:
 
 
 class ProcessGroupRanks(Ranks):
-    """The ranks of torch's default process group, which has been initialized.
+    """The ranks of a process group of torch's, which has been initialized.
 
     Args:
         device: The rank's own: small numbers are exchanged there, and tensors given where they are. A GPU is the
             current one, and the process group has a backend for it.
+        group: The group; None for the default one.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self.index = dist.get_rank()
-        self.count = dist.get_world_size()
+    def __init__(self, device: torch.device, group: dist.ProcessGroup | None = None) -> None:
+        self.index = dist.get_rank(group)
+        self.count = dist.get_world_size(group)
         self._device = device
+        self._group = group
 
     def add(self, tensors: Sequence[Tensor]) -> None:
         """See `Ranks.add`; one exchange for every 64 MiB."""
         for bucket in buckets(tensors):
             flat = torch.cat([tensor.flatten() for tensor in bucket])
-            dist.all_reduce(flat)
+            dist.all_reduce(flat, group=self._group)
             for tensor, part in zip(bucket, flat.split([tensor.numel() for tensor in bucket]), strict=True):
                 tensor.copy_(part.view_as(tensor))
 
     def largest(self, tensor: Tensor) -> None:
         """See `Ranks.largest`."""
-        dist.all_reduce(tensor, dist.ReduceOp.MAX)
+        dist.all_reduce(tensor, dist.ReduceOp.MAX, self._group)
 
     def any(self, flag: bool) -> bool:
         """See `Ranks.any`."""
@@ -95,7 +98,7 @@ class ProcessGroupRanks(Ranks):
         """See `Ranks.gather`."""
         mine = torch.tensor([len(table)], device=self._device)
         lengths = [torch.zeros_like(mine) for _ in range(self.count)]
-        dist.all_gather(lengths, mine)
+        dist.all_gather(lengths, mine, self._group)
         counts = [int(length) for length in lengths]
         columns = {str(name): self._gather(table[name], counts) for name in sorted(map(str, table.keys()))}
         return [
@@ -111,17 +114,26 @@ class ProcessGroupRanks(Ranks):
             rank: torch.empty(count * row_bytes, dtype=torch.uint8, device=self._device)
             for rank, count in received.items()
         }
-        work = [dist.P2POp(dist.isend, message, rank) for rank, message in outgoing.items()]
-        work += [dist.P2POp(dist.irecv, message, rank) for rank, message in incoming.items()]
+        members = self._members()
+        work = [dist.P2POp(dist.isend, message, members[rank], self._group) for rank, message in outgoing.items()]
+        work += [dist.P2POp(dist.irecv, message, members[rank], self._group) for rank, message in incoming.items()]
         for request in dist.batch_isend_irecv(work) if work else ():
             request.wait()
         return [_unpacked(message, received[rank], like) for rank, message in incoming.items()]
 
     def mesh(self, num_shards: int) -> DeviceMesh:
         """See `Ranks.mesh`; two dimensions where there are several copies."""
-        copies = self.count // num_shards
-        shape, names = ((num_shards,), (SHARD,)) if copies == 1 else ((copies, num_shards), ("replicate", SHARD))
-        return init_device_mesh(self._device.type, shape, mesh_dim_names=names)
+        grid = torch.tensor(self._members()).view(-1, num_shards)
+        kind = self._device.type
+        if len(grid) == 1:
+            return DeviceMesh.from_group(self._group or group_of(self._members()), kind, mesh_dim_names=(SHARD,))
+        copy, shard = divmod(self.index, num_shards)
+        groups = [group_of(members.tolist()) for members in (grid[:, shard], grid[copy])]
+        return DeviceMesh.from_group(groups, kind, mesh=grid, mesh_dim_names=("replicate", SHARD))
+
+    def _members(self) -> list[int]:
+        """The number that each rank has among all processes."""
+        return dist.get_process_group_ranks(self._group)
 
     def _gather(self, column: Tensor, counts: Sequence[int]) -> list[Tensor]:
         """A column of all ranks, on the device that it comes from."""
@@ -129,8 +141,13 @@ class ProcessGroupRanks(Ranks):
         padded = rows.new_zeros((max(counts), *column.shape[1:]))
         padded[: len(rows)] = rows
         parts = [torch.empty_like(padded) for _ in counts]
-        dist.all_gather(parts, padded)
+        dist.all_gather(parts, padded, self._group)
         return [part[:count].to(column.device, column.dtype) for part, count in zip(parts, counts, strict=True)]
+
+
+def group_of(members: Sequence[int]) -> dist.ProcessGroup:
+    """A group of some processes, by their numbers among all; its members make it together."""
+    return cast(dist.ProcessGroup, dist.new_group(list(members), use_local_synchronization=True))
 
 
 def _columns(table: TensorDict) -> dict[str, Tensor]:

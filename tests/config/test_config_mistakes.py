@@ -158,13 +158,13 @@ SHARDING = [
     override("actor.fsdp_config.strategy=ddp", "actor.fsdp_config.strategy", "'ddp'", "'fsdp' or 'fsdp2'", "=fsdp2"),
     override("actor.fsdp_config.fsdp_size=0", "actor.fsdp_config.fsdp_size", "0", "-1, or at least 1", "=-1"),
     override("actor.fsdp_config.fsdp_size=2", "actor.fsdp_config.fsdp_size", "2", "-1 with sharding_strategy no_shard", "sharding_strategy=hybrid_shard"),
-    override("actor.fsdp_config.cpu_offload=true", "actor.fsdp_config.cpu_offload", "True", "false with sharding_strategy no_shard", "sharding_strategy=full_shard"),
+    override("actor.fsdp_config.cpu_offload=true", "actor.fsdp_config.cpu_offload", "true", "false with sharding_strategy no_shard", "sharding_strategy=full_shard"),
     override("actor.fsdp_config.mixed_precision.param_dtype=bf16", "actor.fsdp_config.mixed_precision.param_dtype", "'bf16'", "fp32 as actor.model.precision says", "set actor.model.precision=bf16"),
     override("actor.fsdp_config.mixed_precision.reduce_dtype=fp16", "actor.fsdp_config.mixed_precision.reduce_dtype", "'fp16'", "or 'bf16' or null", "reduce_dtype=bf16"),
     override("actor.fsdp_config.backward_prefetch=post", "actor.fsdp_config.backward_prefetch", "'post'", "null: FSDP2 fetches", "to null"),
-    override("actor.fsdp_config.use_liger_kernel=true", "actor.fsdp_config.use_liger_kernel", "True", "no Liger kernels", "to false"),
-    override("actor.fsdp_config.amp.enabled=true", "actor.fsdp_config.amp.enabled", "True", "under autocast", "to false"),
-    override("actor.fsdp_config.grad_scaler.enabled=true", "actor.fsdp_config.grad_scaler.enabled", "True", "no scaling", "to false"),
+    override("actor.fsdp_config.use_liger_kernel=true", "actor.fsdp_config.use_liger_kernel", "true", "no Liger kernels", "to false"),
+    override("actor.fsdp_config.amp.enabled=true", "actor.fsdp_config.amp.enabled", "true", "under autocast", "to false"),
+    override("actor.fsdp_config.grad_scaler.enabled=true", "actor.fsdp_config.grad_scaler.enabled", "true", "no scaling", "to false"),
     override("actor.fsdp_config.fsdp_sise=2", "actor.fsdp_config.fsdp_sise", "2", "one of the keys of actor.fsdp_config", "actor.fsdp_config.fsdp_size"),
 ]  # fmt: skip
 

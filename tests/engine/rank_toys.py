@@ -21,6 +21,7 @@ from regrasp.algorithms.reinforce import ReinforceConfig
 from regrasp.checkpoint.read import read_checkpoint
 from regrasp.checkpoint.write import new_checkpoint
 from regrasp.engine.local import LocalEngine
+from regrasp.envs.config import EnvConfig, EnvName
 from regrasp.envs.contract import Capabilities, EnvSpec, Observation, Step, VecEnv
 from regrasp.experiment import ExperimentConfig
 from regrasp.experiment.load import load_config
@@ -147,9 +148,21 @@ def policy(config: ExperimentConfig) -> DoublePolicy:
     return made
 
 
-def engine(config: ExperimentConfig, folder: Path, ranks: Ranks) -> LocalEngine:
+def create_env(block: EnvConfig, name: EnvName, max_chunk: int, seed: int) -> PointEnv:
+    """As `envs.registry.create_env`, in a process of its own."""
+    torch.set_default_dtype(torch.float64)
+    return PointEnv(block.total_num_envs)
+
+
+def create_policy(config: ExperimentConfig, train: EnvSpec, evaluation: EnvSpec | None) -> DoublePolicy:
+    torch.set_default_dtype(torch.float64)
+    return policy(config)
+
+
+def engine(config: ExperimentConfig, folder: Path, ranks: Ranks, num_stages: int = 1) -> LocalEngine:
     share = NUM_ENVS // ranks.count
-    return LocalEngine(config, policy(config), PointEnv(share), config.seed, CPU, folder, PointEnv(share), ranks)
+    stages = [PointEnv(share // num_stages) for _ in range(num_stages)]
+    return LocalEngine(config, policy(config), stages, config.seed, CPU, folder, PointEnv(share), ranks)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,6 +173,7 @@ class Job:
     algorithm: str
     overrides: tuple[str, ...] = ()
     resume: Path | None = None
+    num_stages: int = 1
     updates: int = UPDATES
 
 
@@ -179,7 +193,7 @@ def train(rank: int, count: int, folder: Path, jobs: Sequence[Job]) -> None:
 
 def _train(job: Job, folder: Path, ranks: Ranks) -> None:
     folder.mkdir(exist_ok=True)
-    made = engine(experiment(job.algorithm, *job.overrides), folder, ranks)
+    made = engine(experiment(job.algorithm, *job.overrides), folder, ranks, job.num_stages)
     begin = 0
     if job.resume is not None:
         checkpoint = read_checkpoint(job.resume)

@@ -14,6 +14,7 @@ import torch
 from regrasp.engine.local import LocalEngine
 from regrasp.envs.contract import Observation, VecEnv
 from regrasp.envs.registry import create_env
+from regrasp.errors import UserError
 from regrasp.experiment import ExperimentConfig
 from regrasp.experiment.load import load_config
 from regrasp.learner.compilation import compile_policy
@@ -86,7 +87,7 @@ def perturbed(policy):
 
 def engine(env: VecEnv, *overrides: str) -> LocalEngine:
     config = experiment(*overrides)
-    return LocalEngine(config, groot(config), env, SEED, CPU, Path("never-written"))
+    return LocalEngine(config, groot(config), [env], SEED, CPU, Path("never-written"))
 
 
 def updated(one: LocalEngine) -> dict[str, float]:
@@ -141,17 +142,23 @@ def test_the_rollout_is_versioned_by_update(env: VecEnv) -> None:
 
 def test_an_interrupted_rollout_keeps_nothing_and_can_be_repeated(env: VecEnv) -> None:
     one = engine(env)
-    state = one.rollouts._episodes.state_dict()
+    state = one.rollouts._stages[0].state_dict()
     asked = iter([False, True])
     with pytest.raises(InterruptedError):
         one.collect(0, lambda: next(asked))
-    one.rollouts._episodes.load_state_dict(state)
+    one.rollouts._stages[0].load_state_dict(state)
     other = engine(env)
     for each in (one, other):
         each.collect(0, never)
     repeated, fresh = collected_by(one), collected_by(other)
     assert torch.equal(repeated["log_probs"], fresh["log_probs"])
     assert torch.equal(repeated["advantages"], fresh["advantages"])
+
+
+def test_a_state_of_other_environments_is_refused(env: VecEnv) -> None:
+    rollouts = engine(env).rollouts
+    with pytest.raises(UserError, match="another number of environments"):
+        rollouts.load_state({name: values[:-1] for name, values in rollouts.state().items()})
 
 
 def observation(batch: int) -> Observation:
@@ -238,12 +245,12 @@ def test_all_passes_in_half_precision_read_the_same_weights(env: VecEnv) -> None
 
 def test_weights_put_into_an_engine_reach_every_pass(env: VecEnv) -> None:
     first, second = (engine(env, "actor.model.precision=bf16") for _ in range(2))
-    state = first.rollouts._episodes.state_dict()
+    state = first.rollouts._stages[0].state_dict()
     updated(first)
     second.policy.load_state_dict(first.policy.state_dict())
     second.learner.load_state_dict(copy.deepcopy(first.learner.state_dict()))
     for one in (first, second):
-        one.rollouts._episodes.load_state_dict(state)
+        one.rollouts._stages[0].load_state_dict(state)
         one.collect(1, never)
     assert torch.equal(collected_by(first)["log_probs"], collected_by(second)["log_probs"])
     metrics = [one.update(1, never) for one in (first, second)]

@@ -143,6 +143,7 @@ def test_an_override_replaces_the_placement_of_a_file(tmp_path: Path) -> None:
     assert load_config(str(file), ["~cluster.component_placement"]).config.cluster == ClusterConfig()
 
 
+HYBRID = "actor.fsdp_config.sharding_strategy=hybrid_shard"
 APART = {"actor": 0, "env": 1, "rollout": 2}
 
 
@@ -157,6 +158,7 @@ APART = {"actor": 0, "env": 1, "rollout": 2}
         ({ROLES: "0-2"}, LAPTOP, ["env.train.total_num_envs=8"], "env.train.total_num_envs", "over 3 rollout and 3 env workers"),
         (APART, LAPTOP, ["env.train.total_num_envs=9", "rollout.pipeline_stage_num=2"], "env.train.total_num_envs", "of 2 stages each"),
         ({ROLES: "0-5"}, LAPTOP, ["algorithm.group_size=8", *GRPO], "algorithm.group_size", "A group would be split"),
+        ({ROLES: "0-5"}, LAPTOP, [HYBRID, "actor.fsdp_config.fsdp_size=4"], "actor.fsdp_config.fsdp_size", "do not divide into groups"),
         ({ROLES: "all"}, LAPTOP, ["runner.max_staleness=1"], "runner.max_staleness", "cannot overlap the update"),
         ({"actor,rollout": "all", "env": 1}, LAPTOP, ["runner.max_staleness=1"], "runner.max_staleness", "cannot overlap the update"),
     ],

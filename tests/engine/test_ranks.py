@@ -70,12 +70,18 @@ def test_ten_updates_of_two_ranks_are_those_of_one_process(alone: Path, two: Pat
     assert_equal(expected, results(two / name))
 
 
+def test_stages_that_take_turns_do_what_one_does(alone: Path, tmp_path: Path) -> None:
+    run(tmp_path, 1, [Job(job.name, job.algorithm, job.overrides, num_stages=2) for job in JOBS])
+    for job in JOBS:
+        assert_equal(results(alone / job.name), results(tmp_path / job.name))
+
+
 def test_a_run_is_resumed_by_another_number_of_ranks(alone: Path, two: Path, tmp_path: Path) -> None:
     place = Path("over_epochs") / "checkpoints" / f"global_step_{HALF}"
     run(
         tmp_path,
         3,
-        [Job("from_two", "ppo", OVER_EPOCHS, two / place), Job("from_one", "ppo", OVER_EPOCHS, alone / place)],
+        [Job("from_two", "ppo", OVER_EPOCHS, two / place), Job("from_one", "ppo", OVER_EPOCHS, alone / place, 2)],
     )
     run(tmp_path, 1, [Job("by_one", "ppo", OVER_EPOCHS, two / place)])
     expected = results(alone / "over_epochs")
@@ -90,6 +96,7 @@ def test_updates_of_sharded_weights_are_those_of_one_process(alone: Path, two: P
     assert_starts_alike(alone / job.algorithm, two / job.name, job.updates)
 
 
+@pytest.mark.slow
 def test_updates_of_weights_sharded_within_copies_are_those_of_one_process(alone: Path, tmp_path: Path) -> None:
     run(tmp_path, 4, [Job("hybrid", "ppo", HYBRID, updates=3)])
     assert_starts_alike(alone / "ppo", tmp_path / "hybrid", 3)
@@ -104,6 +111,7 @@ def assert_starts_alike(whole: Path, begun: Path, updates: int) -> None:
         assert_equal(expected[1:], found[1:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("written", "count", "resumed"),
     [("ppo_full_shard", 1, ()), ("ppo_full_shard", 2, ()), ("ppo_full_shard", 3, FULL), ("ppo", 2, FULL)],

@@ -176,18 +176,23 @@ def test_a_service_that_fails_is_reported_once_and_costs_nothing(tmp_path, wandb
 
 def test_a_service_that_does_not_end_is_left(tmp_path, wandb, caplog, monkeypatch):
     helpers, hangs = [], threading.Event()
+    setup = wandb.setup
 
-    def init(**_given):
+    def starts(returned):
         helpers.append(subprocess.Popen(["sleep", "600"]))
+        return returned
 
-    wandb.init, wandb.finish = init, hangs.wait
+    wandb.setup, wandb.init, wandb.finish = lambda: starts(setup()), lambda **_given: starts(None), hangs.wait
     monkeypatch.setattr("regrasp.logging.backends._FINISH_SECONDS", 0.2)
+    backends = prepare_backends(["wandb"])
     other = subprocess.Popen(["sleep", "600"])
-    with open_logger(tmp_path, ["wandb"]) as logger:
+    with MetricsLogger(TrackedRun(tmp_path, "p", "e", "0a1b", "seed: 1"), backends) as logger:
         log_steps(logger, [1])
     hangs.set()
     assert caplog.text.count("wandb failed, and the run goes on: it did not end within") == 1
-    assert helpers[0].wait(10) == -signal.SIGKILL, "what waits for it at the end of the process does not wait"
+    for helper in helpers:
+        assert helper.wait(10) == -signal.SIGKILL, "what waits for it at the end of the process does not wait"
+    assert len(helpers) == 2
     assert other.poll() is None
     other.kill()
     other.wait()

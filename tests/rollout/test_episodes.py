@@ -50,7 +50,7 @@ class Session:
 
     def epoch(self, buffer: RolloutBuffer, num_decisions: int, first_column: int = 0) -> list[EpisodeResult]:
         return collect_rollout(
-            self.episodes,
+            [self.episodes],
             self.inference,
             self.mapping,
             buffer,
@@ -212,7 +212,7 @@ def test_a_request_to_stop_is_heard_before_the_next_decision() -> None:
     asked = iter([False, False, True])
     with pytest.raises(InterruptedError):
         collect_rollout(
-            session.episodes,
+            [session.episodes],
             session.inference,
             session.mapping,
             RolloutBuffer(),
@@ -256,12 +256,6 @@ def test_without_a_saved_simulator_running_episodes_are_begun_anew(auto_reset: b
     resumed.episodes.load_state_dict(session.episodes.state_dict())
     resumed.run(1)
     assert resumed.env.resets == [(0, episode_seed(SEED, "train", STREAM, 0, 1))]
-
-
-def test_a_state_of_other_environments_is_refused() -> None:
-    session = Session(three_envs())
-    with pytest.raises(UserError, match="another number of environments"):
-        session.episodes.load_state_dict(Session(ScriptedEnv([[Script(2)]])).episodes.state_dict())
 
 
 def test_seeds_of_training_and_evaluation_are_disjoint() -> None:

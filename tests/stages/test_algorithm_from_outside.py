@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,15 +24,18 @@ TUTORIAL = Path(__file__).parents[2] / "docs" / "algorithms.md"
 def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The tutorial's two code blocks as an installed package."""
     text = TUTORIAL.read_text().partition("<!-- tutorial -->")[2]
-    module, entry = re.findall(r"```(?:python|toml)\n(.*?)```", text, re.DOTALL)[:2]
+    module, package = re.findall(r"```(?:python|toml)\n(.*?)```", text, re.DOTALL)[:2]
     assert len(module.splitlines()) < 110
     site = tmp_path / "site"
     information = site / "my_algorithms-1.0.dist-info"
     information.mkdir(parents=True)
     (site / "my_algorithms.py").write_text(module)
     (information / "METADATA").write_text("Metadata-Version: 2.1\nName: my-algorithms\nVersion: 1.0\n")
-    group, line = re.fullmatch(r'\[project\.entry-points\."(.*)"\]\n(.*)\n', entry).groups()  # pyright: ignore
-    (information / "entry_points.txt").write_text(f"[{group}]\n{line.replace(chr(34), '')}\n")
+    settings = tomllib.loads(package)
+    assert settings["tool"]["setuptools"]["py-modules"] == ["my_algorithms"]
+    ((group, entries),) = settings["project"]["entry-points"].items()
+    lines = [f"[{group}]", *(f"{name} = {place}" for name, place in entries.items())]
+    (information / "entry_points.txt").write_text("\n".join(lines))
     monkeypatch.syspath_prepend(str(site))
     yield
     sys.modules.pop("my_algorithms", None)

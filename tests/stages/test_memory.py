@@ -120,7 +120,7 @@ def test_the_estimate_is_what_an_update_holds(groot_start: Path, overrides: tupl
     config = groot_experiment(f"actor.model.model_path={groot_start}", *overrides).config
     env = create_env(config.env.train, "train", 4, 0)
     policy = create_policy(config.actor.model, config.env.train.mapping, env.spec, 0)
-    engine = LocalEngine(config, policy, env, 0, torch.device("cpu"), Path("never-written"))
+    engine = LocalEngine(config, policy, [env], 0, torch.device("cpu"), Path("never-written"))
     try:
         engine.collect(0, lambda: False)
         gradients = watch_gradients(engine.learner)
@@ -135,6 +135,24 @@ def test_the_estimate_is_what_an_update_holds(groot_start: Path, overrides: tupl
     recomputes = config.runner.recompute_features or config.actor.model.trains_backbone
     assert policy.stored_bytes(recomputes=recomputes) == stored / len(engine.decisions)
     assert policy_memory(policy, config) == found
+
+
+@pytest.mark.parametrize(
+    ("settings", "weights", "training", "copy"),
+    [
+        (["sharding_strategy=no_shard"], 2000, 4800, 0),
+        (["sharding_strategy=full_shard"], 2000 - 1600 + 400, 3 * 400 + 1600, 1600),
+        (["sharding_strategy=full_shard", "enable_gradient_accumulation=false"], 2000 - 1600 + 400, 3 * 400, 1600),
+        (["sharding_strategy=hybrid_shard", "fsdp_size=2"], 2000 - 1600 + 800, 3 * 800 + 1600, 1600),
+        (["sharding_strategy=full_shard", "cpu_offload=true"], 2000 - 1600, 1600, 1600),
+    ],
+)
+def test_ranks_that_shard_have_parts(settings: list[str], weights: int, training: int, copy: int) -> None:
+    batches = ["actor.global_batch_size=64", "actor.micro_batch_size=8"]
+    config = groot_experiment(*batches, *(f"actor.fsdp_config.{setting}" for setting in settings)).config
+    whole = PolicyMemory(500, 400, 2000, 4800, 0, 0, 0)
+    assert whole.of_rank(config, 1) == whole
+    assert whole.of_rank(config, 4) == PolicyMemory(500, 400, weights, training, copy, 0, 0)
 
 
 def test_the_lines_name_what_takes_memory(groot_start: Path) -> None:

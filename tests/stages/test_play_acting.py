@@ -67,7 +67,7 @@ def test_play_gives_the_numbers_of_trainings_evaluation(
     env = create_env(config.env.train, "train", 4, config.seed)
     eval_env = create_env(config.env.eval, "eval", 4, config.seed)
     policy = create_policy(config.actor.model, config.env.train.mapping, env.spec, config.seed)
-    engine = LocalEngine(config, policy, env, config.seed, CPU, tmp_path, eval_env)
+    engine = LocalEngine(config, policy, [env], config.seed, CPU, tmp_path, eval_env)
     try:
         engine.collect(0, lambda: False)
         engine.update(0, lambda: False)

@@ -171,7 +171,7 @@ def test_a_state_of_another_width_is_told_before_a_simulator_starts(
     def start(*_: object, **__: object) -> None:
         raise AssertionError("a simulator has started")
 
-    monkeypatch.setattr("regrasp.stages.train.create_env", start)
+    monkeypatch.setattr("regrasp.stages.engines.create_env", start)
     monkeypatch.setattr("regrasp.stages.play.create_env", start)
     changes = (f"actor.model.model_path={start_model}", f"env.{name}.mapping.states=[policy/gripper_position]")
     loaded = mlp_experiment(*changes, "runner.val_check_interval=2")

@@ -100,5 +100,9 @@ def test_what_is_cached_is_not_made_again(backbone: Path, tmp_path: Path, monkey
     assert tmp_path in folder.parents
     assert folder == cached_backbone(pretrain_config()), "the seed of the run does not matter"
     assert folder == cached_backbone(pretrain_config("runner.seed=3"))
+    assert folder == cached_backbone(pretrain_config("pretrain.max_median_error_cm=9")), "it changes no weight"
     assert folder != cached_backbone(pretrain_config("pretrain.steps=4"))
+    strict = groot_experiment("pretrain.max_median_error_cm=0.01").config
+    with pytest.raises(TrainingHaltedError, match=r"above the limit of 0.01 cm[\s\S]*pretrain.max_median_error_cm=\d"):
+        pretrain(strict, backbone)
     assert folder != cached_backbone(pretrain_config("pretrain.architecture.head_width=48"))

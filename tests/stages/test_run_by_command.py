@@ -16,6 +16,7 @@ from run_toys import SMALL, saved_steps
 from regrasp import load_policy
 from regrasp.cli.main import main
 from regrasp.engine.local import LocalEngine
+from regrasp.models.origin import read_origin
 from regrasp.runner.run_folder import resume_command
 
 
@@ -41,6 +42,7 @@ def test_a_finished_run_says_where_its_model_is(
     model = Path(next(line for line in lines if line.startswith("Model: ")).removeprefix("Model: "))
     assert model == run / "small" / "checkpoints" / "global_step_2" / "model"
     assert (model / "config.json").is_file()
+    assert read_origin(model).tasks == ("Regrasp-Pick-Cube-v0",)
     report = next(line for line in lines if line.startswith("Report: ")).removeprefix("Report: ")
     assert main(shlex.split(report)[1:]) == 0
     assert shlex.split((run / "command.txt").read_text()) == ["regrasp", *arguments, "--run_name", "two words"]

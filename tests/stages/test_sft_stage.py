@@ -16,11 +16,13 @@ from regrasp.data.lerobot import DatasetWriter, DemonstrationDataset, FeatureSpe
 from regrasp.errors import UserError
 from regrasp.models.groot.checkpoint import load_groot
 from regrasp.models.mlp.policy import MlpPolicy
+from regrasp.models.origin import Origin, read_origin
 from regrasp.models.registry import load_policy
-from regrasp.stages.dataset_features import find_features
+from regrasp.stages.dataset_features import check_sources, find_features
 from regrasp.stages.demonstrations import ACTION, STATE
 from regrasp.stages.pretrain import cached_backbone
 from regrasp.stages.sft import train_base
+from regrasp.stages.train import check
 from regrasp.stages.training_frames import load_frames
 
 
@@ -169,6 +171,23 @@ def test_another_instruction_than_the_demonstrations_have_is_a_warning(
     (line,) = caplog.messages
     assert "'pick up the red'" in line
     assert "'pick up the" in line.partition("say")[2]
+
+
+def test_another_task_is_a_warning_that_names_both(
+    base_model: Path, demos: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    of_cubes, another = "Regrasp-Pick-Cube-v0", "Regrasp-Stack-Cube-v0"
+    assert read_origin(base_model) == Origin((of_cubes,), DemonstrationDataset(demos).tasks)
+    tasks = [f"env.{name}.init_params.id={another}" for name in ("train", "eval")]
+    config = groot_experiment(f"actor.model.model_path={base_model}", *tasks).config
+    (warning,) = check_sources(DemonstrationDataset(demos), config)
+    check(config)
+    for text in (warning, *caplog.messages):
+        assert another in text
+        assert of_cubes in text
+    caplog.clear()
+    check(groot_experiment(f"actor.model.model_path={base_model}").config)
+    assert caplog.messages == []
 
 
 def test_a_dataset_that_does_not_say_what_it_is_made_of(backbone: Path, demos: Path, tmp_path: Path) -> None:

@@ -17,7 +17,6 @@ from safetensors.torch import load_file
 from regrasp.checkpoint.layout import TENSORS
 from regrasp.cli.main import main
 from regrasp.engine.local import LocalEngine
-from regrasp.envs.contract import Step
 from regrasp.envs.process.vector import RemoteVecEnv
 
 SHORT, USUAL = 5.0, 120.0
@@ -44,16 +43,16 @@ def strike(env: RemoteVecEnv, number: signal.Signals) -> None:
 
 def strike_at_step(monkeypatch: pytest.MonkeyPatch, name: str, call: int, number: signal.Signals) -> None:
     """Signal the processes of `env.<name>` just before its `call`th chunk (from 1)."""
-    original, count = RemoteVecEnv.step, 0
+    original, count = RemoteVecEnv.begin_step, 0
 
-    def counted(self: RemoteVecEnv, actions: torch.Tensor) -> Step:
+    def counted(self: RemoteVecEnv, actions: torch.Tensor) -> None:
         nonlocal count
         count += self._workers[0].name.startswith(name)
         if count == call and self._workers[0].name.startswith(name):
             strike(self, number)
-        return original(self, actions)
+        original(self, actions)
 
-    monkeypatch.setattr(RemoteVecEnv, "step", counted)
+    monkeypatch.setattr(RemoteVecEnv, "begin_step", counted)
 
 
 def fails(command: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[str, list[str]]:
@@ -111,8 +110,8 @@ def strike_in_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
     original = LocalEngine.evaluate
 
     def struck(self: LocalEngine, *args: Any, **kwargs: Any) -> Any:
-        assert isinstance(self.rollouts._episodes.env, RemoteVecEnv)
-        strike(self.rollouts._episodes.env, signal.SIGKILL)
+        assert isinstance(self.rollouts._stages[0].env, RemoteVecEnv)
+        strike(self.rollouts._stages[0].env, signal.SIGKILL)
         return original(self, *args, **kwargs)
 
     monkeypatch.setattr(LocalEngine, "evaluate", struck)
@@ -157,7 +156,7 @@ def test_a_simulator_that_never_starts_leaves_nothing(
     error = capsys.readouterr().err
     assert "eval environments 0-2" in error
     assert "To continue" not in error
-    assert not list((tmp_path / "logs" / "regrasp").iterdir())
+    assert not list(tmp_path.glob("logs/**/*"))
 
 
 @pytest.mark.parametrize(

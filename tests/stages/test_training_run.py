@@ -16,7 +16,7 @@ from regrasp.envs.config import EnvConfig
 from regrasp.envs.contract import VecEnv
 from regrasp.errors import UserError
 from regrasp.runner import runner as runner_module
-from regrasp.stages import train as session
+from regrasp.stages import engines as session
 from regrasp.stages.play import PlayOptions, play
 from regrasp.stages.train import train
 

@@ -6,6 +6,7 @@ import argparse
 import importlib.metadata
 import platform
 import resource
+import shlex
 import shutil
 import sys
 
@@ -75,7 +76,7 @@ def _packages() -> None:
     for name in ("transformers", "mujoco-core", "tensordict", "hydra-core"):
         _line(name, importlib.metadata.version(name))
     for extra, (package, purpose) in EXTRAS.items():
-        _optional(package, f"{purpose}: {install_command(extra)}")
+        _optional(package, f"{purpose}: {shlex.quote(sys.executable)} -m {install_command(extra)}")
     _optional("flash-attn", "faster attention on a GPU; not needed, PyTorch's own is used without it")
 
 

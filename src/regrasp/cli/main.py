@@ -77,8 +77,20 @@ def _unrecognized(parser: argparse.ArgumentParser, rest: Sequence[str]) -> NoRet
     """Refuse flags that the command does not have, with the nearest one that it has."""
     flags = [name for action in parser._actions for name in action.option_strings]
     wrong = next((text.partition("=")[0] for text in rest if text.startswith("-")), rest[0])
-    close = _close(wrong, flags)
+    keys = _keys_called(wrong.lstrip("-"), parser.prog.split()[-1]) if "--config_name" in flags else []
+    close = f"did you mean {' or '.join(f'{key}=...' for key in keys)}?" if keys else _close(wrong, flags)
     parser.error(f"unrecognized arguments: {' '.join(rest)}" + (f" ({close})" if close else ""))
+
+
+def _keys_called(name: str, command: str) -> list[str]:
+    """The configuration keys of a name; those of the command's own block, else those of no stage before training."""
+    from regrasp.config.describe import Spec, dotted
+    from regrasp.experiment import ExperimentConfig
+
+    paths = [path for path in Spec(ExperimentConfig).paths() if path[-1] == name]
+    own = [path for path in paths if path[0] == command]
+    rest = [path for path in paths if path[0] not in ("pretrain", "collect", "sft")]
+    return [dotted(path) for path in own or rest or paths][:3]
 
 
 def _close(text: str, known: Iterable[str]) -> str:

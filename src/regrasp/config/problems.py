@@ -110,8 +110,9 @@ def _unknown_key(path: Path, value: Any, values: Mapping[str, Any], root: Spec) 
     *parent, name = path
     above = root.at(tuple(parent), values)
     own = list(above.fields()) if above else []
-    siblings = list(dict.fromkeys([*own, *known_children(tuple(parent))]))
-    close = [dotted((*parent, key)) for key in get_close_matches(str(name), siblings, n=2)]
+    accepted = known_children(tuple(parent))
+    near = get_close_matches(str(name), own, n=2) or get_close_matches(str(name), accepted, n=2)
+    close = [dotted((*parent, key)) for key in near]
     if not close:
         leaves = {str(known[-1]): known for known in reversed(list(root.paths()))}
         close = [dotted(leaves[key]) for key in get_close_matches(str(name), leaves, n=1, cutoff=0.8)]
@@ -120,7 +121,7 @@ def _unknown_key(path: Path, value: Any, values: Mapping[str, Any], root: Spec) 
         _UNKNOWN_KEY,
         key=dotted(path),
         value=value,
-        expected=f"one of the keys of {where}: {', '.join(siblings)}",
+        expected=f"one of the keys of {where}: {', '.join(own or accepted)}",
         fix=f"did you mean {' or '.join(close)}?" if close else "remove it, or see docs/configuration.md",
     )
 

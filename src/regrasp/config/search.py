@@ -72,7 +72,28 @@ def _by_path(name: str, config_path: Path | None, more: Folders) -> Path:
         for path in (file, file.with_name(f"{file.name}.yaml")) if file.name else ():
             if path.is_file() and path.suffix == ".yaml":
                 return path.resolve()
+    if Path(name).suffix in (".yaml", ".yml"):
+        raise _no_file(name, config_path, more)
     raise _unknown(name, config_path, more)
+
+
+def _no_file(name: str, config_path: Path | None, more: Folders) -> UserError:
+    """The error for a path of a YAML file that is not there."""
+    stem = Path(name).stem
+    fix = "correct the path: it counts from the working directory, or from --config_path"
+    if stem in list_configs(config_path, more):
+        fix = f"an experiment that comes with Regrasp, or is in --config_path, is given by its name: {stem}"
+    elif Path(name).expanduser().is_file():
+        fix = f"rename it to {Path(name).with_suffix('.yaml')}, which is what Hydra reads"
+    folders = ", ".join(str(folder.resolve()) for folder in filter(None, (config_path, Path(), SHIPPED)))
+    return UserError(
+        "There is no such configuration file",
+        file=COMMAND_LINE,
+        key="--config_name",
+        value=name,
+        expected=f"the path of a .yaml file (looked for in: {folders}), or the name of an experiment",
+        fix=fix,
+    )
 
 
 def _searched(config_path: Path | None, more: Folders) -> Iterator[tuple[Path, list[Path]]]:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from tensordict import TensorDict
 
 from regrasp.checkpoint.plain import JSON
 from regrasp.checkpoint.read import Checkpoint
@@ -42,7 +41,7 @@ class LocalEngine(Engine):
     Args:
         config: The experiment.
         policy: The policy; learner and rollout share it.
-        env: The training environments.
+        stages: The training environments, in parts that take turns with the policy.
         seed: Seed of every stream.
         device: Where the policy lives.
         run_dir: Where a batch that broke an update is written.
@@ -54,7 +53,7 @@ class LocalEngine(Engine):
         self,
         config: ExperimentConfig,
         policy: Policy,
-        env: VecEnv,
+        stages: Sequence[VecEnv],
         seed: int,
         device: torch.device,
         run_dir: Path,
@@ -67,7 +66,7 @@ class LocalEngine(Engine):
         acting = ActingPolicy(policy, config.actor.model, device, self.learner.sharded or self.learner.bfloat16)
         if config.actor.model.compile:
             compile_all(config, acting, self.learner, device)
-        self.rollouts = Rollouts(config, acting, env, seed, device, algorithm, eval_env, self._ranks)
+        self.rollouts = Rollouts(config, acting, stages, seed, device, algorithm, eval_env, self._ranks)
         self.step_seconds = self.rollouts.step_seconds
 
     @property
@@ -109,10 +108,9 @@ class LocalEngine(Engine):
 
     def save(self, folder: Path, step: int, state: Mapping[str, JSON], *, export: bool) -> None:
         """See `Engine.save`; the first rank writes."""
-        tensors = self.rollouts.state()
+        tensors = self.rollouts.gathered_state()
         if self.rollouts.begins_anew(tensors):
             _log.warning("The checkpoint of step %d holds no simulator state: %s", step, _ANEW)
-        of_ranks = self._ranks.gather(TensorDict(dict(tensors), batch_size=[self.rollouts.num_envs]))
         policy, optimizer_state = self.training.state()
         if self._ranks.index:
             return
@@ -121,9 +119,9 @@ class LocalEngine(Engine):
             model_state=policy.state_dict(),
             frozen_names=frozenset(frozen),
             optimizer_state=optimizer_state,
-            tensors={str(name): values for name, values in TensorDict.cat(of_ranks).items()},
+            tensors=tensors,
             state=state,
-            export=policy.save if export else None,
+            export=policy.write_folder if export else None,
         )
         write_content(folder, step, content)
 

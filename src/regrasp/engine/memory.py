@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -39,7 +39,7 @@ class PolicyMemory:
     training: int
     """Gradients and AdamW's moments."""
     half_copy: int
-    """Trained weights in bfloat16, which all passes read instead."""
+    """Trained weights in bfloat16, which all passes read instead; of sharded ones the whole copy that acts."""
     acting: int
     """What rollouts compute ahead of the weights alone, in a copy that shares the rest."""
     start: int
@@ -55,6 +55,30 @@ class PolicyMemory:
     def total(self) -> int:
         """All of it."""
         return self.weights + self.training + self.half_copy + self.acting + self.start
+
+    def of_rank(self, config: ExperimentConfig, num_ranks: int) -> PolicyMemory:
+        """What one of the ranks that train has of it on its device; layers that are gathered for a pass aside.
+
+        Args:
+            config: `actor.fsdp_config` and the sizes of batches.
+            num_ranks: That train.
+
+        Raises:
+            UserError: The ranks do not divide as the configuration asks.
+        """
+        actor, trained = config.actor, 4 * self.num_trained
+        settings, num_shards = actor.fsdp_config, actor.fsdp_config.num_shards(num_ranks)
+        if num_shards == 1:
+            return self
+        several = actor.global_batch_size > num_ranks * actor.micro_batch_size
+        unsharded = trained if several and settings.enable_gradient_accumulation else 0
+        part = 0 if settings.cpu_offload else -(-trained // num_shards)
+        return replace(
+            self,
+            weights=self.weights - trained + part,
+            training=(_MOMENTS + 1) * part + unsharded,
+            half_copy=2 * self.num_trained if self.half_copy else trained,
+        )
 
     def held(self, roles: Collection[Role]) -> int:
         """What a process with these roles holds of it."""

@@ -16,7 +16,7 @@ from regrasp.envs.config import EnvName
 from regrasp.envs.contract import EnvSpec
 from regrasp.envs.mapping_config import MappingConfig
 from regrasp.envs.quaternions import check_same_order
-from regrasp.envs.registry import env_type_of
+from regrasp.envs.registry import env_type_of, same_task
 from regrasp.envs.selection import ObservationSelection, camera_names, state_names
 from regrasp.errors import UserError
 from regrasp.experiment import ExperimentConfig
@@ -24,6 +24,7 @@ from regrasp.experiment.inputs import input_names
 from regrasp.models.config import ModelConfig
 from regrasp.models.contract import Policy
 from regrasp.models.inputs import embodiment_id
+from regrasp.models.origin import read_origin
 from regrasp.models.registry import check_folder
 
 _log = logging.getLogger(__name__)
@@ -35,7 +36,9 @@ def load_model(model: ModelConfig, folder: str | Path, mapping: MappingConfig) -
     Raises:
         UserError: The folder is damaged, holds another model, or does not fit.
     """
-    return model.load(check_folder(model, folder), input_names(mapping))
+    policy = model.load(check_folder(model, folder), input_names(mapping))
+    policy.origin = read_origin(Path(folder).expanduser())
+    return policy
 
 
 def create_policy(
@@ -115,6 +118,28 @@ def check_folder_fits(config: ExperimentConfig, name: EnvName) -> Policy | None:
         width = sum(one[1] - one[0] for one in slices if one is not None)
         _check_sizes(policy, env.mapping, None if None in slices else width, len(camera_names(env.mapping)), location)
     return policy
+
+
+def warn_of_another_task(config: ExperimentConfig, name: EnvName) -> None:
+    """Tell where the model folder says that it was made for another task, or other words, than those of `env.<name>`.
+
+    Raises:
+        UserError: What the folder says is damaged.
+    """
+    if config.actor.model.model_path is None:
+        return
+    folder, env = Path(config.actor.model.model_path).expanduser(), getattr(config.env, name)
+    origin, task = read_origin(folder), env.init_params.id
+    if origin.tasks and not any(same_task(task, made_for) for made_for in origin.tasks):
+        _log.warning(
+            "env.%s.init_params.id is %s; the model in %s was made for %s.", name, task, folder, ", ".join(origin.tasks)
+        )
+    given = env.mapping.task_description
+    if given is not None and origin.instructions and given not in origin.instructions:
+        known = ", ".join(f"'{text}'" for text in origin.instructions[:3])
+        _log.warning(
+            "env.%s.mapping.task_description is '%s'; the model in %s was made with %s.", name, given, folder, known
+        )
 
 
 def _check_sizes(

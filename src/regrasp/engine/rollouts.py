@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar, cast
 
 import torch
+from tensordict import TensorDict
 from torch import Tensor
 
 from regrasp.algorithms.base import Algorithm
 from regrasp.engine.acting import acting_chooser
 from regrasp.envs.contract import VecEnv
 from regrasp.envs.mapping import ActionMapping
-from regrasp.errors import SimulatorError
+from regrasp.errors import RegraspError, SimulatorError, UserError
 from regrasp.experiment import ExperimentConfig
 from regrasp.experiment.batches import num_samples
 from regrasp.learner.precision import ActingPolicy
@@ -26,6 +28,8 @@ from regrasp.rollout.inference import Inference
 from regrasp.rollout.shared import share
 from regrasp.rollout.state_watch import StateWatch
 from regrasp.rollout.training import TrainingEpisodes, collect_rollout
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ class Rollouts:
     Args:
         config: The experiment.
         acting: What acts; whoever changes its weights does so between two calls.
-        env: This rank's training environments.
+        stages: This rank's training environments, in parts that take turns with the policy.
         seed: Seed of every stream.
         device: Where the policy lives.
         algorithm: Says how much it wants.
@@ -57,7 +61,7 @@ class Rollouts:
         self,
         config: ExperimentConfig,
         acting: ActingPolicy,
-        env: VecEnv,
+        stages: Sequence[VecEnv],
         seed: int,
         device: torch.device,
         algorithm: Algorithm,
@@ -70,7 +74,7 @@ class Rollouts:
         self._device = device
         self._algorithm = algorithm
         self._ranks = ranks or Ranks()
-        self.step_seconds = env.spec.step_seconds
+        self.step_seconds = stages[0].spec.step_seconds
         model, train = config.actor.model, config.env.train
         self._keeps_features = not (config.runner.recompute_features or model.trains_backbone)
         policy = acting.policy
@@ -78,29 +82,28 @@ class Rollouts:
         self._inference = Inference(
             policy, seed, "train", device=device, keep_features=self._keeps_features, watch=self._watch
         )
-        self._mapping = ActionMapping(train.mapping, model.action_dim, env.spec.action_dim, "env.train.mapping")
-        self._episodes = TrainingEpisodes(
-            env,
-            seed,
-            stream=train.seed,
-            auto_reset=train.auto_reset,
-            group_size=algorithm.group_size,
-            ranks=self._ranks,
-        )
+        self._mapping = ActionMapping(train.mapping, model.action_dim, stages[0].spec.action_dim, "env.train.mapping")
+        self._num_envs = sum(env.spec.num_envs for env in stages)
+        self._stages = [
+            TrainingEpisodes(
+                env,
+                seed,
+                stream=train.seed,
+                auto_reset=train.auto_reset,
+                group_size=algorithm.group_size,
+                first_env=self._ranks.index * self._num_envs + sum(other.spec.num_envs for other in stages[:number]),
+            )
+            for number, env in enumerate(stages)
+        ]
         self._eval_env = eval_env
         self._choose = eval_env and acting_chooser(policy, config, eval_env, "eval", seed, device, self._watch)
         self._boundary: dict[str, Tensor] | None = None
         """The environments' state before the rollout that no update has been made of yet."""
 
-    @property
-    def num_envs(self) -> int:
-        """Training environments of this rank."""
-        return len(self._episodes.running)
-
     def collect(self, update: int, should_stop: Callable[[], bool]) -> Gathered:
         """Roll out for update number `update`, see `Engine.collect`."""
         started = time.monotonic()
-        self._boundary = self._state()
+        self._boundary = self._together(self._state)
         self._acting.policy.begin_update(update)
         self._acting.refresh()
         self._inference.version = update
@@ -118,24 +121,36 @@ class Rollouts:
 
     def _roll_out(self, buffer: RolloutBuffer, epoch: int, should_stop: Callable[[], bool]) -> list[EpisodeResult]:
         """One rollout epoch, which all ranks finish or none."""
-        env, episodes = self._config.env.train, list[EpisodeResult]()
-        stopped = False
-        try:
-            episodes = collect_rollout(
-                self._episodes,
+        env = self._config.env.train
+        return self._together(
+            lambda: collect_rollout(
+                self._stages,
                 self._inference,
                 self._mapping,
                 buffer,
                 num_decisions=env.max_steps_per_rollout_epoch // self._config.actor.model.num_action_chunks,
-                first_column=epoch * env.total_num_envs + self._episodes.first_env,
+                first_column=epoch * env.total_num_envs,
                 bootstrap=self._algorithm.bootstrap,
                 should_stop=should_stop,
             )
-        except InterruptedError:
-            stopped = True
-        if self._ranks.any(stopped):
-            raise InterruptedError
-        return episodes
+        )
+
+    def _together(self, action: Callable[[], Result]) -> Result:
+        """What all ranks do or none does: where it fails on one, it fails on all.
+
+        Raises:
+            RegraspError: What `action` raised here, or word that it failed elsewhere.
+        """
+        result, error = None, None
+        try:
+            result = action()
+        except (InterruptedError, RegraspError) as found:
+            error = found
+        if self._ranks.any(isinstance(error, InterruptedError)):
+            raise InterruptedError from error
+        if self._ranks.any(error is not None):
+            raise error or RegraspError("Another rank's environments failed.")
+        return cast(Result, result)
 
     def updated(self) -> None:
         """Called when the update has been made: the environments' state is now the one between two updates."""
@@ -165,21 +180,51 @@ class Rollouts:
         """
         return self._state() if self._boundary is None else self._boundary
 
+    def gathered_state(self) -> dict[str, Tensor]:
+        """The `state` of all ranks, one after the other."""
+        try:
+            own = self._together(self.state)
+        except RegraspError:
+            self._boundary = self._without_simulators()
+            raise
+        parts = self._ranks.gather(TensorDict(dict(own), batch_size=[self._num_envs]))
+        return {str(name): values for name, values in TensorDict.cat(parts).items()}
+
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Restore what `state` returned on all ranks, one after the other.
+        """Restore what `state` returned on all ranks, one after the other, whatever their number was.
 
         Raises:
             UserError: It is that of other environments.
         """
-        self._episodes.load_state_dict(state)
+        total = self._config.env.train.total_num_envs
+        counts = {len(values) for values in state.values()}
+        if counts - {total}:
+            raise UserError(
+                "The checkpoint was written with another number of environments",
+                key="env.train.total_num_envs",
+                value=total,
+                expected=" and ".join(map(str, sorted(counts))),
+                fix="resume with the number of environments that the run was begun with",
+            )
+        for stage in self._stages:
+            own = slice(stage.first_env, stage.first_env + len(stage.running))
+            stage.load_state_dict({name: values[own] for name, values in state.items()})
 
     def begins_anew(self, state: Mapping[str, Tensor]) -> bool:
         """See `TrainingEpisodes.begins_anew`."""
-        return self._episodes.begins_anew(state)
+        return self._stages[0].begins_anew(state)
 
     def _state(self) -> dict[str, Tensor]:
         try:
-            return self._episodes.state_dict()
+            return _joined([stage.state_dict() for stage in self._stages])
         except SimulatorError:
-            self._boundary = self._episodes.state_dict(simulators=False)
+            self._boundary = self._without_simulators()
             raise
+
+    def _without_simulators(self) -> dict[str, Tensor]:
+        return _joined([stage.state_dict(simulators=False) for stage in self._stages])
+
+
+def _joined(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The states of environments, one after the other."""
+    return {name: torch.cat([state[name] for state in states]) for name in states[0]}

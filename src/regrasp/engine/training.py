@@ -70,7 +70,7 @@ class Training:
         run_dir: Path,
         ranks: Ranks | None = None,
     ) -> None:
-        self._ranks = ranks or Ranks()
+        self.ranks = ranks or Ranks()
         self._run_dir = run_dir
         apply_precision(policy, config.actor.model, device)
         self.policy = policy.to(device)
@@ -81,7 +81,7 @@ class Training:
             num_updates=num_updates(config),
             seed=seed,
             device=device,
-            ranks=self._ranks,
+            ranks=self.ranks,
         )
         if config.actor.fsdp_config.cpu_offload and (self.learner.sharded is None or device.type == "cpu"):
             _log.warning("actor.fsdp_config.cpu_offload has no effect: %s.", _OFFLOADS[device.type])
@@ -108,7 +108,7 @@ class Training:
         try:
             return self.learner.update(self.decisions, update, should_abandon)
         except NonFiniteError as error:
-            rank = f"_rank_{self._ranks.index}" if self._ranks.count > 1 else ""
+            rank = f"_rank_{self.ranks.index}" if self.ranks.count > 1 else ""
             file = self._run_dir / "halted" / f"batch_update_{update}{rank}.pt"
             file.parent.mkdir(parents=True, exist_ok=True)
             torch.save(error.batch.to_dict(), file)
@@ -133,8 +133,20 @@ class Training:
     def state(self) -> tuple[Policy, dict[str, Any]]:
         """The policy and the optimizer's state, whole, on the first rank; all ranks call this."""
         sharded = self.learner.sharded
-        complete = self.policy if sharded is None else sharded.complete(keep=self._ranks.index == 0)
+        complete = self.policy if sharded is None else sharded.complete(keep=self.ranks.index == 0)
         return complete, self.learner.state_dict()
+
+    def restore(self, weights: Mapping[str, Tensor], optimizer_state: Mapping[str, Any]) -> None:
+        """Take over trained `weights`, and the optimizer's state, of ranks that trained the same."""
+        sharded = self.learner.sharded
+        policy = self.policy if sharded is None else sharded.blank()
+        with torch.no_grad():
+            for name, parameter in policy.named_parameters():
+                if name in weights:
+                    parameter.copy_(weights[name])
+        if sharded is not None:
+            sharded.take(policy)
+        self.learner.load_state_dict(optimizer_state)
 
     def load(self, checkpoint: Checkpoint) -> None:
         """Restore weights and optimizer.

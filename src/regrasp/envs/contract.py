@@ -130,6 +130,17 @@ class VecEnv(ABC):
     def step(self, actions: Tensor) -> Step:
         """Execute a chunk: `actions` is (N, T, A) float32 in the simulator's action space."""
 
+    def begin_step(self, actions: Tensor) -> None:
+        """Begin what `step` does; `end_step` waits for it, and others may be at work in between.
+
+        Without a method of its own, the simulator is at work in `end_step`.
+        """
+        self._begun = actions
+
+    def end_step(self) -> Step:
+        """The step begun last."""
+        return self.step(self._begun)
+
     @abstractmethod
     def expert_actions(self) -> Tensor:
         """The scripted expert's action for each environment's present state, (N, A); only where `has_expert`."""

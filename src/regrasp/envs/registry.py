@@ -79,6 +79,16 @@ def evaluation_task(task_id: str) -> str:
     return task_id if owner is None else known[owner].evaluation_task(task_id)
 
 
+def same_task(one: str, other: str) -> bool:
+    """Whether two names mean one task: equal, spellings of it, or its variant for evaluation."""
+    known, names = EnvTypes(), []
+    for task in (one, other):
+        owner = known.of_task(task)
+        of_it = (task,) if owner is None else known[owner].namesakes(task)
+        names.append({*of_it, *map(evaluation_task, of_it)})
+    return not names[0].isdisjoint(names[1])
+
+
 def experiment_folders(overrides: Sequence[str]) -> Iterator[Path]:
     """Folders in which installed tasks bring experiments of their own."""
     for env_type in EnvTypes().values():

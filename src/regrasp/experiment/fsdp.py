@@ -25,7 +25,9 @@ class MixedPrecision:
     param_dtype: Precision | None = None
     """Format of the weights in the forward pass: that of `actor.model.precision`, or null, which means the same."""
     reduce_dtype: Precision | None = None
-    """Format in which gradients are summed over the ranks; null: float32, or that of the weights where it is finer."""
+    """Format in which gradients are summed over the ranks; null: float32, or that of the weights where it is finer.
+    Without shards, bf16 is for the gradients of bfloat16 weights in minibatches of which each rank has one
+    micro-batch."""
 
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
@@ -128,8 +130,6 @@ class FsdpConfig:
             for name in ("reshard_after_forward", "enable_gradient_accumulation", "forward_prefetch"):
                 if getattr(self, name) != getattr(default, name):
                     yield f"{key}.{name} says nothing with sharding_strategy no_shard."
-            if self.mixed_precision.reduce_dtype is not None:
-                yield f"{key}.mixed_precision.reduce_dtype says nothing with sharding_strategy no_shard: it is float32."
         if self.sharding_strategy == "shard_grad_op" and not self.reshard_after_forward:
             yield f"{key}.reshard_after_forward says nothing with sharding_strategy shard_grad_op, which never does."
         if self.offload_pin_memory and not self.cpu_offload:

@@ -80,6 +80,7 @@ class Learner:
         self._num_updates = num_updates
         self._seed = seed
         self._device = device
+        self._reduces_halves = actor.fsdp_config.mixed_precision.reduce_dtype == "bf16"
         self._groups = algorithm.parameters(policy, actor.model.trainable)
         if actor.fsdp_config.gradient_checkpointing:
             recompute_layers(policy)
@@ -203,13 +204,14 @@ class Learner:
         self._steps.zero_grad()
         parts: list[dict[str, Tensor]] = []
         for micro, is_last in _with_last(batch.micro_batches(self._micro_size)):
-            self._steps.begin_pass(is_last=is_last)
+            # On GPUs, torch 2.11 lost gradients that waited for a later pass where passes left layers out.
+            self._steps.begin_pass(is_last=is_last or len(minibatch.groups) < len(self._groups))
             shares = self.algorithm.shares(micro, batch)
             if micro.is_idle:
                 shares = torch.zeros_like(shares)
             parts.append(self.backward(micro.to(self._device), shares, minibatch.groups))
-            if len(batch) > self._micro_size or self._ranks.count > 1:
-                self._steps.gather()  # gradients of several micro-batches add up in float32
+            if self._adds_up(len(batch)):
+                self._steps.gather()
         self._steps.add_up(self._ranks)
         totals = self._totals(parts)
         norms = torch.stack(
@@ -222,6 +224,11 @@ class Learner:
         read = reader(torch.cat([torch.stack([*totals.values()]), norms, stops[None]]))
         self._steps.step_unless(~is_finite | (stops > 0))
         return self._record(minibatch, [*totals], read(), history)
+
+    def _adds_up(self, size: int) -> bool:
+        """Whether gradients of several micro-batches or ranks are summed in float32 for a minibatch of this size."""
+        share = -(-size // self._ranks.count)
+        return share > self._micro_size or (self._ranks.count > 1 and not self._reduces_halves)
 
     def _totals(self, parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """The metrics of a minibatch from those of its micro-batches, on all ranks."""

@@ -78,7 +78,7 @@ class Steps:
         _forget(self._rounded.values())
 
     def begin_pass(self, *, is_last: bool) -> None:
-        """Hear that a forward and backward pass begins, and whether it is the last of its minibatch."""
+        """Hear that a forward and backward pass begins, and whether gradients are to be summed over the ranks in it."""
 
     @torch.no_grad()
     def gather(self) -> None:
@@ -90,8 +90,9 @@ class Steps:
 
     def add_up(self, ranks: Ranks) -> None:
         """Sum the gradients of all groups over the ranks, each of which has those of the same weights."""
-        weights = (weight for group in range(len(self._optimizer.param_groups)) for weight in self._weights(group))
-        ranks.add([weight.grad for weight in weights if weight.grad is not None])
+        weights = [weight for group in range(len(self._optimizer.param_groups)) for weight in self._weights(group)]
+        halves = [self._rounded[weight] for weight in weights if weight in self._rounded]
+        ranks.add([weight.grad for weight in (*weights, *halves) if weight.grad is not None])
 
     def drop(self, group: int) -> None:
         """Make the next step leave a group and its moments alone."""

@@ -91,7 +91,10 @@ class ShardedPolicy:
             parameter.grad = None
 
     def begin_pass(self, *, is_last: bool) -> None:
-        """Say whether the pass that comes is the last of its minibatch: gradients are summed over the ranks then."""
+        """Say whether the pass that comes is the last of its minibatch: gradients are summed over the ranks then.
+
+        Those of earlier passes may wait for it only where every pass uses every layer.
+        """
         assert isinstance(self._sharded, FSDPModule)
         self._sharded.set_requires_gradient_sync(is_last or not self._accumulates)
 

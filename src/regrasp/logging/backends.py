@@ -10,7 +10,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from io import BytesIO
@@ -155,12 +155,12 @@ def _event(**content: Any) -> bytes:
 class _Service:
     """A package that is called as W&B's."""
 
-    def __init__(self, package: ModuleType, **given: Any) -> None:
+    def __init__(self, package: ModuleType, helpers: set[psutil.Process], **given: Any) -> None:
         self._package = package
-        before = _children()
-        self._package.init(**given)
-        self._helpers = _children() - before
+        self._helpers = helpers
         """The processes that send; the package waits for them again when this process ends."""
+        with _noting_children(helpers):
+            self._package.init(**given)
 
     def log(self, step: int, scalars: Mapping[str, float]) -> None:
         self._package.log(dict(scalars), step=step)
@@ -192,13 +192,19 @@ class _Service:
             raise TimeoutError(f"it did not end within {_FINISH_SECONDS:.0f} seconds") from None
 
 
-def _children() -> set[psutil.Process]:
-    return set(psutil.Process().children(recursive=True))
+@contextlib.contextmanager
+def _noting_children(helpers: set[psutil.Process]) -> Iterator[None]:
+    """Add to `helpers` the processes that the block starts."""
+    before = set(psutil.Process().children(recursive=True))
+    yield
+    helpers |= set(psutil.Process().children(recursive=True)) - before
 
 
 def _wandb() -> Opener:
     wandb = importlib.import_module("wandb")
-    settings = wandb.setup().settings
+    helpers: set[psutil.Process] = set()
+    with _noting_children(helpers):
+        settings = wandb.setup().settings
     mode = settings.mode
     if mode in ("online", "shared"):
         _log_in(wandb, verify=False)
@@ -214,6 +220,7 @@ def _wandb() -> Opener:
     def open_run(run: TrackedRun) -> Backend:
         return _Service(
             wandb,
+            helpers,
             project=run.project,
             group=run.experiment,
             name=run.folder.name,
@@ -289,6 +296,7 @@ def _swanlab() -> Opener:
         folder.mkdir(exist_ok=True)
         return _Service(
             swanlab,
+            set(),
             project=run.project,
             experiment_name=run.folder.name,
             logdir=str(folder),

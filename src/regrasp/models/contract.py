@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from regrasp.envs.contract import Observation
 from regrasp.envs.quaternions import QuaternionOrder
 from regrasp.models.observations import check_observation
+from regrasp.models.origin import Origin
 from regrasp.seeding import KeyedNoise
 
 
@@ -122,6 +123,8 @@ class Policy(nn.Module, ABC):
     RL_PARTS: ClassVar[tuple[str, ...]] = ("value_head",)
     """Child modules that RL adds and that acting without exploration does not need."""
     spec: PolicySpec
+    origin: Origin = Origin()
+    """What it was made for, as its folder says."""
     state_range: StateRange | None = None
     """What was demonstrated; None where nothing was."""
     capturable: tuple[str, ...] = ()
@@ -265,6 +268,11 @@ class Policy(nn.Module, ABC):
             recomputes: Whether what features are computed from is stored, instead of the features.
         """
         return None
+
+    def write_folder(self, folder: Path) -> None:
+        """Write the policy, and what it was made for."""
+        self.save(folder)
+        self.origin.save(folder)
 
     @abstractmethod
     def save(self, folder: Path) -> None:

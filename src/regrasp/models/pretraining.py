@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,10 +11,15 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from regrasp.config.types import BLOCK, Name, PositiveFloat, PositiveInt, Seed
+from regrasp.errors import TrainingHaltedError
 from regrasp.models.groot.architecture import ArchitectureConfig
 
 if TYPE_CHECKING:
     from regrasp.envs.scenes import Scenes
+
+
+GROUNDING_FILE = "grounding.json"
+"""What a backbone reached, in its folder."""
 
 
 @dataclass(frozen=True, config=BLOCK)
@@ -36,6 +42,22 @@ class PretrainConfig:
     """The stage fails when the named object is located worse than this on held-out scenes."""
     architecture: ArchitectureConfig = ArchitectureConfig()
     """Sizes of the model."""
+
+    def check_error(self, error: float) -> None:
+        """Check how far from the objects a backbone looks for them.
+
+        Args:
+            error: The median, in centimetres.
+
+        Raises:
+            TrainingHaltedError: It is above the limit.
+        """
+        if error > self.max_median_error_cm:
+            raise TrainingHaltedError(
+                f"The backbone finds the named object with a median error of {error:.2f} cm, above the limit of"
+                f" {self.max_median_error_cm} cm (pretrain.max_median_error_cm). Raise pretrain.steps or"
+                f" pretrain.num_scenes; or accept it, with pretrain.max_median_error_cm={math.ceil(error * 10) / 10:g}."
+            )
 
     def num_tokens(self, sentences: Sequence[str], texts: Sequence[str]) -> list[int]:
         """Tokens of each text, where the tokenizer is trained on `sentences`."""

@@ -105,7 +105,18 @@ class Episodes(ABC):
         check_state(self.observation)
 
     def step(self, actions: Tensor) -> tuple[Step, dict[int, EpisodeResult]]:
-        """Execute a chunk (B, T, A) of simulator actions in the running environments; the others rest.
+        """Execute a chunk, see `begin_step` and `end_step`."""
+        self.begin_step(actions)
+        return self.end_step()
+
+    def begin_step(self, actions: Tensor) -> None:
+        """Begin a chunk (B, T, A) of simulator actions in the running environments; the others rest."""
+        chunk = torch.zeros(len(self.running), *actions.shape[1:])
+        chunk[self.running] = actions
+        self.env.begin_step(chunk)
+
+    def end_step(self) -> tuple[Step, dict[int, EpisodeResult]]:
+        """Wait for the chunk begun last.
 
         Returns:
             The step of all environments, and the episodes that it finished, by environment in the order of their keys.
@@ -113,9 +124,7 @@ class Episodes(ABC):
         Raises:
             TrainingHaltedError: A reward or a state is not finite.
         """
-        chunk = torch.zeros(len(self.running), *actions.shape[1:])
-        chunk[self.running] = actions
-        step = self.env.step(chunk)
+        step = self.env.end_step()
         check_finite("reward", step.rewards)
         check_state(step.observation)
         self._decisions += self.running
@@ -238,9 +247,9 @@ def check_finite(name: str, values: Tensor) -> None:
     Raises:
         TrainingHaltedError: Names the environment and what was not finite.
     """
-    bad = ~torch.isfinite(values).flatten(1).all(1)
-    if bad.any():
-        row = int(torch.nonzero(bad)[0])
+    is_finite = torch.isfinite(values)
+    if not is_finite.all():
+        row = int(torch.nonzero(~is_finite)[0, 0])
         raise TrainingHaltedError(
             f"Environment {row} returned a {name} that is not finite:"
             f" {values[row].tolist()}. The run stopped before anything was learned from it."

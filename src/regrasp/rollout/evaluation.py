@@ -33,8 +33,8 @@ class VideoRecorder(Recorder):
     """
 
     def __init__(self, num_episodes: int, write: Callable[[RecordedEpisode], None]) -> None:
-        self._num_episodes = num_episodes
-        self._write = write
+        self.num_episodes = num_episodes
+        self.write = write
         self._wanted: dict[int, int] = {}
         """Index of the episode by environment."""
         self._pieces: dict[int, list[tuple[Tensor, Tensor]]] = {}
@@ -43,7 +43,7 @@ class VideoRecorder(Recorder):
     def acting(self, episodes: Episodes, observation: Observation, actions: Tensor) -> Tensor:
         """Ask the simulator for frames of the environments that run one of the first episodes."""
         indices = {row: episodes.index(row) for row in episodes.rows.tolist()}
-        wanted = {row: index for row, index in indices.items() if index < self._num_episodes}
+        wanted = {row: index for row, index in indices.items() if index < self.num_episodes}
         if wanted.keys() != self._wanted.keys():
             episodes.env.record(list(wanted))
         self._wanted = wanted
@@ -61,7 +61,7 @@ class VideoRecorder(Recorder):
         """Hand over the frames of an episode that has ended."""
         if index in self._pieces:
             frames, rewards = zip(*self._pieces.pop(index), strict=True)
-            self._write(RecordedEpisode(index, torch.cat(frames), torch.cat(rewards), result))
+            self.write(RecordedEpisode(index, torch.cat(frames), torch.cat(rewards), result))
 
 
 def evaluate(

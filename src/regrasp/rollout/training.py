@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -11,7 +12,6 @@ from regrasp.algorithms.base import Bootstrap
 from regrasp.envs.contract import Observation, VecEnv
 from regrasp.envs.mapping import ActionMapping
 from regrasp.errors import UserError
-from regrasp.ranks import Ranks
 from regrasp.rollout.buffers import RolloutBuffer
 from regrasp.rollout.episodes import EpisodeResult, Episodes
 from regrasp.rollout.inference import Inference
@@ -28,8 +28,7 @@ class TrainingEpisodes(Episodes):
         auto_reset: See `Episodes`.
         group_size: So many environments, one after the other, form a group: their episodes of one number share seed
             and thereby instruction and first state, while their noise differs.
-
-        ranks: Those that train together, each of which has as many environments.
+        first_env: The number of the first environment among all of the run, on which its seeds and noise depend.
 
     Raises:
         UserError: The environments do not divide into groups.
@@ -43,7 +42,7 @@ class TrainingEpisodes(Episodes):
         stream: int,
         auto_reset: bool,
         group_size: int = 1,
-        ranks: Ranks | None = None,
+        first_env: int = 0,
     ) -> None:
         super().__init__(env, auto_reset=auto_reset, dtype=torch.float32)
         count = env.spec.num_envs
@@ -66,11 +65,8 @@ class TrainingEpisodes(Episodes):
         self._seed = seed
         self._stream = stream
         self._group_size = group_size
-        self._ranks = ranks or Ranks()
-        self._total = count * self._ranks.count
-        self.first_env = count * self._ranks.index
-        """The number that the first environment has among those of all ranks."""
-        self._keys[:, 0] = torch.arange(self.first_env, self.first_env + count)
+        self.first_env = first_env
+        self._keys[:, 0] = torch.arange(first_env, first_env + count)
         self._keys[:, 1] = -1
 
     def _next(self, env_ids: Sequence[int]) -> dict[int, int]:
@@ -81,7 +77,7 @@ class TrainingEpisodes(Episodes):
         }
 
     def state_dict(self, *, simulators: bool = True) -> dict[str, Tensor]:
-        """Counters and, with `simulators`, the simulator's own state where episodes go on over epochs; of this rank."""
+        """Counters and, with `simulators`, the simulator's own state where episodes go on over epochs."""
         state = {**self._counters(), "running": self.running}
         if simulators and self._auto_reset and self.env.capabilities.saves_state:
             state |= {f"simulator.{name}": value for name, value in self.env.state_dict().items()}
@@ -92,7 +88,7 @@ class TrainingEpisodes(Episodes):
         return self._auto_reset and not any(name.startswith("simulator.") for name in state)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Restore what `state_dict` returned on all ranks, one after the other, whatever their number was.
+        """Restore what `state_dict` returned of as many environments.
 
         Without a simulator state, running episodes are begun anew.
 
@@ -109,16 +105,6 @@ class TrainingEpisodes(Episodes):
                     expected=f"{own.dtype}, one for every environment",
                     fix="take another checkpoint of the run",
                 )
-        if any(len(values) != self._total for values in state.values()):
-            raise UserError(
-                "The checkpoint was written with another number of environments",
-                key="env.train.total_num_envs",
-                value=self._total,
-                expected=str(len(state["episodes"])),
-                fix="resume with the number of environments that the run was begun with",
-            )
-        own = self._ranks.share(self._total)
-        state = {name: values[own] for name, values in state.items()}
         for name, counter in self._counters().items():
             counter.copy_(state[name])
         simulator = {k.removeprefix("simulator."): v for k, v in state.items() if k.startswith("simulator.")}
@@ -138,7 +124,7 @@ class TrainingEpisodes(Episodes):
 
 
 def collect_rollout(
-    episodes: TrainingEpisodes,
+    stages: Sequence[TrainingEpisodes],
     inference: Inference,
     mapping: ActionMapping,
     buffer: RolloutBuffer,
@@ -150,7 +136,18 @@ def collect_rollout(
 ) -> list[EpisodeResult]:
     """One rollout epoch: every environment takes up to `num_decisions` decisions, which are added to `buffer`.
 
-    Where an episode's return goes on, as `bootstrap` says, the value of the observation reached is added too.
+    While the environments of one stage execute a chunk, the policy decides for those of the next. Where an episode's
+    return goes on, as `bootstrap` says, the value of the observation reached is added too.
+
+    Args:
+        stages: The environments, in parts that take turns.
+        inference: What decides.
+        mapping: From its actions to the simulator's.
+        buffer: Where decisions are gathered.
+        num_decisions: See above.
+        first_column: Added to the number that an environment has in the run.
+        bootstrap: See `Bootstrap`.
+        should_stop: Asked before every decision.
 
     Returns:
         The episodes that ended.
@@ -160,33 +157,52 @@ def collect_rollout(
     """
     results: list[EpisodeResult] = []
     to_value: list[tuple[int, Tensor, Observation]] = []
-    values_truncated = bootstrap == "truncated" and episodes.env.capabilities.true_final_observation
-    episodes.begin()
-    for time in range(num_decisions):
-        rows = episodes.rows
-        if not len(rows):
-            break
-        if should_stop():
-            raise InterruptedError
-        decision = inference.decide(episodes.observed(), episodes.keys())
-        step, finished = episodes.step(mapping(decision.action.actions.cpu()))
-        results += finished.values()
-        buffer.add(
-            time,
-            rows + first_column,
-            decision.inputs,
-            decision.action,
-            step.rewards[rows],
-            step.num_executed[rows],
-            step.done[rows],
-            inference.version,
-        )
-        cut = ~step.done & (time == num_decisions - 1 and bootstrap != "never")
-        goes_on = cut | (step.truncated & values_truncated)
-        rows = rows[goes_on[rows]]
-        if len(rows):
-            to_value.append((time, rows + first_column, step.observation.rows(rows).clone()))
-        episodes.begin_finished()
+
+    def rolled_out(episodes: TrainingEpisodes) -> Generator[None]:
+        """One stage; yields whenever its environments are at work."""
+        values_truncated = bootstrap == "truncated" and episodes.env.capabilities.true_final_observation
+        first = first_column + episodes.first_env
+        episodes.begin()
+        for time in range(num_decisions):
+            rows = episodes.rows
+            if not len(rows):
+                break
+            if should_stop():
+                raise InterruptedError
+            decision = inference.decide(episodes.observed(), episodes.keys())
+            episodes.begin_step(mapping(decision.action.actions.cpu()))
+            try:
+                yield
+            finally:
+                step, finished = episodes.end_step()
+            results.extend(finished.values())
+            buffer.add(
+                time,
+                rows + first,
+                decision.inputs,
+                decision.action,
+                step.rewards[rows],
+                step.num_executed[rows],
+                step.done[rows],
+                inference.version,
+            )
+            cut = ~step.done & (time == num_decisions - 1 and bootstrap != "never")
+            goes_on = cut | (step.truncated & values_truncated)
+            rows = rows[goes_on[rows]]
+            if len(rows):
+                to_value.append((time, rows + first, step.observation.rows(rows).clone()))
+            episodes.begin_finished()
+
+    waiting = deque(map(rolled_out, stages))
+    try:
+        while waiting:
+            stage = waiting.popleft()
+            for _ in stage:
+                waiting.append(stage)
+                break
+    finally:
+        for stage in waiting:
+            stage.close()
     for time, columns, observation in to_value:
         buffer.bootstrap(time, columns, inference.values(observation))
     return results

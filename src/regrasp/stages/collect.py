@@ -16,7 +16,7 @@ from torch import Tensor
 from regrasp.data.lerobot import DatasetWriter
 from regrasp.data.lerobot.schema import INFO_PATH
 from regrasp.engine.acting import create_chooser
-from regrasp.engine.policies import check_folder_fits
+from regrasp.engine.policies import check_folder_fits, warn_of_another_task
 from regrasp.envs.config import EnvConfig
 from regrasp.envs.contract import STATE, Observation, VecEnv
 from regrasp.envs.mapping import ActionMapping
@@ -113,6 +113,7 @@ def check(config: ExperimentConfig, output: Path | None, policy: str, *, overwri
         env_type_of(config.env.train, "train").check_expert(config.env.train, "train")
     elif policy == "model":
         check_folder_fits(config, "train")
+        warn_of_another_task(config, "train")
     else:
         load_script(policy)
     return folder

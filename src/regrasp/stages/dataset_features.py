@@ -16,6 +16,7 @@ from regrasp.data.lerobot.metadata import damaged
 from regrasp.data.lerobot.schema import INFO_PATH, MODALITY_PATH, SOURCES_PATH
 from regrasp.envs.mapping_config import MappingConfig, StateEntry
 from regrasp.envs.quaternions import QuaternionOrder, check_same_order
+from regrasp.envs.registry import EnvTypes, same_task
 from regrasp.envs.selection import StateSource, camera_names, image_transforms, is_name_of, state_names
 from regrasp.errors import UserError
 from regrasp.experiment import ExperimentConfig
@@ -138,6 +139,11 @@ def check_sources(dataset: DemonstrationDataset, config: ExperimentConfig) -> li
         warnings = [
             f"env.train.mapping.task_description is '{text}'; the demonstrations in {dataset.root} say {known}."
         ]
+    task, recorded = config.env.train.init_params.id, dataset.robot_type
+    if isinstance(recorded, str) and EnvTypes().of_task(recorded) is not None and not same_task(task, recorded):
+        warnings.append(
+            f"env.train.init_params.id is {task}; the demonstrations in {dataset.root} were made of {recorded}."
+        )
     found = _read_sources(dataset)
     if found is None or (config.sft is not None and config.sft.features != FeaturesConfig()):
         return warnings

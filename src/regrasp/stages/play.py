@@ -11,7 +11,7 @@ from typing import Literal
 
 from regrasp.checkpoint.read import full_weights_file
 from regrasp.engine.acting import create_chooser
-from regrasp.engine.policies import check_folder_fits
+from regrasp.engine.policies import check_folder_fits, warn_of_another_task
 from regrasp.envs.registry import create_env, env_type_of
 from regrasp.experiment import ExperimentConfig
 from regrasp.experiment.load import LoadedConfig
@@ -62,6 +62,7 @@ def check(config: ExperimentConfig, options: PlayOptions) -> None:
         full_weights_file(options.rl_model_path)
     if options.kind == "model":
         check_folder_fits(config, "eval")
+        warn_of_another_task(config, "eval")
     if options.kind == "expert":
         env_type_of(config.env.eval, "eval").check_expert(config.env.eval, "eval")
 

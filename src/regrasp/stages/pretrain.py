@@ -8,8 +8,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 import platformdirs
+from pydantic.dataclasses import dataclass
 
 import regrasp
+from regrasp.config.parse import parse, read_json
+from regrasp.config.types import BLOCK, NonNegativeFloat
 from regrasp.envs.mujoco.backend import require_chosen_backend
 from regrasp.envs.mujoco.catalog import TASK_IDS, load_class
 from regrasp.envs.mujoco.scenes import render_scenes
@@ -20,11 +23,18 @@ from regrasp.folders import require_output
 from regrasp.learner.schedule import cosine
 from regrasp.logging.progress import progress
 from regrasp.models.config import CONFIG_FILE
-from regrasp.models.pretraining import PretrainConfig
+from regrasp.models.pretraining import GROUNDING_FILE, PretrainConfig
 
 _NUM_VALIDATION = 1000
 _RECIPE_VERSION = 3
 """Raised when what is trained or the format of its folder changes, so that an old backbone in the cache is not used."""
+
+
+@dataclass(frozen=True, config=BLOCK)
+class _Grounding:
+    """`GROUNDING_FILE`."""
+
+    median_error_cm: NonNegativeFloat
 
 
 def check_instructions(config: ExperimentConfig) -> None:
@@ -81,7 +91,9 @@ def default_cache() -> Path:
 
 def cached_backbone(config: PretrainConfig) -> Path:
     """The folder in the user's cache that belongs to this configuration, whether it is filled or not."""
-    described = json.dumps([asdict(config), _RECIPE_VERSION, regrasp.__version__], sort_keys=True)
+    # The limit changes nothing of what is made; its default stands for any.
+    made = asdict(config) | {"max_median_error_cm": PretrainConfig.max_median_error_cm}
+    described = json.dumps([made, _RECIPE_VERSION, regrasp.__version__], sort_keys=True)
     return default_cache() / hashlib.sha256(described.encode()).hexdigest()[:16]
 
 
@@ -99,9 +111,21 @@ def pretrain(config: ExperimentConfig, output: Path | None = None, *, again: boo
     check_instructions(config)
     folder = output or cached_backbone(config.pretrain)
     if (folder / CONFIG_FILE).is_file() and not again:
+        if (folder / GROUNDING_FILE).exists():
+            config.pretrain.check_error(_grounding_error(folder / GROUNDING_FILE))
         return folder, None
     require_output(folder, replaces=CONFIG_FILE, overwrite=True, key="--output")
     return folder, train_backbone(config.pretrain, folder)
+
+
+def _grounding_error(file: Path) -> float:
+    """What a backbone reached, in centimetres.
+
+    Raises:
+        UserError: The file is damaged.
+    """
+    fix = "pretrain again, with `regrasp pretrain --again`"
+    return parse(_Grounding, read_json(file, fix=fix), file=file, fix=fix).median_error_cm
 
 
 def train_backbone(config: PretrainConfig, output: Path) -> float:

@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass as checked_dataclass
 
 from regrasp.checkpoint.layout import EXPORT
 from regrasp.checkpoint.read import find_checkpoint
 from regrasp.checkpoint.run_record import versions
-from regrasp.config.types import changed
+from regrasp.config.parse import parse, read_json
+from regrasp.config.types import NonNegativeFloat, changed
 from regrasp.envs.registry import env_type_of
 from regrasp.errors import UserError
 from regrasp.experiment import ExperimentConfig
 from regrasp.experiment.load import LoadedConfig
 from regrasp.folders import CONFIG_FILE, atomic_file
-from regrasp.logging.report import Group
+from regrasp.logging.report import EvaluationSummary, Group
 from regrasp.runner.run_folder import checkpoints_folder
 from regrasp.stages.collect import collect
 from regrasp.stages.play import PlayOptions, play
 from regrasp.stages.pretrain import check_instructions, pretrain
-from regrasp.stages.report import SUMMARY_FILE, report_run
+from regrasp.stages.report import SUMMARY_FILE, VideoEntry, report_run
 from regrasp.stages.sft import train_base
 from regrasp.stages.train import check as check_training
 from regrasp.stages.train import train
@@ -34,6 +37,57 @@ _log = logging.getLogger(__name__)
 
 _STATE_FILE = "stages.json"
 _NUM_VIDEOS = 6
+_FIX = "copy the file again from where the quickstart was made; or delete it, and stages are done again"
+_STRICT = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
+
+
+@checked_dataclass(frozen=True, config=_STRICT)
+class _Stage:
+    """A stage in the journal."""
+
+    seconds: NonNegativeFloat
+    result: dict[str, Any]
+
+
+@checked_dataclass(frozen=True, config=_STRICT)
+class _Made:
+    """What comes of a stage that later ones need: a folder."""
+
+    folder: str
+
+
+@checked_dataclass(frozen=True, config=_STRICT)
+class _Evaluated:
+    """What comes of an evaluation."""
+
+    summary: EvaluationSummary
+    videos: tuple[VideoEntry, ...]
+
+
+_RESULTS = {
+    "pretrain": _Made,
+    "collect": None,
+    "sft": None,
+    "evaluate_base": _Evaluated,
+    "train": _Made,
+    "evaluate_finetuned": _Evaluated,
+}
+"""The stages, and what is read again of what they gave."""
+
+
+def _read_stage(name: str, content: Any, file: Path) -> _Stage:
+    """A stage of a journal; one that was interrupted has given nothing.
+
+    Raises:
+        UserError: There is no such stage, or a value is of the wrong kind.
+    """
+    title, dot, _ = name.partition(".")
+    if title not in _RESULTS:
+        raise UserError("No stage of a quickstart", file=file, key=name, expected=", ".join(_RESULTS), fix=_FIX)
+    stage, kind = parse(_Stage, content, file=file, key=name, fix=_FIX), _RESULTS[title]
+    if kind is not None and not dot:
+        parse(kind, stage.result, file=file, key=f"{name}.result", fix=_FIX)
+    return stage
 
 
 @dataclass
@@ -48,21 +102,24 @@ class _Journal:
         """Continue the journal of `folder`, or begin one.
 
         Raises:
-            UserError: The folder belongs to other settings.
+            UserError: The folder belongs to other settings, or the journal is damaged.
         """
         folder.mkdir(parents=True, exist_ok=True)
         config_file, journal = folder / CONFIG_FILE, cls(folder / _STATE_FILE, {})
         if not journal.file.is_file():
             config_file.write_text(settings, encoding="utf-8")
             return journal
-        if config_file.read_text(encoding="utf-8") != settings:
+        if not config_file.is_file() or config_file.read_bytes() != settings.encode():
             raise UserError(
                 "This folder holds a quickstart with other settings",
                 file=config_file,
                 expected="the settings that it was begun with",
                 fix="give another --output, or remove the folder",
             )
-        journal.stages = json.loads(journal.file.read_text(encoding="utf-8"))
+        journal.stages = {
+            name: asdict(_read_stage(name, content, journal.file))
+            for name, content in read_json(journal.file, fix=_FIX).items()
+        }
         return journal
 
     def run(self, name: str, title: str, stage: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -158,7 +215,7 @@ def _collect(config: ExperimentConfig, output: Path) -> dict[str, Any]:
 
 def _sft(config: ExperimentConfig, data: Path, backbone: Path, output: Path) -> dict[str, Any]:
     _, result = train_base(config, data, backbone, output, overwrite=True)
-    return dataclasses.asdict(result)
+    return asdict(result)
 
 
 def _train(loaded: LoadedConfig, base: Path, run_dir: Path, command: str) -> dict[str, Any]:
@@ -181,8 +238,8 @@ def _play(loaded: LoadedConfig, model: Path, folder: Path, group: Group) -> dict
     result = play(loaded, output, PlayOptions(num_videos=_NUM_VIDEOS, group=group))
     videos = sorted(result.videos, key=lambda video: video.file.name)
     return {
-        "summary": dataclasses.asdict(result.summary),
-        "videos": [dataclasses.asdict(video) | {"file": str(video.file.relative_to(folder))} for video in videos],
+        "summary": asdict(result.summary),
+        "videos": [asdict(video) | {"file": str(video.file.relative_to(folder))} for video in videos],
     }
 
 

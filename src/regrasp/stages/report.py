@@ -40,7 +40,7 @@ class _Episode:
 
 
 @dataclass(frozen=True, config=_STRICT)
-class _Video:
+class VideoEntry:
     """A video in `SUMMARY_FILE`."""
 
     file: str
@@ -60,7 +60,7 @@ class _Summary:
     base: EvaluationSummary
     finetuned: EvaluationSummary
     stage_seconds: dict[str, NonNegativeFloat]
-    videos: tuple[_Video, ...]
+    videos: tuple[VideoEntry, ...]
     versions: dict[str, str]
     command: str
 

@@ -25,6 +25,7 @@ from regrasp.models.config import CONFIG_FILE as MODEL_FILE
 from regrasp.models.config import DatasetFacts
 from regrasp.models.contract import Policy
 from regrasp.models.normalization import Statistics
+from regrasp.models.origin import Origin
 from regrasp.seeding import KeyedNoise, torch_generator
 from regrasp.stages.dataset_features import DatasetFeatures, check_sources, find_features, quaternion_order
 from regrasp.stages.demonstrations import check_actions
@@ -108,6 +109,7 @@ def train_base(
     seed = config.seed if sft.seed is None else sft.seed
     device = choose_device()
     policy = _base_policy(config, features, backbone, sft.train == "all", seed).to(device)
+    policy.origin = Origin((config.env.train.init_params.id,), dataset.tasks)
     train, validation = load_frames(policy, features, config.env.train.mapping, sft)
     with torch.autocast(device.type, torch.bfloat16, enabled=config.actor.model.precision == "bf16"):
         if sft.train == "head":
@@ -116,7 +118,7 @@ def train_base(
                 validation.inputs = _encode(policy, validation.inputs, device)
         losses = _train(policy, train, validation, sft, seed, device)
     with atomic_folder(folder, overwrite=overwrite, checksums=True) as draft:
-        policy.save(draft)
+        policy.write_folder(draft)
     return folder, SftResult(dataset.num_episodes, len(train.actions), *losses)
 
 

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from regrasp.checkpoint.read import Checkpoint, find_checkpoint, read_checkpoint
 from regrasp.checkpoint.run_record import RunRecord, only_writer
 from regrasp.config.types import changed
 from regrasp.engine.base import Engine
-from regrasp.engine.local import LocalEngine
 from regrasp.engine.memory import check_disk, policy_memory
-from regrasp.engine.placement import Resources, plan
-from regrasp.engine.policies import check_fit, check_folder_fits, create_policy, load_model, use_device
-from regrasp.envs.contract import EnvSpec, VecEnv
-from regrasp.envs.registry import create_env
+from regrasp.engine.policies import check_folder_fits, warn_of_another_task
 from regrasp.errors import UserError
 from regrasp.experiment import ExperimentConfig
 from regrasp.experiment.batches import num_updates
@@ -26,18 +21,9 @@ from regrasp.logging.metrics import MetricsLogger
 from regrasp.models.contract import Policy
 from regrasp.runner.resume import changes_warning, check_slot, passed_over_warning, read_run_state
 from regrasp.runner.runner import EmbodiedRunner
+from regrasp.stages.engines import started_engine
 
 _log = logging.getLogger(__name__)
-
-_LOSSES = {
-    "seed_per_env": "seeds cannot be set per environment, so results depend on the number of environments",
-    "partial_reset": "single environments cannot be reset, so finished ones wait for the others",
-    "true_final_observation": (
-        "the true final observation is not available, so truncated episodes are not bootstrapped"
-    ),
-    "saves_state": "the simulator's state cannot be saved, so a resumed run begins its episodes anew",
-}
-"""What a simulator's lack of a capability costs."""
 
 
 def train(loaded: LoadedConfig, run_dir: Path, command: str = "") -> bool:
@@ -110,33 +96,19 @@ def check(config: ExperimentConfig) -> Policy | None:
         )
     check_installed(config.runner.logger.logger_backends)
     policy = check_folder_fits(config, "train")
+    warn_of_another_task(config, "train")
     if config.runner.val_check_interval > 0:
         check_folder_fits(config, "eval")
     return policy
 
 
 def _train(loaded: LoadedConfig, run_dir: Path, command: str, checkpoint: Checkpoint | None) -> bool:
-    config, seed = loaded.config, loaded.config.seed
-    processes = plan(config, Resources.of_this_machine(config.cluster.num_nodes))
-    if not processes.is_local:
-        raise UserError(
-            "Not in this release: a run of several processes",
-            key="cluster.component_placement",
-            value=dict(config.cluster.component_placement),
-            expected="one process that plays all roles",
-            fix="write cluster.component_placement: {'actor,env,rollout': 0}",
-        )
+    config = loaded.config
     policy = check(config)
     backends = prepare_backends(config.runner.logger.logger_backends)
     if policy is not None and (warning := check_disk(config, policy_memory(policy, config), run_dir)):
         _log.warning(warning)
-    with _environments(config) as (env, eval_env):
-        for warning in lost_guarantees(env):
-            _log.warning(warning)
-        policy = _policy(config, env.spec, seed, checkpoint)
-        if eval_env is not None:
-            check_fit(policy, config.env.eval.mapping, eval_env.spec, "env.eval.mapping")
-        engine = LocalEngine(config, policy, env, seed, use_device(processes.processes[0].device), run_dir, eval_env)
+    with started_engine(config, run_dir, None if checkpoint is None else checkpoint.path) as engine:
         return _run(loaded, engine, run_dir, command, checkpoint, backends)
 
 
@@ -150,28 +122,6 @@ def checkpoint_to_resume(path: Path) -> Checkpoint:
     if warning := passed_over_warning(path, folder):
         _log.warning(warning)
     return read_checkpoint(folder)
-
-
-@contextlib.contextmanager
-def _environments(config: ExperimentConfig) -> Iterator[tuple[VecEnv, VecEnv | None]]:
-    """The environments of training and, if the run evaluates, of evaluation.
-
-    Both start before the first update: some simulators tell what they offer only then, and a mistake in `env.eval`
-    should not show after hours of training.
-    """
-    chunk = config.actor.model.num_action_chunks
-    with contextlib.ExitStack() as started:
-        env = started.enter_context(contextlib.closing(create_env(config.env.train, "train", chunk, config.seed)))
-        eval_env = None
-        if config.runner.val_check_interval > 0:
-            eval_env = create_env(config.env.eval, "eval", chunk, config.seed)
-            started.enter_context(contextlib.closing(eval_env))
-        yield env, eval_env
-
-
-def lost_guarantees(env: VecEnv) -> list[str]:
-    """What a run on these environments cannot promise, because the simulator cannot."""
-    return [text for name, text in _LOSSES.items() if not getattr(env.capabilities, name)]
 
 
 def _run(
@@ -206,21 +156,3 @@ def _run(
 def _settings(loaded: LoadedConfig) -> str:
     """The resolved configuration without `resume_dir`: a resumed run is the same experiment."""
     return changed(loaded, "config.runner.resume_dir", None).to_yaml()
-
-
-def _policy(config: ExperimentConfig, env: EnvSpec, seed: int, checkpoint: Checkpoint | None) -> Policy:
-    """The policy that the run starts or started from; one that cannot be had again is taken from the checkpoint."""
-    model, mapping = config.actor.model, config.env.train.mapping
-    again = model.model_path is not None or not model.needs_pretrained
-    if again or checkpoint is None or checkpoint.export is None:
-        return create_policy(model, mapping, env, seed)
-    if config.algorithm.keeps_start:
-        raise UserError(
-            "The penalty on the divergence from the start needs the policy that the run started from",
-            key="actor.model.model_path",
-            expected="the folder that the run was begun with",
-            fix="pass --model_path",
-        )
-    policy = load_model(model, checkpoint.export, mapping)
-    check_fit(policy, mapping, env)
-    return policy

@@ -74,6 +74,8 @@ class Info:
     features: Annotated[
         dict[str, FeatureSpec], AfterValidator(_below), Expect("a feature by each name, with dtype and shape")
     ]
+    robot_type: Any = None
+    """Free text; of `collect` and `convert`, the task."""
 
 
 def read_info(root: Path) -> Info:

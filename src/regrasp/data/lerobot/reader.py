@@ -52,6 +52,8 @@ class DemonstrationDataset:
         self.root = root
         self._info = read_info(root)
         self.features = self._info.features
+        self.robot_type = self._info.robot_type
+        """Whatever its writer put there; `collect` and `convert` put the task."""
         self.tasks = read_tasks(root)
         """Instructions by `task_index`."""
         self.episodes = read_episodes(root, self._info)

@@ -60,6 +60,8 @@ class RemoteVecEnv(VecEnv):
         bounds = [i * num_envs // num_workers for i in range(num_workers + 1)]
         self._slices = [slice(start, stop) for start, stop in itertools.pairwise(bounds)]
         self._max_chunk = max_chunk
+        self._num_steps = 0
+        """Of the chunk begun last."""
         self._frames: np.ndarray | None = None
         self._workers: list[SimulatorProcess] = []
         threads = dict.fromkeys(_THREAD_VARIABLES, "1")
@@ -134,7 +136,12 @@ class RemoteVecEnv(VecEnv):
         return self._observe()
 
     def step(self, actions: Tensor) -> Step:
-        """Execute a chunk, see `VecEnv.step`.
+        """Execute a chunk, see `VecEnv.step`."""
+        self.begin_step(actions)
+        return self.end_step()
+
+    def begin_step(self, actions: Tensor) -> None:
+        """Have the workers begin a chunk, see `VecEnv.begin_step`.
 
         Raises:
             TrainingHaltedError: An action is not finite; simulators turn such a command into an arbitrary motion.
@@ -147,7 +154,14 @@ class RemoteVecEnv(VecEnv):
         if bad.size:
             raise TrainingHaltedError(f"The action for environment {bad[0]} is not finite: {values[bad[0]].tolist()}.")
         self._arrays["actions"][:, :num_steps] = values
-        self._all("step", num_steps=num_steps)
+        self._num_steps = num_steps
+        for worker in self._workers:
+            worker.begin("step", num_steps=num_steps)
+
+    def end_step(self) -> Step:
+        """Wait for the workers, see `VecEnv.end_step`."""
+        self._finish(self._workers)
+        num_steps = self._num_steps
         return Step(
             observation=self._observe(),
             rewards=self._copy("rewards")[:, :num_steps],

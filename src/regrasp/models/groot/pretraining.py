@@ -18,7 +18,6 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 
 from regrasp.envs.scenes import Scenes
-from regrasp.errors import TrainingHaltedError
 from regrasp.folders import atomic_folder
 from regrasp.logging.progress import progress
 from regrasp.models.groot.checkpoint import save_groot
@@ -28,7 +27,8 @@ from regrasp.models.groot.policy import GrootPolicy
 from regrasp.models.groot.processing.images import prepare_images
 from regrasp.models.groot.processing.processor import GrootProcessor
 from regrasp.models.groot.settings import GrootModelConfig
-from regrasp.models.pretraining import PretrainConfig
+from regrasp.models.pretraining import GROUNDING_FILE, PretrainConfig
+from regrasp.models.weights import write_json
 from regrasp.seeding import torch_generator
 
 _EVALUATION_BATCH = 500
@@ -73,13 +73,10 @@ def pretrain(
     order = torch.randperm(len(examples.images), generator=torch_generator(seed, "data", 0))
     _train(policy, readout, examples, order[num_validation:], config, learning_rate, torch_generator(seed, "data", 1))
     error = _median_error(policy, readout, examples, order[:num_validation])
-    if error > config.max_median_error_cm:
-        raise TrainingHaltedError(
-            f"Grounding pretraining ended with a median error of {error:.2f} cm, above the limit of"
-            f" {config.max_median_error_cm} cm (pretrain.max_median_error_cm). Raise pretrain.steps or num_scenes."
-        )
+    config.check_error(error)
     with atomic_folder(output, overwrite=True, checksums=True) as draft:
         save_groot(policy, draft)
+        write_json(draft / GROUNDING_FILE, {"median_error_cm": error})
     return error
 
 

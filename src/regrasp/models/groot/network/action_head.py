@@ -77,7 +77,7 @@ class CategoryLinear(nn.Module):
             return
         for name, own in _SLOT_NAMES.items():
             whole, trained = destination[prefix + name], destination.pop(prefix + own)
-            trained = trained.full_tensor() if isinstance(trained, DTensor) else trained
+            trained = (trained.full_tensor() if isinstance(trained, DTensor) else trained).to(whole.device)
             destination[prefix + name] = torch.cat([whole[: self.slot], trained[None], whole[self.slot + 1 :]])
 
 

@@ -1,0 +1,1 @@
+"""The engine for several processes, on Ray. Nothing outside this package imports Ray."""
