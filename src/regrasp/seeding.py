@@ -9,7 +9,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -82,6 +82,12 @@ class KeyedNoise:
         return torch.tensor(numbers, dtype=torch.long)
 
     def _generators(self, name: str) -> Iterator[np.random.Generator]:
+        """The generator of each row, until the next one is asked for; one of its own for each would cost five times."""
         stream = np.array([self.seed, _ROLES[self.role] << 32 | zlib.crc32(name.encode())], np.uint64)
+        philox = np.random.Philox(key=stream)
+        generator = np.random.Generator(philox)
+        state: Any = philox.state
         for key in self.keys:
-            yield np.random.Generator(np.random.Philox(key=stream, counter=[0, *key]))
+            state["state"]["counter"] = (0, *key)
+            philox.state = state
+            yield generator

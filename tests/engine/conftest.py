@@ -1,4 +1,4 @@
-"""A Ray cluster that the tests of this folder share."""
+"""A Ray cluster that the tests of a file share."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from regrasp.engine.ray.cluster import Machines, connected
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def machines() -> Iterator[Machines]:
     paths = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
     with pytest.MonkeyPatch.context() as patched:

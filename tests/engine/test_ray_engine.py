@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from regrasp.engine.base import Engine
 from regrasp.engine.placement import plan
 from regrasp.engine.ray.cluster import Machines
 from regrasp.engine.ray.engine import Makers, RayEngine
-from regrasp.experiment import ClusterConfig
+from regrasp.experiment import ClusterConfig, ExperimentConfig
 from regrasp.experiment.cluster import Placement
 from regrasp.ranks import Ranks
 
@@ -61,3 +63,36 @@ def test_ten_updates_are_those_of_one_process(machines: Machines, tmp_path: Path
     finally:
         several.close()
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
+def stale(config: ExperimentConfig, folder: Path, updates: int) -> tuple[list[dict[str, Any]], list[list[float]]]:
+    """As `trained`, with rollouts that act with the weights of the update before the last."""
+    acts, trains = (engine(config, folder, Ranks()) for _ in range(2))
+    versions = [copy.deepcopy(trains.policy.state_dict())]
+    lines = []
+    for update in range(updates):
+        acts.policy.load_state_dict(versions[max(0, update - 1)])
+        prepared = trains.training.prepare(acts.rollouts.collect(update, lambda: False).decisions, update)
+        metrics = trains.update(update, lambda: False)
+        acts.rollouts.updated()
+        versions.append(copy.deepcopy(trains.policy.state_dict()))
+        lines.append({**prepared.metrics, **metrics, "steps": prepared.num_steps, "flat": prepared.is_flat})
+    acts.policy.load_state_dict(versions[-1])
+    acts.rollouts.collect(updates, lambda: False)  # the one that is under way when the run evaluates
+    return lines, [[result.total_reward, result.length] for result in acts.evaluate(NUM_ENVS)]
+
+
+def test_a_rollout_that_overlaps_the_update_acts_with_the_weights_before_it(machines: Machines, tmp_path: Path) -> None:
+    config = experiment("ppo", "runner.val_check_interval=1", "runner.max_staleness=1")
+    config = dataclasses.replace(config, cluster=ClusterConfig(component_placement=LAYOUTS["disaggregated"]))
+    placed = plan(config, machines.resources)
+    makers = Makers(create_env, create_policy)
+    with contextlib.closing(RayEngine(config, placed, machines, config.seed, tmp_path, makers)) as overlapping:
+        lines, episodes = trained(overlapping, 3)
+    torch.set_default_dtype(torch.float64)
+    try:
+        expected = stale(config, tmp_path, 3)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert lines[1]["actor/first_ratio_error"] > 0
+    torch.testing.assert_close((lines, episodes), expected, rtol=1e-9, atol=1e-12)

@@ -141,7 +141,8 @@ def test_a_run_that_loses_a_process_makes_every_update_once(
     def strike(now: str) -> None:
         if now == what and not struck:
             struck.append(time.monotonic())
-            os.kill(*processes(role), number)
+            (pid,) = processes(role)
+            os.kill(pid, number)
 
     with caplog.at_level(logging.WARNING):
         found = trained(start(), tmp_path / "checkpoints", strike)
@@ -185,7 +186,8 @@ def test_a_signal_in_the_middle_of_a_restart_saves_the_last_update(
 
     def stop_after_the_strike() -> bool:
         if not asked:
-            os.kill(*processes("rollout"), signal.SIGKILL)
+            (pid,) = processes("rollout")
+            os.kill(pid, signal.SIGKILL)
         asked.append(time.monotonic())
         return one._lost is not None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -65,16 +66,31 @@ def test_what_each_role_holds_of_the_policy() -> None:
 
 def test_the_lines_of_several_processes() -> None:
     lines = sizing(experiment(actor=0, env="1-2", rollout=3), LAPTOP).lines()
-    title, actor, first, second, rollout, host, largest, acts, learns = lines
+    title, actor, envs, rollout, host, largest, acts, learns = lines
     assert title == "processes: 4, disaggregated: 1 actor, 2 env, 1 rollout"
     assert actor.startswith("  actor 0: node 0, cpu; policy 1.73 GiB")
-    assert first.startswith("  env 0: node 0, cpu; environments 64 of env.train and 64 of env.eval, about ")
-    assert second.startswith("  env 1: ")
+    assert envs.startswith("  env 0-1: node 0, cpu; environments 64 of env.train and 64 of env.eval, about ")
     assert rollout == "  rollout 0: node 0, cpu; policy 65.00 MiB"
     assert host.startswith("policies in host memory of node 0: 1.80 GiB of 16.00 GiB, which fits")
     assert largest.startswith("the largest of them on an accelerator of its own: 1.73 GiB of 80.00 GiB, which fits")
     assert acts == "every rollout: 1536 decisions in 128 environments, which take turns in 2 stages"
     assert learns == "every actor: about 512 samples (1 x 512) of each minibatch of 512"
+
+
+def test_processes_that_are_alike_share_a_line() -> None:
+    gpus = NodeResources((80 * 2**30,) * 8, 64, 512 * 2**30)
+    many = Resources((gpus,) * 15 + (dataclasses.replace(gpus, accelerators=(80 * 2**30,) * 4),))
+    config = experiment(actor_rollout="0-119", env="120-123")
+    config = dataclasses.replace(config, cluster=dataclasses.replace(config.cluster, num_nodes=16, address="auto"))
+    lines = sizing(changed(config, "env.train.total_num_envs", 120 * 64), many).lines()
+    assert [line.partition(";")[0] for line in lines if line.startswith("  ")] == [
+        "  actor+rollout 0-119: nodes 0-14, cuda:0-7",
+        "  env 0-3: node 15, cuda:0-3",
+    ]
+    policies = [line.partition(":")[0] for line in lines if line.startswith("policies")]
+    assert policies == ["policies in cuda"]
+    assert "cuda:0-7 of nodes 0-14: " in "".join(lines)
+    assert len(lines) == 6
 
 
 def test_what_does_not_fit_is_said_by_device() -> None:
@@ -99,7 +115,7 @@ def test_a_dry_run_plans_for_a_larger_machine(
     assert main(["train", "--dry_run", *PLACED]) == 0
     out, err = capsys.readouterr()
     assert "[WARN] The placement needs accelerators 0-3; node 0 has 2, and 2-3 are missing" in err
-    assert "#   actor+env+rollout 3: node 0, cuda:3; environments 32 of env.train" in out
+    assert "#   actor+env+rollout 0-3: node 0, cuda:0-3; environments 32 of env.train" in out
 
 
 @pytest.mark.parametrize(

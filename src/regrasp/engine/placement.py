@@ -205,8 +205,8 @@ def _all_numbers(config: ExperimentConfig, nodes: Sequence[NodeResources]) -> di
     if there and (missing := sorted(wanted - set(range(there)))):
         has = ", ".join(f"node {index} has {len(node.accelerators)}" for index, node in enumerate(nodes))
         raise ShortageError(
-            f"The placement needs accelerators {_ranges(sorted(wanted))}; {has}, and"
-            f" {_ranges(missing)} {'is' if len(missing) == 1 else 'are'} missing",
+            f"The placement needs accelerators {ranges(sorted(wanted))}; {has}, and"
+            f" {ranges(missing)} {'is' if len(missing) == 1 else 'are'} missing",
             key=_KEY,
             value=dict(config.cluster.component_placement),
             expected=f"'all', or numbers from 0 to {there - 1}",
@@ -239,7 +239,7 @@ def _check_accelerators(numbers: Mapping[Role, tuple[int, ...]], processes: Sequ
         raise UserError(
             "Two ranks of the actor on one accelerator",
             key=_KEY,
-            value={"actor": _ranges(sorted(set(actors)))},
+            value={"actor": ranges(sorted(set(actors)))},
             expected="one process per accelerator for the actor",
             fix="place the actor without process numbers, such as actor: 0-1",
         )
@@ -315,7 +315,7 @@ def _env_shares(config: ExperimentConfig, num_rollouts: int, num_workers: int) -
     )
 
 
-def _ranges(numbers: Sequence[int]) -> str:
+def ranges(numbers: Sequence[int]) -> str:
     """`0-3, 5` of rising numbers."""
     runs: list[list[int]] = []
     for number in numbers:

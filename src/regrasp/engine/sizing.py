@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from regrasp.engine.memory import ModelMemory
-from regrasp.engine.placement import Plan, ProcessPlan, Resources
+from regrasp.engine.placement import Plan, ProcessPlan, Resources, ranges
 from regrasp.envs.process.simulator import SimulatorSpec
 from regrasp.experiment import ExperimentConfig
 from regrasp.experiment.batches import num_samples
 from regrasp.experiment.cluster import ROLES
-from regrasp.experiment.machine import needs_of
+from regrasp.experiment.machine import Needs, needs_of
 from regrasp.logging.text import byte_size
 
 _USUAL_DEVICE = 80 * 2**30
@@ -39,7 +39,7 @@ class Sizing:
         assumed = "" if self.config.cluster.address is None else ", on machines that are taken to be like this one"
         return [
             f"processes: {len(self.plan.processes)}, {self.plan.layout}: {counts}{assumed}",
-            *map(self._line, self.plan.processes),
+            *self._processes(),
             *self._fits(),
             *self._update(),
         ]
@@ -54,17 +54,27 @@ class Sizing:
             policy = policy.of_rank(self.config, self.plan.num_actors)
         return policy.held(process.roles) + kept
 
-    def simulator_bytes(self, process: ProcessPlan) -> int:
-        """Host memory of the simulators of an env worker; 0 where it is not known."""
-        total = 0
+    def needs(self, process: ProcessPlan) -> dict[str, Needs]:
+        """What the environments of an env worker take, by the name of their block."""
         node, chunk = self.resources.nodes[process.node], self.config.actor.model.num_action_chunks
         neighbours = sum(other.node == process.node for other in self.plan.of("env"))
+        found = {}
         for name, count in self.num_envs(process).items():
             env = getattr(self.config.env, name)
             workers = env.num_workers or max(1, node.num_cores // neighbours)
-            env = replace(env, total_num_envs=count, num_workers=workers)
-            total += needs_of(env, name, self.specs.get(name), chunk).memory
-        return total
+            found[name] = needs_of(
+                replace(env, total_num_envs=count, num_workers=workers), name, self.specs.get(name), chunk
+            )
+        return found
+
+    def needs_on(self, node: int) -> dict[str, Needs]:
+        """What all environments of a machine take together, by the name of their block."""
+        found: dict[str, Needs] = {}
+        for process in self.plan.of("env"):
+            if process.node == node:
+                for name, needs in self.needs(process).items():
+                    found[name] = found[name] + needs if name in found else needs
+        return found
 
     def num_envs(self, process: ProcessPlan) -> dict[str, int]:
         """Environments of an env worker, by the name of their block."""
@@ -74,16 +84,27 @@ class Sizing:
             counts["eval"] = self.plan.num_eval_envs * len({share.rollout for share in own})
         return counts
 
-    def _line(self, process: ProcessPlan) -> str:
-        parts = [f"  {process.name}: node {process.node}, {process.device}"]
+    def _processes(self) -> Iterator[str]:
+        """A line for every process, or for many that are alike but for their number, device and machine."""
+        alike: dict[tuple[str, str], list[ProcessPlan]] = {}
+        for process in self.plan.processes:
+            alike.setdefault((process.name.rpartition(" ")[0], self._holds(process)), []).append(process)
+        for (roles, holds), processes in alike.items():
+            for nodes, devices in _places((process.node, process.device) for process in processes):
+                own = [process for process in processes if process.node in nodes]
+                numbers = ranges([next(iter(process.index.values())) for process in own])
+                yield f"  {roles} {numbers}: {_nodes(nodes)}, {_devices(devices)}{holds}"
+
+    def _holds(self, process: ProcessPlan) -> str:
+        text = ""
         if process.roles != {"env"} and (size := self.policy_bytes(process)) is not None:
-            parts.append(f"policy {byte_size(size)}")
+            text += f"; policy {byte_size(size)}"
         if "env" in process.roles:
             counts = " and ".join(f"{count} of env.{name}" for name, count in self.num_envs(process).items())
-            memory = self.simulator_bytes(process)
+            memory = sum(needs.memory for needs in self.needs(process).values())
             takes = f"about {byte_size(memory)} of host memory" if memory else "host memory known only once they run"
-            parts.append(f"environments {counts}, {takes}")
-        return "; ".join(parts)
+            text += f"; environments {counts}, {takes}"
+        return text
 
     def _fits(self) -> Iterator[str]:
         """Whether what is on a device has room there."""
@@ -92,11 +113,17 @@ class Sizing:
             if size := self.policy_bytes(process):
                 place = (process.node, process.device)
                 held[place] = held.get(place, 0) + size
+        alike: dict[tuple[int, int], list[tuple[int, str]]] = {}
         for (node, device), size in held.items():
             of = self.resources.nodes[node]
             room = of.memory if device == "cpu" else of.accelerators[int(device.removeprefix("cuda:"))]
-            where = "host memory" if device == "cpu" else device
-            yield f"policies in {where} of node {node}: {byte_size(size)} of {byte_size(room)}{_verdict(size, room)}"
+            alike.setdefault((size, room), []).append((node, device))
+        for (size, room), places in alike.items():
+            for nodes, devices in _places(places):
+                where = "host memory" if devices == ("cpu",) else _devices(devices)
+                each = " each" if len(nodes) * len(devices) > 1 else ""
+                fits = f"{byte_size(size)} of {byte_size(room)}{each}{_verdict(size, room)}"
+                yield f"policies in {where} of {_nodes(nodes)}: {fits}"
         if held and not any(node.accelerators for node in self.resources.nodes):
             most = max(self.policy_bytes(process) or 0 for process in self.plan.processes)
             on_one = f"{byte_size(most)} of {byte_size(_USUAL_DEVICE)}{_verdict(most, _USUAL_DEVICE)}"
@@ -114,6 +141,28 @@ class Sizing:
         yield f"every rollout: {samples // self.plan.num_rollouts} decisions in {num_envs} environments{turns}"
         parts = f"{-(-own // micro)} x {micro}"
         yield f"every actor: about {own} samples ({parts}) of each minibatch of {minibatch}"
+
+
+def _places(places: Iterable[tuple[int, str]]) -> list[tuple[list[int], tuple[str, ...]]]:
+    """Machines and their devices, those machines together that have the same."""
+    per_node: dict[int, dict[str, None]] = {}
+    for node, device in places:
+        per_node.setdefault(node, {})[device] = None
+    nodes: dict[tuple[str, ...], list[int]] = {}
+    for node, devices in per_node.items():
+        nodes.setdefault(tuple(devices), []).append(node)
+    return [(own, devices) for devices, own in nodes.items()]
+
+
+def _nodes(nodes: Sequence[int]) -> str:
+    return f"node{'s' * (len(nodes) > 1)} {ranges(nodes)}"
+
+
+def _devices(devices: Sequence[str]) -> str:
+    """`cpu`, or `cuda:0-3`."""
+    if devices == ("cpu",):
+        return "cpu"
+    return f"cuda:{ranges([int(device.removeprefix('cuda:')) for device in devices])}"
 
 
 def _verdict(size: int, room: int) -> str:

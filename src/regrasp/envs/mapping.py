@@ -72,7 +72,7 @@ class ActionMapping:
 
     def __call__(self, actions: Tensor) -> Tensor:
         """Policy actions (N, T, A) to simulator actions (N, T, A_sim)."""
-        mapped = self._base.to(actions).repeat(*actions.shape[:-1], 1)
+        mapped = self._base.to(actions).expand(*actions.shape[:-1], -1).clone()
         mapped[..., self._targets.to(actions.device)] = actions * self._scale.to(actions) + self._offset.to(actions)
         return mapped
 

@@ -40,6 +40,30 @@ class Needs:
     memory: int
     """Bytes of host memory, the shared ones included; a lower bound."""
 
+    def __add__(self, other: Needs) -> Needs:
+        shared = None if self.shared is None or other.shared is None else self.shared + other.shared
+        num_envs, num_processes = self.num_envs + other.num_envs, self.num_processes + other.num_processes
+        return Needs(num_envs, num_processes, shared, self.memory + other.memory)
+
+
+@dataclass(frozen=True)
+class Room:
+    """What a machine has for them."""
+
+    shared: int
+    """Bytes that arrays shared with simulators can have."""
+    memory: int
+    """Bytes of host memory."""
+    files: int | None
+    """Files that a process may have open at once; None: any number."""
+
+    @staticmethod
+    def of_this_machine() -> Room:
+        """What is free here now."""
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        files = None if limit == resource.RLIM_INFINITY else limit
+        return Room(free_shared_memory(), available_memory(), files)
+
 
 def needs_of(config: EnvConfig, name: str, spec: SimulatorSpec | None, max_chunk: int) -> Needs:
     """What the environments of `env.<name>` take."""
@@ -76,36 +100,44 @@ def all_needs(
     return {name: needs_of(getattr(config.env, name), name, specs.get(name), chunk) for name in names}
 
 
-def shortages(needs: Mapping[str, Needs]) -> Iterator[UserError]:
-    """What this machine does not have of what environments take together."""
+def shortages(needs: Mapping[str, Needs], room: Room | None = None, where: str = "") -> Iterator[UserError]:
+    """What a machine does not have of what environments take together.
+
+    Args:
+        needs: Those that start there.
+        room: What it has; None: this machine.
+        where: Its name, where there are several.
+    """
     if not needs:
         return
+    room = room or Room.of_this_machine()
+    on, here = (f" on {where}", "there") if where else ("", "here")
     most = max(needs, key=lambda name: needs[name].memory)
-    shared, free = sum(need.shared or 0 for need in needs.values()), free_shared_memory()
+    shared, free = sum(need.shared or 0 for need in needs.values()), room.shared
     if shared > free:
         yield UserError(
-            f"Shared memory is too small: {SHARED_MEMORY} has {byte_size(free)} free, and the environments exchange"
+            f"Shared memory is too small{on}: {SHARED_MEMORY} has {byte_size(free)} free, and the environments exchange"
             f" {byte_size(shared)} with their simulators",
             key=f"env.{most}.total_num_envs",
             value=needs[most].num_envs,
-            expected=f"at most about {_fewer(needs[most].num_envs, free / shared)} environments here",
+            expected=f"at most about {_fewer(needs[most].num_envs, free / shared)} environments {here}",
             fix="lower it (--num_envs), or give the container more: `docker run --shm-size=8g` or `--ipc=host`",
         )
-    memory, available = sum(need.memory for need in needs.values()), available_memory()
+    memory, available = sum(need.memory for need in needs.values()), room.memory
     if memory > available:
         yield UserError(
-            f"Memory is too small: {byte_size(available)} are available, and the simulators alone take"
+            f"Memory is too small{on}: {byte_size(available)} are available, and the simulators alone take"
             f" {byte_size(memory)}",
             key=f"env.{most}.total_num_envs",
             value=needs[most].num_envs,
-            expected=f"at most about {_fewer(needs[most].num_envs, available / memory)} environments here",
+            expected=f"at most about {_fewer(needs[most].num_envs, available / memory)} environments {here}",
             fix="lower it (--num_envs); environments need not be as many as an update's episodes, which"
             " algorithm.rollout_epoch multiplies",
         )
-    files, limit = descriptors(needs), resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    if limit != resource.RLIM_INFINITY and files > limit:
+    files = descriptors(needs)
+    if room.files is not None and files > room.files:
         yield UserError(
-            f"Too many simulator processes for the limit of open files, {limit}: about {files} would be open",
+            f"Too many simulator processes for the limit of open files{on}, {room.files}: about {files} would be open",
             key=f"env.{most}.num_workers",
             value=needs[most].num_processes,
             expected="about as many as cores",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -70,7 +71,7 @@ class RolloutBuffer:
         self._parts: list[dict[str, Tensor]] = []
         self._inputs = FeatureStore(capacity, storage)
         self._holds_features = holds_features
-        self._traces: list[TensorDict] = []
+        self._traces: list[dict[str, Tensor]] = []
 
     def add(
         self,
@@ -96,7 +97,7 @@ class RolloutBuffer:
             version: Number of updates that the acting policy had seen.
         """
         self._inputs.add(inputs)
-        self._traces.append(action.trace.cpu())
+        self._traces.append({str(name): value.cpu() for name, value in action.trace.items()})
         part = {
             "time": torch.full_like(columns, time),
             "column": columns,
@@ -125,13 +126,15 @@ class RolloutBuffer:
 
     def build(self) -> Decisions:
         """Everything added, in its order."""
-        flat: dict[str, Tensor | TensorDict] = {
-            name: torch.cat([part[name] for part in self._parts]) for name in self._parts[0]
-        }
-        flat["trace"] = TensorDict.cat(self._traces)
-        record = TensorDict(flat, batch_size=[sum(len(part["time"]) for part in self._parts)])
+        size = [sum(len(part["time"]) for part in self._parts)]
+        record = TensorDict(_joined(self._parts), batch_size=size)
+        record["trace"] = TensorDict(_joined(self._traces), batch_size=size)
         return Decisions(self._inputs.rows(), record, self._holds_features)
 
     @staticmethod
     def _meets(part: dict[str, Tensor], time: int, columns: Tensor) -> bool:
         return int(part["time"][0]) == time and bool(torch.isin(columns, part["column"]).all())
+
+
+def _joined(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

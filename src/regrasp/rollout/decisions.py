@@ -101,6 +101,9 @@ class Decisions:
 
     def split(self, size: int) -> Iterator[Decisions]:
         """The decisions in their order, in parts of at most `size`, which share memory with the whole."""
+        if 0 < len(self) <= size:
+            yield self
+            return
         for start in range(0, len(self), size):
             part = slice(start, start + size)
             yield replace(self, inputs=self.inputs[part], record=self.record[part])

@@ -247,9 +247,9 @@ def check_finite(name: str, values: Tensor) -> None:
     Raises:
         TrainingHaltedError: Names the environment and what was not finite.
     """
-    bad = ~torch.isfinite(values).flatten(1).all(1)
-    if bad.any():
-        row = int(torch.nonzero(bad)[0])
+    is_finite = torch.isfinite(values)
+    if not is_finite.all():
+        row = int(torch.nonzero(~is_finite)[0, 0])
         raise TrainingHaltedError(
             f"Environment {row} returned a {name} that is not finite:"
             f" {values[row].tolist()}. The run stopped before anything was learned from it."

@@ -47,7 +47,7 @@ def started_engine(config: ExperimentConfig, run_dir: Path, checkpoint: Path | N
     Raises:
         UserError: The placement cannot be met, or policy and environments do not fit.
     """
-    cluster = config.cluster
+    cluster, num_processes = config.cluster, 1
     if cluster.address is None:
         placed = plan(config, Resources.of_this_machine(cluster.num_nodes))
         require_ray(placed)
@@ -55,7 +55,8 @@ def started_engine(config: ExperimentConfig, run_dir: Path, checkpoint: Path | N
             with _local(config, placed, run_dir, checkpoint) as engine:
                 yield engine
             return
-    with _several(config, run_dir, checkpoint) as engine:
+        num_processes = len(placed.processes)
+    with _several(config, num_processes, run_dir, checkpoint) as engine:
         yield engine
 
 
@@ -77,14 +78,22 @@ def _local(config: ExperimentConfig, placed: Plan, run_dir: Path, checkpoint: Pa
 
 
 @contextlib.contextmanager
-def _several(config: ExperimentConfig, run_dir: Path, checkpoint: Path | None) -> Iterator[Engine]:
+def _several(config: ExperimentConfig, num_processes: int, run_dir: Path, checkpoint: Path | None) -> Iterator[Engine]:
     from regrasp.engine.ray.cluster import connected
     from regrasp.engine.ray.engine import Makers, RayEngine
+    from regrasp.engine.ray.nodes import require_room, require_shared
 
-    with connected(config.cluster.address) as machines:
+    inputs: dict[str, Path] = {}
+    if (folder := config.actor.model.model_path) is not None:
+        inputs["actor.model.model_path"] = Path(folder).expanduser().absolute()
+    if checkpoint is not None:
+        inputs["runner.resume_dir"] = checkpoint.absolute()
+    with connected(config.cluster.address, num_processes) as machines:
         placed = plan(config, machines.resources)
         for warning in placed.warnings:
             _log.warning(warning)
+        require_shared(machines, placed, run_dir.absolute(), inputs)
+        require_room(machines, placed, config)
         make_policy = functools.partial(starting_policy, checkpoint=checkpoint)
         makers = Makers(create_env, make_policy)
         with contextlib.closing(RayEngine(config, placed, machines, config.seed, run_dir, makers)) as engine:

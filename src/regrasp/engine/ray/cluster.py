@@ -3,25 +3,47 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import logging
 import os
+import platform
+import secrets
 import socket
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import ray
+import torch
+from ray._private import ray_constants
+from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+import regrasp
 from regrasp.engine.placement import NodeResources, Resources
 from regrasp.errors import UserError
 
 _LOOPBACK = "127.0.0.1"
-_QUIET = {
-    "RAY_USAGE_STATS_ENABLED": "0",
+_OWN = "regrasp_run"
+"""Resource of a cluster that belongs to one run."""
+_TOKEN = secrets.token_hex(32)
+"""What the processes of this run's own cluster know each other by: other users of the machine reach loopback too."""
+_OWN_SETTINGS = {
+    "RAY_AUTH_TOKEN": _TOKEN,
     "RAY_worker_niceness": "0",
-    "RAY_IGNORE_UNHANDLED_ERRORS": "1",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_preload_python_modules": "regrasp.engine.ray.worker",
 }
+"""Processes have this one's priority, while Ray's own setting has them give way to all else that runs; and those that
+wait for work have imported what it needs."""
+_CHANGED_BY_RAY = ("RAY_AUTH_MODE",)
+_SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+_KEEP_LOOPBACK = {"ENABLE_RAY_CLUSTER": False}
+"""On Linux, Ray puts an address that others reach in the place of a loopback address."""
+_LOCAL = (_LOOPBACK, "localhost")
+_ANSWER_S = 5.0
+_SURVEY_S = 120.0
+_START = "start it with `ray start --head` on the first machine and `ray start --address=HOST:6379` on the others"
 
 
 @dataclass(frozen=True)
@@ -31,58 +53,217 @@ class Machines:
     ids: tuple[str, ...]
     addresses: tuple[str, ...]
     resources: Resources
+    is_own: bool
+    """Whether the cluster is this run's, and all of it on this machine."""
 
 
 @contextlib.contextmanager
-def connected(address: str | None) -> Iterator[Machines]:
+def connected(address: str | None, num_processes: int = 1) -> Iterator[Machines]:
     """Start a cluster of this machine alone, or join one.
 
     Args:
         address: None: a cluster of this run's own, whose servers bind to loopback; "auto" or "host:port" of one that
             runs.
+        num_processes: So many begin to start with a cluster of this run's own.
 
     Raises:
-        UserError: There is none to join.
+        UserError: There is none to join, or its machines cannot run what this one runs.
     """
-    for name, value in _QUIET.items():
-        os.environ.setdefault(name, value)
-    quiet = {"log_to_driver": False, "configure_logging": False, "logging_level": logging.ERROR}
-    try:
+    logging.getLogger("ray").setLevel(logging.CRITICAL)  # what goes wrong comes as an exception
+    with _environment(_SETTINGS if address is not None else {**_SETTINGS, **_OWN_SETTINGS}):
         if address is None:
-            ray.init(address="local", num_cpus=1, include_dashboard=False, _node_ip_address=_LOOPBACK, **quiet)
+            with _constants(_KEEP_LOOPBACK):
+                own = {"num_cpus": num_processes, "resources": {_OWN: 1}, "_node_ip_address": _LOOPBACK}
+                _init("local", include_dashboard=False, **own)
         else:
-            ray.init(address=address, **quiet)
-    except ConnectionError as error:
+            _join(address)
+        try:
+            yield _machines(address)
+        finally:
+            ray.shutdown()
+
+
+def _init(address: str, **options: Any) -> None:
+    ray.init(address=address, log_to_driver=False, configure_logging=False, **options)
+
+
+@contextlib.contextmanager
+def _environment(settings: Mapping[str, str]) -> Iterator[None]:
+    """Settings for Ray, which its servers inherit."""
+    before = {name: os.environ.get(name) for name in (*settings, *_CHANGED_BY_RAY)}
+    os.environ.update(settings)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is not None:
+                os.environ[name] = value
+            elif name in os.environ:
+                del os.environ[name]
+
+
+@contextlib.contextmanager
+def _constants(values: Mapping[str, Any]) -> Iterator[None]:
+    """Constants of Ray's that have no argument, for as long as it starts."""
+    before = {name: getattr(ray_constants, name) for name in values}
+    for name, value in values.items():
+        setattr(ray_constants, name, value)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(ray_constants, name, value)
+
+
+@contextlib.contextmanager
+def _unheard() -> Iterator[None]:
+    """Keep what Ray's C++ parts write on stderr while they try to connect from the terminal."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def _join(address: str) -> None:
+    """Join a cluster that runs.
+
+    Raises:
+        UserError: There is none, or it does not take this process.
+    """
+    known = os.environ.get("RAY_ADDRESS", address) if address == "auto" else address
+    constants: dict[str, Any] = {"NUM_REDIS_GET_RETRIES": 1}
+    if known != "auto" and _reached(address, known) in _LOCAL:
+        constants |= _KEEP_LOOPBACK
+    try:
+        with _constants(constants), _unheard():
+            _init(address, runtime_env={"env_vars": _SETTINGS})
+    except (ConnectionError, RuntimeError, RayError) as error:
+        cause = error.__cause__ or error
+        if cause is error and isinstance(error, ConnectionError):
+            raise _nothing(address, str(error)) from error
+        lines = str(cause).strip().splitlines()
+        why = lines[-1] if any("Traceback" in line for line in lines) else " ".join(map(str.strip, lines))
         raise UserError(
-            f"There is no Ray cluster to join: {error}",
+            f"The Ray cluster does not take this run: {why}",
             key="cluster.address",
             value=address,
-            expected="auto, or host:port, of a cluster that runs",
-            fix="start it with `ray start --head` on the first machine and `ray start --address=HOST:6379` on the"
-            " others, or leave cluster.address out",
+            expected="a cluster of the same versions of Ray and Python, of which this machine is a part",
+            fix="install the same versions everywhere, run `ray start` on this machine too, and where the cluster asks"
+            " for a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH (docs/scaling.md)",
         ) from error
-    try:
-        yield _machines()
-    finally:
+    if _OWN in ray.cluster_resources():
         ray.shutdown()
+        raise _nothing(address, "what runs on this machine belongs to another run of Regrasp")
 
 
-def _machines() -> Machines:
+def _reached(address: str, known: str) -> str:
+    """The host of a server that answers.
+
+    Raises:
+        UserError: Nothing listens there; Ray itself would try for minutes.
+    """
+    host, _, port = known.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_S).close()
+    except (OSError, ValueError) as error:
+        raise _nothing(address, f"{known} does not answer ({error})") from error
+    return host
+
+
+def _nothing(address: str, why: str) -> UserError:
+    return UserError(
+        f"There is no Ray cluster to join: {why}",
+        key="cluster.address",
+        value=address,
+        expected="auto, or host:port, of a cluster that runs",
+        fix=f"{_START}, or leave cluster.address out",
+    )
+
+
+@dataclass(frozen=True)
+class _Survey:
+    """What is known of a node once something has run there."""
+
+    versions: Mapping[str, str]
+    resources: NodeResources
+
+
+def _survey() -> _Survey:
+    versions = {
+        "Regrasp": regrasp.__version__,
+        "Python": ".".join(platform.python_version_tuple()[:2]),
+        "Ray": ray.__version__,
+        "torch": torch.__version__.partition("+")[0],  # without its build: a head node may have no accelerator
+    }
+    return _Survey(versions, Resources.of_this_machine().nodes[0])
+
+
+def _machines(address: str | None) -> Machines:
+    """All machines that take work, this one first and then in the order of their addresses."""
     own = ray.get_runtime_context().get_node_id()
-    nodes = sorted((node for node in ray.nodes() if node["Alive"]), key=lambda node: node["NodeID"] != own)
+    nodes = [node for node in ray.nodes() if node["Alive"] and ({"CPU", "GPU"} & set(node["Resources"]))]
+    nodes.sort(key=lambda node: (node["NodeID"] != own, _in_order(node["NodeManagerAddress"]), node["NodeID"]))
     ids = tuple(node["NodeID"] for node in nodes)
-    measure = ray.remote(num_cpus=0)(_measured)
-    found = ray.get([measure.options(scheduling_strategy=on_node(one)).remote() for one in ids])
-    return Machines(ids, tuple(node["NodeManagerAddress"] for node in nodes), Resources(tuple(found)))
+    addresses = tuple(node["NodeManagerAddress"] for node in nodes)
+    survey = ray.remote(num_cpus=0, max_retries=0)(_survey)
+    replies = [survey.options(scheduling_strategy=on_node(one)).remote() for one in ids[1:]]
+    here = _survey()
+    try:
+        found = [here, *(_surveyed(where, reply) for where, reply in zip(addresses[1:], replies, strict=True))]
+        check_versions(addresses, [one.versions for one in found], here.versions)
+    except UserError as error:
+        raise error.at(None, "cluster.address") from None
+    return Machines(ids, addresses, Resources(tuple(one.resources for one in found)), address is None)
+
+
+def _surveyed(where: str, reply: Any) -> _Survey:
+    """What a node has told.
+
+    Raises:
+        UserError: It cannot run Regrasp.
+    """
+    try:
+        return ray.get(reply, timeout=_SURVEY_S)
+    except (RayError, GetTimeoutError) as error:
+        why = str(error).strip().splitlines()[-1:] or ["it does not answer"]
+        raise _unfit(f"The machine {where} of the Ray cluster does not run Regrasp: {why[0]}", where) from error
+
+
+def check_versions(addresses: Sequence[str], found: Sequence[Mapping[str, str]], here: Mapping[str, str]) -> None:
+    """Raise a `UserError` where a machine has other versions than this one."""
+    for where, versions in zip(addresses, found, strict=True):
+        other = [f"{name} {version}" for name, version in versions.items() if version != here[name]]
+        if other:
+            mine = ", ".join(f"{name} {here[name]}" for name in versions if versions[name] != here[name])
+            raise _unfit(f"The machine {where} of the Ray cluster has {', '.join(other)}, and this one {mine}", where)
+
+
+def _unfit(problem: str, where: str) -> UserError:
+    return UserError(
+        problem,
+        expected="the same versions of Regrasp, Python, Ray and torch on every machine of the cluster",
+        fix=f"install them on {where}, for the Python that `ray start` runs there",
+    )
+
+
+def _in_order(address: str) -> tuple[int, int, str]:
+    """Sorts addresses as numbers, and names after them."""
+    try:
+        number = ipaddress.ip_address(address)
+    except ValueError:
+        return 1, 0, address
+    return 0, int(number), address
 
 
 def on_node(node_id: str) -> NodeAffinitySchedulingStrategy:
     """Where something is to run."""
     return NodeAffinitySchedulingStrategy(node_id, soft=False)
-
-
-def _measured() -> NodeResources:
-    return Resources.of_this_machine().nodes[0]
 
 
 def free_port(node_id: str) -> int:

@@ -15,7 +15,6 @@ import ray
 
 from regrasp.checkpoint.plain import JSON
 from regrasp.checkpoint.read import Checkpoint
-from regrasp.device import available_cores
 from regrasp.engine.base import Collected, Engine, UpdateLostError
 from regrasp.engine.handover import receivers
 from regrasp.engine.placement import EnvShare, Plan, ProcessPlan
@@ -150,7 +149,8 @@ class RayEngine(Engine):
         create = [self._create_train(share) for share in own]
         if self._evaluates:
             create += [self._create_eval(share) for share in own if share.stage == 0]
-        return self._actor(EnvHost, process, max_concurrency=len(create)).remote(create)
+        address = self._machines.addresses[process.node]
+        return self._actor(EnvHost, process, max_concurrency=len(create)).remote(create, Path.cwd(), address)
 
     def _worker(self, process: ProcessPlan, meeting: str) -> Any:
         beside = sum(other.node == process.node for other in self._plan.processes)
@@ -160,9 +160,11 @@ class RayEngine(Engine):
             run_dir=self._run_dir,
             plan=self._plan,
             process=process,
-            num_threads=self._config.runner.torch_threads or max(1, available_cores() // beside),
+            num_threads=self._config.runner.torch_threads or max(1, self._num_cores(process) // beside),
             create_policy=self._makers.create_policy,
             meeting=meeting,
+            folder=Path.cwd(),
+            address=self._machines.addresses[process.node],
         )
         return self._actor(Worker, process, concurrency_groups={"control": 1}).remote(assignment)
 
@@ -172,8 +174,8 @@ class RayEngine(Engine):
         return ray.remote(**settings, **options)(named)
 
     def _meeting(self) -> str:
-        """Where the processes meet: at a file where all are on this machine, else at a port of the first actor's."""
-        if len(self._machines.ids) == 1:
+        """Where the processes meet: at a file in a cluster of this run's own, else at a port of the first actor's."""
+        if self._machines.is_own:
             self._starts += 1
             return f"file://{self._folder.name}/{self._starts}"
         node = self._plan.of("actor")[0].node
@@ -214,10 +216,13 @@ class RayEngine(Engine):
     def _create(self, process: ProcessPlan, block: EnvConfig, name: EnvName) -> Callable[[], VecEnv]:
         if block.num_workers is None:
             beside = sum(other.node == process.node for other in self._plan.of("env"))
-            cores = self._machines.resources.nodes[process.node].num_cores
-            block = replace(block, num_workers=max(1, cores // beside))
+            block = replace(block, num_workers=max(1, self._num_cores(process) // beside))
         chunk = self._config.actor.model.num_action_chunks
         return functools.partial(self._makers.create_env, block, name, chunk, self._seed)
+
+    def _num_cores(self, process: ProcessPlan) -> int:
+        """Of the machine of a process."""
+        return self._machines.resources.nodes[process.node].num_cores
 
     def _of(self, role: Role) -> list[Any]:
         """The workers of a role, by rank."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 from torch import Tensor
 
+from regrasp.engine.ray.nodes import settle
 from regrasp.engine.ray.wire import Packed, PackedObservation, PackedStep, pack, unpack
 from regrasp.envs.config import TimeoutsConfig
 from regrasp.envs.contract import Capabilities, EnvSpec, Observation, Step, VecEnv
@@ -23,9 +25,12 @@ class EnvHost:
 
     Args:
         create: Makes each of them.
+        folder: In which the command was called.
+        address: Of the machine.
     """
 
-    def __init__(self, create: Sequence[Callable[[], VecEnv]]) -> None:
+    def __init__(self, create: Sequence[Callable[[], VecEnv]], folder: Path, address: str) -> None:
+        settle(folder, address)
         self._create = create
         self._envs: list[VecEnv] = []
 

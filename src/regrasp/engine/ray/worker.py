@@ -21,6 +21,7 @@ from regrasp.checkpoint.read import read_checkpoint
 from regrasp.checkpoint.write import CheckpointContent, write_content
 from regrasp.engine.handover import join, split
 from regrasp.engine.placement import Plan, ProcessPlan
+from regrasp.engine.ray.nodes import settle
 from regrasp.engine.ray.wire import Packed, PackedPart, pack, unpack
 from regrasp.engine.rollouts import Gathered, Rollouts
 from regrasp.engine.training import Prepared, Training
@@ -51,6 +52,10 @@ class Assignment:
     create_policy: Callable[[ExperimentConfig, EnvSpec, EnvSpec | None], Policy]
     meeting: str
     """`file://` or `tcp://`, where the processes with weights meet."""
+    folder: Path
+    """In which the command was called."""
+    address: str
+    """Of the worker's machine."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,7 @@ class Worker:
     """
 
     def __init__(self, assignment: Assignment) -> None:
+        settle(assignment.folder, assignment.address)
         self._assignment = assignment
         self._process = assignment.process
         self._device = torch.device(assignment.process.device)

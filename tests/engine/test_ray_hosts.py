@@ -1,0 +1,53 @@
+"""Runs on several machines: nodes of a Ray cluster that are simulated on this one."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from cluster_toys import cluster
+from rank_toys import ALGORITHMS, create_env, create_policy, engine, experiment
+from test_ray_engine import LAYOUTS, trained
+
+from regrasp.engine.placement import plan
+from regrasp.engine.ray.cluster import Machines, connected
+from regrasp.engine.ray.engine import Makers, RayEngine
+from regrasp.experiment import ClusterConfig
+from regrasp.ranks import Ranks
+
+QUICK = ("disaggregated", "ppo")
+CASES = [
+    pytest.param(layout, algorithm, marks=() if (layout, algorithm) == QUICK else pytest.mark.full)
+    for layout in LAYOUTS
+    for algorithm in ALGORITHMS
+]
+
+
+@pytest.fixture(scope="module")
+def two_nodes() -> Iterator[Machines]:
+    with cluster(2) as address, connected(address) as found:
+        yield found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("layout", "algorithm"), CASES)
+def test_two_nodes_do_what_one_process_does(two_nodes: Machines, tmp_path: Path, layout: str, algorithm: str) -> None:
+    config = experiment(algorithm, "runner.val_check_interval=1")
+    placed_on = ClusterConfig(num_nodes=2, address="auto", component_placement=LAYOUTS[layout])
+    config = dataclasses.replace(config, cluster=placed_on)
+    placed = plan(config, two_nodes.resources)
+    assert {process.node for process in placed.processes} == {0, 1}
+    torch.set_default_dtype(torch.float64)
+    try:
+        expected = trained(engine(config, tmp_path, Ranks()))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    several = RayEngine(config, placed, two_nodes, config.seed, tmp_path, Makers(create_env, create_policy))
+    try:
+        found = trained(several)
+    finally:
+        several.close()
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
