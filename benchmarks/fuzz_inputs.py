@@ -323,7 +323,8 @@ def _match_manifest(folder: Path) -> None:
     """Have the manifest say what lies there now, as one would that was written after the damage."""
     names = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
     files = {name: describe(folder / name) for name in names if name != MANIFEST}
-    (folder / MANIFEST).write_bytes(encode(Manifest(2, files)))
+    if not (folder / MANIFEST).is_dir():
+        (folder / MANIFEST).write_bytes(encode(Manifest(2, files)))
 
 
 def _make_configuration(folder: Path) -> None:
