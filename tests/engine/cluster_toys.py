@@ -17,7 +17,7 @@ def environment(**more: str) -> dict[str, str]:
     """What a process needs to import what the tests import, without what points to a cluster."""
     paths = os.pathsep.join(filter(None, [str(TOYS), *sys.path]))
     kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    return {**kept, "PYTHONPATH": paths, **more}
+    return {**kept, "PYTHONPATH": paths, "RAY_worker_niceness": "0", **more}
 
 
 @contextlib.contextmanager

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
+import ray
 import torch
-from cluster_toys import cluster
+from cluster_toys import START_S, cluster, environment
 from rank_toys import ALGORITHMS, create_env, create_policy, engine, experiment
 from test_ray_engine import LAYOUTS, trained
 
 from regrasp.engine.placement import plan
 from regrasp.engine.ray.cluster import Machines, connected
 from regrasp.engine.ray.engine import Makers, RayEngine
+from regrasp.engine.ray.nodes import require_room, require_shared
+from regrasp.errors import UserError
 from regrasp.experiment import ClusterConfig
 from regrasp.ranks import Ranks
 
@@ -51,3 +58,57 @@ def test_two_nodes_do_what_one_process_does(two_nodes: Machines, tmp_path: Path,
     finally:
         several.close()
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_what_a_machine_does_not_see_or_have_is_said_before_anything_starts(
+    two_nodes: Machines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = experiment("ppo")
+    cluster_of_two = ClusterConfig(num_nodes=2, address="auto", component_placement=LAYOUTS["disaggregated"])
+    placed = plan(dataclasses.replace(config, cluster=cluster_of_two), two_nodes.resources)
+    require_shared(two_nodes, placed, tmp_path, {"actor.model.model_path": tmp_path})
+    require_room(two_nodes, placed, config)
+    monkeypatch.setattr("regrasp.engine.ray.nodes._LOOK_S", 0.1)
+    address = two_nodes.addresses[0]
+    with pytest.raises(UserError, match=f"The machine {address} of the Ray cluster does not have") as refused:
+        require_shared(two_nodes, placed, tmp_path, {"actor.model.model_path": tmp_path / "mine"})
+    assert (refused.value.key, refused.value.file) == ("actor.model.model_path", str(tmp_path / "mine"))
+    assert not list(tmp_path.iterdir())
+    many = dataclasses.replace(config.env.train, total_num_envs=10**7)
+    config = dataclasses.replace(config, env=dataclasses.replace(config.env, train=many), cluster=cluster_of_two)
+    with pytest.raises(UserError, match=f"is too small on {address}: ") as refused:
+        require_room(two_nodes, plan(config, two_nodes.resources), config)
+    assert refused.value.key == "env.train.total_num_envs"
+
+
+TRAINS = "import sys; from regrasp.cli.main import main; sys.exit(main(sys.argv[1:]))"
+
+
+def processes_of_runs() -> list[psutil.Process]:
+    """Those that runs have on the clusters of this test, and what they have started."""
+    names = ("ray::Worker", "ray::EnvHost")
+    own = [child for child in psutil.Process().children(recursive=True) if " ".join(child.cmdline()).startswith(names)]
+    return [*own, *(child for process in own for child in process.children(recursive=True))]
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_leaves_nothing_on_a_cluster_that_goes_on(tmp_path: Path) -> None:
+    with cluster(2) as address:
+        command = ["train", "--config_name", "pick_cube_ppo_mlp", "--num_envs", "4", "algorithm.rollout_epoch=1"]
+        command += [f"cluster.address={address}", "cluster.num_nodes=2", "runner.save_interval=1"]
+        command += ["cluster.component_placement={env:0,rollout:1,actor:2}", "runner.val_check_interval=-1"]
+        run = subprocess.Popen([sys.executable, "-c", TRAINS, *command], cwd=tmp_path, env=environment())
+        deadline = time.monotonic() + START_S
+        while not list(tmp_path.rglob("global_step_1/manifest.json")):
+            assert run.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        started = processes_of_runs()
+        assert len(started) > 3
+        run.kill()
+        run.wait()
+        _, left = psutil.wait_procs(started, timeout=30)
+        assert left == []
+        with connected(address) as found:
+            assert len(found.ids) == 2
+            assert not ray.util.list_named_actors(all_namespaces=True)

@@ -11,6 +11,7 @@
 #SBATCH --time=24:00:00
 set -euo pipefail
 cd "$SLURM_SUBMIT_DIR"
+# shellcheck source=/dev/null
 source .venv/bin/activate
 
 # Only what knows the token takes part in this job's cluster; srun hands both variables on.
