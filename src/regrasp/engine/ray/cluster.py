@@ -72,15 +72,34 @@ def connected(address: str | None, num_processes: int = 1) -> Iterator[Machines]
     logging.getLogger("ray").setLevel(logging.CRITICAL)  # what goes wrong comes as an exception
     with _environment(_SETTINGS if address is not None else {**_SETTINGS, **_OWN_SETTINGS}):
         if address is None:
-            with _constants(_KEEP_LOOPBACK):
-                own = {"num_cpus": num_processes, "resources": {_OWN: 1}, "_node_ip_address": _LOOPBACK}
-                _init("local", include_dashboard=False, **own)
+            _start_own(num_processes)
         else:
             _join(address)
         try:
             yield _machines(address)
         finally:
             ray.shutdown()
+
+
+def _start_own(num_processes: int) -> None:
+    """Start a cluster of this run's own.
+
+    Raises:
+        UserError: Its servers do not come up, on a machine that is too busy for example.
+    """
+    own = {"num_cpus": num_processes, "resources": {_OWN: 1}, "_node_ip_address": _LOOPBACK}
+    try:
+        with _constants(_KEEP_LOOPBACK):
+            _init("local", include_dashboard=False, **own)
+    except Exception as error:  # Ray has no type of its own for this
+        ray.shutdown()
+        raise UserError(
+            f"Ray's servers did not start: {' '.join(str(error).split())}",
+            key="cluster.component_placement",
+            expected="a machine that has time and memory for Ray's servers",
+            fix="try again when the machine is less busy, or place all roles in one process, which needs no Ray:"
+            " cluster.component_placement: {'actor,env,rollout': 0}",
+        ) from error
 
 
 def _init(address: str, **options: Any) -> None:
