@@ -86,12 +86,12 @@ TRAINS = "import sys; from regrasp.cli.main import main; sys.exit(main(sys.argv[
 
 def processes_of_runs() -> list[psutil.Process]:
     """Those that runs have on the clusters of this test, and what they have started."""
-    names = ("ray::Worker", "ray::EnvHost")
+    names = ("ray::actor ", "ray::env ", "ray::rollout ")
     own = [child for child in psutil.Process().children(recursive=True) if " ".join(child.cmdline()).startswith(names)]
     return [*own, *(child for process in own for child in process.children(recursive=True))]
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_run_that_is_killed_leaves_nothing_on_a_cluster_that_goes_on(tmp_path: Path) -> None:
     with cluster(2) as address:
         command = ["train", "--config_name", "pick_cube_ppo_mlp", "--num_envs", "4", "algorithm.rollout_epoch=1"]

@@ -227,7 +227,7 @@ def test_a_saved_policy_loads_for_inference_without_settings(policy, tmp_path):
         ("two_views", "images", "extra_0", np.zeros((2, 32, 32, 3), np.uint8), ["numpy.ndarray (2, 32, 32, 3)"]),
         ("mlp", "state", "state", np.zeros((2, STATE_DIM), np.float32), ["numpy.ndarray"]),
         ("mlp", "state", "state", [[0.0] * STATE_DIM] * 2, ["'list'"]),
-        ("flow_sde", "images", "main", None, ["missing", "value:    None", "(B, H, W, 3) uint8"]),
+        ("flow_sde", "images", "main", None, ["missing", "value:    null", "(B, H, W, 3) uint8"]),
         ("flow_sde", "images", None, None, ["missing", "a dict of torch tensors (B, H, W, 3) uint8"]),
         ("mlp", "state", None, torch.zeros(2, STATE_DIM), ["torch.Tensor torch.Size([2, 3])", "a dict of torch"]),
         ("mlp", "state", "state", None, ["missing", "(B, D) float32"]),

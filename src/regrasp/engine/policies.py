@@ -89,9 +89,10 @@ def check_fit(policy: Policy, mapping: MappingConfig, env: EnvSpec, location: st
         UserError: Embodiment, cameras or state differ.
     """
     _check_sizes(policy, mapping, env.state_dim, len(env.cameras), location)
-    states = ObservationSelection(mapping, env.raw_observations, location).states
     trained, made = policy.spec.quaternions, "the demonstrations of this model"
-    check_same_order(states, env.quaternions, trained, location=location, made=made)
+    if env.quaternions is not None and trained is not None:
+        states = ObservationSelection(mapping, env.raw_observations, location).states
+        check_same_order(states, env.quaternions, trained, location=location, made=made)
 
 
 def check_folder_fits(config: ExperimentConfig, name: EnvName) -> Policy | None:
