@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import ray
 import torch
@@ -130,11 +130,28 @@ class Worker:
             self._rollouts = Rollouts(
                 config, acting, self._envs, seed, device, algorithm, self._eval_env, ranks["rollout"]
             )
+        self._share_weights()
+
+    def _members(self) -> list[ProcessPlan]:
+        """The processes with weights, in the order of their numbers among those that meet; the first trains."""
+        plan = self._assignment.plan
+        return [*plan.of("actor"), *(process for process in plan.of("rollout") if "actor" not in process.roles)]
+
+    def _share_weights(self) -> None:
+        """Make the group of those that weights go to, and of the one that they come from.
+
+        Comes after all groups that only their members make: torch names those by how many a process is in.
+        """
+        members = self._members()
+        receivers = [number for number, member in enumerate(members) if "actor" not in member.roles]
+        if receivers:
+            group = dist.new_group([0, *receivers])
+            if members.index(self._process) in (0, *receivers):
+                self._sync = WeightSync(cast(dist.ProcessGroup, group), 0, self._device)
 
     def _meet(self) -> dict[str, Ranks]:
         """This process's ranks by role."""
-        plan, own = self._assignment.plan, self._process
-        members = [*plan.of("actor"), *(process for process in plan.of("rollout") if "actor" not in process.roles)]
+        own, members = self._process, self._members()
         if len(members) == 1:
             return {role: Ranks() for role in own.roles}
         dist.init_process_group(
@@ -149,11 +166,6 @@ class Worker:
             numbers = [number for number, member in enumerate(members) if role in member.roles]
             if role in own.roles:
                 ranks[role] = ProcessGroupRanks(self._device, group_of(numbers)) if len(numbers) > 1 else Ranks()
-        receivers = [number for number, member in enumerate(members) if "actor" not in member.roles]
-        if receivers:
-            synced = [0, *receivers]
-            if members.index(own) in synced:
-                self._sync = WeightSync(group_of(synced), 0, self._device)
         return ranks
 
     @property
