@@ -59,7 +59,7 @@ def said(process: subprocess.Popen[str]) -> str:
     return process.stdout.readline()
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_runs_beside_each_other_and_beside_a_cluster_keep_to_themselves() -> None:
     with cluster(1) as foreign:
         first, second = started(RAY_ADDRESS=foreign), started()
@@ -75,7 +75,7 @@ def test_runs_beside_each_other_and_beside_a_cluster_keep_to_themselves() -> Non
         assert joined(foreign) == "1 False\n"
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_the_cluster_of_another_run_is_not_joined() -> None:
     other = started()
     assert said(other) == "1 127.0.0.1 True\n"

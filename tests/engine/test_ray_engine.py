@@ -88,6 +88,7 @@ def stale(config: ExperimentConfig, folder: Path, updates: int) -> tuple[list[di
     return lines, [[result.total_reward, result.length] for result in acts.evaluate(NUM_ENVS)]
 
 
+@pytest.mark.full
 def test_a_rollout_that_overlaps_the_update_acts_with_the_weights_before_it(machines: Machines, tmp_path: Path) -> None:
     config = experiment("ppo", "runner.val_check_interval=1", "runner.max_staleness=1")
     config = dataclasses.replace(config, cluster=ClusterConfig(component_placement=LAYOUTS["disaggregated"]))
