@@ -25,12 +25,7 @@ from regrasp.errors import UserError
 from regrasp.experiment import ClusterConfig
 from regrasp.ranks import Ranks
 
-QUICK = ("disaggregated", "ppo")
-CASES = [
-    pytest.param(layout, algorithm, marks=() if (layout, algorithm) == QUICK else pytest.mark.full)
-    for layout in LAYOUTS
-    for algorithm in ALGORITHMS
-]
+CASES = [pytest.param(layout, algorithm, marks=pytest.mark.full) for layout in LAYOUTS for algorithm in ALGORITHMS]
 
 
 @pytest.fixture(scope="module")
