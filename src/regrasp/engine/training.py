@@ -97,7 +97,7 @@ class Training:
             num_decisions=len(decisions),
             num_steps=int(collected["num_executed"].sum()),
             metrics=_statistics(decisions, len(collected) - len(decisions)),
-            is_flat=is_flat(decisions["advantages"]),
+            is_flat="advantages" in decisions.columns and is_flat(decisions["advantages"]),
             why_nothing="" if len(decisions) else self._algorithm.why_nothing(collected),
         )
 
@@ -149,7 +149,7 @@ class Training:
         self.learner.load_state_dict(optimizer_state)
 
     def load(self, checkpoint: Checkpoint) -> None:
-        """Restore weights and optimizer.
+        """Restore weights, optimizer and what the algorithm keeps.
 
         Raises:
             UserError: They are those of another policy.
