@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from regrasp.envs.config import EnvName
-from regrasp.envs.env_type import EnvType
+from regrasp.envs.env_type import EnvType, TaskRow
 from regrasp.envs.gymnasium.child.options import EnvOptions
 from regrasp.envs.gymnasium.config import GymnasiumEnvConfig, GymnasiumEvalConfig, GymnasiumTrainConfig
 from regrasp.errors import UserError
@@ -42,6 +44,11 @@ class Gymnasium(EnvType[GymnasiumEnvConfig]):
         for note in env.spec.notes:
             _log.warning("env.%s (%s): %s", name, env.spec.task_id, note)
         return env
+
+    def tasks(self, task_id: str | None, overrides: Sequence[str], shipped: Sequence[str]) -> Iterator[TaskRow]:
+        """Those for which an experiment comes with Regrasp; Gymnasium has hundreds, and packages add theirs."""
+        runnable = "runs here" if importlib.util.find_spec("gymnasium") else "needs the extra gymnasium"
+        yield from (TaskRow(name, runnable) for name in sorted(set(shipped)))
 
     def check_expert(self, config: GymnasiumEnvConfig, name: str) -> None:
         """Say, before anything starts, that environments of Gymnasium have no scripted expert.
