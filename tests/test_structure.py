@@ -17,7 +17,7 @@ from regrasp.envs.registry import EnvTypes
 from regrasp.models.registry import known_models
 
 ROOT = Path(regrasp.__file__).parent
-HOMES = ("models/groot/", "models/mlp/", "envs/mujoco/", "envs/isaaclab/")
+HOMES = ("models/groot/", "models/mlp/", "envs/mujoco/", "envs/isaaclab/", "envs/gymnasium/")
 """Folders of one model or one simulator; an algorithm's home is its file."""
 NAMES = {*known_models(), *EnvTypes(), *known_algorithms()}
 PLACES = {
@@ -53,7 +53,7 @@ def compared(tree: ast.Module) -> Iterator[tuple[int, object]]:
 
 
 def test_there_are_names_to_look_for() -> None:
-    assert {"gr00t", "mlp", "mujoco", "isaaclab", "gae", "grpo"} <= NAMES
+    assert {"gr00t", "mlp", "mujoco", "isaaclab", "gymnasium", "gae", "grpo"} <= NAMES
 
 
 def test_a_branch_on_a_name_would_be_found() -> None:

@@ -10,6 +10,7 @@ EXTRAS = {
     "lora": ("peft", "low-rank adapters on the language model"),
     "trocar": ("mink", "the scripted expert of the trocar task"),
     "ray": ("ray", "runs of several processes"),
+    "gymnasium": ("gymnasium", "environments of Gymnasium"),
     "isaaclab": ("h5py", "reading Isaac Lab's recordings (regrasp convert)"),
 }
 """The package that an extra adds, and what it is for."""

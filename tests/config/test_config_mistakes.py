@@ -88,7 +88,7 @@ RANGES = [
     edit("slice: [0, 7]", "slice: [-1, 7]", "env.train.mapping.states[1].slice", "[-1, 7]", "0 <= start < stop", "states[1].slice"),
     edit("slice: [0, 7]", "slice: [7]", "env.train.mapping.states[1].slice", "[7]", "[start, stop]", "states[1].slice"),
     edit("prefix_pad: 3", "prefix_pad: -3", "env.train.mapping.action_mapping.prefix_pad", "-3", "at least 0", "prefix_pad=0"),
-    edit("env_type: mujoco\n    total_num_envs: 4", "env_type: ''\n    total_num_envs: 4", "env.train.env_type", "''", "one of isaaclab, mujoco", "correct the name"),
+    edit("env_type: mujoco\n    total_num_envs: 4", "env_type: ''\n    total_num_envs: 4", "env.train.env_type", "''", "one of gymnasium, isaaclab, mujoco", "correct the name"),
     edit("tasks: [Some-Task-v0]", "tasks: []", "pretrain.tasks", "[]", "a non-empty list", "set pretrain.tasks"),
     override("algorithm.clip_ratio_low=1", "algorithm.clip_ratio_low", "1", "below 1", "algorithm.clip_ratio_low=0.2"),
     override("algorithm.value_clip=0", "algorithm.value_clip", "0", "a number above 0 or null", "algorithm.value_clip=0.2"),

@@ -75,7 +75,7 @@ def test_an_unknown_task_is_the_users_mistake(task: str, hint: str):
 def test_packages_add_simulators_by_entry_points(monkeypatch: pytest.MonkeyPatch):
     point = EntryPoint("toy", f"{__name__}:create_toy", "regrasp.envs")
     monkeypatch.setattr(registry, "entry_points", lambda *, group: [point] if group == "regrasp.envs" else [])
-    assert set(EnvTypes()) == {"mujoco", "isaaclab", "toy"}
+    assert set(EnvTypes()) == {"mujoco", "isaaclab", "gymnasium", "toy"}
     toy = load_config("pick_cube_ppo_mlp", ["env.train.env_type=toy", "env.eval.env_type=toy"]).config.env
     assert (type(toy.train), type(toy.eval)) == (TrainEnvConfig, EvalEnvConfig)
     given: list[Any] = [

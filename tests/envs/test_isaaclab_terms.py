@@ -17,10 +17,10 @@ from vec_envs import make_env
 
 from regrasp.envs.isaaclab.child import episodes, signals, task
 from regrasp.envs.isaaclab.child.options import TaskOptions
-from regrasp.envs.isaaclab.child.seeds import joint_seed, seed31
 from regrasp.envs.isaaclab.config import IsaacLabTrainConfig
 from regrasp.envs.isaaclab.env import task_options
 from regrasp.envs.isaaclab.vector import IsaacLabVecEnv
+from regrasp.envs.process.seeds import joint_seed, seed31
 from regrasp.envs.process.simulator import with_tuples
 from regrasp.errors import UserError
 from regrasp.experiment.load import load_config

@@ -247,3 +247,11 @@ def test_the_legend_of_the_learning_curve_stands_above_it(success):
     text = r'<text[^>]*?(?:y="|translate\(\S+ )(-?[\d.]+)[^>]*>{}</text>'
     heights = [float(re.findall(text.format(label), chart.svg)[0]) for label in ("training rollouts", "100%")]
     assert heights[0] < heights[1] - 8, "a line of text above the top of the axes"
+
+
+def test_a_task_without_success_has_its_return_as_a_measure(render):
+    summary = EvaluationSummary.without_success({"return": [-100.0, -200.0]}, "Policy")
+    assert TypeAdapter(EvaluationSummary).validate_json(summary.to_json()) == summary
+    page = render(ReportData("t", 0, summary))
+    assert "-150.00" in page
+    assert "Success rate" not in page

@@ -150,6 +150,7 @@ def _experiment_of_task(args: argparse.Namespace) -> str | None:
         UserError: None is known, and the default one is for another robot.
     """
     from regrasp.envs.registry import EnvTypes
+    from regrasp.experiment.shipped import experiments_of_tasks
 
     if args.task is None:
         return None
@@ -158,13 +159,12 @@ def _experiment_of_task(args: argparse.Namespace) -> str | None:
     file = next((file for file in named if file is not None), None)
     if file is not None:
         return str(file)
-    owner = known.of_task(args.task)
-    advice = None if owner is None else known[owner].without_experiment
-    if owner is None or advice is None:
+    owner, experiments = known.of_task(args.task), experiments_of_tasks()
+    if owner is None:
+        return next(iter(experiments.get(args.task, ())), None)
+    advice = known[owner].without_experiment
+    if advice is None:
         return None
-    from regrasp.experiment.shipped import experiments_of_tasks
-
-    experiments = experiments_of_tasks()
     shipped = next((experiments[name] for name in known[owner].namesakes(args.task) if name in experiments), None)
     if shipped is None:
         expected, fix = advice

@@ -27,11 +27,12 @@ def print_tasks(task: str | None = None, overrides: Sequence[str] = ()) -> int:
         overrides: `env.train.python=...` adds the tasks of the Isaac Lab that this interpreter has.
     """
     from regrasp.envs.registry import EnvTypes
-    from regrasp.experiment.shipped import experiments_of_tasks
+    from regrasp.experiment.shipped import experiments_of_tasks, shipped_experiments
 
-    experiments, known = experiments_of_tasks(), EnvTypes()
-    for env_type, simulator in known.items():
-        shipped = [name for name in experiments if known.of_task(name) == env_type]
+    experiments = experiments_of_tasks()
+    shipped_envs = [config.env.train for config in shipped_experiments().values()]
+    for env_type, simulator in EnvTypes().items():
+        shipped = [env.init_params.id for env in shipped_envs if env.env_type == env_type]
         for row in simulator.tasks(task, overrides, shipped):
             _print_row(row, env_type, [*experiments.get(row.task_id, ()), *row.experiments])
     return 0

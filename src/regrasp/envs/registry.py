@@ -19,6 +19,7 @@ _GROUP = "regrasp.envs"
 _BUILT_IN = (
     EntryPoint("mujoco", "regrasp.envs.mujoco.env:Mujoco", _GROUP),
     EntryPoint("isaaclab", "regrasp.envs.isaaclab.env:IsaacLab", _GROUP),
+    EntryPoint("gymnasium", "regrasp.envs.gymnasium.env:Gymnasium", _GROUP),
 )
 """What the entry points name: a class that extends `EnvType`, or a function that is called as its `create_env`."""
 

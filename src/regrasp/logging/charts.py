@@ -98,10 +98,15 @@ def secondary_panels(metrics: Sequence[dict[str, Any]]) -> list[Chart]:
 
 
 def measure_panels(metrics: Sequence[dict[str, Any]]) -> list[Chart]:
-    """The task's own measures over the run: means of training rollouts, and of evaluations."""
+    """The task's own measures over the run, or the return of a task without success.
+
+    Means of training rollouts, and of evaluations.
+    """
     known = {ENV_STEPS, *(f"env/{name}" for name in EPISODE_METRICS)}
     tags = dict.fromkeys(tag for row in metrics for tag in row if tag.startswith("env/") and tag not in known)
     names = [tag.removeprefix("env/") for tag in tags]
+    if not series(metrics, "env/success_once").x and series(metrics, "env/return").x:
+        names.insert(0, "return")
     return [
         _panel(metrics, series(metrics, f"env/{name}"), name.replace("_", " "), None, series(metrics, f"eval/{name}"))
         for name in names

@@ -83,7 +83,7 @@ class ConsoleTable:
         """Print what update `step` (from 1) brought; `metrics` as given to `MetricsLogger.log`."""
         if any(tag in metrics for column in _COLUMNS for tag in column.tags):
             self._print_update(step, metrics)
-        if "eval/success_once" in metrics:
+        if "eval/return" in metrics or "eval/success_once" in metrics:
             self._print_evaluation(step, metrics)
 
     def _print_update(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -100,9 +100,12 @@ class ConsoleTable:
         self._print(line)
 
     def _print_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
-        success = metrics["eval/success_once"]
-        line = f"{self._update(step):>9} evaluation: success {_percent(success, 7)}"
+        begin, success = f"{self._update(step):>9} evaluation:", metrics.get("eval/success_once")
         episodes = metrics.get("eval/num_trajectories")
+        if success is None:
+            self._print(f"{begin} return {metrics['eval/return']:.1f}, mean of {episodes:.0f} episodes", "cyan")
+            return
+        line = f"{begin} success {_percent(success, 7)}"
         if episodes and math.isfinite(success):
             low, high = wilson_interval(round(success * episodes), round(episodes))
             line += f" [{100 * low:.1f}, {100 * high:.1f}] of {episodes:.0f} episodes"

@@ -47,20 +47,22 @@ class Measure:
 class EvaluationSummary:
     """Success of one policy over independent episodes."""
 
-    success: Share
-    """Success rate in [0, 1]."""
-    ci95: tuple[Share, Share]
+    success: Share | None
+    """Success rate in [0, 1]; None where the task has no success signal."""
+    ci95: tuple[Share, Share] | None
     """95 % Wilson interval of `success`."""
     episodes: Annotated[int, Field(ge=1, lt=2**53)]
     per_instruction: dict[str, tuple[int, int]]
-    """Successes and episodes by instruction."""
+    """Successes and episodes by instruction; empty where the task has no success signal."""
     measures: dict[str, Measure] = field(default_factory=dict)
-    """The task's own measures, such as the stage reached."""
+    """The task's own measures, such as the stage reached; without success also the return."""
     policy: str = "Policy"
     """What acted, in words."""
 
     def __post_init__(self) -> None:
-        """An instruction has no more successes than episodes."""
+        """An instruction has no more successes than episodes; a rate has an interval."""
+        if (self.success is None) != (self.ci95 is None):
+            raise ValueError("a success rate and its interval come together")
         if not all(0 <= successes <= total for successes, total in self.per_instruction.values()):
             raise ValueError("more successes than episodes")
 
@@ -82,13 +84,28 @@ class EvaluationSummary:
         episodes = sum(count for _, count in per_instruction.values())
         if episodes == 0:
             raise ValueError("an evaluation has at least one episode")
-        means = {name: Measure.of(values) for name, values in (measures or {}).items() if episodes > 1}
         interval = wilson_interval(successes, episodes)
+        means = _means(measures or {})
         return cls(successes / episodes, interval, episodes, dict(per_instruction), means, policy)
+
+    @classmethod
+    def without_success(cls, measures: Mapping[str, Sequence[float]], policy: str) -> EvaluationSummary:
+        """Of a task that has no success signal; see `from_counts`.
+
+        Args:
+            measures: At least one, with one value per episode each.
+            policy: What acted, in words.
+        """
+        return cls(None, None, len(next(iter(measures.values()))), {}, _means(measures), policy)
 
     def to_json(self) -> str:
         """The summary as indented JSON text."""
         return json.dumps(asdict(self), indent=2, ensure_ascii=False)
+
+
+def _means(measures: Mapping[str, Sequence[float]]) -> dict[str, Measure]:
+    """Of those that have an interval, with more than one episode."""
+    return {name: Measure.of(values) for name, values in measures.items() if len(values) > 1}
 
 
 @dataclass(frozen=True)
@@ -97,7 +114,8 @@ class VideoItem:
 
     file: Path
     instruction: str
-    success: bool
+    success: bool | None
+    """None where the task has no success signal."""
     group: Group
     seed: int
     """Episodes of the two groups with one seed and instruction are shown side by side."""
@@ -155,6 +173,7 @@ def write_report(run: ReportData, path: Path) -> None:
     page = templates.get_template("report.html").render(
         run=run,
         groups={**_GROUP_TITLES, **run.titles},
+        columns=list(_evaluations(run)),
         headlines=_headlines(run),
         change=_change(run),
         instructions=_instructions(run),
@@ -194,15 +213,20 @@ def _evaluations(run: ReportData) -> dict[Group, EvaluationSummary]:
 
 
 def _headlines(run: ReportData) -> list[_Rate]:
-    summaries = _evaluations(run)
-    return [_Rate(group, round(one.success * one.episodes), one.episodes) for group, one in summaries.items()]
+    return [
+        _Rate(group, round(one.success * one.episodes), one.episodes)
+        for group, one in _evaluations(run).items()
+        if one.success is not None
+    ]
 
 
 def _change(run: ReportData) -> str:
-    if run.base is None or run.finetuned is None:
+    rates = {rate.group: rate for rate in _headlines(run)}
+    if len(rates) < 2:
         return ""
-    apart = run.finetuned.ci95[0] > run.base.ci95[1] or run.finetuned.ci95[1] < run.base.ci95[0]
-    points = 100 * (run.finetuned.success - run.base.success)
+    base, finetuned = rates["base"], rates["finetuned"]
+    apart = finetuned.interval[0] > base.interval[1] or finetuned.interval[1] < base.interval[0]
+    points = 100 * (finetuned.success - base.success)
     return f"{points:+.1f} points; the 95 % intervals {'do not overlap' if apart else 'overlap'}."
 
 

@@ -55,7 +55,7 @@ def write_episode(
     frames: NDArray[np.uint8],
     instruction: str,
     rewards: NDArray[np.floating],
-    success: bool,
+    success: bool | None,
     fps: float,
     hold_last_s: float = 1.0,
     measures: Mapping[str, float] | None = None,
@@ -67,7 +67,7 @@ def write_episode(
         frames: (L, H, W, 3) uint8, the frame after each environment step; anything NumPy can index frame by frame.
         instruction: What the robot was told.
         rewards: (L,) reward of each step.
-        success: Whether the task's success signal was seen.
+        success: Whether the task's success signal was seen; None where it has none.
         fps: Frames per second of playback.
         hold_last_s: Seconds that the last frame stays.
         measures: The task's own measures at the end, shown with the last frame.
@@ -77,15 +77,16 @@ def write_episode(
 
     summary = "  ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in (measures or {}).items())
 
-    def overlaid(index: int, outcome: str | None) -> Frame:
+    final, outcome_at_end = len(frames) - 1, None if success is None else "success" if success else "failure"
+
+    def overlaid(index: int) -> Frame:
         frame = _enlarged(np.asarray(frames[index]))
-        extra = summary if outcome is not None else None
+        outcome, extra = (outcome_at_end, summary) if index == final else (None, None)
         reward = float(rewards[index])
         return annotate(frame, instruction=instruction, step=index + 1, reward=reward, outcome=outcome, extra=extra)
 
-    last = overlaid(len(frames) - 1, "success" if success else "failure")
-    held = itertools.repeat(last, 1 + round(hold_last_s * fps))
-    write_video(path, itertools.chain((overlaid(index, None) for index in range(len(frames) - 1)), held), fps)
+    held = itertools.repeat(overlaid(final), 1 + round(hold_last_s * fps))
+    write_video(path, itertools.chain((overlaid(index) for index in range(final)), held), fps)
 
 
 def _enlarged(frame: Frame) -> Frame:

@@ -31,7 +31,8 @@ class EpisodeResult:
 
     seed: int
     instruction: str
-    success: bool
+    success: bool | None
+    """None where the task has no success signal."""
     total_reward: float
     length: int
     """Environment steps."""
@@ -44,7 +45,8 @@ class Episodes(ABC):
 
     Args:
         env: The environments.
-        auto_reset: Begin a new episode at once where one ends; otherwise an environment rests until all begin anew.
+        auto_reset: Begin a new episode where one ends, at once or, if single environments cannot be reset, as soon as
+            all have ended; otherwise an environment rests until all begin anew.
         dtype: In which rewards are added up.
     """
 
@@ -91,7 +93,12 @@ class Episodes(ABC):
         return int(self._keys[env_id, 0])
 
     def begin(self) -> None:
-        """Every environment begins an episode unless, with `auto_reset`, it is to go on with its last one."""
+        """Every environment begins an episode unless, with `auto_reset`, it is to go on with its last one.
+
+        With `auto_reset` of environments that can only be reset together, none does before all have ended.
+        """
+        if self._auto_reset and not self.env.capabilities.partial_reset and self.running.any():
+            return
         resting = ~self.running if self._auto_reset else torch.ones_like(self.running)
         seeds = self._next(self._in_order(resting))
         if not seeds:
@@ -150,7 +157,7 @@ class Episodes(ABC):
         return EpisodeResult(
             seed=int(self._seeds[row]),
             instruction=step.observation.instruction[row],
-            success=bool(self._success[row]),
+            success=bool(self._success[row]) if self.env.spec.tells_success else None,
             total_reward=float(self._returns[row]),
             length=int(self._lengths[row]),
             info={name: float(values[row]) for name, values in step.info.items()},

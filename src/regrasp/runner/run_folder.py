@@ -107,7 +107,7 @@ def checkpoint_of_task(config: ExperimentConfig, *, best: bool) -> Path:
 
     Args:
         config: Its `runner.logger.log_path` has the runs, whose folders end with the task's name.
-        best: Choose by `eval/success_once`, the newer one of equals.
+        best: Choose by `eval/success_once`, of a task without success by `eval/return`, the newer one of equals.
 
     Raises:
         UserError: There is none.
@@ -134,13 +134,16 @@ def checkpoint_of_task(config: ExperimentConfig, *, best: bool) -> Path:
 
 
 def _evaluated_checkpoints(run_dir: Path) -> Iterator[tuple[Path, float]]:
-    """The complete checkpoints of a run that were evaluated, newest first, and their success."""
+    """The complete checkpoints of a run that were evaluated, newest first, and their success, or else their return."""
     file = run_dir / METRICS_FILE
     lines = read_metrics(file) if file.is_file() else []
-    success = {line["step"]: line["eval/success_once"] for line in lines if "eval/success_once" in line}
+    scores: dict[int, float] = {}
+    for name in ("eval/return", "eval/success_once"):
+        scores |= {line["step"]: line[name] for line in lines if name in line}
     for folder in RunRecord(run_dir).checkpoints():
-        if step_of(folder) in success and is_complete(folder):
-            yield folder, success[step_of(folder)]
+        score = scores.get(step_of(folder) or 0)
+        if score is not None and is_complete(folder):
+            yield folder, score
 
 
 def command_line(given: Sequence[str]) -> str:

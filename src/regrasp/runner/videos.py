@@ -51,6 +51,7 @@ class EpisodeVideos:
         self.items.append(VideoItem(path, result.instruction, result.success, self._group, result.seed))
 
 
-def video_name(episode: int, success: bool) -> str:
-    """File name of a recorded episode."""
-    return f"episode_{episode:03d}_{'success' if success else 'failure'}.mp4"
+def video_name(episode: int, success: bool | None) -> str:
+    """File name of a recorded episode; without an outcome where the task has no success signal."""
+    outcome = "" if success is None else "_success" if success else "_failure"
+    return f"episode_{episode:03d}{outcome}.mp4"

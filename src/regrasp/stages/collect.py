@@ -182,6 +182,14 @@ def record(
         UserError: The demonstrator fails too often. Nothing is written, and what was in `output` is as it was.
         SimulatorError: The simulator failed.
     """
+    if config.only_successful and not env.spec.tells_success:
+        raise UserError(
+            f"{env.spec.task_id} has no success signal, so no demonstration would be kept",
+            key="collect.only_successful",
+            value=True,
+            expected="false, for a task without success",
+            fix="set collect.only_successful=false, or have the environment tell success",
+        )
     limit = int(config.num_demos * config.max_attempts_factor)
     fps = round(1 / env.spec.step_seconds)
     observations = ObservationSelection(env_config.mapping, env.spec.raw_observations, "env.train.mapping")
@@ -200,7 +208,7 @@ def record(
         for demonstration, result in _demonstrations(env, mapping, demonstrator, config.action_noise, seed):
             attempts += 1
             if result.success or not config.only_successful:
-                writer.add_episode(demonstration.columns(), result.instruction, result.success)
+                writer.add_episode(demonstration.columns(), result.instruction, bool(result.success))
                 bar.advance(attempts=str(attempts))
             else:
                 bar.advance(0, attempts=str(attempts))

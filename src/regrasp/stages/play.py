@@ -79,11 +79,13 @@ def play(loaded: LoadedConfig, run_dir: Path, options: PlayOptions) -> PlayResul
         videos = EpisodeVideos(run_dir, config.env.eval.video_cfg, env.spec.step_seconds, options.group)
         num_episodes = config.env.eval.num_episodes * config.algorithm.eval_rollout_epoch
         with progress("Evaluating", num_episodes) as bar:
-            outcomes: list[bool] = []
+            outcomes: list[float] = []
 
             def count(result: EpisodeResult) -> None:
-                outcomes.append(result.success)
-                bar.advance(success=f"{sum(outcomes) / len(outcomes):.0%}")
+                outcomes.append(result.total_reward if result.success is None else result.success)
+                mean = sum(outcomes) / len(outcomes)
+                shown = {"return": f"{mean:.1f}"} if result.success is None else {"success": f"{mean:.0%}"}
+                bar.advance(1, **shown)
 
             wants_video = config.env.eval.video_cfg.save_video
             recorder = VideoRecorder(options.num_videos, videos.write) if wants_video else None
@@ -109,17 +111,24 @@ def _who_acts(config: ExperimentConfig, options: PlayOptions) -> str:
 
 
 def print_summary(summary: EvaluationSummary) -> None:
-    """Success with its interval, overall and by instruction; then the task's own measures."""
+    """Success with its interval, overall and by instruction, if the task has it; then the task's own measures."""
+    if summary.success is None:
+        print(f"episodes: {summary.episodes}")
+    else:
+        _print_success(summary, summary.success)
+    for name, measure in summary.measures.items():
+        title, interval = printable(name).replace("_", " "), f"{measure.low:.3f} - {measure.high:.3f}"
+        print(f"mean {title}: {measure.mean:.3f}, 95 % interval {interval}")
+
+
+def _print_success(summary: EvaluationSummary, success: float) -> None:
     by_instruction = {printable(name): counts for name, counts in summary.per_instruction.items()}
-    rows = {"all episodes": (round(summary.success * summary.episodes), summary.episodes), **by_instruction}
+    rows = {"all episodes": (round(success * summary.episodes), summary.episodes), **by_instruction}
     width = max(len(name) for name in rows)
     print(f"{'instruction':<{width}}  success   95 % interval    episodes")
     for name, (successes, episodes) in rows.items():
         low, high = wilson_interval(successes, episodes)
         print(f"{name:<{width}}  {successes / episodes:6.1%}   {low:6.1%} - {high:6.1%}   {episodes:8d}")
-    for name, measure in summary.measures.items():
-        title, interval = printable(name).replace("_", " "), f"{measure.low:.3f} - {measure.high:.3f}"
-        print(f"mean {title}: {measure.mean:.3f}, 95 % interval {interval}")
 
 
 def _write(result: PlayResult, run_dir: Path) -> None:

@@ -35,7 +35,7 @@ class _Episode:
 
     episode: NonNegativeInt
     instruction: str
-    success: bool
+    success: bool | None
     seed: NonNegativeInt
 
 
@@ -46,7 +46,7 @@ class VideoEntry:
     file: str
     """Relative to the folder."""
     instruction: str
-    success: bool
+    success: bool | None
     group: Group
     seed: NonNegativeInt
 

@@ -19,6 +19,7 @@ import regrasp
 from regrasp.checkpoint.plain import JSON
 from regrasp.checkpoint.read import read_checkpoint
 from regrasp.checkpoint.write import CheckpointContent, write_content
+from regrasp.engine.compiling import compile_as_configured
 from regrasp.engine.handover import join, split
 from regrasp.engine.placement import Plan, ProcessPlan
 from regrasp.engine.ray.nodes import settle
@@ -115,7 +116,7 @@ class Worker:
         config, seed, device = given.config, given.seed, self._device
         policy = given.create_policy(config, train, evaluation)
         algorithm = config.algorithm.build()
-        source = None
+        learner = acting = source = None
         if "actor" in ranks:
             self._training = Training(config, policy, algorithm, seed, device, given.run_dir, ranks["actor"])
             learner = self._training.learner
@@ -127,6 +128,10 @@ class Worker:
                 algorithm.parameters(policy, config.actor.model.trainable)
                 self._received = {name: weight for name, weight in policy.named_parameters() if weight.requires_grad}
             acting = ActingPolicy(policy, config.actor.model, device, source)
+        compile_as_configured(
+            config, device, learner=learner, acting=acting, stages=self._envs, eval_env=self._eval_env
+        )
+        if acting is not None:
             self._rollouts = Rollouts(
                 config, acting, self._envs, seed, device, algorithm, self._eval_env, ranks["rollout"]
             )

@@ -55,6 +55,8 @@ class SimulatorSpec:
     """Number of float64 that hold one environment's complete state; 0 where it cannot be saved."""
     info: tuple[str, ...] = ()
     """Names of further float measures per environment."""
+    tells_success: bool = True
+    """Whether the task has a success signal; without one, results show the return alone."""
     has_expert: bool = False
     hold_last_action: bool = False
     """Until its reset, an ended environment is told its last action (right for absolute targets), else zeros (right for

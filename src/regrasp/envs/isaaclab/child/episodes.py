@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from regrasp.envs.isaaclab.child.observations import as_tensor, flatten
-from regrasp.envs.isaaclab.child.seeds import joint_seed, seed31
+from regrasp.envs.process.seeds import joint_seed, seed31
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 
 from regrasp.envs.isaaclab.catalog import aliases, split_id
 from regrasp.envs.isaaclab.child.options import TaskOptions
-from regrasp.envs.isaaclab.child.seeds import seed31
+from regrasp.envs.process.seeds import seed31
 from regrasp.errors import UserError
 
 

@@ -1,0 +1,1 @@
+"""Environments of Gymnasium, and of packages that register theirs with it."""

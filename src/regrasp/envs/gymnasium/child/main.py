@@ -1,0 +1,41 @@
+"""Creates the environments inside their process."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from regrasp.envs.gymnasium.child.options import EnvOptions
+from regrasp.envs.process.simulator import with_tuples
+from regrasp.errors import UserError
+from regrasp.extras import install_command
+
+if TYPE_CHECKING:
+    from regrasp.envs.gymnasium.child.simulator import GymnasiumSimulator
+
+
+def create(num_envs: int, options: Mapping[str, Any]) -> GymnasiumSimulator:
+    """The factory, called by name with the JSON of `EnvOptions`.
+
+    Raises:
+        UserError: Gymnasium is missing, or the environment cannot be had as the options say.
+    """
+    settings = EnvOptions(**with_tuples(options))
+    if importlib.util.find_spec("gymnasium") is None:
+        raise UserError(
+            "Gymnasium is not installed",
+            key=f"{settings.location}.env_type",
+            value="gymnasium",
+            expected="a Python that has Gymnasium",
+            fix=install_command("gymnasium"),
+        )
+    from regrasp.envs.gymnasium.child.make import find_spec
+    from regrasp.envs.gymnasium.child.simulator import GymnasiumSimulator
+    from regrasp.envs.gymnasium.child.single import SingleEnvironments
+    from regrasp.envs.gymnasium.child.vector import VectorEnvironments
+
+    spec = find_spec(settings)
+    use_vector = spec.entry_point is None if settings.vector is None else settings.vector
+    kind = VectorEnvironments if use_vector else SingleEnvironments
+    return GymnasiumSimulator(kind(spec, num_envs, settings), num_envs, settings)

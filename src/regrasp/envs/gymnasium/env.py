@@ -1,0 +1,83 @@
+"""Our side of Gymnasium environments. Imports neither Gymnasium nor what registers environments with it."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from regrasp.envs.config import EnvName
+from regrasp.envs.env_type import EnvType, TaskRow
+from regrasp.envs.gymnasium.child.options import EnvOptions
+from regrasp.envs.gymnasium.config import GymnasiumEnvConfig, GymnasiumEvalConfig, GymnasiumTrainConfig
+from regrasp.errors import UserError
+
+if TYPE_CHECKING:
+    from regrasp.envs.contract import VecEnv
+
+_log = logging.getLogger(__name__)
+
+
+class Gymnasium(EnvType[GymnasiumEnvConfig]):
+    """Environments that are registered with Gymnasium."""
+
+    train = GymnasiumTrainConfig
+    eval = GymnasiumEvalConfig
+
+    def create_env(self, config: GymnasiumEnvConfig, name: EnvName, max_chunk: int, seed: int) -> VecEnv:
+        """Start the environments of `env.<name>`; each is seeded by its resets alone, so `seed` does not matter.
+
+        Raises:
+            UserError: Gymnasium or the environment does not exist or cannot be made, or its spaces do not fit.
+        """
+        from regrasp.envs.process.vector import RemoteVecEnv
+
+        env = RemoteVecEnv(
+            config,
+            name,
+            max_chunk,
+            factory="regrasp.envs.gymnasium.child.main:create",
+            settings={"options": asdict(env_options(config, name))},
+        )
+        for note in env.spec.notes:
+            _log.warning("env.%s (%s): %s", name, env.spec.task_id, note)
+        return env
+
+    def tasks(self, task_id: str | None, overrides: Sequence[str], shipped: Sequence[str]) -> Iterator[TaskRow]:
+        """Those for which an experiment comes with Regrasp; Gymnasium has hundreds, and packages add theirs."""
+        runnable = "runs here" if importlib.util.find_spec("gymnasium") else "needs the extra gymnasium"
+        yield from (TaskRow(name, runnable) for name in sorted(set(shipped)))
+
+    def check_expert(self, config: GymnasiumEnvConfig, name: str) -> None:
+        """Say, before anything starts, that environments of Gymnasium have no scripted expert.
+
+        Raises:
+            UserError: Always.
+        """
+        raise UserError(
+            "Environments of Gymnasium have no scripted expert",
+            key=f"env.{name}.init_params.id",
+            value=config.init_params.id,
+            fix="`regrasp collect` also records a script of your own, with --policy module:function, or a policy, with"
+            " --model_path",
+        )
+
+
+def env_options(config: GymnasiumEnvConfig, name: str) -> EnvOptions:
+    """What the processes are told of `env.<name>`."""
+    init = config.init_params
+    return EnvOptions(
+        location=f"env.{name}",
+        id=init.id,
+        kwargs=init.kwargs,
+        vector=init.vector,
+        max_episode_steps=config.max_episode_steps,
+        renders=config.video_cfg.save_video,
+        action_bounds=config.mapping.action_bounds,
+        success_key=init.success_key,
+        success_is_termination=init.success == "terminated",
+        instruction_key=init.instruction_key,
+        instructions=init.instructions,
+    )
