@@ -18,7 +18,6 @@ from torch import Tensor
 import regrasp
 from regrasp.checkpoint.plain import JSON
 from regrasp.checkpoint.read import read_checkpoint
-from regrasp.checkpoint.write import CheckpointContent, write_content
 from regrasp.engine.compiling import compile_as_configured
 from regrasp.engine.handover import join, split
 from regrasp.engine.placement import Plan, ProcessPlan
@@ -255,20 +254,7 @@ class Worker:
 
     def save(self, folder: Path, step: int, state: Mapping[str, JSON], envs: Packed, *, export: bool) -> None:
         """Write a checkpoint; the first rank does, with the help of all."""
-        training = self.training
-        policy, optimizer_state = training.state()
-        if self._process.index["actor"]:
-            return
-        frozen = (name for name, parameter in policy.named_parameters() if not parameter.requires_grad)
-        content = CheckpointContent(
-            model_state=policy.state_dict(),
-            frozen_names=frozenset(frozen),
-            optimizer_state=optimizer_state,
-            tensors=unpack(envs),
-            state=state,
-            export=policy.write_folder if export else None,
-        )
-        write_content(folder, step, content)
+        self.training.save(folder, step, state, unpack(envs), export=export)
 
     def load(self, checkpoint: Path) -> None:
         """Restore weights and optimizer of a checkpoint."""
