@@ -75,18 +75,6 @@ class TrivialEnv(VecEnv):
             getattr(self, name).copy_(value)
         return self._observe()
 
-    def expert_actions(self) -> Tensor:
-        """There is no expert."""
-        raise NotImplementedError
-
-    def share_vectors(self) -> None:
-        """Nothing records it."""
-        raise NotImplementedError
-
-    def raw_observation(self) -> dict[str, Tensor]:
-        """Nothing records it."""
-        raise NotImplementedError
-
     def record(self, env_ids: Sequence[int], height: int = 256, width: int = 256) -> None:
         """Nothing records it."""
         raise NotImplementedError

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import cast
 
 import torch
@@ -175,14 +175,15 @@ def _unpacked(message: Tensor, count: int, like: TensorDict) -> TensorDict:
     return TensorDict(found, batch_size=[count]).unflatten_keys(".")
 
 
-def buckets(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
-    """Tensors of one dtype and about `_BUCKET_BYTES` each, in order."""
-    found: list[list[Tensor]] = []
-    room = 0
+def buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+    """Tensors of one dtype and about `_BUCKET_BYTES` each, in order; a tensor is asked for when its turn comes."""
+    bucket: list[Tensor] = []
+    room = _BUCKET_BYTES
     for tensor in tensors:
-        if not found or tensor.nbytes > room or tensor.dtype != found[-1][0].dtype:
-            found.append([])
-            room = _BUCKET_BYTES
-        found[-1].append(tensor)
+        if bucket and (tensor.nbytes > room or tensor.dtype != bucket[0].dtype):
+            yield bucket
+            bucket, room = [], _BUCKET_BYTES
+        bucket.append(tensor)
         room -= tensor.nbytes
-    return found
+    if bucket:
+        yield bucket

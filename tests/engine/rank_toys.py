@@ -106,15 +106,6 @@ class PointEnv(VecEnv):
             getattr(self, name).copy_(value)
         return self.observe()
 
-    def expert_actions(self) -> Tensor:
-        raise AssertionError("no expert")
-
-    def share_vectors(self) -> None:
-        raise AssertionError("no images")
-
-    def raw_observation(self) -> dict[str, Tensor]:
-        return {}
-
     def record(self, env_ids: Sequence[int], height: int = 256, width: int = 256) -> None:
         assert not env_ids
 

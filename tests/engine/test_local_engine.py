@@ -287,7 +287,7 @@ def decisions(policy: Policy, batch: int = 8) -> dict[str, torch.Tensor]:
 def test_a_compiled_engine_collects_and_learns_the_same(
     env: VecEnv, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("regrasp.engine.local.compile_policy", partial(compile_policy, backend="eager"))
+    monkeypatch.setattr("regrasp.engine.compiling.compile_policy", partial(compile_policy, backend="eager"))
     torch._dynamo.reset()
     results = []
     for compiled in (False, True):

@@ -38,13 +38,7 @@ def trained(one: Engine, updates: int = UPDATES) -> tuple[list[dict[str, Any]], 
     return lines, [[result.total_reward, result.length] for result in one.evaluate(NUM_ENVS)]
 
 
-QUICK = {
-    ("two_colocated", "ppo"),
-    ("disaggregated", "grpo"),
-    ("hybrid", "reinpp"),
-    ("many_actors", "ppo"),
-    ("many_rollouts", "grpo"),
-}
+QUICK = {("disaggregated", "grpo"), ("many_actors", "ppo")}
 CASES = [
     pytest.param(layout, algorithm, marks=() if (layout, algorithm) in QUICK else pytest.mark.full)
     for layout in LAYOUTS

@@ -55,6 +55,7 @@ def test_two_nodes_do_what_one_process_does(two_nodes: Machines, tmp_path: Path,
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.full
 def test_what_a_machine_does_not_see_or_have_is_said_before_anything_starts(
     two_nodes: Machines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

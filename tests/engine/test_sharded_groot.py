@@ -100,11 +100,16 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, 
 @pytest.mark.parametrize(
     "options",
     [
-        {"sharding_strategy": "full_shard", "forward_prefetch": True},
-        {"sharding_strategy": "full_shard", "gradient_checkpointing": True, "enable_gradient_accumulation": False},
-        {"sharding_strategy": "no_shard", "gradient_checkpointing": True},
+        pytest.param({"sharding_strategy": "full_shard", "forward_prefetch": True}, id="full_shard"),
+        pytest.param(
+            {"sharding_strategy": "full_shard", "gradient_checkpointing": True, "enable_gradient_accumulation": False},
+            id="recomputed",
+            marks=pytest.mark.full,
+        ),
+        pytest.param(
+            {"sharding_strategy": "no_shard", "gradient_checkpointing": True}, id="no_shard", marks=pytest.mark.full
+        ),
     ],
-    ids=["full_shard", "recomputed", "no_shard"],
 )
 def test_updates_of_ranks_are_those_of_one_process(
     alone: dict[str, list[dict[str, float]]], tmp_path: Path, options: dict[str, Any]

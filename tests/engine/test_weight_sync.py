@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
+from regrasp import ranks
 from regrasp.engine import weights
 from regrasp.engine.weights import WeightSync
 from regrasp.errors import RegraspError
@@ -25,7 +26,7 @@ def sent() -> dict[str, Tensor]:
 
 def communicate(rank: int, folder: Path, damaged: bool) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=2)
-    weights._BUCKET_BYTES = 64
+    ranks._BUCKET_BYTES = 64
     channel = WeightSync(dist.new_group([0, 1]), 0, CPU)  # pyright: ignore[reportArgumentType]
     if rank == 0:
         channel.send(sent().items())

@@ -50,7 +50,7 @@ def saved_steps(folder: Path) -> list[int]:
     ("name", "call", "number", "seconds", "how"),
     [
         ("eval", 2, signal.SIGKILL, 120, "killed by signal 9"),
-        ("train", 2 * 2 + 2, signal.SIGSTOP, 5, "did not answer 'step'"),
+        pytest.param("train", 2 * 2 + 2, signal.SIGSTOP, 5, "did not answer 'step'", marks=pytest.mark.full),
     ],
 )
 def test_a_simulator_that_dies_or_falls_silent_costs_no_finished_update(

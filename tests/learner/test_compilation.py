@@ -152,7 +152,7 @@ def test_a_policy_without_layers_cannot_be_compiled() -> None:
         compile_policy(small, {4}, CPU)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 def test_generated_code_gives_the_same_results() -> None:
     compiled, plain = policy(), policy()

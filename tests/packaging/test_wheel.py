@@ -84,6 +84,7 @@ def test_installed_package_finds_its_experiments(installed: Path, tmp_path: Path
     assert f"# {installed / 'regrasp' / 'configs' / 'pick_cube_ppo_groot.yaml'}" in result.stdout
 
 
+@pytest.mark.full
 def test_installed_package_runs_every_stage(installed: Path, tmp_path: Path):
     experiment = ("--config_name", "pick_cube_ppo_mlp")
     small = ("env.train.total_num_envs=4", "env.train.num_workers=1", "env.eval.total_num_envs=4")

@@ -29,7 +29,10 @@ MIDST = [
     ("eval", 2),  # in the middle of the first evaluation, after update 2
     ("train", 2 * 3 + 2),  # in the middle of the third rollout
 ]
-WAYS = [(signal.SIGKILL, "killed by signal 9"), (signal.SIGSTOP, "did not answer")]
+WAYS = [
+    (signal.SIGKILL, "killed by signal 9"),
+    pytest.param(signal.SIGSTOP, "did not answer", marks=pytest.mark.full),
+]
 strikes: list[float] = []
 """When simulators were struck."""
 
@@ -158,7 +161,7 @@ def run_over_epochs(start_model: Path, tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.mark.parametrize(("number", "how"), WAYS)
 @pytest.mark.parametrize(("name", "call"), MIDST)
-@pytest.mark.parametrize("over_epochs", [False, True])
+@pytest.mark.parametrize("over_epochs", [pytest.param(False, marks=pytest.mark.full), True])
 def test_simulators_are_started_again_and_nothing_differs(
     command: list[str],
     request: pytest.FixtureRequest,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -10,13 +9,12 @@ import torch
 
 from regrasp.checkpoint.plain import JSON
 from regrasp.checkpoint.read import Checkpoint
-from regrasp.checkpoint.write import CheckpointContent, write_content
 from regrasp.engine.base import Collected, Engine
-from regrasp.engine.rollouts import Rollouts
+from regrasp.engine.compiling import compile_as_configured
+from regrasp.engine.rollouts import Rollouts, warn_of_new_episodes
 from regrasp.engine.training import Training
 from regrasp.envs.contract import VecEnv
 from regrasp.experiment import ExperimentConfig
-from regrasp.learner.compilation import capture_updates, compile_policy
 from regrasp.learner.learner import Learner
 from regrasp.learner.precision import ActingPolicy
 from regrasp.models.contract import Policy
@@ -24,16 +22,6 @@ from regrasp.ranks import Ranks
 from regrasp.rollout.decisions import Decisions
 from regrasp.rollout.episodes import EpisodeResult
 from regrasp.rollout.evaluation import VideoRecorder
-from regrasp.rollout.inference import block_size
-from regrasp.rollout.training import begins_anew
-
-_log = logging.getLogger(__name__)
-
-_ANEW = "a run that goes on from it begins anew the episodes that were under way (env.train.auto_reset)."
-_NOT_COMPILED = (
-    "actor.model.compile compiles what acts, and not the updates: their weights are sharded"
-    " (actor.fsdp_config.sharding_strategy)."
-)
 
 
 class LocalEngine(Engine):
@@ -61,15 +49,13 @@ class LocalEngine(Engine):
         eval_env: VecEnv | None = None,
         ranks: Ranks | None = None,
     ) -> None:
-        self._ranks = ranks or Ranks()
+        self._config = config
         self.algorithm = algorithm = config.algorithm.build()
-        self.training = Training(config, policy, algorithm, seed, device, run_dir, self._ranks)
+        self.training = Training(config, policy, algorithm, seed, device, run_dir, ranks)
         acting = ActingPolicy(policy, config.actor.model, device, self.learner.sharded or self.learner.bfloat16)
-        if config.actor.model.compile:
-            compile_all(config, acting, self.learner, device)
-        self.rollouts = Rollouts(config, acting, stages, seed, device, algorithm, eval_env, self._ranks)
+        compile_as_configured(config, device, learner=self.learner, acting=acting, stages=stages, eval_env=eval_env)
+        self.rollouts = Rollouts(config, acting, stages, seed, device, algorithm, eval_env, ranks)
         self.step_seconds = self.rollouts.step_seconds
-        self._auto_reset = config.env.train.auto_reset
 
     @property
     def policy(self) -> Policy:
@@ -111,42 +97,11 @@ class LocalEngine(Engine):
     def save(self, folder: Path, step: int, state: Mapping[str, JSON], *, export: bool) -> None:
         """See `Engine.save`; the first rank writes."""
         tensors = self.rollouts.state()
-        if begins_anew(tensors, auto_reset=self._auto_reset):
-            _log.warning("The checkpoint of step %d holds no simulator state: %s", step, _ANEW)
-        policy, optimizer_state = self.training.state()
-        if self._ranks.index:
-            return
-        frozen = (name for name, parameter in policy.named_parameters() if not parameter.requires_grad)
-        content = CheckpointContent(
-            model_state=policy.state_dict(),
-            frozen_names=frozenset(frozen),
-            optimizer_state=optimizer_state,
-            tensors=tensors,
-            state=state,
-            export=policy.write_folder if export else None,
-        )
-        write_content(folder, step, content)
+        warn_of_new_episodes(f"The checkpoint of step {step}", tensors, self._config)
+        self.training.save(folder, step, state, tensors, export=export)
 
     def load(self, checkpoint: Checkpoint) -> None:
         """See `Engine.load`."""
         self.training.load(checkpoint)
-        if begins_anew(checkpoint.tensors, auto_reset=self._auto_reset):
-            _log.warning("%s holds no simulator state: %s", checkpoint.path, _ANEW)
+        warn_of_new_episodes(str(checkpoint.path), checkpoint.tensors, self._config)
         self.rollouts.load_state(checkpoint.tensors)
-
-
-def compile_all(config: ExperimentConfig, acting: ActingPolicy, learner: Learner, device: torch.device) -> None:
-    """Compile for every batch size of a run: rollout, evaluation and training."""
-    acting_sizes = {config.env.train.total_num_envs, block_size(config.env.eval.inference_block, device)}
-    training_sizes = {config.actor.micro_batch_size}
-    if learner.sharded is not None:
-        _log.warning(_NOT_COMPILED)
-        compile_policy(acting.policy, acting_sizes, device)
-        return
-    if acting.policy is learner.computing:
-        acting_sizes = training_sizes = acting_sizes | training_sizes
-    else:
-        compile_policy(acting.policy, acting_sizes, device)
-    compile_policy(learner.computing, training_sizes, device)
-    if device.type == "cuda":
-        capture_updates(learner, config.actor.micro_batch_size)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar, cast
 
@@ -298,6 +298,16 @@ class Rollouts:
 
     def _without_simulators(self) -> dict[str, Tensor]:
         return _joined([stage.state_dict(simulators=False) for stage in self._stages])
+
+
+def warn_of_new_episodes(holder: str, state: Collection[str], config: ExperimentConfig) -> None:
+    """Warn where the environments' state that `holder` has lacks that of simulators in the middle of their episodes."""
+    if begins_anew(state, auto_reset=config.env.train.auto_reset):
+        _log.warning(
+            "%s holds no simulator state: a run that goes on from it begins anew the episodes that were under way"
+            " (env.train.auto_reset).",
+            holder,
+        )
 
 
 def _joined(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

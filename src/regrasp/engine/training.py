@@ -13,7 +13,9 @@ from torch import Tensor
 
 from regrasp.algorithms.advantages import is_flat
 from regrasp.algorithms.base import Algorithm
+from regrasp.checkpoint.plain import JSON
 from regrasp.checkpoint.read import Checkpoint
+from regrasp.checkpoint.write import CheckpointContent, write_content
 from regrasp.engine.policies import load_weights
 from regrasp.errors import TrainingHaltedError
 from regrasp.experiment import ExperimentConfig
@@ -135,6 +137,32 @@ class Training:
         sharded = self.learner.sharded
         complete = self.policy if sharded is None else sharded.complete(keep=self.ranks.index == 0)
         return complete, self.learner.state_dict()
+
+    def save(
+        self, folder: Path, step: int, state: Mapping[str, JSON], envs: Mapping[str, Tensor], *, export: bool
+    ) -> None:
+        """Fill a checkpoint's folder, see `Engine.save`; all ranks call this, and the first writes.
+
+        Args:
+            folder: See `Engine.save`.
+            step: See there.
+            state: See there.
+            envs: What `Rollouts.state` returned; only the first rank's is read.
+            export: See `Engine.save`.
+        """
+        policy, optimizer_state = self.state()
+        if self.ranks.index:
+            return
+        frozen = (name for name, parameter in policy.named_parameters() if not parameter.requires_grad)
+        content = CheckpointContent(
+            model_state=policy.state_dict(),
+            frozen_names=frozenset(frozen),
+            optimizer_state=optimizer_state,
+            tensors=envs,
+            state=state,
+            export=policy.write_folder if export else None,
+        )
+        write_content(folder, step, content)
 
     def restore(self, weights: Mapping[str, Tensor], optimizer_state: Mapping[str, Any]) -> None:
         """Take over trained `weights`, and the optimizer's state, of ranks that trained the same."""

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from regrasp.errors import RegraspError
-
-_BUCKET_BYTES = 64 * 2**20
+from regrasp.ranks import buckets
 
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 """By bytes of a number."""
@@ -33,7 +32,7 @@ class WeightSync:
     def send(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """Send weights, in the order in which the receivers have them."""
         sums: list[Tensor] = []
-        for bucket in _buckets(weights):
+        for bucket in buckets(tensor for _, tensor in weights):
             flat = torch.cat([tensor.detach().flatten() for tensor in bucket])
             dist.broadcast(flat, self._source, self._group)
             sums.append(_checksum(flat))
@@ -47,7 +46,7 @@ class WeightSync:
             RegraspError: They did not arrive as they were sent.
         """
         sums: list[Tensor] = []
-        for bucket in _buckets(weights.items()):
+        for bucket in buckets(weights.values()):
             flat = torch.empty(sum(own.numel() for own in bucket), dtype=bucket[0].dtype, device=self._device)
             dist.broadcast(flat, self._source, self._group)
             sums.append(_checksum(flat))
@@ -58,18 +57,6 @@ class WeightSync:
         dist.broadcast(expected, self._source, self._group)
         if not torch.equal(found, expected):
             raise RegraspError("The weights that the processes act with did not arrive as they were sent.")
-
-
-def _buckets(weights: Iterable[tuple[str, Tensor]]) -> Iterator[list[Tensor]]:
-    """Tensors of one dtype and about `_BUCKET_BYTES` each, in order."""
-    bucket: list[Tensor] = []
-    for _, tensor in weights:
-        if bucket and (tensor.dtype != bucket[0].dtype or sum(own.nbytes for own in bucket) >= _BUCKET_BYTES):
-            yield bucket
-            bucket = []
-        bucket.append(tensor)
-    if bucket:
-        yield bucket
 
 
 def _checksum(flat: Tensor) -> Tensor:

@@ -141,20 +141,23 @@ class VecEnv(ABC):
         """The step begun last."""
         return self.step(self._begun)
 
-    @abstractmethod
     def expert_actions(self) -> Tensor:
         """The scripted expert's action for each environment's present state, (N, A); only where `has_expert`."""
+        raise NotImplementedError
 
-    @abstractmethod
     def share_vectors(self) -> None:
-        """Have the simulator deliver every observation that is no image, from the next `reset` on."""
+        """Have the simulator deliver every observation that is no image, from the next `reset` on.
 
-    @abstractmethod
+        This, `expert_actions` and `raw_observation` are there where demonstrations can be recorded or a script can act.
+        """
+        raise NotImplementedError
+
     def raw_observation(self) -> dict[str, Tensor]:
         """The present observations by `group/key`, (N, ...) each.
 
         Those that the mapping names; after `share_vectors` also all others that are no images.
         """
+        raise NotImplementedError
 
     @abstractmethod
     def record(self, env_ids: Sequence[int], height: int = 256, width: int = 256) -> None:

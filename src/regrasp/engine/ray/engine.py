@@ -23,6 +23,7 @@ from regrasp.engine.ray.environments import EnvHost, HostedVecEnv
 from regrasp.engine.ray.waiting import results
 from regrasp.engine.ray.wire import pack
 from regrasp.engine.ray.worker import Assignment, Rolled, Worker
+from regrasp.engine.rollouts import warn_of_new_episodes
 from regrasp.envs.config import EnvConfig, EnvName
 from regrasp.envs.contract import Capabilities, EnvSpec, VecEnv
 from regrasp.envs.joined import JoinedVecEnv
@@ -32,12 +33,10 @@ from regrasp.experiment.cluster import Role
 from regrasp.models.contract import Policy
 from regrasp.rollout.episodes import EpisodeResult
 from regrasp.rollout.evaluation import VideoRecorder
-from regrasp.rollout.training import begins_anew
 
 _log = logging.getLogger(__name__)
 
 _CLOSE_S = 10.0
-_ANEW = "a run that goes on from it begins anew the episodes that were under way (env.train.auto_reset)."
 Result = TypeVar("Result")
 CreateEnv = Callable[[EnvConfig, EnvName, int, int], VecEnv]
 """As `envs.registry.create_env`."""
@@ -400,16 +399,14 @@ class RayEngine(Engine):
         return envs
 
     def _save(self, envs: Any, folder: Path, step: int, state: Mapping[str, JSON], *, export: bool) -> None:
-        if begins_anew(self._all([envs])[0], auto_reset=self._config.env.train.auto_reset):
-            _log.warning("The checkpoint of step %d holds no simulator state: %s", step, _ANEW)
+        warn_of_new_episodes(f"The checkpoint of step {step}", self._all([envs])[0], self._config)
         self._all([actor.save.remote(folder, step, state, envs, export=export) for actor in self._of("actor")])
 
     def load(self, checkpoint: Checkpoint) -> None:
         """See `Engine.load`."""
         self._loaded = checkpoint
         envs = ray.put(pack(checkpoint.tensors))
-        if begins_anew(checkpoint.tensors, auto_reset=self._config.env.train.auto_reset):
-            _log.warning("%s holds no simulator state: %s", checkpoint.path, _ANEW)
+        warn_of_new_episodes(str(checkpoint.path), checkpoint.tensors, self._config)
         self._all([actor.load.remote(checkpoint.path) for actor in self._of("actor")])
         self._all([worker.load_env_state.remote(envs) for worker in self._of("rollout")])
         self._relay()

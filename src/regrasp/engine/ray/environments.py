@@ -6,15 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 from torch import Tensor
 
 from regrasp.engine.ray.nodes import settle
+from regrasp.engine.ray.waiting import results
 from regrasp.engine.ray.wire import Packed, PackedObservation, PackedStep, pack, unpack
 from regrasp.envs.config import TimeoutsConfig
 from regrasp.envs.contract import Capabilities, EnvSpec, Observation, Step, VecEnv
-from regrasp.errors import LostError, RegraspError
 
 _MARGIN_S = 10.0
 """What a call may take longer than its simulator's deadline, before its process counts as hung."""
@@ -77,6 +75,8 @@ class EnvHost:
 class HostedVecEnv(VecEnv):
     """An environment of an `EnvHost`.
 
+    Demonstrations are not recorded here: one process does that.
+
     Args:
         host: Its actor.
         number: Of the environment there.
@@ -109,18 +109,6 @@ class HostedVecEnv(VecEnv):
         pending, self._pending = self._pending, None
         return self._get(pending, self._timeouts.step_s).unpack()
 
-    def expert_actions(self) -> Tensor:
-        """Demonstrations are recorded by one process."""
-        raise NotImplementedError
-
-    def share_vectors(self) -> None:
-        """Demonstrations are recorded by one process."""
-        raise NotImplementedError
-
-    def raw_observation(self) -> dict[str, Tensor]:
-        """Demonstrations are recorded by one process."""
-        raise NotImplementedError
-
     def record(self, env_ids: Sequence[int], height: int = 256, width: int = 256) -> None:
         """See `VecEnv.record`."""
         self._get(self._host.record.remote(self._number, list(env_ids), height, width), self._timeouts.step_s)
@@ -142,11 +130,4 @@ class HostedVecEnv(VecEnv):
         """The host stops its simulators itself."""
 
     def _get(self, reply: Any, deadline: float) -> Any:
-        try:
-            return ray.get(reply, timeout=deadline + _MARGIN_S)
-        except RayTaskError as error:
-            raise (error.cause if isinstance(error.cause, RegraspError) else error) from None
-        except RayActorError as error:
-            raise LostError("The process of the environments has died.") from error
-        except GetTimeoutError as error:
-            raise LostError("The process of the environments does not answer within its deadline.") from error
+        return results([reply], deadline=deadline + _MARGIN_S)[0]

@@ -20,6 +20,7 @@ def results(
     replies: Sequence[Any],
     should_stop: Callable[[], bool] | None = None,
     stop: Callable[[], None] | None = None,
+    deadline: float = float("inf"),
 ) -> list[Any]:
     """What all processes return.
 
@@ -27,30 +28,34 @@ def results(
         replies: References to it.
         should_stop: Asked meanwhile.
         stop: Called once `should_stop` has said so, to have the processes end what they do.
+        deadline: Seconds that the slowest may take.
 
     Raises:
-        LostError: A process has died.
+        LostError: A process has died, or has not answered within the deadline.
         BaseException: What a process raised; of several errors that which tells most.
     """
-    waiting, errors, deadline = list(replies), list[BaseException](), float("inf")
-    while waiting and time.monotonic() < deadline:
+    waiting, errors, end, started = list(replies), list[BaseException](), float("inf"), time.monotonic()
+    found: dict[Any, Any] = {}
+    while waiting and time.monotonic() < end:
         done, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=_POLL_S)
         for reply in done:
             try:
-                ray.get(reply)
+                found[reply] = ray.get(reply)
             except RayTaskError as error:
                 errors.append(_cause(error))
             except RayError as error:
                 errors.append(_loss(error))
         if errors:
-            deadline = min(deadline, time.monotonic() + _GRACE_S)
+            end = min(end, time.monotonic() + _GRACE_S)
+        elif waiting and time.monotonic() - started > deadline:
+            raise LostError(f"A process of the run has not answered for {deadline:g} s.")
         if waiting and should_stop is not None and should_stop():
             should_stop = None
             if stop is not None:
                 stop()
     if errors:
         raise min(errors, key=_gravity)
-    return ray.get(list(replies))
+    return [found[reply] for reply in replies]
 
 
 def _gravity(error: BaseException) -> int:

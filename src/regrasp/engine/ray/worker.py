@@ -18,7 +18,7 @@ from torch import Tensor
 import regrasp
 from regrasp.checkpoint.plain import JSON
 from regrasp.checkpoint.read import read_checkpoint
-from regrasp.checkpoint.write import CheckpointContent, write_content
+from regrasp.engine.compiling import compile_as_configured
 from regrasp.engine.handover import join, split
 from regrasp.engine.placement import Plan, ProcessPlan
 from regrasp.engine.ray.nodes import settle
@@ -115,7 +115,7 @@ class Worker:
         config, seed, device = given.config, given.seed, self._device
         policy = given.create_policy(config, train, evaluation)
         algorithm = config.algorithm.build()
-        source = None
+        learner = acting = source = None
         if "actor" in ranks:
             self._training = Training(config, policy, algorithm, seed, device, given.run_dir, ranks["actor"])
             learner = self._training.learner
@@ -127,6 +127,10 @@ class Worker:
                 algorithm.parameters(policy, config.actor.model.trainable)
                 self._received = {name: weight for name, weight in policy.named_parameters() if weight.requires_grad}
             acting = ActingPolicy(policy, config.actor.model, device, source)
+        compile_as_configured(
+            config, device, learner=learner, acting=acting, stages=self._envs, eval_env=self._eval_env
+        )
+        if acting is not None:
             self._rollouts = Rollouts(
                 config, acting, self._envs, seed, device, algorithm, self._eval_env, ranks["rollout"]
             )
@@ -250,20 +254,7 @@ class Worker:
 
     def save(self, folder: Path, step: int, state: Mapping[str, JSON], envs: Packed, *, export: bool) -> None:
         """Write a checkpoint; the first rank does, with the help of all."""
-        training = self.training
-        policy, optimizer_state = training.state()
-        if self._process.index["actor"]:
-            return
-        frozen = (name for name, parameter in policy.named_parameters() if not parameter.requires_grad)
-        content = CheckpointContent(
-            model_state=policy.state_dict(),
-            frozen_names=frozenset(frozen),
-            optimizer_state=optimizer_state,
-            tensors=unpack(envs),
-            state=state,
-            export=policy.write_folder if export else None,
-        )
-        write_content(folder, step, content)
+        self.training.save(folder, step, state, unpack(envs), export=export)
 
     def load(self, checkpoint: Path) -> None:
         """Restore weights and optimizer of a checkpoint."""
