@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from regrasp.envs.config import TrainEnvConfig
-    from regrasp.experiment.actor import OptimConfig
     from regrasp.models.contract import Policy
     from regrasp.rollout.decisions import Decisions
 
@@ -67,6 +66,11 @@ class AlgorithmConfig(ABC):
     @property
     def keeps_start(self) -> bool:
         """Whether the policy is compared with the one that the run started from."""
+        return False
+
+    @property
+    def stores_experience(self) -> bool:
+        """Whether features of earlier updates are trained on again."""
         return False
 
     @abstractmethod
@@ -136,9 +140,10 @@ class Algorithm(ABC):
         """Which returns go on with the value of the observation reached."""
         return "never"
 
-    def optimizer_settings(self, group: str, optim: OptimConfig) -> dict[str, float]:
-        """Learning rate and weight decay of an optimizer group."""
-        return {"lr": optim.lr if group == ACTOR else optim.value_lr, "weight_decay": optim.weight_decay}
+    def optimizer_settings(self, group: str) -> dict[str, float]:
+        """`lr` and `weight_decay` of a group where they are not those of `actor.optim`; by default nowhere."""
+        del group
+        return {}
 
     @abstractmethod
     def parameters(self, policy: Policy, trainable: str) -> dict[str, list[nn.Parameter]]:

@@ -16,7 +16,12 @@ from regrasp.config.owned import ByType, field_infos
 from regrasp.errors import UserError
 
 ENTRY_POINT_GROUP = "regrasp.algorithms"
-_BUILT_IN: Mapping[str, type[AlgorithmConfig]] = {"gae": PpoConfig, "grpo": GrpoConfig, "reinpp": ReinforceConfig, "embodied_sac": SacConfig}
+_BUILT_IN: Mapping[str, type[AlgorithmConfig]] = {
+    "gae": PpoConfig,
+    "grpo": GrpoConfig,
+    "reinpp": ReinforceConfig,
+    "embodied_sac": SacConfig,
+}
 """`adv_type` to the algorithm's block."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
@@ -24,12 +25,11 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from regrasp.algorithms.replay import Replay
     from regrasp.envs.config import TrainEnvConfig
-    from regrasp.experiment.actor import OptimConfig
     from regrasp.models.contract import Policy
     from regrasp.models.q_head import QHead
     from regrasp.rollout.decisions import Decisions
-    from regrasp.rollout.replay import Replay
 
 CRITIC = "critic"
 ALPHA = "alpha"
@@ -129,6 +129,11 @@ class SacConfig(AlgorithmConfig):
         """Proposals and critics."""
         return frozenset({"q_head"})
 
+    @property
+    def stores_experience(self) -> bool:
+        """In the replay."""
+        return True
+
     def build(self) -> Sac:
         """The algorithm of this configuration."""
         return Sac(self)
@@ -205,11 +210,9 @@ class Sac(Algorithm):
             fix="set actor.model.add_q_head=true and actor.model.add_value_head=false",
         )
 
-    def optimizer_settings(self, group: str, optim: OptimConfig) -> dict[str, float]:
-        """Also: those of the temperature."""
-        if group != ALPHA:
-            return super().optimizer_settings(group, optim)
-        return {"lr": self.config.entropy_tuning.optim.lr, "weight_decay": 0.0}
+    def optimizer_settings(self, group: str) -> dict[str, float]:
+        """Those of the temperature."""
+        return {"lr": self.config.entropy_tuning.optim.lr, "weight_decay": 0.0} if group == ALPHA else {}
 
     def parameters(self, policy: Policy, trainable: str) -> dict[str, list[nn.Parameter]]:
         """What proposes, the critics, and the temperature; target critics begin as the critics are."""
@@ -270,8 +273,6 @@ class Sac(Algorithm):
         """
         import torch
 
-        from regrasp.rollout.replay import Replay
-
         config = self.config
         if config.critic_loss == "bce":
             low, high = float(decisions["rewards"].min()), float(decisions["rewards"].max())
@@ -289,13 +290,11 @@ class Sac(Algorithm):
         return decisions.rows(torch.nonzero(~final).flatten()) if bool(final.any()) else decisions
 
     def _new_replay(self, num_columns: int) -> Replay:
-        from regrasp.rollout.replay import Replay
+        from regrasp.algorithms.replay import Replay
 
         config = self.config
         num_envs = -(-num_columns // config.rollout_epoch)
-        return Replay(
-            config.replay_buffer.capacity, num_envs, gamma=config.gamma, reward_type=config.reward_type
-        )
+        return Replay(config.replay_buffer.capacity, num_envs, gamma=config.gamma, reward_type=config.reward_type)
 
     def minibatches(self, decisions: Decisions, size: int, generator: torch.Generator) -> Iterator[Minibatch]:
         """Critic steps, each with its share of actor steps on the same decisions; none before there is enough."""
@@ -306,7 +305,7 @@ class Sac(Algorithm):
         per_decision = config.updates_per_decision
         count = config.update_epoch if per_decision is None else max(1, round(per_decision * len(decisions)))
         for _ in range(count + max(0, config.critic_only_steps - self._num_critic_steps)):
-            batch = self._draw(size, generator)
+            batch = replace(decisions, **self._draw(size, generator))
             yield Minibatch(batch, (CRITIC,))
             self._num_critic_steps += 1
             acts = self._num_critic_steps > config.critic_only_steps
@@ -315,19 +314,15 @@ class Sac(Algorithm):
             if self._num_critic_steps % config.target_update_freq == 0:
                 self._follow()
 
-    def _draw(self, size: int, generator: torch.Generator) -> Decisions:
-        """Decisions with what their losses need, the random numbers included."""
+    def _draw(self, size: int, generator: torch.Generator) -> dict[str, Any]:
+        """Inputs and record of decisions, with what their losses need, the random numbers included."""
         import torch
         from tensordict import TensorDict
-
-        from regrasp.rollout.decisions import Decisions
 
         config, replay, policy = self.config, self._replay, self._policy
         assert replay is not None
         assert policy is not None
-        drawn = replay.draw(
-            size, generator, steps=config.n_step, successful=config.replay_buffer.success_share
-        )
+        drawn = replay.draw(size, generator, steps=config.n_step, successful=config.replay_buffer.success_share)
         width = policy.proposal_width
         noise = torch.randn(2, size, width, generator=generator)
         following = TensorDict(
@@ -352,7 +347,7 @@ class Sac(Algorithm):
             },
             batch_size=[size],
         )
-        return Decisions(replay.inputs(drawn.rows), record, are_encoded=True)
+        return {"inputs": replay.inputs(drawn.rows), "record": record, "are_encoded": True}
 
     def _heads(self, size: int, generator: torch.Generator) -> Tensor:
         """(size, n) int64, the critics that the targets of a minibatch take: the same ones for all of it."""
@@ -371,7 +366,8 @@ class Sac(Algorithm):
         assert self._policy.q_head is not None
         assert self._target is not None
         with torch.no_grad():
-            torch._foreach_lerp_(list(self._target.parameters()), list(self._policy.q_head.parameters()), self.config.tau)
+            for target, own in zip(self._target.parameters(), self._policy.q_head.parameters(), strict=True):
+                target.lerp_(own, self.config.tau)
 
     def shares(self, micro: Decisions, batch: Decisions) -> Tensor:
         """(1,): of the minibatch."""
@@ -421,7 +417,11 @@ class Sac(Algorithm):
         else:
             loss = F.mse_loss(outputs, wanted)
         values = self._as_values(outputs.detach())
-        return loss * len(outputs), {"sac/critic_loss": loss, "critic/q_data": values.mean(), "critic/target": target.mean()}
+        return loss * len(outputs), {
+            "sac/critic_loss": loss,
+            "critic/q_data": values.mean(),
+            "critic/target": target.mean(),
+        }
 
     def _actor_loss(self, policy: Policy, micro: Decisions) -> tuple[Tensor, dict[str, Tensor]]:
         config = self.config
@@ -474,9 +474,21 @@ class Sac(Algorithm):
         return state
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Restore what `state_dict` returned."""
+        """Restore what `state_dict` returned.
+
+        Raises:
+            UserError: It is that of another algorithm, or of a replay of another size.
+        """
         import torch
 
+        if "counters" not in state:
+            raise UserError(
+                "The checkpoint holds no stored experience",
+                key="algorithm.loss_type",
+                value=self.config.loss_type,
+                expected="the algorithm that the run was begun with",
+                fix="resume with it, or begin a new run with --model_path",
+            )
         assert self._target is not None
         assert self._base_alpha is not None
         self._target.load_state_dict(_part(state, "target."))

@@ -91,7 +91,10 @@ class Learner:
             self._shard(actor, num_shards)
         elif actor.model.precision == "bf16":
             self.bfloat16 = Bfloat16Policy(policy)
-        self.optimizer = adamw(self._groups, algorithm, actor.optim, device if self.sharded is None else self.sharded.place)
+        self.optimizer = adamw(self._groups, actor.optim, device if self.sharded is None else self.sharded.place)
+        for name, group in zip(self._groups, self.optimizer.param_groups, strict=True):
+            group |= algorithm.optimizer_settings(name)
+            group["base_lr"] = group["lr"]
         self.computing = policy if self.bfloat16 is None else self.bfloat16.policy
         """What losses are computed with."""
         self._steps = self._make_steps()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from regrasp.algorithms.base import Algorithm
+from regrasp.algorithms.base import ACTOR
 from regrasp.learner.bfloat16 import round_weights
 from regrasp.learner.fused_adamw import Bfloat16Weights, FusedAdamW
 from regrasp.ranks import Ranks
@@ -23,17 +23,16 @@ _CLIP_EPS = 1e-6
 
 
 def adamw(
-    parameters: Mapping[str, Sequence[nn.Parameter]], algorithm: Algorithm, optim: OptimConfig, device: torch.device
+    parameters: Mapping[str, Sequence[nn.Parameter]], optim: OptimConfig, device: torch.device
 ) -> torch.optim.AdamW:
     """AdamW with the groups of an algorithm; `base_lr` of a group is what schedules scale."""
-    settings = {name: algorithm.optimizer_settings(name, optim) for name in parameters}
-    groups = [
-        {"params": list(own), **settings[name], "base_lr": settings[name]["lr"]} for name, own in parameters.items()
-    ]
+    rates = {name: optim.lr if name == ACTOR else optim.value_lr for name in parameters}
+    groups = [{"params": list(own), "lr": rates[name], "base_lr": rates[name]} for name, own in parameters.items()]
     return torch.optim.AdamW(
         groups,
         betas=(optim.adam_beta1, optim.adam_beta2),
         eps=optim.adam_eps,
+        weight_decay=optim.weight_decay,
         fused=device.type == "cuda" or None,
     )
 

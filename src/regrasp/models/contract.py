@@ -129,7 +129,7 @@ class Policy(nn.Module, ABC):
     """What it was made for, as its folder says."""
     state_range: StateRange | None = None
     """What was demonstrated; None where nothing was."""
-    q_head: QHead | None = None
+    q_head: QHead | None
     """Critics of what it proposes, for learning from stored experience."""
     proposal_width: int = 0
     """D of a proposal; 0 for a policy that makes none."""
@@ -137,6 +137,10 @@ class Policy(nn.Module, ABC):
     """Methods, from tensors and numbers to tensors, that a GPU may replay as CUDA graphs where nothing is trained."""
     product_layers: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv2d)
     """Layers whose weights are used in matrix products alone, so that autocast casts them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q_head = None
 
     @property
     def offers(self) -> frozenset[str]:

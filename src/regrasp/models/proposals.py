@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 _LOG_STD = (-5.0, 2.0)
 """Bounds of a learned logarithm of a standard deviation, as RLinf has them."""
-_MARGIN = 1e-6
 
 
 @dataclass
@@ -26,7 +25,7 @@ class Proposal:
 
 
 def squashed(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """tanh of a Gaussian sample and the logarithm of its density (arXiv:1801.01290, appendix C).
+    """Tanh of a Gaussian sample and the logarithm of its density (arXiv:1801.01290, appendix C).
 
     Args:
         mean: (B, D).
@@ -37,9 +36,9 @@ def squashed(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Tensor, Tens
         (B, D) in (-1, 1), and (B,).
     """
     before = mean + log_std.exp() * noise
-    action = before.tanh()
     density = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
-    return action, (density - torch.log1p(_MARGIN - action.square())).sum(-1)
+    slope = 2 * (math.log(2) - before - F.softplus(-2 * before))  # log(1 - tanh^2), exact where tanh is 1 in float32
+    return before.tanh(), (density - slope).sum(-1)
 
 
 def bounded_log_std(output: Tensor) -> Tensor:

@@ -82,9 +82,9 @@ class RolloutBuffer:
         rewards: Tensor,
         num_executed: Tensor,
         ends: Tensor,
-        success: Tensor,
-        decision: Tensor,
         version: int,
+        success: Tensor | None = None,
+        decision: Tensor | None = None,
     ) -> None:
         """Add the decisions that B environments took at one time.
 
@@ -96,9 +96,9 @@ class RolloutBuffer:
             rewards: (B, T), one per environment step, 0 where none was executed.
             num_executed: (B,).
             ends: (B,) bool, the episode ended in this chunk, however.
-            success: (B,) bool, the task's success signal was seen in this chunk.
-            decision: (B,) int64, the number of the decision within its episode.
             version: Number of updates that the acting policy had seen.
+            success: (B,) bool, the task's success signal was seen in this chunk; None: it was not.
+            decision: (B,) int64, the number of the decision within its episode; None: that within the rollout.
         """
         self._inputs.add(inputs)
         self._traces.append({str(name): value.cpu() for name, value in action.trace.items()})
@@ -109,8 +109,8 @@ class RolloutBuffer:
             "rewards": rewards,
             "num_executed": num_executed,
             "ends": ends,
-            "success": success,
-            "decision": decision,
+            "success": torch.zeros_like(ends) if success is None else success,
+            "decision": torch.full_like(columns, time) if decision is None else decision,
             "is_final": torch.zeros_like(ends),
             "versions": torch.full_like(columns, version),
         }
@@ -130,7 +130,7 @@ class RolloutBuffer:
         nothing = torch.zeros_like(columns)
         rewards = torch.zeros(action.log_probs.shape[:2])
         is_end = torch.ones_like(columns, dtype=torch.bool)
-        self.add(time, columns, inputs, action, rewards, nothing, is_end, ~is_end, decision, version)
+        self.add(time, columns, inputs, action, rewards, nothing, is_end, version, decision=decision)
         self._parts[-1]["is_final"] = is_end
 
     def bootstrap(self, time: int, columns: Tensor, values: Tensor) -> None:

@@ -187,9 +187,9 @@ def collect_rollout(
                 step.rewards[rows],
                 step.num_executed[rows],
                 step.done[rows],
+                inference.version,
                 step.success[rows],
                 torch.tensor([number for *_, number in keys]),
-                inference.version,
             )
             cut = ~step.done & (time == num_decisions - 1 and bootstrap in ("cut", "truncated"))
             goes_on = cut | (step.truncated & values_truncated)

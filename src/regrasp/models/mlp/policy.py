@@ -130,7 +130,9 @@ class MlpPolicy(Policy):
         with seeded(seed):
             self.actor = silu_mlp((state_dim, *hidden, 2 * width if squashed else width))
             self.value_head = silu_mlp((state_dim, *hidden, 1)) if add_value_head else None
-        self.log_std = None if squashed else nn.Parameter(torch.full(self._shape, math.log(initial_std)))
+        self.log_std = nn.Parameter(torch.full(self._shape, math.log(initial_std)))
+        if squashed:
+            self.register_parameter("log_std", None)
         generator = torch.Generator().manual_seed(seed)
         init_mlp(self.actor, generator)
         if self.value_head is not None:
@@ -254,15 +256,13 @@ class MlpPolicy(Policy):
     def _distribution(self, features: TensorDict) -> tuple[Tensor, Tensor]:
         """Mean (B, T, A) and standard deviation (T, A), or (B, T, A), before the tanh."""
         output = self.actor(features["state"].to(self._dtype)).float()
-        if self.log_std is not None:
+        if not self.squashed:
             return output.unflatten(-1, self._shape), self.log_std.float().exp()
         mean, std = output.unflatten(-1, (2, *self._shape)).unbind(1)
         return mean, bounded_log_std(std).exp()
 
 
-def load_mlp(
-    folder: Path, *, add_value_head: bool | None = None, q_head: QHeadConfig | None = None
-) -> MlpPolicy:
+def load_mlp(folder: Path, *, add_value_head: bool | None = None, q_head: QHeadConfig | None = None) -> MlpPolicy:
     """Read a folder written by `MlpPolicy.save`.
 
     Args:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from tensordict import TensorDict
@@ -11,7 +12,9 @@ from torch import Tensor
 
 from regrasp.algorithms.advantages import RewardType, chunk_rewards
 from regrasp.errors import UserError
-from regrasp.rollout.decisions import Decisions
+
+if TYPE_CHECKING:
+    from regrasp.rollout.decisions import Decisions
 
 _NONE = -1
 _WIDE = 3
