@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.distributions import Normal, TanhTransform
 
 from regrasp.algorithms.base import ACTOR, Minibatch
-from regrasp.algorithms.sac import ALPHA, CRITIC, EntropyTuningConfig, ReplayConfig, Sac, SacConfig
+from regrasp.algorithms.sac import ALPHA, CRITIC, Sac
+from regrasp.algorithms.sac_config import EntropyTuningConfig, ReplayConfig, SacConfig
 from regrasp.errors import TrainingHaltedError, UserError
 from regrasp.models.config import QHeadConfig
 from regrasp.models.mlp.policy import MlpPolicy

@@ -11,7 +11,7 @@ from regrasp.algorithms.base import AlgorithmConfig
 from regrasp.algorithms.grpo import GrpoConfig
 from regrasp.algorithms.ppo import PpoConfig
 from regrasp.algorithms.reinforce import ReinforceConfig
-from regrasp.algorithms.sac import SacConfig
+from regrasp.algorithms.sac_config import SacConfig
 from regrasp.config.owned import ByType, field_infos
 from regrasp.errors import UserError
 
