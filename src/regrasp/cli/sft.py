@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
 
     folder, result = train_base(loaded.config, output=args.output, overwrite=args.overwrite)
     validation = "" if result.validation_loss is None else f", validation loss {result.validation_loss:.3f}"
-    print(f"Base model: {folder} ({result.num_frames} frames, training loss {result.train_loss:.3f}{validation})")
+    print(f"Base model: {folder.resolve()} ({result.num_frames} frames, training loss {result.train_loss:.3f}{validation})")
     return 0
 
 

@@ -122,6 +122,15 @@ class FsdpConfig:
                 fix=f"set actor.model.compile=false, or {key}.gradient_checkpointing=false",
             )
 
+    def idle_with(self, num_ranks: int) -> Iterator[str]:
+        """What has no effect with a number of ranks that train."""
+        if num_ranks == 1 and self.sharding_strategy != "no_shard":
+            offload = ", and nothing is offloaded to host memory (cpu_offload)" if self.cpu_offload else ""
+            yield (
+                f"actor.fsdp_config.sharding_strategy: {self.sharding_strategy} has no effect, since one process trains:"
+                f" it has all weights, gradients and optimizer state on its device{offload}."
+            )
+
     def oddities(self) -> Iterator[str]:
         """Keys that others leave without effect."""
         key = "actor.fsdp_config"
