@@ -127,8 +127,8 @@ class FsdpConfig:
         if num_ranks == 1 and self.sharding_strategy != "no_shard":
             offload = ", and nothing is offloaded to host memory (cpu_offload)" if self.cpu_offload else ""
             yield (
-                f"actor.fsdp_config.sharding_strategy: {self.sharding_strategy} has no effect, since one process trains:"
-                f" it has all weights, gradients and optimizer state on its device{offload}."
+                f"actor.fsdp_config.sharding_strategy: {self.sharding_strategy} has no effect, since one process trains"
+                f" and has all weights, gradients and optimizer state on its device{offload}."
             )
 
     def oddities(self) -> Iterator[str]:

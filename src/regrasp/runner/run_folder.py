@@ -69,7 +69,7 @@ def open_run_folder(
 def recorded_resume_command(run_dir: Path) -> str | None:
     """The command that continues a run as it was last begun; None where that was no `regrasp train`."""
     starts = RunRecord(run_dir.absolute()).starts
-    program, *command = shlex.split(starts[-1].command) if starts else [""]
+    program, *command = (starts and shlex.split(starts[-1].command)) or [""]
     return resume_command(command, run_dir) if (program, *command[:1]) == ("regrasp", "train") else None
 
 
