@@ -234,7 +234,7 @@ MISSING = [
     (["env.eval.env_type=maniskill"], "ManiSkill", "env.eval.env_type"),
     (["actor.model.model_type=openvla_oft"], "OpenVLA-OFT", "actor.model.model_type"),
     (["actor.model.model_type=openpi", "actor.model.openpi={a: 1}"], "pi0", "actor.model.model_type"),
-    (["algorithm.adv_type=embodied_sac", "algorithm.tau=0.005"], "SAC", "algorithm.adv_type"),
+    (["algorithm.adv_type=embodied_dagger", "algorithm.tau=0.005"], "DAgger", "algorithm.adv_type"),
     (["algorithm.loss_type=decoupled_actor_critic"], "asynchronous PPO", "algorithm.loss_type"),
     (["runner.task_type=reasoning"], "language models", "runner.task_type"),
     (["actor.model.model_type=gr00t_n1d7", "actor.model.backbone_model_path=x"], "N1.7", "actor.model.model_type"),

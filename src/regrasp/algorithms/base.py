@@ -1,7 +1,7 @@
 """The contract that every algorithm keeps. Learner and engine know this file and nothing of a loss.
 
 An algorithm says what it needs of a policy, turns experience into minibatches, and gives the scalar that each of them
-minimizes. It holds its configuration and no tensors but those of the policy that a run started from. Configurations are
+minimizes. What it keeps from one update to the next, it gives to checkpoints. Configurations are
 loaded without torch: where an algorithm's file has its `Config` too, its methods import what is heavy.
 """
 
@@ -25,8 +25,9 @@ if TYPE_CHECKING:
     from regrasp.models.contract import Policy
     from regrasp.rollout.decisions import Decisions
 
-Bootstrap = Literal["never", "cut", "truncated"]
-"""`cut`: those of episodes that the rollout's end cuts; `truncated`: those that the step limit cuts, too."""
+Bootstrap = Literal["never", "cut", "truncated", "stored"]
+"""`cut`: those of episodes that the rollout's end cuts; `truncated`: those that the step limit cuts, too; `stored`: the
+latter, and instead of a value the observation is stored, as a decision that executes nothing."""
 ACTOR = "actor"
 """Optimizer group of the policy; it has the learning rate `actor.optim.lr`, every other group `value_lr`."""
 
@@ -65,6 +66,11 @@ class AlgorithmConfig(ABC):
     @property
     def keeps_start(self) -> bool:
         """Whether the policy is compared with the one that the run started from."""
+        return False
+
+    @property
+    def stores_experience(self) -> bool:
+        """Whether features of earlier updates are trained on again."""
         return False
 
     @abstractmethod
@@ -133,6 +139,11 @@ class Algorithm(ABC):
     def bootstrap(self) -> Bootstrap:
         """Which returns go on with the value of the observation reached."""
         return "never"
+
+    def optimizer_settings(self, group: str) -> dict[str, float]:
+        """`lr` and `weight_decay` of a group where they are not those of `actor.optim`; by default nowhere."""
+        del group
+        return {}
 
     @abstractmethod
     def parameters(self, policy: Policy, trainable: str) -> dict[str, list[nn.Parameter]]:
@@ -217,6 +228,14 @@ class Algorithm(ABC):
     def forbids(self, _metrics: Mapping[str, Tensor]) -> Tensor | None:
         """Whether a minibatch's metrics forbid its step, a scalar on their device: the update then ends before it."""
         return None
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What it keeps from one update to the next, for a checkpoint; by default nothing."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Restore what `state_dict` returned."""
+        del state
 
     def summary(self, decisions: Decisions, history: Mapping[str, Sequence[float]]) -> dict[str, float]:
         """Further metrics of an update.

@@ -11,11 +11,17 @@ from regrasp.algorithms.base import AlgorithmConfig
 from regrasp.algorithms.grpo import GrpoConfig
 from regrasp.algorithms.ppo import PpoConfig
 from regrasp.algorithms.reinforce import ReinforceConfig
+from regrasp.algorithms.sac_config import SacConfig
 from regrasp.config.owned import ByType, field_infos
 from regrasp.errors import UserError
 
 ENTRY_POINT_GROUP = "regrasp.algorithms"
-_BUILT_IN: Mapping[str, type[AlgorithmConfig]] = {"gae": PpoConfig, "grpo": GrpoConfig, "reinpp": ReinforceConfig}
+_BUILT_IN: Mapping[str, type[AlgorithmConfig]] = {
+    "gae": PpoConfig,
+    "grpo": GrpoConfig,
+    "reinpp": ReinforceConfig,
+    "embodied_sac": SacConfig,
+}
 """`adv_type` to the algorithm's block."""
 
 

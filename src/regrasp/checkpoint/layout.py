@@ -11,6 +11,8 @@ OPTIMIZER = "trainer/optimizer.pt"
 TENSORS = "trainer/tensors.safetensors"
 STATE = "trainer/state.json"
 MANIFEST = "manifest.json"
+ALGORITHM = "algorithm."
+"""Prefix of the algorithm's own tensors in `TENSORS`; the others are the environments'."""
 REQUIRED = (FULL_WEIGHTS, OPTIMIZER, TENSORS, STATE)
 
 # A checkpoint that is being replaced stands aside under a hidden name (earlier versions: a plain one).

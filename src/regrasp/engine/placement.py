@@ -173,6 +173,14 @@ def plan(config: ExperimentConfig, resources: Resources) -> Plan:
             expected="0, or actor and rollout on different numbers of cluster.component_placement",
             fix="set runner.max_staleness=0, or place actor and rollout apart",
         )
+    if config.algorithm.stores_experience and len(numbers["actor"]) > 1:
+        raise UserError(
+            "Stored experience is not divided over several ranks that train",
+            key=_KEY,
+            value=f"actor on {len(numbers['actor'])} ranks",
+            expected=f"one rank of the actor with algorithm.loss_type {config.algorithm.loss_type}",
+            fix="place the actor on one number; rollout and env may be on several",
+        )
     config.actor.fsdp_config.num_shards(len(numbers["actor"]))  # an error where they do not divide
     num_rollouts, num_workers = len(numbers["rollout"]), len(numbers["env"])
     return Plan(

@@ -14,6 +14,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from regrasp.algorithms.base import Algorithm
+from regrasp.checkpoint.layout import ALGORITHM
 from regrasp.engine.acting import acting_chooser
 from regrasp.envs.config import EnvName
 from regrasp.envs.contract import Observation, VecEnv
@@ -286,6 +287,7 @@ class Rollouts:
             UserError: It is that of other environments.
         """
         total = self._config.env.train.total_num_envs
+        state = {name: values for name, values in state.items() if not name.startswith(ALGORITHM)}
         counts = {len(values) for values in state.values()}
         if counts - {total}:
             raise UserError(

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from regrasp.algorithms.advantages import is_flat
 from regrasp.algorithms.base import Algorithm
+from regrasp.checkpoint.layout import ALGORITHM
 from regrasp.checkpoint.plain import JSON
 from regrasp.checkpoint.read import Checkpoint
 from regrasp.checkpoint.write import CheckpointContent, write_content
@@ -99,7 +100,7 @@ class Training:
             num_decisions=len(decisions),
             num_steps=int(collected["num_executed"].sum()),
             metrics=_statistics(decisions, len(collected) - len(decisions)),
-            is_flat=is_flat(decisions["advantages"]),
+            is_flat="advantages" in decisions.columns and is_flat(decisions["advantages"]),
             why_nothing="" if len(decisions) else self._algorithm.why_nothing(collected),
         )
 
@@ -158,7 +159,7 @@ class Training:
             model_state=policy.state_dict(),
             frozen_names=frozenset(frozen),
             optimizer_state=optimizer_state,
-            tensors=envs,
+            tensors={**envs, **{f"{ALGORITHM}{name}": value for name, value in self._algorithm.state_dict().items()}},
             state=state,
             export=policy.write_folder if export else None,
         )
@@ -177,7 +178,7 @@ class Training:
         self.learner.load_state_dict(optimizer_state)
 
     def load(self, checkpoint: Checkpoint) -> None:
-        """Restore weights and optimizer.
+        """Restore weights, optimizer and what the algorithm keeps.
 
         Raises:
             UserError: They are those of another policy.
@@ -195,6 +196,10 @@ class Training:
         if sharded is not None:
             sharded.take(policy)
         self.learner.load_state_dict(checkpoint.optimizer_state)
+        kept = checkpoint.tensors.items()
+        self._algorithm.load_state_dict(
+            {name.removeprefix(ALGORITHM): value for name, value in kept if name.startswith(ALGORITHM)}
+        )
 
 
 def _statistics(decisions: Decisions, num_dropped: int) -> dict[str, float]:

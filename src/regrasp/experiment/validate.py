@@ -79,6 +79,24 @@ def _check_learning(config: ExperimentConfig) -> Iterator[UserError]:
             expected=f"true, since algorithm.loss_type is {config.algorithm.loss_type}",
             fix="set actor.model.add_value_head=true",
         )
+    if "q_head" in config.algorithm.needs and not config.actor.model.add_q_head:
+        yield UserError(
+            "Critics of actions are needed",
+            key="actor.model.add_q_head",
+            value=False,
+            expected=f"true, since algorithm.loss_type is {config.algorithm.loss_type}",
+            fix="set actor.model.add_q_head=true and actor.model.add_value_head=false",
+        )
+    if config.actor.model.add_q_head and "q_head" not in config.algorithm.needs:
+        yield UserError(
+            "Critics of actions have no effect",
+            key="actor.model.add_q_head",
+            value=True,
+            expected=f"false, since algorithm.loss_type is {config.algorithm.loss_type}",
+            fix="set actor.model.add_q_head=false, or algorithm.adv_type=embodied_sac",
+        )
+    if config.algorithm.stores_experience:
+        yield from _check_stored(config)
     if config.runner.evaluates and config.runner.resume_dir is not None:
         yield UserError(
             "An evaluation does not go on from a checkpoint",
@@ -87,6 +105,31 @@ def _check_learning(config: ExperimentConfig) -> Iterator[UserError]:
             expected="null, for a run that only evaluates",
             fix="give the checkpoint's folder model/ as --model_path; or lay its weights over the base model, with"
             " runner.ckpt_path or `regrasp play --rl_model_path`",
+        )
+
+
+def _check_stored(config: ExperimentConfig) -> Iterator[UserError]:
+    """What goes against experience that is stored as features and trained on again and again."""
+    model = config.actor.model
+    for key, found in (
+        ("runner.recompute_features", config.runner.recompute_features),
+        ("actor.model.compile", model.compile),
+    ):
+        if found:
+            yield UserError(
+                "Not with stored experience",
+                key=key,
+                value=True,
+                expected=f"false with algorithm.loss_type {config.algorithm.loss_type}",
+                fix=f"set {key}=false",
+            )
+    if model.trains_backbone:
+        yield UserError(
+            "The features of stored experience would not stay what they are",
+            key="actor.model.trainable",
+            value=model.trainable,
+            expected=f"head, without adapters, with algorithm.loss_type {config.algorithm.loss_type}",
+            fix="set actor.model.trainable=head and actor.model.is_lora=false",
         )
 
 

@@ -92,6 +92,9 @@ class Learner:
         elif actor.model.precision == "bf16":
             self.bfloat16 = Bfloat16Policy(policy)
         self.optimizer = adamw(self._groups, actor.optim, device if self.sharded is None else self.sharded.place)
+        for name, group in zip(self._groups, self.optimizer.param_groups, strict=True):
+            group |= algorithm.optimizer_settings(name)
+            group["base_lr"] = group["lr"]
         self.computing = policy if self.bfloat16 is None else self.bfloat16.policy
         """What losses are computed with."""
         self._steps = self._make_steps()
@@ -256,7 +259,8 @@ class Learner:
             raise NonFiniteError("gradient", minibatch.decisions)
         if found:
             for name, norm in zip(self._groups, norms, strict=True):
-                history[f"{name}/grad_norm"].append(norm)
+                if name in minibatch.groups:
+                    history[f"{name}/grad_norm"].append(norm)
             self.num_steps += 1
         return False
 

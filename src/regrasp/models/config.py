@@ -24,6 +24,7 @@ from regrasp.config.types import (
     PositiveFloat,
     PositiveInt,
     Precision,
+    Sizes,
 )
 from regrasp.envs.quaternions import QuaternionOrder
 from regrasp.errors import UserError
@@ -167,6 +168,19 @@ class RlHeadConfig:
             yield f"{key}.noise_anneal says nothing with flow_noise, which learns its noise."
 
 
+@dataclass(frozen=True, config=BLOCK)
+class QHeadConfig:
+    """An ensemble of critics."""
+
+    hidden: Sizes = (256, 256)
+    """Widths of the hidden layers."""
+    num_q_heads: PositiveInt = 2
+    """Critics."""
+    num_decisions: PositiveInt | None = None
+    """Decisions of an episode, where the number of a decision within its episode is an input of the critics: for tasks
+    in which running out of time is failing; null: it is not."""
+
+
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
 class ModelConfig(ABC):
     """The policy."""
@@ -187,6 +201,10 @@ class ModelConfig(ABC):
     """What RL trains: the action head, the head without its layers on the backbone's features, or the whole model."""
     add_value_head: bool = True
     """Add a value head to the policy."""
+    add_q_head: bool = False
+    """Add critics of actions, and an actor that they improve: for `loss_type: embodied_sac`, without a value head."""
+    q_head: QHeadConfig = QHeadConfig()
+    """The critics that `add_q_head` adds."""
     obs_converter_type: Name | None = None
     """Second name of the mapping's `obs_converter_type`, which it must equal; null: not given."""
     embodiment_tag: Name | None = None
@@ -317,7 +335,14 @@ class ModelConfig(ABC):
 
     def problems(self) -> Iterator[UserError]:
         """What keys that are right one by one say against each other."""
-        yield from ()
+        if self.add_q_head and self.add_value_head:
+            yield UserError(
+                "Critics of actions and a value head",
+                key="actor.model.add_value_head",
+                value=True,
+                expected="false, since actor.model.add_q_head is true",
+                fix="set actor.model.add_value_head=false for loss_type embodied_sac, or actor.model.add_q_head=false",
+            )
 
     def oddities(self) -> Iterator[str]:
         """What is valid and probably not what was meant."""

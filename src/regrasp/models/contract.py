@@ -18,6 +18,8 @@ from regrasp.envs.contract import Observation
 from regrasp.envs.quaternions import QuaternionOrder
 from regrasp.models.observations import check_observation
 from regrasp.models.origin import Origin
+from regrasp.models.proposals import Proposal
+from regrasp.models.q_head import QHead
 from regrasp.seeding import KeyedNoise
 
 
@@ -115,7 +117,7 @@ class StateRange:
 class Policy(nn.Module, ABC):
     """What acts, is trained and is saved; it is called by the methods that `METHODS` names and has no `forward`."""
 
-    METHODS: ClassVar[tuple[str, ...]] = ("encode", "act", "evaluate", "value", "decode")
+    METHODS: ClassVar[tuple[str, ...]] = ("encode", "act", "evaluate", "value", "decode", "propose")
     """Methods that compute with the weights, from rows to rows: precision and fixed batch sizes wrap them.
 
     Where the policy is sharded, each of them, and `sft_loss`, is a forward method to FSDP2.
@@ -127,14 +129,22 @@ class Policy(nn.Module, ABC):
     """What it was made for, as its folder says."""
     state_range: StateRange | None = None
     """What was demonstrated; None where nothing was."""
+    q_head: QHead | None
+    """Critics of what it proposes, for learning from stored experience."""
+    proposal_width: int = 0
+    """D of a proposal; 0 for a policy that makes none."""
     capturable: tuple[str, ...] = ()
     """Methods, from tensors and numbers to tensors, that a GPU may replay as CUDA graphs where nothing is trained."""
     product_layers: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv2d)
     """Layers whose weights are used in matrix products alone, so that autocast casts them."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.q_head = None
+
     @property
     def offers(self) -> frozenset[str]:
-        """What an algorithm may ask for: `log_prob`, `value`, `entropy` in closed form."""
+        """What an algorithm may ask for: `log_prob`, `value`, `entropy` in closed form, `q_head` with proposals."""
         return frozenset({"log_prob", "value"})
 
     @abstractmethod
@@ -160,6 +170,20 @@ class Policy(nn.Module, ABC):
     @abstractmethod
     def decode(self, features: TensorDict, initial_noise: Tensor) -> Tensor:
         """Deterministic actions (B, T, A) from initial noise (B, ...), differentiable."""
+
+    def propose(self, features: TensorDict, trace: TensorDict, noise: Tensor) -> Proposal:
+        """What the actor that critics improve would do on B rows, with the present weights; differentiable.
+
+        Args:
+            features: Of the rows.
+            trace: Of the decisions taken there.
+            noise: (B, D), standard normal.
+        """
+        raise NotImplementedError(f"{type(self).__name__} makes no proposals")
+
+    def stored_actions(self, trace: TensorDict) -> Tensor:
+        """(B, D), what was done, as `propose` gives it."""
+        return trace["actions"].flatten(1)
 
     def wrap_methods(self, around: Callable[..., Any]) -> None:
         """Put a function around each of `METHODS`, of this policy and its copies; the last one put is the outermost.
@@ -203,7 +227,10 @@ class Policy(nn.Module, ABC):
 
     @abstractmethod
     def trainable(self, part: str) -> Sequence[tuple[str, nn.Parameter]]:
-        """Named parameters of a part: `head` (all after the features), `value_head`, `backbone`, or `all`."""
+        """Named parameters of a part: `head` (all after the features), `value_head`, `backbone`, or `all`.
+
+        Where the policy offers `q_head`, also that, and `proposal`, what `propose` computes with.
+        """
 
     def prepare_training(self, part: str) -> Sequence[tuple[str, nn.Parameter]]:
         """Freeze everything but a part and return what trains; the weights are already where they will be trained.

@@ -83,6 +83,8 @@ class RolloutBuffer:
         num_executed: Tensor,
         ends: Tensor,
         version: int,
+        success: Tensor | None = None,
+        decision: Tensor | None = None,
     ) -> None:
         """Add the decisions that B environments took at one time.
 
@@ -95,6 +97,8 @@ class RolloutBuffer:
             num_executed: (B,).
             ends: (B,) bool, the episode ended in this chunk, however.
             version: Number of updates that the acting policy had seen.
+            success: (B,) bool, the task's success signal was seen in this chunk; None: it was not.
+            decision: (B,) int64, the number of the decision within its episode; None: that within the rollout.
         """
         self._inputs.add(inputs)
         self._traces.append({str(name): value.cpu() for name, value in action.trace.items()})
@@ -105,6 +109,9 @@ class RolloutBuffer:
             "rewards": rewards,
             "num_executed": num_executed,
             "ends": ends,
+            "success": torch.zeros_like(ends) if success is None else success,
+            "decision": torch.full_like(columns, time) if decision is None else decision,
+            "is_final": torch.zeros_like(ends),
             "versions": torch.full_like(columns, version),
         }
         if action.values is not None:
@@ -115,6 +122,16 @@ class RolloutBuffer:
                 "next_values": torch.zeros_like(values),
             }
         self._parts.append(part)
+
+    def add_final(
+        self, time: int, columns: Tensor, inputs: TensorDict, action: Action, decision: Tensor, version: int
+    ) -> None:
+        """Add what the policy would do on the last observations of B episodes that the step limit cut, see `add`."""
+        nothing = torch.zeros_like(columns)
+        rewards = torch.zeros(action.log_probs.shape[:2])
+        is_end = torch.ones_like(columns, dtype=torch.bool)
+        self.add(time, columns, inputs, action, rewards, nothing, is_end, version, decision=decision)
+        self._parts[-1]["is_final"] = is_end
 
     def bootstrap(self, time: int, columns: Tensor, values: Tensor) -> None:
         """Give the value (B,) of the observation after decision `time`, where it was truncated or the rollout cut."""

@@ -25,10 +25,11 @@ class Decisions:
     record: TensorDict
     """(B,), by name: `trace`, what `evaluate` needs; `log_probs` (B, T, A) of the policy that acted; `rewards` (B, T),
     one per environment step, 0 where none was executed; `num_executed` (B,) int64; `ends` (B,) bool, the episode ended
-    in this chunk; `time` (B,) int64, the decision within the rollout; `column` (B,) int64, the environment and rollout
-    epoch; `versions` (B,) int64, updates that the acting policy had seen. Of a policy with a value head also `values`
-    (B,), and `is_bootstrapped` (B,) bool and `next_values` (B,), the value of the observation reached, where asked for.
-    Algorithms add more."""
+    in this chunk; `success` (B,) bool, it was seen in this chunk; `time` (B,) int64, the decision within the rollout;
+    `decision` (B,) int64, that within the episode; `column` (B,) int64, the environment and rollout epoch; `is_final`
+    (B,) bool, nothing was decided: the step limit cut the episode there (`Bootstrap`); `versions` (B,) int64, updates
+    that the acting policy had seen. Of a policy with a value head also `values` (B,), and `is_bootstrapped` (B,) bool
+    and `next_values` (B,), the value of the observation reached, where asked for. Algorithms add more."""
     are_encoded: bool
     """Whether `inputs` are features."""
     is_idle: bool = field(default=False, kw_only=True)

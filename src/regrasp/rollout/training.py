@@ -162,7 +162,7 @@ def collect_rollout(
 
     def rolled_out(episodes: TrainingEpisodes) -> Generator[None]:
         """One stage; yields whenever its environments are at work."""
-        values_truncated = bootstrap == "truncated" and episodes.env.capabilities.true_final_observation
+        values_truncated = bootstrap in ("truncated", "stored") and episodes.env.capabilities.true_final_observation
         first = first_column + episodes.first_env
         episodes.begin()
         for time in range(num_decisions):
@@ -171,7 +171,8 @@ def collect_rollout(
                 break
             if should_stop():
                 raise InterruptedError
-            decision = inference.decide(episodes.observed(), episodes.keys())
+            keys = episodes.keys()
+            decision = inference.decide(episodes.observed(), keys)
             episodes.begin_step(mapping(decision.action.actions.cpu()))
             try:
                 yield
@@ -187,11 +188,20 @@ def collect_rollout(
                 step.num_executed[rows],
                 step.done[rows],
                 inference.version,
+                step.success[rows],
+                torch.tensor([number for *_, number in keys]),
             )
-            cut = ~step.done & (time == num_decisions - 1 and bootstrap != "never")
+            cut = ~step.done & (time == num_decisions - 1 and bootstrap in ("cut", "truncated"))
             goes_on = cut | (step.truncated & values_truncated)
-            rows = rows[goes_on[rows]]
-            if len(rows):
+            places = torch.nonzero(goes_on[rows]).flatten()
+            rows = rows[places]
+            if len(rows) and bootstrap == "stored":
+                numbers = [keys[place] for place in places.tolist()]
+                after = [(env, episode, number + 1) for env, episode, number in numbers]
+                final = inference.decide(step.observation.rows(rows), after)
+                number = torch.tensor([number for *_, number in after])
+                buffer.add_final(time, rows + first, final.inputs, final.action, number, inference.version)
+            elif len(rows):
                 to_value.append((time, rows + first, step.observation.rows(rows).clone()))
             episodes.begin_finished()
 

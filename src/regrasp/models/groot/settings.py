@@ -123,7 +123,8 @@ class GrootModelConfig(ModelConfig):
         return self.lora if self.is_lora else None
 
     def problems(self) -> Iterator[UserError]:
-        """Adapters on trained weights, a kernel without its number format, noise that cannot be."""
+        """Also: adapters on trained weights, a kernel without its number format, noise that cannot be."""
+        yield from super().problems()
         if self.is_lora and self.trainable == "all":
             yield UserError(
                 "Adapters on weights that are trained themselves",

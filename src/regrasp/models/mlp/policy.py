@@ -19,11 +19,13 @@ from regrasp.config.parse import parse
 from regrasp.config.types import BLOCK, Expect, NetworkSize
 from regrasp.envs.contract import STATE, Observation
 from regrasp.envs.quaternions import QuaternionOrder
-from regrasp.models.config import CONFIG_FILE
+from regrasp.models.config import CONFIG_FILE, QHeadConfig
 from regrasp.models.contract import Action, Evaluation, Noise, Policy, PolicySpec, StateRange
 from regrasp.models.initialization import seeded
 from regrasp.models.normalization import Normalizer, Statistics
 from regrasp.models.observations import state_of
+from regrasp.models.proposals import Proposal, bounded_log_std, squashed
+from regrasp.models.q_head import QHead, StateReader
 from regrasp.models.value_head import init_mlp, silu_mlp
 from regrasp.models.weights import WEIGHTS_FILE, assign_weights, check_weights, read_json, write_json, write_weights
 
@@ -35,7 +37,9 @@ _PARTS = {
     "backbone": (),
     "head": _ACTOR,
     "head_without_context": _ACTOR,
+    "proposal": _ACTOR,
     "value_head": ("value_head.",),
+    "q_head": ("q_head.",),
 }
 
 
@@ -60,6 +64,7 @@ class _FolderConfig:
     num_action_chunks: NetworkSize
     hidden: tuple[NetworkSize, ...]
     statistics: _FolderStatistics
+    squashed: bool = False
     quaternions: QuaternionOrder | None = None
 
 
@@ -67,6 +72,9 @@ class MlpPolicy(Policy):
     """Independent Gaussians over a chunk of T actions, with a learned standard deviation that no state changes.
 
     Features are the normalised `state` (B, D); the trace is `actions` (B, T, A) in normalised units.
+
+    Squashed, for soft actor-critic: the standard deviation depends on the state, and a tanh bounds actions to [-1, 1]
+    in normalised units, which are those of the simulator where the action has no statistics.
 
     Args:
         state_dim: D.
@@ -78,6 +86,8 @@ class MlpPolicy(Policy):
         action: Statistics of the action (min_max), None to leave it as it is.
         quaternions: In which order the state has them; None where it is not known.
         add_value_head: Without it, values are None.
+        squashed: See above.
+        q_head: Sizes of the critics; None: there are none.
         seed: Draws the initial weights.
     """
 
@@ -93,6 +103,8 @@ class MlpPolicy(Policy):
         action: Statistics | None = None,
         quaternions: QuaternionOrder | None = None,
         add_value_head: bool = True,
+        squashed: bool = False,
+        q_head: QHeadConfig | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -112,19 +124,31 @@ class MlpPolicy(Policy):
             self.state_range = StateRange(((STATE, state_dim),), state.min, state.max)
         self._state = Normalizer(self.statistics["state"], "mean_std")
         self._action = Normalizer(self.statistics["action"], "min_max")
+        self._shape = (num_action_chunks, action_dim)
+        self.squashed = squashed
+        width = num_action_chunks * action_dim
         with seeded(seed):
-            self.actor = silu_mlp((state_dim, *hidden, num_action_chunks * action_dim))
+            self.actor = silu_mlp((state_dim, *hidden, 2 * width if squashed else width))
             self.value_head = silu_mlp((state_dim, *hidden, 1)) if add_value_head else None
-        self.log_std = nn.Parameter(torch.full((num_action_chunks, action_dim), math.log(initial_std)))
+        self.log_std = nn.Parameter(torch.full(self._shape, math.log(initial_std)))
+        if squashed:
+            self.register_parameter("log_std", None)
         generator = torch.Generator().manual_seed(seed)
         init_mlp(self.actor, generator)
         if self.value_head is not None:
             init_mlp(self.value_head, generator)
+        if squashed:
+            self.proposal_width = width
+        if q_head is not None:
+            self.q_head = QHead(StateReader(state_dim), width, q_head)
+            self.q_head.reset_parameters(generator)
 
     @property
     def offers(self) -> frozenset[str]:
-        """The Gaussian's entropy too, and values where there is a value head."""
-        return frozenset({"log_prob", "entropy", *(() if self.value_head is None else ("value",))})
+        """The Gaussian's entropy too, and values where there is a value head; squashed, critics alone."""
+        parts = {"value": self.value_head, "q_head": self.q_head}
+        own = () if self.squashed else ("log_prob", "entropy")
+        return frozenset({*own, *(name for name, part in parts.items() if part is not None)})
 
     def prepare(self, observation: Observation) -> TensorDict:
         """The normalised `state` (B, D).
@@ -142,13 +166,13 @@ class MlpPolicy(Policy):
         return [item for item in self.named_parameters() if item[0].startswith(_PARTS[part])]
 
     def stacks(self) -> Sequence[Sequence[nn.Module]]:
-        """The two networks."""
+        """The networks of actor and value."""
         return [[network] for network in (self.actor, self.value_head) if network is not None]
 
     def sft_loss(self, features: TensorDict, actions: Tensor, valid: Tensor, noise: Noise, repeats: int = 1) -> Tensor:
         """Mean squared error of the mean, over valid steps, in normalised units; needs no noise."""
         mean, _ = self._distribution(features)
-        error = (mean - self._action.normalize(actions)).square() * valid.unsqueeze(-1)
+        error = (self._bounded(mean) - self._action.normalize(actions)).square() * valid.unsqueeze(-1)
         return error.sum() / (valid.sum() * self.spec.action_dim).clamp(min=1)
 
     def save(self, folder: Path) -> None:
@@ -160,6 +184,8 @@ class MlpPolicy(Policy):
             "hidden": self.hidden,
             "statistics": {kind: part.to_mapping() for kind, part in self.statistics.items()},
         }
+        if self.squashed:
+            content["squashed"] = True
         if self.spec.quaternions is not None:
             content["quaternions"] = self.spec.quaternions
         write_json(folder / CONFIG_FILE, content)
@@ -173,10 +199,11 @@ class MlpPolicy(Policy):
         """Draw a chunk, or take its mean."""
         mean, std = self._distribution(features)
         if deterministic:
-            sample, log_probs = mean, torch.zeros_like(mean)
+            sample, log_probs = self._bounded(mean), torch.zeros_like(mean)
         else:
             sample = mean + std * noise.normal("action", *mean.shape[1:]).to(mean.device)
-            log_probs = gaussian_log_prob(sample, mean, std)
+            log_probs = torch.zeros_like(mean) if self.squashed else gaussian_log_prob(sample, mean, std)
+            sample = self._bounded(sample)
         return Action(
             actions=self._action.unnormalize(sample),
             log_probs=log_probs,
@@ -184,8 +211,17 @@ class MlpPolicy(Policy):
             trace=TensorDict({"actions": sample}, batch_size=[len(sample)]),
         )
 
+    def propose(self, features: TensorDict, trace: TensorDict, noise: Tensor) -> Proposal:
+        """A chunk in normalised units, which depends on the state alone."""
+        del trace
+        mean, std = self._distribution(features)
+        actions, log_probs = squashed(mean.flatten(1), std.log().flatten(1), noise)
+        return Proposal(actions, log_probs, torch.zeros_like(log_probs))
+
     def evaluate(self, features: TensorDict, trace: TensorDict) -> Evaluation:
-        """Log-probabilities, values and entropy of stored chunks."""
+        """Log-probabilities, values and entropy of stored chunks; a squashed policy has none in closed form."""
+        if self.squashed:
+            raise ValueError("a squashed policy learns from critics, not from log-probabilities")
         mean, std = self._distribution(features)
         return Evaluation(
             log_probs=gaussian_log_prob(trace["actions"], mean, std),
@@ -203,24 +239,36 @@ class MlpPolicy(Policy):
     def decode(self, features: TensorDict, initial_noise: Tensor) -> Tensor:
         """The mean chunk: this policy has no noise that decides which action is the best one."""
         mean, _ = self._distribution(features)
-        return self._action.unnormalize(mean)
+        return self._action.unnormalize(self._bounded(mean))
+
+    def _bounded(self, actions: Tensor) -> Tensor:
+        return actions.tanh() if self.squashed else actions
 
     def _values(self, features: TensorDict) -> Tensor | None:
         if self.value_head is None:
             return None
-        return self.value_head(features["state"].to(self.log_std.dtype)).squeeze(-1).float()
+        return self.value_head(features["state"].to(self._dtype)).squeeze(-1).float()
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return next(self.actor.parameters()).dtype
 
     def _distribution(self, features: TensorDict) -> tuple[Tensor, Tensor]:
-        mean = self.actor(features["state"].to(self.log_std.dtype)).float()
-        return mean.unflatten(-1, tuple(self.log_std.shape)), self.log_std.float().exp()
+        """Mean (B, T, A) and standard deviation (T, A), or (B, T, A), before the tanh."""
+        output = self.actor(features["state"].to(self._dtype)).float()
+        if not self.squashed:
+            return output.unflatten(-1, self._shape), self.log_std.float().exp()
+        mean, std = output.unflatten(-1, (2, *self._shape)).unbind(1)
+        return mean, bounded_log_std(std).exp()
 
 
-def load_mlp(folder: Path, *, add_value_head: bool | None = None) -> MlpPolicy:
+def load_mlp(folder: Path, *, add_value_head: bool | None = None, q_head: QHeadConfig | None = None) -> MlpPolicy:
     """Read a folder written by `MlpPolicy.save`.
 
     Args:
         folder: The model folder.
         add_value_head: Whether the policy has a value head, a new one where the folder has none; None: as the folder.
+        q_head: Sizes of the critics; None: there are none. Those of the folder are only taken with the same sizes.
 
     Raises:
         UserError: A file is missing or damaged.
@@ -235,16 +283,18 @@ def load_mlp(folder: Path, *, add_value_head: bool | None = None) -> MlpPolicy:
     stored = list_safetensors(folder)
     if add_value_head is None:
         add_value_head = any(name.startswith("value_head.") for name in stored)
-    elif not add_value_head:
-        stored = {name: tensor for name, tensor in stored.items() if not name.startswith("value_head.")}
+    dropped = (*(() if add_value_head else ("value_head.",)), *(() if q_head else ("q_head.",)))
+    stored = {name: tensor for name, tensor in stored.items() if not name.startswith(dropped)}
     build = functools.partial(
         MlpPolicy,
         **{name: getattr(config, name) for name in (*_SIZES, "hidden")},
         **statistics,
         quaternions=config.quaternions,
         add_value_head=add_value_head,
+        squashed=config.squashed,
+        q_head=q_head,
     )
-    optional = ("value_head",) if add_value_head else ()
+    optional = (*(("value_head",) if add_value_head else ()), *(("q_head",) if q_head else ()))
     with torch.device("meta"):  # sizes that the weights do not have cost no memory
         check_weights(build(), stored, file=folder / WEIGHTS_FILE, optional=optional)
     policy = build()

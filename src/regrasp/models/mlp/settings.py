@@ -51,8 +51,9 @@ class MlpModelConfig(ModelConfig):
         from regrasp.models.mlp.policy import load_mlp
 
         policy = super().load(folder, inputs)
-        has_value_head = "value" in policy.offers
-        return policy if has_value_head == self.add_value_head else load_mlp(folder, add_value_head=self.add_value_head)
+        if ("value" in policy.offers) == self.add_value_head and not self.add_q_head:
+            return policy
+        return load_mlp(folder, add_value_head=self.add_value_head, q_head=self.q_head if self.add_q_head else None)
 
     def preview(self, folder: Path, inputs: InputNames) -> Policy:
         """The policy itself: it is small."""
@@ -77,4 +78,5 @@ class MlpModelConfig(ModelConfig):
 
         sizes: dict[str, Any] = {"hidden": self.mlp.hidden, "initial_std": self.mlp.initial_std}
         sizes |= {"num_action_chunks": self.num_action_chunks, "add_value_head": self.add_value_head}
+        sizes |= {"squashed": self.add_q_head, "q_head": self.q_head if self.add_q_head else None}
         return MlpPolicy(**sizes, **arguments)

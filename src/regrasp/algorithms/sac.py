@@ -1,0 +1,358 @@
+"""Soft actor-critic on stored experience (arXiv:1812.05905), for policies that propose bounded actions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from regrasp.algorithms.base import ACTOR, Algorithm, Bootstrap, Minibatch
+from regrasp.algorithms.sac_config import Heads, SacConfig
+from regrasp.errors import TrainingHaltedError, UserError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from regrasp.algorithms.replay import Replay
+    from regrasp.models.contract import Policy
+    from regrasp.models.q_head import QHead
+    from regrasp.rollout.decisions import Decisions
+
+CRITIC = "critic"
+ALPHA = "alpha"
+
+
+class Sac(Algorithm):
+    """Critics learn from stored decisions what an action is worth; the actor climbs them."""
+
+    config: SacConfig  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def __init__(self, config: SacConfig) -> None:
+        super().__init__(config)
+        self._replay: Replay | None = None
+        self._policy: Policy | None = None
+        self._target: QHead | None = None
+        self._base_alpha: nn.Parameter | None = None
+        self._num_critic_steps = 0
+        self._env_steps = 0
+
+    @property
+    def bootstrap(self) -> Bootstrap:
+        """As `bootstrap_type` says."""
+        return "stored" if self.config.bootstrap_type == "standard" else "never"
+
+    @property
+    def learns_alpha(self) -> bool:
+        """Whether the temperature changes."""
+        return self.config.entropy_tuning.alpha_type != "fixed_alpha"
+
+    def lacking(self, need: str) -> UserError:
+        """Also: critics."""
+        if need != "q_head":
+            return super().lacking(need)
+        return UserError(
+            "The policy has no critics of actions",
+            key="actor.model.add_q_head",
+            value=False,
+            expected="true with loss_type embodied_sac",
+            fix="set actor.model.add_q_head=true and actor.model.add_value_head=false",
+        )
+
+    def optimizer_settings(self, group: str) -> dict[str, float]:
+        """Those of the temperature."""
+        return {"lr": self.config.entropy_tuning.optim.lr, "weight_decay": 0.0} if group == ALPHA else {}
+
+    def parameters(self, policy: Policy, trainable: str) -> dict[str, list[nn.Parameter]]:
+        """What proposes, the critics, and the temperature; target critics begin as the critics are."""
+        import copy
+
+        import torch
+        from torch import nn
+
+        del trainable
+        policy.requires_grad_(False)
+        groups = {
+            group: [parameter for _, parameter in policy.trainable(part)]
+            for group, part in ((ACTOR, "proposal"), (CRITIC, "q_head"))
+        }
+        for parameter in (*groups[ACTOR], *groups[CRITIC]):
+            parameter.requires_grad_(True)
+        assert policy.q_head is not None
+        self._policy = policy
+        self._target = copy.deepcopy(policy.q_head).requires_grad_(False)
+        device = groups[CRITIC][0].device
+        self._base_alpha = nn.Parameter(torch.tensor(self._initial_base(), device=device))
+        if self.learns_alpha:
+            groups[ALPHA] = [self._base_alpha]
+        return groups
+
+    def _initial_base(self) -> float:
+        """The number whose softplus or exponential is the temperature at first."""
+        import math
+
+        tuning = self.config.entropy_tuning
+        match tuning.alpha_type:
+            case "softplus":
+                return math.log(math.expm1(max(tuning.initial_alpha, 1e-8)))
+            case "exp":
+                return math.log(max(tuning.initial_alpha, 1e-8))
+            case "fixed_alpha":
+                return tuning.initial_alpha
+
+    @property
+    def alpha(self) -> Tensor:
+        """The temperature (), differentiable."""
+        import torch
+
+        assert self._base_alpha is not None
+        match self.config.entropy_tuning.alpha_type:
+            case "softplus":
+                return torch.nn.functional.softplus(self._base_alpha)
+            case "exp":
+                return self._base_alpha.exp()
+            case "fixed_alpha":
+                return self._base_alpha.detach()
+
+    def prepare(self, decisions: Decisions) -> Decisions:
+        """Store what was collected.
+
+        Raises:
+            TrainingHaltedError: A reward is none that a probability of success can be learned from.
+        """
+        import torch
+
+        config = self.config
+        if config.critic_loss == "bce":
+            low, high = float(decisions["rewards"].min()), float(decisions["rewards"].max())
+            if low < 0 or high > 1:
+                raise TrainingHaltedError(
+                    f"A reward of {low if low < 0 else high:g} was seen, and algorithm.critic_loss=bce learns"
+                    " probabilities of success: rewards are 0, and at most 1 at a success. Set"
+                    " algorithm.critic_loss=mse."
+                )
+        if self._replay is None:
+            self._replay = self._new_replay(int(decisions["column"].max()) + 1)
+        self._replay.add(decisions)
+        self._env_steps += int(decisions["num_executed"].sum())
+        final = decisions["is_final"]
+        return decisions.rows(torch.nonzero(~final).flatten()) if bool(final.any()) else decisions
+
+    def _new_replay(self, num_columns: int) -> Replay:
+        from regrasp.algorithms.replay import Replay
+
+        config = self.config
+        num_envs = -(-num_columns // config.rollout_epoch)
+        return Replay(config.replay_buffer.capacity, num_envs, gamma=config.gamma, reward_type=config.reward_type)
+
+    def minibatches(self, decisions: Decisions, size: int, generator: torch.Generator) -> Iterator[Minibatch]:
+        """Critic steps, each with its share of actor steps on the same decisions; none before there is enough."""
+        config, replay = self.config, self._replay
+        assert replay is not None
+        if len(replay) < max(config.replay_buffer.min_decisions, 1):
+            return
+        per_decision = config.updates_per_decision
+        count = config.update_epoch if per_decision is None else max(1, round(per_decision * len(decisions)))
+        for _ in range(count + max(0, config.critic_only_steps - self._num_critic_steps)):
+            batch = replace(decisions, **self._draw(size, generator))
+            yield Minibatch(batch, (CRITIC,))
+            self._num_critic_steps += 1
+            acts = self._num_critic_steps > config.critic_only_steps
+            if acts and self._num_critic_steps % config.critic_actor_ratio == 0:
+                yield Minibatch(batch, (ACTOR, ALPHA) if self.learns_alpha else (ACTOR,))
+            if self._num_critic_steps % config.target_update_freq == 0:
+                self._follow()
+
+    def _draw(self, size: int, generator: torch.Generator) -> dict[str, Any]:
+        """Inputs and record of decisions, with what their losses need, the random numbers included."""
+        import torch
+        from tensordict import TensorDict
+
+        config, replay, policy = self.config, self._replay, self._policy
+        assert replay is not None
+        assert policy is not None
+        drawn = replay.draw(size, generator, steps=config.n_step, successful=config.replay_buffer.success_share)
+        width = policy.proposal_width
+        noise = torch.randn(2, size, width, generator=generator)
+        following = TensorDict(
+            {
+                "inputs": replay.inputs(drawn.following),
+                "trace": replay.traces(drawn.following),
+                "decision": replay.column("decision", drawn.following),
+            },
+            batch_size=[size],
+        )
+        record = TensorDict(
+            {
+                "trace": replay.traces(drawn.rows),
+                "following": following,
+                "rewards": drawn.rewards,
+                "discounts": drawn.discounts,
+                "returns": replay.column("returns", drawn.rows),
+                "decision": replay.column("decision", drawn.rows),
+                "noise": noise[0],
+                "following_noise": noise[1],
+                "heads": self._heads(size, generator),
+            },
+            batch_size=[size],
+        )
+        return {"inputs": replay.inputs(drawn.rows), "record": record, "are_encoded": True}
+
+    def _heads(self, size: int, generator: torch.Generator) -> Tensor:
+        """(size, n) int64, the critics that the targets of a minibatch take: the same ones for all of it."""
+        import torch
+
+        assert self._target is not None
+        count = self._target.count
+        drawn = min(self.config.critic_subsample_size or count, count)
+        return torch.randperm(count, generator=generator)[:drawn].expand(size, drawn).clone()
+
+    def _follow(self) -> None:
+        """A step of the target critics."""
+        import torch
+
+        assert self._policy is not None
+        assert self._policy.q_head is not None
+        assert self._target is not None
+        with torch.no_grad():
+            for target, own in zip(self._target.parameters(), self._policy.q_head.parameters(), strict=True):
+                target.lerp_(own, self.config.tau)
+
+    def shares(self, micro: Decisions, batch: Decisions) -> Tensor:
+        """(1,): of the minibatch."""
+        import torch
+
+        return torch.full((1,), len(micro) / len(batch), device=micro["rewards"].device)
+
+    def loss(
+        self, policy: Policy, micro: Decisions, shares: Tensor, groups: tuple[str, ...]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The critics' loss, or that of actor and temperature."""
+        loss, metrics = self._critic_loss(policy, micro) if groups == (CRITIC,) else self._actor_loss(policy, micro)
+        return shares[0] * loss, {name: shares[0] * value.detach() for name, value in metrics.items()}
+
+    def targets(self, policy: Policy, micro: Decisions) -> Tensor:
+        """(B,), what the critics are to give."""
+        import torch
+
+        config, record = self.config, micro.record
+        following = record["following"]
+        assert self._target is not None
+        with torch.no_grad():
+            inputs, trace = following["inputs"], following["trace"]
+            proposal = policy.propose(inputs, trace, record["following_noise"])
+            values = self._target(inputs, trace, following["decision"], proposal.actions)[record["heads"][0]]
+            values = self._as_values(_of_heads(values, config.agg_q))
+            if config.backup_entropy:
+                values = values - self.alpha * proposal.log_probs
+            target = record["rewards"] + record["discounts"] * values
+            share, until = config.monte_carlo
+            if share and self._env_steps < until:
+                target = torch.lerp(target, record["returns"], share)
+            return target
+
+    def _as_values(self, outputs: Tensor) -> Tensor:
+        return outputs.sigmoid() if self.config.critic_loss == "bce" else outputs
+
+    def _critic_loss(self, policy: Policy, micro: Decisions) -> tuple[Tensor, dict[str, Tensor]]:
+        import torch.nn.functional as F
+
+        assert policy.q_head is not None
+        target = self.targets(policy, micro)
+        outputs = policy.q_head(micro.table, micro.trace, micro["decision"], policy.stored_actions(micro.trace))
+        wanted = target.expand_as(outputs)
+        if self.config.critic_loss == "bce":
+            loss = F.binary_cross_entropy_with_logits(outputs, wanted.clamp(0, 1))
+        else:
+            loss = F.mse_loss(outputs, wanted)
+        values = self._as_values(outputs.detach())
+        return loss * len(outputs), {
+            "sac/critic_loss": loss,
+            "critic/q_data": values.mean(),
+            "critic/target": target.mean(),
+        }
+
+    def _actor_loss(self, policy: Policy, micro: Decisions) -> tuple[Tensor, dict[str, Tensor]]:
+        config = self.config
+        assert policy.q_head is not None
+        proposal = policy.propose(micro.table, micro.trace, micro["noise"])
+        outputs = policy.q_head.frozen(micro.table, micro.trace, micro["decision"], proposal.actions)
+        values = _of_heads(self._as_values(outputs), config.actor_agg_q or config.agg_q)
+        climbed = values / values.detach().abs().mean().clamp(min=1e-6) if config.normalize_q else values
+        entropy = -proposal.log_probs.mean()
+        alpha = self.alpha
+        loss = -climbed.mean() - alpha.detach() * entropy
+        if weight := self._proximity():
+            loss = loss + weight * proposal.size.mean()
+        metrics = {"sac/actor_loss": loss, "actor/q_pi": values.mean(), "actor/entropy": entropy, "sac/alpha": alpha}
+        if proposal.size.any():
+            metrics["actor/size"] = proposal.size.mean()
+        if self.learns_alpha:
+            wanted = config.entropy_tuning.target_entropy
+            wanted = -float(policy.proposal_width) if wanted is None else wanted
+            alpha_loss = alpha * (entropy.detach() - wanted)
+            metrics["sac/alpha_loss"] = alpha_loss
+            loss = loss + alpha_loss
+        return loss, metrics
+
+    def _proximity(self) -> float:
+        start, end, steps = self.config.proximity
+        return start + (end - start) * (min(1.0, self._env_steps / steps) if steps else 1.0)
+
+    def summary(self, decisions: Decisions, history: Mapping[str, Sequence[float]]) -> dict[str, float]:
+        """Size of the replay."""
+        del decisions, history
+        assert self._replay is not None
+        return {
+            "replay_buffer/size": float(len(self._replay)),
+            "replay_buffer/successful": float(self._replay.num_successful),
+        }
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Target critics, temperature, counters and the replay."""
+        import torch
+
+        assert self._target is not None
+        assert self._base_alpha is not None
+        state = {f"target.{name}": value for name, value in self._target.state_dict().items()}
+        state["alpha"] = self._base_alpha.detach()[None]
+        state["counters"] = torch.tensor([self._num_critic_steps, self._env_steps])
+        if self._replay is not None:
+            state |= {f"replay.{name}": value for name, value in self._replay.state_dict().items()}
+            state["num_envs"] = torch.tensor([self._replay.num_envs])
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Restore what `state_dict` returned.
+
+        Raises:
+            UserError: It is that of another algorithm, or of a replay of another size.
+        """
+        import torch
+
+        if "counters" not in state:
+            raise UserError(
+                "The checkpoint holds no stored experience",
+                key="algorithm.loss_type",
+                value=self.config.loss_type,
+                expected="the algorithm that the run was begun with",
+                fix="resume with it, or begin a new run with --model_path",
+            )
+        assert self._target is not None
+        assert self._base_alpha is not None
+        self._target.load_state_dict(_part(state, "target."))
+        with torch.no_grad():
+            self._base_alpha.copy_(state["alpha"][0])
+        self._num_critic_steps, self._env_steps = state["counters"].tolist()
+        if "num_envs" in state:
+            self._replay = self._new_replay(int(state["num_envs"]) * self.config.rollout_epoch)
+            self._replay.load_state_dict(_part(state, "replay."), self._base_alpha.device)
+
+
+def _part(state: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
+def _of_heads(values: Tensor, how: Heads) -> Tensor:
+    """(B,) of (E, B)."""
+    return values.amin(0) if how == "min" else values.mean(0)

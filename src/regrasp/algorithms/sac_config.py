@@ -1,0 +1,167 @@
+"""Block `algorithm` of soft actor-critic. Imports nothing heavy: a configuration is loaded without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from regrasp.algorithms.base import AlgorithmConfig
+from regrasp.config.types import (
+    BLOCK,
+    Expect,
+    Fraction,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
+from regrasp.errors import UserError
+
+if TYPE_CHECKING:
+    from regrasp.algorithms.sac import Sac
+    from regrasp.envs.config import TrainEnvConfig
+
+Heads = Literal["min", "mean"]
+
+
+@dataclass(frozen=True, config=BLOCK)
+class AlphaOptimConfig:
+    """Optimizer of the temperature."""
+
+    lr: PositiveFloat = 3e-4
+    """Learning rate."""
+
+
+@dataclass(frozen=True, config=BLOCK)
+class EntropyTuningConfig:
+    """The temperature, the weight of the entropy."""
+
+    alpha_type: Literal["softplus", "exp", "fixed_alpha"] = "softplus"
+    """What keeps a learned temperature positive; `fixed_alpha`: it stays what it is at first."""
+    initial_alpha: NonNegativeFloat = 0.01
+    """Temperature at first."""
+    target_entropy: float | None = None
+    """Entropy of a decision that a learned temperature aims at; null: minus the width of an action."""
+    optim: AlphaOptimConfig = AlphaOptimConfig()
+    """Its optimizer."""
+
+
+@dataclass(frozen=True, config=BLOCK)
+class ReplayConfig:
+    """What is stored, and what of it is drawn."""
+
+    capacity: PositiveInt = 1_000_000
+    """Decisions stored at most; older ones are overwritten."""
+    min_decisions: PositiveInt = 1
+    """Decisions stored before the first optimizer step."""
+    success_share: Fraction = 0.0
+    """Share of every minibatch that is drawn from episodes that succeeded, once there are any."""
+
+
+@dataclass(frozen=True, kw_only=True, config=BLOCK)
+class SacConfig(AlgorithmConfig):
+    """Soft actor-critic."""
+
+    adv_type: Literal["embodied_sac"] = "embodied_sac"
+    """There are no advantages: critics judge actions."""
+    loss_type: Literal["embodied_sac"] = "embodied_sac"
+    """Soft actor-critic."""
+    updates_per_decision: PositiveFloat | None = None
+    """Critic steps for each decision collected; null: `update_epoch` critic steps in each update."""
+    gamma: Fraction = 0.99
+    """Discount, per decision or per environment step (see `reward_type`)."""
+    reward_type: Literal["chunk_level", "action_level"] = "chunk_level"
+    """`chunk_level`: gamma counts decisions; `action_level`: gamma counts environment steps."""
+    bootstrap_type: Literal["standard", "none"] = "standard"
+    """`standard`: a return that the step limit cuts continues with the value of the final observation; `none`: it ends
+    there, for a task in which running out of time is failing."""
+    n_step: PositiveInt = 1
+    """Decisions whose rewards a target counts before the critics' value goes on."""
+    tau: Annotated[float, Field(gt=0, le=1)] = 0.005
+    """Share of the critics in every step of the target critics."""
+    target_update_freq: PositiveInt = 1
+    """Critic steps between two steps of the target critics."""
+    agg_q: Heads = "min"
+    """What of the critics' values a target takes."""
+    actor_agg_q: Heads | None = None
+    """What of them the actor climbs; null: as `agg_q`."""
+    critic_subsample_size: PositiveInt | None = None
+    """Critics drawn at random for every target; null: all."""
+    backup_entropy: bool = True
+    """Targets count the entropy of what the policy does next."""
+    critic_actor_ratio: PositiveInt = 1
+    """Critic steps for every step of actor and temperature."""
+    critic_only_steps: NonNegativeInt = 0
+    """First critic steps of a run, made at once when `replay_buffer.min_decisions` is reached, without the actor."""
+    critic_loss: Literal["mse", "bce"] = "mse"
+    """`bce`: critics give the probability of success, by cross-entropy; returns have to lie between 0 and 1."""
+    monte_carlo: Annotated[
+        tuple[Fraction, NonNegativeInt], Field(strict=False), Expect("[share, environment steps]")
+    ] = (0.0, 0)
+    """Share of an episode's own return in its targets, and the environment steps of a run until which it counts."""
+    proximity: Annotated[
+        tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeInt],
+        Field(strict=False),
+        Expect("[start, end, environment steps]"),
+    ] = (0.0, 0.0, 0)
+    """Weight, in the actor's loss, of the size of what a residual adds: at the start, at the end, steps in between."""
+    normalize_q: bool = False
+    """Divide the values that the actor climbs by their mean magnitude, so that `proximity` means the same anywhere."""
+    entropy_tuning: EntropyTuningConfig = EntropyTuningConfig()
+    """The temperature."""
+    replay_buffer: ReplayConfig = ReplayConfig()
+    """The stored experience."""
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Proposals and critics."""
+        return frozenset({"q_head"})
+
+    @property
+    def stores_experience(self) -> bool:
+        """In the replay."""
+        return True
+
+    def build(self) -> Sac:
+        """The algorithm of this configuration."""
+        from regrasp.algorithms.sac import Sac
+
+        return Sac(self)
+
+    def problems(self, env: TrainEnvConfig) -> Iterator[UserError]:
+        """Groups, more than one pass, and a share of experience that cannot be."""
+        if self.group_size != 1:
+            yield UserError(
+                "Groups of environments have no effect with critics",
+                key="algorithm.group_size",
+                value=self.group_size,
+                expected="1",
+                fix="set algorithm.group_size=1, or choose a group-relative algorithm, such as adv_type grpo",
+            )
+        if self.updates_per_decision is not None and self.update_epoch != 1:
+            yield UserError(
+                "Two numbers of critic steps",
+                key="algorithm.update_epoch",
+                value=self.update_epoch,
+                expected=f"1 (the default), since algorithm.updates_per_decision is {self.updates_per_decision:g}",
+                fix="remove one of the two",
+            )
+        if self.replay_buffer.min_decisions > self.replay_buffer.capacity:
+            yield UserError(
+                "More than the replay can hold",
+                key="algorithm.replay_buffer.min_decisions",
+                value=self.replay_buffer.min_decisions,
+                expected=f"at most algorithm.replay_buffer.capacity ({self.replay_buffer.capacity})",
+                fix="change one of the two",
+            )
+        if self.critic_loss == "bce" and self.entropy_tuning.initial_alpha and self.backup_entropy:
+            yield UserError(
+                "A probability of success does not count entropy",
+                key="algorithm.backup_entropy",
+                value=True,
+                expected="false, since algorithm.critic_loss is bce",
+                fix="set algorithm.backup_entropy=false",
+            )

@@ -1,0 +1,72 @@
+"""Runs of soft actor-critic resume bit for bit, and their models act elsewhere."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from run_toys import OVER_EPOCHS, assert_same_checkpoint, checkpoint, metrics, mlp_experiment
+
+from regrasp.errors import UserError
+from regrasp.experiment.load import LoadedConfig
+from regrasp.models.registry import load_policy
+from regrasp.stages.train import train
+
+SAC = (
+    "actor.model.add_value_head=false",
+    "actor.model.add_q_head=true",
+    "algorithm.adv_type=embodied_sac",
+    "algorithm.loss_type=embodied_sac",
+    "algorithm.update_epoch=3",
+    "algorithm.replay_buffer.capacity=64",
+    "algorithm.replay_buffer.min_decisions=4",
+)
+
+
+def experiment(*overrides: str) -> LoadedConfig:
+    return mlp_experiment(*SAC, "runner.val_check_interval=-1", *overrides)
+
+
+@pytest.mark.parametrize("settings", [(), (*OVER_EPOCHS, "algorithm.n_step=2")], ids=["whole", "over_epochs"])
+def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path, settings: tuple[str, ...]) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    assert train(experiment(*settings), run)
+    lines = metrics(run)
+    assert len({line["train/sac/critic_loss"] for line in lines}) == len(lines)
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    for later in (3, 4):
+        shutil.rmtree(checkpoint(copy, later), ignore_errors=True)
+    assert train(experiment(*settings, f"runner.resume_dir={copy}"), copy)
+    assert_same_checkpoint(checkpoint(run, 4), checkpoint(copy, 4))
+    assert metrics(copy) == lines
+    policy = load_policy(checkpoint(run, 4) / "model")
+    assert "q_head" not in policy.offers
+    stored = torch.load(checkpoint(run, 4) / "actor/model_state_dict/full_weights.pt", weights_only=True)
+    for name, weight in policy.state_dict().items():
+        assert torch.equal(weight, stored[name]), name
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ("actor.model.add_value_head=true", "actor.model.add_value_head"),
+        ("actor.model.add_q_head=false", "actor.model.add_q_head"),
+        ("runner.recompute_features=true", "runner.recompute_features"),
+        ("actor.model.compile=true", "actor.model.compile"),
+        ("algorithm.group_size=2", "algorithm.group_size"),
+        ("algorithm.replay_buffer.min_decisions=65", "algorithm.replay_buffer.min_decisions"),
+        ("algorithm.updates_per_decision=1", "algorithm.update_epoch"),
+    ],
+)
+def test_what_cannot_be_is_said(change: str, key: str) -> None:
+    with pytest.raises(UserError, match=key.replace(".", r"\.")):
+        experiment(change)
+
+
+def test_critics_without_an_algorithm_that_asks_for_them_are_a_mistake() -> None:
+    with pytest.raises(UserError, match=r"no effect[\s\S]*add_q_head"):
+        mlp_experiment("actor.model.add_q_head=true", "actor.model.add_value_head=false")
