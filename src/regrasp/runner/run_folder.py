@@ -69,8 +69,8 @@ def open_run_folder(
 def recorded_resume_command(run_dir: Path) -> str | None:
     """The command that continues a run as it was last begun; None where that was no `regrasp train`."""
     starts = RunRecord(run_dir.absolute()).starts
-    program, *command = (starts and shlex.split(starts[-1].command)) or [""]
-    return resume_command(command, run_dir) if (program, *command[:1]) == ("regrasp", "train") else None
+    command = shlex.split(starts[-1].command) if starts else []
+    return resume_command(command[1:], run_dir) if command[:2] == ["regrasp", "train"] else None
 
 
 def _task_part(task_id: str) -> str:
