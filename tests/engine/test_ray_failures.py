@@ -219,7 +219,7 @@ def create_env_that_dies_once(marker: Path, *block: Any) -> VecEnv:
 
 @pytest.mark.full
 def test_a_process_that_dies_while_it_starts_is_started_again(
-    machines: Machines, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    machines: Machines, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for most in (0, 1):
         config = config_of(f"runner.max_restarts={most}")
@@ -236,6 +236,9 @@ def test_a_process_that_dies_while_it_starts_is_started_again(
         ):
             assert one.collect(0, lambda: False).num_steps
         assert "All processes were started again" in caplog.text
+        *_, shown = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Starting processes")]
+        assert "3/3" in shown
+        assert all(name in shown.partition("ready")[2] for name in ("env 0", "rollout 0", "actor 0"))
 
 
 @pytest.mark.full

@@ -19,6 +19,7 @@ import ray
 import torch
 from ray._private import ray_constants
 from ray._private import worker as ray_worker
+from ray._private.state import actors
 from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -294,6 +295,11 @@ def session_folder() -> Path:
 def on_node(node_id: str) -> NodeAffinitySchedulingStrategy:
     """Where something is to run."""
     return NodeAffinitySchedulingStrategy(node_id, soft=False)
+
+
+def number_of(actor: Any) -> int:
+    """The number of an actor's process on its machine, which stays known when it has died; 0: it never had one."""
+    return int(actors(actor._actor_id.hex()).get("Pid", 0))
 
 
 def free_port(node_id: str) -> int:

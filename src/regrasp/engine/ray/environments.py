@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -40,9 +39,8 @@ class EnvHost:
         with ThreadPoolExecutor(len(self._create)) as pool:
             self._envs = list(pool.map(lambda create: create(), self._create))
 
-    def pid(self) -> int:
-        """The number of this process on its machine."""
-        return os.getpid()
+    def ready(self) -> None:
+        """Answer, once this process is there."""
 
     def describe(self, number: int) -> tuple[EnvSpec, Capabilities]:
         """What an environment offers."""

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import logging
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,7 +15,7 @@ import ray
 from ray.exceptions import RayError
 
 from regrasp.engine.placement import EnvShare, Plan, ProcessPlan
-from regrasp.engine.ray.cluster import Machines, free_port, on_node
+from regrasp.engine.ray.cluster import Machines, free_port, number_of, on_node
 from regrasp.engine.ray.environments import EnvHost, HostedVecEnv
 from regrasp.engine.ray.nodes import end_hung, last_words
 from regrasp.engine.ray.waiting import Patience, results
@@ -25,12 +25,14 @@ from regrasp.envs.contract import Capabilities, EnvSpec, VecEnv
 from regrasp.envs.joined import JoinedVecEnv
 from regrasp.experiment import ExperimentConfig
 from regrasp.experiment.cluster import Role
-from regrasp.logging.text import counted
+from regrasp.logging.progress import progress
 from regrasp.models.contract import Policy
 
 _log = logging.getLogger(__name__)
 
 CLOSE_S = 10.0
+_NUM_SHOWN = 8
+"""Names of processes on one line."""
 Result = TypeVar("Result")
 
 CreateEnv = Callable[[EnvConfig, EnvName, int, int], VecEnv]
@@ -72,8 +74,6 @@ class Processes:
         self._makers = makers
         self._hosts: list[Any] = []
         self._workers: dict[str, Any] = {}
-        self._pids: dict[str, Any] = {}
-        """References to the numbers that processes have on their machines."""
         self._meeting: Path | None = None
         """The file at which the present processes have met."""
         self._offered: Offered | None = None
@@ -98,10 +98,30 @@ class Processes:
         for process in self._plan.processes:
             if process.roles & {"actor", "rollout"}:
                 self._workers[process.name] = self._worker(process, meeting)
-        self._pids = {name: process.pid.remote() for name, process in self._by_name().items()}
-        _log.info("Starting %s.", counted(len(self._pids), "process", "es"))
+        with self._shown(interrupt) as look:
+            return self._get_ready(look, simulates=simulates)
+
+    @contextlib.contextmanager
+    def _shown(self, interrupt: Callable[[], bool]) -> Iterator[Callable[[], bool]]:
+        """Show which processes are there; what is yielded looks for them, and asks `interrupt` too."""
+        awaited = {process.ready.remote(): name for name, process in self._by_name().items()}
+        ready: list[str] = []
+        with progress("Starting processes", len(awaited)) as bar:
+
+            def look() -> bool:
+                for reply in ray.wait([*awaited], num_returns=len(awaited), timeout=0)[0] if awaited else ():
+                    name = awaited.pop(reply)
+                    with contextlib.suppress(RayError):  # it has died, which what is waited for tells
+                        ray.get(reply)
+                        ready.append(name)
+                        bar.advance(ready=", ".join(ready[-_NUM_SHOWN:]))
+                return interrupt()
+
+            yield look
+            look()
+
+    def _get_ready(self, interrupt: Callable[[], bool], *, simulates: bool) -> Offered:
         if simulates:
-            self.all([self._pids[process.name] for process in self._plan.of("env") if self._hosts], interrupt)
             self.all([host.start.remote() for host in self._hosts], interrupt)
             created = [
                 self._workers[process.name].create_envs.remote(*self._environments(rank))
@@ -110,7 +130,6 @@ class Processes:
             self._offered = self.all(created, interrupt)[0]
         assert self._offered is not None
         train, _, evaluation = self._offered
-        _log.info("Loading the policy.")
         self.all([worker.start.remote(train, evaluation) for worker in self._workers.values()], interrupt)
         self.relay()
         return self._offered
@@ -242,10 +261,10 @@ class Processes:
     def _of_each_node(self, look: Callable[[Machines, int, Mapping[str, int]], Result]) -> list[Result]:
         """What `look` finds of the processes of each machine, by name their numbers there."""
         pids: dict[int, dict[str, int]] = {}
+        actors = self._by_name()
         for process in self._plan.processes:
-            if process.name in self._pids:
-                with contextlib.suppress(RayError):  # it has died, or hangs, before it could tell its number
-                    pids.setdefault(process.node, {})[process.name] = ray.get(self._pids[process.name], timeout=0)
+            if process.name in actors and (pid := number_of(actors[process.name])):
+                pids.setdefault(process.node, {})[process.name] = pid
         return [look(self._machines, node, own) for node, own in pids.items()]
 
     def close(self, deadline: float = CLOSE_S) -> None:
@@ -263,7 +282,7 @@ class Processes:
             ray.kill(process)
         if silent:
             self._of_each_node(end_hung)
-        self._workers, self._hosts, self._pids = {}, [], {}
+        self._workers, self._hosts = {}, []
         if self._meeting is not None:
             self._meeting.unlink(missing_ok=True)
 

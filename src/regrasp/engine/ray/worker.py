@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -283,9 +282,8 @@ class Worker:
         self.training.restore(weights, optimizer_state)
 
     @ray.method(concurrency_group="control")
-    def pid(self) -> int:
-        """The number of this process on its machine."""
-        return os.getpid()
+    def ready(self) -> None:
+        """Answer, once this process is there."""
 
     @ray.method(concurrency_group="control")
     def progress(self) -> int:
