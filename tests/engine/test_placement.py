@@ -221,12 +221,11 @@ def test_processes_that_outnumber_cores_are_told() -> None:
     assert remarked({ROLES: "0-2"}, few) == ("Node 0 has 2 cores for 3 processes, which wait for each other.",)
 
 
-def test_a_single_process_that_trains_divides_nothing() -> None:
-    sharded = "actor.fsdp_config.sharding_strategy=full_shard"
-    (remark,) = remarked({ROLES: 0}, ONE, sharded, "actor.fsdp_config.cpu_offload=true")
-    assert remark.startswith("actor.fsdp_config.sharding_strategy: full_shard has no effect")
-    assert "nothing is offloaded to host memory (cpu_offload)" in remark
-    assert remarked({ROLES: "0-1"}, TWO, sharded) == ()
+def test_a_single_process_that_trains_offloads_nothing() -> None:
+    sharded, offloaded = "actor.fsdp_config.sharding_strategy=full_shard", "actor.fsdp_config.cpu_offload=true"
+    (remark,) = remarked({ROLES: 0}, ONE, sharded, offloaded)
+    assert remark.startswith("actor.fsdp_config.cpu_offload has no effect")
+    assert remarked({ROLES: 0}, ONE, sharded) == remarked({ROLES: "0-1"}, TWO, sharded, offloaded) == ()
 
 
 def test_a_plan_of_several_processes_needs_ray(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -124,11 +124,10 @@ class FsdpConfig:
 
     def idle_with(self, num_ranks: int) -> Iterator[str]:
         """What has no effect with a number of ranks that train."""
-        if num_ranks == 1 and self.sharding_strategy != "no_shard":
-            offload = ", and nothing is offloaded to host memory (cpu_offload)" if self.cpu_offload else ""
+        if num_ranks == 1 and self.cpu_offload:
             yield (
-                f"actor.fsdp_config.sharding_strategy: {self.sharding_strategy} has no effect, since one process trains"
-                f" and has all weights, gradients and optimizer state on its device{offload}."
+                "actor.fsdp_config.cpu_offload has no effect: only sharded weights are offloaded, and the one process"
+                " that trains has all weights, gradients and optimizer state on its device."
             )
 
     def oddities(self) -> Iterator[str]:
