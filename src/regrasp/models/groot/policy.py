@@ -119,7 +119,7 @@ class GrootPolicy(Policy):
 
     @property
     def offers(self) -> frozenset[str]:
-        """Values where there is a value head, and an entropy where the noise is learned; with a residual, critics alone."""
+        """Values with a value head, an entropy where the noise is learned; with a residual, critics alone."""
         if self.residual is not None:
             return frozenset() if self.q_head is None else frozenset({"q_head"})
         parts = {"value": self.value_head, "entropy": self.noise_net}

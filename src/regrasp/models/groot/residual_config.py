@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic.dataclasses import dataclass
 
-from regrasp.config.types import BLOCK, Fraction, NonNegativeInt, PositiveFloat, PositiveInt, Sizes
+from regrasp.config.types import BLOCK, Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Sizes
 
 
 @dataclass(frozen=True, config=BLOCK)
@@ -21,10 +21,11 @@ class ResidualConfig:
     """Widths of the hidden layers."""
     std: PositiveFloat = 0.15
     """Standard deviation of the offsets in exploration and in targets, before the tanh that bounds them to 1."""
-    drift_std: float = 0.15
+    drift_std: NonNegativeFloat = 0.15
     """Standard deviation of a further one in exploration that stays over an episode."""
-    candidates: NonNegativeInt = 3
-    """Explored offsets among which, with none and the actor's own, the critics choose when training acts; 0: no choice."""
+    candidates: NonNegativeInt = 0
+    """Explored offsets among which, with none and the actor's own, the critics choose when training acts; 0: no
+    choice."""
     base_updates: NonNegativeInt = 1
     """First updates of a run in which the frozen policy acts alone."""
     random_updates: NonNegativeInt = 2
