@@ -80,7 +80,8 @@ def started(layout: str, config: Any, folder: Path) -> Iterator[Any]:
         return
     from regrasp.engine.placement import Resources, plan
     from regrasp.engine.ray.cluster import connected
-    from regrasp.engine.ray.engine import Makers, RayEngine
+    from regrasp.engine.ray.engine import RayEngine
+    from regrasp.engine.ray.processes import Makers
 
     with connected(None, len(plan(config, Resources.of_this_machine()).processes)) as machines:
         makers = Makers(trivial_env.create_env, trivial_env.create_policy)

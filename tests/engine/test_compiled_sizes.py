@@ -15,7 +15,8 @@ from regrasp.engine.compiling import compile_as_configured
 from regrasp.engine.local import LocalEngine
 from regrasp.engine.placement import NodeResources, Resources, plan
 from regrasp.engine.ray.cluster import Machines
-from regrasp.engine.ray.engine import Makers, RayEngine
+from regrasp.engine.ray.engine import RayEngine
+from regrasp.engine.ray.processes import Makers
 from regrasp.engine.ray.worker import Assignment, Worker
 from regrasp.errors import UserError
 from regrasp.experiment import ClusterConfig, ExperimentConfig

@@ -15,7 +15,8 @@ from rank_toys import ALGORITHMS, NUM_ENVS, UPDATES, create_env, create_policy, 
 from regrasp.engine.base import Engine
 from regrasp.engine.placement import plan
 from regrasp.engine.ray.cluster import Machines
-from regrasp.engine.ray.engine import Makers, RayEngine
+from regrasp.engine.ray.engine import RayEngine
+from regrasp.engine.ray.processes import Makers
 from regrasp.experiment import ClusterConfig, ExperimentConfig
 from regrasp.experiment.cluster import Placement
 from regrasp.ranks import Ranks

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import logging
 import os
 import signal
@@ -14,14 +16,18 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from rank_toys import NUM_ENVS, create_env, create_policy, engine, experiment
+from rank_toys import NUM_ENVS, PointEnv, create_env, create_policy, engine, experiment
+from torch import Tensor
 
 from regrasp.checkpoint.layout import FULL_WEIGHTS
 from regrasp.checkpoint.write import new_checkpoint
 from regrasp.engine.base import Engine, UpdateLostError
 from regrasp.engine.placement import plan
 from regrasp.engine.ray.cluster import Machines
-from regrasp.engine.ray.engine import Makers, RayEngine
+from regrasp.engine.ray.engine import RayEngine
+from regrasp.engine.ray.processes import Makers
+from regrasp.envs.config import EnvConfig, EnvName
+from regrasp.envs.contract import Step, VecEnv
 from regrasp.errors import LostError
 from regrasp.experiment import ClusterConfig, ExperimentConfig
 from regrasp.ranks import Ranks
@@ -82,12 +88,26 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, ...]:
         torch.set_default_dtype(torch.float32)
 
 
+class SlowEnv(PointEnv):
+    """Takes so long that a rollout or an evaluation is still under way when it is looked at."""
+
+    def step(self, actions: Tensor) -> Step:
+        time.sleep(0.02)
+        return super().step(actions)
+
+
+def create_slow_env(block: EnvConfig, name: EnvName, max_chunk: int, seed: int) -> SlowEnv:
+    """As `envs.registry.create_env`, in a process of its own."""
+    torch.set_default_dtype(torch.float64)
+    return SlowEnv(block.total_num_envs)
+
+
 @pytest.fixture
 def start(machines: Machines, tmp_path: Path) -> Iterator[Callable[..., RayEngine]]:
     started: list[RayEngine] = []
 
     def one(*overrides: str) -> RayEngine:
-        config, makers = config_of(*overrides), Makers(create_env, create_policy)
+        config, makers = config_of(*overrides), Makers(create_slow_env, create_policy)
         started.append(RayEngine(config, plan(config, machines.resources), machines, config.seed, tmp_path, makers))
         return started[-1]
 
@@ -121,7 +141,14 @@ CASES = [
     ),
     ("env", "rollout", signal.SIGSTOP),
     ("env", "evaluation", signal.SIGSTOP),
+    ("rollout", "rollout", signal.SIGSTOP),
+    ("rollout", "evaluation", signal.SIGSTOP),
+    ("actor", "update", signal.SIGSTOP),
 ]
+IMPATIENT = (
+    "runner.process_timeout_s=5",
+    *(f"env.{name}.timeouts.{what}_s=15" for name in ("train", "eval") for what in ("startup", "reset")),
+)
 
 
 @pytest.mark.parametrize(
@@ -136,17 +163,20 @@ def test_a_run_that_loses_a_process_makes_every_update_once(
     what: str,
     number: signal.Signals,
 ) -> None:
-    struck: list[float] = []
+    struck: list[int] = []
 
     def strike(now: str) -> None:
         if now == what and not struck:
-            struck.append(time.monotonic())
             (pid,) = processes(role)
+            struck.append(pid)
             os.kill(pid, number)
 
+    overrides = IMPATIENT if number == signal.SIGSTOP and role != "env" else ()
     with caplog.at_level(logging.WARNING):
-        found = trained(start(), tmp_path / "checkpoints", strike)
+        found = trained(start(*overrides), tmp_path / "checkpoints", strike)
     assert struck
+    assert struck[0] not in processes(role)
+    assert not overrides or f"No answer of {role} 0" in caplog.text
     torch.testing.assert_close(found, undisturbed, rtol=1e-9, atol=1e-12)
     if what == "rollout" or (what, role) in {("evaluation", "env"), ("evaluation", "rollout"), ("update", "actor")}:
         assert "All processes were started again" in caplog.text, "others are not needed, or not any more"
@@ -168,12 +198,47 @@ def test_a_process_that_always_dies_ends_the_run_with_its_last_update(
             os.kill(pid, signal.SIGKILL)
         return False
 
-    with pytest.raises(LostError, match=r"was lost|has died"):
+    always()
+    with pytest.raises(LostError, match="was lost") as lost:
         one.collect(1, always)
     assert len(struck) == 2
+    assert f"env 0 (process {max(struck)}) has died." in "".join(lost.value.__notes__)
     saved = new_checkpoint(tmp_path / "after", 1, lambda draft: one.save(draft, 1, {}, export=False))
     first, second = (torch.load(folder / FULL_WEIGHTS, weights_only=True) for folder in (last, saved))
     torch.testing.assert_close(first, second, rtol=0, atol=0)
+
+
+def create_env_that_dies_once(marker: Path, *block: Any) -> VecEnv:
+    """As `create_env`, but for the first time."""
+    if not marker.exists():
+        marker.touch()
+        os.write(2, b"something is wrong with this machine\n")
+        os.kill(os.getpid(), signal.SIGKILL)
+    return create_env(*block)
+
+
+@pytest.mark.full
+def test_a_process_that_dies_while_it_starts_is_started_again(
+    machines: Machines, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for most in (0, 1):
+        config = config_of(f"runner.max_restarts={most}")
+        makers = Makers(functools.partial(create_env_that_dies_once, tmp_path / f"marker_{most}"), create_policy)
+        placed = plan(config, machines.resources)
+        if not most:
+            with pytest.raises(LostError) as lost:
+                RayEngine(config, placed, machines, config.seed, tmp_path, makers)
+            assert "something is wrong with this machine" in "".join(lost.value.__notes__)
+            continue
+        with (
+            caplog.at_level(logging.WARNING),
+            contextlib.closing(RayEngine(config, placed, machines, config.seed, tmp_path, makers)) as one,
+        ):
+            assert one.collect(0, lambda: False).num_steps
+        assert "All processes were started again" in caplog.text
+        *_, shown = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Starting processes")]
+        assert "3/3" in shown
+        assert all(name in shown.partition("ready")[2] for name in ("env 0", "rollout 0", "actor 0"))
 
 
 @pytest.mark.full

@@ -19,8 +19,9 @@ from test_ray_engine import LAYOUTS, trained
 
 from regrasp.engine.placement import plan
 from regrasp.engine.ray.cluster import Machines, connected
-from regrasp.engine.ray.engine import Makers, RayEngine
+from regrasp.engine.ray.engine import RayEngine
 from regrasp.engine.ray.nodes import require_room, require_shared
+from regrasp.engine.ray.processes import Makers
 from regrasp.errors import UserError
 from regrasp.experiment import ClusterConfig
 from regrasp.ranks import Ranks

@@ -17,7 +17,7 @@ from regrasp.algorithms.base import Algorithm
 from regrasp.checkpoint.layout import ALGORITHM
 from regrasp.engine.acting import acting_chooser
 from regrasp.envs.config import EnvName
-from regrasp.envs.contract import VecEnv
+from regrasp.envs.contract import Observation, VecEnv
 from regrasp.envs.mapping import ActionMapping
 from regrasp.errors import RegraspError, SimulatorError, UserError
 from regrasp.experiment import ExperimentConfig
@@ -26,7 +26,7 @@ from regrasp.learner.precision import ActingPolicy
 from regrasp.ranks import Ranks
 from regrasp.rollout.buffers import RolloutBuffer
 from regrasp.rollout.decisions import Decisions
-from regrasp.rollout.episodes import EpisodeResult
+from regrasp.rollout.episodes import EpisodeResult, NoiseKey
 from regrasp.rollout.evaluation import VideoRecorder, evaluate
 from regrasp.rollout.inference import Inference
 from regrasp.rollout.shared import share
@@ -229,15 +229,27 @@ class Rollouts:
         num_episodes: int,
         on_episode: Callable[[EpisodeResult], None] | None = None,
         recorder: VideoRecorder | None = None,
+        should_stop: Callable[[], bool] = lambda: False,
     ) -> list[EpisodeResult]:
-        """This rank's share of an evaluation: every `ranks.count`-th episode, see `Engine.evaluate`."""
+        """This rank's share of an evaluation: every `ranks.count`-th episode, see `Engine.evaluate`.
+
+        Raises:
+            InterruptedError: `should_stop`, which is asked before every decision, said so.
+        """
         assert self._eval_env is not None
-        assert self._choose is not None
+        choose = self._choose
+        assert choose is not None
+
+        def choose_or_stop(observation: Observation, rows: Tensor, keys: Sequence[NoiseKey]) -> Tensor:
+            if should_stop():
+                raise InterruptedError
+            return choose(observation, rows, keys)
+
         self._acting.refresh()
         numbers = range(self._ranks.index, num_episodes, self._ranks.count)
         stream = self._config.env.eval.seed
         results = evaluate(
-            self._eval_env, self._choose, numbers, self._seed, stream, on_episode, recorder, self._recover_evaluation
+            self._eval_env, choose_or_stop, numbers, self._seed, stream, on_episode, recorder, self._recover_evaluation
         )
         self._watch.report()
         return results

@@ -7,7 +7,17 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 from pydantic.dataclasses import dataclass
 
-from regrasp.config.types import BLOCK, Expect, FolderName, Interval, Name, NonNegativeInt, PositiveInt, Seed
+from regrasp.config.types import (
+    BLOCK,
+    Expect,
+    FolderName,
+    Interval,
+    Name,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Seed,
+)
 
 Backend = Literal["tensorboard", "wandb", "swanlab"]
 _BACKENDS = "a list of 'tensorboard', 'wandb' and 'swanlab', one of them, or null"
@@ -71,6 +81,9 @@ class RunnerConfig:
     """CPU threads of torch; null: torch decides."""
     max_staleness: Annotated[int, Field(ge=0, le=1)] = 0
     """Updates by which the policy that acts may be older than the one that learns; 0: every rollout waits for it."""
+    process_timeout_s: PositiveFloat = 900.0
+    """Seconds without a decision or a minibatch, beyond the deadlines of simulators, after which the processes of a run
+    of several count as hung; they are then started again."""
     max_restarts: NonNegativeInt = 3
     """How often what a process died or hung in is begun anew, without an update in between, before the run ends."""
 

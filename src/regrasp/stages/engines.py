@@ -80,8 +80,9 @@ def _local(config: ExperimentConfig, placed: Plan, run_dir: Path, checkpoint: Pa
 @contextlib.contextmanager
 def _several(config: ExperimentConfig, num_processes: int, run_dir: Path, checkpoint: Path | None) -> Iterator[Engine]:
     from regrasp.engine.ray.cluster import connected
-    from regrasp.engine.ray.engine import Makers, RayEngine
+    from regrasp.engine.ray.engine import RayEngine
     from regrasp.engine.ray.nodes import require_room, require_shared
+    from regrasp.engine.ray.processes import Makers
 
     inputs: dict[str, Path] = {}
     if (folder := config.actor.model.model_path) is not None:

@@ -12,11 +12,14 @@ import socket
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
 import torch
 from ray._private import ray_constants
+from ray._private import worker as ray_worker
+from ray._private.state import actors
 from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -55,6 +58,8 @@ class Machines:
     resources: Resources
     is_own: bool
     """Whether the cluster is this run's, and all of it on this machine."""
+    folder: Path
+    """Ray's own on this machine for this cluster, in which its logs are."""
 
 
 @contextlib.contextmanager
@@ -238,7 +243,7 @@ def _machines(address: str | None) -> Machines:
         check_versions(addresses, [one.versions for one in found], here.versions)
     except UserError as error:
         raise error.at(None, "cluster.address") from None
-    return Machines(ids, addresses, Resources(tuple(one.resources for one in found)), address is None)
+    return Machines(ids, addresses, Resources(tuple(one.resources for one in found)), address is None, session_folder())
 
 
 def _surveyed(where: str, reply: Any) -> _Survey:
@@ -280,9 +285,21 @@ def _in_order(address: str) -> tuple[int, int, str]:
     return 0, int(number), address
 
 
+def session_folder() -> Path:
+    """Ray's folder of the cluster on the machine of this process."""
+    node = ray_worker._global_node
+    assert node is not None, "Ray has not been started"
+    return Path(node.get_session_dir_path())
+
+
 def on_node(node_id: str) -> NodeAffinitySchedulingStrategy:
     """Where something is to run."""
     return NodeAffinitySchedulingStrategy(node_id, soft=False)
+
+
+def number_of(actor: Any) -> int:
+    """The number of an actor's process on its machine, which stays known when it has died; 0: it never had one."""
+    return int(actors(actor._actor_id.hex()).get("Pid", 0))
 
 
 def free_port(node_id: str) -> int:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import logging
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,39 +14,20 @@ from regrasp.checkpoint.plain import JSON
 from regrasp.checkpoint.read import Checkpoint
 from regrasp.engine.base import Collected, Engine, UpdateLostError
 from regrasp.engine.handover import receivers
-from regrasp.engine.placement import EnvShare, Plan, ProcessPlan
-from regrasp.engine.ray.cluster import Machines, free_port, on_node
-from regrasp.engine.ray.environments import EnvHost, HostedVecEnv
-from regrasp.engine.ray.waiting import results
+from regrasp.engine.placement import Plan
+from regrasp.engine.ray.cluster import Machines
+from regrasp.engine.ray.processes import CLOSE_S, Makers, Processes
 from regrasp.engine.ray.wire import pack
-from regrasp.engine.ray.worker import Assignment, Rolled, Worker
+from regrasp.engine.ray.worker import Rolled
 from regrasp.engine.rollouts import warn_of_new_episodes
-from regrasp.envs.config import EnvConfig, EnvName
-from regrasp.envs.contract import Capabilities, EnvSpec, VecEnv
-from regrasp.envs.joined import JoinedVecEnv
 from regrasp.errors import LostError, SimulatorError
 from regrasp.experiment import ExperimentConfig
-from regrasp.experiment.cluster import Role
-from regrasp.models.contract import Policy
 from regrasp.rollout.episodes import EpisodeResult
 from regrasp.rollout.evaluation import VideoRecorder
 
 _log = logging.getLogger(__name__)
 
-_CLOSE_S = 10.0
 Result = TypeVar("Result")
-CreateEnv = Callable[[EnvConfig, EnvName, int, int], VecEnv]
-"""As `envs.registry.create_env`."""
-CreatePolicy = Callable[[ExperimentConfig, EnvSpec, EnvSpec | None], Policy]
-"""From the experiment, and what the environments of training and of evaluation offer."""
-
-
-@dataclass(frozen=True)
-class Makers:
-    """What the processes make their parts with; both are functions of a module, so that they can be sent."""
-
-    create_env: CreateEnv
-    create_policy: CreatePolicy
 
 
 class RayEngine(Engine):
@@ -69,25 +47,23 @@ class RayEngine(Engine):
     ) -> None:
         self._config = config
         self._plan = plan
-        self._machines = machines
-        self._seed = seed
-        self._run_dir = run_dir
-        self._makers = makers
+        self._processes = Processes(config, plan, machines, seed, run_dir, makers)
         self._call = 0
         """Number of the last call that can be told to stop."""
         self._version = 0
         """Updates made here."""
         self._restarts = 0
         """Since the last update."""
-        self._starts = 0
         self._loaded: Checkpoint | None = None
         self._snapshot: tuple[Any, Any] | None = None
         """References to the training's and the environments' state after the last update."""
         self._lost: LostError | None = None
         """Why the processes have to be started again."""
-        self._offered: tuple[EnvSpec, Capabilities, EnvSpec | None] | None = None
-        self._folder = tempfile.TemporaryDirectory(prefix="regrasp-")
-        self._start()
+        try:
+            self._start()
+        except LostError as error:
+            self._count(error)
+            self._lasting(lambda: None, lambda: False)
 
     def _start(self, should_stop: Callable[[], bool] | None = None, *, simulates: bool = True) -> None:
         """Start all processes and have them meet.
@@ -105,127 +81,22 @@ class RayEngine(Engine):
                 raise InterruptedError
             return False
 
-        self._hosts: list[Any] = []
-        self._workers: dict[str, Any] = {}
         self._given: int | None = None
         """The version that the rollout ranks act with."""
         self._prefetched: tuple[int, list[list[Any]]] | None = None
         """A rollout that overlaps an update, and the number of the update that it is for."""
         try:
-            if self._env_is_apart and simulates:
-                self._hosts = [self._host(process) for process in self._plan.of("env")]
-            meeting = self._meeting()
-            for process in self._plan.processes:
-                if process.roles & {"actor", "rollout"}:
-                    self._workers[process.name] = self._worker(process, meeting)
-            if simulates:
-                self._all([host.start.remote() for host in self._hosts], interrupt)
-                created = [
-                    self._workers[process.name].create_envs.remote(*self._environments(rank))
-                    for rank, process in enumerate(self._plan.of("rollout"))
-                ]
-                self._offered = self._all(created, interrupt)[0]
-            assert self._offered is not None
-            train, self.capabilities, evaluation = self._offered
-            self.step_seconds = train.step_seconds
-            self._all([worker.start.remote(train, evaluation) for worker in self._workers.values()], interrupt)
-            self._relay()
+            train, self.capabilities, _ = self._processes.start(interrupt, simulates=simulates)
+        except LostError:
+            raise  # who counts it looks at what is left of the processes, and ends them
         except BaseException:
             self.close(0.0)
             raise
-
-    @property
-    def _env_is_apart(self) -> bool:
-        return self._plan.of("env") != self._plan.of("rollout")
+        self.step_seconds = train.step_seconds
 
     @property
     def _actor_is_apart(self) -> bool:
         return self._plan.of("actor") != self._plan.of("rollout")
-
-    def _host(self, process: ProcessPlan) -> Any:
-        """A process with environments alone, one for each of its shares and, where the run evaluates, as many more."""
-        own = [share for share in self._plan.env_shares if share.worker == process.index["env"]]
-        create = [self._create_train(share) for share in own]
-        if self._evaluates:
-            create += [self._create_eval(share) for share in own if share.stage == 0]
-        address = self._machines.addresses[process.node]
-        return self._actor(EnvHost, process, max_concurrency=len(create)).remote(create, Path.cwd(), address)
-
-    def _worker(self, process: ProcessPlan, meeting: str) -> Any:
-        beside = sum(other.node == process.node for other in self._plan.processes)
-        assignment = Assignment(
-            config=self._config,
-            seed=self._seed,
-            run_dir=self._run_dir,
-            plan=self._plan,
-            process=process,
-            num_threads=self._config.runner.torch_threads or max(1, self._num_cores(process) // beside),
-            create_policy=self._makers.create_policy,
-            meeting=meeting,
-            folder=Path.cwd(),
-            address=self._machines.addresses[process.node],
-        )
-        return self._actor(Worker, process, concurrency_groups={"control": 1}).remote(assignment)
-
-    def _actor(self, kind: type, process: ProcessPlan, **options: Any) -> Any:
-        settings: dict[str, Any] = {"num_cpus": 0, "scheduling_strategy": on_node(self._machines.ids[process.node])}
-        named = type(process.name, (kind,), {})  # as which `ps` and errors show it
-        return ray.remote(**settings, **options)(named)
-
-    def _meeting(self) -> str:
-        """Where the processes meet: at a file in a cluster of this run's own, else at a port of the first actor's."""
-        if self._machines.is_own:
-            self._starts += 1
-            return f"file://{self._folder.name}/{self._starts}"
-        node = self._plan.of("actor")[0].node
-        return f"tcp://{self._machines.addresses[node]}:{free_port(self._machines.ids[node])}"
-
-    def _environments(self, rank: int) -> tuple[list[Callable[[], VecEnv]], Callable[[], VecEnv] | None]:
-        """What makes the environments of a rollout rank: of each of its stages, and of evaluation."""
-        own = [share for share in self._plan.env_shares if share.rollout == rank]
-        if not self._env_is_apart:
-            return [self._create_train(share) for share in own], self._create_eval(own[0]) if self._evaluates else None
-        stages: dict[int, list[Callable[[], VecEnv]]] = {}
-        evaluation: list[Callable[[], VecEnv]] = []
-        for share in own:
-            of_host = [other for other in self._plan.env_shares if other.worker == share.worker]
-            stages.setdefault(share.stage, []).append(self._reach(share.worker, of_host.index(share), "train"))
-            if share.stage == 0 and self._evaluates:
-                firsts = [other for other in of_host if other.stage == 0]
-                evaluation.append(self._reach(share.worker, len(of_host) + firsts.index(share), "eval"))
-        return [functools.partial(_join, parts) for parts in stages.values()], (
-            functools.partial(_join, evaluation) if evaluation else None
-        )
-
-    def _reach(self, worker: int, number: int, name: EnvName) -> Callable[[], VecEnv]:
-        timeouts = getattr(self._config.env, name).timeouts
-        return functools.partial(HostedVecEnv, self._hosts[worker], number, timeouts)
-
-    @property
-    def _evaluates(self) -> bool:
-        return self._config.runner.val_check_interval > 0
-
-    def _create_train(self, share: EnvShare) -> Callable[[], VecEnv]:
-        return self._create(self._plan.of("env")[share.worker], share.of(self._config.env.train), "train")
-
-    def _create_eval(self, share: EnvShare) -> Callable[[], VecEnv]:
-        block = replace(self._config.env.eval, total_num_envs=self._plan.num_eval_envs)
-        return self._create(self._plan.of("env")[share.worker], block, "eval")
-
-    def _create(self, process: ProcessPlan, block: EnvConfig, name: EnvName) -> Callable[[], VecEnv]:
-        if block.num_workers is None:
-            beside = sum(other.node == process.node for other in self._plan.of("env"))
-            block = replace(block, num_workers=max(1, self._num_cores(process) // beside))
-        chunk = self._config.actor.model.num_action_chunks
-        return functools.partial(self._makers.create_env, block, name, chunk, self._seed)
-
-    def _num_cores(self, process: ProcessPlan) -> int:
-        """Of the machine of a process."""
-        return self._machines.resources.nodes[process.node].num_cores
-
-    def _of(self, role: Role) -> list[Any]:
-        """The workers of a role, by rank."""
-        return [self._workers[process.name] for process in self._plan.of(role)]
 
     def collect(self, update: int, should_stop: Callable[[], bool]) -> Collected:
         """See `Engine.collect`."""
@@ -237,8 +108,11 @@ class RayEngine(Engine):
         rolled = self._rolled(update)
         of_ranks: list[Rolled] = self._all([reply[0] for reply in rolled], should_stop)
         given = self._handed_over([reply[1:] for reply in rolled])
-        prepared = self._all(
-            [actor.prepare.remote(update, *parts) for actor, parts in zip(self._of("actor"), given, strict=True)]
+        prepared = self._processes.all(
+            [
+                actor.prepare.remote(update, *parts)
+                for actor, parts in zip(self._processes.of("actor"), given, strict=True)
+            ]
         )[0]
         return Collected(
             episodes=[episode for rank in of_ranks for episode in rank.episodes],
@@ -258,7 +132,7 @@ class RayEngine(Engine):
         self._call += 1
         num_rollouts, num_actors = self._plan.num_rollouts, self._plan.num_actors
         rolled = []
-        for rank, worker in enumerate(self._of("rollout")):
+        for rank, worker in enumerate(self._processes.of("rollout")):
             parts = len(receivers(rank, num_rollouts, num_actors)) if self._actor_is_apart else 0
             reply = worker.collect.options(num_returns=1 + parts).remote(update, self._call)
             rolled.append(reply if parts else [reply])
@@ -278,10 +152,10 @@ class RayEngine(Engine):
         """Have the rollout ranks act with the weights as they are now."""
         if self._actor_is_apart and self._given != self._version:
             self._given = self._version
-            self._all(
+            self._processes.all(
                 [
-                    *(actor.send_weights.remote() for actor in self._of("actor")),
-                    *(worker.receive_weights.remote() for worker in self._of("rollout")),
+                    *(actor.send_weights.remote() for actor in self._processes.of("actor")),
+                    *(worker.receive_weights.remote() for worker in self._processes.of("rollout")),
                 ]
             )
 
@@ -300,12 +174,12 @@ class RayEngine(Engine):
         if overlaps:
             self._give_weights()
         self._call += 1
-        replies = [actor.update.remote(update, self._call) for actor in self._of("actor")]
+        replies = [actor.update.remote(update, self._call) for actor in self._processes.of("actor")]
         if overlaps:
             envs = self._env_state(is_updated=True)
             self._prefetched = update + 1, self._roll_out(update + 1)
         metrics = self._all(replies, should_abandon)[0]
-        self._relay()
+        self._processes.relay()
         self._snapshot = self._taken(envs or self._env_state(is_updated=True))
         self._version += 1
         return metrics
@@ -313,16 +187,16 @@ class RayEngine(Engine):
     def _env_state(self, *, is_updated: bool = False) -> Any:
         """Reference to the state of all environments, after telling that an update has been made of them."""
         if is_updated:
-            for worker in self._of("rollout"):
+            for worker in self._processes.of("rollout"):
                 worker.updated.remote()
-        first, *_ = [worker.env_state.remote() for worker in self._of("rollout")]
+        first, *_ = [worker.env_state.remote() for worker in self._processes.of("rollout")]
         return first
 
     def _taken(self, envs: Any = None) -> tuple[Any, Any]:
         """References to the state of training and environments, which is complete and outlasts their processes."""
-        training = [actor.snapshot.options(num_returns=2).remote() for actor in self._of("actor")]
+        training = [actor.snapshot.options(num_returns=2).remote() for actor in self._processes.of("actor")]
         envs = envs or self._env_state()
-        self._all([*(is_there for is_there, _ in training), envs])
+        self._processes.all([*(is_there for is_there, _ in training), envs])
         return training[0][1], envs
 
     def evaluate(
@@ -353,13 +227,13 @@ class RayEngine(Engine):
     ) -> list[EpisodeResult]:
         self._give_weights()
         self._call += 1
-        workers = self._of("rollout")
+        workers = self._processes.of("rollout")
         num_recorded = 0 if recorder is None else recorder.num_episodes
         finished: list[list[EpisodeResult]] = [[] for _ in workers]
 
         def interrupted() -> bool:
             replies = [worker.finished_episodes.remote(len(own)) for worker, own in zip(workers, finished, strict=True)]
-            for own, new in zip(finished, self._all(replies), strict=True):
+            for own, new in zip(finished, self._processes.all(replies), strict=True):
                 own += new
             try:
                 tell([episode for own in finished for episode in own])
@@ -395,21 +269,23 @@ class RayEngine(Engine):
         self.close(0.0)
         self._start(simulates=False)
         training, envs = self._snapshot
-        self._all([actor.restore.remote(training) for actor in self._of("actor")])
+        self._processes.all([actor.restore.remote(training) for actor in self._processes.of("actor")])
         return envs
 
     def _save(self, envs: Any, folder: Path, step: int, state: Mapping[str, JSON], *, export: bool) -> None:
-        warn_of_new_episodes(f"The checkpoint of step {step}", self._all([envs])[0], self._config)
-        self._all([actor.save.remote(folder, step, state, envs, export=export) for actor in self._of("actor")])
+        warn_of_new_episodes(f"The checkpoint of step {step}", self._processes.all([envs])[0], self._config)
+        self._processes.all(
+            [actor.save.remote(folder, step, state, envs, export=export) for actor in self._processes.of("actor")]
+        )
 
     def load(self, checkpoint: Checkpoint) -> None:
         """See `Engine.load`."""
         self._loaded = checkpoint
         envs = ray.put(pack(checkpoint.tensors))
         warn_of_new_episodes(str(checkpoint.path), checkpoint.tensors, self._config)
-        self._all([actor.load.remote(checkpoint.path) for actor in self._of("actor")])
-        self._all([worker.load_env_state.remote(envs) for worker in self._of("rollout")])
-        self._relay()
+        self._processes.all([actor.load.remote(checkpoint.path) for actor in self._processes.of("actor")])
+        self._processes.all([worker.load_env_state.remote(envs) for worker in self._processes.of("rollout")])
+        self._processes.relay()
 
     def _lasting(self, action: Callable[[], Result], should_stop: Callable[[], bool]) -> Result:
         """Do something; where a process is lost over it, do it again with new ones.
@@ -432,8 +308,11 @@ class RayEngine(Engine):
         Raises:
             LostError: `error`, which has come too often without an update in between; `save` is still possible.
         """
+        words = self._processes.last_words()
         self._lose(error)
         if isinstance(error, SimulatorError) or self._restarts >= self._config.runner.max_restarts:
+            if words:
+                error.add_note(words)
             raise error  # simulators have been started again already, by those who act in them
         self._restarts += 1
 
@@ -448,8 +327,8 @@ class RayEngine(Engine):
         self._start(should_stop)
         if self._snapshot is not None:
             training, envs = self._snapshot
-            self._all([actor.restore.remote(training) for actor in self._of("actor")])
-            self._all([worker.load_env_state.remote(envs) for worker in self._of("rollout")])
+            self._processes.all([actor.restore.remote(training) for actor in self._processes.of("actor")])
+            self._processes.all([worker.load_env_state.remote(envs) for worker in self._processes.of("rollout")])
         elif self._loaded is not None:
             self.load(self._loaded)
         self._lost = None
@@ -462,30 +341,10 @@ class RayEngine(Engine):
             self._config.runner.max_restarts,
         )
 
-    def _all(self, replies: Sequence[Any], should_stop: Callable[[], bool] | None = None) -> list[Any]:
-        """See `results`; the ranks are told to end what they do once `should_stop` says so."""
-        return results(replies, should_stop, self._tell_to_stop)
+    def _all(self, replies: Sequence[Any], should_stop: Callable[[], bool]) -> list[Any]:
+        """What all processes return; they are told to end what they do once `should_stop` says so."""
+        return self._processes.all(replies, should_stop, lambda: self._processes.stop(self._call))
 
-    def _tell_to_stop(self) -> None:
-        for worker in self._workers.values():
-            worker.stop.remote(self._call)
-
-    def _relay(self) -> None:
-        """Log here what the processes have logged, once where several say the same."""
-        told = self._all([worker.messages.remote() for worker in self._workers.values()])
-        for level, text in dict.fromkeys(message for of_rank in told for message in of_rank):
-            _log.log(level, text)
-
-    def close(self, deadline: float = _CLOSE_S) -> None:
+    def close(self, deadline: float = CLOSE_S) -> None:
         """Stop all processes, which have `deadline` seconds to stop their simulators themselves."""
-        living = [*self._workers.values(), *self._hosts]
-        if living and deadline:
-            ray.wait([process.close.remote() for process in living], num_returns=len(living), timeout=deadline)
-        for process in living:
-            ray.kill(process)
-        self._workers, self._hosts = {}, []
-
-
-def _join(parts: Sequence[Callable[[], VecEnv]]) -> VecEnv:
-    made = [create() for create in parts]
-    return made[0] if len(made) == 1 else JoinedVecEnv(made)
+        self._processes.close(deadline)

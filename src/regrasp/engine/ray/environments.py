@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from regrasp.engine.ray.nodes import settle
-from regrasp.engine.ray.waiting import results
+from regrasp.engine.ray.waiting import Patience, results
 from regrasp.engine.ray.wire import Packed, PackedObservation, PackedStep, pack, unpack
 from regrasp.envs.config import TimeoutsConfig
 from regrasp.envs.contract import Capabilities, EnvSpec, Observation, Step, VecEnv
 
 _MARGIN_S = 10.0
 """What a call may take longer than its simulator's deadline, before its process counts as hung."""
+_SILENT = "The process of the environments does not answer within its deadline."
 
 
 class EnvHost:
@@ -33,9 +35,12 @@ class EnvHost:
         self._envs: list[VecEnv] = []
 
     def start(self) -> None:
-        """Make all environments."""
-        for one in self._create:
-            self._envs.append(one())
+        """Make all environments, at the same time."""
+        with ThreadPoolExecutor(len(self._create)) as pool:
+            self._envs = list(pool.map(lambda create: create(), self._create))
+
+    def ready(self) -> None:
+        """Answer, once this process is there."""
 
     def describe(self, number: int) -> tuple[EnvSpec, Capabilities]:
         """What an environment offers."""
@@ -130,4 +135,4 @@ class HostedVecEnv(VecEnv):
         """The host stops its simulators itself."""
 
     def _get(self, reply: Any, deadline: float) -> Any:
-        return results([reply], deadline=deadline + _MARGIN_S)[0]
+        return results([reply], patience=Patience(deadline + _MARGIN_S, _SILENT))[0]

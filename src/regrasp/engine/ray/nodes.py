@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import psutil
 import ray
+from ray.exceptions import GetTimeoutError, RayError
 
 from regrasp.engine.placement import Plan
-from regrasp.engine.ray.cluster import Machines, on_node
+from regrasp.engine.ray.cluster import Machines, on_node, session_folder
 from regrasp.engine.sizing import Sizing
 from regrasp.envs.registry import preflight
 from regrasp.errors import UserError
 from regrasp.experiment import ExperimentConfig
 from regrasp.experiment.machine import Room, shortages
+from regrasp.logging.text import printable
 
+Result = TypeVar("Result")
+_ANSWER_S = 10.0
+_LAST_LINES = 20
+_MARKS = (":job_id:", ":actor_name:", ":task_name:")
+"""How lines begin that Ray writes into logs for itself."""
+_TITLE = "ray::"
+"""How the titles of Ray's processes begin while they are at work."""
 _LOOK_S = 5.0
 """A network file system may show a new file this late."""
 
@@ -84,6 +95,69 @@ def _unseen(paths: Iterable[str]) -> set[str]:
         if not unseen or time.monotonic() > deadline:
             return unseen
         time.sleep(0.2)
+
+
+def last_words(machines: Machines, node: int, pids: Mapping[str, int]) -> str:
+    """The end of what those of some processes of a machine have written that have died; empty if all live.
+
+    Args:
+        machines: The cluster.
+        node: Number of the machine.
+        pids: The processes, by name.
+    """
+    try:
+        return _on(machines, node, _last_words, pids)
+    except (RayError, GetTimeoutError):
+        return f"The machine {machines.addresses[node]} does not answer: what its processes have written is there."
+
+
+def end_hung(machines: Machines, node: int, pids: Mapping[str, int]) -> None:
+    """End those of some processes that are still there after Ray has told them to end, see `last_words`.
+
+    Where the machine does not answer, they end with it.
+    """
+    with contextlib.suppress(RayError, GetTimeoutError):
+        _on(machines, node, _end, pids)
+
+
+def _on(
+    machines: Machines, node: int, function: Callable[[Mapping[str, int]], Result], pids: Mapping[str, int]
+) -> Result:
+    """The result of a function on a machine, which is this one or has to answer in time."""
+    if not node:
+        return function(pids)
+    there = ray.remote(num_cpus=0, max_retries=0)(function)
+    return ray.get(there.options(scheduling_strategy=on_node(machines.ids[node])).remote(pids), timeout=_ANSWER_S)
+
+
+def _end(pids: Mapping[str, int]) -> None:
+    for pid in pids.values():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process = psutil.Process(pid)
+            if "".join(process.cmdline()[:1]).startswith(_TITLE):  # and no other's that has got its number
+                process.kill()
+
+
+def _last_words(pids: Mapping[str, int]) -> str:
+    return "\n".join(_end_of_log(name, pid) for name, pid in pids.items() if not _lives(pid))
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _end_of_log(name: str, pid: int) -> str:
+    logs = session_folder() / "logs"
+    for file in logs.glob(f"worker-*-{pid}.err"):
+        lines = [line for line in file.read_text(errors="replace").splitlines() if not line.startswith(_MARKS)]
+        if lines:
+            return "\n".join(
+                [f"{name} (process {pid}) has died. The end of {file}:", *map(printable, lines[-_LAST_LINES:])]
+            )
+    return f"{name} (process {pid}) has died. It has written nothing to {logs}."
 
 
 def settle(folder: Path, address: str) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ray
@@ -11,16 +12,72 @@ from ray.exceptions import RayError, RayTaskError
 
 from regrasp.errors import LostError, RegraspError, SimulatorError, UserError
 
+_ASK_S = 1.0
 _POLL_S = 0.05
 _GRACE_S = 5.0
 """How long the others have to end what they do, once one has failed."""
+
+
+class Patience:
+    """How long processes may show nothing of their work: no reply, and no progress of what they are at.
+
+    Args:
+        seconds: So long.
+        problem: What is said of it after that.
+        workers: Those that tell, by name, their progress while they are at work.
+    """
+
+    def __init__(self, seconds: float, problem: str, workers: Mapping[str, Any] | None = None) -> None:
+        self._seconds = seconds
+        self._problem = problem
+        self._workers = workers or {}
+        self._since = self._asked_at = time.monotonic()
+        self._progress: dict[str, int] = {}
+        self._asked: dict[str, Any] = {}
+        """References to answers that have not come yet."""
+
+    def check(self, *, has_heard: bool) -> None:
+        """Look whether something has come of it.
+
+        Args:
+            has_heard: Whether a reply has come.
+
+        Raises:
+            LostError: Nothing has for too long.
+        """
+        now = time.monotonic()
+        if self._workers and now - self._asked_at > _ASK_S:
+            self._asked_at = now
+            has_heard |= any(self._has_progressed(name) for name in self._workers)
+        if has_heard:
+            self._since = now
+        elif now - self._since > self._seconds:
+            raise LostError(self._problem + self._silent())
+
+    def _silent(self) -> str:
+        """Which workers do not answer; those that do wait, for one of the others perhaps."""
+        asked = {reply: name for name, reply in self._asked.items()}
+        _, silent = ray.wait(list(asked), num_returns=len(asked), timeout=_ASK_S) if asked else ([], [])
+        return f" No answer of {', '.join(asked[reply] for reply in silent)}." if silent else ""
+
+    def _has_progressed(self, name: str) -> bool:
+        """Whether a worker has told of more than before; asks it again where it has answered."""
+        reply, before = self._asked.pop(name, None), self._progress.get(name)
+        if reply is not None and not ray.wait([reply], timeout=0)[0]:
+            self._asked[name] = reply
+            return False
+        if reply is not None:
+            with contextlib.suppress(RayError):  # it has died, which what is waited for tells
+                self._progress[name] = ray.get(reply)
+        self._asked[name] = self._workers[name].progress.remote()
+        return self._progress.get(name) != before
 
 
 def results(
     replies: Sequence[Any],
     should_stop: Callable[[], bool] | None = None,
     stop: Callable[[], None] | None = None,
-    deadline: float = float("inf"),
+    patience: Patience | None = None,
 ) -> list[Any]:
     """What all processes return.
 
@@ -28,13 +85,13 @@ def results(
         replies: References to it.
         should_stop: Asked meanwhile.
         stop: Called once `should_stop` has said so, to have the processes end what they do.
-        deadline: Seconds that the slowest may take.
+        patience: How long nothing need come of it.
 
     Raises:
-        LostError: A process has died, or has not answered within the deadline.
+        LostError: A process has died, or one is silent for longer than `patience` allows.
         BaseException: What a process raised; of several errors that which tells most.
     """
-    waiting, errors, end, started = list(replies), list[BaseException](), float("inf"), time.monotonic()
+    waiting, errors, end = list(replies), list[BaseException](), float("inf")
     found: dict[Any, Any] = {}
     while waiting and time.monotonic() < end:
         done, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=_POLL_S)
@@ -47,8 +104,8 @@ def results(
                 errors.append(_loss(error))
         if errors:
             end = min(end, time.monotonic() + _GRACE_S)
-        elif waiting and time.monotonic() - started > deadline:
-            raise LostError(f"A process of the run has not answered for {deadline:g} s.")
+        elif patience is not None:
+            patience.check(has_heard=bool(done))
         if waiting and should_stop is not None and should_stop():
             should_stop = None
             if stop is not None:

@@ -79,6 +79,7 @@ class Worker:
         self._process = assignment.process
         self._device = torch.device(assignment.process.device)
         self._stopped_call = -1
+        self._progress = 0
         self._finished: list[EpisodeResult] = []
         self._envs: list[VecEnv] = []
         self._eval_env: VecEnv | None = None
@@ -97,6 +98,7 @@ class Worker:
         """Start, or reach, this rank's environments; returns what those of training and of evaluation offer."""
         for create in stages:
             self._envs.append(create())
+            self._progress += 1
         self._eval_env = None if evaluation is None else evaluation()
         offered = None if self._eval_env is None else self._eval_env.spec
         return self._envs[0].spec, self._envs[0].capabilities, offered
@@ -200,7 +202,7 @@ class Worker:
 
     def collect(self, update: int, call: int) -> Rolled | tuple[Rolled | PackedPart, ...]:
         """Roll out; where another process trains, the decisions are returned too, in a part for each receiver."""
-        gathered = self.rollouts.collect(update, lambda: self._stopped_call >= call)
+        gathered = self.rollouts.collect(update, self._stopped(call))
         rolled = Rolled(gathered.episodes, gathered.seconds)
         if self._training is not None:
             self._decisions = gathered.decisions
@@ -222,7 +224,7 @@ class Worker:
 
     def update(self, update: int, call: int) -> dict[str, float]:
         """Train on what was prepared."""
-        return self.training.update(update, lambda: self._stopped_call >= call)
+        return self.training.update(update, self._stopped(call))
 
     def updated(self) -> None:
         """The update is made, see `Rollouts.updated`."""
@@ -237,11 +239,18 @@ class Worker:
 
         def finished(result: EpisodeResult) -> None:
             self._finished.append(result)
-            if self._stopped_call >= call:
-                raise InterruptedError
 
         recorder = VideoRecorder(num_recorded, recorded.append) if num_recorded else None
-        return self.rollouts.evaluate(num_episodes, finished, recorder), recorded
+        return self.rollouts.evaluate(num_episodes, finished, recorder, self._stopped(call)), recorded
+
+    def _stopped(self, call: int) -> Callable[[], bool]:
+        """Asked again and again by what a call does; each time is a sign that it gets on."""
+
+        def asked() -> bool:
+            self._progress += 1
+            return self._stopped_call >= call
+
+        return asked
 
     def env_state(self) -> Packed | None:
         """The environments' state of all ranks, on the first; see `Rollouts.state`."""
@@ -271,6 +280,15 @@ class Worker:
         """Take over a snapshot of another process like this one."""
         weights, optimizer_state = snapshot
         self.training.restore(weights, optimizer_state)
+
+    @ray.method(concurrency_group="control")
+    def ready(self) -> None:
+        """Answer, once this process is there."""
+
+    @ray.method(concurrency_group="control")
+    def progress(self) -> int:
+        """How much has been done; what counts is that it rises while this process is at work."""
+        return self._progress
 
     @ray.method(concurrency_group="control")
     def messages(self) -> list[tuple[int, str]]:
