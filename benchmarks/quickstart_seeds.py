@@ -1,9 +1,8 @@
-"""The quickstart over three seeds, from an empty cache.
+"""The quickstart over three seeds.
 
     python benchmarks/quickstart_seeds.py [--seeds 0 1 2]
 
-Takes the time of three quickstarts, less two backbones (which are cached). Runs go to quickstart-run/seed_<S> and
-continue where they were if the benchmark is interrupted.
+Runs go to quickstart-run/seed_<S> and continue where they were if the benchmark is interrupted.
 """
 
 from __future__ import annotations
@@ -25,7 +24,9 @@ def main() -> None:
     rows, stages = [], {}
     for seed in seeds:
         subprocess.run([sys.executable, "-m", "regrasp.cli.main", "quickstart", "--seed", str(seed)], check=True)
-        summary = json.loads((Path("quickstart-run") / f"seed_{seed}" / "summary.json").read_text())
+        folder = Path("quickstart-run") / f"seed_{seed}"
+        summary = json.loads((folder / "summary.json").read_text())
+        updates = (folder / "train" / "metrics.jsonl").read_text().splitlines()
         stages[seed] = summary["stage_seconds"]
         rows.append(
             {
@@ -39,7 +40,9 @@ def main() -> None:
                     )
                 },
                 "episodes": summary["finetuned"]["episodes"],
+                "env steps": int(json.loads(updates[-1])["env/total_steps"]),
                 "minutes": summary["total_seconds"] / 60,
+                "CPU minutes": summary["total_cpu_seconds"] / 60,
             }
         )
     mean = sum(row["finetuned success"] for row in rows) / len(rows)

@@ -41,7 +41,8 @@ TOY = (
     "actor.global_batch_size=20",
     "actor.micro_batch_size=20",
     "algorithm.rollout_epoch=1",
-    "algorithm.update_epoch=1",
+    "algorithm.critic_only_steps=3",
+    "algorithm.replay_buffer.min_decisions=20",
 )
 STAGES = ("pretrain", "collect", "sft", "evaluate_base", "train", "evaluate_finetuned")
 
@@ -133,6 +134,8 @@ def _check_summary(run: Path) -> None:
     assert tuple(summary["stage_seconds"]) == STAGES
     assert all(seconds >= 0 for seconds in summary["stage_seconds"].values())
     assert summary["total_seconds"] == pytest.approx(sum(summary["stage_seconds"].values()), abs=0.1)
+    assert tuple(summary["stage_cpu_seconds"]) == STAGES
+    assert 1 < summary["stage_cpu_seconds"]["train"] < summary["total_cpu_seconds"]
     assert {"regrasp", "python", "torch", "transformers", "mujoco-core"} <= summary["versions"].keys()
     assert load_policy(summary["model"]).spec.action_dim == 4
     assert summary["command"].startswith("regrasp quickstart --seed 3 ")

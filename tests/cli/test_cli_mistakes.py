@@ -24,7 +24,7 @@ def flag(name: str) -> list[str]:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("train --config_name pick_cub", ["'pick_cub'", "--config_name", "pick_cube_ppo_groot"]),
+        ("train --config_name pick_cube_pp", ["'pick_cube_pp'", "--config_name", "pick_cube_ppo_groot"]),
         ("train --config_name pick_cube_ppo_groot", ["actor.model.model_path", "--model_path"]),
         ("train --model_path no/such/folder", ["no/such/folder", *flag("--model_path")]),
         ("play --model_path no/such/folder", ["no/such/folder", *flag("--model_path")]),

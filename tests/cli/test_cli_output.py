@@ -94,11 +94,11 @@ def test_dry_run_prints_the_experiment_that_would_run(
     command: str, name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(tmp_path)
-    assert main([command, "--config_name", name, "--dry_run", "algorithm.update_epoch=3"]) == 0
+    assert main([command, "--config_name", name, "--dry_run", "algorithm.rollout_epoch=3"]) == 0
     printed = capsys.readouterr().out
     copy = tmp_path / "copy.yaml"
     copy.write_text(printed)
-    assert load_config(str(copy)).config == load_config(name, ["algorithm.update_epoch=3"]).config
+    assert load_config(str(copy)).config == load_config(name, ["algorithm.rollout_epoch=3"]).config
     copy.unlink()
     assert not list(tmp_path.iterdir())
 
@@ -114,6 +114,11 @@ def test_batch_equation_adds_up(name: str, capsys: pytest.CaptureFixture[str]):
     samples = steps // values["actor"]["model"]["num_action_chunks"]
     minibatches = -(-samples // values["actor"]["global_batch_size"])
     assert f"= {samples} samples" in equation
+    if algorithm["loss_type"] == "embodied_sac":
+        critic = round((algorithm["updates_per_decision"] or algorithm["update_epoch"] / samples) * samples)
+        actor = critic // algorithm["critic_actor_ratio"]
+        assert f"{critic} critic steps and {actor} actor steps per update" in equation
+        return
     plural = "" if minibatches == 1 else "es"
     assert f"{minibatches} minibatch{plural} of {min(samples, values['actor']['global_batch_size'])}" in equation
     assert f"= {minibatches * algorithm['update_epoch']} optimizer steps" in equation
@@ -121,7 +126,7 @@ def test_batch_equation_adds_up(name: str, capsys: pytest.CaptureFixture[str]):
 
 def test_batch_equation_of_a_small_run(capsys: pytest.CaptureFixture[str]):
     small = "env.train.total_num_envs=10 env.train.max_steps_per_rollout_epoch=24 algorithm.rollout_epoch=2"
-    main(["train", "--dry_run", *small.split(), "algorithm.update_epoch=1"])
+    main(["train", "--config_name", "pick_cube_ppo_groot", "--dry_run", *small.split(), "algorithm.update_epoch=1"])
     *_, yaml_end, summary, _file, equation, _train, _eval, _machine, processes, _memory = (
         capsys.readouterr().out.splitlines()
     )
@@ -130,7 +135,7 @@ def test_batch_equation_of_a_small_run(capsys: pytest.CaptureFixture[str]):
     assert processes.startswith("# processes: one with all roles, on ")
     assert "= 120 samples; 1 minibatch of 120 (1 x 120) x 1 epoch = 1 optimizer step per update" in equation
     sizes = "actor.global_batch_size=50 actor.micro_batch_size=25 algorithm.update_epoch=2"
-    main(["train", "--dry_run", *small.split(), *sizes.split()])
+    main(["train", "--config_name", "pick_cube_ppo_groot", "--dry_run", *small.split(), *sizes.split()])
     equation = capsys.readouterr().out.splitlines()[-6]
     assert "3 minibatches of 50 (2 x 25) x 2 epochs = 6 optimizer steps" in equation
     assert "the last minibatch has 20" in equation

@@ -116,7 +116,7 @@ def test_messages_are_those_of_the_golden_file(place: Path, capsys: pytest.Captu
     texts = []
     assert main(["quickstart", "--dry_run"]) == 0
     Path("started/config.yaml").write_text(capsys.readouterr().out.partition("\n# Summary")[0][:-1])
-    Path("started/stages.json").write_text('{"pretrain": {"seconds": 1.0, "result": {}}}')
+    Path("started/stages.json").write_text('{"pretrain": {"seconds": 1.0, "cpu_seconds": 1.0, "result": {}}}')
     for kind, command in COMMANDS.items():
         try:
             code = main(command.split())

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,11 +13,20 @@ import torch
 from run_toys import groot_experiment
 
 from regrasp.checkpoint.hub_folder import load_safetensors
+from regrasp.checkpoint.verify import require_sound_model
 from regrasp.cli.main import main
 from regrasp.errors import TrainingHaltedError, UserError
+from regrasp.experiment.load import load_config
 from regrasp.models.groot.checkpoint import load_groot
-from regrasp.models.pretraining import PretrainConfig
-from regrasp.stages.pretrain import cached_backbone, check_instructions, pretrain, train_backbone
+from regrasp.models.pretraining import GROUNDING_FILE, PretrainConfig
+from regrasp.stages.pretrain import (
+    SHIPPED,
+    cached_backbone,
+    check_instructions,
+    find_backbone,
+    pretrain,
+    train_backbone,
+)
 
 
 def pretrain_config(*overrides: str) -> PretrainConfig:
@@ -106,3 +119,35 @@ def test_what_is_cached_is_not_made_again(backbone: Path, tmp_path: Path, monkey
     with pytest.raises(TrainingHaltedError, match=r"above the limit of 0.01 cm[\s\S]*pretrain.max_median_error_cm=\d"):
         pretrain(strict, backbone)
     assert folder != cached_backbone(pretrain_config("pretrain.architecture.head_width=48"))
+
+
+@pytest.mark.parametrize("name", ["pick_cube_sac_groot", "pick_cube_ppo_groot", "stack_cube_ppo_groot"])
+def test_the_cube_tasks_backbone_comes_with_the_package(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    config = load_config(name, []).config
+    assert pretrain(config) == (SHIPPED / "cubes", None)
+    assert config.pretrain is not None
+    other = dataclasses.replace(config.pretrain, steps=801)
+    assert find_backbone(other) == cached_backbone(other)
+
+
+def test_what_comes_with_the_package_is_sound_and_small() -> None:
+    folder = SHIPPED / "cubes"
+    require_sound_model(folder)
+    assert sum(file.stat().st_size for file in folder.rglob("*")) < 8e6
+    policy = load_groot(folder)
+    assert {parameter.dtype for parameter in policy.parameters()} == {torch.float16}
+
+
+@pytest.mark.full
+def test_the_command_that_made_it_reaches_its_error(tmp_path: Path) -> None:
+    script = Path(__file__).parents[2] / "scripts" / "make_backbone.py"
+    subprocess.run([sys.executable, script, tmp_path / "made"], check=True)
+    made, shipped = (
+        json.loads((folder / GROUNDING_FILE).read_text())["median_error_cm"]
+        for folder in (tmp_path / "made", SHIPPED / "cubes")
+    )
+    assert made < 1.1 * shipped
+    assert (tmp_path / "made.json").read_text() == SHIPPED.joinpath("cubes.json").read_text()

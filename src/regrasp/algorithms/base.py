@@ -16,6 +16,7 @@ from pydantic.dataclasses import dataclass
 
 from regrasp.config.types import BLOCK, Name, PositiveInt
 from regrasp.errors import UserError
+from regrasp.logging.text import counted
 
 if TYPE_CHECKING:
     import torch
@@ -72,6 +73,16 @@ class AlgorithmConfig(ABC):
     def stores_experience(self) -> bool:
         """Whether features of earlier updates are trained on again."""
         return False
+
+    def optimizer_steps(self, samples: int, batch_size: int) -> tuple[int, str]:
+        """Of an update: their number, and how it comes about, as the end of a sentence on its minibatches.
+
+        Args:
+            samples: Decisions collected for it.
+            batch_size: Decisions of a minibatch.
+        """
+        count = -(-samples // batch_size) * self.update_epoch
+        return count, f" x {counted(self.update_epoch, 'epoch')} = {counted(count, 'optimizer step')} per update"
 
     @abstractmethod
     def build(self) -> Algorithm:

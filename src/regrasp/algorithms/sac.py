@@ -151,9 +151,7 @@ class Sac(Algorithm):
         assert replay is not None
         if len(replay) < max(config.replay_buffer.min_decisions, 1):
             return
-        per_decision = config.updates_per_decision
-        count = config.update_epoch if per_decision is None else max(1, round(per_decision * len(decisions)))
-        for _ in range(count + max(0, config.critic_only_steps - self._num_critic_steps)):
+        for _ in range(config.critic_steps(len(decisions)) + max(0, config.critic_only_steps - self._num_critic_steps)):
             batch = replace(decisions, **self._draw(size, generator))
             yield Minibatch(batch, (CRITIC,))
             self._num_critic_steps += 1

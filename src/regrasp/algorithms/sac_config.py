@@ -19,6 +19,7 @@ from regrasp.config.types import (
     PositiveInt,
 )
 from regrasp.errors import UserError
+from regrasp.logging.text import counted
 
 if TYPE_CHECKING:
     from regrasp.algorithms.sac import Sac
@@ -124,6 +125,19 @@ class SacConfig(AlgorithmConfig):
     def stores_experience(self) -> bool:
         """In the replay."""
         return True
+
+    def critic_steps(self, samples: int) -> int:
+        """Of an update that collected so many decisions."""
+        rate = self.updates_per_decision
+        return self.update_epoch if rate is None else max(1, round(rate * samples))
+
+    def optimizer_steps(self, samples: int, batch_size: int) -> tuple[int, str]:
+        """Of critics, with their share of the actor's."""
+        del batch_size
+        critic = self.critic_steps(samples)
+        actor = critic // self.critic_actor_ratio
+        steps = f"{counted(critic, 'critic step')} and {counted(actor, 'actor step')}"
+        return critic + actor, f" of stored decisions: {steps} per update"
 
     def build(self) -> Sac:
         """The algorithm of this configuration."""

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-DEFAULT_CONFIG = "pick_cube_ppo_groot"
+DEFAULT_CONFIG = "pick_cube_sac_groot"
 STAGE_INTERRUPTED = (
     "Nothing of this stage is kept; finished stages are. Run the same command again: the stage starts anew."
 )

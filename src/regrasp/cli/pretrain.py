@@ -17,7 +17,12 @@ INTERRUPTED = STAGE_INTERRUPTED
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of this command."""
     add_config_arguments(parser)
-    parser.add_argument("--output", metavar="FOLDER", type=Path, help="where to write; default: the user's cache")
+    parser.add_argument(
+        "--output",
+        metavar="FOLDER",
+        type=Path,
+        help="where to write; default: the user's cache, unless the package has it",
+    )
     parser.add_argument("--again", action="store_true", help="pretrain even if the result is already there")
 
 

@@ -15,8 +15,7 @@ def num_samples(config: ExperimentConfig) -> int:
 
 def num_optimizer_steps(config: ExperimentConfig) -> int:
     """Optimizer steps of one update that trains on all its samples."""
-    minibatches = -(-num_samples(config) // config.actor.global_batch_size)
-    return minibatches * config.algorithm.update_epoch
+    return config.algorithm.optimizer_steps(num_samples(config), config.actor.global_batch_size)[0]
 
 
 def num_updates(config: ExperimentConfig) -> int:
@@ -30,16 +29,17 @@ def batch_equation(config: ExperimentConfig) -> str:
     train, actor, algorithm = config.env.train, config.actor, config.algorithm
     chunks = train.max_steps_per_rollout_epoch // actor.model.num_action_chunks
     samples = num_samples(config)
-    size = min(actor.global_batch_size, samples)
+    stored = algorithm.stores_experience
+    size = actor.global_batch_size if stored else min(actor.global_batch_size, samples)
     micro = min(actor.micro_batch_size, size)
     exact = train.auto_reset or train.ignore_terminations
+    minibatches = "minibatches" if stored else counted(-(-samples // size), "minibatch", "es")
     return (
         f"{counted(train.total_num_envs, 'env')} x {counted(chunks, 'chunk')} "
         f"({counted(train.max_steps_per_rollout_epoch, 'step')} / {counted(actor.model.num_action_chunks, 'action')})"
         f" x {counted(algorithm.rollout_epoch, 'rollout epoch')} = "
-        f"{samples} samples; {counted(-(-samples // size), 'minibatch', 'es')} of {size} "
-        f"({-(-size // micro)} x {micro}) x {counted(algorithm.update_epoch, 'epoch')} = "
-        f"{counted(num_optimizer_steps(config), 'optimizer step')} per update"
-        + (f"; the last minibatch has {samples % size}" if samples % size else "")
+        f"{samples} samples; {minibatches} of {size} ({-(-size // micro)} x {micro})"
+        + algorithm.optimizer_steps(samples, actor.global_batch_size)[1]
+        + (f"; the last minibatch has {samples % size}" if samples % size and not stored else "")
         + ("" if exact else "; at most this many, since an environment rests after its episode")
     )

@@ -46,7 +46,8 @@ def oddities(config: ExperimentConfig, *, trains: bool) -> list[str]:
         *actor.model.oddities(),
         *(actor.fsdp_config.oddities() if trains else ()),
     ]
-    if trains and not config.runner.evaluates and actor.global_batch_size > num_samples(config):
+    one_pass = trains and not config.runner.evaluates and not config.algorithm.stores_experience
+    if one_pass and actor.global_batch_size > num_samples(config):
         warnings.insert(
             0,
             f"actor.global_batch_size ({actor.global_batch_size}) is more than one update's samples"

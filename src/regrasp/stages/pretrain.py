@@ -6,6 +6,7 @@ import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 from pydantic.dataclasses import dataclass
@@ -25,8 +26,10 @@ from regrasp.logging.progress import progress
 from regrasp.models.config import CONFIG_FILE
 from regrasp.models.pretraining import GROUNDING_FILE, PretrainConfig
 
+SHIPPED = Path(regrasp.__file__).parent / "backbones"
+"""Backbones that come with the package, each with a file that says what it was made of; `scripts/make_backbone.py`."""
 _NUM_VALIDATION = 1000
-_RECIPE_VERSION = 3
+_RECIPE_VERSION = 4
 """Raised when what is trained or the format of its folder changes, so that an old backbone in the cache is not used."""
 
 
@@ -91,14 +94,28 @@ def default_cache() -> Path:
 
 def cached_backbone(config: PretrainConfig) -> Path:
     """The folder in the user's cache that belongs to this configuration, whether it is filled or not."""
-    # The limit changes nothing of what is made; its default stands for any.
-    made = asdict(config) | {"max_median_error_cm": PretrainConfig.max_median_error_cm}
-    described = json.dumps([made, _RECIPE_VERSION, regrasp.__version__], sort_keys=True)
+    described = json.dumps([recipe(config), regrasp.__version__], sort_keys=True)
     return default_cache() / hashlib.sha256(described.encode()).hexdigest()[:16]
 
 
+def find_backbone(config: PretrainConfig) -> Path:
+    """The folder of the backbone of this configuration: one that comes with the package, else that in the cache."""
+    made = recipe(config)
+    for file in SHIPPED.glob("*.json"):
+        if json.loads(file.read_text(encoding="utf-8")) == made:
+            return file.with_suffix("")
+    return cached_backbone(config)
+
+
+def recipe(config: PretrainConfig) -> dict[str, Any]:
+    """What a backbone is made of, as JSON has it."""
+    # The limit changes nothing of what is made; its default stands for any.
+    made = asdict(config) | {"max_median_error_cm": PretrainConfig.max_median_error_cm}
+    return json.loads(json.dumps(made | {"recipe_version": _RECIPE_VERSION}))
+
+
 def pretrain(config: ExperimentConfig, output: Path | None = None, *, again: bool = False) -> tuple[Path, float | None]:
-    """Pretrain into `output` (default: the user's cache), unless it was done before.
+    """Pretrain into `output` (default: the user's cache), unless it was done before or comes with the package.
 
     Returns:
         The folder, and the median grounding error in centimetres, None where nothing had to be done.
@@ -109,7 +126,7 @@ def pretrain(config: ExperimentConfig, output: Path | None = None, *, again: boo
     """
     assert config.pretrain is not None
     check_instructions(config)
-    folder = output or cached_backbone(config.pretrain)
+    folder = output or (cached_backbone if again else find_backbone)(config.pretrain)
     if (folder / CONFIG_FILE).is_file() and not again:
         if (folder / GROUNDING_FILE).exists():
             config.pretrain.check_error(_grounding_error(folder / GROUNDING_FILE))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass as checked_dataclass
@@ -27,7 +28,7 @@ from regrasp.logging.report import EvaluationSummary, Group
 from regrasp.runner.run_folder import checkpoints_folder
 from regrasp.stages.collect import collect
 from regrasp.stages.play import PlayOptions, play
-from regrasp.stages.pretrain import check_instructions, pretrain
+from regrasp.stages.pretrain import SHIPPED, check_instructions, pretrain
 from regrasp.stages.report import SUMMARY_FILE, VideoEntry, report_run
 from regrasp.stages.sft import train_base
 from regrasp.stages.train import check as check_training
@@ -46,6 +47,9 @@ class _Stage:
     """A stage in the journal."""
 
     seconds: NonNegativeFloat
+    """Wall time."""
+    cpu_seconds: NonNegativeFloat
+    """Of all processes."""
     result: dict[str, Any]
 
 
@@ -128,25 +132,39 @@ class _Journal:
         if name in self.stages:
             print("   done before")
             return self.stages[name]["result"]
-        earlier = self.stages.get(f"{name}.partial", {}).get("seconds", 0.0)
-        started = time.monotonic()
+        earlier = self.stages.get(f"{name}.partial", {"seconds": 0.0, "cpu_seconds": 0.0})
+        started, cpu_started = time.monotonic(), _cpu_seconds()
+
+        def write(as_name: str, result: dict[str, Any]) -> None:
+            self.stages[as_name] = {
+                "seconds": earlier["seconds"] + time.monotonic() - started,
+                "cpu_seconds": earlier["cpu_seconds"] + _cpu_seconds() - cpu_started,
+                "result": result,
+            }
+            self._write()
+
         try:
             result = stage()
         except BaseException:
-            self._write(f"{name}.partial", earlier + time.monotonic() - started, {})
+            write(f"{name}.partial", {})
             raise
         self.stages.pop(f"{name}.partial", None)
-        self._write(name, earlier + time.monotonic() - started, result)
+        write(name, result)
         return result
 
-    def seconds(self) -> dict[str, float]:
-        """Stage name to seconds, over all interruptions."""
-        return {name: round(stage["seconds"], 1) for name, stage in self.stages.items()}
+    def seconds(self, kind: Literal["seconds", "cpu_seconds"] = "seconds") -> dict[str, float]:
+        """Stage name to wall or CPU time, over all interruptions."""
+        return {name: round(stage[kind], 1) for name, stage in self.stages.items()}
 
-    def _write(self, name: str, seconds: float, result: dict[str, Any]) -> None:
-        self.stages[name] = {"seconds": seconds, "result": result}
+    def _write(self) -> None:
         with atomic_file(self.file) as draft:
             draft.write_text(json.dumps(self.stages, indent=2), encoding="utf-8")
+
+
+def _cpu_seconds() -> float:
+    """Of this process, and of those that it started and that have ended."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
 
 
 def check(config: ExperimentConfig) -> None:
@@ -192,6 +210,8 @@ def quickstart(loaded: LoadedConfig, folder: Path, command: str) -> None:
         "finetuned": after["summary"],
         "stage_seconds": journal.seconds(),
         "total_seconds": round(sum(journal.seconds().values()), 1),
+        "stage_cpu_seconds": journal.seconds("cpu_seconds"),
+        "total_cpu_seconds": round(sum(journal.seconds("cpu_seconds").values()), 1),
         "model": trained["folder"],
         "videos": before["videos"] + after["videos"],
         "versions": versions(),
@@ -204,7 +224,8 @@ def quickstart(loaded: LoadedConfig, folder: Path, command: str) -> None:
 
 def _pretrain(config: ExperimentConfig) -> dict[str, Any]:
     folder, error = pretrain(config)
-    print(f"   {folder}" + (" (from an earlier run)" if error is None else f", median error {error:.2f} cm"))
+    origin = "comes with the package" if folder.is_relative_to(SHIPPED) else "from an earlier run"
+    print(f"   {folder}" + (f" ({origin})" if error is None else f", median error {error:.2f} cm"))
     return {"folder": str(folder), "median_error_cm": error}
 
 
@@ -250,5 +271,6 @@ def _print_end(summary: dict[str, Any], report: Path) -> None:
         low, high = result["ci95"]
         interval = f"95 % interval {low:.1%} to {high:.1%}, {result['episodes']} episodes"
         print(f"{name:<10} {result['success']:6.1%}  ({interval})")
-    print(f"{'time':<10} {summary['total_seconds'] / 60:.1f} minutes")
+    minutes, cpu_minutes = summary["total_seconds"] / 60, summary["total_cpu_seconds"] / 60
+    print(f"{'time':<10} {minutes:.1f} minutes ({cpu_minutes:.1f} of CPU time)")
     print(f"{'report':<10} {report.resolve()}")

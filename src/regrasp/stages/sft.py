@@ -29,7 +29,7 @@ from regrasp.models.origin import Origin
 from regrasp.seeding import KeyedNoise, torch_generator
 from regrasp.stages.dataset_features import DatasetFeatures, check_sources, find_features, quaternion_order
 from regrasp.stages.demonstrations import check_actions
-from regrasp.stages.pretrain import cached_backbone
+from regrasp.stages.pretrain import find_backbone
 from regrasp.stages.training_frames import Frames, load_frames
 
 _log = logging.getLogger(__name__)
@@ -90,7 +90,8 @@ def train_base(
     Args:
         config: The experiment.
         data: Folder of the dataset; default: `sft.data`, else where `collect` writes.
-        backbone: Folder that a model with pretrained features starts from; default: `sft.backbone`, or the cached one.
+        backbone: Folder that a model with pretrained features starts from; default: `sft.backbone`, else as
+            `pretrain.find_backbone` has it.
         output: Folder of the model; default: `sft.output_dir`.
         overwrite: Replace the model that is there.
 
@@ -123,7 +124,7 @@ def train_base(
 
 
 def _backbone(config: ExperimentConfig) -> Path:
-    """The pretrained backbone that the configuration names, or the cached one.
+    """The pretrained backbone that the configuration names, the package's, or the cached one.
 
     Raises:
         MissingInputError: It is not there.
@@ -140,7 +141,7 @@ def _backbone(config: ExperimentConfig) -> Path:
         folder = Path(config.sft.backbone)
         problem = "The pretrained backbone that sft.backbone names is not there"
     elif config.pretrain is not None:
-        folder = cached_backbone(config.pretrain)
+        folder = find_backbone(config.pretrain)
         problem = f"No backbone was pretrained with these values of pretrain.*; it would be {folder}"
     else:
         raise MissingInputError("No pretrained backbone is given", key="sft.backbone", expected=expected, fix=fix)

@@ -72,10 +72,11 @@ def pretrain(
     )
     order = torch.randperm(len(examples.images), generator=torch_generator(seed, "data", 0))
     _train(policy, readout, examples, order[num_validation:], config, learning_rate, torch_generator(seed, "data", 1))
+    policy.half().float()  # as it is stored; the error is that of what others load
     error = _median_error(policy, readout, examples, order[:num_validation])
     config.check_error(error)
     with atomic_folder(output, overwrite=True, checksums=True) as draft:
-        save_groot(policy, draft)
+        save_groot(policy.half(), draft)
         write_json(draft / GROUNDING_FILE, {"median_error_cm": error})
     return error
 
