@@ -215,9 +215,9 @@ def groot_settings(**changes: Any) -> GrootModelConfig:
 
 
 def groot_policy(
-    *, image_size: int = 28, state_dim: int = 3, action_dim: int = ACTION_DIM, **settings: Any
+    *, image_size: int = 28, state_dim: int = 3, action_dim: int = ACTION_DIM, **changes: Any
 ) -> GrootPolicy:
-    """A tiny GR00T of random weights."""
+    """A tiny GR00T of random weights; critics come with a residual."""
     config = GrootConfig.tiny(
         ArchitectureConfig(
             image_size=image_size,
@@ -244,7 +244,8 @@ def groot_policy(
         text_first=True,
     )
     values: dict[str, Any] = {"num_action_chunks": CHUNK, "action_dim": action_dim, "value_head_hidden": (8,)}
-    policy = GrootPolicy(config, processor, groot_settings(**(values | settings)))
+    settings = groot_settings(**(values | changes))
+    policy = GrootPolicy(config, processor, settings, residual=settings.residual if settings.add_q_head else None)
     policy.backbone.reset_parameters(torch.Generator().manual_seed(0))
     return perturbed(policy)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -80,6 +80,10 @@ class KeyedNoise:
         """(B,) int64 uniform numbers in [0, high)."""
         numbers = [int(generator.integers(high)) for generator in self._generators(name)]
         return torch.tensor(numbers, dtype=torch.long)
+
+    def of_episode(self) -> KeyedNoise:
+        """The noise of an episode's first decision, for all of them."""
+        return replace(self, keys=[(first, second, 0) for first, second, _ in self.keys])
 
     def _generators(self, name: str) -> Iterator[np.random.Generator]:
         """The generator of each row, until the next one is asked for; one of its own for each would cost five times."""

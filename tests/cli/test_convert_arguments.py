@@ -47,7 +47,8 @@ def test_recordings_may_stand_anywhere(
     assert main(["convert", *arguments.format(LAB).split()]) == 0
     printed = capsys.readouterr()
     assert printed.out.endswith(
-        "Left out: a.hdf5: demo_1: not successful\nDemonstrations: new (2 of 3 recorded episodes, 12 frames at 20 Hz)\n"
+        "Left out: a.hdf5: demo_1: not successful\n"
+        f"Demonstrations: {tmp_path / 'new'} (2 of 3 recorded episodes, 12 frames at 20 Hz)\n"
     )
     assert "[WARN] b.hdf5 was recorded in Isaac-Lift-Cube-Franka-v0" in printed.err
     assert (tmp_path / "new/meta/info.json").is_file()

@@ -183,6 +183,22 @@ def test_an_experiment_of_rlinf_loads(tmp_path: Path) -> None:
     assert "weight_syncer" in loaded.warnings[0]
 
 
+def test_a_key_without_effect_is_named_with_the_place_that_it_was_given_at(tmp_path: Path) -> None:
+    file = written(tmp_path)
+    of_file, _, of_command = (
+        load_config(file, ["actor.enable_offload=true", "rollout.sampling_params.temperature_train=2"])
+        .warnings[0]
+        .partition("These mean")[0]
+        .partition("These keys of the command line have no effect here:")
+    )
+    assert of_file.startswith(f"These keys of {file} have no effect here:\n")
+    assert "weight_syncer" in of_file
+    assert "actor.enable_offload" not in of_file
+    assert "actor.enable_offload" in of_command
+    assert "rollout.sampling_params" in of_command
+    assert "weight_syncer" not in of_command
+
+
 def notice(*overrides: str) -> str:
     """What is said at start of RLinf's own file."""
     return load_config(str(REFERENCE), overrides).warnings[0].partition("something else than in RLinf")[2]

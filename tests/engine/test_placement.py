@@ -11,10 +11,20 @@ import torch
 
 from regrasp.config.types import changed
 from regrasp.engine import placement as placement_module
-from regrasp.engine.placement import EnvShare, NodeResources, Plan, Resources, ShortageError, plan, require_ray
+from regrasp.engine.placement import (
+    EnvShare,
+    NodeResources,
+    Plan,
+    Resources,
+    ShortageError,
+    place,
+    plan,
+    remarks,
+    require_ray,
+)
 from regrasp.engine.policies import use_device
 from regrasp.errors import UserError
-from regrasp.experiment import ClusterConfig
+from regrasp.experiment import ClusterConfig, ExperimentConfig
 from regrasp.experiment.cluster import Placement
 from regrasp.experiment.load import load_config
 
@@ -32,17 +42,21 @@ TWO_LAPTOPS = Resources(LAPTOP.nodes * 2)
 ALL_OF_TWO_NODES = "cuda:0 cuda:1 cuda:2 cuda:3 1/cuda:0 1/cuda:1 1/cuda:2 1/cuda:3"
 
 
-def planned(placement: Mapping[str, int | str], resources: Resources, *overrides: str) -> Plan:
+def placed(placement: Mapping[str, int | str], resources: Resources, *overrides: str) -> ExperimentConfig:
+    """A small experiment with this placement."""
     cluster = ClusterConfig(len(resources.nodes), dict(placement), "auto" if len(resources.nodes) > 1 else None)
     assert not list(cluster.problems())
-    return plan(
-        changed(
-            load_config(str(SMALL), ["env.train.total_num_envs=24", "env.eval.total_num_envs=24", *overrides]).config,
-            "cluster",
-            cluster,
-        ),
-        resources,
-    )
+    sizes = ["env.train.total_num_envs=24", "env.eval.total_num_envs=24"]
+    return changed(load_config(str(SMALL), [*sizes, *overrides]).config, "cluster", cluster)
+
+
+def planned(placement: Mapping[str, int | str], resources: Resources, *overrides: str) -> Plan:
+    return plan(placed(placement, resources, *overrides), resources)
+
+
+def remarked(placement: Mapping[str, int | str], resources: Resources, *overrides: str) -> tuple[str, ...]:
+    config = placed(placement, resources, *overrides)
+    return remarks(config, place(config, resources), resources)
 
 
 def lines(found: Plan) -> list[str]:
@@ -203,15 +217,22 @@ def test_a_run_on_one_accelerator_is_on_the_one_that_is_placed(monkeypatch: pyte
 
 def test_processes_that_outnumber_cores_are_told() -> None:
     few = Resources((NodeResources((), 2, 10**12),))
-    assert planned({ROLES: "0-1"}, few).warnings == ()
-    assert planned({ROLES: "0-2"}, few).warnings == ("Node 0 has 2 cores for 3 processes, which wait for each other.",)
+    assert remarked({ROLES: "0-1"}, few) == ()
+    assert remarked({ROLES: "0-2"}, few) == ("Node 0 has 2 cores for 3 processes, which wait for each other.",)
+
+
+def test_a_single_process_that_trains_offloads_nothing() -> None:
+    sharded, offloaded = "actor.fsdp_config.sharding_strategy=full_shard", "actor.fsdp_config.cpu_offload=true"
+    (remark,) = remarked({ROLES: 0}, ONE, sharded, offloaded)
+    assert remark.startswith("actor.fsdp_config.cpu_offload has no effect")
+    assert remarked({ROLES: 0}, ONE, sharded) == remarked({ROLES: "0-1"}, TWO, sharded, offloaded) == ()
 
 
 def test_a_plan_of_several_processes_needs_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(placement_module, "find_spec", lambda _: None)
-    require_ray(planned({ROLES: "all"}, LAPTOP))
+    require_ray(planned({ROLES: "all"}, LAPTOP).processes)
     with pytest.raises(UserError, match=r"regrasp\[ray\]") as caught:
-        require_ray(planned({ROLES: "all"}, TWO))
+        require_ray(planned({ROLES: "all"}, TWO).processes)
     assert (caught.value.fix or "").startswith('pip install "ray')
 
 

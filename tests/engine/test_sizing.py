@@ -16,6 +16,7 @@ from regrasp.envs.registry import preflight
 from regrasp.experiment import ClusterConfig, ExperimentConfig
 from regrasp.experiment.batches import num_samples
 from regrasp.experiment.load import load_config
+from regrasp.models.mlp.policy import MlpPolicy
 
 MIB = 2**20
 MODEL = ModelMemory(
@@ -58,7 +59,7 @@ def test_what_each_role_holds_of_the_policy() -> None:
     assert sizes == {
         "actor 0": (80 + 140 + 20) * MIB + kept,
         "env 0": 0,
-        "rollout 0": (2 * 30 + 5) * MIB,  # every weight in bfloat16
+        "rollout 0": (80 + 20 + 5) * MIB,  # it receives float32, and acts with bfloat16
     }
     for process in plan(config, LAPTOP).processes:
         assert sizing(config, LAPTOP).policy_bytes(process) == (80 + 140 + 20 + 5) * MIB + kept // 2
@@ -70,8 +71,8 @@ def test_the_lines_of_several_processes() -> None:
     assert title == "processes: 4, disaggregated: 1 actor, 2 env, 1 rollout"
     assert actor.startswith("  actor 0: node 0, cpu; policy 1.73 GiB")
     assert envs.startswith("  env 0-1: node 0, cpu; environments 64 of env.train and 64 of env.eval, about ")
-    assert rollout == "  rollout 0: node 0, cpu; policy 65.00 MiB"
-    assert host.startswith("policies in host memory of node 0: 1.80 GiB of 16.00 GiB, which fits")
+    assert rollout == "  rollout 0: node 0, cpu; policy 0.10 GiB"
+    assert host.startswith("policies in host memory of node 0: 1.84 GiB of 16.00 GiB, which fits")
     assert largest.startswith("the largest of them on an accelerator of its own: 1.73 GiB of 80.00 GiB, which fits")
     assert acts == "every rollout: 1536 decisions in 128 environments, which take turns in 2 stages"
     assert learns == "every actor: about 512 samples (1 x 512) of each minibatch of 512"
@@ -96,7 +97,7 @@ def test_processes_that_are_alike_share_a_line() -> None:
 def test_what_does_not_fit_is_said_by_device() -> None:
     text = "\n".join(sizing(experiment(actor=0, env_rollout=1), TWO).lines())
     assert "policies in cuda:0 of node 0: 1.73 GiB of 1.00 GiB: DOES NOT FIT" in text
-    assert "policies in cuda:1 of node 0: 65.00 MiB of 80.00 GiB, which fits" in text
+    assert "policies in cuda:1 of node 0: 0.10 GiB of 80.00 GiB, which fits" in text
 
 
 def test_a_model_of_unknown_size_is_left_out() -> None:
@@ -116,6 +117,30 @@ def test_a_dry_run_plans_for_a_larger_machine(
     out, err = capsys.readouterr()
     assert "[WARN] The placement needs accelerators 0-3; node 0 has 2, and 2-3 are missing" in err
     assert "#   actor+env+rollout 0-3: node 0, cuda:0-3; environments 32 of env.train" in out
+
+
+def test_a_dry_run_of_several_processes_has_their_own_numbers(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    MlpPolicy(state_dim=16, action_dim=4, num_action_chunks=4, hidden=(16, 16)).save(tmp_path)
+    flags = ["train", "--dry_run", *PLACED, "--model_path", str(tmp_path), "env.train.num_workers=3"]
+    few = Resources((dataclasses.replace(LAPTOP.nodes[0], num_cores=2),))
+    monkeypatch.setattr(Resources, "of_this_machine", lambda _: few)
+    assert main(flags) == 0
+    out, err = capsys.readouterr()
+    assert err.count("Node 0 has 2 cores for 4 processes") == 1
+    assert "# env.train: 128 environments in 12 processes; shared memory: " in out
+    assert "policy" in next(line for line in out.splitlines() if line.startswith("#   actor+env+rollout 0-3"))
+    assert "# weights: 0.0 M parameters" in out
+    assert "# a checkpoint on disk: about " in out
+    assert "# training" not in out, "of the whole, which no process holds alone"
+    assert "together on the device" not in out
+
+    assert main(["train", "--dry_run", "--config_name", "pick_cube_ppo_mlp", "--model_path", str(tmp_path)]) == 0
+    out, err = capsys.readouterr()
+    assert "cores for" not in err
+    assert "# training 0.0 M of them" in out
+    assert "# together on the device" in out
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from regrasp.checkpoint.run_record import RunRecord
 from regrasp.checkpoint.write import CheckpointContent, write_checkpoint
 from regrasp.cli.main import main
 from regrasp.engine.policies import overlay_rl_weights
@@ -327,3 +328,17 @@ def test_the_command(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert len(list((tmp_path / "out").glob("*.safetensors"))) > 1
     assert main(arguments) == 2
     assert "error: The output folder is not empty" in capsys.readouterr().err
+
+
+def test_the_newest_checkpoint_of_a_runs_folder_is_exported(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    run, policy = tmp_path / "run", trained_policy(base)
+    step = checkpoint(policy, run / "experiment" / "checkpoints")
+    RunRecord(run).begin(0, "regrasp train", "seed: 1\n")
+    RunRecord(run).add(step)
+    output = tmp_path / "out"
+    assert main(["export", "--model_path", str(base), "--rl_model_path", str(run), "--output", str(output)]) == 0
+    assert f"The newest checkpoint of {run}: {step}\n" in capsys.readouterr().out
+    trained = policy.state_dict()
+    assert all(torch.equal(tensor, trained[name]) for name, tensor in weights(output).items())

@@ -246,6 +246,15 @@ def test_a_prediction_needs_tensors(kind: str, part: str, name: str | None, valu
     assert all(text in str(caught.value) for text in ("expected: a", "torch tensor", "fix:", *complaint))
 
 
+@pytest.mark.parametrize("value", ["pick up the cube", None, [1, 2]])
+def test_a_prediction_needs_a_list_of_instructions(value: Any):
+    observation = dataclasses.replace(toy_observation(2), instruction=value)
+    with pytest.raises(UserError, match="Instructions that are no list of texts") as caught:
+        toy_policy().predict(observation)
+    assert caught.value.key == "instruction"
+    assert "put a single instruction into a list" in (caught.value.fix or "")
+
+
 @pytest.mark.parametrize("kind", ["mlp", "flow_sde"])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_prediction_needs_a_finite_state(kind: str, value: float):

@@ -473,7 +473,7 @@ def test_recording_to_base_model_to_isaac_lab(
     assert (more.num_episodes, more.features[ACTION].shape, more.features[STATE].shape) == (2, (3,), (2,))
     printed = capsys.readouterr().out
     assert "Left out: demos.hdf5: demo_2: not successful" in printed
-    assert "Demonstrations: demos (3 of 4 recorded episodes, 12 frames at 50 Hz)" in printed
+    assert f"Demonstrations: {tmp_path / 'demos'} (3 of 4 recorded episodes, 12 frames at 50 Hz)" in printed
     assert "push" in printed.split("instruction")[1]
 
 

@@ -53,6 +53,8 @@ def test_a_finished_run_says_where_its_model_is(
     assert main([*arguments, "runner.max_epochs=3", "--resume_dir", str(run), "env.train.total_num_envs=5"]) == 2
     printed = capsys.readouterr()
     assert "env.train.total_num_envs was 6 and is 5" in printed.err
+    continued = shlex.join(["regrasp", *arguments, "--resume_dir", str(run)])
+    assert f"With the run's own settings: {continued}\n" in printed.err
     assert sorted(run.rglob("*")) == before
     assert main([*arguments, "--resume_dir", "logs"]) == 2
     assert run.name in capsys.readouterr().err
@@ -139,6 +141,23 @@ def test_rlinfs_key_and_folder_of_weights(
     assert "No full_weights.pt here" in capsys.readouterr().err
 
 
+def test_the_folder_of_a_run_stands_for_its_newest_model(
+    arguments: list[str], finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    newest = next(finished_run.rglob("global_step_4"))
+    told = f"[INFO] The newest checkpoint of {finished_run}: {newest}\n"
+    evaluate = ["play", *arguments[1:], "env.eval.num_episodes=2"]
+    for option in ("--rl_model_path", "--model_path"):
+        for place in (finished_run, newest):
+            assert main([*evaluate, option, str(place)]) == 0
+            assert (told in capsys.readouterr().out) == (place == finished_run)
+    first, *others = (file.read_text() for file in (tmp_path / "logs").rglob("episodes.jsonl"))
+    assert others == [first] * 3
+    # What trains is asked for the model itself: a run that is to go on is given by --resume_dir.
+    assert main([*arguments, "--model_path", str(finished_run)]) == 2
+    assert told not in capsys.readouterr().out
+
+
 def test_an_evaluation_that_is_refused_leaves_no_folder(
     arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -153,7 +172,7 @@ def test_an_evaluation_that_is_refused_leaves_no_folder(
 
 def test_the_command_that_continues_names_the_run_once() -> None:
     given = ["train", "--resume_dir", "old run", "a=1", "--resume_dir=x", "runner.resume_dir=y", "--num_envs", "4"]
-    given += ["--checkpoint", "latest", "--checkpoint=best"]
+    given += ["--checkpoint", "latest", "--checkpoint=best", "--run_name", "one", "--run_name=two"]
     command = resume_command(given, Path("the run"))
     run = str(Path("the run").absolute())
     assert shlex.split(command) == ["regrasp", "train", "a=1", "--num_envs", "4", "--resume_dir", run]

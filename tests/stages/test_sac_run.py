@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from run_toys import OVER_EPOCHS, assert_same_checkpoint, checkpoint, metrics, mlp_experiment
+from run_toys import OVER_EPOCHS, assert_same_checkpoint, checkpoint, groot_experiment, metrics, mlp_experiment
 
 from regrasp.errors import UserError
 from regrasp.experiment.load import LoadedConfig
+from regrasp.models.groot.policy import GrootPolicy
 from regrasp.models.registry import load_policy
 from regrasp.stages.train import train
 
@@ -48,6 +49,29 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path, settings: tuple[
     stored = torch.load(checkpoint(run, 4) / "actor/model_state_dict/full_weights.pt", weights_only=True)
     for name, weight in policy.state_dict().items():
         assert torch.equal(weight, stored[name]), name
+
+
+def test_a_groots_residual_resumes_bit_for_bit_and_its_model_acts_with_it(base_model: Path, tmp_path: Path) -> None:
+    model = f"actor.model.model_path={base_model}"
+    settings = (
+        *SAC,
+        model,
+        "actor.model.q_head.num_decisions=4",
+        "actor.model.residual.random_updates=1",
+        "runner.max_epochs=3",
+    )
+    run = tmp_path / "run"
+    run.mkdir()
+    assert train(groot_experiment(*settings), run)
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    shutil.rmtree(checkpoint(copy, 3))
+    assert train(groot_experiment(*settings, f"runner.resume_dir={copy}"), copy)
+    assert_same_checkpoint(checkpoint(run, 3), checkpoint(copy, 3))
+    policy = load_policy(checkpoint(run, 3) / "model")
+    assert isinstance(policy, GrootPolicy)
+    assert policy.residual is not None
+    assert any(weight.any() for weight in policy.residual.body[-1].parameters())
 
 
 @pytest.mark.parametrize(

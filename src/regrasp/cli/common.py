@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from regrasp.checkpoint.layout import EXPORT
 from regrasp.config.compose import as_override
 from regrasp.config.types import changed
 from regrasp.errors import UserError
@@ -204,7 +205,21 @@ def take_checkpoint(args: argparse.Namespace, flag: str) -> None:
 def weights_to_lay_over(loaded: LoadedConfig) -> Path | None:
     """The weights that an evaluation lays over its model, if any."""
     weights = loaded.config.runner.ckpt_path
-    return None if weights is None else Path(weights).expanduser()
+    from regrasp.runner.run_folder import newest_of_run
+
+    return None if weights is None else newest_of_run(Path(weights).expanduser())
+
+
+def _with_model_of_run(loaded: LoadedConfig) -> LoadedConfig:
+    """The experiment with the newest model of a run, where a run's folder or a checkpoint is given for a model's."""
+    from regrasp.models.config import CONFIG_FILE
+    from regrasp.runner.run_folder import newest_of_run
+
+    given = loaded.config.actor.model.model_path
+    if given is None or (Path(given).expanduser() / CONFIG_FILE).exists():
+        return loaded
+    folder = newest_of_run(Path(given).expanduser()) / EXPORT
+    return changed(loaded, "config.actor.model.model_path", str(folder)) if folder.is_dir() else loaded
 
 
 def load_to_run(
@@ -231,6 +246,8 @@ def load_to_run(
     from regrasp.experiment.paths import require_paths
 
     loaded = load(args, trains=starts == "train")
+    if reads == "play" or loaded.config.runner.evaluates:
+        loaded = args.loaded = _with_model_of_run(loaded)
     for block in blocks:
         if getattr(loaded.config, block) is None:
             raise UserError(
@@ -267,24 +284,22 @@ def _placed(loaded: LoadedConfig, starts: Starts | None, *, imagines: bool) -> t
     config = loaded.config
     if starts != "train" or config.runner.evaluates or (config.cluster.address is not None and not imagines):
         return None
-    from regrasp.engine.placement import Resources, ShortageError, plan, require_ray
+    from regrasp.engine.placement import Resources, ShortageError, place, plan, remarks, require_ray
 
     resources = Resources.of_this_machine(config.cluster.num_nodes)
     try:
         try:
-            placed = plan(config, resources)
-            require_ray(placed)
+            require_ray(place(config, resources))
         except ShortageError as error:
             if not imagines:
                 raise
             _log.warning(loaded.located(error))
             resources = resources.enough_for(config.cluster)
-            placed = plan(config, resources)
+        for remark in remarks(config, place(config, resources), resources):
+            _log.warning(remark)
+        return plan(config, resources), resources
     except UserError as error:
         raise loaded.located(error) from None
-    for warning in placed.warnings:
-        _log.warning(warning)
-    return placed, resources
 
 
 def print_resolved(loaded: LoadedConfig, summary: Sequence[str]) -> None:
@@ -314,14 +329,17 @@ def _rehearse(
     from regrasp.experiment.paths import MissingInputError
 
     to_check = loaded if reads is None else _with_what_is_there(loaded, reads)
-    summary = [*([batch_equation(loaded.config)] if trains else []), *describe_needs(needs)]
-    lines, size = _memory(loaded, to_check) if reads in ("train", "play") else ([], None)
+    several = placed is not None and not placed[0].is_local
+    lines, size = _memory(loaded, to_check, several=several) if reads in ("train", "play") else ([], None)
     if placed is not None:
         from regrasp.engine.sizing import Sizing
 
-        summary += Sizing(placed[0], loaded.config, placed[1], specs, size).lines()
-    summary += lines
-    print_resolved(loaded, summary)
+        sizing = Sizing(placed[0], loaded.config, placed[1], specs, size)
+        lines = [*sizing.lines(), *lines]
+        needs = sizing.needs_on(0) if several else needs
+    where = " on node 0" if loaded.config.cluster.num_nodes > 1 else ""
+    equation = [batch_equation(loaded.config)] if trains else []
+    print_resolved(loaded, [*equation, *describe_needs(needs, where), *lines])
     for shortage in shortages(needs):
         _log.warning(loaded.located(shortage))
     if check is not None and to_check is not None:
@@ -348,7 +366,9 @@ def _with_what_is_there(loaded: LoadedConfig, reads: Stage) -> LoadedConfig | No
     return loaded
 
 
-def _memory(loaded: LoadedConfig, to_check: LoadedConfig | None) -> tuple[list[str], ModelMemory | None]:
+def _memory(
+    loaded: LoadedConfig, to_check: LoadedConfig | None, *, several: bool
+) -> tuple[list[str], ModelMemory | None]:
     """The estimate of what the model takes, or why there is none, in words; and what speaks against its folder."""
     model = loaded.config.actor.model
     if model.model_path is None:
@@ -362,7 +382,7 @@ def _memory(loaded: LoadedConfig, to_check: LoadedConfig | None) -> tuple[list[s
         if warning := model.slot_warning(input_names(env.mapping)):
             _log.warning("env.%s.mapping.embodiment_tag_id: %s", name, warning)
     size = model_memory(loaded.config)
-    return memory_estimate(loaded.config, size), size
+    return memory_estimate(loaded.config, size, several=several), size
 
 
 def prepare_torch(loaded: LoadedConfig) -> None:

@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     for line in omission_lines(report.omissions):
         print(f"Left out: {line}")
     print(
-        f"Demonstrations: {folder} ({len(report.episodes)} of {report.num_recorded} recorded episodes,"
+        f"Demonstrations: {folder.resolve()} ({len(report.episodes)} of {report.num_recorded} recorded episodes,"
         f" {report.num_frames} frames at {report.fps} Hz)"
     )
     return 0

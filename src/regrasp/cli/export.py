@@ -17,7 +17,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model_path", metavar="FOLDER", type=Path, required=True, help="base model, a Hugging Face style folder"
     )
     parser.add_argument(
-        "--rl_model_path", metavar="FOLDER", type=Path, help="global_step_N folder, or full_weights.pt, of the training"
+        "--rl_model_path",
+        metavar="FOLDER",
+        type=Path,
+        help="global_step_N folder, or full_weights.pt, of the training; of a run's folder, the newest",
     )
     parser.add_argument("--output", metavar="DIR", type=Path, required=True, help="new folder to write")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the written weights; default: as they are")
@@ -47,13 +50,14 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from regrasp.models.config import ExportOptions
+    from regrasp.runner.run_folder import newest_of_run
     from regrasp.stages.export import export
 
     folder = export(
         ExportOptions(
             model_path=args.model_path,
             output=args.output,
-            rl_model_path=args.rl_model_path,
+            rl_model_path=args.rl_model_path and newest_of_run(args.rl_model_path),
             dtype=args.dtype and getattr(torch, args.dtype),
             max_shard_bytes=args.max_shard_size,
             with_value_head=args.with_value_head,

@@ -26,7 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of this command."""
     add_run_arguments(parser)
     parser.add_argument(
-        "--rl_model_path", metavar="FOLDER", help="global_step_N folder whose full_weights.pt is laid over"
+        "--rl_model_path",
+        metavar="FOLDER",
+        help="global_step_N folder whose full_weights.pt is laid over; of a run's folder, the newest",
     )
     parser.add_argument(
         "--checkpoint", metavar="PATH", help="the same as --rl_model_path; or latest, or best, of this task's runs"

@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
 
     folder, error = pretrain(loaded.config, args.output, again=args.again)
     done = "already there" if error is None else f"median grounding error {error:.2f} cm"
-    print(f"Backbone: {folder} ({done})")
+    print(f"Backbone: {folder.resolve()} ({done})")
     return 0
 
 

@@ -36,8 +36,10 @@ def run(args: argparse.Namespace) -> int:
     from regrasp.stages.sft import train_base
 
     folder, result = train_base(loaded.config, output=args.output, overwrite=args.overwrite)
-    validation = "" if result.validation_loss is None else f", validation loss {result.validation_loss:.3f}"
-    print(f"Base model: {folder} ({result.num_frames} frames, training loss {result.train_loss:.3f}{validation})")
+    losses = f"training loss {result.train_loss:.3f}"
+    if result.validation_loss is not None:
+        losses += f", validation loss {result.validation_loss:.3f}"
+    print(f"Base model: {folder.resolve()} ({result.num_frames} frames, {losses})")
     return 0
 
 

@@ -74,8 +74,9 @@ def run(args: argparse.Namespace) -> int:
             finished = False
         except Exception as error:
             refused = resumed is not None and isinstance(error, UserError)
-            if not refused and (kept := _how_to_continue(args, run_dir, loaded)):
-                error.add_note(kept)
+            note = _own_settings(args, run_dir) if refused else _how_to_continue(args, run_dir)
+            if note is not None:
+                error.add_note(note)
             raise
         if finished:
             checkpoint = newest_checkpoint(run_dir)
@@ -83,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
             print(f"Model: {checkpoint / EXPORT}\nReport: {shlex.join(['regrasp', 'report', str(run_dir.absolute())])}")
             return 0
         nothing = "No update was finished, so nothing is kept. Run the same command again."
-        print("\ninterrupted", _how_to_continue(args, run_dir, loaded) or nothing, sep="\n", file=sys.stderr)
+        print("\ninterrupted", _how_to_continue(args, run_dir) or nothing, sep="\n", file=sys.stderr)
         return 130
 
 
@@ -111,7 +112,17 @@ def _evaluate(args: argparse.Namespace, loaded: LoadedConfig) -> int:
     return 0
 
 
-def _how_to_continue(args: argparse.Namespace, run_dir: Path, loaded: LoadedConfig) -> str | None:
+def _own_settings(args: argparse.Namespace, run_dir: Path) -> str | None:
+    """The command that continues a run with the settings that it has had; None where it is the one that was given."""
+    from regrasp.runner.run_folder import recorded_resume_command, resume_command
+
+    command = recorded_resume_command(run_dir)
+    if command in (None, resume_command(args.given, run_dir)):
+        return None
+    return f"With the run's own settings: {command}"
+
+
+def _how_to_continue(args: argparse.Namespace, run_dir: Path) -> str | None:
     """What a run that ended early has kept, and the command that continues it; None if it has kept nothing."""
     from regrasp.runner.run_folder import newest_checkpoint, resume_command
 

@@ -170,15 +170,24 @@ def strip_legacy(values: dict[str, Any], own: Collection[KeyPath] = ()) -> dict[
     return strip(values, ())
 
 
-def rlinf_notice(reasons: Mapping[str, str], differences: Sequence[str], file: object) -> str:
-    """One text for all ignored keys, grouped by reason, and for those that mean something else."""
-    groups: defaultdict[str, list[str]] = defaultdict(list)
+def rlinf_notice(reasons: Mapping[str, str], differences: Sequence[str], places: Mapping[str, object]) -> str:
+    """One text for all ignored keys, grouped by place and reason, and for those that mean something else.
+
+    Args:
+        reasons: Why each key has no effect.
+        differences: What keys mean here, and do not mean in RLinf.
+        places: Where each of the keys was given.
+    """
+    groups: defaultdict[object, defaultdict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for key, why in reasons.items():
-        groups[why].append(key)
-    lines = [f"  {', '.join(keys)} ({why})" for why, keys in groups.items()]
+        groups[places[key]][why].append(key)
+    lines: list[str] = []
+    for place, group in groups.items():
+        lines.append(f"These keys of {place} have no effect here:")
+        lines += [f"  {', '.join(keys)} ({why})" for why, keys in group.items()]
     if differences:
         lines += ["These mean something else than in RLinf (docs/rlinf.md):", *(f"  {text}" for text in differences)]
-    return "\n".join([f"These keys of {file} have no effect here:", *lines])
+    return "\n".join(lines)
 
 
 def _choices(path: KeyPath, values: Mapping[str, Any], root: Spec) -> tuple[Any, ...]:

@@ -64,13 +64,17 @@ class Sources:
         steps = self._as_written(path)
         steps = self._origin(steps) if follow else (*self._origin(steps[:-1]), *steps[-1:])
         key = dotted(steps)
-        if any(_overlap(split_key(override), steps) for override in self.overrides):
+        if self.overrides_key(steps):
             name = self._flag(steps) or key
             return Place(name, COMMAND_LINE, name)
         file, found = self._find(steps)
         start = found.node.start_mark if found.node else None
         position = f"{start.line}:{start.column}" if start else ""
         return Place(key, f"{file}:{found.line}", f"{file}:{position}:{dotted(steps[found.depth :])}")
+
+    def overrides_key(self, path: KeyPath) -> bool:
+        """Whether the command line sets a key as it is written, or a part of it."""
+        return any(_overlap(split_key(override), path) for override in self.overrides)
 
     def _flag(self, path: KeyPath) -> str | None:
         """The flag that set a value, if no override of the user came after it."""

@@ -84,7 +84,7 @@ class PolicyMemory:
         """What a process with these roles holds of it."""
         if "actor" in roles:
             return self.total - (0 if "rollout" in roles else self.acting)
-        return self.weights - self.half_copy + self.acting if "rollout" in roles else 0
+        return self.weights + self.half_copy + self.acting if "rollout" in roles else 0
 
 
 @dataclass(frozen=True)
@@ -118,16 +118,28 @@ def model_memory(config: ExperimentConfig) -> ModelMemory | None:
     return ModelMemory(policy.describe_inputs(), memory, policy.stored_bytes(recomputes=_recomputes(config)))
 
 
-def memory_estimate(config: ExperimentConfig, model: ModelMemory | None) -> list[str]:
-    """Lines about inputs, weights, optimizer and rollout storage, as one process would hold them."""
+def memory_estimate(config: ExperimentConfig, model: ModelMemory | None, *, several: bool = False) -> list[str]:
+    """Lines about inputs, weights, optimizer and rollout storage, as one process holds them.
+
+    Args:
+        config: The experiment.
+        model: What is known of the model.
+        several: Whether to leave out what several processes divide among them.
+    """
     if model is None:
         return ["memory: the size of this kind of model is known only once it is loaded"]
     memory = model.policy
+    disk = f"a checkpoint on disk: about {byte_size(memory.checkpoints(1, 1))}, a further one"
+    disk += f" {byte_size(memory.checkpoints(2, 2) - memory.checkpoints(1, 1))}"
     lines = [
         *filter(None, [model.inputs]),
         f"weights: {memory.num_parameters / 1e6:.1f} M parameters, {byte_size(memory.weights)}",
-        f"training {memory.num_trained / 1e6:.1f} M of them: {byte_size(memory.training)} (gradients, AdamW's moments)",
     ]
+    if several:
+        return [*lines, disk]
+    lines.append(
+        f"training {memory.num_trained / 1e6:.1f} M of them: {byte_size(memory.training)} (gradients, AdamW's moments)"
+    )
     if memory.half_copy:
         lines.append(f"copy of them in bfloat16, for all passes: {byte_size(memory.half_copy)}")
     if memory.acting:
@@ -140,8 +152,6 @@ def memory_estimate(config: ExperimentConfig, model: ModelMemory | None) -> list
         what = "stored observations" if _recomputes(config) else "cached features"
         where = "in host memory" if config.runner.feature_storage == "host" else "on the device"
         lines.append(f"{what}: {samples} decisions x {stored / 1e3:.0f} kB = {byte_size(samples * stored)}, {where}")
-    disk = f"a checkpoint on disk: about {byte_size(memory.checkpoints(1, 1))}, a further one"
-    disk += f" {byte_size(memory.checkpoints(2, 2) - memory.checkpoints(1, 1))}"
     return [*lines, f"together on the device: {byte_size(on_device)}, activations and minibatches aside", disk]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Literal
@@ -109,7 +109,6 @@ class Plan:
     """In the order of their environments."""
     num_eval_envs: int
     """Evaluation environments of each pair of an env worker and a rollout worker that it works for."""
-    warnings: tuple[str, ...] = ()
 
     def of(self, role: Role) -> tuple[ProcessPlan, ...]:
         """The processes of a role, by rank."""
@@ -144,12 +143,12 @@ class Plan:
         return layouts[len(kinds) - 1]
 
 
-def plan(config: ExperimentConfig, resources: Resources) -> Plan:
-    """Place every rank of every role.
+def place(config: ExperimentConfig, resources: Resources) -> tuple[ProcessPlan, ...]:
+    """The process of every rank of every role, whatever the ranks are to divide.
 
     Raises:
         ShortageError: The machines lack something.
-        UserError: The sizes of the experiment do not divide over the ranks, or a setting contradicts the placement.
+        UserError: The accelerators cannot be shared so.
     """
     cluster = config.cluster
     if cluster.num_nodes > len(resources.nodes):
@@ -165,7 +164,27 @@ def plan(config: ExperimentConfig, resources: Resources) -> Plan:
     processes = _processes(numbers, nodes)
     _check_accelerators(numbers, processes)
     _check_host(processes, nodes)
-    if config.runner.max_staleness and numbers["actor"] == numbers["rollout"]:
+    return processes
+
+
+def remarks(config: ExperimentConfig, processes: Sequence[ProcessPlan], resources: Resources) -> tuple[str, ...]:
+    """What is worth a warning of the processes that `place` returned."""
+    num_actors = sum("actor" in process.roles for process in processes)
+    return (*_crowded(processes, resources.nodes), *config.actor.fsdp_config.idle_with(num_actors))
+
+
+def plan(config: ExperimentConfig, resources: Resources) -> Plan:
+    """Place every rank of every role, and divide the environments over them.
+
+    Raises:
+        ShortageError: The machines lack something.
+        UserError: The sizes of the experiment do not divide over the ranks, or a setting contradicts the placement.
+    """
+    processes = place(config, resources)
+    num_actors, num_rollouts, num_workers = (
+        sum(role in process.roles for process in processes) for role in ("actor", "rollout", "env")
+    )
+    if config.runner.max_staleness and any({"actor", "rollout"} <= process.roles for process in processes):
         raise UserError(
             "A rollout cannot overlap the update of the process that it runs in",
             key="runner.max_staleness",
@@ -173,29 +192,27 @@ def plan(config: ExperimentConfig, resources: Resources) -> Plan:
             expected="0, or actor and rollout on different numbers of cluster.component_placement",
             fix="set runner.max_staleness=0, or place actor and rollout apart",
         )
-    if config.algorithm.stores_experience and len(numbers["actor"]) > 1:
+    if config.algorithm.stores_experience and num_actors > 1:
         raise UserError(
             "Stored experience is not divided over several ranks that train",
             key=_KEY,
-            value=f"actor on {len(numbers['actor'])} ranks",
+            value=f"actor on {num_actors} ranks",
             expected=f"one rank of the actor with algorithm.loss_type {config.algorithm.loss_type}",
             fix="place the actor on one number; rollout and env may be on several",
         )
-    config.actor.fsdp_config.num_shards(len(numbers["actor"]))  # an error where they do not divide
-    num_rollouts, num_workers = len(numbers["rollout"]), len(numbers["env"])
+    config.actor.fsdp_config.num_shards(num_actors)  # an error where they do not divide
     return Plan(
         processes,
         _env_shares(config, num_rollouts, num_workers),
         -(-config.env.eval.total_num_envs // max(num_rollouts, num_workers)),
-        _crowded(processes, nodes),
     )
 
 
-def require_ray(plan: Plan) -> None:
-    """Raise a `ShortageError` where a plan of several processes needs Ray and it is not installed."""
-    if not plan.is_local and find_spec("ray") is None:
+def require_ray(processes: Collection[ProcessPlan]) -> None:
+    """Raise a `ShortageError` where several processes need Ray and it is not installed."""
+    if len(processes) > 1 and find_spec("ray") is None:
         raise ShortageError(
-            f"Ray starts the {len(plan.processes)} processes of this placement, and is not installed",
+            f"Ray starts the {len(processes)} processes of this placement, and is not installed",
             key=_KEY,
             expected="the extra regrasp[ray], or one process that plays all roles",
             fix=f"{install_command('ray')}, or write {_KEY}: {{'actor,env,rollout': 0}}",

@@ -122,6 +122,14 @@ class FsdpConfig:
                 fix=f"set actor.model.compile=false, or {key}.gradient_checkpointing=false",
             )
 
+    def idle_with(self, num_ranks: int) -> Iterator[str]:
+        """What has no effect with a number of ranks that train."""
+        if num_ranks == 1 and self.cpu_offload:
+            yield (
+                "actor.fsdp_config.cpu_offload has no effect: only sharded weights are offloaded, and the one process"
+                " that trains has all weights, gradients and optimizer state on its device."
+            )
+
     def oddities(self) -> Iterator[str]:
         """Keys that others leave without effect."""
         key = "actor.fsdp_config"

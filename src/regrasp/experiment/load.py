@@ -123,7 +123,8 @@ def load_config(
     config = _without_idle_value_head(config)
     warnings = [*merged.warnings, *idle, *oddities(config, trains=trains)]
     if reasons:
-        warnings.insert(0, rlinf_notice(reasons, list(unlike_rlinf(config)), file))
+        places = {key: f"the {COMMAND_LINE}" if sources.overrides_key(split_key(key)) else file for key in reasons}
+        warnings.insert(0, rlinf_notice(reasons, list(unlike_rlinf(config)), places))
     return LoadedConfig(config, file, tuple(overrides), tuple(reasons), tuple(warnings), sources)
 
 

@@ -145,16 +145,16 @@ def shortages(needs: Mapping[str, Needs], room: Room | None = None, where: str =
         )
 
 
-def describe_needs(needs: Mapping[str, Needs]) -> list[str]:
-    """Lines for `--dry_run`."""
+def describe_needs(needs: Mapping[str, Needs], where: str = "") -> list[str]:
+    """Lines for `--dry_run`; `where` says of which machine, if there are several."""
     lines = []
     for name, need in needs.items():
         known = "known only once they run" if need.shared is None else byte_size(need.shared)
         takes = f"about {byte_size(need.memory)} of host memory" if need.memory else "host memory known only then"
         processes = "process" if need.num_processes == 1 else "processes"
         lines.append(
-            f"env.{name}: {need.num_envs} environments in {need.num_processes} {processes}; shared memory: {known};"
-            f" {takes}"
+            f"env.{name}{where}: {need.num_envs} environments in {need.num_processes} {processes};"
+            f" shared memory: {known}; {takes}"
         )
     free, shared = byte_size(available_memory()), byte_size(free_shared_memory())
     return [*lines, f"this machine: {free} of host memory, {shared} in {SHARED_MEMORY}"] if lines else []

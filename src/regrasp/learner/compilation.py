@@ -128,6 +128,9 @@ class _FilledNoise:
     def integers(self, name: str, high: int) -> Tensor:
         return self._filled(self.noise.integers(name, high))
 
+    def of_episode(self) -> _FilledNoise:
+        return replace(self, noise=self.noise.of_episode())
+
     def _filled(self, numbers: Tensor) -> Tensor:
         return torch.cat([numbers, numbers[:1].expand(self.num_added, *numbers.shape[1:])])
 

@@ -38,6 +38,10 @@ class Noise(Protocol):
         """(B,) int64 uniform numbers in [0, high)."""
         ...
 
+    def of_episode(self) -> Noise:
+        """Noise that is the same for all decisions of an episode; its names are to be other ones."""
+        ...
+
 
 @dataclass
 class Action:

@@ -30,7 +30,12 @@ def images_of(observation: Observation, names: Sequence[str]) -> list[Tensor]:
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[-1] != 3 or min(images.shape[1:]) < 2:
             layout = f"{tuple(images.shape)} {str(images.dtype).removeprefix('torch.')}"
             raise UserError(
-                "Images of the wrong size or type", key=f"images.{name}", value=layout, expected=_EXPECTED["images"]
+                "Images of the wrong size or type",
+                key=f"images.{name}",
+                value=layout,
+                expected=_EXPECTED["images"],
+                fix="give pixels from 0 to 255, colours last, and a first dimension for the environments: image[None]"
+                " is a batch of one",
             )
     return [found[name] for name in asked]
 
@@ -53,7 +58,8 @@ def state_of(observation: Observation, widths: Mapping[str, int]) -> Tensor:
                 key=f"state.{name}",
                 value=tuple(found[name].shape),
                 expected=f"(B, {width})",
-                fix="compare the mapping's `states` with the one the base model was trained with",
+                fix="give a row for each environment; compare the mapping's `states` with the one the base model was"
+                " trained with",
             )
     parts = [found[name] for name in asked]
     return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
@@ -66,6 +72,7 @@ def _other_names(what: str, key: str, missing: list[str], unknown: list[str], kn
         key=key,
         value="; ".join(f"{label}: {', '.join(names)}" for label, names in lists if names),
         expected=", ".join(known),
+        fix=f"name `{key}` as the policy's training did",
     )
 
 
@@ -79,6 +86,15 @@ def check_observation(observation: Observation, *, uses_images: bool) -> None:
     Raises:
         UserError: Names the part of the observation, what was found and what was expected.
     """
+    texts = observation.instruction
+    if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
+        raise UserError(
+            "Instructions that are no list of texts",
+            key="instruction",
+            value=texts,
+            expected="a list of texts, one for each environment",
+            fix="put a single instruction into a list: instruction=['pick up the red cube']",
+        )
     for part in ("images", "state") if uses_images else ("state",):
         found = getattr(observation, part)
         if not isinstance(found, Mapping):

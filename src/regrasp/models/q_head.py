@@ -159,7 +159,7 @@ class AttentionReader(Reader):
         self.width = queries * query_width + state_width + sum(width for _, width in parts)
         self._parts = tuple(name for name, _ in parts)
         self.queries = nn.Parameter(torch.empty(queries, query_width))
-        self.keys = nn.Linear(context_width, query_width)
+        self.keys = nn.Linear(context_width, query_width, bias=False)
         self.values = nn.Linear(context_width, query_width)
 
     def reset_parameters(self, generator: torch.Generator) -> None:
@@ -168,12 +168,17 @@ class AttentionReader(Reader):
             self.queries.normal_(0.0, 0.1, generator=generator)
         for linear in (self.keys, self.values):
             fan_in_normal(linear.weight, linear.in_features, generator)
-            nn.init.zeros_(linear.bias)
+        nn.init.zeros_(self.values.bias)
 
     def forward(self, features: TensorDict, trace: TensorDict) -> Tensor:
-        """(B, width) from `context` (B, S, D), `state` (B, W) and the parts of the trace, each (B, width)."""
+        """(B, width) from `context` (B, S, D), `state` (B, W) and the parts of the trace, each (B, width).
+
+        Queries are brought to the tokens' width, and tokens are read before their values are computed: each token is
+        multiplied by Q vectors, instead of by two matrices.
+        """
         context = features["context"].to(self.queries.dtype)
-        scores = torch.einsum("qd,bsd->bqs", self.queries * self.queries.shape[-1] ** -0.5, self.keys(context))
-        read = scores.softmax(-1) @ self.values(context)
+        queries = self.queries @ self.keys.weight * self.queries.shape[-1] ** -0.5  # (Q, D)
+        attention = (context @ queries.T).softmax(1)  # (B, S, Q)
+        read = self.values(attention.transpose(1, 2) @ context)  # (B, Q, query width)
         own = [features["state"], *(trace[name].flatten(1) for name in self._parts)]
         return torch.cat([read.flatten(1), *(part.to(read.dtype) for part in own)], dim=-1)

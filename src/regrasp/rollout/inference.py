@@ -72,6 +72,9 @@ class Inference:
     def _decide(self, observation: Observation, keys: Sequence[NoiseKey], deterministic: bool) -> Decision:
         inputs = self._policy.prepare(_moved(observation, self._device))
         features = self._policy.encode(inputs)
+        if self._policy.q_head is not None:
+            numbers = torch.tensor([number for *_, number in keys])
+            features["decision"] = send(numbers, self._device)
         noise = KeyedNoise(self._seed, self._role, keys)
         action = self._policy.act(features, noise, deterministic=deterministic)
         return Decision(features if self._keep_features else inputs.clone(), action)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from regrasp.checkpoint.layout import step_of
 from regrasp.checkpoint.read import find_checkpoint
-from regrasp.checkpoint.run_record import RunRecord, run_of
+from regrasp.checkpoint.run_record import RunRecord, newest_recorded, run_of
 from regrasp.checkpoint.verify import is_complete
 from regrasp.config.types import is_folder_name
 from regrasp.errors import SimulatorError, UserError
@@ -66,6 +66,13 @@ def open_run_folder(
         raise
 
 
+def recorded_resume_command(run_dir: Path) -> str | None:
+    """The command that continues a run as it was last begun; None where that was no `regrasp train`."""
+    starts = RunRecord(run_dir.absolute()).starts
+    command = shlex.split(starts[-1].command) if starts else []
+    return resume_command(command[1:], run_dir) if command[:2] == ["regrasp", "train"] else None
+
+
 def _task_part(task_id: str) -> str:
     """A task's id in the name of a folder: those of Gymnasium may have a namespace, `name/Task-v0`."""
     return task_id.replace("/", "-")[:100]
@@ -100,6 +107,15 @@ def checkpoints_folder(run_dir: Path, config: ExperimentConfig) -> Path:
 def newest_checkpoint(run_dir: Path) -> Path | None:
     """The newest complete checkpoint of a run; None where there is none."""
     return next(filter(is_complete, RunRecord(run_dir.absolute()).checkpoints()), None)
+
+
+def newest_of_run(path: Path) -> Path:
+    """The newest checkpoint, which is told, where a path is the folder of a run; otherwise the path itself."""
+    checkpoint = newest_recorded(path) if path.is_dir() else None
+    if checkpoint is None:
+        return path
+    _log.info("The newest checkpoint of %s: %s", path, checkpoint)
+    return checkpoint
 
 
 def checkpoint_of_task(config: ExperimentConfig, *, best: bool) -> Path:
@@ -154,9 +170,10 @@ def command_line(given: Sequence[str]) -> str:
 def resume_command(command: Sequence[str], run_dir: Path) -> str:
     """The command that continues a run: the user's own, after `regrasp`, with the run's folder to resume."""
     given, skip = [], False
-    flags = ("--resume_dir", "--checkpoint")
+    flags = ("--resume_dir", "--checkpoint", "--run_name")
+    named = (*(f"{flag}=" for flag in flags), "runner.resume_dir=")
     for text in command:
-        if not (skip or text in flags or text.startswith(("--resume_dir=", "--checkpoint=", "runner.resume_dir="))):
+        if not (skip or text in flags or text.startswith(named)):
             given.append(text)
         skip = text in flags
     return shlex.join(["regrasp", *given, "--resume_dir", str(run_dir.absolute())])

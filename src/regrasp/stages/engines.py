@@ -11,7 +11,7 @@ from pathlib import Path
 from regrasp.checkpoint.read import read_checkpoint
 from regrasp.engine.base import Engine
 from regrasp.engine.local import LocalEngine
-from regrasp.engine.placement import Plan, Resources, plan, require_ray
+from regrasp.engine.placement import Plan, Resources, plan, remarks, require_ray
 from regrasp.engine.policies import check_fit, create_policy, load_model, use_device
 from regrasp.envs.contract import Capabilities, EnvSpec
 from regrasp.envs.registry import create_env
@@ -52,7 +52,7 @@ def started_engine(config: ExperimentConfig, run_dir: Path, checkpoint: Path | N
     cluster, num_processes = config.cluster, 1
     if cluster.address is None:
         placed = plan(config, Resources.of_this_machine(cluster.num_nodes))
-        require_ray(placed)
+        require_ray(placed.processes)
         if placed.is_local:
             with _local(config, placed, run_dir, checkpoint) as engine:
                 yield engine
@@ -97,9 +97,9 @@ def _several(config: ExperimentConfig, num_processes: int, run_dir: Path, checkp
         started.callback(stop.ignore)  # while Ray's servers end
         stop.catch()  # Ray has its own handlers
         placed = plan(config, machines.resources)
-        if not machines.is_own:  # of this machine, the plan was looked at before anything started
-            for warning in placed.warnings:
-                _log.warning(warning)
+        if config.cluster.address is not None:  # of this machine alone they are known before
+            for remark in remarks(config, placed.processes, machines.resources):
+                _log.warning(remark)
         require_shared(machines, placed, run_dir.absolute(), inputs)
         require_room(machines, placed, config)
         make_policy = functools.partial(starting_policy, checkpoint=checkpoint)

@@ -5,13 +5,17 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TypeVar
 
 import torch
+from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from regrasp.checkpoint.hub_folder import StoredTensor, list_safetensors
+from regrasp.config.parse import parse
+from regrasp.config.types import BLOCK, NetworkSize
 from regrasp.errors import UserError
 from regrasp.models.config import CONFIG_FILE
 from regrasp.models.groot.config import EagleConfig, GrootConfig
@@ -21,8 +25,11 @@ from regrasp.models.groot.network.backbone import Backbone
 from regrasp.models.groot.network.noise_net import NoiseNet
 from regrasp.models.groot.policy import GrootPolicy
 from regrasp.models.groot.processing.processor import GrootProcessor
+from regrasp.models.groot.residual import Residual
+from regrasp.models.groot.residual_config import ResidualConfig
 from regrasp.models.groot.settings import GrootModelConfig
 from regrasp.models.inputs import InputNames
+from regrasp.models.q_head import QHead
 from regrasp.models.value_head import ValueHead
 from regrasp.models.weights import (
     DtypeRule,
@@ -34,6 +41,8 @@ from regrasp.models.weights import (
     write_weights,
 )
 
+RESIDUAL_FILE = "residual.json"
+"""Sizes of the residual that a policy acts with, and the length of its chunk; a published folder has none."""
 EAGLE_FILE = "eagle2_hg_model/config.json"
 """Where a folder may hold the sizes of its vision-language model, which the published config.json lacks."""
 _WRAPPER_PREFIX = "_groot_model."
@@ -53,6 +62,8 @@ def save_groot(policy: GrootPolicy, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / CONFIG_FILE, policy.config.with_denoising_steps(policy.settings.denoising_steps).to_json())
     policy.processor.save(folder)
+    if policy.residual is not None:
+        write_json(folder / RESIDUAL_FILE, {**asdict(policy.residual.config), "chunk": policy.spec.num_action_chunks})
     write_weights(policy, folder)
 
 
@@ -106,7 +117,7 @@ def load_groot(
     Raises:
         UserError: A file is missing or damaged, tensors are missing, unexpected or misshapen, or `rl` does not fit.
     """
-    policy = _skeleton(rl, processor or load_processor(folder, inputs))
+    policy = _skeleton(rl, processor or load_processor(folder, inputs), load_residual(folder))
     parts, used = _parts(policy), _used_tensors(policy, folder)
     if dtype is None and rl is not None:
         dtype = _dtypes(policy)
@@ -124,7 +135,7 @@ def preview_groot(folder: Path, rl: GrootModelConfig, inputs: InputNames | None 
     Raises:
         UserError: As `load_groot`, except for damage inside a tensor's data.
     """
-    policy = _skeleton(rl, load_processor(folder, inputs))
+    policy = _skeleton(rl, load_processor(folder, inputs), load_residual(folder))
     check_weights(policy, _used_tensors(policy, folder), file=folder, optional=_parts(policy))
     return policy
 
@@ -164,22 +175,49 @@ def published_tensors(stored: Mapping[str, T], folder: Path) -> dict[str, T]:
     return named
 
 
-def _skeleton(rl: GrootModelConfig | None, processor: GrootProcessor) -> GrootPolicy:
-    """The policy on the meta device."""
+@dataclass(frozen=True, config=BLOCK)
+class StoredResidual(ResidualConfig):
+    """`residual.json`."""
+
+    chunk: NetworkSize = 1
+    """Actions of the chunk that it was trained on."""
+
+
+def load_residual(folder: Path) -> StoredResidual | None:
+    """Sizes of the residual that a folder's policy acts with; None without one.
+
+    Raises:
+        UserError: The file is damaged.
+    """
+    file = folder / RESIDUAL_FILE
+    return parse(StoredResidual, read_json(file), file=file, fix="restore the file") if file.is_file() else None
+
+
+def _skeleton(rl: GrootModelConfig | None, processor: GrootProcessor, stored: StoredResidual | None) -> GrootPolicy:
+    """The policy on the meta device; a residual that the folder has is that of the experiment's sizes."""
     if rl is not None and rl.rl_head_config.padding_value is not None:
         processor = processor.padded_to(rl.rl_head_config.padding_value)
     config = processor.groot
     settings = rl or GrootModelConfig(
-        num_action_chunks=config.action_horizon,
+        num_action_chunks=config.action_horizon if stored is None else stored.chunk,
         action_dim=processor.action.width,
         denoising_steps=config.action_head_cfg.num_inference_timesteps,
         add_value_head=False,
     )
+    residual = settings.residual if settings.add_q_head else stored
+    if stored is not None and settings.num_action_chunks != stored.chunk:
+        raise UserError(
+            "The model's residual was trained on chunks of another length",
+            key="actor.model.num_action_chunks",
+            value=settings.num_action_chunks,
+            expected=str(stored.chunk),
+            fix="set it so",
+        )
     with torch.device("meta"):
-        return GrootPolicy(config, processor, settings)
+        return GrootPolicy(config, processor, settings, residual=residual)
 
 
-def _parts(policy: GrootPolicy) -> dict[str, ValueHead | NoiseNet]:
+def _parts(policy: GrootPolicy) -> dict[str, ValueHead | NoiseNet | QHead | Residual]:
     """What RL adds to this policy, which the folder may lack."""
     return {name: part for name in GrootPolicy.RL_PARTS if (part := getattr(policy, name)) is not None}
 
@@ -196,11 +234,15 @@ def _dtypes(policy: GrootPolicy) -> DtypeRule:
     settings = policy.settings
     if settings.precision == "fp32":
         return torch.float32
-    trained = {name for part in (settings.trainable, "value_head") for name, _ in policy.trainable(part)}
+    trained = {
+        name for part in (settings.trainable, "value_head", "q_head", "proposal") for name, _ in policy.trainable(part)
+    }
     return lambda name: torch.float32 if name in trained else torch.bfloat16
 
 
-def _draw(part: ValueHead | NoiseNet, name: str, generator: torch.Generator, dtype: DtypeRule) -> None:
+def _draw(
+    part: ValueHead | NoiseNet | QHead | Residual, name: str, generator: torch.Generator, dtype: DtypeRule
+) -> None:
     """Fresh weights of what RL adds."""
     part.to_empty(device="cpu")
     part.reset_parameters(generator)

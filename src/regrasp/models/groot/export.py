@@ -103,6 +103,14 @@ def _exported_tensors(options: ExportOptions, config: GrootConfig, trained: Path
             fix="give a checkpoint with a model/ folder: a run's last, or any with runner.export_model=always",
         )
     tensors = published_tensors(given, origin)
+    if any(name.startswith("residual.") for name in tensors):
+        raise UserError(
+            "This policy acts with a residual, for which the published layout has no place",
+            file=origin,
+            key="--rl_model_path",
+            expected="a policy without one",
+            fix="use the folder as it is; or imitate it: `regrasp collect --policy model`, then `regrasp sft`",
+        )
     extras = {name: tensor for name, tensor in tensors.items() if name.split(".")[0] in GrootPolicy.RL_PARTS}
     policy = {name: tensors[name] for name in sorted(tensors.keys() - extras.keys())}
     check_tensors(published_layout(config), policy, file=origin)

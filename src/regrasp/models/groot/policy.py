@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,8 +25,12 @@ from regrasp.models.groot.network.lora import adapters, add_adapters, merge_adap
 from regrasp.models.groot.network.noise_net import NoiseNet
 from regrasp.models.groot.network.transformer import ContextCache, DiffusionBlock
 from regrasp.models.groot.processing.processor import GrootProcessor
+from regrasp.models.groot.residual import ACTIONS, BASE, Residual
+from regrasp.models.groot.residual_config import ResidualConfig
 from regrasp.models.groot.settings import GrootModelConfig
 from regrasp.models.initialization import seeded
+from regrasp.models.proposals import Proposal
+from regrasp.models.q_head import AttentionReader, QHead
 from regrasp.models.value_head import ValueHead
 
 CONTEXT_LAYERS = ("action_head.vlln.", "action_head.vl_self_attention.")
@@ -42,18 +47,25 @@ class GrootPolicy(Policy):
         config: Sizes.
         processor: Normalisation, cameras, words, embodiment.
         settings: Sampling and value head.
+        residual: Sizes of a residual, see `residual.Residual`: the policy then acts with it, and without densities.
         seed: Draws the initial weights.
 
     Raises:
         UserError: The settings contradict each other, or `num_action_chunks` or `action_dim` does not fit the model.
     """
 
-    RL_PARTS = ("value_head", "noise_net")
+    RL_PARTS = ("value_head", "noise_net", "q_head", "residual")
     capturable = ("_context", "_sample")
     product_layers = (*Policy.product_layers, CategoryLinear)
 
     def __init__(
-        self, config: GrootConfig, processor: GrootProcessor, settings: GrootModelConfig, *, seed: int = 0
+        self,
+        config: GrootConfig,
+        processor: GrootProcessor,
+        settings: GrootModelConfig,
+        *,
+        residual: ResidualConfig | None = None,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         head = config.action_head_cfg
@@ -81,7 +93,6 @@ class GrootPolicy(Policy):
         self.noise_level = self._rl.noise_level
         self._color = NoiseColor(self._rl.noise_color, head.action_horizon) if self._rl.noise_color else None
         self._modulations: Tensor | None = None
-        self.begin_update(0)
         widths = (head.backbone_embedding_dim, head.input_embedding_dim)
         with seeded(seed):
             self.backbone = Backbone(config.eagle_cfg, settings.attn_implementation)
@@ -91,15 +102,26 @@ class GrootPolicy(Policy):
             )
             learns_noise = self._rl.noise_method == "flow_noise"
             self.noise_net = NoiseNet(*widths, self._chunk_shape) if learns_noise else None
+            chunk = (settings.num_action_chunks, settings.action_dim)
+            seen = (head.backbone_embedding_dim, head.max_state_dim)
+            self.residual = None if residual is None else Residual(residual, *seen, chunk)
+            if settings.add_q_head:
+                reader = AttentionReader(*seen, ((BASE, math.prod(chunk)),))
+                self.q_head = QHead(reader, math.prod(chunk), settings.q_head)
+        if self.residual is not None:
+            self.proposal_width = self.residual.width
+        self.begin_update(0)
         generator = torch.Generator().manual_seed(seed)
         self.action_head.reset_parameters(generator)
-        for part in (self.value_head, self.noise_net):
+        for part in (self.value_head, self.noise_net, self.q_head, self.residual):
             if part is not None:
                 part.reset_parameters(generator)
 
     @property
     def offers(self) -> frozenset[str]:
-        """Values where there is a value head, and an entropy where the noise is learned."""
+        """Values with a value head, an entropy where the noise is learned; with a residual, critics alone."""
+        if self.residual is not None:
+            return frozenset() if self.q_head is None else frozenset({"q_head"})
         parts = {"value": self.value_head, "entropy": self.noise_net}
         return frozenset({"log_prob", *(name for name, part in parts.items() if part is not None)})
 
@@ -113,7 +135,9 @@ class GrootPolicy(Policy):
         return (self.noise_level,)
 
     def begin_update(self, update: int) -> None:
-        """Set the noise level of the coming update, if it is annealed."""
+        """Set the noise level of the coming update, if it is annealed, and how a residual explores in it."""
+        if self.residual is not None:
+            self.residual.update = update
         if self._rl.noise_anneal:
             self.noise_level = flow.noise_anneal(*self._rl.noise_params, update)
 
@@ -140,7 +164,9 @@ class GrootPolicy(Policy):
         match part:
             case "all":
                 return named
-            case "backbone" | "head" | "value_head":
+            case "proposal":
+                return [item for item in named if item[0].startswith("residual.")]
+            case "backbone" | "head" | "value_head" | "q_head":
                 return [item for item in named if self._part_of(item[0]) == part]
             case "head_without_context":
                 return [item for item in self.trainable("head") if not item[0].startswith(CONTEXT_LAYERS)]
@@ -272,6 +298,8 @@ class GrootPolicy(Policy):
 
     def act(self, features: TensorDict, noise: Noise, deterministic: bool = False) -> Action:
         """Denoise a chunk for B rows."""
+        if self.residual is not None:
+            return self._act_with_residual(self.residual, features, noise, deterministic)
         device, num_steps = features["state"].device, self.settings.denoising_steps
         shape = self._chunk_shape
         step, step_noise = None, None
@@ -291,6 +319,27 @@ class GrootPolicy(Policy):
             values=values[0] if values else None,
             trace=TensorDict({"chain": chain, "step": stored_step}, batch_size=[batch]),
         )
+
+    def _act_with_residual(self, residual: Residual, features: TensorDict, noise: Noise, deterministic: bool) -> Action:
+        initial = send(noise.normal("initial", *self._chunk_shape), features["state"].device)
+        denoised, *_ = self._sample(features["context"], features["state"], initial, None, None, self.noise_level)
+        base = self._executed(denoised).flatten(1).float()
+        if deterministic:
+            done = residual.decide(features, base)
+        else:
+            done = residual.explore(features, base, noise, self.q_head)
+        chunk = done.unflatten(1, (self.settings.num_action_chunks, self.settings.action_dim))
+        return Action(
+            actions=self.processor.unnormalize_actions(chunk),
+            log_probs=torch.zeros_like(chunk),
+            values=None,
+            trace=TensorDict({BASE: base, ACTIONS: done}, batch_size=[len(base)]),
+        )
+
+    def propose(self, features: TensorDict, trace: TensorDict, noise: Tensor) -> Proposal:
+        """The chunk that was denoised, with the offset that the residual now gives it."""
+        assert self.residual is not None
+        return self.residual.propose(features, trace[BASE], noise)
 
     def _sample(
         self,
@@ -316,7 +365,9 @@ class GrootPolicy(Policy):
         return denoised.actions, denoised.log_probs, denoised.chain, *values
 
     def evaluate(self, features: TensorDict, trace: TensorDict) -> Evaluation:
-        """Log-probabilities of stored denoising chains, and values."""
+        """Log-probabilities of stored denoising chains, and values; with a residual there are no densities."""
+        if self.residual is not None:
+            raise ValueError("a policy with a residual learns from critics, not from log-probabilities")
         decision = self._read(features["context"], features["state"])
         evaluated = flow.evaluate_chain(
             self._velocity_fn(decision.cache),
@@ -381,8 +432,9 @@ class GrootPolicy(Policy):
         return self.processor.unnormalize_actions(self._executed(chunk))
 
     def _part_of(self, name: str) -> str:
-        if name.startswith("value_head."):
-            return "value_head"
+        part = name.split(".")[0]
+        if part in ("value_head", "q_head", "residual"):
+            return part
         before_features = name.startswith("backbone.") or (self._caches_context and name.startswith(CONTEXT_LAYERS))
         return "backbone" if before_features else "head"
 

@@ -14,6 +14,7 @@ from regrasp.errors import UserError
 from regrasp.models.config import DatasetFacts, ExportOptions, ModelConfig, RlHeadConfig
 from regrasp.models.groot.generations import check_generation
 from regrasp.models.groot.processing.data_config import PROCESSOR_FILE
+from regrasp.models.groot.residual_config import ResidualConfig
 from regrasp.models.inputs import EMBODIMENT_IDS, InputNames, embodiment_id
 
 if TYPE_CHECKING:
@@ -54,6 +55,8 @@ class GrootModelConfig(ModelConfig):
     """Widths of the value head's hidden layers."""
     rl_head_config: RlHeadConfig = RlHeadConfig()
     """Exploration and value head of a flow-matching policy."""
+    residual: ResidualConfig = ResidualConfig()
+    """What `add_q_head` trains: an offset on the chunks of the policy, which stays as it is."""
 
     @classmethod
     def refuse(cls, content: Mapping[str, Any], file: Path | None) -> None:
@@ -142,6 +145,14 @@ class GrootModelConfig(ModelConfig):
                 fix="set actor.model.precision=bf16, or actor.model.attn_implementation=sdpa",
             )
         yield from self.rl_head_config.problems(self.denoising_steps)
+        if self.add_q_head and len(self.residual.scale) not in (1, self.action_dim):
+            yield UserError(
+                "A residual of another width than the action",
+                key="actor.model.residual.scale",
+                value=list(self.residual.scale),
+                expected=f"one number, or one for each of the {self.action_dim} action dimensions",
+                fix="correct it",
+            )
 
     def oddities(self) -> Iterator[str]:
         """Keys of the head that others leave without effect."""

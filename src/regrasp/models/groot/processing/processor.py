@@ -242,6 +242,7 @@ class GrootProcessor:
                 key="images, state, instruction",
                 value=counts,
                 expected="one row of each for every environment",
+                fix="give as many instructions as images of each camera and rows of the state",
             )
         return TensorDict(
             {

@@ -1,0 +1,117 @@
+"""A small actor that adds a slow offset to the chunk of a frozen policy, and explores with it.
+
+Large, slow corrections are what a flow policy lacks that was trained on few demonstrations, and what its own noise does
+not reach. Residuals on chunks that stored experience trains: ResFiT (arXiv:2509.19301), Policy Decorator
+(arXiv:2412.13630), PLD (arXiv:2511.00091).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor, nn
+
+from regrasp.device import send
+from regrasp.models.contract import Noise
+from regrasp.models.groot.residual_config import ResidualConfig
+from regrasp.models.initialization import init_linear
+from regrasp.models.proposals import Proposal, squashed
+from regrasp.models.q_head import AttentionReader, QHead
+
+BASE = "base"
+"""In the trace: the frozen policy's own chunk (B, T * A), in normalised units."""
+ACTIONS = "actions"
+"""In the trace: the executed chunk (B, T * A), in normalised units."""
+DECISION = "decision"
+"""Among the features, in training: the number (B,) of a decision within its episode."""
+
+
+class Residual(nn.Module):
+    """Offsets c (B, D) in [-1, 1] of the slow components of every action dimension.
+
+    Args:
+        config: Sizes and exploration.
+        context_width: Of a token.
+        state_width: Of the state.
+        chunk: T and A, executed actions and their width.
+    """
+
+    def __init__(self, config: ResidualConfig, context_width: int, state_width: int, chunk: tuple[int, int]) -> None:
+        super().__init__()
+        self.config = config
+        self._chunk = chunk
+        length, width = chunk
+        self.width = config.components * width
+        self.reader = AttentionReader(context_width, state_width, ((BASE, length * width),))
+        layers: list[nn.Module] = []
+        for width_in, width_out in itertools.pairwise((self.reader.width, *config.hidden)):
+            layers += [nn.Linear(width_in, width_out), nn.LayerNorm(width_out), nn.GELU()]
+        self.body = nn.Sequential(*layers, nn.Linear(config.hidden[-1], self.width))
+        self.update = 0
+
+    def reset_parameters(self, generator: torch.Generator) -> None:
+        """Draw fresh weights; the offset is 0 at first."""
+        self.reader.reset_parameters(generator)
+        for layer in self.body:
+            if isinstance(layer, nn.Linear):
+                init_linear(layer, generator, gain=0.0 if layer is self.body[-1] else 1.0)
+            elif isinstance(layer, nn.LayerNorm):
+                layer.reset_parameters()
+
+    def mean(self, features: TensorDict, base: Tensor) -> Tensor:
+        """Offsets (B, D) before the tanh."""
+        seen = self.reader(features, TensorDict({BASE: base}, batch_size=[len(base)]))
+        return self.body(seen).float()
+
+    def add(self, base: Tensor, offsets: Tensor) -> Tensor:
+        """The executed chunk (B, T * A) from the frozen policy's and offsets (B, D), both in normalised units.
+
+        The sum stays within [-1, 1] as far as the frozen policy's chunk does.
+        """
+        length, width = self._chunk
+        scale = torch.tensor(self.config.scale, device=base.device).expand(width)
+        time = (torch.arange(length, device=base.device) + 0.5) * (math.pi / length)
+        number = torch.arange(self.config.components, device=base.device)
+        basis = torch.cos(number[:, None] * time) / (number[:, None] + 1)  # (components, T)
+        added = torch.einsum("bca,ct->bta", offsets.unflatten(1, (-1, width)) * scale, basis).flatten(1)
+        within = base.clamp(-1, 1)
+        return base + ((within + added).clamp(-1, 1) - within)
+
+    def propose(self, features: TensorDict, base: Tensor, noise: Tensor) -> Proposal:
+        """See `Policy.propose`."""
+        mean = self.mean(features, base)
+        log_std = torch.full_like(mean, math.log(self.config.std))
+        offsets, log_probs = squashed(mean, log_std, noise)
+        return Proposal(self.add(base, offsets), log_probs, offsets.square().mean(-1))
+
+    def decide(self, features: TensorDict, base: Tensor) -> Tensor:
+        """The executed chunk (B, T * A) without exploration."""
+        return self.add(base, self.mean(features, base).tanh())
+
+    def explore(self, features: TensorDict, base: Tensor, noise: Noise, critics: QHead | None) -> Tensor:
+        """The executed chunk (B, T * A) of training: the frozen policy's, a random one, then the actor's with noise."""
+        config = self.config
+        if self.update < config.base_updates:
+            return base
+        drift = send(noise.of_episode().normal("drift", self.width), base.device)
+        if self.update < config.base_updates + config.random_updates:
+            fresh = send(noise.normal("offsets", self.width), base.device)
+            stays = send(noise.of_episode().normal("stays", 1), base.device) > 0
+            offsets = torch.special.ndtr(torch.where(stays, drift, fresh)) * 2 - 1
+            return self.add(base, config.random_range * offsets)
+        mean = self.mean(features, base)
+        count = max(config.candidates, 1)
+        fresh = send(noise.normal("offsets", count, self.width), base.device)
+        noisy = (mean[:, None] + config.std * fresh + config.drift_std * drift[:, None]).tanh()
+        if not config.candidates or critics is None:
+            return self.add(base, noisy[:, 0])
+        offsets = torch.cat([torch.zeros_like(mean)[:, None], mean.tanh()[:, None], noisy], dim=1)  # (B, C, D)
+        number = offsets.shape[1]
+        chunks = self.add(base.repeat_interleave(number, 0), offsets.flatten(0, 1)).unflatten(0, (-1, number))
+        seen = critics.read(features, TensorDict({BASE: base}, batch_size=[len(base)]), features[DECISION])
+        values = critics.judge(seen.repeat_interleave(number, 0), chunks.flatten(0, 1)).amin(0)
+        best = values.unflatten(0, (-1, number)).argmax(1)
+        return chunks[torch.arange(len(base), device=base.device), best]
