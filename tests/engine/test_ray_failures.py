@@ -45,8 +45,8 @@ Strike = Callable[[str], None]
 """Given what the run is about to do, or does."""
 
 
-def config_of(*overrides: str) -> ExperimentConfig:
-    config = experiment("ppo", *OVERRIDES, *overrides)
+def config_of(*overrides: str, algorithm: str = "ppo") -> ExperimentConfig:
+    config = experiment(algorithm, *OVERRIDES, *overrides)
     return dataclasses.replace(config, cluster=ClusterConfig(component_placement={"env": 0, "rollout": 1, "actor": 2}))
 
 
@@ -78,14 +78,18 @@ def trained(one: Engine, folder: Path, strike: Strike) -> tuple[Any, ...]:
     return lines, episodes, torch.load(saved / FULL_WEIGHTS, weights_only=True)
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, ...]:
-    folder = tmp_path_factory.mktemp("undisturbed")
+def in_one_process(folder: Path, config: ExperimentConfig) -> tuple[Any, ...]:
+    """As `trained`, when nothing happens."""
     torch.set_default_dtype(torch.float64)
     try:
-        return trained(engine(config_of(), folder, Ranks()), folder, lambda what: None)
+        return trained(engine(config, folder, Ranks()), folder, lambda what: None)
     finally:
         torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, ...]:
+    return in_one_process(tmp_path_factory.mktemp("undisturbed"), config_of())
 
 
 class SlowEnv(PointEnv):
@@ -106,8 +110,8 @@ def create_slow_env(block: EnvConfig, name: EnvName, max_chunk: int, seed: int) 
 def start(machines: Machines, tmp_path: Path) -> Iterator[Callable[..., RayEngine]]:
     started: list[RayEngine] = []
 
-    def one(*overrides: str) -> RayEngine:
-        config, makers = config_of(*overrides), Makers(create_slow_env, create_policy)
+    def one(*overrides: str, algorithm: str = "ppo") -> RayEngine:
+        config, makers = config_of(*overrides, algorithm=algorithm), Makers(create_slow_env, create_policy)
         started.append(RayEngine(config, plan(config, machines.resources), machines, config.seed, tmp_path, makers))
         return started[-1]
 
@@ -180,6 +184,25 @@ def test_a_run_that_loses_a_process_makes_every_update_once(
     torch.testing.assert_close(found, undisturbed, rtol=1e-9, atol=1e-12)
     if what == "rollout" or (what, role) in {("evaluation", "env"), ("evaluation", "rollout"), ("update", "actor")}:
         assert "All processes were started again" in caplog.text, "others are not needed, or not any more"
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(("role", "what"), [("env", "rollout"), ("rollout", "update"), ("actor", "update")])
+def test_what_an_algorithm_has_stored_outlives_its_process(
+    start: Callable[..., RayEngine], tmp_path: Path, role: str, what: str
+) -> None:
+    struck: list[int] = []
+
+    def strike(now: str) -> None:
+        if now == what and not struck:
+            struck.extend(processes(role))
+            os.kill(struck[0], signal.SIGKILL)
+
+    found = trained(start(algorithm="sac"), tmp_path / "checkpoints", strike)
+    assert struck
+    expected = in_one_process(tmp_path / "undisturbed", config_of(algorithm="sac"))
+    assert expected[0][STRUCK + 1]["sac/critic_loss"] > 0
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.full
