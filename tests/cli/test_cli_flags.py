@@ -31,6 +31,7 @@ FLAGS = {
         "--force",
         "--recompute_features",
     ],
+    "distill": [*CONFIG, "--model_path", "--output", "--overwrite"],
     "play": [
         *CONFIG,
         *LOGGER,

@@ -146,7 +146,7 @@ def test_the_published_layout_has_no_place_for_it(tmp_path: Path) -> None:
     policy.save(tmp_path / "model")
     with pytest.raises(UserError, match="residual") as refusal:
         export(ExportOptions(tmp_path / "model", tmp_path / "out"))
-    assert "collect" in str(refusal.value.fix)
+    assert "distill" in str(refusal.value.fix)
 
 
 def test_a_scale_of_another_width_is_refused() -> None:

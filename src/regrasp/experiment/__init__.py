@@ -5,12 +5,13 @@ from regrasp.experiment.cluster import ClusterConfig, RolloutConfig
 from regrasp.experiment.config import ExperimentConfig
 from regrasp.experiment.env import EnvsConfig
 from regrasp.experiment.runner import LoggerConfig, RunnerConfig
-from regrasp.experiment.stages import CollectConfig, SftConfig
+from regrasp.experiment.stages import CollectConfig, DistillConfig, SftConfig
 
 __all__ = [
     "ActorConfig",
     "ClusterConfig",
     "CollectConfig",
+    "DistillConfig",
     "EnvsConfig",
     "ExperimentConfig",
     "LoggerConfig",

@@ -11,7 +11,7 @@ from regrasp.experiment.actor import ActorConfig
 from regrasp.experiment.cluster import ClusterConfig, RolloutConfig
 from regrasp.experiment.env import EnvsConfig
 from regrasp.experiment.runner import RunnerConfig
-from regrasp.experiment.stages import CollectConfig, SftConfig
+from regrasp.experiment.stages import CollectConfig, DistillConfig, SftConfig
 from regrasp.models.pretraining import PretrainConfig
 
 
@@ -37,6 +37,8 @@ class ExperimentConfig:
     """Demonstrations; null: they exist."""
     sft: SftConfig | None = None
     """Training of the base model; null: it exists."""
+    distill: DistillConfig = DistillConfig()
+    """What `regrasp distill` does."""
 
     @property
     def seed(self) -> int:

@@ -88,3 +88,13 @@ class SftConfig:
     """Optimizer steps between two validation losses."""
     seed: Seed | None = None
     """Seed of weights, batches and noise; null: the run's seed."""
+
+
+@dataclass(frozen=True, config=BLOCK)
+class DistillConfig:
+    """Teaching a model without a residual what one with it does; the optimizer is that of `sft`."""
+
+    num_episodes: PositiveInt = 256
+    """Episodes of a round."""
+    rounds: PositiveInt = 3
+    """In the first the teacher acts, then the student; after each, the student is trained on all that was seen."""

@@ -300,6 +300,10 @@ class Policy(nn.Module, ABC):
         """
         return None
 
+    def student(self) -> Policy | None:
+        """A copy that acts by its published weights alone, for `regrasp distill`; None where this one does so."""
+        return None
+
     def write_folder(self, folder: Path) -> None:
         """Write the policy, and what it was made for."""
         self.save(folder)

@@ -117,7 +117,7 @@ def train_base(
             train.inputs = _encode(policy, train.inputs, device)
             if validation is not None:
                 validation.inputs = _encode(policy, validation.inputs, device)
-        losses = _train(policy, train, validation, sft, seed, device)
+        losses = train_on(policy, train, validation, sft, seed, device)
     with atomic_folder(folder, overwrite=overwrite, checksums=True) as draft:
         policy.write_folder(draft)
     return folder, SftResult(dataset.num_episodes, len(train.actions), *losses)
@@ -178,10 +178,17 @@ def _encode(policy: Policy, inputs: TensorDict, device: torch.device) -> TensorD
     return TensorDict.cat([policy.encode(part.to(device)).cpu() for part in parts])
 
 
-def _train(
+def train_on(
     policy: Policy, train: Frames, validation: Frames | None, sft: SftConfig, seed: int, device: torch.device
 ) -> tuple[float, float | None]:
-    """Returns the last training loss (running mean) and the last validation loss."""
+    """Train on frames, whose inputs are features where `sft.train` is "head".
+
+    Returns:
+        The last training loss (running mean) and the last validation loss.
+
+    Raises:
+        TrainingHaltedError: The loss is not finite.
+    """
     frozen = sft.train == "head"
     parameters = [p for _, p in policy.prepare_training("head" if frozen else "all")]
     optimizer = torch.optim.AdamW(parameters, sft.lr, weight_decay=sft.weight_decay, betas=(0.9, 0.95))

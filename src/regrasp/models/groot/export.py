@@ -109,7 +109,7 @@ def _exported_tensors(options: ExportOptions, config: GrootConfig, trained: Path
             file=origin,
             key="--rl_model_path",
             expected="a policy without one",
-            fix="use the folder as it is; or imitate it: `regrasp collect --policy model`, then `regrasp sft`",
+            fix="use the folder as it is, or export what `regrasp distill --model_path <this folder>` makes of it",
         )
     extras = {name: tensor for name, tensor in tensors.items() if name.split(".")[0] in GrootPolicy.RL_PARTS}
     policy = {name: tensors[name] for name in sorted(tensors.keys() - extras.keys())}

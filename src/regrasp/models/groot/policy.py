@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -335,6 +336,14 @@ class GrootPolicy(Policy):
             values=None,
             trace=TensorDict({BASE: base, ACTIONS: done}, batch_size=[len(base)]),
         )
+
+    def student(self) -> GrootPolicy | None:
+        """Without the residual."""
+        if self.residual is None:
+            return None
+        copied = copy.deepcopy(self)
+        copied.residual = copied.q_head = None
+        return copied
 
     def propose(self, features: TensorDict, trace: TensorDict, noise: Tensor) -> Proposal:
         """The chunk that was denoised, with the offset that the residual now gives it."""

@@ -1,0 +1,43 @@
+"""`regrasp distill`: a model without its residual, which learned to do the same."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from regrasp.cli.common import STAGE_INTERRUPTED, add_config_arguments, load_to_run, prepare_torch
+
+if TYPE_CHECKING:
+    from regrasp.experiment.load import LoadedConfig
+
+INTERRUPTED = STAGE_INTERRUPTED
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of this command."""
+    add_config_arguments(parser)
+    parser.add_argument("--model_path", metavar="FOLDER", help="model with a residual")
+    parser.add_argument("--output", metavar="FOLDER", type=Path, default=Path("distilled"), help="default: distilled")
+    parser.add_argument("--overwrite", action="store_true", help="replace the model that is there")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Distill a model."""
+    loaded = load_to_run(
+        args, blocks=["sft"], reads="train", starts="collect", check=lambda loaded: _check(args, loaded)
+    )
+    if loaded is None:
+        return 0
+    prepare_torch(loaded)
+    from regrasp.stages.distill import distill
+
+    folder, loss = distill(loaded.config, args.output, overwrite=args.overwrite)
+    print(f"Model: {folder.resolve()} (training loss {loss:.3f})")
+    return 0
+
+
+def _check(args: argparse.Namespace, loaded: LoadedConfig) -> None:
+    from regrasp.stages.distill import check
+
+    check(loaded.config, args.output, overwrite=args.overwrite)
