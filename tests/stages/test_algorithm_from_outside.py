@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from run_toys import checkpoint, metrics, mlp_experiment
+from run_toys import checkpoint, metrics, mlp_experiment, without_values
 
 from regrasp.errors import UserError
 from regrasp.learner.learner import Learner
@@ -50,6 +50,8 @@ def test_the_tutorials_algorithm_trains_and_its_keys_are_checked(start_model: Pa
     run.mkdir()
     assert train(loaded, run)
     assert len(metrics(run)) == 2
+    assert [column.title for column in loaded.config.algorithm.shown] == ["loss"]
+    assert without_values(loaded, run) == []
     weights = torch.load(checkpoint(run, 2) / "actor" / "model_state_dict" / "full_weights.pt", weights_only=True)
     assert not any(name.startswith("value_head") for name in weights)
     policy, algorithm = mlp_policy(), loaded.config.algorithm.build()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from run_toys import assert_same_checkpoint, checkpoint, metrics, mlp_experiment
+from run_toys import assert_same_checkpoint, checkpoint, metrics, mlp_experiment, without_values
 
 from regrasp.models.registry import load_policy
 from regrasp.stages.play import PlayOptions, play
@@ -32,6 +32,7 @@ def test_a_run_has_no_value_head_and_resumes_bit_for_bit(adv_type: str, start_mo
     weights = torch.load(checkpoint(whole, 4) / "actor" / "model_state_dict" / "full_weights.pt", weights_only=True)
     assert not any(name.startswith("value_head") for name in weights)
     assert not any("critic" in tag for row in metrics(whole) for tag in row)
+    assert without_values(loaded, whole) == []
 
     again = mlp_experiment(*overrides(adv_type, start_model), f"runner.resume_dir={checkpoint(whole, 2)}")
     assert train(again, resumed)

@@ -16,6 +16,7 @@ from pydantic.dataclasses import dataclass
 
 from regrasp.config.types import BLOCK, Name, PositiveInt
 from regrasp.errors import UserError
+from regrasp.logging.columns import Column
 
 if TYPE_CHECKING:
     import torch
@@ -72,6 +73,11 @@ class AlgorithmConfig(ABC):
     def stores_experience(self) -> bool:
         """Whether features of earlier updates are trained on again."""
         return False
+
+    @property
+    def shown(self) -> tuple[Column, ...]:
+        """The metrics of an update that the terminal shows, each of which updates have; by default none."""
+        return ()
 
     @abstractmethod
     def build(self) -> Algorithm:
