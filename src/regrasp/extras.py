@@ -17,10 +17,14 @@ EXTRAS = {
 
 
 def requirements(extra: str) -> list[str]:
-    """What an extra of this installation requires, such as `wandb>=0.20`."""
-    declared = (text.partition(";") for text in importlib.metadata.requires("regrasp") or ())
+    """What an extra of this installation requires, such as `wandb>=0.20`; nothing of sources that are not installed."""
+    try:
+        declared = importlib.metadata.requires("regrasp") or ()
+    except importlib.metadata.PackageNotFoundError:
+        return []
     markers = (f'extra == "{extra}"', f"extra == '{extra}'")
-    return [name.strip() for name, _, marker in declared if marker.strip() in markers]
+    parts = (text.partition(";") for text in declared)
+    return [name.strip() for name, _, marker in parts if marker.strip() in markers]
 
 
 def install_command(extra: str) -> str:
