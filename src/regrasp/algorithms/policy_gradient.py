@@ -115,7 +115,7 @@ class PolicyGradient(Algorithm):
             key="algorithm.entropy_bonus",
             value=self.config.entropy_bonus,
             expected="0",
-            fix="set algorithm.entropy_bonus=0; exploration is set by actor.model.rl_head_config.noise_level",
+            fix="set algorithm.entropy_bonus=0; how much the policy explores is a matter of its noise",
         )
 
     def parameters(self, policy: Policy, trainable: str) -> dict[str, list[nn.Parameter]]:
