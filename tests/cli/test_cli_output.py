@@ -95,11 +95,11 @@ def test_dry_run_prints_the_experiment_that_would_run(
     command: str, name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(tmp_path)
-    assert main([command, "--config_name", name, "--dry_run", "algorithm.update_epoch=3"]) == 0
+    assert main([command, "--config_name", name, "--dry_run", "runner.max_epochs=3"]) == 0
     printed = capsys.readouterr().out
     copy = tmp_path / "copy.yaml"
     copy.write_text(printed)
-    assert load_config(str(copy)).config == load_config(name, ["algorithm.update_epoch=3"]).config
+    assert load_config(str(copy)).config == load_config(name, ["runner.max_epochs=3"]).config
     copy.unlink()
     assert not list(tmp_path.iterdir())
 
