@@ -18,6 +18,7 @@ from regrasp.algorithms.base import AlgorithmConfig
 from regrasp.algorithms.grpo import GrpoConfig
 from regrasp.algorithms.ppo import PpoConfig
 from regrasp.algorithms.reinforce import ReinforceConfig
+from regrasp.algorithms.sac_config import ReplayConfig, SacConfig
 from regrasp.checkpoint.read import read_checkpoint
 from regrasp.checkpoint.write import new_checkpoint
 from regrasp.engine.local import LocalEngine
@@ -25,7 +26,9 @@ from regrasp.envs.config import EnvConfig, EnvName
 from regrasp.envs.contract import Capabilities, EnvSpec, Observation, Step, VecEnv
 from regrasp.experiment import ExperimentConfig
 from regrasp.experiment.load import load_config
+from regrasp.models.config import QHeadConfig
 from regrasp.models.mlp.policy import MlpPolicy
+from regrasp.models.proposals import bounded_log_std
 from regrasp.ranks import ProcessGroupRanks, Ranks
 
 NUM_ENVS = 12
@@ -39,6 +42,12 @@ ALGORITHMS: dict[str, AlgorithmConfig] = {
     "grpo": GrpoConfig(update_epoch=2, group_size=2, kl_beta=0.1, dynamic_sampling=1, rewards_upper_bound=0.5),
     "reinpp": ReinforceConfig(update_epoch=2, group_size=3, use_reinpp_baseline=True, entropy_bonus=0.01),
 }
+STORING: dict[str, AlgorithmConfig] = {
+    "sac": SacConfig(
+        update_epoch=8, n_step=2, critic_only_steps=3, replay_buffer=ReplayConfig(capacity=300, min_decisions=30)
+    )
+}
+"""Those that train on what is stored, on one rank."""
 OVERRIDES = (
     f"env.train.total_num_envs={NUM_ENVS}",
     f"env.eval.total_num_envs={NUM_ENVS}",
@@ -120,16 +129,27 @@ class DoublePolicy(MlpPolicy):
         return None if self.value_head is None else self.value_head(features["state"]).squeeze(-1)
 
     def _distribution(self, features: TensorDict) -> tuple[Tensor, Tensor]:
+        if self.squashed:
+            mean, std = self.actor(features["state"]).unflatten(-1, (2, SIZE, SIZE)).unbind(1)
+            return mean, bounded_log_std(std).exp()
         return self.actor(features["state"]).unflatten(-1, tuple(self.log_std.shape)), self.log_std.exp()
 
 
 def experiment(name: str, *overrides: str) -> ExperimentConfig:
     config = load_config("pick_cube_ppo_mlp", [*OVERRIDES, *overrides]).config
-    return dataclasses.replace(config, algorithm=ALGORITHMS[name])
+    return dataclasses.replace(config, algorithm={**ALGORITHMS, **STORING}[name])
 
 
 def policy(config: ExperimentConfig) -> DoublePolicy:
-    made = DoublePolicy(state_dim=SIZE, action_dim=SIZE, num_action_chunks=SIZE, hidden=(8, 8))
+    stores = config.algorithm.stores_experience
+    made = DoublePolicy(
+        state_dim=SIZE,
+        action_dim=SIZE,
+        num_action_chunks=SIZE,
+        hidden=(8, 8),
+        squashed=stores,
+        q_head=QHeadConfig(hidden=(8, 8)) if stores else None,
+    )
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in made.parameters():

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from rank_toys import ALGORITHMS, NUM_ENVS, UPDATES, create_env, create_policy, engine, experiment
+from rank_toys import ALGORITHMS, NUM_ENVS, STORING, UPDATES, create_env, create_policy, engine, experiment
 
 from regrasp.engine.base import Engine
 from regrasp.engine.placement import plan
@@ -39,11 +39,12 @@ def trained(one: Engine, updates: int = UPDATES) -> tuple[list[dict[str, Any]], 
     return lines, [[result.total_reward, result.length] for result in one.evaluate(NUM_ENVS)]
 
 
-QUICK = {("disaggregated", "grpo"), ("many_actors", "ppo")}
+ONE_ACTOR = ("disaggregated", "hybrid", "many_rollouts")
+QUICK = {("disaggregated", "grpo"), ("many_actors", "ppo"), ("hybrid", "sac")}
 CASES = [
     pytest.param(layout, algorithm, marks=() if (layout, algorithm) in QUICK else pytest.mark.full)
     for layout in LAYOUTS
-    for algorithm in ALGORITHMS
+    for algorithm in (*ALGORITHMS, *(STORING if layout in ONE_ACTOR else ()))
 ]
 
 
@@ -64,6 +65,8 @@ def test_ten_updates_are_those_of_one_process(machines: Machines, tmp_path: Path
     finally:
         several.close()
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+    if algorithm in STORING:
+        assert expected[0][-1]["sac/critic_loss"] > 0
 
 
 def stale(config: ExperimentConfig, folder: Path, updates: int) -> tuple[list[dict[str, Any]], list[list[float]]]:

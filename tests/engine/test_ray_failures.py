@@ -45,8 +45,8 @@ Strike = Callable[[str], None]
 """Given what the run is about to do, or does."""
 
 
-def config_of(*overrides: str) -> ExperimentConfig:
-    config = experiment("ppo", *OVERRIDES, *overrides)
+def config_of(*overrides: str, algorithm: str = "ppo") -> ExperimentConfig:
+    config = experiment(algorithm, *OVERRIDES, *overrides)
     return dataclasses.replace(config, cluster=ClusterConfig(component_placement={"env": 0, "rollout": 1, "actor": 2}))
 
 
@@ -78,14 +78,18 @@ def trained(one: Engine, folder: Path, strike: Strike) -> tuple[Any, ...]:
     return lines, episodes, torch.load(saved / FULL_WEIGHTS, weights_only=True)
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, ...]:
-    folder = tmp_path_factory.mktemp("undisturbed")
+def in_one_process(folder: Path, config: ExperimentConfig) -> tuple[Any, ...]:
+    """As `trained`, when nothing happens."""
     torch.set_default_dtype(torch.float64)
     try:
-        return trained(engine(config_of(), folder, Ranks()), folder, lambda what: None)
+        return trained(engine(config, folder, Ranks()), folder, lambda what: None)
     finally:
         torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, ...]:
+    return in_one_process(tmp_path_factory.mktemp("undisturbed"), config_of())
 
 
 class SlowEnv(PointEnv):
@@ -106,8 +110,8 @@ def create_slow_env(block: EnvConfig, name: EnvName, max_chunk: int, seed: int) 
 def start(machines: Machines, tmp_path: Path) -> Iterator[Callable[..., RayEngine]]:
     started: list[RayEngine] = []
 
-    def one(*overrides: str) -> RayEngine:
-        config, makers = config_of(*overrides), Makers(create_slow_env, create_policy)
+    def one(*overrides: str, algorithm: str = "ppo") -> RayEngine:
+        config, makers = config_of(*overrides, algorithm=algorithm), Makers(create_slow_env, create_policy)
         started.append(RayEngine(config, plan(config, machines.resources), machines, config.seed, tmp_path, makers))
         return started[-1]
 
@@ -183,6 +187,25 @@ def test_a_run_that_loses_a_process_makes_every_update_once(
 
 
 @pytest.mark.full
+@pytest.mark.parametrize(("role", "what"), [("env", "rollout"), ("rollout", "update"), ("actor", "update")])
+def test_what_an_algorithm_has_stored_outlives_its_process(
+    start: Callable[..., RayEngine], tmp_path: Path, role: str, what: str
+) -> None:
+    struck: list[int] = []
+
+    def strike(now: str) -> None:
+        if now == what and not struck:
+            struck.extend(processes(role))
+            os.kill(struck[0], signal.SIGKILL)
+
+    found = trained(start(algorithm="sac"), tmp_path / "checkpoints", strike)
+    assert struck
+    expected = in_one_process(tmp_path / "undisturbed", config_of(algorithm="sac"))
+    assert expected[0][STRUCK + 1]["sac/critic_loss"] > 0
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.full
 def test_a_process_that_always_dies_ends_the_run_with_its_last_update(
     start: Callable[..., RayEngine], undisturbed: tuple[Any, ...], tmp_path: Path
 ) -> None:
@@ -242,8 +265,9 @@ def test_a_process_that_dies_while_it_starts_is_started_again(
 
 
 @pytest.mark.full
-def test_a_signal_in_the_middle_of_a_restart_saves_the_last_update(
-    start: Callable[..., RayEngine], tmp_path: Path
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_signal_before_or_in_the_middle_of_a_restart_saves_the_last_update(
+    start: Callable[..., RayEngine], tmp_path: Path, number: signal.Signals
 ) -> None:
     one = start()
     one.collect(0, lambda: False)
@@ -253,11 +277,12 @@ def test_a_signal_in_the_middle_of_a_restart_saves_the_last_update(
     def stop_after_the_strike() -> bool:
         if not asked:
             (pid,) = processes("rollout")
-            os.kill(pid, signal.SIGKILL)
+            os.kill(pid, number)
         asked.append(time.monotonic())
-        return one._lost is not None
+        return one._lost is not None or number == signal.SIGSTOP
 
     with pytest.raises(InterruptedError):
         one.collect(1, stop_after_the_strike)
     saved = new_checkpoint(tmp_path / "saved", 1, lambda draft: one.save(draft, 1, {}, export=False))
     assert (saved / FULL_WEIGHTS).is_file()
+    assert time.monotonic() - asked[0] < 60.0, "30 on a machine that has time"

@@ -58,7 +58,7 @@ class Replay:
         self._inputs: dict[str, Tensor] = {}
         self._traces: dict[str, Tensor] = {}
         flags = {name: torch.zeros(capacity, dtype=torch.bool) for name in ("is_over", "is_final", "succeeded")}
-        numbers = {name: torch.zeros(capacity) for name in ("rewards", "discounts", "returns")}
+        numbers = {name: torch.zeros(capacity, dtype=torch.float32) for name in ("rewards", "discounts", "returns")}
         counts = {name: torch.full((capacity,), _NONE) for name in ("decision", "next", "written")}
         self._columns: dict[str, Tensor] = {**flags, **numbers, **counts}
         self._episodes: list[list[tuple[int, int]]] = [[] for _ in range(num_envs)]
@@ -102,7 +102,7 @@ class Replay:
         own = {
             "rewards": rewards.float(),
             "discounts": discounts.float(),
-            "returns": torch.zeros(count),
+            "returns": torch.zeros(count, dtype=torch.float32),
             "decision": decisions["decision"],
             "next": torch.full((count,), _NONE),
             "is_over": decisions["ends"] & ~goes_on,
@@ -175,7 +175,7 @@ class Replay:
             [pool[torch.randint(len(pool), (count,), generator=generator)] for pool, count in pools if count]
         )
         columns, place = self._columns, rows
-        rewards, discounts = torch.zeros(size), torch.ones(size)
+        rewards, discounts = torch.zeros(size, dtype=torch.float32), torch.ones(size, dtype=torch.float32)
         is_open = torch.ones(size, dtype=torch.bool)
         for _ in range(steps):
             rewards += torch.where(is_open, discounts * columns["rewards"][place], 0.0)

@@ -165,8 +165,22 @@ class Training:
         )
         write_content(folder, step, content)
 
-    def restore(self, weights: Mapping[str, Tensor], optimizer_state: Mapping[str, Any]) -> None:
-        """Take over trained `weights`, and the optimizer's state, of ranks that trained the same."""
+    def snapshot(self) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Tensor]]:
+        """What changes in training, whole: weights, the optimizer's state and what the algorithm keeps.
+
+        All ranks call this; what those after the first return is not complete.
+        """
+        is_first = not self.ranks.index
+        weights = {name: weight.cpu() for name, weight in self.weights() if is_first}
+        return weights, self.learner.state_dict(), self._algorithm.state_dict()
+
+    def restore(
+        self,
+        weights: Mapping[str, Tensor],
+        optimizer_state: Mapping[str, Any],
+        algorithm_state: Mapping[str, Tensor],
+    ) -> None:
+        """Take over what `snapshot` returned on the first of ranks that trained the same."""
         sharded = self.learner.sharded
         policy = self.policy if sharded is None else sharded.blank()
         with torch.no_grad():
@@ -176,6 +190,7 @@ class Training:
         if sharded is not None:
             sharded.take(policy)
         self.learner.load_state_dict(optimizer_state)
+        self._algorithm.load_state_dict(algorithm_state)
 
     def load(self, checkpoint: Checkpoint) -> None:
         """Restore weights, optimizer and what the algorithm keeps.

@@ -119,7 +119,7 @@ def share(decisions: Decisions, ranks: Ranks, num_envs: int) -> Decisions:
             for rank, part in enumerate(parts)
         ]
     )
-    order = _order(record["column"] // num_envs, record["time"], record["column"])
+    order = _order(record["column"] // num_envs, record["time"], record["is_final"].int(), record["column"])
     return SharedDecisions(
         inputs=decisions.inputs,
         record=record[order],

@@ -18,6 +18,7 @@ from regrasp.envs.registry import create_env
 from regrasp.errors import UserError
 from regrasp.experiment import ExperimentConfig
 from regrasp.models.contract import Policy
+from regrasp.runner.interrupt import StopRequest
 
 _log = logging.getLogger(__name__)
 
@@ -46,6 +47,7 @@ def started_engine(config: ExperimentConfig, run_dir: Path, checkpoint: Path | N
 
     Raises:
         UserError: The placement cannot be met, or policy and environments do not fit.
+        InterruptedError: A signal came while several processes started.
     """
     cluster, num_processes = config.cluster, 1
     if cluster.address is None:
@@ -89,7 +91,11 @@ def _several(config: ExperimentConfig, num_processes: int, run_dir: Path, checkp
         inputs["actor.model.model_path"] = Path(folder).expanduser().absolute()
     if checkpoint is not None:
         inputs["runner.resume_dir"] = checkpoint.absolute()
-    with connected(config.cluster.address, num_processes) as machines:
+    with contextlib.ExitStack() as started:
+        stop = started.enter_context(StopRequest("Stopping. A second signal stops at once."))
+        machines = started.enter_context(connected(config.cluster.address, num_processes))
+        started.callback(stop.ignore)  # while Ray's servers end
+        stop.catch()  # Ray has its own handlers
         placed = plan(config, machines.resources)
         if config.cluster.address is not None:  # of this machine alone they are known before
             for remark in remarks(config, placed.processes, machines.resources):
@@ -98,9 +104,11 @@ def _several(config: ExperimentConfig, num_processes: int, run_dir: Path, checkp
         require_room(machines, placed, config)
         make_policy = functools.partial(starting_policy, checkpoint=checkpoint)
         makers = Makers(create_env, make_policy)
-        with contextlib.closing(RayEngine(config, placed, machines, config.seed, run_dir, makers)) as engine:
-            _warn_of(engine.capabilities)
-            yield engine
+        engine = RayEngine(config, placed, machines, config.seed, run_dir, makers, lambda: stop.requested)
+        started.callback(engine.close)
+        started.callback(stop.ignore)  # while the processes end
+        _warn_of(engine.capabilities)
+        yield engine
 
 
 def _warn_of(capabilities: Capabilities) -> None:

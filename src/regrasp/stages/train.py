@@ -35,7 +35,7 @@ def train(loaded: LoadedConfig, run_dir: Path, command: str = "") -> bool:
         command: The command line, for the run's record; empty for a call from Python.
 
     Returns:
-        True when the last update was reached.
+        True when the last update was reached; False when a signal came before.
 
     Raises:
         UserError: The experiment does not fit the machine, the model or the checkpoint.
@@ -108,8 +108,11 @@ def _train(loaded: LoadedConfig, run_dir: Path, command: str, checkpoint: Checkp
     backends = prepare_backends(config.runner.logger.logger_backends)
     if policy is not None and (warning := check_disk(config, policy_memory(policy, config), run_dir)):
         _log.warning(warning)
-    with started_engine(config, run_dir, None if checkpoint is None else checkpoint.path) as engine:
-        return _run(loaded, engine, run_dir, command, checkpoint, backends)
+    try:
+        with started_engine(config, run_dir, None if checkpoint is None else checkpoint.path) as engine:
+            return _run(loaded, engine, run_dir, command, checkpoint, backends)
+    except InterruptedError:
+        return False
 
 
 def checkpoint_to_resume(path: Path) -> Checkpoint:

@@ -13,11 +13,13 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import ray
 import torch
 from ray._private import ray_constants
+from ray._private import utils as ray_utils
 from ray._private import worker as ray_worker
 from ray._private.state import actors
 from ray.exceptions import GetTimeoutError, RayError
@@ -43,6 +45,10 @@ _CHANGED_BY_RAY = ("RAY_AUTH_MODE",)
 _SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 _KEEP_LOOPBACK = {"ENABLE_RAY_CLUSTER": False}
 """On Linux, Ray puts an address that others reach in the place of a loopback address."""
+_QUIET = {"listen_error_messages": lambda *_: None}
+"""Ray would print what its servers say of a process that has died, which this run says itself."""
+_LEAVE_SIGNALS = {"set_sigterm_handler": lambda _: None}
+"""Ray would end the process at once."""
 _LOCAL = (_LOOPBACK, "localhost")
 _ANSWER_S = 5.0
 _SURVEY_S = 120.0
@@ -76,11 +82,11 @@ def connected(address: str | None, num_processes: int = 1) -> Iterator[Machines]
     """
     logging.getLogger("ray").setLevel(logging.CRITICAL)  # what goes wrong comes as an exception
     with _environment(_SETTINGS if address is not None else {**_SETTINGS, **_OWN_SETTINGS}):
-        if address is None:
-            _start_own(num_processes)
-        else:
-            _join(address)
         try:
+            if address is None:
+                _start_own(num_processes)
+            else:
+                _join(address)
             yield _machines(address)
         finally:
             ray.shutdown()
@@ -94,10 +100,9 @@ def _start_own(num_processes: int) -> None:
     """
     own = {"num_cpus": num_processes, "resources": {_OWN: 1}, "_node_ip_address": _LOOPBACK}
     try:
-        with _constants(_KEEP_LOOPBACK):
+        with _put(ray_constants, _KEEP_LOOPBACK):
             _init("local", include_dashboard=False, **own)
     except Exception as error:  # Ray has no type of its own for this
-        ray.shutdown()
         raise UserError(
             f"Ray's servers did not start: {' '.join(str(error).split())}",
             key="cluster.component_placement",
@@ -108,7 +113,8 @@ def _start_own(num_processes: int) -> None:
 
 
 def _init(address: str, **options: Any) -> None:
-    ray.init(address=address, log_to_driver=False, configure_logging=False, **options)
+    with _put(ray_worker, _QUIET), _put(ray_utils, _LEAVE_SIGNALS):
+        ray.init(address=address, log_to_driver=False, configure_logging=False, **options)
 
 
 @contextlib.contextmanager
@@ -127,16 +133,16 @@ def _environment(settings: Mapping[str, str]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _constants(values: Mapping[str, Any]) -> Iterator[None]:
-    """Constants of Ray's that have no argument, for as long as it starts."""
-    before = {name: getattr(ray_constants, name) for name in values}
+def _put(module: ModuleType, values: Mapping[str, Any]) -> Iterator[None]:
+    """What Ray has no argument for, in the place of its own for as long as it starts."""
+    before = {name: getattr(module, name) for name in values}
     for name, value in values.items():
-        setattr(ray_constants, name, value)
+        setattr(module, name, value)
     try:
         yield
     finally:
         for name, value in before.items():
-            setattr(ray_constants, name, value)
+            setattr(module, name, value)
 
 
 @contextlib.contextmanager
@@ -165,7 +171,7 @@ def _join(address: str) -> None:
     if known != "auto" and _reached(address, known) in _LOCAL:
         constants |= _KEEP_LOOPBACK
     try:
-        with _constants(constants), _unheard():
+        with _put(ray_constants, constants), _unheard():
             _init(address, runtime_env={"env_vars": _SETTINGS})
     except (ConnectionError, RuntimeError, RayError) as error:
         cause = error.__cause__ or error
@@ -182,7 +188,6 @@ def _join(address: str) -> None:
             " for a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH (docs/scaling.md)",
         ) from error
     if _OWN in ray.cluster_resources():
-        ray.shutdown()
         raise _nothing(address, "what runs on this machine belongs to another run of Regrasp")
 
 

@@ -40,10 +40,21 @@ class RayEngine(Engine):
         seed: Seed of every stream.
         run_dir: Folder of the run, which all machines see.
         makers: Of environments and policies.
+        should_stop: Asked while the processes start.
+
+    Raises:
+        InterruptedError: `should_stop` said so.
     """
 
     def __init__(
-        self, config: ExperimentConfig, plan: Plan, machines: Machines, seed: int, run_dir: Path, makers: Makers
+        self,
+        config: ExperimentConfig,
+        plan: Plan,
+        machines: Machines,
+        seed: int,
+        run_dir: Path,
+        makers: Makers,
+        should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
         self._config = config
         self._plan = plan
@@ -60,10 +71,10 @@ class RayEngine(Engine):
         self._lost: LostError | None = None
         """Why the processes have to be started again."""
         try:
-            self._start()
+            self._start(should_stop)
         except LostError as error:
             self._count(error)
-            self._lasting(lambda: None, lambda: False)
+            self._lasting(lambda: None, should_stop)
 
     def _start(self, should_stop: Callable[[], bool] | None = None, *, simulates: bool = True) -> None:
         """Start all processes and have them meet.

@@ -92,6 +92,7 @@ class Processes:
             LostError: A process has died, or does not get on.
         """
         self._meeting = None
+        interrupt()
         if self._env_is_apart and simulates:
             self._hosts = [self._host(process) for process in self._plan.of("env")]
         meeting = self._new_meeting()

@@ -14,6 +14,8 @@ from regrasp.errors import LostError, RegraspError, SimulatorError, UserError
 
 _ASK_S = 1.0
 _POLL_S = 0.05
+_STOP_S = 10.0
+"""How long processes that were told to end what they do may show nothing of it."""
 _GRACE_S = 5.0
 """How long the others have to end what they do, once one has failed."""
 
@@ -35,6 +37,10 @@ class Patience:
         self._progress: dict[str, int] = {}
         self._asked: dict[str, Any] = {}
         """References to answers that have not come yet."""
+
+    def shorten(self, seconds: float) -> None:
+        """Allow no more than `seconds` from now on."""
+        self._seconds, self._since = min(self._seconds, seconds), time.monotonic()
 
     def check(self, *, has_heard: bool) -> None:
         """Look whether something has come of it.
@@ -110,6 +116,8 @@ def results(
             should_stop = None
             if stop is not None:
                 stop()
+                if patience is not None:
+                    patience.shorten(_STOP_S)
     if errors:
         raise min(errors, key=_gravity)
     return [found[reply] for reply in replies]

@@ -271,15 +271,13 @@ class Worker:
 
     def snapshot(self) -> tuple[None, Any]:
         """What changes in training, on the first rank; what can be waited for without fetching it comes first."""
-        is_first = not self._process.index["actor"]
-        weights = {name: weight.cpu() for name, weight in self.training.weights() if is_first}
-        optimizer_state = self.training.learner.state_dict()
-        return None, (weights, optimizer_state) if is_first else None
+        weights, optimizer_state, algorithm_state = self.training.snapshot()
+        return None, None if self._process.index["actor"] else (weights, optimizer_state, pack(algorithm_state))
 
     def restore(self, snapshot: Any) -> None:
         """Take over a snapshot of another process like this one."""
-        weights, optimizer_state = snapshot
-        self.training.restore(weights, optimizer_state)
+        weights, optimizer_state, algorithm_state = snapshot
+        self.training.restore(weights, optimizer_state, unpack(algorithm_state))
 
     @ray.method(concurrency_group="control")
     def ready(self) -> None:
