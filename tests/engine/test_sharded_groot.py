@@ -88,7 +88,10 @@ def _train(
 
 
 def run(folder: Path, count: int, **options: Any) -> dict[str, list[dict[str, float]]]:
-    spawn(train, (count, folder, options), nprocs=count)
+    if count > 1:
+        spawn(train, (count, folder, options), nprocs=count)
+    else:
+        train(0, count, folder, options)
     return json.loads((folder / "found.json").read_text())
 
 
