@@ -36,9 +36,9 @@ def install_command(extra: str) -> str:
 
 def entry_points(*, group: str) -> importlib.metadata.EntryPoints:
     """What installed packages add to a group; the files of all packages are read once for every `sys.path`."""
-    return _entry_points(tuple(sys.path)).select(group=group)
+    return _entry_points(group, tuple(sys.path))
 
 
 @functools.cache
-def _entry_points(_path: tuple[str, ...]) -> importlib.metadata.EntryPoints:
-    return importlib.metadata.entry_points()
+def _entry_points(group: str, _path: tuple[str, ...]) -> importlib.metadata.EntryPoints:
+    return importlib.metadata.entry_points(group=group)
