@@ -107,13 +107,18 @@ class Run:
         (file,) = self.folder.glob(f"logs/regrasp/*/kills/checkpoints/global_step_{UPDATES}/{FULL_WEIGHTS}")
         return torch.load(file, weights_only=True)
 
-    def leftovers(self) -> tuple[int, int, int]:
-        """Processes, files in shared memory and temporary files, once they had time to go."""
+    @property
+    def temporary(self) -> set[str]:
+        """Names of temporary files."""
+        return {path.name for path in (self.folder / "tmp").iterdir()}
+
+    def leftovers(self, usual: set[str]) -> tuple[int, int, int]:
+        """Processes, files in shared memory and temporary files but the `usual` ones, once they had time to go."""
         end = time.monotonic() + LOOSE_S
         while list(self.processes()) and time.monotonic() < end:
             time.sleep(0.1)
         shared = {path for path in set(Path("/dev/shm").iterdir()) - self.before if not path.name.startswith("sem.")}
-        return len(list(self.processes())), len(shared), len(list((self.folder / "tmp").iterdir()))
+        return len(list(self.processes())), len(shared), len(self.temporary - usual)
 
 
 def wait_until(driver: subprocess.Popen[bytes], is_there: Callable[[], bool]) -> None:
@@ -141,12 +146,14 @@ def killed(run: Run, driver: subprocess.Popen[bytes], kind: str) -> float | None
     return time.monotonic() - struck
 
 
-def killed_by_hand(run: Run, driver: subprocess.Popen[bytes]) -> tuple[float, subprocess.Popen[bytes], tuple[int, ...]]:
+def killed_by_hand(
+    run: Run, driver: subprocess.Popen[bytes], usual: set[str]
+) -> tuple[float, subprocess.Popen[bytes], tuple[int, ...]]:
     """Kill the process that was started by hand, and go on from its last checkpoint; also what it left behind."""
     known = len(run.lines)
     driver.kill()
     driver.wait()
-    left = run.leftovers()
+    left = run.leftovers(usual)
     (place,) = run.folder.glob("logs/regrasp/*/kills/checkpoints")
     driver = run.start([*COMMAND, f"runner.resume_dir={place.parent.parent}"])
     begun = time.monotonic()
@@ -163,13 +170,13 @@ def disturbed(folder: Path, kind: str, num_kills: int, expected: Run, moments: r
         wait_until(driver, lambda after=after: len(run.lines) >= after)
         time.sleep(moments.uniform(0.0, 0.5))
         if kind == "driver":
-            recovery, driver, left = killed_by_hand(run, driver)
+            recovery, driver, left = killed_by_hand(run, driver, expected.temporary)
         else:
             recovery = killed(run, driver, kind)
         if recovery is not None:
             recoveries.append(recovery)
     code = driver.wait()
-    ends = [one + other for one, other in zip(left, run.leftovers(), strict=True)]
+    ends = [one + other for one, other in zip(left, run.leftovers(expected.temporary), strict=True)]
     steps = [line["step"] for line in run.lines]
     return {
         "exit_code": code,
