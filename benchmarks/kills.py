@@ -1,8 +1,8 @@
 """What a training run makes of processes that are killed at random moments.
 
-A small run through the command line, its roles in processes of their own, in which a process of the kind is killed
-(SIGKILL) once, at a random moment between its first update and its end. The metrics and weights that it leaves are
-compared with those of a run that nothing happened to.
+Small runs through the command line, their roles in processes of their own, in each of which processes of one kind are
+killed (SIGKILL) at random moments, several updates apart. The metrics and weights that a run leaves are compared with
+those of a run that nothing happened to. With `--json` a call adds its runs to those of earlier calls.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,11 @@ import torch
 from regrasp.checkpoint.layout import FULL_WEIGHTS
 from results_file import save
 
-KINDS = ("env", "rollout", "actor", "simulator", "driver")
-UPDATES = 12
+SPACING = 4
+"""Updates from one kill of a run to the next."""
+KILLS = {"env": 5, "rollout": 5, "actor": 5, "simulator": 2, "driver": 1}
+"""Of one run."""
+UPDATES = 2 + SPACING * max(KILLS.values())
 COMMAND = [
     *(sys.executable, "-m", "regrasp.cli.main", "train", "--config_name", "pick_cube_ppo_mlp"),
     "cluster.component_placement={env:0,rollout:1,actor:2}",
@@ -41,6 +44,9 @@ COMMAND = [
 ]
 LOOSE_S = 10.0
 """After a run's end, what is there after this time is left over."""
+LIMIT_S = 600.0
+RESTARTED = "All processes were started again"
+"""What a run says of env, rollout and actor processes."""
 
 
 class Run:
@@ -75,7 +81,8 @@ class Run:
         for process in self.processes():
             try:
                 line = " ".join(process.cmdline())
-                parent = " ".join(process.parent().cmdline()) if process.parent() else ""
+                above = process.parent()
+                parent = " ".join(above.cmdline()) if above else ""
             except psutil.NoSuchProcess:
                 continue
             if (kind == "simulator" and parent.startswith("ray::env")) or line.startswith(f"ray::{kind} "):
@@ -90,110 +97,143 @@ class Run:
         rows = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
         return [{tag: value for tag, value in row.items() if not tag.startswith("time/")} for row in rows]
 
+    @property
+    def num_restarts(self) -> int:
+        """How often the run has started its processes again."""
+        return (self.folder / "output.txt").read_text().count(RESTARTED)
+
     def weights(self) -> dict[str, torch.Tensor]:
         """Of the last update."""
         (file,) = self.folder.glob(f"logs/regrasp/*/kills/checkpoints/global_step_{UPDATES}/{FULL_WEIGHTS}")
         return torch.load(file, weights_only=True)
 
-    def leftovers(self) -> tuple[int, int, int]:
-        """Processes, files in shared memory and temporary files, once they had time to go."""
+    @property
+    def temporary(self) -> set[str]:
+        """Names of temporary files."""
+        return {path.name for path in (self.folder / "tmp").iterdir()}
+
+    def leftovers(self, usual: set[str]) -> tuple[int, int, int]:
+        """Processes, files in shared memory and temporary files but the `usual` ones, once they had time to go."""
         end = time.monotonic() + LOOSE_S
         while list(self.processes()) and time.monotonic() < end:
             time.sleep(0.1)
         shared = {path for path in set(Path("/dev/shm").iterdir()) - self.before if not path.name.startswith("sem.")}
-        return len(list(self.processes())), len(shared), len(list((self.folder / "tmp").iterdir()))
+        return len(list(self.processes())), len(shared), len(self.temporary - usual)
 
 
-def wait_for_line(run: Run, driver: subprocess.Popen[bytes], number: int, limit: float = 600.0) -> None:
-    """Wait until so many updates are logged."""
-    end = time.monotonic() + limit
-    while len(run.lines) < number and driver.poll() is None:
+def wait_until(driver: subprocess.Popen[bytes], is_there: Callable[[], bool]) -> None:
+    """Wait for something of a run, or for its end."""
+    end = time.monotonic() + LIMIT_S
+    while driver.poll() is None and not is_there():
         if time.monotonic() > end:
-            raise TimeoutError(f"{run.folder}: no update {number}")
+            raise TimeoutError(f"{driver.args}: this takes too long")
         time.sleep(0.05)
 
 
-def trial(folder: Path, kind: str, expected: Run, moments: random.Random) -> dict[str, Any]:
-    """Kill once, and see what comes of it."""
-    run = Run(folder)
+def killed(run: Run, driver: subprocess.Popen[bytes], kind: str) -> float | None:
+    """Kill a process of the kind; seconds until an update was logged that was made after it; None: it had ended."""
+    victim, restarts, known = run.victim(kind, driver.pid), run.num_restarts, len(run.lines)
+    if victim is None:
+        return None
+    struck = time.monotonic()
+    os.kill(victim, signal.SIGKILL)
+    if kind in ("env", "rollout", "actor"):
+        wait_until(driver, lambda: run.num_restarts > restarts)
+        known = len(run.lines)
+    elif kind == "simulator":
+        known += 1  # the one under way may not need it any more
+    wait_until(driver, lambda: len(run.lines) > known)
+    return time.monotonic() - struck
+
+
+def killed_by_hand(
+    run: Run, driver: subprocess.Popen[bytes], usual: set[str]
+) -> tuple[float, subprocess.Popen[bytes], tuple[int, ...]]:
+    """Kill the process that was started by hand, and go on from its last checkpoint; also what it left behind."""
+    known = len(run.lines)
+    driver.kill()
+    driver.wait()
+    left = run.leftovers(usual)
+    (place,) = run.folder.glob("logs/regrasp/*/kills/checkpoints")
+    driver = run.start([*COMMAND, f"runner.resume_dir={place.parent.parent}"])
+    begun = time.monotonic()
+    wait_until(driver, lambda: len(run.lines) > known)
+    return time.monotonic() - begun, driver, left
+
+
+def disturbed(folder: Path, kind: str, num_kills: int, expected: Run, moments: random.Random) -> dict[str, Any]:
+    """A run with kills, and what came of it."""
+    run, recoveries, left = Run(folder), [], (0, 0, 0)
     driver = run.start(COMMAND)
-    wait_for_line(run, driver, moments.randint(1, UPDATES - 2))
-    time.sleep(moments.uniform(0.0, 1.0))
-    victim = run.victim(kind, driver.pid)
-    known, struck = len(run.lines), time.monotonic()
-    if victim is not None:
-        os.kill(victim, signal.SIGKILL)
-    if kind == "driver":
-        driver.wait()
-        left = run.leftovers()
-        (place,) = run.folder.glob("logs/regrasp/*/kills/checkpoints")
-        driver = run.start([*COMMAND, f"runner.resume_dir={place.parent.parent}"])
-        struck, resumed = time.monotonic(), len(run.lines)
-        while len(run.lines) <= min(known, resumed) and driver.poll() is None:
-            time.sleep(0.05)
-    else:
-        left = (0, 0, 0)
-        wait_for_line(run, driver, min(known + 1, UPDATES))
-    recovery = time.monotonic() - struck
+    for number in range(num_kills):
+        after = 1 + SPACING * number + moments.randrange(2)
+        wait_until(driver, lambda after=after: len(run.lines) >= after)
+        time.sleep(moments.uniform(0.0, 0.5))
+        if kind == "driver":
+            recovery, driver, left = killed_by_hand(run, driver, expected.temporary)
+        else:
+            recovery = killed(run, driver, kind)
+        if recovery is not None:
+            recoveries.append(recovery)
     code = driver.wait()
-    ends = [one + other for one, other in zip(left, run.leftovers(), strict=True)]
+    ends = [one + other for one, other in zip(left, run.leftovers(expected.temporary), strict=True)]
     steps = [line["step"] for line in run.lines]
-    same = run.lines == expected.lines and all(
-        torch.equal(value, expected.weights()[name]) for name, value in run.weights().items()
-    )
     return {
         "exit_code": code,
-        "struck": victim is not None,
+        "recovery_s": recoveries,
         "lost": len(set(range(1, UPDATES + 1)) - set(steps)),
         "twice": len(steps) - len(set(steps)),
-        "same_numbers": same,
-        "recovery_s": recovery,
+        "same_numbers": code == 0
+        and run.lines == expected.lines
+        and all(torch.equal(value, expected.weights()[name]) for name, value in run.weights().items()),
         "processes_left": ends[0],
         "shared_memory_left": ends[1],
         "temporary_left": ends[2],
+        "load": os.getloadavg()[0],
+    }
+
+
+def row(kind: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """All runs of a kind in one line."""
+    recoveries = [recovery for run in runs for recovery in run["recovery_s"]]
+    return {
+        "killed": kind,
+        "kills": len(recoveries),
+        "runs": len(runs),
+        "updates_lost": sum(run["lost"] for run in runs),
+        "updates_twice": sum(run["twice"] for run in runs),
+        "other_numbers": sum(not run["same_numbers"] for run in runs),
+        "failed": sum(run["exit_code"] != 0 for run in runs),
+        "recovery_s": statistics.median(recoveries),
+        "longest_s": max(recoveries),
+        **{name: sum(run[name] for run in runs) for name in runs[0] if name.endswith("_left")},
+        "load": statistics.mean(run["load"] for run in runs),
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kinds", default=",".join(KINDS))
-    parser.add_argument("--trials", type=int, default=20)
+    parser.add_argument("--kind", choices=KILLS, action="append", help="what is killed; repeatable; all by default")
+    parser.add_argument("--trials", type=int, default=20, help="kills of each kind")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no further trial after so many")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, help="all runs; those that it holds already count, and are not made again")
     arguments = parser.parse_args()
-    end = time.monotonic() + 60 * arguments.minutes
-    kinds = arguments.kinds.split(",")
-    found: dict[str, list[dict[str, Any]]] = {kind: [] for kind in kinds}
+    found: dict[str, list[dict[str, Any]]] = {}
+    if arguments.json is not None and arguments.json.exists():
+        found = json.loads(arguments.json.read_text())
     with tempfile.TemporaryDirectory(prefix="kills-") as place:
         expected = Run(Path(place) / "undisturbed")
         code = expected.start(COMMAND).wait()
         assert code == 0, (expected.folder / "output.txt").read_text()
-        for number in range(arguments.trials):
-            for kind in kinds:
-                if time.monotonic() < end:
-                    moments = random.Random(f"{arguments.seed} {kind} {number}")
-                    one = trial(Path(place) / f"{kind}_{number}", kind, expected, moments)
-                    print(kind, number, one, file=sys.stderr, flush=True)
-                    found[kind].append(one)
-    rows = [
-        {
-            "killed": kind,
-            "trials": sum(one["struck"] for one in trials),
-            "updates_lost": sum(one["lost"] for one in trials),
-            "updates_twice": sum(one["twice"] for one in trials),
-            "other_numbers": sum(not one["same_numbers"] for one in trials),
-            "failed": sum(one["exit_code"] != 0 for one in trials),
-            "recovery_s": statistics.median(one["recovery_s"] for one in trials),
-            "longest_s": max(one["recovery_s"] for one in trials),
-            **{name: sum(one[name] for one in trials) for name in trials[0] if name.endswith("_left")},
-        }
-        for kind, trials in found.items()
-        if trials
-    ]
-    save("kills", shlex.join(["python", *sys.argv]), rows)
-    if arguments.json is not None:
-        arguments.json.write_text(json.dumps({"rows": rows, "trials": found}, indent=2) + "\n")
+        for kind in arguments.kind or KILLS:
+            runs = found.setdefault(kind, [])
+            while (missing := arguments.trials - sum(len(run["recovery_s"]) for run in runs)) > 0:
+                folder, moments = Path(place) / f"{kind}_{len(runs)}", f"{arguments.seed} {kind} {len(runs)}"
+                runs.append(disturbed(folder, kind, min(missing, KILLS[kind]), expected, random.Random(moments)))
+                print(kind, runs[-1], file=sys.stderr, flush=True)
+                if arguments.json is not None:
+                    arguments.json.write_text(json.dumps(found, indent=2) + "\n")
+    save("kills", shlex.join(["python", *sys.argv]), [row(kind, runs) for kind, runs in found.items() if runs])
 
 
 if __name__ == "__main__":

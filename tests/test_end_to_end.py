@@ -13,12 +13,13 @@ from pathlib import Path
 import pytest
 
 import regrasp
+from regrasp.cli.main import main
 from regrasp.models.registry import load_policy
 
 TOY = (
-    "runner.max_epochs=8",
+    "runner.max_epochs=4",
     "runner.save_interval=100",
-    "runner.val_check_interval=8",
+    "runner.val_check_interval=4",
     "runner.force=true",
     "pretrain.tasks=[Regrasp-Pick-Cube-v0]",
     "pretrain.num_scenes=40",
@@ -47,78 +48,55 @@ TOY = (
 STAGES = ("pretrain", "collect", "sft", "evaluate_base", "train", "evaluate_finetuned")
 
 
-class Quickstart:
-    """The command, in a process of its own, in a folder of its own."""
-
-    def __init__(self, folder: Path) -> None:
-        self.output = folder / "run"
-        self._folder = folder
-        self._environment = {
-            **os.environ,
-            "PYTHONPATH": str(Path(regrasp.__file__).parents[1]),
-            "PYTHONUNBUFFERED": "1",
-            "XDG_CACHE_HOME": str(folder / "cache"),
-        }
-
-    def start(self, *overrides: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "regrasp.cli.main", "quickstart", "--seed", "3", "--output", str(self.output)]
-        return subprocess.Popen(
-            [*command, *TOY, *overrides],
-            env=self._environment,
-            cwd=self._folder,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-
-    def run(self, *overrides: str) -> tuple[int, str]:
-        """Exit code and what was printed."""
-        process = self.start(*overrides)
-        printed, _ = process.communicate(timeout=120)
-        return process.returncode, printed
-
-    def interrupt_after(self, pattern: str) -> tuple[int, str]:
-        """Send SIGINT when a line matches, and wait for the end."""
-        process = self.start()
-        assert process.stdout is not None
-        printed = ""
-        for line in process.stdout:
-            printed += line
-            if re.search(pattern, line):
-                process.send_signal(signal.SIGINT)
-                break
-        rest, _ = process.communicate(timeout=30)
-        return process.returncode, printed + rest
+def interrupted_after(pattern: str, command: list[str]) -> tuple[int, str]:
+    """Exit code and output of a process that got SIGINT when a line matched."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "regrasp.cli.main", *command],
+        env={**os.environ, "PYTHONPATH": str(Path(regrasp.__file__).parents[1]), "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert process.stdout is not None
+    printed = ""
+    for line in process.stdout:
+        printed += line
+        if re.search(pattern, line):
+            process.send_signal(signal.SIGINT)
+            break
+    rest, _ = process.communicate(timeout=60)
+    return process.returncode, printed + rest
 
 
 @pytest.mark.slow
-def test_quickstart(tmp_path: Path) -> None:
-    quickstart = Quickstart(tmp_path)
-    code, printed = quickstart.interrupt_after(r"^\s+1/8 ")
+def test_quickstart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    output = tmp_path / "run"
+    command = ["quickstart", "--seed", "3", "--output", str(output), *TOY]
+    code, printed = interrupted_after(r"^\s+1/4 ", command)
     assert code == 130, printed
     assert "Traceback" not in printed
-    assert not (quickstart.output / "summary.json").exists()
+    assert not (output / "summary.json").exists()
 
-    code, printed = quickstart.run()
+    code = main(command)
+    printed = "".join(capsys.readouterr())
     assert code == 0, printed
     assert printed.count("done before") == 4
     assert "differs" not in printed
-    rows = [json.loads(line) for line in (quickstart.output / "train" / "metrics.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows] == list(range(1, 9))
+    rows = [json.loads(line) for line in (output / "train" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
     assert any((tmp_path / "cache" / "regrasp" / "backbones").iterdir())
-    _check_summary(quickstart.output)
-    _check_report(quickstart.output)
+    _check_summary(output)
+    _check_report(output)
 
-    before = (quickstart.output / "summary.json").read_text()
-    code, printed = quickstart.run()
-    assert code == 0, printed
-    assert printed.count("done before") == len(STAGES)
-    assert (quickstart.output / "summary.json").read_text() == before
+    before = (output / "summary.json").read_text()
+    assert main(command) == 0
+    assert "".join(capsys.readouterr()).count("done before") == len(STAGES)
+    assert (output / "summary.json").read_text() == before
 
-    code, printed = quickstart.run("actor.optim.lr=1e-6")
-    assert code == 2
-    assert "other settings" in printed
-    assert "Traceback" not in printed
+    assert main([*command, "actor.optim.lr=1e-6"]) == 2
+    assert "other settings" in capsys.readouterr().err
 
 
 def _check_summary(run: Path) -> None:

@@ -236,6 +236,7 @@ def test_what_changed_since_a_folder_was_written_is_found(sealed: Path, change: 
     file.unlink() if change is None else file.write_bytes(change)
     with pytest.raises(UserError, match="not as it was written") as caught:
         check_checksums(sealed)
+    assert ("it is gone" in str(caught.value)) == (change is None)
     assert caught.value.file == str(file)
     (sealed / CHECKSUMS).unlink()
     check_checksums(sealed)

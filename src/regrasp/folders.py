@@ -314,6 +314,8 @@ def check_checksums(folder: Path) -> None:
         file = folder / entry["name"]
         try:
             found = sha256(file)
+        except FileNotFoundError as error:
+            raise _changed(file, f"it is gone, and {CHECKSUMS} beside it lists it") from error
         except OSError as error:
             raise _changed(file, f"it cannot be read ({error.strerror})") from error
         if found != entry["sum"]:

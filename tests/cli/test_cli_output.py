@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import logging
 import os
 import re
@@ -94,11 +95,11 @@ def test_dry_run_prints_the_experiment_that_would_run(
     command: str, name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(tmp_path)
-    assert main([command, "--config_name", name, "--dry_run", "algorithm.rollout_epoch=3"]) == 0
+    assert main([command, "--config_name", name, "--dry_run", "runner.max_epochs=3"]) == 0
     printed = capsys.readouterr().out
     copy = tmp_path / "copy.yaml"
     copy.write_text(printed)
-    assert load_config(str(copy)).config == load_config(name, ["algorithm.rollout_epoch=3"]).config
+    assert load_config(str(copy)).config == load_config(name, ["runner.max_epochs=3"]).config
     copy.unlink()
     assert not list(tmp_path.iterdir())
 
@@ -191,6 +192,25 @@ def test_doctor_on_a_machine_that_renders(capsys: pytest.CaptureFixture[str], mo
     missing = [rows[name] for name in extras if "not installed" in rows[name]]
     assert all("pip install" in row and "regrasp[" not in row for row in missing)
     assert main(["doctor", "--rendering"]) == 0
+
+
+def test_doctor_runs_from_sources_that_are_not_installed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    folders = [Path(folder) for folder in sys.path if folder]
+    with_packages = [folder for folder in folders if any(folder.glob("*.dist-info")) or any(folder.glob("*.egg-info"))]
+    for entry in (entry for folder in with_packages for entry in folder.iterdir()):
+        if not entry.name.startswith(("regrasp", "wandb-", "swanlab-")):
+            (tmp_path / entry.name).symlink_to(entry)
+    others = [str(folder) for folder in folders if folder not in with_packages]
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *others])
+    monkeypatch.setattr(backend, "working_backend", lambda: "egl")
+    with pytest.raises(importlib.metadata.PackageNotFoundError):
+        importlib.metadata.version("regrasp")
+    assert main(["doctor"]) == 0
+    rows = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert rows["wandb"].endswith('-m pip install "wandb"')
+    assert rows["swanlab"].endswith('-m pip install "swanlab"')
 
 
 def test_doctor_names_the_packages_that_rendering_needs(

@@ -16,7 +16,7 @@ from regrasp.engine.base import Engine
 from regrasp.engine.placement import plan
 from regrasp.engine.ray.cluster import Machines
 from regrasp.engine.ray.engine import RayEngine
-from regrasp.engine.ray.processes import Makers
+from regrasp.engine.ray.processes import Makers, Processes
 from regrasp.experiment import ClusterConfig, ExperimentConfig
 from regrasp.experiment.cluster import Placement
 from regrasp.ranks import Ranks
@@ -67,6 +67,15 @@ def test_ten_updates_are_those_of_one_process(machines: Machines, tmp_path: Path
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
     if algorithm in STORING:
         assert expected[0][-1]["sac/critic_loss"] > 0
+
+
+def test_every_start_meets_at_a_place_of_its_own(machines: Machines, tmp_path: Path) -> None:
+    config = dataclasses.replace(experiment("ppo"), cluster=ClusterConfig(component_placement=LAYOUTS["two_colocated"]))
+    placed, makers = plan(config, machines.resources), Makers(create_env, create_policy)
+    runs = [Processes(config, placed, machines, 0, tmp_path, makers) for _ in range(2)]
+    places = [Path(one._new_meeting().removeprefix("file://")) for one in (*runs, *runs)]
+    assert len(set(places)) == len(places)
+    assert {place.parent for place in places} == {machines.folder}
 
 
 def stale(config: ExperimentConfig, folder: Path, updates: int) -> tuple[list[dict[str, Any]], list[list[float]]]:

@@ -93,6 +93,24 @@ def test_mistakes_end_with_code_2_and_no_traceback(
     assert "Traceback" not in printed
 
 
+def test_a_dry_run_looks_the_environment_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.setattr(RemoteVecEnv, "__init__", None)
+    flags = ["train", "--dry_run", *PENDULUM, *SHORT]
+    assert main(flags) == 0
+    assert main([*flags, "env.eval.init_params.id=gym_envs:Broken-v0"]) == 0, "what cannot be made is known at start"
+    assert main([*flags, "env.eval.python=/no/such/python"]) == 0
+    assert "env.eval.init_params.id is not looked up: this machine has no /no/such/python" in capsys.readouterr().err
+    assert main([*flags, "env.eval.init_params.id=Pendulm-v1"]) == 2
+    printed = capsys.readouterr()
+    assert "# Summary" in printed.out
+    for text in ("key:      env.eval.init_params.id", "expected: one of the nearest, Pendulum-v1", "did you mean"):
+        assert text in printed.err
+    assert not [*tmp_path.iterdir()]
+
+
 def test_a_simulator_that_dies_is_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original, count = RemoteVecEnv.begin_step, 0
 

@@ -50,9 +50,10 @@ def saved_steps(folder: Path) -> list[int]:
     ("name", "call", "number", "seconds", "how"),
     [
         ("eval", 2, signal.SIGKILL, 120, "killed by signal 9"),
-        pytest.param("train", 2 * 2 + 2, signal.SIGSTOP, 5, "did not answer 'step'", marks=pytest.mark.full),
+        ("train", 2 * 2 + 2, signal.SIGSTOP, 5, "did not answer 'step'"),
     ],
 )
+@pytest.mark.full
 def test_a_simulator_that_dies_or_falls_silent_costs_no_finished_update(
     command: list[str],
     tmp_path: Path,
@@ -88,7 +89,9 @@ def test_a_simulator_that_dies_is_started_again(
     ("change", "key", "named"),
     [
         ("env.eval.init_params.id='lab_tasks:Pont-v0'", "env.eval.init_params.id", "Point-v0"),
-        ("env.eval.mapping.states=[position]", "env.eval.mapping.states", "3 values"),
+        pytest.param(
+            "env.eval.mapping.states=[position]", "env.eval.mapping.states", "3 values", marks=pytest.mark.full
+        ),
     ],
 )
 def test_a_mistake_in_the_evaluation_is_told_before_training(

@@ -18,13 +18,10 @@ from regrasp.models.contract import Evaluation
 from rl_toys import groot_policy, never, rollout_of, weights, worker
 
 SIZE = 8
-BACKENDS = [
-    "eager",
-    pytest.param(
-        "inductor",
-        marks=[pytest.mark.slow, pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")],
-    ),
-]
+INDUCTOR = [pytest.mark.slow, pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")]
+CHUNK = {"logprob_type": "chunk_level"}
+TOKEN = {"logprob_type": "token_level", "entropy_bonus": 0.1, "clip_ratio_c": 3.0, "value_clip": None}
+ACTION = {"logprob_type": "action_level", "kl_beta": 0.2, "kl_penalty": "low_var_kl"}
 
 
 @pytest.fixture(autouse=True)
@@ -34,15 +31,16 @@ def _nothing_compiled() -> Iterator[None]:
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(
-    "settings",
+    ("backend", "settings"),
     [
-        {"logprob_type": "chunk_level"},
-        {"logprob_type": "token_level", "entropy_bonus": 0.1, "clip_ratio_c": 3.0, "value_clip": None},
-        {"logprob_type": "action_level", "kl_beta": 0.2, "kl_penalty": "low_var_kl"},
+        pytest.param("eager", CHUNK, id="chunk-eager"),
+        pytest.param("eager", TOKEN, id="token-eager"),
+        pytest.param("eager", ACTION, id="action-eager"),
+        pytest.param("inductor", CHUNK, id="chunk-inductor", marks=[*INDUCTOR, pytest.mark.full]),
+        pytest.param("inductor", TOKEN, id="token-inductor", marks=INDUCTOR),
+        pytest.param("inductor", ACTION, id="action-inductor", marks=[*INDUCTOR, pytest.mark.full]),
     ],
-    ids=["chunk", "token", "action"],
 )
 def test_compiled_losses_are_the_plain_ones(backend: str, settings: dict[str, Any]) -> None:
     policy = groot_policy(noise_method="flow_noise" if "entropy_bonus" in settings else "flow_sde")

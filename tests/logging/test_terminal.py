@@ -6,26 +6,29 @@ import re
 import pytest
 from rich.console import Console
 
+from regrasp.algorithms.base import AlgorithmConfig
+from regrasp.algorithms.grpo import GrpoConfig
+from regrasp.algorithms.ppo import PpoConfig
+from regrasp.algorithms.sac_config import EntropyTuningConfig, SacConfig
 from regrasp.logging import console as console_module
 from regrasp.logging import progress as progress_module
 from regrasp.logging.console import ConsoleTable
 from regrasp.logging.progress import progress
 from regrasp.logging.text import byte_size, duration, number
 
-TAGS = [
-    "env/success_once",
-    "env/return",
-    "env/episode_len",
-    "train/actor/policy_loss",
-    "train/critic/value_loss",
-    "train/actor/total_loss",
-    "train/actor/approx_kl",
-    "train/actor/clip_fraction",
-    "train/actor/ratio",
-    "train/critic/explained_variance",
-    "train/actor/grad_norm",
-    "time/env_steps_per_second",
-]
+ALGORITHMS = {
+    "ppo": PpoConfig(),
+    "grpo": GrpoConfig(),
+    "sac": SacConfig(),
+    "sac_fixed_alpha": SacConfig(entropy_tuning=EntropyTuningConfig(alpha_type="fixed_alpha")),
+}
+PPO = PpoConfig().shown
+EPISODES = ("env/success_once", "env/return", "env/episode_len")
+
+
+def tags(algorithm: AlgorithmConfig) -> list[str]:
+    shown = [f"train/{column.tag}" for column in algorithm.shown]
+    return [*EPISODES, *shown, "time/env_steps_per_second"]
 
 
 @pytest.fixture
@@ -45,59 +48,99 @@ def lines(console):
     return console.file.getvalue().splitlines()
 
 
+def table_lines(console):
+    """The lines from the first header on."""
+    printed = lines(console)
+    return printed[next(index for index, line in enumerate(printed) if line.split()[0] == "update") :]
+
+
 @pytest.mark.parametrize(
     "value", [0.0, 1.0, -1.0, 1e-9, -1.23456e-5, 0.123456, -123.456, 99999.96, -123456.7, 1e30, -1e-300, math.nan]
 )
 @pytest.mark.parametrize("total", [9, 1000, 10**8])
-def test_rows_keep_their_columns_and_100_characters(log_file, value, total):
-    table = ConsoleTable(total, log_file)
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_rows_keep_their_columns_and_100_characters(log_file, name, value, total):
+    algorithm = ALGORITHMS[name]
+    table = ConsoleTable(total, algorithm.shown, log_file)
     share = min(1.0, abs(value))
     for step in (1, total):
-        table.row(step, {tag: share if "success" in tag or "fraction" in tag else value for tag in TAGS})
-    header, *rows = lines(log_file)
-    assert {len(line) for line in [header, *rows]} == {100}
-    assert all(len(row.split()) == len(header.split()) == 15 for row in rows)
+        table.row(step, {tag: share if "success" in tag or "fraction" in tag else value for tag in tags(algorithm)})
+    assert max(map(len, lines(log_file))) <= 100
+    header, *rows = table_lines(log_file)
+    assert len({len(line) for line in [header, *rows]}) == 1
+    assert all(len(row.split()) == len(header.split()) == 7 + len(algorithm.shown) for row in rows)
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_every_column_is_explained_once(log_file, name):
+    algorithm = ALGORITHMS[name]
+    table = ConsoleTable(50, algorithm.shown, log_file)
+    table.row(1, {"env/return": 1.0})
+    for step in range(2, 50):
+        table.row(step, {"env/success_once": 0.5})
+    text = " ".join(lines(log_file))
+    for column in algorithm.shown:
+        assert text.count(f"{column.title}: {column.meaning}") == 1
+    assert text.count("success: share of") == 1
+
+
+def test_columns_are_those_of_the_algorithm():
+    titles = {name: [column.title for column in algorithm.shown] for name, algorithm in ALGORITHMS.items()}
+    assert {"value", "EV"} <= set(titles["ppo"])
+    assert titles["grpo"] == [title for title in titles["ppo"] if title not in ("value", "EV")]
+    assert not {"KL", "clip", "ratio", "value"} & set(titles["sac"])
+    assert [title for title in titles["sac"] if title not in titles["sac_fixed_alpha"]] == ["alpha"]
 
 
 def test_missing_metrics_are_dashes_and_the_header_comes_back(log_file):
-    table = ConsoleTable(50, log_file)
+    table = ConsoleTable(50, PPO, log_file)
     for step in range(1, 42):
         table.row(step, {"env/success_once": 0.5})
-    headers = [index for index, line in enumerate(lines(log_file)) if "success" in line]
-    assert headers == [0, 21, 42]
-    assert lines(log_file)[1].split()[3:] == ["50.0%", *["-"] * 11]
+    printed = table_lines(log_file)
+    assert [index for index, line in enumerate(printed) if "success" in line] == [0, 21, 42]
+    assert printed[1].split()[3:] == ["50.0%", *["-"] * 11]
+
+
+def test_success_is_a_column_once_it_is_known(log_file):
+    table = ConsoleTable(50, PPO, log_file)
+    table.row(1, {"env/return": 2.0})
+    assert "success" not in " ".join(lines(log_file))
+    table.row(2, {"env/return": 2.0, "env/success_once": 0.5})
+    header, row = (line.split() for line in lines(log_file)[-2:])
+    assert row[header.index("success")] == "50.0%"
+    assert row[header.index("return")] == "2.0000"
 
 
 def test_an_update_that_learned_nothing_says_so_in_its_row(log_file):
     numbers = {"env/success_once": 0.5, "rollout/decisions": 0.0, "rollout/decisions_dropped": 64.0}
-    ConsoleTable(50, log_file).row(1, {**numbers, "train/actor/lr": 1e-4, "time/env_steps_per_second": 7.0})
-    header, row = lines(log_file)
+    ConsoleTable(50, PPO, log_file).row(1, {**numbers, "train/actor/lr": 1e-4, "time/env_steps_per_second": 7.0})
+    header, row = table_lines(log_file)
     assert len(header) == len(row) == 100
     assert row.split()[3:6] == ["50.0%", "-", "-"]
     assert "no update: nothing was kept to learn from" in row
     assert row.endswith(" 7.0")
 
 
+def test_an_algorithm_that_shows_nothing_has_the_columns_of_all(log_file):
+    ConsoleTable(50, (), log_file).row(1, {"env/return": 0.5, "rollout/decisions": 0.0, "env/episode_len": 3.0})
+    header, row = (line.split() for line in table_lines(log_file))
+    assert header == ["update", "time", "ETA", "return", "len", "step/s"]
+    assert row[3:] == ["0.5000", "3.0", "-"]
+
+
 def test_time_left_is_the_average_of_the_rows_so_far(log_file, clock):
-    table = ConsoleTable(20, log_file)  # looks at the clock once; each row once
+    table = ConsoleTable(20, PPO, log_file)  # looks at the clock once; each row once
     table.row(11, {"env/return": 1.0})  # a resumed run
-    assert lines(log_file)[1].split()[:3] == ["11/20", "0:01", "0:09"]
+    assert table_lines(log_file)[1].split()[:3] == ["11/20", "0:01", "0:09"]
     table.row(12, {"env/return": 1.0})
-    assert lines(log_file)[2].split()[:3] == ["12/20", "0:02", "0:08"]
+    assert table_lines(log_file)[2].split()[:3] == ["12/20", "0:02", "0:08"]
 
 
 def test_evaluation_line_has_its_interval(log_file):
-    table = ConsoleTable(20, log_file)
+    table = ConsoleTable(20, PPO, log_file)
     table.row(10, {"eval/success_once": 0.8, "eval/num_trajectories": 10})
     (line,) = lines(log_file)
     assert line.split(maxsplit=1) == ["10/20", "evaluation: success 80.0% [49.0, 94.3] of 10 episodes"]
-
-
-def test_sac_losses_take_the_loss_columns(log_file):
-    ConsoleTable(2, log_file).row(1, {"train/sac/actor_loss": -2.5, "train/sac/critic_loss": 0.25})
-    header, row = (line.split() for line in lines(log_file))
-    assert row[header.index("policy")] == "-2.500"
-    assert row[header.index("value")] == "0.250"
 
 
 def test_log_file_gets_few_plain_lines(log_file, clock):

@@ -124,7 +124,13 @@ print(kilobytes("VmHWM") - before, float(net[23].weight[0, 0]))
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's account of a process's memory")
-@pytest.mark.parametrize("frozen", [frozenset(), frozenset(f"{i}.weight" for i in range(12))], ids=["single", "shards"])
+@pytest.mark.parametrize(
+    "frozen",
+    [
+        pytest.param(frozenset(), id="single", marks=pytest.mark.full),
+        pytest.param(frozenset(f"{i}.weight" for i in range(12)), id="shards"),
+    ],
+)
 def test_loading_needs_the_memory_of_one_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, frozen: frozenset[str]):
     layers = {f"{i}.weight": torch.full((2048, 2048), float(i), dtype=torch.bfloat16) for i in range(24)}
     hub_folder.save_safetensors(layers, tmp_path, frozen)

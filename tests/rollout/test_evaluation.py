@@ -38,7 +38,7 @@ def threads() -> object:
 
 
 @pytest.mark.usefixtures("threads")
-@pytest.mark.parametrize("num_threads", [1, 2, 5])
+@pytest.mark.parametrize("num_threads", [1, 2, pytest.param(5, marks=pytest.mark.full)])
 @pytest.mark.parametrize("block", [7, 32])
 @pytest.mark.parametrize("make", [mlp_policy, lambda: groot_policy(image_size=84)], ids=["mlp", "groot"])
 def test_an_action_does_not_depend_on_its_place_in_the_block(
@@ -126,7 +126,7 @@ def test_every_episode_is_run_once_with_its_own_seed(reference: Outcome) -> None
     assert any(r.success for r in reference.results)
 
 
-@pytest.mark.parametrize(("num_envs", "num_workers"), [(3, 1), (8, 2), (16, 2)])
+@pytest.mark.parametrize(("num_envs", "num_workers"), [pytest.param(3, 1, marks=pytest.mark.full), (8, 2), (16, 2)])
 def test_outcomes_do_not_depend_on_environments_and_workers(
     reference: Outcome, num_envs: int, num_workers: int
 ) -> None:

@@ -87,6 +87,12 @@ def metrics(run: Path) -> list[dict[str, Any]]:
     return [{tag: value for tag, value in row.items() if not tag.startswith("time/")} for row in rows]
 
 
+def without_values(loaded: LoadedConfig, run: Path) -> list[str]:
+    """What the table of updates shows, and no update of a run has a value of."""
+    tags = {tag for row in metrics(run) for tag in row}
+    return [column.title for column in loaded.config.algorithm.shown if f"train/{column.tag}" not in tags]
+
+
 def assert_same_checkpoint(first: Path, second: Path) -> None:
     """Weights, optimizer, environments and counters, bit for bit."""
     for name in (FULL_WEIGHTS, OPTIMIZER):

@@ -56,7 +56,8 @@ def test_the_tutorials_algorithm_trains_and_its_keys_are_checked(start_model: Pa
     prepared = algorithm.prepare(rollout_of(policy, 16).with_columns(column=torch.arange(16)))
     assert 0 < len(prepared) < 16
     learner = Learner(policy, algorithm, loaded.config.actor, num_updates=1, seed=0, device=torch.device("cpu"))
-    learner.update(prepared, 0, lambda: False)
+    updated = learner.update(prepared, 0, lambda: False)
+    assert [column.tag in updated for column in loaded.config.algorithm.shown] == [True]
     with torch.no_grad():
         after = policy.evaluate(prepared.table, prepared.trace).log_probs
     assert after.mean() > prepared["log_probs"].mean()

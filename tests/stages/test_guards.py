@@ -7,17 +7,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from run_toys import checkpoint, metrics, mlp_experiment, saved_steps
+from run_toys import checkpoint, groot_experiment, metrics, mlp_experiment, saved_steps
 
 from regrasp.checkpoint.read import read_checkpoint
 from regrasp.engine.local import Collected, LocalEngine
 from regrasp.envs.contract import Step
 from regrasp.envs.process.vector import RemoteVecEnv
 from regrasp.errors import SimulatorError, TrainingHaltedError
+from regrasp.experiment.load import LoadedConfig
 from regrasp.rollout.episodes import EpisodeResult
 from regrasp.runner.guards import SignalGuard
 from regrasp.stages.train import train
 
+HEAD = "actor.model.rl_head_config"
 NO_GRADIENT = {"actor/grad_norm": 0.0, "critic/grad_norm": 0.0}
 
 
@@ -26,12 +28,33 @@ def episodes(count: int, *, success: bool = False, reward: float = 0.0) -> list[
 
 
 def test_no_success_and_no_reward_at_all() -> None:
-    guard = SignalGuard(force=False)
+    guard = SignalGuard(force=False, noise_key="actor.model.rl_head_config.noise_level")
     guard.after_rollout(episodes(63), is_flat=False)
     with pytest.raises(TrainingHaltedError, match="None of the first 64 episodes") as caught:
         guard.after_rollout(episodes(1), is_flat=False)
     for cause in ("base model", "mapping", "instruction", "noise_level", "--force"):
         assert cause in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("experiment", "key"),
+    [
+        (groot_experiment(f"{HEAD}.noise_anneal=false"), f"{HEAD}.noise_level"),
+        (groot_experiment(f"{HEAD}.noise_anneal=true"), f"{HEAD}.noise_params"),
+        (groot_experiment(f"{HEAD}.noise_method=flow_noise"), None),
+        (mlp_experiment(), "actor.model.mlp.initial_std"),
+        (mlp_experiment("actor.model.model_path=learned"), None),
+    ],
+)
+def test_the_noise_is_named_by_the_key_of_the_model(experiment: LoadedConfig, key: str | None) -> None:
+    block = experiment.config.actor.model
+    assert block.noise_key == key
+    for part in (key or "").split(".")[2:]:
+        block = getattr(block, part)
+    guard = SignalGuard(force=False, noise_key=key)
+    with pytest.raises(TrainingHaltedError) as caught:
+        guard.after_rollout(episodes(64), is_flat=False)
+    assert f"exploration noise is too large{f' ({key})' if key else ''}." in str(caught.value)
 
 
 @pytest.mark.parametrize("found", [{"success": True}, {"reward": -0.1}, {"reward": 0.1}])

@@ -39,10 +39,10 @@ def chosen(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     ("precision", "trainable", "compiled"),
     [
         ("fp32", "head_without_context", False),
-        ("fp32", "head", True),
+        pytest.param("fp32", "head", True, marks=pytest.mark.full),
         ("bf16", "head", False),
         ("bf16", "head_without_context", True),
-        ("bf16", "all", False),
+        pytest.param("bf16", "all", False, marks=pytest.mark.full),
     ],
 )
 def test_play_gives_the_numbers_of_trainings_evaluation(

@@ -92,7 +92,7 @@ def test_an_unknown_task_of_pretraining_is_one_error() -> None:
 
 
 def test_an_error_above_the_limit_writes_nothing(tmp_path: Path) -> None:
-    config = pretrain_config("pretrain.max_median_error_cm=0.01", "pretrain.steps=1")
+    config = pretrain_config("pretrain.max_median_error_cm=0.01", "pretrain.steps=1", "pretrain.num_scenes=16")
     with pytest.raises(TrainingHaltedError, match=r"median error of \d+\.\d+ cm, above the limit of 0.01 cm"):
         train_backbone(config, tmp_path / "backbone")
     assert not (tmp_path / "backbone").exists()

@@ -62,7 +62,7 @@ def test_episodes_over_rollouts(start_model: Path, tmp_path: Path) -> None:
     assert_resumes_equal(mlp_experiment(*settings, f"runner.resume_dir={copy}"), run, copy)
 
 
-@pytest.mark.parametrize("recompute", ["false", "true"])
+@pytest.mark.parametrize("recompute", ["false", pytest.param("true", marks=pytest.mark.full)])
 def test_a_policy_that_sees_images(groot_start: Path, tmp_path: Path, recompute: str) -> None:
     settings = (
         f"actor.model.model_path={groot_start}",

@@ -7,7 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from run_toys import OVER_EPOCHS, assert_same_checkpoint, checkpoint, groot_experiment, metrics, mlp_experiment
+from run_toys import (
+    OVER_EPOCHS,
+    assert_same_checkpoint,
+    checkpoint,
+    groot_experiment,
+    metrics,
+    mlp_experiment,
+    without_values,
+)
 
 from regrasp.errors import UserError
 from regrasp.experiment.load import LoadedConfig
@@ -36,6 +44,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path, settings: tuple[
     run.mkdir()
     assert train(experiment(*settings), run)
     lines = metrics(run)
+    assert without_values(experiment(*settings), run) == []
     assert len({line["train/sac/critic_loss"] for line in lines}) == len(lines)
     copy = tmp_path / "copy"
     shutil.copytree(run, copy)

@@ -39,7 +39,7 @@ def signal_at(monkeypatch: pytest.MonkeyPatch, owner: type, method: str, call: i
     ("owner", "method", "call", "saved"),
     [
         (LocalEngine, "collect", 1, 0),  # before the first decision of all
-        (LocalEngine, "collect", 3, 2),
+        pytest.param(LocalEngine, "collect", 3, 2, marks=pytest.mark.full),
         (Inference, "decide", 2 * 3 + 2, 2),  # in the middle of the third rollout
         (Learner, "_step", 2 * 6 + 3, 3),  # in the middle of the third update
         (LocalEngine, "evaluate", 1, 2),

@@ -133,7 +133,7 @@ def test_training_simulators_that_die_between_rollouts_cost_no_update(
     assert same_weights(checkpoint(run, 4), checkpoint(finished_run, 4))
 
 
-@pytest.mark.parametrize("interval", [-1, 2])
+@pytest.mark.parametrize("interval", [pytest.param(-1, marks=pytest.mark.full), 2])
 def test_where_their_state_died_with_them_episodes_begin_anew(
     command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], interval: int
 ) -> None:

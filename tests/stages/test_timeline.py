@@ -164,7 +164,14 @@ def test_a_run_of_an_earlier_version_is_known_by_its_folders(run: Path, start_mo
     assert find_checkpoint(run) == checkpoint(run, 3)
 
 
-@pytest.mark.parametrize("place", ["a/b", "global", "one/checkpoints", "run/small/checkpoints/best"])
+@pytest.mark.parametrize(
+    "place",
+    [
+        "one/checkpoints",
+        "run/small/checkpoints/best",
+        *(pytest.param(place, marks=pytest.mark.full) for place in ("a/b", "global")),
+    ],
+)
 def test_a_copied_checkpoint_begins_a_new_run(
     finished_run: Path, start_model: Path, tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -202,7 +209,12 @@ def test_the_lock_of_a_dead_process_is_none(run: Path, start_model: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    "damage", [b"\0" * 4096, b"{\n", b'{"step": "5"}\n', b'{"step": 5, "a": [1]}\n', b"\xff\xfe\n"]
+    "damage",
+    [
+        b"\0" * 4096,
+        b'{"step": "5"}\n',
+        *(pytest.param(line, marks=pytest.mark.full) for line in (b"{\n", b'{"step": 5, "a": [1]}\n', b"\xff\xfe\n")),
+    ],
 )
 def test_a_damaged_line_of_metrics_is_cut(
     run: Path, start_model: Path, damage: bytes, caplog: pytest.LogCaptureFixture

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-from run_toys import OVER_EPOCHS, checkpoint, metrics, mlp_experiment, same_weights, saved_steps
+from run_toys import OVER_EPOCHS, checkpoint, metrics, mlp_experiment, same_weights, saved_steps, without_values
 
 from regrasp.checkpoint.read import read_checkpoint
 from regrasp.engine.local import Collected, LocalEngine
@@ -44,6 +44,7 @@ def test_metrics_have_the_documented_names(finished_run: Path) -> None:
         assert expected <= line.keys(), expected - line.keys()
         assert any(tag.startswith("eval/") for tag in line) is evaluated
         assert all(value is not None for value in line.values())
+    assert without_values(mlp_experiment(), finished_run) == []
 
 
 def test_metrics_count_what_happened(finished_run: Path) -> None:

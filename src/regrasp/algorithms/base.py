@@ -16,6 +16,7 @@ from pydantic.dataclasses import dataclass
 
 from regrasp.config.types import BLOCK, Name, PositiveInt
 from regrasp.errors import UserError
+from regrasp.logging.columns import Column
 from regrasp.logging.text import counted
 
 if TYPE_CHECKING:
@@ -83,6 +84,11 @@ class AlgorithmConfig(ABC):
         """
         count = -(-samples // batch_size) * self.update_epoch
         return count, f" x {counted(self.update_epoch, 'epoch')} = {counted(count, 'optimizer step')} per update"
+
+    @property
+    def shown(self) -> tuple[Column, ...]:
+        """The metrics of an update that the terminal shows, each of which updates have; by default none."""
+        return ()
 
     @abstractmethod
     def build(self) -> Algorithm:

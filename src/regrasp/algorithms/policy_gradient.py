@@ -11,6 +11,7 @@ from pydantic.dataclasses import dataclass
 from regrasp.algorithms.base import ACTOR, Algorithm, AlgorithmConfig, Minibatch
 from regrasp.config.types import BLOCK, Fraction, Level, NonNegativeFloat, PositiveFloat
 from regrasp.errors import UserError
+from regrasp.logging.columns import Column, percent
 
 if TYPE_CHECKING:
     import torch
@@ -52,6 +53,18 @@ class PolicyGradientConfig(AlgorithmConfig):
     def needs(self) -> frozenset[str]:
         """Log-probabilities, and an entropy where it is rewarded."""
         return super().needs | ({"entropy"} if self.entropy_bonus else set())
+
+    @property
+    def shown(self) -> tuple[Column, ...]:
+        """The losses, and how far the update moved the policy."""
+        return (
+            Column("policy", "actor/policy_loss", "clipped surrogate, a loss"),
+            Column("loss", "actor/total_loss", "total loss"),
+            Column("KL", "actor/approx_kl", "divergence from the policy that acted", 5),
+            Column("clip", "actor/clip_fraction", "share of losses that the clip changed", 5, percent),
+            Column("ratio", "actor/ratio", "mean probability ratio", 5),
+            Column("grad", "actor/grad_norm", "norm of the policy's gradient", 5),
+        )
 
     @property
     def keeps_start(self) -> bool:
@@ -102,7 +115,7 @@ class PolicyGradient(Algorithm):
             key="algorithm.entropy_bonus",
             value=self.config.entropy_bonus,
             expected="0",
-            fix="set algorithm.entropy_bonus=0; exploration is set by actor.model.rl_head_config.noise_level",
+            fix="set algorithm.entropy_bonus=0; how much the policy explores is a matter of its noise",
         )
 
     def parameters(self, policy: Policy, trainable: str) -> dict[str, list[nn.Parameter]]:

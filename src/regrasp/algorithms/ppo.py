@@ -11,6 +11,7 @@ from regrasp.algorithms.base import ACTOR, Bootstrap, Minibatch
 from regrasp.algorithms.policy_gradient import DiscountedConfig, PolicyGradient
 from regrasp.config.types import BLOCK, Fraction, NonNegativeInt, PositiveFloat
 from regrasp.errors import UserError
+from regrasp.logging.columns import Column
 
 if TYPE_CHECKING:
     import torch
@@ -47,6 +48,15 @@ class PpoConfig(DiscountedConfig):
     def needs(self) -> frozenset[str]:
         """Values too."""
         return super().needs | {"value"}
+
+    @property
+    def shown(self) -> tuple[Column, ...]:
+        """Also: how well values are learned."""
+        return (
+            *super().shown,
+            Column("value", "critic/value_loss", "loss of the values", 5),
+            Column("EV", "critic/explained_variance", "share of the returns' variance that values explain", 5),
+        )
 
     def problems(self, env: TrainEnvConfig) -> Iterator[UserError]:
         """Groups, which a value function has no use for."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from difflib import get_close_matches
-from importlib.metadata import entry_points
 from typing import Annotated, Any
 
 from regrasp.algorithms.base import AlgorithmConfig
@@ -14,6 +13,7 @@ from regrasp.algorithms.reinforce import ReinforceConfig
 from regrasp.algorithms.sac_config import SacConfig
 from regrasp.config.owned import ByType, field_infos
 from regrasp.errors import UserError
+from regrasp.extras import entry_points
 
 ENTRY_POINT_GROUP = "regrasp.algorithms"
 _BUILT_IN: Mapping[str, type[AlgorithmConfig]] = {

@@ -19,6 +19,7 @@ from regrasp.config.types import (
     PositiveInt,
 )
 from regrasp.errors import UserError
+from regrasp.logging.columns import Column, whole
 from regrasp.logging.text import counted
 
 if TYPE_CHECKING:
@@ -120,6 +121,20 @@ class SacConfig(AlgorithmConfig):
     def needs(self) -> frozenset[str]:
         """Proposals and critics."""
         return frozenset({"q_head"})
+
+    @property
+    def shown(self) -> tuple[Column, ...]:
+        """What critics and actor come to, the temperature where it is learned, and the stored experience."""
+        learns_alpha = self.entropy_tuning.alpha_type != "fixed_alpha"
+        return (
+            Column("critic", "sac/critic_loss", "loss of the critics"),
+            Column("q", "critic/q_data", "mean value of stored actions"),
+            Column("actor", "sac/actor_loss", "loss of the actor"),
+            Column("entropy", "actor/entropy", "of the actor's proposals", 7),
+            *((Column("alpha", "sac/alpha", "temperature"),) if learns_alpha else ()),
+            Column("steps", "actor/minibatches", "optimizer steps of the actor", 5, whole),
+            Column("stored", "replay_buffer/size", "decisions in the replay", 7, whole),
+        )
 
     @property
     def stores_experience(self) -> bool:

@@ -324,6 +324,7 @@ def _rehearse(
     environments, and a folder that an earlier stage or a download brings. Torch is imported only where there is a model
     or a plan to look at.
     """
+    from regrasp.envs.registry import env_type_of
     from regrasp.experiment.batches import batch_equation
     from regrasp.experiment.machine import describe_needs, shortages
     from regrasp.experiment.paths import MissingInputError
@@ -340,6 +341,9 @@ def _rehearse(
     where = " on node 0" if loaded.config.cluster.num_nodes > 1 else ""
     equation = [batch_equation(loaded.config)] if trains else []
     print_resolved(loaded, [*equation, *describe_needs(needs, where), *lines])
+    for name in needs:
+        env = getattr(loaded.config.env, name)
+        env_type_of(env, name).look_up(env, name)
     for shortage in shortages(needs):
         _log.warning(loaded.located(shortage))
     if check is not None and to_check is not None:

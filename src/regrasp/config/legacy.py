@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -196,6 +197,7 @@ def _choices(path: KeyPath, values: Mapping[str, Any], root: Spec) -> tuple[Any,
     return spec.choices if spec is not None else ()
 
 
+@functools.cache
 def _reason(path: KeyPath) -> str | None:
     """Why a key, or the section that it is in, has no effect; None where it is not in the table."""
     return next((why for pattern, why in _REASONS.items() if _matches(pattern, path[: len(pattern)])), None)

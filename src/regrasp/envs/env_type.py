@@ -57,6 +57,13 @@ class EnvType(Generic[ConfigT]):
     def check(self, config: ConfigT, name: str) -> None:
         """Raise a `UserError` for what cannot work in `env.<name>`, as far as that is known before anything starts."""
 
+    def look_up(self, config: ConfigT, name: str) -> None:
+        """Look for the task of `env.<name>` in a simulator that knows its tasks without starting; for a dry run.
+
+        Raises:
+            UserError: There is no such task.
+        """
+
     def check_expert(self, config: ConfigT, name: str) -> None:
         """Raise a `UserError` where the scripted expert of `env.<name>` lacks something."""
 

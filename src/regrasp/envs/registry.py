@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from regrasp.envs.config import EnvConfig, EnvName
 from regrasp.envs.env_type import EnvType, FactoryEnvType
 from regrasp.errors import UserError
+from regrasp.extras import entry_points
 
 if TYPE_CHECKING:
     from regrasp.envs.contract import VecEnv

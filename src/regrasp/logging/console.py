@@ -3,101 +3,82 @@
 from __future__ import annotations
 
 import math
+import textwrap
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import rich
 from rich.console import Console
 from rich.text import Text
 
+from regrasp.logging.columns import EPISODES, SPEED, SUCCESS, Column, percent
 from regrasp.logging.intervals import wilson_interval
-from regrasp.logging.metrics import STEPS_PER_SECOND
-from regrasp.logging.text import duration, number
+from regrasp.logging.text import duration
 
+_WIDTH = 100
 _HEADER_EVERY = 20
 _NOTHING = "no update: nothing was kept to learn from"
-"""Stands where the numbers of an update would."""
-
-
-@dataclass(frozen=True)
-class _Column:
-    title: str
-    width: int
-    tags: tuple[str, ...]
-    """The first tag that the metrics hold is shown."""
-    render: Callable[[float, int], str] = number
-
-    def cell(self, metrics: Mapping[str, float]) -> str:
-        value = next((metrics[tag] for tag in self.tags if tag in metrics), None)
-        return "-" if value is None else self.render(value, self.width)
-
-
-def _percent(value: float, width: int) -> str:
-    if not math.isfinite(value):
-        return str(value)
-    text = f"{100 * value:.1f}%"
-    return text if len(text) <= width else f"{100 * value:.0f}%"
-
-
-def _one_decimal(value: float, width: int) -> str:
-    return number(value, width, decimals=1)
-
-
-_COLUMNS = (
-    _Column("success", 7, ("env/success_once",), _percent),
-    _Column("return", 6, ("env/return",)),
-    _Column("len", 5, ("env/episode_len",), _one_decimal),
-    _Column("policy", 6, ("train/actor/policy_loss", "train/sac/actor_loss")),
-    _Column("value", 5, ("train/critic/value_loss", "train/sac/critic_loss")),
-    _Column("loss", 6, ("train/actor/total_loss",)),
-    _Column("KL", 5, ("train/actor/approx_kl",)),
-    _Column("clip", 5, ("train/actor/clip_fraction",), _percent),
-    _Column("ratio", 5, ("train/actor/ratio",)),
-    _Column("EV", 5, ("train/critic/explained_variance",)),
-    _Column("grad", 5, ("train/actor/grad_norm",)),
-    _Column("step/s", 6, (STEPS_PER_SECOND,), _one_decimal),
-)
-_UNTRAINED = " ".join(f"{'-':>{column.width}}" for column in _COLUMNS if column.tags[0].startswith("train/"))
-"""The cells of an update that was none."""
+"""Stands where the numbers of an update would, if there is room."""
 
 
 class ConsoleTable:
     """Prints a row of the most telling metrics per update, the header again every 20 rows, and evaluations below.
 
-    `len` is the episode length, `policy` and `value` are losses, `loss` their total, `clip` is the clip fraction, `EV`
-    the value's explained variance.
+    What a column means is said above the first header that has it.
 
     Args:
         total_updates: Number of updates of the whole run, for `update` and the estimated time left (`ETA`).
+        columns: What the algorithm shows of an update.
         console: Where to print; the process's shared console by default, so that progress bars make room.
     """
 
-    def __init__(self, total_updates: int, console: Console | None = None) -> None:
+    def __init__(self, total_updates: int, columns: Sequence[Column], console: Console | None = None) -> None:
         self._total = total_updates
+        self._learning = [replace(column, tag=f"train/{column.tag}") for column in columns]
+        self._episodes: list[Column] = [*EPISODES]
         self._console = console or rich.get_console()
         self._started = time.monotonic()
         self._rows = 0
+        self._until_header = 0
+        self._explained: set[Column] = set()
 
     def row(self, step: int, metrics: Mapping[str, float]) -> None:
         """Print what update `step` (from 1) brought; `metrics` as given to `MetricsLogger.log`."""
-        if any(tag in metrics for column in _COLUMNS for tag in column.tags):
+        if SUCCESS.tag in metrics and SUCCESS not in self._episodes:
+            self._episodes.insert(0, SUCCESS)
+            self._until_header = 0
+        if any(column.tag in metrics for column in self._columns):
             self._print_update(step, metrics)
         if "eval/return" in metrics or "eval/success_once" in metrics:
             self._print_evaluation(step, metrics)
 
+    @property
+    def _columns(self) -> list[Column]:
+        return [*self._episodes, *self._learning, SPEED]
+
     def _print_update(self, step: int, metrics: Mapping[str, float]) -> None:
-        if self._rows % _HEADER_EVERY == 0:
-            titles = ["update", "time", "ETA", *(column.title for column in _COLUMNS)]
-            self._print(self._line(titles), "bold")
+        if self._until_header == 0:
+            self._explain()
+            self._print(f"{'update':>9} {'time':>5} {'ETA':>6} {_titles(self._columns)}", "bold")
+            self._until_header = _HEADER_EVERY
+        self._until_header -= 1
         self._rows += 1
         elapsed = time.monotonic() - self._started
         left = elapsed / self._rows * max(0, self._total - step)
-        cells = [self._update(step), duration(elapsed), duration(left)]
-        line = self._line(cells + [column.cell(metrics) for column in _COLUMNS])
-        if not metrics.get("rollout/decisions", 1):
-            line = line.replace(_UNTRAINED, f"{_NOTHING:^{len(_UNTRAINED)}}")
-        self._print(line)
+        learned, width = _cells(self._learning, metrics), len(_titles(self._learning))
+        if not metrics.get("rollout/decisions", 1) and len(_NOTHING) <= width:
+            learned = f"{_NOTHING:^{width}}"
+        cells = [_cells(self._episodes, metrics), *([learned] if self._learning else []), _cells([SPEED], metrics)]
+        self._print(" ".join([f"{self._update(step):>9} {duration(elapsed):>5} {duration(left):>6}", *cells]))
+
+    def _explain(self) -> None:
+        """Say what the columns mean that have not been there before."""
+        new = [column for column in self._columns if column not in self._explained]
+        self._explained.update(new)
+        text = "; ".join(f"{column.title}: {column.meaning}" for column in new)
+        for line in textwrap.wrap(text, _WIDTH, break_on_hyphens=False):
+            self._print(line, "dim")
 
     def _print_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
         begin, success = f"{self._update(step):>9} evaluation:", metrics.get("eval/success_once")
@@ -105,7 +86,7 @@ class ConsoleTable:
         if success is None:
             self._print(f"{begin} return {metrics['eval/return']:.1f}, mean of {episodes:.0f} episodes", "cyan")
             return
-        line = f"{begin} success {_percent(success, 7)}"
+        line = f"{begin} success {percent(success, 7)}"
         if episodes and math.isfinite(success):
             low, high = wilson_interval(round(success * episodes), round(episodes))
             line += f" [{100 * low:.1f}, {100 * high:.1f}] of {episodes:.0f} episodes"
@@ -115,10 +96,13 @@ class ConsoleTable:
         text = f"{step}/{self._total}"
         return text if len(text) <= 9 else str(step)
 
-    @staticmethod
-    def _line(cells: list[str]) -> str:
-        widths = [9, 5, 6, *(column.width for column in _COLUMNS)]
-        return " ".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
-
     def _print(self, line: str, style: str = "") -> None:
         self._console.print(Text(line, style=style), soft_wrap=True)
+
+
+def _titles(columns: Sequence[Column]) -> str:
+    return " ".join(f"{column.title:>{column.width}}" for column in columns)
+
+
+def _cells(columns: Sequence[Column], metrics: Mapping[str, float]) -> str:
+    return " ".join(f"{column.cell(metrics):>{column.width}}" for column in columns)

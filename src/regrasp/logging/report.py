@@ -33,14 +33,15 @@ class Measure:
     """Mean of one of the task's own measures at the end of the episodes."""
 
     mean: float
-    low: float
-    """Lower bound of the 95 % interval."""
-    high: float
+    low: float | None
+    """Lower bound of the 95 % interval; None where there is one episode."""
+    high: float | None
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Measure:
-        """From one value per episode; at least two."""
-        return cls(fmean(values), *mean_interval(values))
+        """From one value per episode; at least one."""
+        low, high = mean_interval(values) if len(values) > 1 else (None, None)
+        return cls(fmean(values), low, high)
 
 
 @checked_dataclass(frozen=True, config=_STRICT)
@@ -77,7 +78,7 @@ class EvaluationSummary:
 
         Args:
             per_instruction: Counts.
-            measures: The task's own measures, one value per episode each; left out where there is one episode.
+            measures: The task's own measures, one value per episode each.
             policy: What acted, in words.
         """
         successes = sum(count for count, _ in per_instruction.values())
@@ -104,8 +105,7 @@ class EvaluationSummary:
 
 
 def _means(measures: Mapping[str, Sequence[float]]) -> dict[str, Measure]:
-    """Of those that have an interval, with more than one episode."""
-    return {name: Measure.of(values) for name, values in measures.items() if len(values) > 1}
+    return {name: Measure.of(values) for name, values in measures.items()}
 
 
 @dataclass(frozen=True)

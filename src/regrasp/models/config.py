@@ -124,15 +124,21 @@ class RlHeadConfig:
         """Whether the last denoising step is never stochastic: with flow_cps it is deterministic."""
         return self.noise_method == "flow_cps" or (self.ignore_last and not self.joint_logprob)
 
+    @property
+    def noise_key(self) -> str | None:
+        """The key, in this block, of the exploration noise; None where the noise is learned."""
+        if self.noise_method == "flow_noise":
+            return None
+        return "noise_params" if self.noise_anneal else "noise_level"
+
     def problems(self, denoising_steps: int) -> Iterator[UserError]:
         """What contradicts itself, for a head that takes this many steps from noise to action."""
         key = "actor.model.rl_head_config"
-        origin = "noise_params" if self.noise_anneal else "noise_level"
         level = self.noise_params[0] if self.noise_anneal else self.noise_level
         if self.noise_method == "flow_cps" and level > 1:
             yield UserError(
                 "Too much noise for flow_cps, which turns all of a step's noise into fresh noise at level 1",
-                key=f"{key}.{origin}",
+                key=f"{key}.{self.noise_key}",
                 value=level,
                 expected="at most 1",
                 fix="lower it, or use noise_method flow_sde",
@@ -214,6 +220,11 @@ class ModelConfig(ABC):
     """RL starts from a model folder, and supervised training from a backbone: nothing is made from scratch."""
     uses_images: ClassVar[bool] = True
     """Whether the policy looks at images."""
+
+    @property
+    def noise_key(self) -> str | None:
+        """The key that says how much training explores; None, the default, where none does."""
+        return None
 
     @classmethod
     def names(cls) -> tuple[str, ...]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from regrasp.checkpoint.layout import MANIFEST, step_of
 from regrasp.config.owned import ByType
 from regrasp.errors import UserError
+from regrasp.extras import entry_points
 from regrasp.models.config import CONFIG_FILE, ModelConfig
 from regrasp.models.groot.settings import GrootModelConfig
 from regrasp.models.inputs import InputNames

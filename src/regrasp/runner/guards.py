@@ -49,10 +49,12 @@ class SignalGuard:
     Args:
         force: Warn instead of stopping.
         num_steps: Optimizer steps of a whole update.
+        noise_key: The key that says how much the policy explores, if there is one.
     """
 
-    def __init__(self, *, force: bool, num_steps: int = 1) -> None:
+    def __init__(self, *, force: bool, num_steps: int = 1, noise_key: str | None = None) -> None:
         self._force = force
+        self._noise_key = "" if noise_key is None else f" ({noise_key})"
         self._num_steps = num_steps
         self._signal = Signal()
         self._warned: set[str] = set()
@@ -91,16 +93,15 @@ class SignalGuard:
                 f"None of the first {signal.episodes} episodes had a success or any reward, so there is nothing to"
                 " learn from. Likely causes: the base model cannot do the task at all (see `regrasp play --model_path"
                 " <base> --video`); its action normalisation or the action mapping does not fit the task; the"
-                " instruction differs from the training data's; exploration noise is too large"
-                " (actor.model.rl_head_config.noise_level).",
+                f" instruction differs from the training data's; exploration noise is too large{self._noise_key}.",
             )
         if signal.unrewarded >= _UNREWARDED and "no reward" not in self._warned:
             self._warn(
                 "unrewarded",
                 f"No episode of the last {signal.unrewarded} updates had a success or any reward, so they teach"
-                " nothing. If that goes on, look at the policy (`regrasp play --video`): too much exploration noise"
-                " (actor.model.rl_head_config.noise_level), too short episodes (env.train.max_episode_steps), a task"
-                " that is too hard for its start.",
+                " nothing. If that goes on, look at the policy (`regrasp play --video`): too much exploration"
+                f" noise{self._noise_key}, too short episodes (env.train.max_episode_steps), a task that is too hard"
+                " for its start.",
             )
         self._quiet = max(0, self._quiet - 1)
         if why_nothing and not self._quiet:
@@ -127,8 +128,8 @@ class SignalGuard:
             self._stop(
                 "zero gradients",
                 f"The gradient was zero in {_PATIENCE} updates in a row. Likely causes: nothing is trainable"
-                " (actor.model.trainable); every sample is clipped (algorithm.clip_ratio_*); the stochastic denoising"
-                " step has no noise (rl_head_config.noise_level, ignore_last).",
+                " (actor.model.trainable); every sample is clipped (algorithm.clip_ratio_*); the policy acts almost"
+                f" without exploration noise{self._noise_key}.",
             )
         made = metrics.get("actor/minibatches", self._num_steps)
         self._signal.cut_short = self._signal.cut_short + 1 if 4 * made < self._num_steps else 0

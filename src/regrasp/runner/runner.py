@@ -69,8 +69,12 @@ class EmbodiedRunner:
     progress: Progress = field(default_factory=Progress)
 
     def __post_init__(self) -> None:
-        self._guard = SignalGuard(force=self.config.runner.force, num_steps=num_optimizer_steps(self.config))
-        self._table = ConsoleTable(num_updates(self.config))
+        self._guard = SignalGuard(
+            force=self.config.runner.force,
+            num_steps=num_optimizer_steps(self.config),
+            noise_key=self.config.actor.model.noise_key,
+        )
+        self._table = ConsoleTable(num_updates(self.config), self.config.algorithm.shown)
         self._guard_before: dict[str, Any] | None = None
         """What the guard had seen when the update began that is not finished."""
         self._saved_update: int | None = None

@@ -117,8 +117,11 @@ def print_summary(summary: EvaluationSummary) -> None:
     else:
         _print_success(summary, summary.success)
     for name, measure in summary.measures.items():
-        title, interval = printable(name).replace("_", " "), f"{measure.low:.3f} - {measure.high:.3f}"
-        print(f"mean {title}: {measure.mean:.3f}, 95 % interval {interval}")
+        title = printable(name).replace("_", " ")
+        if measure.low is None:
+            print(f"{title}: {measure.mean:.3f}")
+        else:
+            print(f"mean {title}: {measure.mean:.3f}, 95 % interval {measure.low:.3f} - {measure.high:.3f}")
 
 
 def _print_success(summary: EvaluationSummary, success: float) -> None:

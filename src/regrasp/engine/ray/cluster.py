@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import ipaddress
 import logging
 import os
@@ -18,7 +19,9 @@ from typing import Any
 
 import ray
 import torch
+from ray._private import parameter as ray_parameter
 from ray._private import ray_constants
+from ray._private import services as ray_services
 from ray._private import utils as ray_utils
 from ray._private import worker as ray_worker
 from ray._private.state import actors
@@ -47,6 +50,15 @@ _KEEP_LOOPBACK = {"ENABLE_RAY_CLUSTER": False}
 """On Linux, Ray puts an address that others reach in the place of a loopback address."""
 _QUIET = {"listen_error_messages": lambda *_: None}
 """Ray would print what its servers say of a process that has died, which this run says itself."""
+_NO_MONITORS = {
+    "RayParams": functools.partial(
+        ray_parameter.RayParams,
+        no_monitor=True,
+        include_log_monitor=False,  # pyright: ignore[reportArgumentType]
+    )
+}
+_NO_DASHBOARD = {"start_api_server": lambda *_, **__: ("", None)}
+"""A run's own cluster neither grows nor shows its logs or a dashboard: three processes that need not start."""
 _LEAVE_SIGNALS = {"set_sigterm_handler": lambda _: None}
 """Ray would end the process at once."""
 _LOCAL = (_LOOPBACK, "localhost")
@@ -100,7 +112,11 @@ def _start_own(num_processes: int) -> None:
     """
     own = {"num_cpus": num_processes, "resources": {_OWN: 1}, "_node_ip_address": _LOOPBACK}
     try:
-        with _put(ray_constants, _KEEP_LOOPBACK):
+        with (
+            _put(ray_constants, _KEEP_LOOPBACK),
+            _put(ray_parameter, _NO_MONITORS),
+            _put(ray_services, _NO_DASHBOARD),
+        ):
             _init("local", include_dashboard=False, **own)
     except Exception as error:  # Ray has no type of its own for this
         raise UserError(

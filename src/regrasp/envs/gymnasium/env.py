@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
@@ -44,6 +45,33 @@ class Gymnasium(EnvType[GymnasiumEnvConfig]):
         for note in env.spec.notes:
             _log.warning("env.%s (%s): %s", name, env.spec.task_id, note)
         return env
+
+    def look_up(self, config: GymnasiumEnvConfig, name: str) -> None:
+        """Ask Gymnasium, in the Python of the environments, where this machine has it.
+
+        Raises:
+            UserError: It knows no such environment; the nearest ones are named.
+        """
+        from regrasp.envs.process.process import SimulatorProcess
+
+        here = importlib.util.find_spec("gymnasium") if config.python is None else shutil.which(config.python)
+        if here is None:
+            lacking = "Gymnasium" if config.python is None else config.python
+            _log.warning("env.%s.init_params.id is not looked up: this machine has no %s.", name, lacking)
+            return
+        process = SimulatorProcess(
+            f"env.{name}",
+            "regrasp.envs.gymnasium.child.main:look_up",
+            {"options": asdict(env_options(config, name))},
+            config.timeouts,
+            config.python,
+            only_calls=True,
+        )
+        try:
+            process.finish()
+        finally:
+            process.request_close()
+            process.close(deadline=5.0)
 
     def tasks(self, task_id: str | None, overrides: Sequence[str], shipped: Sequence[str]) -> Iterator[TaskRow]:
         """Those for which an experiment comes with Regrasp; Gymnasium has hundreds, and packages add theirs."""

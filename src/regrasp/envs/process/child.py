@@ -63,6 +63,8 @@ def _serve(sock: socket.socket) -> None:
             if message["op"] == "hello":
                 runner = _create(**message["arguments"])
                 reply["spec"] = asdict(runner.describe())
+            elif message["op"] == "call":
+                _call(**message["arguments"])
             else:
                 assert runner is not None, "the first command is hello"
                 _execute(sock, runner, message)
@@ -78,9 +80,12 @@ def _serve(sock: socket.socket) -> None:
 
 
 def _create(factory: str, settings: dict[str, Any], *, ignore_terminations: bool) -> ChunkRunner:
+    return ChunkRunner(_call(factory, settings), settings["num_envs"], ignore_terminations=ignore_terminations)
+
+
+def _call(factory: str, settings: dict[str, Any]) -> Any:
     module, name = factory.split(":")
-    simulator = getattr(importlib.import_module(module), name)(**settings)
-    return ChunkRunner(simulator, settings["num_envs"], ignore_terminations=ignore_terminations)
+    return getattr(importlib.import_module(module), name)(**settings)
 
 
 def _execute(sock: socket.socket, runner: ChunkRunner, message: protocol.Message) -> None:

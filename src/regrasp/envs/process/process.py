@@ -48,6 +48,8 @@ class SimulatorProcess:
         environment: Environment variables set for the child.
         ignore_terminations: Only the step limit ends an episode.
         python_key: Dotted path of the configuration key that names `python`, for errors.
+        only_calls: The factory is called and creates nothing: `finish` then raises what it raised, and the child can
+            only be closed.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class SimulatorProcess:
         *,
         ignore_terminations: bool = False,
         python_key: str | None = None,
+        only_calls: bool = False,
     ) -> None:
         self.name = name
         self._python_key = python_key
@@ -75,8 +78,10 @@ class SimulatorProcess:
         finally:
             theirs.close()
             os.close(their_lifeline)
-        arguments = {"factory": factory, "settings": dict(settings), "ignore_terminations": ignore_terminations}
-        self._send("hello", timeouts.startup_s, None, arguments, version=protocol.VERSION)
+        arguments = {"factory": factory, "settings": dict(settings)}
+        if not only_calls:
+            arguments["ignore_terminations"] = ignore_terminations
+        self._send("call" if only_calls else "hello", timeouts.startup_s, None, arguments, version=protocol.VERSION)
 
     def _spawn(
         self, python: str, descriptor: int, lifeline: int, environment: Mapping[str, str]

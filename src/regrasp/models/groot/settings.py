@@ -111,6 +111,14 @@ class GrootModelConfig(ModelConfig):
         return export(options)
 
     @property
+    def noise_key(self) -> str | None:
+        """That of the head, or of the residual where that is what explores."""
+        if self.add_q_head:
+            return "actor.model.residual.std"
+        key = self.rl_head_config.noise_key
+        return key and f"actor.model.rl_head_config.{key}"
+
+    @property
     def trains_backbone(self) -> bool:
         """Whether training changes the features, so that they cannot be cached."""
         return super().trains_backbone or self.is_lora

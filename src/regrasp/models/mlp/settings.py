@@ -39,6 +39,11 @@ class MlpModelConfig(ModelConfig):
     needs_pretrained: ClassVar[bool] = False
     uses_images: ClassVar[bool] = False
 
+    @property
+    def noise_key(self) -> str | None:
+        """None for a model that has learned its noise, and for one whose noise depends on the state."""
+        return "actor.model.mlp.initial_std" if self.model_path is None and not self.add_q_head else None
+
     @classmethod
     def open(cls, folder: Path, inputs: InputNames | None = None) -> MlpPolicy:
         """Load a folder; a state policy takes its state as it comes."""

@@ -21,6 +21,22 @@ def create(num_envs: int, options: Mapping[str, Any]) -> GymnasiumSimulator:
     Raises:
         UserError: Gymnasium is missing, or the environment cannot be had as the options say.
     """
+    from regrasp.envs.gymnasium.child.simulator import GymnasiumSimulator
+    from regrasp.envs.gymnasium.child.single import SingleEnvironments
+    from regrasp.envs.gymnasium.child.vector import VectorEnvironments
+
+    settings, spec = look_up(options)
+    use_vector = spec.entry_point is None if settings.vector is None else settings.vector
+    kind = VectorEnvironments if use_vector else SingleEnvironments
+    return GymnasiumSimulator(kind(spec, num_envs, settings), num_envs, settings)
+
+
+def look_up(options: Mapping[str, Any]) -> tuple[EnvOptions, Any]:
+    """The options, and Gymnasium's record of the environment that they name, which is not made.
+
+    Raises:
+        UserError: Gymnasium is missing, or knows no such environment.
+    """
     settings = EnvOptions(**with_tuples(options))
     if importlib.util.find_spec("gymnasium") is None:
         raise UserError(
@@ -31,11 +47,5 @@ def create(num_envs: int, options: Mapping[str, Any]) -> GymnasiumSimulator:
             fix=install_command("gymnasium"),
         )
     from regrasp.envs.gymnasium.child.make import find_spec
-    from regrasp.envs.gymnasium.child.simulator import GymnasiumSimulator
-    from regrasp.envs.gymnasium.child.single import SingleEnvironments
-    from regrasp.envs.gymnasium.child.vector import VectorEnvironments
 
-    spec = find_spec(settings)
-    use_vector = spec.entry_point is None if settings.vector is None else settings.vector
-    kind = VectorEnvironments if use_vector else SingleEnvironments
-    return GymnasiumSimulator(kind(spec, num_envs, settings), num_envs, settings)
+    return settings, find_spec(settings)
