@@ -1,8 +1,8 @@
 """The quickstart over three seeds.
 
-    python benchmarks/quickstart_seeds.py [--seeds 0 1 2]
+    python benchmarks/quickstart_seeds.py [--seeds 0 1 2] [--runs FOLDER] [key=value ...]
 
-Runs go to quickstart-run/seed_<S> and continue where they were if the benchmark is interrupted.
+Runs go to FOLDER/seed_<S> (default: quickstart-run); one that is finished is read, one that was interrupted continues.
 """
 
 from __future__ import annotations
@@ -20,14 +20,22 @@ def main() -> None:
     """Run the seeds one after the other."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    seeds = parser.parse_args().seeds
-    rows, stages = [], {}
+    parser.add_argument("--runs", type=Path, default=Path("quickstart-run"))
+    parser.add_argument("overrides", nargs="*")
+    args = parser.parse_args()
+    seeds = args.seeds
+    rows, stages, curves = [], {}, {}
     for seed in seeds:
-        subprocess.run([sys.executable, "-m", "regrasp.cli.main", "quickstart", "--seed", str(seed)], check=True)
-        folder = Path("quickstart-run") / f"seed_{seed}"
+        folder = args.runs / f"seed_{seed}"
+        if not (folder / "summary.json").exists():
+            command = [sys.executable, "-m", "regrasp.cli.main", "quickstart", "--seed", str(seed)]
+            subprocess.run([*command, "--output", str(folder), *args.overrides], check=True)
         summary = json.loads((folder / "summary.json").read_text())
-        updates = (folder / "train" / "metrics.jsonl").read_text().splitlines()
+        updates = [json.loads(line) for line in (folder / "train" / "metrics.jsonl").read_text().splitlines()]
         stages[seed] = summary["stage_seconds"]
+        curves[seed] = [
+            [int(row["env/total_steps"]), row["eval/success_once"]] for row in updates if "eval/success_once" in row
+        ]
         rows.append(
             {
                 "seed": seed,
@@ -40,15 +48,15 @@ def main() -> None:
                     )
                 },
                 "episodes": summary["finetuned"]["episodes"],
-                "env steps": int(json.loads(updates[-1])["env/total_steps"]),
+                "env steps": int(updates[-1]["env/total_steps"]),
                 "minutes": summary["total_seconds"] / 60,
                 "CPU minutes": summary["total_cpu_seconds"] / 60,
             }
         )
     mean = sum(row["finetuned success"] for row in rows) / len(rows)
     print(f"mean fine-tuned success over {len(rows)} seeds: {mean:.1%}")
-    command = f"python benchmarks/quickstart_seeds.py --seeds {' '.join(map(str, seeds))}"
-    save("quickstart_seeds", command, rows, mean_finetuned_success=mean, stage_seconds=stages)
+    command = " ".join(["python benchmarks/quickstart_seeds.py --seeds", *map(str, seeds), *args.overrides])
+    save("quickstart_seeds", command, rows, mean_finetuned_success=mean, stage_seconds=stages, curves=curves)
 
 
 if __name__ == "__main__":

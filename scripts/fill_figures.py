@@ -29,6 +29,16 @@ def quickstart(document: Document) -> list[list[str]]:
     return [*rows, ["mean", f"{base:.1%}", "", f"{document['mean_finetuned_success']:.1%}", "", "", "", ""]]
 
 
+def quickstart_curves(document: Document) -> list[list[str]]:
+    """Success of the evaluations while training, with the environment steps that it took, by seed."""
+    curves = document["curves"]
+    rows = [["Evaluation", *(f"Seed {seed}" for seed in curves), "Mean"]]
+    for number, points in enumerate(zip(*curves.values(), strict=True), start=1):
+        mean = sum(success for _, success in points) / len(points)
+        rows.append([str(number), *(f"{success:.1%} at {steps:,}" for steps, success in points), f"{mean:.1%}"])
+    return rows
+
+
 def table(document: Document) -> list[list[str]]:
     """The rows of a result file as they are."""
     rows = document["rows"]
@@ -86,6 +96,9 @@ def main() -> None:
     for stage, seconds in quickstart_stages(document).items():
         text = re.sub(rf"(?m)^(\| {stage} \| .* \|)[^|]*\|$", lambda match, s=seconds: f"{match[1]} {s} |", text)
     readme.write_text(text)
+    algorithms = ROOT / "docs" / "algorithms.md"
+    curves = markdown(quickstart_curves(document))
+    algorithms.write_text(replace_between(algorithms.read_text(), "quickstart_curves", curves))
     for page, name in (("algorithms", "noise_gain"), ("algorithms", "algorithm_curves"), ("trocar", "trocar_steps")):
         file, rows = ROOT / "docs" / f"{page}.md", table(json.loads((RESULTS / f"{name}.json").read_text()))
         file.write_text(replace_between(file.read_text(), name, markdown(rows)))

@@ -118,7 +118,7 @@ EFFECTS: dict[str, Effect] = {
     "detach_critic_input": Effect(("true", "false"), value_trains_the_head, (False, True)),
     "disable_dropout": Effect(("true", "false"), training_is_noisy, (False, True)),
     "use_vlm_value": Effect(("false", "true"), value),
-    "value_vlm_mode": Effect(("mean_token", "first_token", "last_token"), value),
+    "value_vlm_mode": Effect(("mean_token", "first_token", "last_token", "attention"), value),
 }
 WITHOUT_EFFECT = {
     "safe_get_logprob": ("Gaussian density either way", ("false", "true")),

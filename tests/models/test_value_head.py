@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 from groot_toys import toy_observation, toy_policy
+from torch import nn
 
 from regrasp.models.config import RlHeadConfig
 from regrasp.models.value_head import ValueHead
@@ -35,6 +36,16 @@ def test_what_the_value_is_read_from(settings, inputs):
     hidden = inputs @ first.weight.T + first.bias
     expected = (hidden * torch.sigmoid(hidden)) @ last.weight.T + last.bias
     torch.testing.assert_close(head(CONTEXT, STATE), expected.squeeze(1))
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_attention_is_torchs_own(alone):
+    head = build(value_vlm_mode="attention", use_vlm_value=alone)
+    assert head.reader is not None
+    queries = head.reader.queries.expand(5, -1, -1)
+    read = nn.functional.scaled_dot_product_attention(queries, head.reader.keys(CONTEXT), head.reader.values(CONTEXT))
+    inputs = read.flatten(1) if alone else torch.cat([read.flatten(1), STATE], 1)
+    torch.testing.assert_close(head(CONTEXT, STATE), head.mlp(inputs).squeeze(1), rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()

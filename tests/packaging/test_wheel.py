@@ -81,7 +81,7 @@ def test_installed_doctor_runs_elsewhere(installed: Path, tmp_path: Path):
 def test_installed_package_finds_its_experiments(installed: Path, tmp_path: Path):
     result = run_installed(installed, tmp_path, "-m", "regrasp.cli.main", "quickstart", "--dry_run")
     assert result.returncode == 0
-    assert f"# {installed / 'regrasp' / 'configs' / 'pick_cube_ppo_groot.yaml'}" in result.stdout
+    assert f"# {installed / 'regrasp' / 'configs' / 'pick_cube_sac_groot.yaml'}" in result.stdout
 
 
 @pytest.mark.full

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from regrasp.models.normalization import Statistics
 
 TrainablePart = Literal["head", "head_without_context", "all"]
-TokenPooling = Literal["mean_token", "first_token", "last_token"]
+TokenPooling = Literal["mean_token", "first_token", "last_token", "attention"]
 CONFIG_FILE = "config.json"
 """Says which model a folder holds."""
 
@@ -113,7 +113,7 @@ class RlHeadConfig:
     use_vlm_value: bool = False
     """The value head reads the vision-language tokens only, without the robot state."""
     value_vlm_mode: TokenPooling = "mean_token"
-    """Which vision-language tokens the value head reads."""
+    """Which vision-language tokens the value head reads; `attention`: all, by learned queries."""
     disable_dropout: bool = True
     """Switch dropout off during RL; with dropout the probability ratio is noisy."""
     padding_value: PositiveInt | None = None

@@ -11,6 +11,7 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from regrasp.models.attention_pooling import AttentionPooling
 from regrasp.models.config import QHeadConfig
 from regrasp.models.initialization import fan_in_normal
 
@@ -136,49 +137,22 @@ class StateReader(Reader):
         return features["state"]
 
 
-class AttentionReader(Reader):
-    """Learned queries attend to the tokens of a context: unlike their mean, what they read keeps where things are.
+class AttentionReader(AttentionPooling, Reader):
+    """Reads the tokens of a context by attention, and the rest as it is.
 
     Args:
         context_width: D, of a token.
-        state_width: Of the state, which is read as it is.
+        state_width: Of the state.
         parts: Names and widths of parts of the trace that are read too.
-        queries: Q.
-        query_width: Of a query.
     """
 
-    def __init__(
-        self,
-        context_width: int,
-        state_width: int,
-        parts: tuple[tuple[str, int], ...] = (),
-        queries: int = 4,
-        query_width: int = 32,
-    ) -> None:
-        super().__init__()
-        self.width = queries * query_width + state_width + sum(width for _, width in parts)
+    def __init__(self, context_width: int, state_width: int, parts: tuple[tuple[str, int], ...] = ()) -> None:
+        super().__init__(context_width)
+        self.width += state_width + sum(width for _, width in parts)
         self._parts = tuple(name for name, _ in parts)
-        self.queries = nn.Parameter(torch.empty(queries, query_width))
-        self.keys = nn.Linear(context_width, query_width, bias=False)
-        self.values = nn.Linear(context_width, query_width)
-
-    def reset_parameters(self, generator: torch.Generator) -> None:
-        """Draw fresh weights; the first attention is nearly even."""
-        with torch.no_grad():
-            self.queries.normal_(0.0, 0.1, generator=generator)
-        for linear in (self.keys, self.values):
-            fan_in_normal(linear.weight, linear.in_features, generator)
-        nn.init.zeros_(self.values.bias)
 
     def forward(self, features: TensorDict, trace: TensorDict) -> Tensor:
-        """(B, width) from `context` (B, S, D), `state` (B, W) and the parts of the trace, each (B, width).
-
-        Queries are brought to the tokens' width, and tokens are read before their values are computed: each token is
-        multiplied by Q vectors, instead of by two matrices.
-        """
-        context = features["context"].to(self.queries.dtype)
-        queries = self.queries @ self.keys.weight * self.queries.shape[-1] ** -0.5  # (Q, D)
-        attention = (context @ queries.T).softmax(1)  # (B, S, Q)
-        read = self.values(attention.transpose(1, 2) @ context)  # (B, Q, query width)
+        """(B, width) from `context` (B, S, D), `state` (B, W) and the parts of the trace, each (B, width)."""
+        read = self.pool(features["context"])
         own = [features["state"], *(trace[name].flatten(1) for name in self._parts)]
-        return torch.cat([read.flatten(1), *(part.to(read.dtype) for part in own)], dim=-1)
+        return torch.cat([read, *(part.to(read.dtype) for part in own)], dim=-1)

@@ -7,6 +7,7 @@ import itertools
 import torch
 from torch import Tensor, nn
 
+from regrasp.models.attention_pooling import AttentionPooling
 from regrasp.models.config import RlHeadConfig, TokenPooling
 from regrasp.models.initialization import init_linear
 
@@ -45,19 +46,23 @@ class ValueHead(nn.Module):
         self.pooling: TokenPooling = settings.value_vlm_mode
         self.uses_state = not settings.use_vlm_value
         self.detach_input = settings.detach_critic_input
-        width = context_width + (state_width if self.uses_state else 0)
+        self.reader = AttentionPooling(context_width) if self.pooling == "attention" else None
+        read = context_width if self.reader is None else self.reader.width
+        width = read + (state_width if self.uses_state else 0)
         self.mlp = silu_mlp((width, *hidden, 1))
 
     def reset_parameters(self, generator: torch.Generator) -> None:
         """Draw fresh weights."""
+        if self.reader is not None:
+            self.reader.reset_parameters(generator)
         init_mlp(self.mlp, generator)
 
     def forward(self, context: Tensor, state_feature: Tensor) -> Tensor:
         """Values (B,) float32 from context (B, S, D) and state feature (B, W)."""
-        pooled = _pool(context, self.pooling)
-        features = torch.cat([pooled, state_feature], dim=-1) if self.uses_state else pooled
         if self.detach_input:
-            features = features.detach()
+            context, state_feature = context.detach(), state_feature.detach()
+        pooled = _pool(context, self.pooling) if self.reader is None else self.reader.pool(context)
+        features = torch.cat([pooled, state_feature], dim=-1) if self.uses_state else pooled
         return self.mlp(features).squeeze(-1).float()
 
 
