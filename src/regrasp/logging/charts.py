@@ -30,6 +30,9 @@ _PANELS = (
     ("train/actor/approx_kl", "Approximate KL", None),
     ("train/critic/explained_variance", "Value: explained variance", None),
     ("train/actor/ratio", "Probability ratio", 1.0),
+    ("train/critic/q_data", "Critics: value of what was done", None),
+    ("train/sac/critic_loss", "Critics: loss", None),
+    ("train/actor/size", "Residual: mean square", None),
 )
 """Tag, title and reference line of the secondary charts."""
 
@@ -92,7 +95,7 @@ def learning_curve(metrics: Sequence[dict[str, Any]]) -> Chart | None:
 
 
 def secondary_panels(metrics: Sequence[dict[str, Any]]) -> list[Chart]:
-    """KL, explained variance and ratio over the run; those that were not logged are left out."""
+    """What algorithms watch over the run; what was not logged is left out."""
     curves = [(series(metrics, tag), title, line) for tag, title, line in _PANELS]
     return [_panel(metrics, curve, title, line) for curve, title, line in curves if curve.x]
 
