@@ -18,15 +18,15 @@ Document = dict[str, Any]
 
 def quickstart(document: Document) -> list[list[str]]:
     """Success before and after, by seed."""
-    rows = [["Seed", "Base", "95 % interval", "Fine-tuned", "95 % interval", "Env steps", "Minutes", "CPU min"]]
+    rows = [["Seed", "Base", "95 % interval", "Fine-tuned", "95 % interval", "Env steps", "CPU min"]]
     for row in document["rows"]:
         cells = [str(row["seed"])]
         for group in ("base", "finetuned"):
             low, high = (float(bound) for bound in row[f"{group} 95 % interval"].split("-"))
             cells += [f"{row[f'{group} success']:.1%}", f"{low:.1%} to {high:.1%}"]
-        rows.append([*cells, f"{row['env steps']:,}", f"{row['minutes']:.1f}", f"{row['CPU minutes']:.1f}"])
+        rows.append([*cells, f"{row['env steps']:,}", f"{row['CPU minutes']:.1f}"])
     base = sum(row["base success"] for row in document["rows"]) / len(document["rows"])
-    return [*rows, ["mean", f"{base:.1%}", "", f"{document['mean_finetuned_success']:.1%}", "", "", "", ""]]
+    return [*rows, ["mean", f"{base:.1%}", "", f"{document['mean_finetuned_success']:.1%}", "", "", ""]]
 
 
 def quickstart_curves(document: Document) -> list[list[str]]:
@@ -46,8 +46,8 @@ def table(document: Document) -> list[list[str]]:
 
 
 def quickstart_stages(document: Document) -> dict[str, str]:
-    """Wall time of each stage of the first seed."""
-    stages = next(iter(document["stage_seconds"].values()))
+    """CPU time of each stage of the first seed."""
+    stages = next(iter(document["stage_cpu_seconds"].values()))
     return {name: f"{seconds:.0f} s" for name, seconds in stages.items()}
 
 
