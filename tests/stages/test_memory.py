@@ -199,6 +199,22 @@ def test_a_state_policy_stores_no_features(start_model: Path) -> None:
     assert not any("features" in line for line in lines)
 
 
+def test_stored_experience_is_told_of_and_counted_in_checkpoints(base_model: Path) -> None:
+    sac = (
+        "algorithm.adv_type=embodied_sac",
+        "algorithm.loss_type=embodied_sac",
+        "algorithm.replay_buffer.capacity=1000",
+    )
+    heads = ("actor.model.add_q_head=true", "actor.model.add_value_head=false")
+    config = groot_experiment(f"actor.model.model_path={base_model}", *heads, *sac).config
+    model = model_memory(config)
+    assert model is not None
+    assert model.stored is not None
+    assert model.policy.experience == 1000 * (model.stored // 2)
+    assert any(line.startswith("stored experience: up to 1000 decisions") for line in memory_estimate(config, model))
+    assert model.policy.checkpoints(2, 0) > 2 * model.policy.experience
+
+
 def test_the_estimate_begins_with_what_the_model_reads_and_writes(base_model: Path) -> None:
     first = estimate(groot_experiment(f"actor.model.model_path={base_model}").config)[0]
     assert first.startswith("model: embodiment new_embodiment in slot 0; cameras ")

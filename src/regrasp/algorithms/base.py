@@ -73,7 +73,12 @@ class AlgorithmConfig(ABC):
     @property
     def stores_experience(self) -> bool:
         """Whether features of earlier updates are trained on again."""
-        return False
+        return self.stored_decisions > 0
+
+    @property
+    def stored_decisions(self) -> int:
+        """Decisions of earlier updates that are kept at most."""
+        return 0
 
     def optimizer_steps(self, samples: int, batch_size: int) -> tuple[int, str]:
         """Of an update: their number, and how it comes about, as the end of a sentence on its minibatches.

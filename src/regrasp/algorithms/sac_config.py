@@ -137,9 +137,9 @@ class SacConfig(AlgorithmConfig):
         )
 
     @property
-    def stores_experience(self) -> bool:
+    def stored_decisions(self) -> int:
         """In the replay."""
-        return True
+        return self.replay_buffer.capacity
 
     def critic_steps(self, samples: int) -> int:
         """Of an update that collected so many decisions."""

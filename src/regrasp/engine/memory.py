@@ -44,17 +44,19 @@ class PolicyMemory:
     """What rollouts compute ahead of the weights alone, in a copy that shares the rest."""
     start: int
     """Copy of the weights that the run starts from, for `algorithm.kl_beta`."""
+    experience: int = 0
+    """Decisions of earlier updates, once the replay is full."""
 
     def checkpoints(self, count: int, exports: int) -> int:
         """Bytes on disk of so many checkpoints, of which so many have a model folder; frozen weights are in it once."""
         trained, moments = 4 * self.num_trained, 4 * _MOMENTS * self.num_trained
         frozen = self.weights - trained if exports else 0
-        return count * (self.weights + moments) + exports * trained + frozen
+        return count * (self.weights + moments + self.experience) + exports * trained + frozen
 
     @property
     def total(self) -> int:
         """All of it."""
-        return self.weights + self.training + self.half_copy + self.acting + self.start
+        return self.weights + self.training + self.half_copy + self.acting + self.start + self.experience
 
     def of_rank(self, config: ExperimentConfig, num_ranks: int) -> PolicyMemory:
         """What one of the ranks that train has of it on its device; layers that are gathered for a pass aside.
@@ -152,6 +154,9 @@ def memory_estimate(config: ExperimentConfig, model: ModelMemory | None, *, seve
         what = "stored observations" if _recomputes(config) else "cached features"
         where = "in host memory" if config.runner.feature_storage == "host" else "on the device"
         lines.append(f"{what}: {samples} decisions x {stored / 1e3:.0f} kB = {byte_size(samples * stored)}, {where}")
+    if memory.experience:
+        count, size = config.algorithm.stored_decisions, byte_size(memory.experience)
+        lines.append(f"stored experience: up to {count} decisions, about {size}, in checkpoints too")
     return [*lines, f"together on the device: {byte_size(on_device)}, activations and minibatches aside", disk]
 
 
@@ -220,7 +225,14 @@ def policy_memory(policy: Policy, config: ExperimentConfig) -> PolicyMemory:
         half_copy=_bytes(rounded.values()),
         acting=_bytes(_computed_ahead(acting)),
         start=_bytes(computing) if config.algorithm.keeps_start else 0,
+        experience=config.algorithm.stored_decisions * _experience_bytes(policy, model.precision),
     )
+
+
+def _experience_bytes(policy: Policy, precision: str) -> int:
+    """Of a stored decision, whose tokens a replay keeps in 16 bits."""
+    stored = policy.stored_bytes(recomputes=False) or 0
+    return stored // 2 if precision == "fp32" else stored
 
 
 def _recomputes(config: ExperimentConfig) -> bool:
