@@ -200,7 +200,7 @@ def test_doctor_runs_from_sources_that_are_not_installed(
     folders = [Path(folder) for folder in sys.path if folder]
     with_packages = [folder for folder in folders if any(folder.glob("*.dist-info")) or any(folder.glob("*.egg-info"))]
     for entry in (entry for folder in with_packages for entry in folder.iterdir()):
-        if not entry.name.startswith(("regrasp", "wandb-", "swanlab-")):
+        if not entry.name.startswith(("regrasp", "wandb-", "swanlab-")) and not (tmp_path / entry.name).is_symlink():
             (tmp_path / entry.name).symlink_to(entry)
     others = [str(folder) for folder in folders if folder not in with_packages]
     monkeypatch.setattr(sys, "path", [str(tmp_path), *others])

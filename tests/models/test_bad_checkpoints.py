@@ -22,6 +22,7 @@ SLICES = "[{gr00t_key: arm, slice: [0, 3]}, {gr00t_key: gripper, slice: [3, 4]}]
 CONFIG, METADATA, EAGLE = "config.json", "experiment_cfg/metadata.json", "eagle2_hg_model/config.json"
 INDEX = "model.safetensors.index.json"
 SECOND = "model-00002-of-00002.safetensors"
+PPO = ("--config_name", "pick_cube_ppo_groot")
 Damage = Callable[[Path], Any]
 
 
@@ -318,7 +319,7 @@ def test_an_experiment_that_does_not_match_the_metadata(
     shards: Path, case: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     overrides, parts = NAMES[case]
-    error = complain(["train", "--model_path", str(shards), "--dry_run", *overrides], capsys)
+    error = complain(["train", *PPO, "--model_path", str(shards), "--dry_run", *overrides], capsys)
     assert all(part in error for part in parts), error
 
 
@@ -338,6 +339,6 @@ def test_play_refuses_it_too_and_leaves_nothing(
 
 @pytest.mark.parametrize("layout", ["one file", "two shards"])
 def test_a_good_one_is_described(folders: dict[str, Path], layout: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["train", "--model_path", str(folders[layout]), "--dry_run", *mapping()]) == 0
+    assert main(["train", *PPO, "--model_path", str(folders[layout]), "--dry_run", *mapping()]) == 0
     features = 4 * ((82 + (SMALL.image // SMALL.patch) ** 2) * SMALL.text_width + SMALL.state)
     assert f"1536 decisions x {features / 1e3:.0f} kB" in capsys.readouterr().out
