@@ -99,7 +99,12 @@ def main() -> None:
     algorithms = ROOT / "docs" / "algorithms.md"
     curves = markdown(quickstart_curves(document))
     algorithms.write_text(replace_between(algorithms.read_text(), "quickstart_curves", curves))
-    for page, name in (("algorithms", "noise_gain"), ("algorithms", "algorithm_curves"), ("trocar", "trocar_steps")):
+    for page, name in (
+        ("algorithms", "noise_gain"),
+        ("algorithms", "algorithm_curves"),
+        ("algorithms", "distill_seeds"),
+        ("trocar", "trocar_steps"),
+    ):
         file, rows = ROOT / "docs" / f"{page}.md", table(json.loads((RESULTS / f"{name}.json").read_text()))
         file.write_text(replace_between(file.read_text(), name, markdown(rows)))
     models = ROOT / "docs" / "models.md"
