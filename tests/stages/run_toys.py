@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 from regrasp.checkpoint.layout import FULL_WEIGHTS, OPTIMIZER, STATE, TENSORS
 from regrasp.data.lerobot import DemonstrationDataset
 from regrasp.experiment.load import LoadedConfig, load_config
+from regrasp.stages.train import train
 
 SMALL = (
     "runner.logger.experiment_name=small",
@@ -100,6 +102,20 @@ def assert_same_checkpoint(first: Path, second: Path) -> None:
     _assert_same(load_file(first / TENSORS), load_file(second / TENSORS), TENSORS)
     states = [json.loads((folder / STATE).read_text()) for folder in (first, second)]
     assert states[0] == states[1]
+
+
+def copy_until(run: Path, step: int, copy: Path) -> Path:
+    """The run as a crash soon after `step` leaves it: later metrics are there, later checkpoints are not."""
+    shutil.copytree(run, copy)
+    for later in range(step + 1, 5):
+        shutil.rmtree(checkpoint(copy, later), ignore_errors=True)
+    return copy
+
+
+def assert_resumes_equal(experiment: LoadedConfig, uninterrupted: Path, resumed: Path) -> None:
+    assert train(experiment, resumed)
+    assert_same_checkpoint(checkpoint(uninterrupted, 4), checkpoint(resumed, 4))
+    assert metrics(uninterrupted) == metrics(resumed)
 
 
 def same_weights(first: Path, second: Path) -> bool:

@@ -10,8 +10,9 @@ import pytest
 import torch
 from run_toys import (
     OVER_EPOCHS,
-    assert_same_checkpoint,
+    assert_resumes_equal,
     checkpoint,
+    copy_until,
     groot_experiment,
     metrics,
     mlp_experiment,
@@ -22,24 +23,9 @@ from regrasp.checkpoint.hub_folder import load_safetensors
 from regrasp.checkpoint.layout import MANIFEST, OPTIMIZER, TENSORS
 from regrasp.engine.policies import overlay_rl_weights
 from regrasp.errors import UserError
-from regrasp.experiment.load import LoadedConfig
 from regrasp.models.registry import load_policy
 from regrasp.runner.resume import changes_warning, passed_over_warning
 from regrasp.stages.train import train
-
-
-def copy_until(run: Path, step: int, copy: Path) -> Path:
-    """The run as a crash soon after `step` leaves it: later metrics are there, later checkpoints are not."""
-    shutil.copytree(run, copy)
-    for later in range(step + 1, 5):
-        shutil.rmtree(checkpoint(copy, later), ignore_errors=True)
-    return copy
-
-
-def assert_resumes_equal(experiment: LoadedConfig, uninterrupted: Path, resumed: Path) -> None:
-    assert train(experiment, resumed)
-    assert_same_checkpoint(checkpoint(uninterrupted, 4), checkpoint(resumed, 4))
-    assert metrics(uninterrupted) == metrics(resumed)
 
 
 @pytest.mark.parametrize("step", [1, 2])

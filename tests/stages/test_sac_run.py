@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from run_toys import (
     OVER_EPOCHS,
+    assert_resumes_equal,
     assert_same_checkpoint,
     checkpoint,
+    copy_until,
     groot_experiment,
     metrics,
     mlp_experiment,
@@ -46,13 +47,8 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path, settings: tuple[
     lines = metrics(run)
     assert without_values(experiment(*settings), run) == []
     assert len({line["train/sac/critic_loss"] for line in lines}) == len(lines)
-    copy = tmp_path / "copy"
-    shutil.copytree(run, copy)
-    for later in (3, 4):
-        shutil.rmtree(checkpoint(copy, later), ignore_errors=True)
-    assert train(experiment(*settings, f"runner.resume_dir={copy}"), copy)
-    assert_same_checkpoint(checkpoint(run, 4), checkpoint(copy, 4))
-    assert metrics(copy) == lines
+    copy = copy_until(run, 2, tmp_path / "copy")
+    assert_resumes_equal(experiment(*settings, f"runner.resume_dir={copy}"), run, copy)
     policy = load_policy(checkpoint(run, 4) / "model")
     assert "q_head" not in policy.offers
     stored = torch.load(checkpoint(run, 4) / "actor/model_state_dict/full_weights.pt", weights_only=True)
@@ -72,9 +68,7 @@ def test_a_groots_residual_resumes_bit_for_bit_and_its_model_acts_with_it(base_m
     run = tmp_path / "run"
     run.mkdir()
     assert train(groot_experiment(*settings), run)
-    copy = tmp_path / "copy"
-    shutil.copytree(run, copy)
-    shutil.rmtree(checkpoint(copy, 3))
+    copy = copy_until(run, 2, tmp_path / "copy")
     assert train(groot_experiment(*settings, f"runner.resume_dir={copy}"), copy)
     assert_same_checkpoint(checkpoint(run, 3), checkpoint(copy, 3))
     policy = load_policy(checkpoint(run, 3) / "model")

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from regrasp.cli.common import STAGE_INTERRUPTED, add_config_arguments, load_to_run, prepare_torch
-
-if TYPE_CHECKING:
-    from regrasp.experiment.load import LoadedConfig
 
 INTERRUPTED = STAGE_INTERRUPTED
 
@@ -24,9 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Distill a model."""
-    loaded = load_to_run(
-        args, blocks=["sft"], reads="train", starts="collect", check=lambda loaded: _check(args, loaded)
-    )
+    loaded = load_to_run(args, blocks=["sft"], reads="train", starts="collect", check=lambda _: _check(args))
     if loaded is None:
         return 0
     prepare_torch(loaded)
@@ -37,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _check(args: argparse.Namespace, loaded: LoadedConfig) -> None:
+def _check(args: argparse.Namespace) -> None:
     from regrasp.stages.distill import check
 
-    check(loaded.config, args.output, overwrite=args.overwrite)
+    check(args.output, overwrite=args.overwrite)

@@ -70,7 +70,7 @@ class Inference:
             self._watch.see(self._policy, observation)
 
     def _decide(self, observation: Observation, keys: Sequence[NoiseKey], deterministic: bool) -> Decision:
-        inputs = self._policy.prepare(_moved(observation, self._device))
+        inputs = self._policy.prepare(moved(observation, self._device))
         features = self._policy.encode(inputs)
         if self._policy.q_head is not None:
             numbers = torch.tensor([number for *_, number in keys])
@@ -82,7 +82,7 @@ class Inference:
     @torch.no_grad()
     def values(self, observation: Observation) -> Tensor:
         """Values (B,) of observations."""
-        inputs = self._policy.prepare(_moved(observation, self._device))
+        inputs = self._policy.prepare(moved(observation, self._device))
         return self._policy.value(self._policy.encode(inputs))
 
     @torch.no_grad()
@@ -109,7 +109,7 @@ def block_size(block: int, device: torch.device) -> int:
     return -(-block // _CPU_BLOCK) * _CPU_BLOCK if device.type == "cpu" else block
 
 
-def _moved(observation: Observation, device: torch.device) -> Observation:
+def moved(observation: Observation, device: torch.device) -> Observation:
     """The observation on the policy's device, where its images are then prepared."""
     return observation if device.type == "cpu" else observation.map(lambda values: send(values, device))
 

@@ -13,8 +13,7 @@ import torch.nn.functional as F
 from tensordict import TensorDict
 from torch import Tensor
 
-from regrasp.device import send
-from regrasp.engine.policies import check_inputs, choose_device, create_policy
+from regrasp.engine.policies import choose_device, create_policy
 from regrasp.envs.contract import Observation, VecEnv
 from regrasp.envs.mapping import ActionMapping
 from regrasp.envs.registry import create_env
@@ -25,6 +24,7 @@ from regrasp.logging.progress import progress
 from regrasp.models.config import CONFIG_FILE as MODEL_FILE
 from regrasp.models.contract import Policy
 from regrasp.rollout.episodes import NoiseKey, NumberedEpisodes, play_episodes
+from regrasp.rollout.inference import moved
 from regrasp.seeding import KeyedNoise
 from regrasp.stages.sft import train_on
 from regrasp.stages.training_frames import Frames
@@ -50,9 +50,7 @@ class _Lesson:
     def choose(self, observation: Observation, rows: Tensor, keys: Sequence[NoiseKey]) -> Tensor:
         """The actor's actions (B, T, A); what the teacher would do is kept."""
         del rows
-        if self.device.type != "cpu":
-            observation = observation.map(lambda values: send(values, self.device))
-        features = self.teacher.encode(self.teacher.prepare(observation))
+        features = self.teacher.encode(self.teacher.prepare(moved(observation, self.device)))
         noise = KeyedNoise(self.seed, "data", [(row, _STREAM + self.round, number) for row, *_, number in keys])
         wanted = self.teacher.act(features, noise, deterministic=True).actions
         done = wanted if self.actor is self.teacher else self.actor.act(features, noise, deterministic=True).actions
@@ -61,13 +59,12 @@ class _Lesson:
         return self.mapping(done.cpu())
 
 
-def check(config: ExperimentConfig, output: Path, *, overwrite: bool = False) -> None:
+def check(output: Path, *, overwrite: bool = False) -> None:
     """Find, before anything starts, that the folder cannot be written.
 
     Raises:
         UserError: It is taken or cannot be written.
     """
-    del config
     require_output(output, replaces=MODEL_FILE, overwrite=overwrite, key="--output")
 
 
@@ -89,14 +86,13 @@ def distill(config: ExperimentConfig, output: Path, *, overwrite: bool = False) 
         UserError: The model has nothing to distill, does not fit the experiment, or the folder cannot be written.
         TrainingHaltedError: The loss is not finite.
     """
-    check(config, output, overwrite=overwrite)
+    check(output, overwrite=overwrite)
     assert config.sft is not None
     sft = dataclasses.replace(config.sft, train="head")
     device, model = choose_device(), config.actor.model
     with contextlib.closing(create_env(config.env.train, "train", model.num_action_chunks, config.seed)) as env:
         mapping_config = config.env.train.mapping
         teacher = create_policy(model, mapping_config, env.spec, config.seed).to(device).eval()
-        check_inputs(teacher, mapping_config)
         student = teacher.student()
         if student is None:
             raise UserError(
