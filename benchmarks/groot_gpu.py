@@ -243,7 +243,7 @@ def measure_rollouts(sizes: Sizes, report: Report) -> None:
     del plain
     acting = ActingPolicy(policy, model_config("head"), sizes.device).policy
     report.errors["eager"] = relative_error(act(acting, checked, deterministic=True)[1].actions, exact)
-    compile_policy(acting, sizes.num_envs, sizes.device, backend=sizes.backend)
+    compile_policy(acting, sizes.num_envs, sizes.device, parts={"act": sizes.minibatch}, backend=sizes.backend)
     for num_envs, key in zip(sizes.num_envs, ("rollout4_ms", "rollout64_ms"), strict=True):
         before, inputs = num_compilations(), prepared(sizes, num_envs)
         report.add(key, timed(lambda inputs=inputs: act(acting, inputs), sizes.device, sizes.repeats))
@@ -315,8 +315,7 @@ def made_update(
         compile_policy(learner.computing, {sizes.minibatch}, sizes.device, backend=sizes.backend)
         if sizes.device.type == "cuda":
             capture_updates(learner, sizes.minibatch, backend=sizes.backend)
-    if whole_rollout:
-        compile_policy(acting, {sizes.num_envs[1]}, sizes.device, backend=sizes.backend)
+        compile_policy(acting, {sizes.num_envs[1]}, sizes.device, parts={"act": sizes.minibatch}, backend=sizes.backend)
     num_chunks = sizes.num_chunks if whole_rollout else sizes.num_chunks // 2
     rollout = collected(sizes, acting, keep_features=not recompute, num_chunks=num_chunks)
     num_minibatches = min(MINIBATCHES, len(rollout) // sizes.minibatch)
