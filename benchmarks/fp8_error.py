@@ -7,14 +7,14 @@ import dataclasses
 from types import SimpleNamespace
 from typing import Any
 
-import groot_gpu
 import torch
 import torch.nn.functional as F
-from results_file import save
 from torch import Tensor, nn
 
+import groot_gpu
 from regrasp.models.groot.config import GrootConfig
 from regrasp.models.groot.policy import GrootPolicy
+from results_file import save
 
 LARGEST = torch.finfo(torch.float8_e4m3fn).max
 ARCHITECTURE: dict[str, Any] = groot_gpu.TINY_ARCHITECTURE | {
