@@ -50,6 +50,7 @@ FLAGS = {
         "--dtype",
         "--max_shard_size",
         "--with_value_head",
+        "--config_name",
     ],
     "report": ["run_dir", "--output"],
     "doctor": ["--rendering"],
