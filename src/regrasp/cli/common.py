@@ -42,6 +42,7 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--num_envs", metavar="N", type=int, help="parallel environments")
     parser.add_argument("--seed", metavar="S", type=int, help="seeds everything")
+    parser.add_argument("--headless", action="store_true", help="no window, also where the experiment asks for one")
     parser.add_argument("--dry_run", action="store_true", help="print the resolved configuration and stop")
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="Hydra overrides, such as actor.optim.lr=1e-5"
@@ -111,11 +112,21 @@ def load(args: argparse.Namespace, *, trains: bool = False) -> LoadedConfig:
     args.specs = {}
     with experiment.located():
         loaded = load_config(experiment.name, overrides, args.config_path, flags, args.task, trains=trains)
+    if args.headless:
+        loaded = _without_window(loaded)
     args.loaded = loaded
     for warning in loaded.warnings:
         _log.warning(warning)
     for place, env in vars(loaded.config.env).items():
         args.specs[place] = preflight(env, place, loaded.config.actor.model.action_dim)
+    return loaded
+
+
+def _without_window(loaded: LoadedConfig) -> LoadedConfig:
+    """The experiment with simulators that show no window; those without a key for it never do."""
+    for name, env in vars(loaded.config.env).items():
+        if getattr(env.init_params, "headless", True) is False:
+            loaded = changed(loaded, f"config.env.{name}.init_params.headless", True)
     return loaded
 
 
