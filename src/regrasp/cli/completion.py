@@ -44,7 +44,7 @@ def script(shell: str) -> str:
     tasks = [task.task_id for task in known_tasks()]
     names = {"experiments": list_configs(), "tasks": dict.fromkeys([*tasks, *experiments_of_tasks()])}
     preamble = _PREAMBLE[shell].format(**{key: " ".join(sorted(values)) for key, values in names.items()})
-    return shtab.complete(parser, shell, preamble={shell: preamble})
+    return shtab.complete(parser, shell, preamble=preamble)
 
 
 def _complete_value(action: argparse.Action) -> None:
