@@ -34,15 +34,15 @@ def script(shell: str) -> str:
     """The completion script of a shell, for this version and the tasks and simulators that are installed."""
     from regrasp.cli.main import COMMANDS, create_parser
     from regrasp.config.search import list_configs
-    from regrasp.envs.mujoco.catalog import known_tasks
+    from regrasp.envs.registry import EnvTypes
     from regrasp.experiment.shipped import experiments_of_tasks
 
     parser, commands = create_parser(COMMANDS)
     for command in commands.values():
         for action in command._actions:
             _complete_value(action)
-    tasks = [task.task_id for task in known_tasks()]
-    names = {"experiments": list_configs(), "tasks": dict.fromkeys([*tasks, *experiments_of_tasks()])}
+    listed = [row.task_id for env_type in EnvTypes().values() for row in env_type.tasks(None, (), ())]
+    names = {"experiments": list_configs(), "tasks": {*listed, *experiments_of_tasks()}}
     preamble = _PREAMBLE[shell].format(**{key: " ".join(sorted(values)) for key, values in names.items()})
     return shtab.complete(parser, shell, preamble=preamble)
 
