@@ -92,7 +92,7 @@ def test_commands_take_the_models_experiment(made: Path, capsys: pytest.CaptureF
 
 def test_a_run_means_its_newest_model(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
     newest = made / "run" / "pick_cube_ppo_mlp" / "checkpoints" / "global_step_2"
-    for command, given in (("play", made / "run"), ("train", made / "run"), ("play", newest)):
+    for command, given in (("play", made / "run"), ("collect", made / "run"), ("play", newest)):
         code, experiment, said = rehearse(capsys, command, "--model_path", str(given))
         assert (code, experiment["actor"]["model"]["model_path"]) == (0, str(newest / "model")), said
     code, experiment, _ = rehearse(capsys, "train", "--resume_dir", str(made / "run"), "--max_iterations", "4")

@@ -104,7 +104,9 @@ def load(args: argparse.Namespace, *, trains: bool = False) -> LoadedConfig:
     from regrasp.envs.registry import preflight
     from regrasp.experiment.load import load_config
 
-    find_model(args)
+    evaluates = "runner.only_eval=true" in (*flag_overrides(args), *args.overrides)
+    if not trains or evaluates:  # a run that is to go on is given by --resume_dir
+        find_model(args)
     experiment = choose_experiment(args)
     experiment.tell(rehearses=args.dry_run)
     flags = flag_overrides(args)
