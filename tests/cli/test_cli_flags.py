@@ -10,7 +10,7 @@ import pytest
 from regrasp.cli.common import flag_overrides
 from regrasp.cli.main import COMMANDS, main
 
-CONFIG = ["--config_name", "--config_path", "--task", "--num_envs", "--seed", "--dry_run", "overrides"]
+CONFIG = ["--config_name", "--config_path", "--task", "--num_envs", "--seed", "--headless", "--dry_run", "overrides"]
 LOGGER = ["--logger", "--experiment_name", "--run_name"]
 FLAGS = {
     "quickstart": [*CONFIG, "--output"],
@@ -50,10 +50,12 @@ FLAGS = {
         "--dtype",
         "--max_shard_size",
         "--with_value_head",
+        "--config_name",
     ],
     "report": ["run_dir", "--output"],
     "doctor": ["--rendering"],
     "tasks": [],
+    "completion": ["shell"],
 }
 
 
@@ -118,7 +120,6 @@ def test_overrides_may_stand_anywhere(arguments: str, capsys: pytest.CaptureFixt
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        ("", "command"),
         ("trian", "invalid choice: 'trian' (did you mean train?)"),
         ("xyzzy", "invalid choice: 'xyzzy' (choose from quickstart, pretrain"),
         ("train --num_env 4", "unrecognized arguments: --num_env (did you mean --num_envs?)"),

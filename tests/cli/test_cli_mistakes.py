@@ -45,7 +45,7 @@ def flag(name: str) -> list[str]:
         ("collect --num_demos 0", flag("--num_demos")),
         ("collect --policy human", ["'human'", "module:function", "key:      --policy\n"]),
         ("collect --policy no_such_module:act", ["no module 'no_such_module'", "key:      --policy\n"]),
-        ("collect --policy json:act", ["json has no function 'act'", "key:      --policy\n"]),
+        ("collect --policy json:act", ["json has no 'act'", "key:      --policy\n"]),
         ("collect --policy model", ["model is given", "--model_path"]),
         ("collect --model_path no/such", ["no/such", *flag("--model_path")]),
         ("collect --policy expert --model_path base", ["would not act", "--model_path"]),

@@ -272,7 +272,7 @@ def test_interrupt_says_what_is_kept(
 def test_help_names_the_default_experiment(capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit):
         main(["train", "--help"])
-    assert f"default: {DEFAULT_CONFIG}" in " ".join(capsys.readouterr().out.split())
+    assert f"of the task, else {DEFAULT_CONFIG}" in " ".join(capsys.readouterr().out.split())
 
 
 def test_what_the_package_logs_is_printed_once_however_often_it_is_called(capsys: pytest.CaptureFixture[str]) -> None:

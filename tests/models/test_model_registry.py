@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-import importlib
 import json
-import re
 import subprocess
 import sys
 from importlib.metadata import EntryPoint, EntryPoints
@@ -10,8 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
-import torch
-from groot_toys import ACTION_DIM, STATE_DIM, toy_observation, toy_policy
+from groot_toys import ACTION_DIM, STATE_DIM, toy_policy
 from pydantic.dataclasses import dataclass
 
 from regrasp.config.types import BLOCK
@@ -150,20 +147,3 @@ def test_missing_folders_and_files_are_named(tmp_path):
 def test_what_the_configuration_imports_is_light(module):
     code = f"import sys, regrasp.models.{module}; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
-
-
-def test_the_tutorials_model_trains(mine, tmp_path, monkeypatch):
-    """The code in docs/models.md, as it stands there."""
-    page = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
-    (tmp_path / "linear_gaussian.py").write_text(code)
-    monkeypatch.syspath_prepend(tmp_path)
-    registry.register_model(importlib.import_module("linear_gaussian").LinearGaussianConfig)
-    overrides = ["actor.model.model_type=linear_gaussian", "~actor.model.mlp", "+actor.model.initial_std=0.5"]
-    model = load_config("pick_cube_ppo_mlp", overrides).config.actor.model
-    policy = model.build(state_dim=STATE_DIM, seed=0)
-    policy.save(tmp_path / "model")
-    loaded = model.load(registry.check_folder(model, tmp_path / "model"), InputNames())
-    observation = toy_observation(2)
-    assert torch.equal(policy.predict(observation), loaded.predict(observation))
-    assert torch.equal(registry.load_policy(tmp_path / "model").predict(observation), policy.predict(observation))

@@ -86,7 +86,7 @@ def test_the_command_names_the_instruction_where_it_is_written(
 
 
 def test_an_unknown_task_of_pretraining_is_one_error() -> None:
-    with pytest.raises(UserError, match="No such embedded task") as caught:
+    with pytest.raises(UserError, match="Unknown MuJoCo task") as caught:
         check_instructions(groot_experiment("pretrain.tasks=[Regrasp-Pick-Cub-v0]").config)
     assert caught.value.key == "pretrain.tasks"
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from regrasp.checkpoint.layout import EXPORT
+from regrasp.cli.experiment import DEFAULT_CONFIG, choose_experiment, find_model
 from regrasp.config.compose import as_override
 from regrasp.config.types import changed
 from regrasp.errors import UserError
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-DEFAULT_CONFIG = "pick_cube_sac_groot"
 STAGE_INTERRUPTED = (
     "Nothing of this stage is kept; finished stages are. Run the same command again: the stage starts anew."
 )
@@ -34,7 +33,8 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config_name",
         metavar="NAME",
-        help=f"experiment: a name, or the path of a YAML file; default: {DEFAULT_CONFIG}",
+        help="experiment: a name, or the path of a YAML file; default: that of the run to resume, or of the model, or"
+        f" of the task, else {DEFAULT_CONFIG}",
     )
     parser.add_argument("--config_path", metavar="FOLDER", type=Path, help="folder searched before the shipped ones")
     parser.add_argument(
@@ -42,6 +42,7 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--num_envs", metavar="N", type=int, help="parallel environments")
     parser.add_argument("--seed", metavar="S", type=int, help="seeds everything")
+    parser.add_argument("--headless", action="store_true", help="no window, also where the experiment asks for one")
     parser.add_argument("--dry_run", action="store_true", help="print the resolved configuration and stop")
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="Hydra overrides, such as actor.optim.lr=1e-5"
@@ -103,15 +104,31 @@ def load(args: argparse.Namespace, *, trains: bool = False) -> LoadedConfig:
     from regrasp.envs.registry import preflight
     from regrasp.experiment.load import load_config
 
-    name = experiment_name(args)
+    evaluates = "runner.only_eval=true" in (*flag_overrides(args), *args.overrides)
+    if not trains or evaluates:  # a run that is to go on is given by --resume_dir
+        find_model(args)
+    experiment = choose_experiment(args)
+    experiment.tell(rehearses=args.dry_run)
     flags = flag_overrides(args)
     overrides = [*flags, *args.overrides]
     args.specs = {}
-    loaded = args.loaded = load_config(name, overrides, args.config_path, flags, args.task, trains=trains)
+    with experiment.located():
+        loaded = load_config(experiment.name, overrides, args.config_path, flags, args.task, trains=trains)
+    if args.headless:
+        loaded = _without_window(loaded)
+    args.loaded = loaded
     for warning in loaded.warnings:
         _log.warning(warning)
     for place, env in vars(loaded.config.env).items():
         args.specs[place] = preflight(env, place, loaded.config.actor.model.action_dim)
+    return loaded
+
+
+def _without_window(loaded: LoadedConfig) -> LoadedConfig:
+    """The experiment with simulators that show no window; those without a key for it never do."""
+    for name, env in vars(loaded.config.env).items():
+        if getattr(env.init_params, "headless", True) is False:
+            loaded = changed(loaded, f"config.env.{name}.init_params.headless", True)
     return loaded
 
 
@@ -139,42 +156,6 @@ def check_model_acts(args: argparse.Namespace, policy: str, flags: Iterable[str]
         )
 
 
-def experiment_name(args: argparse.Namespace) -> str:
-    """Which experiment the flags ask for."""
-    return getattr(args, "config_name", None) or _experiment_of_task(args) or DEFAULT_CONFIG
-
-
-def _experiment_of_task(args: argparse.Namespace) -> str | None:
-    """The experiment of the task of `--task`: the one that it names when it is registered, or one that comes with us.
-
-    Raises:
-        UserError: None is known, and the default one is for another robot.
-    """
-    from regrasp.envs.registry import EnvTypes
-    from regrasp.experiment.shipped import experiments_of_tasks
-
-    if args.task is None:
-        return None
-    known = EnvTypes()
-    named = (env_type.experiment_of_task(args.task, args.overrides) for env_type in known.values())
-    file = next((file for file in named if file is not None), None)
-    if file is not None:
-        return str(file)
-    owner, experiments = known.of_task(args.task), experiments_of_tasks()
-    if owner is None:
-        return next(iter(experiments.get(args.task, ())), None)
-    advice = known[owner].without_experiment
-    if advice is None:
-        return None
-    shipped = next((experiments[name] for name in known[owner].namesakes(args.task) if name in experiments), None)
-    if shipped is None:
-        expected, fix = advice
-        raise UserError(
-            "No experiment is known for this task", key="--task", value=args.task, expected=expected, fix=fix
-        )
-    return shipped[0]
-
-
 def take_checkpoint(args: argparse.Namespace, flag: str) -> None:
     """Put what `--checkpoint` names, a path or `latest` or `best`, where an older flag has the path.
 
@@ -196,8 +177,10 @@ def take_checkpoint(args: argparse.Namespace, flag: str) -> None:
 
     checkpoint = args.checkpoint
     if checkpoint in ("latest", "best"):
+        find_model(args)
         flags = flag_overrides(args)
-        loaded = load_config(experiment_name(args), [*flags, *args.overrides], args.config_path, flags, args.task)
+        name = choose_experiment(args).name
+        loaded = load_config(name, [*flags, *args.overrides], args.config_path, flags, args.task)
         checkpoint = str(checkpoint_of_task(loaded.config, best=checkpoint == "best"))
     setattr(args, flag, checkpoint)
 
@@ -208,18 +191,6 @@ def weights_to_lay_over(loaded: LoadedConfig) -> Path | None:
     from regrasp.runner.run_folder import newest_of_run
 
     return None if weights is None else newest_of_run(Path(weights).expanduser())
-
-
-def _with_model_of_run(loaded: LoadedConfig) -> LoadedConfig:
-    """The experiment with the newest model of a run, where a run's folder or a checkpoint is given for a model's."""
-    from regrasp.models.config import CONFIG_FILE
-    from regrasp.runner.run_folder import newest_of_run
-
-    given = loaded.config.actor.model.model_path
-    if given is None or (Path(given).expanduser() / CONFIG_FILE).exists():
-        return loaded
-    folder = newest_of_run(Path(given).expanduser()) / EXPORT
-    return changed(loaded, "config.actor.model.model_path", str(folder)) if folder.is_dir() else loaded
 
 
 def load_to_run(
@@ -246,8 +217,6 @@ def load_to_run(
     from regrasp.experiment.paths import require_paths
 
     loaded = load(args, trains=starts == "train")
-    if reads == "play" or loaded.config.runner.evaluates:
-        loaded = args.loaded = _with_model_of_run(loaded)
     for block in blocks:
         if getattr(loaded.config, block) is None:
             raise UserError(

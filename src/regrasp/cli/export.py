@@ -1,4 +1,4 @@
-"""`regrasp export`: a fine-tuned GR00T N1.5 in the layout it is published in."""
+"""`regrasp export`: a fine-tuned model as it is published; one without such a layout, as a model folder."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import argparse
 import re
 from pathlib import Path
 
+from regrasp.cli.experiment import MODEL_KEY, model_of_run
+from regrasp.config.compose import as_override
 from regrasp.folders import require_writable
 
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -31,6 +33,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--with_value_head", action="store_true", help="keep the value head, to continue RL from the exported model"
     )
 
+    parser.add_argument(
+        "--config_name",
+        metavar="NAME",
+        help="experiment that the folder is to keep; default: the one that the policy was trained with",
+    )
+
 
 def size(text: str) -> int:
     """Bytes of a size with its unit.
@@ -53,6 +61,14 @@ def run(args: argparse.Namespace) -> int:
     from regrasp.runner.run_folder import newest_of_run
     from regrasp.stages.export import export
 
+    args.model_path = model_of_run(args.model_path)
+    config = None
+    if args.config_name is not None:
+        from regrasp.experiment.load import load_config
+
+        override = as_override(MODEL_KEY, str(args.model_path))
+        loaded = args.loaded = load_config(args.config_name, [override], flags={override: "--model_path"}, trains=False)
+        config = loaded.config
     folder = export(
         ExportOptions(
             model_path=args.model_path,
@@ -61,7 +77,8 @@ def run(args: argparse.Namespace) -> int:
             dtype=args.dtype and getattr(torch, args.dtype),
             max_shard_bytes=args.max_shard_size,
             with_value_head=args.with_value_head,
-        )
+        ),
+        config,
     )
     print(f"Model: {folder.resolve()}")
     return 0

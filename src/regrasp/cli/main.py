@@ -7,7 +7,7 @@ import errno
 import importlib
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import NoReturn
 
@@ -27,27 +27,25 @@ COMMANDS = {
     "report": "write the report page of a run",
     "doctor": "say what this machine can run",
     "tasks": "list the known tasks",
+    "completion": "print what completes commands and flags in a shell",
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code; a user's mistake gives 2 and no traceback."""
-    parser = argparse.ArgumentParser(prog="regrasp", description=regrasp.__doc__)
-    parser.add_argument("--version", action="version", version=f"regrasp {regrasp.__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="command", required=True)
     # What a shell passes is UTF-8, whatever the locale makes of it.
     given = [os.fsencode(text).decode(errors="replace") for text in sys.argv[1:]] if arguments is None else [*arguments]
-    if given and not given[0].startswith("-") and given[0] not in COMMANDS:
+    parser, commands = create_parser(given[:1])
+    if not given:
+        parser.print_help()
+        return 0
+    if not given[0].startswith("-") and given[0] not in COMMANDS:
         known = f"choose from {', '.join(COMMANDS)}"
         parser.error(f"argument command: invalid choice: {given[0]!r} ({_close(given[0], COMMANDS) or known})")
-    for name, summary in COMMANDS.items():
-        subparser = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
-        if given[:1] == [name]:
-            _module(name).add_arguments(subparser)
     parsed, rest = parser.parse_known_args(given)
     # argparse takes the overrides before or after the flags, not both: those after a later flag are left over.
     if any(text.startswith("-") for text in rest) or (rest and not hasattr(parsed, "overrides")):
-        _unrecognized(commands.choices[parsed.command], rest)
+        _unrecognized(commands[parsed.command], rest)
     if rest:
         parsed.overrides += rest
     parsed.given = given
@@ -72,6 +70,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         kept = getattr(_module(parsed.command), "INTERRUPTED", "")
         print(f"\ninterrupted\n{kept}".rstrip("\n"), file=sys.stderr)
         return 130
+
+
+def create_parser(
+    with_flags: Collection[str],
+) -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentParser]]:
+    """The parser of the command line, and that of each command.
+
+    Args:
+        with_flags: Commands whose flags are to be there; their modules are imported.
+    """
+    parser = argparse.ArgumentParser(prog="regrasp", description=regrasp.__doc__)
+    parser.add_argument("--version", action="version", version=f"regrasp {regrasp.__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="command", required=True)
+    for name, summary in COMMANDS.items():
+        subparser = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
+        if name in with_flags:
+            _module(name).add_arguments(subparser)
+    return parser, commands.choices
 
 
 def _unrecognized(parser: argparse.ArgumentParser, rest: Sequence[str]) -> NoReturn:

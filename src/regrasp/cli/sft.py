@@ -30,8 +30,8 @@ def run(args: argparse.Namespace) -> int:
     """Train a base model."""
     warn_of_idle(args, ["num_envs"], "this stage starts no environments")
     loaded = load_to_run(args, blocks=["sft"], reads="sft", check=lambda loaded: _check(args, loaded))
-    if not args.loaded.config.actor.model.needs_pretrained:
-        warn_of_idle(args, ["backbone"], "this experiment's model starts from new weights")
+    if not args.loaded.config.actor.model.starts_from_backbone():
+        warn_of_idle(args, ["backbone"], "this experiment's model starts from no backbone")
     if loaded is None:
         return 0
     prepare_torch(loaded)

@@ -21,6 +21,7 @@ from regrasp.envs.selection import ObservationSelection, camera_names, state_nam
 from regrasp.errors import UserError
 from regrasp.experiment import ExperimentConfig
 from regrasp.experiment.inputs import input_names
+from regrasp.experiment.of_model import mapping_differences, naming_its_experiment
 from regrasp.models.config import ModelConfig
 from regrasp.models.contract import Policy
 from regrasp.models.inputs import embodiment_id
@@ -57,10 +58,12 @@ def create_policy(
         UserError: There is no folder to load, or the policy does not fit the environments.
     """
     if model.model_path is not None:
-        policy = load_model(model, model.model_path, mapping)
+        with naming_its_experiment(model.model_path):
+            policy = load_model(model, model.model_path, mapping)
+            check_fit(policy, mapping, env, location)
     else:
         policy = model.build(env.state_dim, seed)
-    check_fit(policy, mapping, env, location)
+        check_fit(policy, mapping, env, location)
     if warning := model.slot_warning(input_names(mapping)):
         _log.warning("%s.embodiment_tag_id: %s", location, warning)
     if warning := order_warning(policy, mapping, env, location):
@@ -104,10 +107,16 @@ def check_folder_fits(config: ExperimentConfig, name: EnvName) -> Policy | None:
     Raises:
         UserError: As `check_fit`, or the folder is damaged.
     """
-    model, env, location = config.actor.model, getattr(config.env, name), f"env.{name}.mapping"
+    model = config.actor.model
     if model.model_path is None:
         return None
-    policy = model.preview(check_folder(model, model.model_path), input_names(env.mapping))
+    with naming_its_experiment(model.model_path):
+        return _checked_folder(config, model.model_path, name)
+
+
+def _checked_folder(config: ExperimentConfig, folder: str, name: EnvName) -> Policy | None:
+    model, env, location = config.actor.model, getattr(config.env, name), f"env.{name}.mapping"
+    policy = model.preview(check_folder(model, folder), input_names(env.mapping))
     if policy is None:
         return None
     spec = env_type_of(env, name).describe(env, name)
@@ -122,7 +131,7 @@ def check_folder_fits(config: ExperimentConfig, name: EnvName) -> Policy | None:
 
 
 def warn_of_another_task(config: ExperimentConfig, name: EnvName) -> None:
-    """Tell where the model folder says that it was made for another task, or other words, than those of `env.<name>`.
+    """Tell where a model was made for another task, other words, or another mapping than those of `env.<name>`.
 
     Raises:
         UserError: What the folder says is damaged.
@@ -141,6 +150,8 @@ def warn_of_another_task(config: ExperimentConfig, name: EnvName) -> None:
         _log.warning(
             "env.%s.mapping.task_description is '%s'; the model in %s was made with %s.", name, given, folder, known
         )
+    for difference in mapping_differences(origin, config, name):
+        _log.warning("%s (%s).", difference, origin.experiment or folder)
 
 
 def _check_sizes(

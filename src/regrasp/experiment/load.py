@@ -36,6 +36,14 @@ from regrasp.experiment.validate import cross_check, oddities, unlike_rlinf
 
 _ADAPTER = TypeAdapter(ExperimentConfig)
 _ROOT = Spec(ExperimentConfig)
+_OF_ONE_CALL: Mapping[str, Any] = {
+    "actor.model.model_path": None,
+    "runner.resume_dir": None,
+    "runner.ckpt_path": None,
+    "runner.only_eval": False,
+    "runner.force": False,
+}
+"""Keys that say what one command was to do, and what they are otherwise."""
 _WHOLE = {"cluster.component_placement"}
 """Blocks that an override replaces, because their keys are of a user's own making."""
 
@@ -73,7 +81,20 @@ class LoadedConfig:
 
     def to_yaml(self) -> str:
         """Every value, defaults included, as a file that loads to the same configuration."""
-        return yaml.safe_dump(_ADAPTER.dump_python(self.config, mode="json"), sort_keys=False, width=120)
+        return to_yaml(self.config)
+
+
+def to_yaml(config: ExperimentConfig) -> str:
+    """Every value of an experiment, as a file that loads to the same."""
+    return yaml.safe_dump(_ADAPTER.dump_python(config, mode="json"), sort_keys=False, width=120)
+
+
+def made_with(config: ExperimentConfig) -> tuple[str, str]:
+    """Name and YAML of an experiment, as a model's folder keeps them: without what was said of one call."""
+    name = config.runner.logger.experiment_name
+    for key, value in _OF_ONE_CALL.items():
+        config = changed(config, key, value)
+    return name, to_yaml(config)
 
 
 def load_config(

@@ -9,6 +9,7 @@ from regrasp.errors import UserError
 from regrasp.experiment import ExperimentConfig
 from regrasp.experiment.shipped import experiments_for
 from regrasp.models.config import ModelConfig
+from regrasp.models.origin import EXPERIMENT_FILE
 from regrasp.models.registry import check_folder
 
 Stage = Literal["train", "play", "sft"]
@@ -74,6 +75,9 @@ def _how_to_get_a_model(config: ExperimentConfig) -> str:
 
 def _advise(config: ExperimentConfig, found: type[ModelConfig]) -> str:
     """What to do about a folder of another model than the experiment's."""
+    own = Path(config.actor.model.model_path or "").expanduser() / EXPERIMENT_FILE
+    if own.is_file():
+        return f"use the experiment that the model was made with, --config_name {own}, or give another --model_path"
     names = experiments_for(found, config.env.train.init_params.id)
     fitting = f"name an experiment with this kind of model, --config_name {' or '.join(names)}" if names else ""
     return ", or ".join(filter(None, [fitting, "give another --model_path"]))

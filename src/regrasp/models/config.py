@@ -29,6 +29,7 @@ from regrasp.config.types import (
 from regrasp.envs.quaternions import QuaternionOrder
 from regrasp.errors import UserError
 from regrasp.models.inputs import InputNames
+from regrasp.models.origin import Origin
 
 if TYPE_CHECKING:
     import torch
@@ -74,6 +75,8 @@ class ExportOptions:
     """Of the written weights; None: as they are."""
     max_shard_bytes: int = 5_000_000_000
     """Largest weight file; a tensor is never split."""
+    origin: Origin = dataclasses.field(default_factory=Origin)
+    """What the written folder says that it was made for."""
     with_value_head: bool = False
     """Keep what RL added, which the published layout does not have: value head and noise network."""
 
@@ -217,7 +220,8 @@ class ModelConfig(ABC):
     """Second name of the mapping's `embodiment_tag`, which it must equal; null: not given."""
 
     needs_pretrained: ClassVar[bool] = True
-    """RL starts from a model folder, and supervised training from a backbone: nothing is made from scratch."""
+    """RL starts from a model folder, and supervised training from a folder or a backbone: nothing is made from
+    scratch."""
     uses_images: ClassVar[bool] = True
     """Whether the policy looks at images."""
 
@@ -300,7 +304,7 @@ class ModelConfig(ABC):
         )
 
     def from_dataset(self, data: DatasetFacts, *, backbone: Path | None, whole: bool, seed: int) -> Policy:
-        """What supervised training starts from; by default there is nothing.
+        """What supervised training starts from; by default the folder `model_path`, or else a new policy.
 
         Args:
             data: What the demonstrations are like.
@@ -309,30 +313,30 @@ class ModelConfig(ABC):
             seed: Draws what is new.
 
         Raises:
-            UserError: This model has no supervised training, or does not fit the data.
+            UserError: There is neither, or the model does not fit the data.
         """
-        raise UserError(
-            "There is no supervised training for this kind of model",
-            key="actor.model.model_type",
-            value=self.model_type,
-            expected="a model that starts from demonstrations",
-            fix="train with `regrasp train --model_path`",
-        )
+        if self.model_path is not None:
+            return self.load(Path(self.model_path).expanduser(), data.inputs)
+        return self.build(data.state.width, seed)
+
+    @classmethod
+    def starts_from_backbone(cls) -> bool:
+        """Whether supervised training starts from `sft.backbone`: the class makes a policy of it in `from_dataset`."""
+        return cls.needs_pretrained and cls.from_dataset is not ModelConfig.from_dataset
 
     @classmethod
     def export(cls, options: ExportOptions) -> Path:
-        """Write a folder in the layout that the model is published in, and return it; by default there is none.
+        """Write a folder in the layout that the model is published in, with `options.origin` in it, and return it.
 
         Raises:
-            UserError: There is no such layout, or the model cannot be written.
+            UserError: The model cannot be written.
         """
-        raise UserError(
-            "No published layout is known for this kind of model",
-            file=options.model_path / CONFIG_FILE,
-            key="model_type",
-            value=cls.names()[0],
-            fix="use its folder as it is",
-        )
+        raise NotImplementedError(f"{cls.__name__} has no layout of its own")
+
+    @classmethod
+    def has_published_layout(cls) -> bool:
+        """Whether the class defines `export`; other models are exported as they save themselves."""
+        return cls.export.__func__ is not ModelConfig.export.__func__
 
     @property
     def trains_backbone(self) -> bool:

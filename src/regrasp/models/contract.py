@@ -160,7 +160,10 @@ class Policy(nn.Module, ABC):
 
     @abstractmethod
     def prepare(self, observation: Observation) -> TensorDict:
-        """Turn an observation into plain tensors (images, token ids, normalised state); no weights involved."""
+        """Turn an observation into plain tensors (images, token ids, normalised state); no weights involved.
+
+        They outlast the observation, whose images are views of memory that the simulator writes over: copy those.
+        """
 
     @abstractmethod
     def encode(self, inputs: TensorDict) -> TensorDict:

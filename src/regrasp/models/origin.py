@@ -1,4 +1,4 @@
-"""What a model was made for, kept in its folder: the tasks that it was trained on, and what it was told there."""
+"""What a model was made for, kept in its folder: tasks, what it was told there, and the experiment that it is of."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from pydantic.dataclasses import dataclass
 from regrasp.config.parse import parse, read_json
 
 ORIGIN_FILE = "made_for.json"
+EXPERIMENT_FILE = "experiment.yaml"
+"""The experiment with every value, beside `ORIGIN_FILE`, which has its name."""
 _FIX = "restore the file, or delete it: it is only compared with the experiment"
 
 
@@ -23,14 +25,25 @@ class Origin:
     """By their registered names."""
     instructions: tuple[str, ...] = ()
     """Of the demonstrations of its base model."""
+    experiment: str | None = None
+    """Name of the experiment that it was made with last; None where that is not known, as of earlier versions."""
+    settings: str | None = None
+    """That experiment, resolved, as YAML."""
 
     def trained_on(self, task_id: str) -> Origin:
         """The same after training on a task."""
         return self if task_id in self.tasks else replace(self, tasks=(*self.tasks, task_id))
 
+    def made_with(self, experiment: str, settings: str) -> Origin:
+        """The same after training with an experiment, given as YAML."""
+        return replace(self, experiment=experiment, settings=settings)
+
     def save(self, folder: Path) -> None:
         """Write it into a model folder."""
-        (folder / ORIGIN_FILE).write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+        content = {name: value for name, value in asdict(self).items() if name != "settings" and value is not None}
+        (folder / ORIGIN_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        if self.settings is not None:
+            (folder / EXPERIMENT_FILE).write_text(self.settings, encoding="utf-8")
 
 
 def read_origin(folder: Path) -> Origin:
@@ -39,5 +52,6 @@ def read_origin(folder: Path) -> Origin:
     Raises:
         UserError: The file is damaged.
     """
-    file = folder / ORIGIN_FILE
-    return parse(Origin, read_json(file, fix=_FIX), file=file, fix=_FIX) if file.exists() else Origin()
+    file, settings = folder / ORIGIN_FILE, folder / EXPERIMENT_FILE
+    origin = parse(Origin, read_json(file, fix=_FIX), file=file, fix=_FIX) if file.exists() else Origin()
+    return replace(origin, settings=settings.read_text(encoding="utf-8") if settings.is_file() else None)

@@ -109,12 +109,13 @@ def newest_checkpoint(run_dir: Path) -> Path | None:
     return next(filter(is_complete, RunRecord(run_dir.absolute()).checkpoints()), None)
 
 
-def newest_of_run(path: Path) -> Path:
+def newest_of_run(path: Path, *, tells: bool = True) -> Path:
     """The newest checkpoint, which is told, where a path is the folder of a run; otherwise the path itself."""
     checkpoint = newest_recorded(path) if path.is_dir() else None
     if checkpoint is None:
         return path
-    _log.info("The newest checkpoint of %s: %s", path, checkpoint)
+    if tells and checkpoint != path.absolute():
+        _log.info("The newest checkpoint of %s: %s", path, checkpoint)
     return checkpoint
 
 

@@ -19,6 +19,7 @@ from regrasp.envs.mapping import ActionMapping
 from regrasp.envs.registry import create_env
 from regrasp.errors import UserError
 from regrasp.experiment import ExperimentConfig
+from regrasp.experiment.load import made_with
 from regrasp.folders import atomic_folder, require_output
 from regrasp.logging.progress import progress
 from regrasp.models.config import CONFIG_FILE as MODEL_FILE
@@ -112,6 +113,7 @@ def distill(config: ExperimentConfig, output: Path, *, overwrite: bool = False) 
             lessons.append(_frames(lesson, student.spec.action_horizon))
             loss, _ = train_on(student, _joined(lessons), None, sft, config.seed + number, device)
     with atomic_folder(output, overwrite=overwrite, checksums=True) as draft:
+        student.origin = student.origin.made_with(*made_with(config))
         student.write_folder(draft)
     return output, loss
 

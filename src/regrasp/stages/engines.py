@@ -17,6 +17,7 @@ from regrasp.envs.contract import Capabilities, EnvSpec
 from regrasp.envs.registry import create_env
 from regrasp.errors import UserError
 from regrasp.experiment import ExperimentConfig
+from regrasp.experiment.load import made_with
 from regrasp.models.contract import Policy
 from regrasp.runner.interrupt import StopRequest
 
@@ -151,5 +152,5 @@ def starting_policy(
         check_fit(policy, mapping, train)
     if evaluation is not None:
         check_fit(policy, config.env.eval.mapping, evaluation, "env.eval.mapping")
-    policy.origin = policy.origin.trained_on(config.env.train.init_params.id)
+    policy.origin = policy.origin.trained_on(config.env.train.init_params.id).made_with(*made_with(config))
     return policy

@@ -17,6 +17,7 @@ from regrasp.envs.selection import camera_names, state_names
 from regrasp.errors import TrainingHaltedError
 from regrasp.experiment import ExperimentConfig, SftConfig
 from regrasp.experiment.inputs import input_names
+from regrasp.experiment.load import made_with
 from regrasp.experiment.paths import DOWNLOAD_BACKBONE, PUBLISHED_BACKBONE, MissingInputError
 from regrasp.folders import atomic_folder, require_output
 from regrasp.learner.schedule import cosine
@@ -72,7 +73,7 @@ def check(
     for warning in check_sources(dataset, config):
         _log.warning(warning)
     features = find_features(dataset, config)
-    if config.actor.model.needs_pretrained:
+    if config.actor.model.starts_from_backbone():
         backbone = backbone or _backbone(config)
     return folder, features, backbone
 
@@ -110,7 +111,7 @@ def train_base(
     seed = config.seed if sft.seed is None else sft.seed
     device = choose_device()
     policy = _base_policy(config, features, backbone, sft.train == "all", seed).to(device)
-    policy.origin = Origin((config.env.train.init_params.id,), dataset.tasks)
+    policy.origin = Origin((config.env.train.init_params.id,), dataset.tasks).made_with(*made_with(config))
     train, validation = load_frames(policy, features, config.env.train.mapping, sft)
     with torch.autocast(device.type, torch.bfloat16, enabled=config.actor.model.precision == "bf16"):
         if sft.train == "head":

@@ -71,6 +71,7 @@ def export(options: ExportOptions) -> Path:
     dtypes = {_written_dtype(name, tensor, options) for name, tensor in tensors.items()}
     with atomic_folder(output, checksums=True) as draft:
         _write_processor(options.model_path if trained is None else trained, draft)
+        options.origin.save(draft)
         write_json(draft / CONFIG_FILE, _config_json(content, used, dtypes))
         _write_weights(tensors, options, draft)
     return output
