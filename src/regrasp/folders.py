@@ -30,6 +30,8 @@ LOCK_FILE = "run.lock"
 """Locked by the process that trains in the run's folder."""
 CHECKSUMS = "SHA256SUMS"
 """What the files of a model folder or a dataset were when they were written, as `sha256sum` lists and checks it."""
+CARD_FILE = "README.md"
+"""What a model or a dataset says of itself, as the Hugging Face hub shows it; people edit it, and nothing loads it."""
 
 _HIDDEN = re.compile(
     r"\.(?P<name>.+)\.(?P<purpose>draft|replaced|removed)@(?P<host>[^@]*)@(?P<pid>\d+)@(?P<started>\d+)"
@@ -338,7 +340,7 @@ def may_be_loaded(name: str) -> bool:
 
 
 def _write_checksums(folder: Path) -> None:
-    lines = [f"{sha256(folder / name)}  {name}\n" for name in file_names(folder)]
+    lines = [f"{sha256(folder / name)}  {name}\n" for name in file_names(folder) if name != CARD_FILE]
     (folder / CHECKSUMS).write_text("".join(lines), encoding="utf-8")
 
 

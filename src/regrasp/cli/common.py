@@ -48,10 +48,19 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_model_argument(parser: argparse.ArgumentParser, what: str) -> None:
+    """The model to start from."""
+    parser.add_argument(
+        "--model_path",
+        metavar="FOLDER",
+        help=f"{what}: a Hugging Face style folder, or org/name[@revision] of the Hugging Face hub",
+    )
+
+
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """Which experiment with which model, and where it writes."""
     add_config_arguments(parser)
-    parser.add_argument("--model_path", metavar="FOLDER", help="pretrained model, a Hugging Face style folder")
+    add_model_argument(parser, "pretrained model")
     parser.add_argument(
         "--logger", metavar="NAME", action="append", help="metrics backend: tensorboard, wandb or swanlab; repeatable"
     )
@@ -243,9 +252,11 @@ def load_to_run(
         UserError: The experiment does not configure a stage, something is not there, or the machine is too small.
     """
     from regrasp.experiment.machine import all_needs, shortages
-    from regrasp.experiment.paths import require_paths
+    from regrasp.experiment.paths import fetch_inputs, require_paths
 
     loaded = load(args, trains=starts == "train")
+    if reads is not None:
+        loaded = args.loaded = fetch_inputs(loaded, reads, downloads=not args.dry_run)
     if reads == "play" or loaded.config.runner.evaluates:
         loaded = args.loaded = _with_model_of_run(loaded)
     for block in blocks:

@@ -14,7 +14,10 @@ _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GI
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of this command."""
     parser.add_argument(
-        "--model_path", metavar="FOLDER", type=Path, required=True, help="base model, a Hugging Face style folder"
+        "--model_path",
+        metavar="FOLDER",
+        required=True,
+        help="base model: a Hugging Face style folder, or org/name[@revision] of the Hugging Face hub",
     )
     parser.add_argument(
         "--rl_model_path",
@@ -49,15 +52,21 @@ def run(args: argparse.Namespace) -> int:
     require_writable(args.output, key="--output")
     import torch
 
+    from regrasp.checkpoint.read import checkpoint_of
+    from regrasp.hub import fetch
     from regrasp.models.config import ExportOptions
+    from regrasp.runner.evaluated import evaluation_at
     from regrasp.runner.run_folder import newest_of_run
     from regrasp.stages.export import export
 
+    trained = args.rl_model_path and newest_of_run(args.rl_model_path)
+    checkpoint = trained and checkpoint_of(trained)
     folder = export(
         ExportOptions(
-            model_path=args.model_path,
+            model_path=fetch(args.model_path, "model", key="--model_path") or Path(args.model_path),
             output=args.output,
-            rl_model_path=args.rl_model_path and newest_of_run(args.rl_model_path),
+            rl_model_path=trained,
+            evaluation=checkpoint and evaluation_at(checkpoint),
             dtype=args.dtype and getattr(torch, args.dtype),
             max_shard_bytes=args.max_shard_size,
             with_value_head=args.with_value_head,

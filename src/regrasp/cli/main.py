@@ -24,6 +24,7 @@ COMMANDS = {
     "distill": "teach a model without a residual what one with it does",
     "play": "evaluate a model, with intervals and video",
     "export": "write a fine-tuned GR00T in its published layout",
+    "push": "upload a model or a dataset to the Hugging Face hub",
     "report": "write the report page of a run",
     "doctor": "say what this machine can run",
     "tasks": "list the known tasks",

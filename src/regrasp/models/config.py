@@ -33,6 +33,7 @@ from regrasp.models.inputs import InputNames
 if TYPE_CHECKING:
     import torch
 
+    from regrasp.logging.report import EvaluationSummary
     from regrasp.models.contract import Policy
     from regrasp.models.normalization import Statistics
 
@@ -76,6 +77,8 @@ class ExportOptions:
     """Largest weight file; a tensor is never split."""
     with_value_head: bool = False
     """Keep what RL added, which the published layout does not have: value head and noise network."""
+    evaluation: EvaluationSummary | None = None
+    """How the policy did, for the model card; None: not known."""
 
 
 def _not_growing(annealing: tuple[float, float, int]) -> tuple[float, float, int]:
