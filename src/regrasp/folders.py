@@ -26,6 +26,8 @@ COMMAND_FILE = "command.txt"
 """The command lines that began a run and continued it, in the run's folder."""
 RECORD_FILE = "run.json"
 """What wrote a run, and its checkpoints, in the run's folder."""
+WARNINGS_FILE = "warnings.txt"
+"""What a run warned of, in the run's folder."""
 LOCK_FILE = "run.lock"
 """Locked by the process that trains in the run's folder."""
 CHECKSUMS = "SHA256SUMS"
@@ -385,7 +387,7 @@ def discard_unused(run_dir: Path, made: Sequence[Path] = ()) -> None:
         run_dir: The folder.
         made: Folders that were made for it, the innermost first; those that are empty go too.
     """
-    known = {CONFIG_FILE, COMMAND_FILE, LOCK_FILE, RECORD_FILE}
+    known = {CONFIG_FILE, COMMAND_FILE, LOCK_FILE, RECORD_FILE, WARNINGS_FILE}
     files = list(run_dir.iterdir())
     if all(file.name in known or (file.is_file() and not file.stat().st_size) for file in files):
         for file in files:
