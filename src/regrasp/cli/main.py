@@ -26,6 +26,7 @@ COMMANDS = {
     "export": "write a fine-tuned GR00T in its published layout",
     "push": "upload a model or a dataset to the Hugging Face hub",
     "report": "write the report page of a run",
+    "watch": "serve a page about a run while it goes on",
     "compare": "write one page about several runs, side by side",
     "doctor": "say what this machine can run",
     "tasks": "list the known tasks",

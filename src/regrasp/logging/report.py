@@ -167,8 +167,9 @@ class Live:
     total: int | None = None
     """Updates of the whole run; None where it makes none."""
     seconds_left: float | None = None
-    seconds_since: float | None = None
-    """Since the last update was finished."""
+    """From the last update on, by the time that the last ones took."""
+    updated: float | None = None
+    """When the last update was finished, in seconds since 1970."""
     refresh_seconds: float = 5.0
     """Between two looks of the page at the run."""
 
