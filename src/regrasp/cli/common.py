@@ -66,6 +66,12 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--experiment_name", metavar="NAME", help="folder of the run's checkpoints")
     parser.add_argument("--run_name", metavar="NAME", help="suffix of the run's log folder")
+    parser.add_argument(
+        "-m",
+        "--multirun",
+        action="store_true",
+        help="a run for every combination of the values that overrides list, such as actor.optim.lr=1e-4,3e-4",
+    )
 
 
 def flag_overrides(args: argparse.Namespace) -> dict[str, str]:

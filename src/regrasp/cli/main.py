@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     log_to_console()
     try:
-        return _module(parsed.command).run(parsed)
+        return _run(parsed)
     except RegraspError as error:
         # Only the command line knows which flag set the key that a stage complains of.
         located = parsed.loaded.located(error) if hasattr(parsed, "loaded") and isinstance(error, UserError) else error
@@ -75,6 +75,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         kept = getattr(_module(parsed.command), "INTERRUPTED", "")
         print(f"\ninterrupted\n{kept}".rstrip("\n"), file=sys.stderr)
         return 130
+
+
+def _run(parsed: argparse.Namespace) -> int:
+    if getattr(parsed, "multirun", False):
+        from regrasp.cli.sweep import sweep
+
+        return sweep(parsed)
+    return _module(parsed.command).run(parsed)
 
 
 def _unrecognized(parser: argparse.ArgumentParser, rest: Sequence[str]) -> NoReturn:
