@@ -1,4 +1,4 @@
-"""The docs site: its navigation is complete, every link and anchor leads somewhere, and modules of the API are there."""
+"""The docs site: its navigation is complete, links and anchors lead somewhere, and modules of the API are there."""
 
 from __future__ import annotations
 
