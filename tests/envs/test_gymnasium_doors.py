@@ -74,8 +74,7 @@ def as_vector(observation: Any, raw: Any) -> np.ndarray:
 def test_an_expert_is_made_for_each_episode_and_acts_within_the_bounds(
     action: str, bounds: str, given: list[list[float]]
 ) -> None:
-    settings = {"mapping": {"action_bounds": bounds}, "kwargs": {"action": action}}
-    with started(num_envs=1, expert=EXPERT, **settings) as env:
+    with started(num_envs=1, expert=EXPERT, mapping={"action_bounds": bounds}, kwargs={"action": action}) as env:
         assert env.capabilities.has_expert
         for _ in range(2):
             env.reset([0], [6])  # three steps long
@@ -101,9 +100,9 @@ def test_images_are_scaled_by_the_area_that_a_pixel_covers() -> None:
 
     image = np.random.default_rng(0).integers(0, 256, (48, 60, 3), np.uint8)
     options = env_options(config(pixels=(16, 20)), "train")
-    for size in ((16, 20), (48, 20), (48, 60)):
-        expected = np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BOX), np.int64)
-        assert np.abs(resized(image, size, options).astype(np.int64) - expected).max() <= 1
+    for height, width in ((16, 20), (48, 20), (48, 60)):
+        expected = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BOX), np.int64)
+        assert np.abs(resized(image, (height, width), options).astype(np.int64) - expected).max() <= 1
     assert resized(image, (31, 77), options).mean() == pytest.approx(image.mean(), abs=0.5)
 
 
@@ -140,7 +139,7 @@ def test_several_choices_are_seen_one_hot() -> None:
     assert leaf.spec.shape == (5,)
     assert leaf.of({"a": np.array([1, 4])}).tolist() == [0, 1, 1, 0, 0]
     assert leaf.of({"a": np.array([[1, 4], [0, 6]])}).tolist() == [[0, 1, 1, 0, 0], [1, 0, 0, 0, 1]]
-    nested = Leaf((), spaces.MultiDiscrete([[2, 2], [2, 2]]))
+    nested = Leaf((), spaces.MultiDiscrete(np.full((2, 2), 2)))
     assert nested.of(np.array([[0, 1], [1, 0]])).tolist() == [1, 0, 0, 1, 0, 1, 1, 0]
 
 

@@ -114,7 +114,7 @@ def load_expert(options: EnvOptions) -> Callable[[Any], Callable[[Any], Any]]:
     except (ImportError, TypeError, ValueError) as error:
         fix = f"correct the name, or call from the module's folder; {options.location}.python chooses the interpreter"
         raise UserError(f"The module of the expert cannot be imported: {error}", **place, fix=fix) from error
-    function = getattr(module, attribute, None)
+    function: Any = getattr(module, attribute, None)
     if not callable(function):
         found = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         fix = f"{module_name} has {', '.join(found) or 'no function'}"
