@@ -114,9 +114,8 @@ def load_expert(options: EnvOptions) -> Callable[[Any], Callable[[Any], Any]]:
     except (ImportError, TypeError, ValueError) as error:
         fix = f"correct the name, or call from the module's folder; {options.location}.python chooses the interpreter"
         raise UserError(f"The module of the expert cannot be imported: {error}", **place, fix=fix) from error
-    function: Any = getattr(module, attribute, None)
-    if not callable(function):
+    if not callable(getattr(module, attribute, None)):
         found = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         fix = f"{module_name} has {', '.join(found) or 'no function'}"
         raise UserError(f"{module_name} has no function '{attribute}'", **place, fix=fix)
-    return function
+    return getattr(module, attribute)
