@@ -16,10 +16,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from results_file import save
-
 from regrasp.logging.intervals import wilson_interval
 from regrasp.logging.metrics import METRICS_FILE, read_metrics
+from results_file import save
 
 EXAMPLE = Path(__file__).parents[1] / "docs" / "examples" / "metaworld"
 EXPERIMENT = "five_tasks_sac_groot"

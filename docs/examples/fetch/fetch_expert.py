@@ -24,7 +24,7 @@ def expert(env: Any) -> Callable[[Any], np.ndarray]:
         if closing and np.linalg.norm(offset) > 0.05:
             closing = 0  # it slipped
         if not closing and np.linalg.norm(offset[:2]) > 0.015 and offset[2] > -0.1:
-            return _towards(offset + [0.0, 0.0, 0.05], OPEN)
+            return _towards(offset + np.array([0.0, 0.0, 0.05]), OPEN)
         if not closing and np.linalg.norm(offset) > 0.015:
             return _towards(offset, OPEN)
         closing += 1
