@@ -11,8 +11,7 @@ from typing import Any
 
 import torch
 from omegaconf import OmegaConf
-from rlinf.envs import get_env_cls  # pyright: ignore[reportMissingImports]
-from rlinf.envs.isaaclab import REGISTER_ISAACLAB_ENVS  # pyright: ignore[reportMissingImports]
+from rlinf.envs import get_env_cls, isaaclab  # pyright: ignore[reportMissingImports]
 from rlinf.models.embodiment.gr00t import simulation_io  # pyright: ignore[reportMissingImports]
 from rlinf.scheduler.worker.worker import Worker  # pyright: ignore[reportMissingImports]
 from rlinf.workers.env.env_worker import EnvWorker  # pyright: ignore[reportMissingImports]
@@ -107,10 +106,9 @@ def play(auto_reset: bool) -> dict[str, Any]:
 def main() -> None:
     os.environ["RLINF_EXT_MODULE"] = "regrasp.integrations.rlinf"
     os.environ["RLINF_CONFIG_FILE"] = sys.argv[1]
-    stock = REGISTER_ISAACLAB_ENVS[STOCK]
+    stock = isaaclab.REGISTER_ISAACLAB_ENVS[STOCK]
     Worker._load_user_extensions(SimpleNamespace())  # pyright: ignore[reportArgumentType]
-    from rlinf.envs.isaaclab import REGISTER_ISAACLAB_ENVS as extended  # pyright: ignore[reportMissingImports]
-
+    extended = isaaclab.REGISTER_ISAACLAB_ENVS
     actions = getattr(simulation_io, "ACTION_CONVERSION_N1D5", None) or simulation_io.ACTION_CONVERSION
     observed = {
         "main_images": torch.zeros(2, 8, 8, 3, dtype=torch.uint8),
