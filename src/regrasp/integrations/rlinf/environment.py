@@ -167,7 +167,7 @@ def env_block(cfg: DictConfig, num_envs: int, name: EnvName) -> TrainEnvConfig:
     """
     values = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(values, dict)
-    env_type = values.get("regrasp_env_type", values.get("env_type"))
+    env_type = str(values.get("regrasp_env_type", values.get("env_type")))
     known = EnvTypes()
     if env_type not in known:
         raise unknown_env_type(env_type, f"env.{name}")
