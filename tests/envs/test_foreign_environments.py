@@ -124,7 +124,8 @@ def test_fetch_is_recorded_imitated_and_trained(tmp_path: Path, monkeypatch: pyt
         "runner.val_check_interval=1",
         f"runner.logger.log_path={tmp_path}/logs",
     ]
-    assert main(["train", *experiment, "--model_path", base, *run, "actor.global_batch_size=52"]) == 0
+    sizes = ["actor.micro_batch_size=52", "actor.global_batch_size=52"]
+    assert main(["train", *experiment, "--model_path", base, *run, *sizes]) == 0
     assert main(["play", *experiment, *few, "--policy", "expert", f"runner.logger.log_path={tmp_path}/expert"]) == 0
     summary = json.loads(next((tmp_path / "expert").rglob("evaluation.json")).read_text())
     assert summary["success"] == 1.0
