@@ -14,12 +14,13 @@ from regrasp.models.config import CONFIG_FILE, ModelConfig
 from regrasp.models.groot.settings import GrootModelConfig
 from regrasp.models.inputs import InputNames
 from regrasp.models.mlp.settings import MlpModelConfig
+from regrasp.models.openvla.settings import OpenVlaModelConfig, OpenVlaOftModelConfig
 
 if TYPE_CHECKING:
     from regrasp.models.contract import Policy
 
 ENTRY_POINT_GROUP = "regrasp.models"
-_models: list[type[ModelConfig]] = [GrootModelConfig, MlpModelConfig]
+_models: list[type[ModelConfig]] = [GrootModelConfig, MlpModelConfig, OpenVlaModelConfig, OpenVlaOftModelConfig]
 
 
 def register_model(model: type[ModelConfig]) -> None:

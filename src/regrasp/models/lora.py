@@ -1,4 +1,4 @@
-"""Low-rank adapters on the language model's attention and MLP projections."""
+"""Low-rank adapters on the linear layers of a part of a model."""
 
 from __future__ import annotations
 
@@ -8,22 +8,26 @@ from torch import Tensor, nn
 
 from regrasp.errors import UserError
 from regrasp.extras import install_command
-from regrasp.models.groot.settings import LoraConfig
 from regrasp.models.initialization import seeded
+from regrasp.models.lora_config import LoraConfig
 
-TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+LANGUAGE_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""Attention and MLP projections of Qwen3 and of Llama."""
 _DOWN, _UP, _BASE = ".lora_A.default.weight", ".lora_B.default.weight", ".base_layer."
 
 
-def add_adapters(language_model: nn.Module, settings: LoraConfig, *, seed: int) -> None:
+def add_adapters(
+    module: nn.Module, settings: LoraConfig, *, seed: int, targets: Sequence[str] = LANGUAGE_TARGETS
+) -> None:
     """Wrap every projection in place; its weights are frozen, and the model computes what it did before.
 
     Adapters are float32 whatever the model is: small updates are lost in bfloat16.
 
     Args:
-        language_model: Qwen3.
+        module: What holds the layers.
         settings: Sizes.
         seed: Draws A; B is zero.
+        targets: Names of the layers.
 
     Raises:
         UserError: The package peft is missing.
@@ -42,12 +46,17 @@ def add_adapters(language_model: nn.Module, settings: LoraConfig, *, seed: int) 
         r=settings.rank,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
-        target_modules=list(TARGETS),
+        target_modules=list(targets),
     )
     with seeded(seed):
-        peft.inject_adapter_in_model(config, language_model)
-    for _, parameter in adapters(language_model):
+        peft.inject_adapter_in_model(config, module)
+    for _, parameter in adapters(module):
         parameter.data = parameter.data.float()
+
+
+def are_adapters(name: str) -> bool:
+    """Whether a tensor's name is that of an adapter."""
+    return ".lora_" in name
 
 
 def adapters(module: nn.Module) -> Sequence[tuple[str, nn.Parameter]]:
