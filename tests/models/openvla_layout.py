@@ -50,7 +50,7 @@ class Sizes:
 
 PUBLISHED = Sizes()
 SMALL = Sizes(
-    dino=Tower(16, 3, 2, 24),
+    dino=Tower(16, 3, 2, 32),
     siglip=Tower(12, 3, 3, 20),
     image=28,
     width=24,

@@ -220,6 +220,8 @@ class ModelConfig(ABC):
     """RL starts from a model folder, and supervised training from a backbone: nothing is made from scratch."""
     uses_images: ClassVar[bool] = True
     """Whether the policy looks at images."""
+    written_elsewhere: ClassVar[Mapping[str, str]] = {}
+    """Keys of other blocks by which RLinf configures this model, and the key that each of them is here."""
 
     @property
     def noise_key(self) -> str | None:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
+from regrasp.checkpoint.hub_folder import list_file, read_stored
+from regrasp.config import parse
 from regrasp.errors import UserError
 from regrasp.extras import install_command
 from regrasp.models.initialization import seeded
@@ -73,3 +77,58 @@ def merge_adapters(state: Mapping[str, Tensor], settings: LoraConfig) -> dict[st
         weight = merged[f"{layer}.weight"]
         merged[f"{layer}.weight"] = (weight + settings.alpha / settings.rank * (up @ down)).to(weight.dtype)
     return merged
+
+
+ADAPTER_FILE = "adapter_config.json"
+"""Says that a folder holds adapters that peft wrote, and their sizes."""
+_ADAPTER_WEIGHTS = "adapter_model.safetensors"
+_PEFT_PREFIX = "base_model.model."
+_FIX = "merge the adapters with the program that trained them, and give the merged model"
+
+
+@torch.no_grad()
+def merge_folder(module: nn.Module, folder: Path, key: str) -> None:
+    """Merge the adapters of a folder into the weights of a module, in place: W + scale B A, summed in float32.
+
+    Args:
+        module: With weights of the names that the adapters have.
+        folder: Written by peft.
+        key: What names the folder, for errors.
+
+    Raises:
+        UserError: The folder holds no such adapters, or they are those of another model.
+    """
+    file, weights = folder / ADAPTER_FILE, folder / _ADAPTER_WEIGHTS
+    if not file.is_file() or not weights.is_file():
+        expected = f"{ADAPTER_FILE} and {_ADAPTER_WEIGHTS}"
+        raise UserError("No adapters in this folder", key=key, value=str(folder), expected=expected)
+    settings = parse.read_json(file, fix="restore the file")
+    rank, alpha = settings.get("r"), settings.get("lora_alpha")
+    plain = settings.get("peft_type") == "LORA" and not settings.get("use_dora")
+    if not plain or type(rank) is not int or rank < 1 or type(alpha) not in (int, float):
+        raise UserError("Adapters of a kind that is not supported", file=file, expected="LoRA by peft", fix=_FIX)
+    for name in ("rank_pattern", "alpha_pattern", "modules_to_save"):
+        if settings.get(name):
+            raise UserError("Adapters that differ by layer", file=file, key=name, value=settings[name], fix=_FIX)
+    scale = alpha / (rank**0.5 if settings.get("use_rslora") else rank)
+    stored = {tensor.name.removeprefix(_PEFT_PREFIX): tensor for tensor in list_file(weights)}
+    parameters = dict(module.named_parameters())
+    found: dict[str, Tensor] = {name: tensor.float().clone() for name, tensor in read_stored(stored)}
+    layers = sorted({name.partition(".lora_")[0] for name in found})
+    expected = {f"{layer}.lora_{part}.weight" for layer in layers for part in "AB"}
+    unknown = [layer for layer in layers if f"{layer}.weight" not in parameters] or sorted(expected ^ found.keys())
+    if unknown or not layers:
+        raise UserError(
+            "Adapters of another model",
+            file=weights,
+            key=key,
+            value=", ".join(unknown[:3]) or None,
+            expected="adapters of layers that the base model has",
+            fix="give as model_path the base model that they were trained on",
+        )
+    for layer in layers:
+        weight = parameters[f"{layer}.weight"]
+        update = found[f"{layer}.lora_B.weight"] @ found[f"{layer}.lora_A.weight"]
+        if update.shape != weight.shape:
+            raise UserError("Adapters of another size", file=weights, key=layer, value=tuple(update.shape), fix=_FIX)
+        weight.copy_((weight.float() + scale * update).to(weight.dtype))

@@ -30,25 +30,25 @@ class OpenVlaArchitectureConfig(TinyArchitecture):
 
     model: Literal["openvla"] = "openvla"
     """Of which model."""
-    vision_width: PositiveInt = 64
+    vision_width: PositiveInt = 48
     """Width of a vision tower."""
     vision_layers: PositiveInt = 3
     """Layers of a vision tower, of which the last one is not used."""
     vision_heads: PositiveInt = 2
     """Attention heads of a vision tower."""
-    vision_mlp: PositiveInt = 128
+    vision_mlp: PositiveInt = 96
     """Hidden width of a vision tower's feed-forward layers."""
-    language_width: PositiveInt = 128
+    language_width: PositiveInt = 96
     """Width of the language model."""
-    language_layers: PositiveInt = 3
+    language_layers: PositiveInt = 2
     """Layers of the language model."""
-    language_heads: PositiveInt = 4
+    language_heads: PositiveInt = 3
     """Attention heads of the language model."""
-    language_mlp: PositiveInt = 256
+    language_mlp: PositiveInt = 192
     """Hidden width of the language model's feed-forward layers."""
     vocab_size: PositiveInt = 384
     """Tokens of the tokenizer; 256 action tokens and 64 of padding follow them."""
-    text_length: PositiveInt = 32
+    text_length: PositiveInt = 24
     """Length to which prompts are padded, tokens."""
 
     def problems(self, model: ModelConfig, inputs: Mapping[str, InputNames]) -> Iterator[UserError]:

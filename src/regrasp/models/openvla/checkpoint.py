@@ -11,6 +11,7 @@ from torch import Tensor
 from regrasp.checkpoint.hub_folder import StoredTensor, list_safetensors
 from regrasp.models.config import CONFIG_FILE, DatasetFacts
 from regrasp.models.inputs import InputNames
+from regrasp.models.lora import merge_folder
 from regrasp.models.openvla.config import OpenVlaConfig
 from regrasp.models.openvla.decoding import Decoding, read_decoding
 from regrasp.models.openvla.network.language import LanguageModel
@@ -83,6 +84,8 @@ def load_openvla(
         dtype = _dtypes(policy)
     absent = assign_weights(policy, _used_tensors(policy, folder), file=folder, optional=_parts(policy), dtype=dtype)
     policy.language_model.reset_buffers()
+    if settings is not None and settings.lora_path is not None:
+        merge_folder(policy, Path(settings.lora_path).expanduser(), "actor.model.lora_path")
     if policy.value_head is not None and "value_head" in absent:
         policy.value_head.to_empty(device="cpu")
         init_mlp(policy.value_head, torch.Generator().manual_seed(seed))
@@ -195,4 +198,3 @@ def _dtypes(policy: OpenVlaPolicy) -> DtypeRule:
     if not settings.is_lora:
         trained |= {name for name, _ in policy.trainable(settings.trainable)}
     return lambda name: torch.float32 if name in trained else torch.bfloat16
-

@@ -99,9 +99,7 @@ def _tensors(options: ExportOptions, source: Path) -> dict[str, Source]:
 
 
 def _write_weights(tensors: Mapping[str, Source], options: ExportOptions, draft: Path) -> None:
-    sizes = {
-        name: math.prod(tensor.shape) * _dtype(name, tensor, options).itemsize for name, tensor in tensors.items()
-    }
+    sizes = {name: math.prod(tensor.shape) * _dtype(name, tensor, options).itemsize for name, tensor in tensors.items()}
     needed, free = sum(sizes.values()), shutil.disk_usage(draft).free
     if needed > free:
         raise OSError(errno.ENOSPC, f"{needed / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB are free")

@@ -76,6 +76,11 @@ class OpenVlaModelConfig(ModelConfig):
     """Keep the value loss from training the layers below the value head."""
 
     method: ClassVar[Method] = "autoregressive"
+    written_elsewhere: ClassVar[Mapping[str, str]] = {
+        f"{block}.sampling_params.{name}": f"actor.model.sampling.{name}"
+        for block in ("algorithm", "rollout")
+        for name in ("temperature_train", "temperature_eval", "top_k")
+    }
 
     @classmethod
     def refuse(cls, content: Mapping[str, Any], file: Path | None) -> None:
