@@ -185,7 +185,7 @@ def test_every_published_name_and_shape_is_there() -> None:
     assert config.action_ids == (31744, 32000)
     assert config.tokens_per_image == 256
     assert config.vision_width == 2176
-    # Sums of the published shapes: 304.4 M and 428.2 M of the towers, 71.4 M, and Llama's 6738.9 M with 64 more words.
+    # Sums of the published shapes: 303.2 M and 427.7 M of the towers, 71.4 M, and Llama's 6738.9 M with 64 more words.
     assert sum(torch.Size(shape).numel() for shape in found.values()) == 7_541_237_184
 
 
