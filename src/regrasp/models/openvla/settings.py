@@ -128,17 +128,15 @@ class OpenVlaModelConfig(ModelConfig):
         """
         stored = read_decoding(folder)
         found = stored or Decoding(method=self.method, num_action_chunks=self.num_action_chunks)
-        for key, value, asked in (
-            ("model_type", found.method, self.method),
-            ("num_action_chunks", found.num_action_chunks, self.num_action_chunks),
-        ):
-            if value != asked:
+        trained = {"model_type": _MODEL_TYPES[found.method], "num_action_chunks": found.num_action_chunks}
+        for key, value in trained.items():
+            if value != getattr(self, key):
                 raise UserError(
                     "The model was trained to decide in another way",
                     file=folder,
                     key=f"actor.model.{key}",
                     value=getattr(self, key),
-                    expected=_MODEL_TYPES[value] if key == "model_type" else str(value),
+                    expected=str(value),
                     fix="set it so, or give another --model_path",
                 )
         given = {
@@ -202,4 +200,4 @@ class OpenVlaOftModelConfig(OpenVlaModelConfig):
         return Decoding(**{**vars(decoding), "stop_token": self.implement_version == "official"})
 
 
-_MODEL_TYPES = {"autoregressive": "openvla", "parallel": "openvla_oft"}
+_MODEL_TYPES: dict[Method, str] = {"autoregressive": "openvla", "parallel": "openvla_oft"}

@@ -140,16 +140,16 @@ class LanguageModel(nn.Module):
 
 def llama_config(config: LanguageConfig) -> LlamaConfig:
     """The same sizes for transformers."""
-    return LlamaConfig(
-        vocab_size=config.vocab_size,
-        hidden_size=config.hidden_size,
-        intermediate_size=config.intermediate_size,
-        num_hidden_layers=config.num_hidden_layers,
-        num_attention_heads=config.num_attention_heads,
-        num_key_value_heads=config.num_key_value_heads or config.num_attention_heads,
-        rms_norm_eps=config.rms_norm_eps,
-        rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
-        pad_token_id=config.pad_token_id,
-        use_cache=False,
-        attn_implementation="sdpa",
-    )
+    sizes = {
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.num_hidden_layers,
+        "num_attention_heads": config.num_attention_heads,
+        "num_key_value_heads": config.num_key_value_heads or config.num_attention_heads,
+        "rms_norm_eps": config.rms_norm_eps,
+        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
+        "pad_token_id": config.pad_token_id,
+        "use_cache": False,
+    }
+    return LlamaConfig.from_dict(sizes, attn_implementation="sdpa")

@@ -111,10 +111,11 @@ def read_scaling(stats: Mapping[str, Any], key: str, bounds: Bounds, file: Path)
     entry = stats[key]
     action = entry.get("action") if isinstance(entry, Mapping) else None
     names = ("q01", "q99") if bounds == "q99" else ("min", "max")
-    rows = [action.get(name) if isinstance(action, Mapping) else None for name in names]
-    for name, row in zip(names, rows, strict=True):
-        is_list = isinstance(row, Sequence) and not isinstance(row, str) and len(row) > 0
-        if not is_list or len(row) != len(rows[0] or ()) or any(type(value) not in (int, float) for value in row):
+    rows: list[Sequence[float]] = []
+    for name in names:
+        row: Any = action.get(name) if isinstance(action, Mapping) else None
+        is_list = isinstance(row, Sequence) and len(row) > 0 and all(type(value) in (int, float) for value in row)
+        if not is_list or (rows and len(row) != len(rows[0])):
             raise UserError(
                 "Not a list of numbers",
                 file=file,
@@ -122,8 +123,9 @@ def read_scaling(stats: Mapping[str, Any], key: str, bounds: Bounds, file: Path)
                 value=row,
                 expected=f"lists of as many numbers: {', '.join(names)}",
             )
+        rows.append(row)
     low, high = (torch.tensor(row, dtype=torch.float32) for row in rows)
-    mask = (action or {}).get("mask")
+    mask: Any = action.get("mask") if isinstance(action, Mapping) else None
     if mask is None:
         mask = [True] * len(low)
     if not isinstance(mask, Sequence) or len(mask) != len(low) or any(type(value) is not bool for value in mask):
