@@ -103,9 +103,11 @@ def prepare_images(views: Sequence[Tensor], settings: ImageSettings, *, center_c
 def normalized(images: Tensor, settings: ImageSettings, dtype: torch.dtype) -> Tensor:
     """(N, size, size, 3) uint8 to (N, 6, size, size): the two towers' channels."""
     pixels = images.permute(0, 3, 1, 2).float() / 255
-    means, stds = (torch.tensor(rows, device=images.device) for rows in (settings.means, settings.stds))
-    towers = [(pixels - mean[:, None, None]) / std[:, None, None] for mean, std in zip(means, stds, strict=True)]
-    return torch.cat(towers, dim=1).to(dtype)
+    towers = zip(settings.means, settings.stds, strict=True)
+    channels = [  # by numbers, because a CUDA graph cannot take tensors from the host
+        (pixels[:, channel] - mean[channel]) / std[channel] for mean, std in towers for channel in range(3)
+    ]
+    return torch.stack(channels, dim=1).to(dtype)
 
 
 def _bicubic(images: Tensor, size: int) -> Tensor:
