@@ -155,7 +155,8 @@ def plain_embeddings(policy: OpenVlaPolicy, inputs: TensorDict) -> Tensor:
 def generated(policy: OpenVlaPolicy, library: LlamaForCausalLM, inputs: TensorDict, count: int) -> Tensor:
     """Tokens (B, count) by transformers' greedy `generate`."""
     embeddings = plain_embeddings(policy, inputs)
-    return library.generate(
+    decoder: Any = library  # its base class says that it has no `generate`
+    return decoder.generate(
         inputs_embeds=embeddings,
         attention_mask=torch.ones(embeddings.shape[:2], dtype=torch.long, device=embeddings.device),
         max_new_tokens=count,
@@ -211,7 +212,7 @@ def measure_rollouts(sizes: Sizes, report: Report, name: str, settings: OpenVlaM
     checked = prepared(sizes, sizes.num_envs[-1], seed=1)
     logits = [policy.evaluate(policy.encode(checked), act(policy, checked)[1].trace).log_probs.detach()]
     apply_precision(policy, model_config(), sizes.device)
-    acting = ActingPolicy(policy, model_config(), sizes.device).policy
+    acting: Any = ActingPolicy(policy, model_config(), sizes.device).policy
     compile_policy(acting, sizes.num_envs, sizes.device, backend=sizes.backend)
     logits.append(act(acting, checked)[1].log_probs)
     report.agreement[f"{name} log-probabilities, compiled rollout against eager update"] = relative_error(
@@ -274,7 +275,7 @@ def measure_update(
         fsdp_config=FsdpConfig(),
     )
     learner = Learner(policy, ALGORITHM.build(), actor, num_updates=1, seed=0, device=sizes.device)
-    acting = ActingPolicy(policy, model_config(), sizes.device, learner.bfloat16).policy
+    acting: Any = ActingPolicy(policy, model_config(), sizes.device, learner.bfloat16).policy
     if compiled:
         compile_policy(learner.computing, {sizes.minibatch}, sizes.device, backend=sizes.backend)
     rollout = collected(sizes, acting, keep_features=not recompute)

@@ -49,7 +49,7 @@ def test_a_published_folder_is_loaded_as_it_is_stored(published: Path) -> None:
     assert all(torch.equal(policy.state_dict()[name], tensor) for name, tensor in stored.items())
     assert policy.spec.num_action_chunks == 1
     assert policy.spec.action_dim == 7
-    assert policy.spec.state_dim is None
+    assert policy.spec.state_dim == 0
 
 
 @pytest.mark.parametrize("settings", [AUTOREGRESSIVE, PARALLEL], ids=["openvla", "openvla_oft"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +23,13 @@ from regrasp.stages.pretrain import train_backbone
 from regrasp.stages.sft import train_base
 from regrasp.stages.train import train
 
-TINY = {"vision_width": 16, "vision_mlp": 16, "language_width": 24, "language_mlp": 32, "language_layers": 2}
+TINY: dict[str, Any] = {
+    "vision_width": 16,
+    "vision_mlp": 16,
+    "language_width": 24,
+    "language_mlp": 32,
+    "language_layers": 2,
+}
 ARCHITECTURE = [f"pretrain.architecture.{name}={value}" for name, value in TINY.items()]
 STAGES = (
     *ARCHITECTURE,

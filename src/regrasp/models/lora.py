@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -103,7 +104,8 @@ def merge_folder(module: nn.Module, folder: Path, key: str) -> None:
         expected = f"{ADAPTER_FILE} and {_ADAPTER_WEIGHTS}"
         raise UserError("No adapters in this folder", key=key, value=str(folder), expected=expected)
     settings = parse.read_json(file, fix="restore the file")
-    rank, alpha = settings.get("r"), settings.get("lora_alpha")
+    rank: Any = settings.get("r")
+    alpha: Any = settings.get("lora_alpha")
     plain = settings.get("peft_type") == "LORA" and not settings.get("use_dora")
     if not plain or type(rank) is not int or rank < 1 or type(alpha) not in (int, float):
         raise UserError("Adapters of a kind that is not supported", file=file, expected="LoRA by peft", fix=_FIX)

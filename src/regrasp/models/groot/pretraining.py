@@ -23,11 +23,12 @@ from regrasp.logging.progress import progress
 from regrasp.models.groot.architecture import ArchitectureConfig
 from regrasp.models.groot.checkpoint import save_groot
 from regrasp.models.groot.config import GrootConfig
-from regrasp.models.groot.network.grounding import GroundingReadout, pointing_target
+from regrasp.models.groot.network.grounding import GroundingReadout
 from regrasp.models.groot.policy import GrootPolicy
 from regrasp.models.groot.processing.images import prepare_images
 from regrasp.models.groot.processing.processor import GrootProcessor
 from regrasp.models.groot.settings import GrootModelConfig
+from regrasp.models.pointing import pointing_target
 from regrasp.models.pretraining import GROUNDING_FILE, PretrainConfig
 from regrasp.models.weights import write_json
 from regrasp.seeding import torch_generator

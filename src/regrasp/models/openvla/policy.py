@@ -73,7 +73,7 @@ class OpenVlaPolicy(Policy):
             num_action_chunks=chunk,
             action_horizon=chunk,
             action_dim=width,
-            state_dim=None,
+            state_dim=0,
             cameras=processor.cameras,
         )
         language_width = config.language.hidden_size
@@ -136,6 +136,13 @@ class OpenVlaPolicy(Policy):
         if values is None:
             raise ValueError("this policy was built without a value head")
         return values
+
+    def prompt_features(self, features: TensorDict) -> tuple[Tensor, Tensor]:
+        """Causal features, after the last norm, of the patches (B, V P, D) and of the prompt's last position (B, D)."""
+        sequence = self._prompt(features["vision"], features["input_ids"])
+        hidden = self.language_model.model.norm(self.language_model.whole(sequence.embeddings))
+        last = self._positions(sequence, self._lengths(features["input_ids"]), 1)
+        return hidden[:, 1 : 1 + sequence.num_patches], _at(hidden, last).squeeze(1)
 
     def state_before_actions(self, features: TensorDict) -> Tensor:
         """Features (B, D), after the last norm, of the position that predicts the first action token."""

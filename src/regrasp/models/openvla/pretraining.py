@@ -2,7 +2,7 @@
 
 The published model inherits this from its vision-language model. Words follow the image here, so it is the prompt's
 last position, from which actions are predicted, that has to know: a readout of its feature gives the positions of the
-named objects, and is thrown away afterwards.
+named objects, and points at the patches that show them. The readout is thrown away afterwards.
 """
 
 from __future__ import annotations
@@ -34,11 +34,14 @@ from regrasp.models.openvla.processing.images import PUBLISHED_MEANS, PUBLISHED_
 from regrasp.models.openvla.processing.processor import OWN_DATA, OpenVlaProcessor
 from regrasp.models.openvla.processing.tokenizer import train_tokenizer
 from regrasp.models.openvla.settings import OpenVlaModelConfig
+from regrasp.models.pointing import pointing_target
 from regrasp.models.pretraining import GROUNDING_FILE, PretrainConfig
 from regrasp.models.weights import write_json
 from regrasp.seeding import torch_generator
 
 _EVALUATION_BATCH = 500
+_POINTING_WEIGHT = 0.3
+_POINTER_WIDTH = 32
 _SCALE = 0.1
 """Targets are regressed in units of 10 cm."""
 _RESIDUAL_GAIN = 0.5
@@ -53,10 +56,32 @@ class _Examples:
     """(N, 1, H, W, 3) uint8."""
     positions: Tensor
     """(N, I, S, 2) in units of `_SCALE`, NaN past the objects that the instruction names."""
+    pixels: Tensor
+    """(N, I, S, 2) image coordinates of the same objects."""
     input_ids: Tensor
     """(I, L)."""
     allowed: Tensor
     """(N, I) bool: instructions of the scene's own task."""
+
+
+class _Readout(nn.Module):
+    """Positions of S objects, read off the prompt's last feature, and how much it points at each patch."""
+
+    def __init__(self, width: int, num_slots: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.num_slots = num_slots
+        with seeded(0):
+            self.position = nn.Linear(width, 2 * num_slots)
+            self.query = nn.Linear(width, _POINTER_WIDTH * num_slots)
+            self.key = nn.Linear(width, _POINTER_WIDTH)
+        for layer in (self.position, self.query, self.key):
+            init_linear(layer, generator)
+
+    def forward(self, patches: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
+        """Positions (B, S, 2), and scores (B, S, P) of patches (B, P, D) by the last position (B, D)."""
+        query = self.query(last).unflatten(-1, (self.num_slots, -1))
+        scores = query @ self.key(patches).transpose(1, 2) * _POINTER_WIDTH**-0.5
+        return self.position(last).unflatten(-1, (self.num_slots, 2)), scores
 
 
 def pretrain(
@@ -70,9 +95,9 @@ def pretrain(
     """See `PretrainConfig.train`."""
     policy = fresh_policy(architecture, [text for part in scenes for text in part.instructions], config.seed)
     examples = _examples(scenes, policy)
-    with seeded(0):
-        readout = nn.Linear(architecture.language_width, 2 * examples.positions.shape[2])
-    init_linear(readout, torch_generator(config.seed, "init", 1))
+    readout = _Readout(
+        architecture.language_width, examples.positions.shape[2], torch_generator(config.seed, "init", 1)
+    )
     order = torch.randperm(len(examples.images), generator=torch_generator(config.seed, "data", 0))
     _train(policy, readout, examples, order[num_validation:], config, learning_rate)
     policy.half().float()  # as it is stored; the error is that of what others load
@@ -121,11 +146,15 @@ def _reset_parameters(policy: OpenVlaPolicy, generator: torch.Generator) -> None
 def _examples(scenes: Sequence[Scenes], policy: OpenVlaPolicy) -> _Examples:
     """Join the tasks' scenes; a scene's instructions are its own task's."""
     starts = np.cumsum([0, *(len(part.instructions) for part in scenes)])
-    blocks = [
-        np.pad(part.positions, ((0, 0), (start, starts[-1] - end), (0, 0), (0, 0)), constant_values=np.nan)
-        for part, (start, end) in zip(scenes, itertools.pairwise(starts), strict=True)
-    ]
-    positions = torch.from_numpy(np.concatenate(blocks))
+
+    def join(name: str) -> Tensor:
+        blocks = [
+            np.pad(getattr(part, name), ((0, 0), (start, starts[-1] - end), (0, 0), (0, 0)), constant_values=np.nan)
+            for part, (start, end) in zip(scenes, itertools.pairwise(starts), strict=True)
+        ]
+        return torch.from_numpy(np.concatenate(blocks))
+
+    positions = join("positions")
     images = torch.cat([torch.from_numpy(part.images) for part in scenes])
     size = policy.config.image_size
     if images.shape[1:3] != (size, size):
@@ -133,6 +162,7 @@ def _examples(scenes: Sequence[Scenes], policy: OpenVlaPolicy) -> _Examples:
     return _Examples(
         images=images.unsqueeze(1),
         positions=positions / _SCALE,
+        pixels=join("pixels"),
         input_ids=policy.processor.prompts.encode([text for part in scenes for text in part.instructions]),
         allowed=~positions.isnan().flatten(2).all(-1),
     )
@@ -140,7 +170,7 @@ def _examples(scenes: Sequence[Scenes], policy: OpenVlaPolicy) -> _Examples:
 
 def _train(
     policy: OpenVlaPolicy,
-    readout: nn.Linear,
+    readout: _Readout,
     examples: _Examples,
     train_rows: Tensor,
     config: PretrainConfig,
@@ -155,8 +185,8 @@ def _train(
             optimizer.param_groups[0]["lr"] = learning_rate(step)
             rows = train_rows[torch.randint(len(train_rows), (config.batch_size,), generator=generator)]
             instructions = torch.multinomial(examples.allowed[rows].float(), 1, generator=generator).squeeze(1)
-            predicted, target = _predict(policy, readout, examples, rows, instructions)
-            loss = nn.functional.smooth_l1_loss(predicted, target, beta=0.3)
+            predicted, target, pointing = _predict(policy, readout, examples, rows, instructions)
+            loss = nn.functional.smooth_l1_loss(predicted, target, beta=0.3) + _POINTING_WEIGHT * pointing
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -167,23 +197,30 @@ def _train(
 
 
 def _predict(
-    policy: OpenVlaPolicy, readout: nn.Linear, examples: _Examples, rows: Tensor, instructions: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Predicted and true positions of all named objects of a batch, (M, 2) in units of `_SCALE`."""
+    policy: OpenVlaPolicy, readout: _Readout, examples: _Examples, rows: Tensor, instructions: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Predicted and true positions of all named objects of a batch, (M, 2) in units of `_SCALE`, and a pointing loss.
+
+    The pointing loss is the cross-entropy between where the readout points and where the object is.
+    """
     inputs = {"images": examples.images[rows], "input_ids": examples.input_ids[instructions]}
     features = policy.encode(TensorDict(inputs, batch_size=[len(rows)]))
-    predicted = readout(policy.state_before_actions(features)).unflatten(-1, (-1, 2))
+    predicted, scores = readout(*policy.prompt_features(features))
     target = examples.positions[rows, instructions]
     named = ~target.isnan().any(-1)
-    return predicted[named], target[named]
+    config = policy.config
+    wanted = pointing_target(
+        examples.pixels[rows, instructions][named], config.image_size // config.towers[0].patch_size
+    )
+    return predicted[named], target[named], nn.functional.cross_entropy(scores[named], wanted)
 
 
 @torch.no_grad()
-def _median_error(policy: OpenVlaPolicy, readout: nn.Linear, examples: _Examples, rows: Tensor) -> float:
+def _median_error(policy: OpenVlaPolicy, readout: _Readout, examples: _Examples, rows: Tensor) -> float:
     """Median distance in centimetres over held-out scenes, every instruction of each."""
     pairs = examples.allowed[rows].nonzero()
     distances = []
     for part in pairs.split(_EVALUATION_BATCH):
-        predicted, target = _predict(policy, readout, examples, rows[part[:, 0]], part[:, 1])
+        predicted, target, _ = _predict(policy, readout, examples, rows[part[:, 0]], part[:, 1])
         distances.append((predicted - target).norm(dim=1))
     return float(torch.cat(distances).median()) * _SCALE * 100
