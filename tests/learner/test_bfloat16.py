@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from regrasp.learner.learner import Learner, NonFiniteError
 from regrasp.learner.precision import apply_precision
 from regrasp.models.contract import Policy
-from regrasp.models.groot.network.lora import adapters
 from regrasp.models.groot.policy import GrootPolicy
-from regrasp.models.groot.settings import LoraConfig
+from regrasp.models.lora import adapters
+from regrasp.models.lora_config import LoraConfig
 from regrasp.rollout.decisions import Decisions
 from rl_toys import SIZE, groot_policy, mlp_policy, never, rollout_of, weights, worker
 

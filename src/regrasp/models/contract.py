@@ -83,6 +83,7 @@ class PolicySpec:
     """Actions predicted per decision, H; the first T are executed."""
     action_dim: int
     state_dim: int
+    """Of the state; 0 for a policy that looks at none."""
     cameras: tuple[str, ...] = ()
     """Names of the cameras used, in the policy's order; none for a state policy."""
     state_parts: tuple[tuple[str, int], ...] = ()

@@ -23,7 +23,6 @@ from regrasp.models.contract import Action, Evaluation, Noise, Policy, PolicySpe
 from regrasp.models.groot.config import GrootConfig
 from regrasp.models.groot.network.action_head import ActionHead, CategoryLinear
 from regrasp.models.groot.network.backbone import Backbone
-from regrasp.models.groot.network.lora import adapters, add_adapters, merge_adapters
 from regrasp.models.groot.network.noise_net import NoiseNet
 from regrasp.models.groot.network.transformer import ContextCache, DiffusionBlock
 from regrasp.models.groot.processing.processor import GrootProcessor
@@ -31,6 +30,7 @@ from regrasp.models.groot.residual import ACTIONS, BASE, Residual
 from regrasp.models.groot.residual_config import ResidualConfig
 from regrasp.models.groot.settings import GrootModelConfig
 from regrasp.models.initialization import seeded
+from regrasp.models.lora import adapters, add_adapters, merge_adapters
 from regrasp.models.proposals import Proposal
 from regrasp.models.q_head import AttentionReader, QHead
 from regrasp.models.value_head import ValueHead

@@ -9,30 +9,19 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic.dataclasses import dataclass
 
-from regrasp.config.types import BLOCK, Beta, Name, PositiveInt, Sizes
+from regrasp.config.types import BLOCK, Name, PositiveInt, Sizes
 from regrasp.errors import UserError
 from regrasp.models.config import DatasetFacts, ExportOptions, ModelConfig, RlHeadConfig
 from regrasp.models.groot.generations import check_generation
 from regrasp.models.groot.processing.data_config import PROCESSOR_FILE
 from regrasp.models.groot.residual_config import ResidualConfig
 from regrasp.models.inputs import EMBODIMENT_IDS, InputNames, embodiment_id
+from regrasp.models.lora_config import LoraConfig
 
 if TYPE_CHECKING:
     from regrasp.models.groot.policy import GrootPolicy
 
 AttentionKernel = Literal["sdpa", "flash_attention_2"]
-
-
-@dataclass(frozen=True, config=BLOCK)
-class LoraConfig:
-    """Low-rank adapters on the language model, trained beside the head (`is_lora: true`)."""
-
-    rank: PositiveInt = 16
-    """Rank of an adapter."""
-    alpha: PositiveInt = 32
-    """An adapter's output is scaled by alpha / rank."""
-    dropout: Beta = 0.0
-    """Dropout on an adapter's input; above 0 the probability ratio is noisy."""
 
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
