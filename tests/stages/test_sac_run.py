@@ -77,6 +77,37 @@ def test_a_groots_residual_resumes_bit_for_bit_and_its_model_acts_with_it(base_m
     assert any(weight.any() for weight in policy.residual.body[-1].parameters())
 
 
+@pytest.mark.parametrize("latents", [True, False])
+def test_an_actor_of_a_groots_noise_resumes_bit_for_bit_and_stays_with_the_model(
+    base_model: Path, tmp_path: Path, latents: bool
+) -> None:
+    settings = (
+        *SAC,
+        f"actor.model.model_path={base_model}",
+        "actor.model.proposal=dsrl",
+        "actor.model.dsrl.hidden=[16]",
+        f"algorithm.latent_targets={str(latents).lower()}",
+        "runner.max_epochs=3",
+    )
+    run = tmp_path / "run"
+    run.mkdir()
+    assert train(groot_experiment(*settings), run)
+    assert all("train/sac/latent_loss" in line for line in metrics(run))
+    copy = copy_until(run, 2, tmp_path / "copy")
+    assert train(groot_experiment(*settings, f"runner.resume_dir={copy}"), copy)
+    assert_same_checkpoint(checkpoint(run, 3), checkpoint(copy, 3))
+    policy = load_policy(checkpoint(run, 3) / "model")
+    assert isinstance(policy, GrootPolicy)
+    assert policy.noise_actor is not None
+    assert policy.latent_head is None
+
+
+def test_targets_from_critics_of_latents_need_such_critics(base_model: Path, tmp_path: Path) -> None:
+    settings = (*SAC, f"actor.model.model_path={base_model}", "algorithm.latent_targets=true")
+    with pytest.raises(UserError, match="no critics of latents"):
+        train(groot_experiment(*settings), tmp_path)
+
+
 @pytest.mark.parametrize(
     ("change", "key"),
     [

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 CRITIC = "critic"
 ALPHA = "alpha"
+LATENT_CRITIC = "latent_critic"
+"""Optimizer group of the critics of latents."""
 
 
 class Sac(Algorithm):
@@ -33,6 +35,7 @@ class Sac(Algorithm):
         self._replay: Replay | None = None
         self._policy: Policy | None = None
         self._target: QHead | None = None
+        self._latent_target: QHead | None = None
         self._base_alpha: nn.Parameter | None = None
         self._num_critic_steps = 0
         self._env_steps = 0
@@ -59,6 +62,18 @@ class Sac(Algorithm):
             fix="set actor.model.add_q_head=true and actor.model.add_value_head=false",
         )
 
+    def check(self, policy: Policy) -> None:
+        """Also: critics of latents where targets are to come from them."""
+        super().check(policy)
+        if self.config.latent_targets and policy.latent_head is None:
+            raise UserError(
+                "The policy has no critics of latents",
+                key="algorithm.latent_targets",
+                value=True,
+                expected="false, unless a GR00T learns with actor.model.proposal dsrl and its noise_aliasing",
+                fix="set algorithm.latent_targets=false",
+            )
+
     def optimizer_settings(self, group: str) -> dict[str, float]:
         """Those of the temperature."""
         return {"lr": self.config.entropy_tuning.optim.lr, "weight_decay": 0.0} if group == ALPHA else {}
@@ -72,15 +87,20 @@ class Sac(Algorithm):
 
         del trainable
         policy.requires_grad_(False)
-        groups = {
-            group: [parameter for _, parameter in policy.trainable(part)]
-            for group, part in ((ACTOR, "proposal"), (CRITIC, "q_head"))
-        }
-        for parameter in (*groups[ACTOR], *groups[CRITIC]):
-            parameter.requires_grad_(True)
+        parts = {ACTOR: "proposal", CRITIC: "q_head"}
+        if policy.latent_head is not None:
+            parts[LATENT_CRITIC] = "latent_head"
+        groups = {group: [parameter for _, parameter in policy.trainable(part)] for group, part in parts.items()}
+        for parameters in groups.values():
+            for parameter in parameters:
+                parameter.requires_grad_(True)
         assert policy.q_head is not None
         self._policy = policy
         self._target = copy.deepcopy(policy.q_head).requires_grad_(False)
+        if self.config.latent_targets:
+            self._latent_target = copy.deepcopy(policy.latent_head)
+            assert self._latent_target is not None
+            self._latent_target.requires_grad_(False)
         device = groups[CRITIC][0].device
         self._base_alpha = nn.Parameter(torch.tensor(self._initial_base(), device=device))
         if self.learns_alpha:
@@ -147,13 +167,14 @@ class Sac(Algorithm):
 
     def minibatches(self, decisions: Decisions, size: int, generator: torch.Generator) -> Iterator[Minibatch]:
         """Critic steps, each with its share of actor steps on the same decisions; none before there is enough."""
-        config, replay = self.config, self._replay
+        config, replay, policy = self.config, self._replay, self._policy
         assert replay is not None
+        assert policy is not None
         if len(replay) < max(config.replay_buffer.min_decisions, 1):
             return
         for _ in range(config.critic_steps(len(decisions)) + max(0, config.critic_only_steps - self._num_critic_steps)):
             batch = replace(decisions, **self._draw(size, generator))
-            yield Minibatch(batch, (CRITIC,))
+            yield Minibatch(batch, (CRITIC,) if policy.latent_head is None else (CRITIC, LATENT_CRITIC))
             self._num_critic_steps += 1
             acts = self._num_critic_steps > config.critic_only_steps
             if acts and self._num_critic_steps % config.critic_actor_ratio == 0:
@@ -210,11 +231,12 @@ class Sac(Algorithm):
         import torch
 
         assert self._policy is not None
-        assert self._policy.q_head is not None
-        assert self._target is not None
+        pairs = ((self._target, self._policy.q_head), (self._latent_target, self._policy.latent_head))
         with torch.no_grad():
-            for target, own in zip(self._target.parameters(), self._policy.q_head.parameters(), strict=True):
-                target.lerp_(own, self.config.tau)
+            for target, own in pairs:
+                if target is not None and own is not None:
+                    for mean, new in zip(target.parameters(), own.parameters(), strict=True):
+                        mean.lerp_(new, self.config.tau)
 
     def shares(self, micro: Decisions, batch: Decisions) -> Tensor:
         """(1,): of the minibatch."""
@@ -226,7 +248,7 @@ class Sac(Algorithm):
         self, policy: Policy, micro: Decisions, shares: Tensor, groups: tuple[str, ...]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The critics' loss, or that of actor and temperature."""
-        loss, metrics = self._critic_loss(policy, micro) if groups == (CRITIC,) else self._actor_loss(policy, micro)
+        loss, metrics = self._critic_loss(policy, micro) if CRITIC in groups else self._actor_loss(policy, micro)
         return shares[0] * loss, {name: shares[0] * value.detach() for name, value in metrics.items()}
 
     def targets(self, policy: Policy, micro: Decisions) -> Tensor:
@@ -238,8 +260,11 @@ class Sac(Algorithm):
         assert self._target is not None
         with torch.no_grad():
             inputs, trace = following["inputs"], following["trace"]
-            proposal = policy.propose(inputs, trace, record["following_noise"])
-            values = self._target(inputs, trace, following["decision"], proposal.actions)[record["heads"][0]]
+            if self._latent_target is None:
+                critics, proposal = self._target, policy.propose(inputs, trace, record["following_noise"])
+            else:
+                critics, proposal = self._latent_target, policy.propose_latent(inputs, record["following_noise"])
+            values = critics(inputs, trace, following["decision"], proposal.actions)[record["heads"][0]]
             values = self._as_values(_of_heads(values, config.agg_q))
             if config.backup_entropy:
                 values = values - self.alpha * proposal.log_probs
@@ -253,28 +278,47 @@ class Sac(Algorithm):
         return outputs.sigmoid() if self.config.critic_loss == "bce" else outputs
 
     def _critic_loss(self, policy: Policy, micro: Decisions) -> tuple[Tensor, dict[str, Tensor]]:
-        import torch.nn.functional as F
-
         assert policy.q_head is not None
         target = self.targets(policy, micro)
         outputs = policy.q_head(micro.table, micro.trace, micro["decision"], policy.stored_actions(micro.trace))
-        wanted = target.expand_as(outputs)
-        if self.config.critic_loss == "bce":
-            loss = F.binary_cross_entropy_with_logits(outputs, wanted.clamp(0, 1))
-        else:
-            loss = F.mse_loss(outputs, wanted)
+        loss = self._error(outputs, target.expand_as(outputs))
         values = self._as_values(outputs.detach())
-        return loss * len(outputs), {
-            "sac/critic_loss": loss,
-            "critic/q_data": values.mean(),
-            "critic/target": target.mean(),
-        }
+        metrics = {"sac/critic_loss": loss, "critic/q_data": values.mean(), "critic/target": target.mean()}
+        total = loss * len(outputs)
+        if policy.latent_head is not None:
+            metrics["sac/latent_loss"] = error = self._latent_error(policy, policy.q_head, policy.latent_head, micro)
+            total = total + error * len(outputs)
+        return total, metrics
+
+    def _error(self, outputs: Tensor, wanted: Tensor) -> Tensor:
+        """Of critics' outputs, a mean."""
+        import torch.nn.functional as F
+
+        if self.config.critic_loss == "bce":
+            return F.binary_cross_entropy_with_logits(outputs, wanted.clamp(0, 1))
+        return F.mse_loss(outputs, wanted)
+
+    def _latent_error(self, policy: Policy, critics: QHead, latent_head: QHead, micro: Decisions) -> Tensor:
+        """How far each critic of latents is from the critic of the actions that are made from them."""
+        import torch
+
+        latents, actions = policy.stored_pairs(micro.trace)
+        count = latents.shape[1]
+        with torch.no_grad():
+            seen = critics.read(micro.table, micro.trace, micro["decision"]).repeat_interleave(count, 0)
+            wanted = self._as_values(critics.judge(seen, actions.flatten(0, 1)))
+        seen = latent_head.read(micro.table, micro.trace, micro["decision"]).repeat_interleave(count, 0)
+        return self._error(latent_head.judge(seen, latents.flatten(0, 1)), wanted)
 
     def _actor_loss(self, policy: Policy, micro: Decisions) -> tuple[Tensor, dict[str, Tensor]]:
         config = self.config
-        assert policy.q_head is not None
-        proposal = policy.propose(micro.table, micro.trace, micro["noise"])
-        outputs = policy.q_head.frozen(micro.table, micro.trace, micro["decision"], proposal.actions)
+        critics = policy.q_head if policy.latent_head is None else policy.latent_head
+        assert critics is not None
+        if policy.latent_head is None:
+            proposal = policy.propose(micro.table, micro.trace, micro["noise"])
+        else:
+            proposal = policy.propose_latent(micro.table, micro["noise"])
+        outputs = critics.frozen(micro.table, micro.trace, micro["decision"], proposal.actions)
         values = _of_heads(self._as_values(outputs), config.actor_agg_q or config.agg_q)
         climbed = values / values.detach().abs().mean().clamp(min=1e-6) if config.normalize_q else values
         entropy = -proposal.log_probs.mean()
@@ -313,6 +357,8 @@ class Sac(Algorithm):
         assert self._target is not None
         assert self._base_alpha is not None
         state = {f"target.{name}": value for name, value in self._target.state_dict().items()}
+        if self._latent_target is not None:
+            state |= {f"latent_target.{name}": value for name, value in self._latent_target.state_dict().items()}
         state["alpha"] = self._base_alpha.detach()[None]
         state["counters"] = torch.tensor([self._num_critic_steps, self._env_steps])
         if self._replay is not None:
@@ -339,6 +385,8 @@ class Sac(Algorithm):
         assert self._target is not None
         assert self._base_alpha is not None
         self._target.load_state_dict(_part(state, "target."))
+        if self._latent_target is not None and (kept := _part(state, "latent_target.")):
+            self._latent_target.load_state_dict(kept)  # one that a run had not before goes on as its critics are
         with torch.no_grad():
             self._base_alpha.copy_(state["alpha"][0])
         self._num_critic_steps, self._env_steps = state["counters"].tolist()

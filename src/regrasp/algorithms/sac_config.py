@@ -90,6 +90,8 @@ class SacConfig(AlgorithmConfig):
     """What of the critics' values a target takes."""
     actor_agg_q: Heads | None = None
     """What of them the actor climbs; null: as `agg_q`."""
+    latent_targets: bool = False
+    """Targets take the value of what follows from critics of latents (DSRL's noise), which spares them denoising."""
     critic_subsample_size: PositiveInt | None = None
     """Critics drawn at random for every target; null: all."""
     backup_entropy: bool = True

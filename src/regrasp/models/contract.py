@@ -121,7 +121,7 @@ class StateRange:
 class Policy(nn.Module, ABC):
     """What acts, is trained and is saved; it is called by the methods that `METHODS` names and has no `forward`."""
 
-    METHODS: ClassVar[tuple[str, ...]] = ("encode", "act", "evaluate", "value", "decode", "propose")
+    METHODS: ClassVar[tuple[str, ...]] = ("encode", "act", "evaluate", "value", "decode", "propose", "propose_latent")
     """Methods that compute with the weights, from rows to rows: precision and fixed batch sizes wrap them.
 
     Where the policy is sharded, each of them, and `sft_loss`, is a forward method to FSDP2.
@@ -135,6 +135,8 @@ class Policy(nn.Module, ABC):
     """What was demonstrated; None where nothing was."""
     q_head: QHead | None
     """Critics of what it proposes, for learning from stored experience."""
+    latent_head: QHead | None
+    """Critics of what it draws its proposals from, which learn from those of the proposals; None without any."""
     proposal_width: int = 0
     """D of a proposal; 0 for a policy that makes none."""
     capturable: tuple[str, ...] = ()
@@ -145,6 +147,7 @@ class Policy(nn.Module, ABC):
     def __init__(self) -> None:
         super().__init__()
         self.q_head = None
+        self.latent_head = None
 
     @property
     def offers(self) -> frozenset[str]:
@@ -185,9 +188,17 @@ class Policy(nn.Module, ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} makes no proposals")
 
+    def propose_latent(self, features: TensorDict, noise: Tensor) -> Proposal:
+        """As `propose`, but its `actions` are what the proposal is made from, as `latent_head` reads it."""
+        raise NotImplementedError(f"{type(self).__name__} has no latents")
+
     def stored_actions(self, trace: TensorDict) -> Tensor:
         """(B, D), what was done, as `propose` gives it."""
         return trace["actions"].flatten(1)
+
+    def stored_pairs(self, trace: TensorDict) -> tuple[Tensor, Tensor]:
+        """N latents (B, N, L) of each row, as `latent_head` reads them, and the actions (B, N, D) made from them."""
+        raise NotImplementedError(f"{type(self).__name__} has no latents")
 
     def wrap_methods(self, around: Callable[..., Any]) -> None:
         """Put a function around each of `METHODS`, of this policy and its copies; the last one put is the outermost.
@@ -233,7 +244,7 @@ class Policy(nn.Module, ABC):
     def trainable(self, part: str) -> Sequence[tuple[str, nn.Parameter]]:
         """Named parameters of a part: `head` (all after the features), `value_head`, `backbone`, or `all`.
 
-        Where the policy offers `q_head`, also that, and `proposal`, what `propose` computes with.
+        Where the policy offers `q_head`, also that, `latent_head`, and `proposal`, what `propose` computes with.
         """
 
     def prepare_training(self, part: str) -> Sequence[tuple[str, nn.Parameter]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,26 +17,26 @@ from regrasp.algorithms.noise_color import NoiseColor
 from regrasp.device import send
 from regrasp.envs.contract import Observation
 from regrasp.errors import UserError
-from regrasp.models.contract import Action, Evaluation, Noise, Policy, PolicySpec
+from regrasp.models.contract import Action, Evaluation, Noise, PolicySpec
 from regrasp.models.groot.config import GrootConfig
+from regrasp.models.groot.dsrl_config import DsrlConfig
 from regrasp.models.groot.network.action_head import ActionHead, CategoryLinear
 from regrasp.models.groot.network.backbone import Backbone
 from regrasp.models.groot.network.lora import adapters, add_adapters, merge_adapters
 from regrasp.models.groot.network.noise_net import NoiseNet
 from regrasp.models.groot.network.transformer import ContextCache, DiffusionBlock
 from regrasp.models.groot.processing.processor import GrootProcessor
-from regrasp.models.groot.residual import ACTIONS, BASE, Residual
 from regrasp.models.groot.residual_config import ResidualConfig
 from regrasp.models.groot.settings import GrootModelConfig
+from regrasp.models.groot.steered import SteeredPolicy
+from regrasp.models.groot.steering import ACTIONS, Sizes, Steering
 from regrasp.models.initialization import seeded
-from regrasp.models.proposals import Proposal
-from regrasp.models.q_head import AttentionReader, QHead
 from regrasp.models.value_head import ValueHead
 
 CONTEXT_LAYERS = ("action_head.vlln.", "action_head.vl_self_attention.")
 
 
-class GrootPolicy(Policy):
+class GrootPolicy(SteeredPolicy):
     """One class for the tiny and the published configuration.
 
     Features are `context` (B, S, D), raw backbone features or (with `trainable: head_without_context`) what the DiT
@@ -48,16 +47,17 @@ class GrootPolicy(Policy):
         config: Sizes.
         processor: Normalisation, cameras, words, embodiment.
         settings: Sampling and value head.
-        residual: Sizes of a residual, see `residual.Residual`: the policy then acts with it, and without densities.
+        steering: Sizes of an actor beside the head, see `steering.Steering`: the policy then acts with it, and without
+            densities.
         seed: Draws the initial weights.
 
     Raises:
         UserError: The settings contradict each other, or `num_action_chunks` or `action_dim` does not fit the model.
     """
 
-    RL_PARTS = ("value_head", "noise_net", "q_head", "residual")
+    RL_PARTS = ("value_head", "noise_net", "q_head", "latent_head", "residual", "noise_actor")
     capturable = ("_context", "_sample")
-    product_layers = (*Policy.product_layers, CategoryLinear)
+    product_layers = (*SteeredPolicy.product_layers, CategoryLinear)
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class GrootPolicy(Policy):
         processor: GrootProcessor,
         settings: GrootModelConfig,
         *,
-        residual: ResidualConfig | None = None,
+        steering: ResidualConfig | DsrlConfig | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -103,25 +103,18 @@ class GrootPolicy(Policy):
             )
             learns_noise = self._rl.noise_method == "flow_noise"
             self.noise_net = NoiseNet(*widths, self._chunk_shape) if learns_noise else None
-            chunk = (settings.num_action_chunks, settings.action_dim)
-            seen = (head.backbone_embedding_dim, head.max_state_dim)
-            self.residual = None if residual is None else Residual(residual, *seen, chunk)
-            if settings.add_q_head:
-                reader = AttentionReader(*seen, ((BASE, math.prod(chunk)),))
-                self.q_head = QHead(reader, math.prod(chunk), settings.q_head)
-        if self.residual is not None:
-            self.proposal_width = self.residual.width
+            self._add_steering(steering, settings, Sizes.of(head, settings))
         self.begin_update(0)
         generator = torch.Generator().manual_seed(seed)
         self.action_head.reset_parameters(generator)
-        for part in (self.value_head, self.noise_net, self.q_head, self.residual):
-            if part is not None:
+        for name in self.RL_PARTS:
+            if (part := getattr(self, name)) is not None:
                 part.reset_parameters(generator)
 
     @property
     def offers(self) -> frozenset[str]:
-        """Values with a value head, an entropy where the noise is learned; with a residual, critics alone."""
-        if self.residual is not None:
+        """Values with a value head, an entropy where the noise is learned; with an actor beside it, critics alone."""
+        if self.steering is not None:
             return frozenset() if self.q_head is None else frozenset({"q_head"})
         parts = {"value": self.value_head, "entropy": self.noise_net}
         return frozenset({"log_prob", *(name for name, part in parts.items() if part is not None)})
@@ -136,9 +129,9 @@ class GrootPolicy(Policy):
         return (self.noise_level,)
 
     def begin_update(self, update: int) -> None:
-        """Set the noise level of the coming update, if it is annealed, and how a residual explores in it."""
-        if self.residual is not None:
-            self.residual.update = update
+        """Set the noise level of the coming update, if it is annealed, and how an actor beside the head explores."""
+        if (steering := self.steering) is not None:
+            steering.update = update
         if self._rl.noise_anneal:
             self.noise_level = flow.noise_anneal(*self._rl.noise_params, update)
 
@@ -166,8 +159,8 @@ class GrootPolicy(Policy):
             case "all":
                 return named
             case "proposal":
-                return [item for item in named if item[0].startswith("residual.")]
-            case "backbone" | "head" | "value_head" | "q_head":
+                return [item for item in named if item[0].startswith(("residual.", "noise_actor."))]
+            case "backbone" | "head" | "value_head" | "q_head" | "latent_head":
                 return [item for item in named if self._part_of(item[0]) == part]
             case "head_without_context":
                 return [item for item in self.trainable("head") if not item[0].startswith(CONTEXT_LAYERS)]
@@ -299,8 +292,8 @@ class GrootPolicy(Policy):
 
     def act(self, features: TensorDict, noise: Noise, deterministic: bool = False) -> Action:
         """Denoise a chunk for B rows."""
-        if self.residual is not None:
-            return self._act_with_residual(self.residual, features, noise, deterministic)
+        if self.steering is not None:
+            return self._act_steered(self.steering, features, noise, deterministic)
         device, num_steps = features["state"].device, self.settings.denoising_steps
         shape = self._chunk_shape
         step, step_noise = None, None
@@ -321,34 +314,23 @@ class GrootPolicy(Policy):
             trace=TensorDict({"chain": chain, "step": stored_step}, batch_size=[batch]),
         )
 
-    def _act_with_residual(self, residual: Residual, features: TensorDict, noise: Noise, deterministic: bool) -> Action:
-        initial = send(noise.normal("initial", *self._chunk_shape), features["state"].device)
-        denoised, *_ = self._sample(features["context"], features["state"], initial, None, None, self.noise_level)
-        base = self._executed(denoised).flatten(1).float()
-        if deterministic:
-            done = residual.decide(features, base)
-        else:
-            done = residual.explore(features, base, noise, self.q_head)
-        chunk = done.unflatten(1, (self.settings.num_action_chunks, self.settings.action_dim))
-        return Action(
-            actions=self.processor.unnormalize_actions(chunk),
-            log_probs=torch.zeros_like(chunk),
-            values=None,
-            trace=TensorDict({BASE: base, ACTIONS: done}, batch_size=[len(base)]),
-        )
+    def _act_steered(self, steering: Steering, features: TensorDict, noise: Noise, deterministic: bool) -> Action:
+        trace = steering.act(features, noise, self._denoise, deterministic=deterministic, critics=self.q_head)
+        chunk = trace[ACTIONS].unflatten(1, (self.settings.num_action_chunks, self.settings.action_dim))
+        return Action(self.processor.unnormalize_actions(chunk), torch.zeros_like(chunk), values=None, trace=trace)
+
+    def _denoise(self, features: TensorDict, initial_noise: Tensor) -> Tensor:
+        """See `steering.Denoise`."""
+        chunk, *_ = self._sample(features["context"], features["state"], initial_noise, None, None, self.noise_level)
+        return self._executed(chunk).flatten(1).float()
 
     def student(self) -> GrootPolicy | None:
-        """Without the residual."""
-        if self.residual is None:
+        """Without the actor beside the head."""
+        if self.steering is None:
             return None
         copied = copy.deepcopy(self)
-        copied.residual = copied.q_head = None
+        copied.residual = copied.noise_actor = copied.q_head = copied.latent_head = None
         return copied
-
-    def propose(self, features: TensorDict, trace: TensorDict, noise: Tensor) -> Proposal:
-        """The chunk that was denoised, with the offset that the residual now gives it."""
-        assert self.residual is not None
-        return self.residual.propose(features, trace[BASE], noise)
 
     def _sample(
         self,
@@ -374,9 +356,9 @@ class GrootPolicy(Policy):
         return denoised.actions, denoised.log_probs, denoised.chain, *values
 
     def evaluate(self, features: TensorDict, trace: TensorDict) -> Evaluation:
-        """Log-probabilities of stored denoising chains, and values; with a residual there are no densities."""
-        if self.residual is not None:
-            raise ValueError("a policy with a residual learns from critics, not from log-probabilities")
+        """Log-probabilities of stored denoising chains, and values; an actor beside the head has none."""
+        if self.steering is not None:
+            raise ValueError("a policy with an actor beside it learns from critics, not from log-probabilities")
         decision = self._read(features["context"], features["state"])
         evaluated = flow.evaluate_chain(
             self._velocity_fn(decision.cache),
@@ -442,7 +424,7 @@ class GrootPolicy(Policy):
 
     def _part_of(self, name: str) -> str:
         part = name.split(".")[0]
-        if part in ("value_head", "q_head", "residual"):
+        if part in ("value_head", "q_head", "latent_head", "residual", "noise_actor"):
             return part
         before_features = name.startswith("backbone.") or (self._caches_context and name.startswith(CONTEXT_LAYERS))
         return "backbone" if before_features else "head"

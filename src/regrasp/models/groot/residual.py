@@ -7,59 +7,49 @@ not reach. Residuals on chunks that stored experience trains: ResFiT (arXiv:2509
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import torch
 from tensordict import TensorDict
-from torch import Tensor, nn
+from torch import Tensor
 
 from regrasp.device import send
 from regrasp.models.contract import Noise
 from regrasp.models.groot.residual_config import ResidualConfig
-from regrasp.models.initialization import init_linear
-from regrasp.models.proposals import Proposal, squashed
+from regrasp.models.groot.steering import ACTIONS, DECISION, Denoise, Sizes, Steering
+from regrasp.models.proposals import Proposal, actor_mlp, init_actor_mlp, squashed
 from regrasp.models.q_head import AttentionReader, QHead
 
 BASE = "base"
 """In the trace: the frozen policy's own chunk (B, T * A), in normalised units."""
-ACTIONS = "actions"
-"""In the trace: the executed chunk (B, T * A), in normalised units."""
-DECISION = "decision"
-"""Among the features, in training: the number (B,) of a decision within its episode."""
 
 
-class Residual(nn.Module):
+class Residual(Steering):
     """Offsets c (B, D) in [-1, 1] of the slow components of every action dimension.
 
     Args:
         config: Sizes and exploration.
-        context_width: Of a token.
-        state_width: Of the state.
-        chunk: T and A, executed actions and their width.
+        sizes: Of what it sees and decides.
     """
 
-    def __init__(self, config: ResidualConfig, context_width: int, state_width: int, chunk: tuple[int, int]) -> None:
+    FILE = "residual.json"
+    TITLE = "a residual"
+
+    def __init__(self, config: ResidualConfig, sizes: Sizes) -> None:
         super().__init__()
         self.config = config
-        self._chunk = chunk
-        length, width = chunk
+        self._chunk, self._noise = sizes.chunk, sizes.noise
+        length, width = sizes.chunk
         self.width = config.components * width
-        self.reader = AttentionReader(context_width, state_width, ((BASE, length * width),))
-        layers: list[nn.Module] = []
-        for width_in, width_out in itertools.pairwise((self.reader.width, *config.hidden)):
-            layers += [nn.Linear(width_in, width_out), nn.LayerNorm(width_out), nn.GELU()]
-        self.body = nn.Sequential(*layers, nn.Linear(config.hidden[-1], self.width))
-        self.update = 0
+        self.action_width = length * width
+        self.read = ((BASE, length * width),)
+        self.reader = AttentionReader(sizes.context, sizes.state, self.read)
+        self.body = actor_mlp((self.reader.width, *config.hidden, self.width))
 
     def reset_parameters(self, generator: torch.Generator) -> None:
         """Draw fresh weights; the offset is 0 at first."""
         self.reader.reset_parameters(generator)
-        for layer in self.body:
-            if isinstance(layer, nn.Linear):
-                init_linear(layer, generator, gain=0.0 if layer is self.body[-1] else 1.0)
-            elif isinstance(layer, nn.LayerNorm):
-                layer.reset_parameters()
+        init_actor_mlp(self.body, generator)
 
     def mean(self, features: TensorDict, base: Tensor) -> Tensor:
         """Offsets (B, D) before the tanh."""
@@ -80,8 +70,18 @@ class Residual(nn.Module):
         within = base.clamp(-1, 1)
         return base + ((within + added).clamp(-1, 1) - within)
 
-    def propose(self, features: TensorDict, base: Tensor, noise: Tensor) -> Proposal:
-        """See `Policy.propose`."""
+    def act(
+        self, features: TensorDict, noise: Noise, denoise: Denoise, *, deterministic: bool, critics: QHead | None
+    ) -> TensorDict:
+        """The frozen policy's chunk from noise of its own, and what is executed instead."""
+        base = denoise(features, send(noise.normal("initial", *self._noise), features["state"].device))
+        done = self.decide(features, base) if deterministic else self.explore(features, base, noise, critics)
+        return TensorDict({BASE: base, ACTIONS: done}, batch_size=[len(base)])
+
+    def propose(self, features: TensorDict, trace: TensorDict, noise: Tensor, denoise: Denoise) -> Proposal:
+        """The chunk that was denoised, with the offset that the residual now gives it."""
+        del denoise
+        base = trace[BASE]
         mean = self.mean(features, base)
         log_std = torch.full_like(mean, math.log(self.config.std))
         offsets, log_probs = squashed(mean, log_std, noise)

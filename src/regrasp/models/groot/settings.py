@@ -12,6 +12,7 @@ from pydantic.dataclasses import dataclass
 from regrasp.config.types import BLOCK, Beta, Name, PositiveInt, Sizes
 from regrasp.errors import UserError
 from regrasp.models.config import DatasetFacts, ExportOptions, ModelConfig, RlHeadConfig
+from regrasp.models.groot.dsrl_config import DsrlConfig
 from regrasp.models.groot.generations import check_generation
 from regrasp.models.groot.processing.data_config import PROCESSOR_FILE
 from regrasp.models.groot.residual_config import ResidualConfig
@@ -55,8 +56,13 @@ class GrootModelConfig(ModelConfig):
     """Widths of the value head's hidden layers."""
     rl_head_config: RlHeadConfig = RlHeadConfig()
     """Exploration and value head of a flow-matching policy."""
+    proposal: Literal["residual", "dsrl"] = "residual"
+    """What `add_q_head` trains beside the policy, which stays as it is: an offset on its chunks, or the noise that they
+    are denoised from."""
     residual: ResidualConfig = ResidualConfig()
-    """What `add_q_head` trains: an offset on the chunks of the policy, which stays as it is."""
+    """The offset, with `proposal: residual`."""
+    dsrl: DsrlConfig = DsrlConfig()
+    """The noise, with `proposal: dsrl`."""
 
     @classmethod
     def refuse(cls, content: Mapping[str, Any], file: Path | None) -> None:
@@ -114,9 +120,16 @@ class GrootModelConfig(ModelConfig):
     def noise_key(self) -> str | None:
         """That of the head, or of the residual where that is what explores."""
         if self.add_q_head:
-            return "actor.model.residual.std"
+            return {"residual": "actor.model.residual.std", "dsrl": "actor.model.dsrl.bound"}[self.proposal]
         key = self.rl_head_config.noise_key
         return key and f"actor.model.rl_head_config.{key}"
+
+    @property
+    def steering(self) -> ResidualConfig | DsrlConfig | None:
+        """Sizes of what `add_q_head` trains; None without it."""
+        if not self.add_q_head:
+            return None
+        return self.residual if self.proposal == "residual" else self.dsrl
 
     @property
     def trains_backbone(self) -> bool:
@@ -153,7 +166,7 @@ class GrootModelConfig(ModelConfig):
                 fix="set actor.model.precision=bf16, or actor.model.attn_implementation=sdpa",
             )
         yield from self.rl_head_config.problems(self.denoising_steps)
-        if self.add_q_head and len(self.residual.scale) not in (1, self.action_dim):
+        if self.steering is self.residual and len(self.residual.scale) not in (1, self.action_dim):
             yield UserError(
                 "A residual of another width than the action",
                 key="actor.model.residual.scale",
