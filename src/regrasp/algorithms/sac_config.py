@@ -111,7 +111,12 @@ class SacConfig(AlgorithmConfig):
         Field(strict=False),
         Expect("[start, end, environment steps]"),
     ] = (0.0, 0.0, 0)
-    """Weight, in the actor's loss, of the size of what a residual adds: at the start, at the end, steps in between."""
+    """Weight, in the actor's loss, of what `proximity_to` measures: at the start, at the end, steps in between."""
+    proximity_to: Literal["proposal", "start"] = "proposal"
+    """`proposal`: the mean square of what a residual adds, or of DSRL's noise; `start`: that of the distance to what
+    the policy that the run started from would do with the same noise."""
+    selection_margin: NonNegativeFloat = 0.02
+    """With a policy that imitates what critics choose: how much better than its own action another one has to be."""
     normalize_q: bool = False
     """Divide the values that the actor climbs by their mean magnitude, so that `proximity` means the same anywhere."""
     entropy_tuning: EntropyTuningConfig = EntropyTuningConfig()
@@ -123,6 +128,17 @@ class SacConfig(AlgorithmConfig):
     def needs(self) -> frozenset[str]:
         """Proposals and critics."""
         return frozenset({"q_head"})
+
+    @property
+    def keeps_start(self) -> bool:
+        """Whether the policy is compared with the one that the run started from."""
+        return self.proximity_to == "start"
+
+    @property
+    def counts_entropy(self) -> bool:
+        """Whether actor or critics count the policy's entropy."""
+        tuning = self.entropy_tuning
+        return tuning.alpha_type != "fixed_alpha" or tuning.initial_alpha > 0
 
     @property
     def shown(self) -> tuple[Column, ...]:

@@ -138,7 +138,7 @@ class MlpPolicy(Policy):
         if self.value_head is not None:
             init_mlp(self.value_head, generator)
         if squashed:
-            self.proposal_width = width
+            self.proposal_width = self.noise_width = width
         if q_head is not None:
             self.q_head = QHead(StateReader(state_dim), width, q_head)
             self.q_head.reset_parameters(generator)
