@@ -132,6 +132,24 @@ def test_a_head_that_critics_train_resumes_bit_for_bit_and_a_plain_model_comes_o
     assert policy.student() is None
 
 
+def test_a_run_with_its_replay_in_files_and_demonstrations_beside_it_resumes_bit_for_bit(
+    base_model: Path, demos: Path, tmp_path: Path
+) -> None:
+    buffers = (f"algorithm.demo_buffer.load_path={demos}", "algorithm.demo_buffer.share=0.25")
+    files = ("algorithm.replay_buffer.max_memory_gb=1e-6", f"algorithm.replay_buffer.storage_path={tmp_path}")
+    settings = (*SAC, f"actor.model.model_path={base_model}", *buffers, "runner.max_epochs=3")
+    run, in_files = tmp_path / "run", tmp_path / "in_files"
+    for folder, added in ((run, ()), (in_files, files)):
+        folder.mkdir()
+        assert train(groot_experiment(*settings, *added), folder)
+    assert_same_checkpoint(checkpoint(run, 3), checkpoint(in_files, 3))
+    assert metrics(run) == metrics(in_files)
+    assert {line["train/demo_buffer/share"] for line in metrics(run)} == {0.25}
+    copy = copy_until(in_files, 2, tmp_path / "copy")
+    assert train(groot_experiment(*settings, *files, f"runner.resume_dir={copy}"), copy)
+    assert_same_checkpoint(checkpoint(run, 3), checkpoint(copy, 3))
+
+
 def test_a_policy_that_imitates_has_no_entropy(base_model: Path, tmp_path: Path) -> None:
     settings = (*SAC, f"actor.model.model_path={base_model}", "actor.model.proposal=selection")
     with pytest.raises(UserError, match="no entropy"):

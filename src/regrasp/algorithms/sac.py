@@ -35,6 +35,7 @@ class Sac(Algorithm):
     def __init__(self, config: SacConfig) -> None:
         super().__init__(config)
         self._replay: Replay | None = None
+        self._demonstrated: Replay | None = None
         self._policy: Policy | None = None
         self._target: QHead | None = None
         self._latent_target: QHead | None = None
@@ -164,12 +165,21 @@ class Sac(Algorithm):
         final = decisions["is_final"]
         return decisions.rows(torch.nonzero(~final).flatten()) if bool(final.any()) else decisions
 
-    def _new_replay(self, num_columns: int) -> Replay:
-        from regrasp.algorithms.replay import Replay
+    def demonstrate(self, decisions: Decisions) -> None:
+        """Store demonstrations apart, for their share of every minibatch."""
+        count = len(decisions)
+        self._demonstrated = self._made(count, int(decisions["column"].max()) + 1)
+        self._demonstrated.add(decisions)
 
-        config = self.config
-        num_envs = -(-num_columns // config.rollout_epoch)
-        return Replay(config.replay_buffer.capacity, num_envs, gamma=config.gamma, reward_type=config.reward_type)
+    def _new_replay(self, num_columns: int) -> Replay:
+        return self._made(self.config.replay_buffer.capacity, -(-num_columns // self.config.rollout_epoch))
+
+    def _made(self, capacity: int, num_envs: int) -> Replay:
+        from regrasp.algorithms.replay import Replay, Room
+
+        config, kept = self.config, self.config.replay_buffer
+        room = None if kept.max_memory_gb is None else Room(round(kept.max_memory_gb * 1e9), kept.storage_path)
+        return Replay(capacity, num_envs, gamma=config.gamma, reward_type=config.reward_type, room=room)
 
     def minibatches(self, decisions: Decisions, size: int, generator: torch.Generator) -> Iterator[Minibatch]:
         """Critic steps, each with its share of actor steps on the same decisions; none before there is enough."""
@@ -196,32 +206,21 @@ class Sac(Algorithm):
         config, replay, policy = self.config, self._replay, self._policy
         assert replay is not None
         assert policy is not None
-        drawn = replay.draw(size, generator, steps=config.n_step, successful=config.replay_buffer.success_share)
-        width = policy.noise_width
-        noise = torch.randn(2, size, width, generator=generator)
-        following = TensorDict(
-            {
-                "inputs": replay.inputs(drawn.following),
-                "trace": replay.traces(drawn.following),
-                "decision": replay.column("decision", drawn.following),
-            },
-            batch_size=[size],
+        demonstrated, share = self._demonstrated, config.demo_buffer.share if config.demo_buffer else 0.0
+        count = 0 if demonstrated is None else round(size * share)
+        parts: list[tuple[TensorDict, TensorDict]] = []
+        if count < size:
+            successful = config.replay_buffer.success_share
+            parts.append(replay.sampled(size - count, generator, steps=config.n_step, successful=successful))
+        if demonstrated is not None and count:
+            parts.append(demonstrated.sampled(count, generator, steps=config.n_step))
+        inputs, record = (
+            TensorDict.cat([part[number] for part in parts]) if len(parts) > 1 else parts[0][number]
+            for number in range(2)
         )
-        record = TensorDict(
-            {
-                "trace": replay.traces(drawn.rows),
-                "following": following,
-                "rewards": drawn.rewards,
-                "discounts": drawn.discounts,
-                "returns": replay.column("returns", drawn.rows),
-                "decision": replay.column("decision", drawn.rows),
-                "noise": noise[0],
-                "following_noise": noise[1],
-                "heads": self._heads(size, generator),
-            },
-            batch_size=[size],
-        )
-        return {"inputs": replay.inputs(drawn.rows), "record": record, "are_encoded": True}
+        noise = torch.randn(2, size, policy.noise_width, generator=generator)
+        drawn = {"noise": noise[0], "following_noise": noise[1], "heads": self._heads(size, generator)}
+        return {"inputs": inputs, "record": record.update(drawn), "are_encoded": True}
 
     def _heads(self, size: int, generator: torch.Generator) -> Tensor:
         """(size, n) int64, the critics that the targets of a minibatch take: the same ones for all of it."""
@@ -405,10 +404,14 @@ class Sac(Algorithm):
         """Size of the replay."""
         del decisions, history
         assert self._replay is not None
-        return {
+        found = {
             "replay_buffer/size": float(len(self._replay)),
             "replay_buffer/successful": float(self._replay.num_successful),
         }
+        if self._demonstrated is not None and self.config.demo_buffer is not None:
+            found["demo_buffer/size"] = float(len(self._demonstrated))
+            found["demo_buffer/share"] = self.config.demo_buffer.share
+        return found
 
     def state_dict(self) -> dict[str, Tensor]:
         """Target critics, temperature, counters and the replay."""

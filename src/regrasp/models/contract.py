@@ -130,6 +130,7 @@ class Policy(nn.Module, ABC):
         "propose",
         "propose_latent",
         "imitation_errors",
+        "demonstrated",
     )
     """Methods that compute with the weights, from rows to rows: precision and fixed batch sizes wrap them.
 
@@ -218,6 +219,14 @@ class Policy(nn.Module, ABC):
     def stored_candidates(self, trace: TensorDict) -> Tensor:
         """(B, N, A), what might have been done instead, the policy's own first, as critics read it."""
         raise NotImplementedError(f"{type(self).__name__} chooses among no candidates")
+
+    def demonstrated(self, features: TensorDict, actions: Tensor, noise: Noise) -> TensorDict:
+        """The trace of decisions in which actions (B, T, A), in physical units, were done that it did not choose.
+
+        Raises:
+            UserError: It cannot learn from them.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not learn from stored demonstrations")
 
     def stored_actions(self, trace: TensorDict) -> Tensor:
         """(B, D), what was done, as `propose` gives it."""

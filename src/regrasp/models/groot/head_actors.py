@@ -122,6 +122,11 @@ class SelectionActor(Steering):
         zeros = torch.zeros_like(chunk[:, 0])
         return Proposal(chunk, zeros, zeros)
 
+    def demonstrated(self, trace: TensorDict, chunk: Tensor) -> TensorDict:
+        """Also: the demonstrated chunk is among the candidates, in the last one's place."""
+        trace[CANDIDATES][:, -1] = chunk
+        return super().demonstrated(trace, chunk)
+
     def stored_candidates(self, trace: TensorDict) -> Tensor:
         """What was chosen from."""
         return trace[CANDIDATES]

@@ -11,6 +11,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from regrasp.device import send
+from regrasp.errors import UserError
 from regrasp.models.contract import Noise
 from regrasp.models.groot.dsrl_config import DsrlConfig
 from regrasp.models.groot.steering import ACTIONS, Flow, Sizes, Steering
@@ -109,6 +110,18 @@ class NoiseActor(Steering):
         """The drawn noise."""
         latent, log_probs = squashed(*self.distribution(features), noise)
         return Proposal(latent, log_probs, latent.square().mean(-1))
+
+    def demonstrated(self, trace: TensorDict, chunk: Tensor) -> TensorDict:
+        """Also: with noise aliasing alone, for nobody knows the noise of a demonstration."""
+        if not self.config.noise_aliasing:
+            raise UserError(
+                "Critics of the noise cannot judge demonstrations",
+                key="actor.model.dsrl.noise_aliasing",
+                value=False,
+                expected="true with algorithm.demo_buffer",
+                fix="set it so, or algorithm.demo_buffer=null",
+            )
+        return super().demonstrated(trace, chunk)
 
     def stored_actions(self, trace: TensorDict) -> Tensor:
         """The executed chunk, or without noise aliasing its noise."""

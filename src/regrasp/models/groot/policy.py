@@ -342,6 +342,12 @@ class GrootPolicy(SteeredPolicy):
         bucket = flow.time_bucket(time, self.config.action_head_cfg.num_timestep_buckets)
         return (self.action_head.velocity(x, bucket, cache, self._slot) - target).square()
 
+    def demonstrated(self, features: TensorDict, actions: Tensor, noise: Noise) -> TensorDict:
+        """See `Policy.demonstrated`; what else the trace has is what the policy would have done."""
+        trace = self._steering.act(features, noise, self, deterministic=False, critics=None)
+        chunk = self._executed(self.processor.normalize_actions(actions)).flatten(1)
+        return self._steering.demonstrated(trace, chunk)
+
     def student(self) -> GrootPolicy | None:
         """Without the actor beside the head, where there is one."""
         if self.steering is None or self.steering.trains_head:

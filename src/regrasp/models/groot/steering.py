@@ -111,6 +111,10 @@ class Steering(nn.Module, ABC):
         """See `Policy.propose_latent`."""
         raise NotImplementedError(f"{type(self).__name__} has no latents")
 
+    def demonstrated(self, trace: TensorDict, chunk: Tensor) -> TensorDict:
+        """The trace of a decision with another chunk (B, T * A) in the place of what was done."""
+        return trace.set(ACTIONS, chunk)
+
     def stored_actions(self, trace: TensorDict) -> Tensor:
         """See `Policy.stored_actions`."""
         return trace[ACTIONS]

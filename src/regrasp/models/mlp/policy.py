@@ -211,6 +211,11 @@ class MlpPolicy(Policy):
             trace=TensorDict({"actions": sample}, batch_size=[len(sample)]),
         )
 
+    def demonstrated(self, features: TensorDict, actions: Tensor, noise: Noise) -> TensorDict:
+        """The actions in normalised units."""
+        del features, noise
+        return TensorDict({"actions": self._action.normalize(actions)}, batch_size=[len(actions)])
+
     def propose(self, features: TensorDict, trace: TensorDict, noise: Tensor) -> Proposal:
         """A chunk in normalised units, which depends on the state alone."""
         del trace
