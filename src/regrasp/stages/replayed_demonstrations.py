@@ -77,6 +77,7 @@ def replayed_demonstrations(config: ExperimentConfig, features: DatasetFeatures,
     prepared = TensorDict.cat(list(prepared_frames(policy, features, config.env.train.mapping, starts)))
     for part in torch.arange(len(starts)).split(_PART):
         seen = policy.encode(prepared[part].to(device))
+        seen["decision"] = torch.from_numpy(times)[part].to(device)  # as rollouts have it among the features
         noise = KeyedNoise(config.seed, "data", [(int(row), _STREAM, 0) for row in part])
         traces.append(policy.demonstrated(seen, actions[part].to(device), noise).cpu())
         inputs.append(seen)
