@@ -121,7 +121,17 @@ class StateRange:
 class Policy(nn.Module, ABC):
     """What acts, is trained and is saved; it is called by the methods that `METHODS` names and has no `forward`."""
 
-    METHODS: ClassVar[tuple[str, ...]] = ("encode", "act", "evaluate", "value", "decode", "propose", "propose_latent")
+    METHODS: ClassVar[tuple[str, ...]] = (
+        "encode",
+        "act",
+        "evaluate",
+        "value",
+        "decode",
+        "propose",
+        "propose_latent",
+        "imitation_errors",
+        "demonstrated",
+    )
     """Methods that compute with the weights, from rows to rows: precision and fixed batch sizes wrap them.
 
     Where the policy is sharded, each of them, and `sft_loss`, is a forward method to FSDP2.
@@ -138,7 +148,11 @@ class Policy(nn.Module, ABC):
     latent_head: QHead | None
     """Critics of what it draws its proposals from, which learn from those of the proposals; None without any."""
     proposal_width: int = 0
-    """D of a proposal; 0 for a policy that makes none."""
+    """Numbers that a proposal draws, which the target entropy counts; 0 for a policy that makes none."""
+    noise_width: int = 0
+    """D of the noise that proposals are made from."""
+    imitates: bool = False
+    """Whether the actor imitates the best of `stored_candidates`, instead of climbing the critics."""
     capturable: tuple[str, ...] = ()
     """Methods, from tensors and numbers to tensors, that a GPU may replay as CUDA graphs where nothing is trained."""
     product_layers: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv2d)
@@ -191,6 +205,28 @@ class Policy(nn.Module, ABC):
     def propose_latent(self, features: TensorDict, noise: Tensor) -> Proposal:
         """As `propose`, but its `actions` are what the proposal is made from, as `latent_head` reads it."""
         raise NotImplementedError(f"{type(self).__name__} has no latents")
+
+    def imitation_errors(self, features: TensorDict, actions: Tensor, noise: Tensor) -> Tensor:
+        """Losses (B,) of imitating actions (B, A), as `stored_candidates` has them; differentiable.
+
+        Args:
+            features: Of the rows.
+            actions: What is imitated.
+            noise: (B, D), standard normal.
+        """
+        raise NotImplementedError(f"{type(self).__name__} imitates nothing")
+
+    def stored_candidates(self, trace: TensorDict) -> Tensor:
+        """(B, N, A), what might have been done instead, the policy's own first, as critics read it."""
+        raise NotImplementedError(f"{type(self).__name__} chooses among no candidates")
+
+    def demonstrated(self, features: TensorDict, actions: Tensor, noise: Noise) -> TensorDict:
+        """The trace of decisions in which actions (B, T, A), in physical units, were done that it did not choose.
+
+        Raises:
+            UserError: It cannot learn from them.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not learn from stored demonstrations")
 
     def stored_actions(self, trace: TensorDict) -> Tensor:
         """(B, D), what was done, as `propose` gives it."""

@@ -195,7 +195,7 @@ class _StoredDsrl(DsrlConfig):
 
 
 Stored = _StoredResidual | _StoredDsrl
-_STORED: dict[type[Stored], type[Steering]] = {_StoredResidual: Residual, _StoredDsrl: NoiseActor}
+_STORED: dict[type[Stored], type[Residual | NoiseActor]] = {_StoredResidual: Residual, _StoredDsrl: NoiseActor}
 
 
 def load_steering(folder: Path) -> Stored | None:

@@ -11,9 +11,10 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from regrasp.device import send
+from regrasp.errors import UserError
 from regrasp.models.contract import Noise
 from regrasp.models.groot.dsrl_config import DsrlConfig
-from regrasp.models.groot.steering import ACTIONS, Denoise, Sizes, Steering
+from regrasp.models.groot.steering import ACTIONS, Flow, Sizes, Steering
 from regrasp.models.proposals import (
     Proposal,
     actor_mlp,
@@ -46,7 +47,7 @@ class NoiseActor(Steering):
         self.config = config
         self._noise = sizes.noise
         length, width = sizes.noise
-        self.width = width if config.is_shared else length * width
+        self.width = self.noise_width = width if config.is_shared else length * width
         executed, action_dim = sizes.chunk
         self.action_width = executed * action_dim if config.noise_aliasing else self.width
         self.latent_width = self.width if config.noise_aliasing else None
@@ -73,7 +74,7 @@ class NoiseActor(Steering):
         return vectors.expand(-1, length, -1)
 
     def act(
-        self, features: TensorDict, noise: Noise, denoise: Denoise, *, deterministic: bool, critics: QHead | None
+        self, features: TensorDict, noise: Noise, flow: Flow, *, deterministic: bool, critics: QHead | None
     ) -> TensorDict:
         """The chunk that the chosen noise denoises to, and in training those of further noises."""
         del critics
@@ -85,7 +86,7 @@ class NoiseActor(Steering):
             if config.noise_aliasing:
                 drawn = send(noise.normal("pairs", config.pairs, self.width), device)
                 latents += self._clipped(drawn).unbind(1)
-        chunks = torch.stack([denoise(features, self.initial(latent)) for latent in latents], dim=1)
+        chunks = torch.stack([flow.denoise(features, self.initial(latent)) for latent in latents], dim=1)
         table = {ACTIONS: chunks[:, 0], LATENTS: torch.stack(latents, dim=1), CHUNKS: chunks}
         return TensorDict(table, batch_size=[len(chunks)])
 
@@ -97,18 +98,30 @@ class NoiseActor(Steering):
     def _clipped(self, drawn: Tensor) -> Tensor:
         return (drawn / self.config.bound).clamp(-1, 1)
 
-    def propose(self, features: TensorDict, trace: TensorDict, noise: Tensor, denoise: Denoise) -> Proposal:
+    def propose(self, features: TensorDict, trace: TensorDict, noise: Tensor, flow: Flow) -> Proposal:
         """What the drawn noise denoises to, or without noise aliasing that noise."""
         del trace
         proposal = self.propose_latent(features, noise)
         if self.config.noise_aliasing:
-            proposal.actions = denoise(features, self.initial(proposal.actions))
+            proposal.actions = flow.denoise(features, self.initial(proposal.actions))
         return proposal
 
     def propose_latent(self, features: TensorDict, noise: Tensor) -> Proposal:
         """The drawn noise."""
         latent, log_probs = squashed(*self.distribution(features), noise)
         return Proposal(latent, log_probs, latent.square().mean(-1))
+
+    def demonstrated(self, trace: TensorDict, chunk: Tensor) -> TensorDict:
+        """Also: with noise aliasing alone, for nobody knows the noise of a demonstration."""
+        if not self.config.noise_aliasing:
+            raise UserError(
+                "Critics of the noise cannot judge demonstrations",
+                key="actor.model.dsrl.noise_aliasing",
+                value=False,
+                expected="true with algorithm.demo_buffer",
+                fix="set it so, or algorithm.demo_buffer=null",
+            )
+        return super().demonstrated(trace, chunk)
 
     def stored_actions(self, trace: TensorDict) -> Tensor:
         """The executed chunk, or without noise aliasing its noise."""

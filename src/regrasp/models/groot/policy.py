@@ -19,15 +19,13 @@ from regrasp.envs.contract import Observation
 from regrasp.errors import UserError
 from regrasp.models.contract import Action, Evaluation, Noise, PolicySpec
 from regrasp.models.groot.config import GrootConfig
-from regrasp.models.groot.dsrl_config import DsrlConfig
 from regrasp.models.groot.network.action_head import ActionHead, CategoryLinear
 from regrasp.models.groot.network.backbone import Backbone
 from regrasp.models.groot.network.lora import adapters, add_adapters, merge_adapters
 from regrasp.models.groot.network.noise_net import NoiseNet
 from regrasp.models.groot.network.transformer import ContextCache, DiffusionBlock
 from regrasp.models.groot.processing.processor import GrootProcessor
-from regrasp.models.groot.residual_config import ResidualConfig
-from regrasp.models.groot.settings import GrootModelConfig
+from regrasp.models.groot.settings import GrootModelConfig, SteeringConfig
 from regrasp.models.groot.steered import SteeredPolicy
 from regrasp.models.groot.steering import ACTIONS, Sizes, Steering
 from regrasp.models.initialization import seeded
@@ -47,8 +45,8 @@ class GrootPolicy(SteeredPolicy):
         config: Sizes.
         processor: Normalisation, cameras, words, embodiment.
         settings: Sampling and value head.
-        steering: Sizes of an actor beside the head, see `steering.Steering`: the policy then acts with it, and without
-            densities.
+        steering: Sizes of what critics improve, see `steering.Steering`: the policy then acts by it, and `evaluate`
+            gives no densities.
         seed: Draws the initial weights.
 
     Raises:
@@ -65,7 +63,7 @@ class GrootPolicy(SteeredPolicy):
         processor: GrootProcessor,
         settings: GrootModelConfig,
         *,
-        steering: ResidualConfig | DsrlConfig | None = None,
+        steering: SteeringConfig | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -113,7 +111,7 @@ class GrootPolicy(SteeredPolicy):
 
     @property
     def offers(self) -> frozenset[str]:
-        """Values with a value head, an entropy where the noise is learned; with an actor beside it, critics alone."""
+        """Values with a value head, an entropy where the noise is learned; with what critics improve, critics alone."""
         if self.steering is not None:
             return frozenset() if self.q_head is None else frozenset({"q_head"})
         parts = {"value": self.value_head, "entropy": self.noise_net}
@@ -129,7 +127,7 @@ class GrootPolicy(SteeredPolicy):
         return (self.noise_level,)
 
     def begin_update(self, update: int) -> None:
-        """Set the noise level of the coming update, if it is annealed, and how an actor beside the head explores."""
+        """Set the noise level of the coming update, if it is annealed, and how what critics improve explores."""
         if (steering := self.steering) is not None:
             steering.update = update
         if self._rl.noise_anneal:
@@ -159,6 +157,8 @@ class GrootPolicy(SteeredPolicy):
             case "all":
                 return named
             case "proposal":
+                if self.steering is not None and self.steering.trains_head:
+                    return self.trainable(self.settings.trainable)
                 return [item for item in named if item[0].startswith(("residual.", "noise_actor."))]
             case "backbone" | "head" | "value_head" | "q_head" | "latent_head":
                 return [item for item in named if self._part_of(item[0]) == part]
@@ -168,7 +168,8 @@ class GrootPolicy(SteeredPolicy):
 
     def prepare_training(self, part: str) -> Sequence[tuple[str, nn.Parameter]]:
         """Set the embodiment's weights apart, add adapters where asked for, and freeze the rest."""
-        self.action_head.train_only(self._slot)
+        if part != "proposal" or self.settings.trains_head:
+            self.action_head.train_only(self._slot)
         lora = self.settings.adapters
         assert lora is None or part != "all", "adapters are for weights that are not trained themselves"
         if lora is not None and not adapters(self):
@@ -241,12 +242,9 @@ class GrootPolicy(SteeredPolicy):
         uniform = torch.special.ndtr(send(noise.normal("time", repeats), device)).flatten()
         time = flow.flow_matching_time(uniform, head.noise_s)
         target_actions = self.processor.normalize_actions(actions)[rows]
-        x, target = flow.flow_matching_target(target_actions, start, time)
-        bucket = flow.time_bucket(time, head.num_timestep_buckets)
         cache = self._read(features["context"], features["state"]).cache.rows(rows)
-        velocity = self.action_head.velocity(x, bucket, cache, self._slot)
         mask = valid[rows].unsqueeze(-1)
-        error = (velocity - target)[..., : self.settings.action_dim].square() * mask
+        error = self._flow_errors(cache, target_actions, start, time)[..., : self.settings.action_dim] * mask
         return error.sum() / (mask.sum() * self.settings.action_dim).clamp(min=1)
 
     def methods_to_compile(self) -> Sequence[tuple[nn.Module, str]]:
@@ -315,18 +313,44 @@ class GrootPolicy(SteeredPolicy):
         )
 
     def _act_steered(self, steering: Steering, features: TensorDict, noise: Noise, deterministic: bool) -> Action:
-        trace = steering.act(features, noise, self._denoise, deterministic=deterministic, critics=self.q_head)
+        trace = steering.act(features, noise, self, deterministic=deterministic, critics=self.q_head)
         chunk = trace[ACTIONS].unflatten(1, (self.settings.num_action_chunks, self.settings.action_dim))
         return Action(self.processor.unnormalize_actions(chunk), torch.zeros_like(chunk), values=None, trace=trace)
 
-    def _denoise(self, features: TensorDict, initial_noise: Tensor) -> Tensor:
-        """See `steering.Denoise`."""
+    def denoise(self, features: TensorDict, initial_noise: Tensor) -> Tensor:
+        """See `steering.Flow`."""
         chunk, *_ = self._sample(features["context"], features["state"], initial_noise, None, None, self.noise_level)
         return self._executed(chunk).flatten(1).float()
 
+    def sample(self, features: TensorDict, initial_noise: Tensor, step_noise: Tensor) -> tuple[Tensor, Tensor]:
+        """See `steering.Flow`."""
+        context, state = features["context"], features["state"]
+        chunk, log_probs, *_ = self._sample(context, state, initial_noise, step_noise, None, self.noise_level)
+        return self._executed(chunk).flatten(1).float(), self._executed(log_probs).flatten(1).sum(1)
+
+    def flow_errors(self, features: TensorDict, chunk: Tensor, initial_noise: Tensor, time: Tensor) -> Tensor:
+        """See `steering.Flow`; of the executed steps and used dimensions."""
+        executed = chunk.unflatten(1, (self.settings.num_action_chunks, -1))
+        target = torch.zeros_like(initial_noise)
+        target[:, : executed.shape[1], : executed.shape[2]] = executed
+        cache = self._read(features["context"], features["state"]).cache
+        return self._executed(self._flow_errors(cache, target, initial_noise, time)).mean((1, 2))
+
+    def _flow_errors(self, cache: ContextCache, actions: Tensor, start: Tensor, time: Tensor) -> Tensor:
+        """Squared errors (B, H, max_action_dim) of the velocity between noise and normalised actions."""
+        x, target = flow.flow_matching_target(actions, start, time)
+        bucket = flow.time_bucket(time, self.config.action_head_cfg.num_timestep_buckets)
+        return (self.action_head.velocity(x, bucket, cache, self._slot) - target).square()
+
+    def demonstrated(self, features: TensorDict, actions: Tensor, noise: Noise) -> TensorDict:
+        """See `Policy.demonstrated`; what else the trace has is what the policy would have done."""
+        trace = self._steering.act(features, noise, self, deterministic=False, critics=None)
+        chunk = self._executed(self.processor.normalize_actions(actions)).flatten(1)
+        return self._steering.demonstrated(trace, chunk)
+
     def student(self) -> GrootPolicy | None:
-        """Without the actor beside the head."""
-        if self.steering is None:
+        """Without the actor beside the head, where there is one."""
+        if self.steering is None or self.steering.trains_head:
             return None
         copied = copy.deepcopy(self)
         copied.residual = copied.noise_actor = copied.q_head = copied.latent_head = None
@@ -356,9 +380,9 @@ class GrootPolicy(SteeredPolicy):
         return denoised.actions, denoised.log_probs, denoised.chain, *values
 
     def evaluate(self, features: TensorDict, trace: TensorDict) -> Evaluation:
-        """Log-probabilities of stored denoising chains, and values; an actor beside the head has none."""
+        """Log-probabilities of stored denoising chains, and values; what critics improve has none."""
         if self.steering is not None:
-            raise ValueError("a policy with an actor beside it learns from critics, not from log-probabilities")
+            raise ValueError("this policy learns from critics, not from log-probabilities")
         decision = self._read(features["context"], features["state"])
         evaluated = flow.evaluate_chain(
             self._velocity_fn(decision.cache),

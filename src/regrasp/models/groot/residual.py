@@ -16,7 +16,7 @@ from torch import Tensor
 from regrasp.device import send
 from regrasp.models.contract import Noise
 from regrasp.models.groot.residual_config import ResidualConfig
-from regrasp.models.groot.steering import ACTIONS, DECISION, Denoise, Sizes, Steering
+from regrasp.models.groot.steering import ACTIONS, DECISION, Flow, Sizes, Steering
 from regrasp.models.proposals import Proposal, actor_mlp, init_actor_mlp, squashed
 from regrasp.models.q_head import AttentionReader, QHead
 
@@ -40,10 +40,10 @@ class Residual(Steering):
         self.config = config
         self._chunk, self._noise = sizes.chunk, sizes.noise
         length, width = sizes.chunk
-        self.width = config.components * width
+        self.width = self.noise_width = config.components * width
         self.action_width = length * width
-        self.read = ((BASE, length * width),)
-        self.reader = AttentionReader(sizes.context, sizes.state, self.read)
+        self.parts_read = ((BASE, length * width),)
+        self.reader = AttentionReader(sizes.context, sizes.state, self.parts_read)
         self.body = actor_mlp((self.reader.width, *config.hidden, self.width))
 
     def reset_parameters(self, generator: torch.Generator) -> None:
@@ -61,26 +61,19 @@ class Residual(Steering):
 
         The sum stays within [-1, 1] as far as the frozen policy's chunk does.
         """
-        length, width = self._chunk
-        scale = torch.tensor(self.config.scale, device=base.device).expand(width)
-        time = (torch.arange(length, device=base.device) + 0.5) * (math.pi / length)
-        number = torch.arange(self.config.components, device=base.device)
-        basis = torch.cos(number[:, None] * time) / (number[:, None] + 1)  # (components, T)
-        added = torch.einsum("bca,ct->bta", offsets.unflatten(1, (-1, width)) * scale, basis).flatten(1)
-        within = base.clamp(-1, 1)
-        return base + ((within + added).clamp(-1, 1) - within)
+        return with_slow_offsets(base, offsets, self._chunk, self.config.scale)
 
     def act(
-        self, features: TensorDict, noise: Noise, denoise: Denoise, *, deterministic: bool, critics: QHead | None
+        self, features: TensorDict, noise: Noise, flow: Flow, *, deterministic: bool, critics: QHead | None
     ) -> TensorDict:
         """The frozen policy's chunk from noise of its own, and what is executed instead."""
-        base = denoise(features, send(noise.normal("initial", *self._noise), features["state"].device))
+        base = flow.denoise(features, send(noise.normal("initial", *self._noise), features["state"].device))
         done = self.decide(features, base) if deterministic else self.explore(features, base, noise, critics)
         return TensorDict({BASE: base, ACTIONS: done}, batch_size=[len(base)])
 
-    def propose(self, features: TensorDict, trace: TensorDict, noise: Tensor, denoise: Denoise) -> Proposal:
+    def propose(self, features: TensorDict, trace: TensorDict, noise: Tensor, flow: Flow) -> Proposal:
         """The chunk that was denoised, with the offset that the residual now gives it."""
-        del denoise
+        del flow
         base = trace[BASE]
         mean = self.mean(features, base)
         log_std = torch.full_like(mean, math.log(self.config.std))
@@ -115,3 +108,23 @@ class Residual(Steering):
         values = critics.judge(seen.repeat_interleave(number, 0), chunks.flatten(0, 1)).amin(0)
         best = values.unflatten(0, (-1, number)).argmax(1)
         return chunks[torch.arange(len(base), device=base.device), best]
+
+
+def with_slow_offsets(base: Tensor, offsets: Tensor, chunk: tuple[int, int], scale: tuple[float, ...]) -> Tensor:
+    """Add slow cosines over a chunk, see `Residual.add`.
+
+    Args:
+        base: (B, T * A).
+        offsets: (B, components * A), in [-1, 1].
+        chunk: T and A.
+        scale: Of the constant component, one for all dimensions of the action or one for each.
+    """
+    length, width = chunk
+    largest = torch.tensor(scale, device=base.device).expand(width)
+    time = (torch.arange(length, device=base.device) + 0.5) * (math.pi / length)
+    components = offsets.unflatten(1, (-1, width))
+    number = torch.arange(components.shape[1], device=base.device)
+    basis = torch.cos(number[:, None] * time) / (number[:, None] + 1)  # (components, T)
+    added = torch.einsum("bca,ct->bta", components * largest, basis).flatten(1)
+    within = base.clamp(-1, 1)
+    return base + ((within + added).clamp(-1, 1) - within)

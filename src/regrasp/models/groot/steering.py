@@ -1,11 +1,10 @@
-"""What soft actor-critic trains of a GR00T: an actor that decides its chunks together with the flow head."""
+"""What soft actor-critic trains of a GR00T: an actor beside its flow head, or the head itself."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import torch
 from tensordict import TensorDict
@@ -44,20 +43,38 @@ class Sizes:
         return cls(head.backbone_embedding_dim, head.max_state_dim, chunk, (head.action_horizon, head.max_action_dim))
 
 
-Denoise = Callable[[TensorDict, Tensor], Tensor]
-"""From features and initial noise (B, *`Sizes.noise`) to the executed chunk (B, T * A) in normalised units."""
+class Flow(Protocol):
+    """What an actor asks of the flow head; chunks are the executed ones, (B, T * A), in normalised units."""
+
+    def denoise(self, features: TensorDict, initial_noise: Tensor) -> Tensor:
+        """The chunk of initial noise (B, *`Sizes.noise`), without further noise."""
+        ...
+
+    def sample(self, features: TensorDict, initial_noise: Tensor, step_noise: Tensor) -> tuple[Tensor, Tensor]:
+        """A chunk with noise (B, K, *`Sizes.noise`) in all K denoising steps, and the chain's log-density (B,)."""
+        ...
+
+    def flow_errors(self, features: TensorDict, chunk: Tensor, initial_noise: Tensor, time: Tensor) -> Tensor:
+        """Flow-matching errors (B,) of chunks at times (B,) in [0, 1]."""
+        ...
 
 
 class Steering(nn.Module, ABC):
-    """An actor beside a flow head that stays as it is."""
+    """An actor that decides chunks, with a flow head that stays as it is or, with `trains_head`, as that head."""
 
-    FILE: ClassVar[str]
-    """Of a model folder: its sizes."""
+    FILE: ClassVar[str | None] = None
+    """Of a model folder: its sizes; None where acting needs nothing of it."""
     TITLE: ClassVar[str]
     """What messages call it."""
+    trains_head: ClassVar[bool] = False
+    """Whether it has no weights of its own, and the flow head learns."""
+    imitates: ClassVar[bool] = False
+    """See `Policy.imitates`."""
     width: int
-    """D, of what it draws for a decision."""
-    read: tuple[tuple[str, int], ...] = ()
+    """D, of what it draws for a decision, which the target entropy counts."""
+    noise_width: int
+    """Of the noise that `propose` takes."""
+    parts_read: tuple[tuple[str, int], ...] = ()
     """Names and widths of parts of the trace that critics of chunks read besides features and action."""
     action_width: int
     """Of an action as critics read it."""
@@ -69,31 +86,34 @@ class Steering(nn.Module, ABC):
         self.update = 0
         """Updates that the run has made."""
 
-    @abstractmethod
     def reset_parameters(self, generator: torch.Generator) -> None:
-        """Draw fresh weights."""
+        """Draw fresh weights; by default there are none."""
 
     @abstractmethod
     def act(
-        self, features: TensorDict, noise: Noise, denoise: Denoise, *, deterministic: bool, critics: QHead | None
+        self, features: TensorDict, noise: Noise, flow: Flow, *, deterministic: bool, critics: QHead | None
     ) -> TensorDict:
         """The trace of a decision, `ACTIONS` among it.
 
         Args:
             features: B rows.
             noise: Random numbers of the rows.
-            denoise: The flow.
+            flow: The head.
             deterministic: Without exploration.
             critics: Of chunks, where training has them.
         """
 
     @abstractmethod
-    def propose(self, features: TensorDict, trace: TensorDict, noise: Tensor, denoise: Denoise) -> Proposal:
+    def propose(self, features: TensorDict, trace: TensorDict, noise: Tensor, flow: Flow) -> Proposal:
         """See `Policy.propose`."""
 
     def propose_latent(self, features: TensorDict, noise: Tensor) -> Proposal:
         """See `Policy.propose_latent`."""
         raise NotImplementedError(f"{type(self).__name__} has no latents")
+
+    def demonstrated(self, trace: TensorDict, chunk: Tensor) -> TensorDict:
+        """The trace of a decision with another chunk (B, T * A) in the place of what was done."""
+        return trace.set(ACTIONS, chunk)
 
     def stored_actions(self, trace: TensorDict) -> Tensor:
         """See `Policy.stored_actions`."""
@@ -102,3 +122,11 @@ class Steering(nn.Module, ABC):
     def stored_pairs(self, trace: TensorDict) -> tuple[Tensor, Tensor]:
         """See `Policy.stored_pairs`."""
         raise NotImplementedError(f"{type(self).__name__} has no latents")
+
+    def stored_candidates(self, trace: TensorDict) -> Tensor:
+        """See `Policy.stored_candidates`."""
+        raise NotImplementedError(f"{type(self).__name__} chooses among no candidates")
+
+    def imitation_errors(self, features: TensorDict, actions: Tensor, noise: Tensor, flow: Flow) -> Tensor:
+        """See `Policy.imitation_errors`."""
+        raise NotImplementedError(f"{type(self).__name__} imitates nothing")
