@@ -23,7 +23,7 @@ def print_tasks(task: str | None = None, overrides: Sequence[str] = ()) -> int:
     """Every known task, its simulator, whether it can run here, and its experiments.
 
     Args:
-        task: `package:Task-Id` adds the tasks of that package.
+        task: `package:Task-Id` adds the tasks of that package, `module:Class` that task.
         overrides: `env.train.python=...` adds the tasks of the Isaac Lab that this interpreter has.
     """
     from regrasp.envs.registry import EnvTypes
@@ -40,5 +40,5 @@ def print_tasks(task: str | None = None, overrides: Sequence[str] = ()) -> int:
 
 def _print_row(row: TaskRow, simulator: str, experiments: Sequence[str]) -> None:
     names = f"--config_name {' | '.join(experiments)}" if experiments else "(no experiment)"
-    source = "" if row.folder is None else f"  from {row.folder}"
+    source = "" if row.source is None else f"  from {row.source}"
     print(f"{row.task_id:<58} {simulator:<9} {row.runnable:<18} {names}{source}")

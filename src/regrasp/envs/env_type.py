@@ -25,8 +25,8 @@ class TaskRow:
     """Whether it can run on this machine, in a few words."""
     experiments: tuple[str, ...] = ()
     """Files of the experiments that the task itself names."""
-    folder: Path | None = None
-    """Where it was found, None for a task that comes with Regrasp."""
+    source: str | None = None
+    """Where it comes from, such as a package or a folder; None for a task that comes with Regrasp."""
 
 
 class EnvType(Generic[ConfigT]):

@@ -9,6 +9,7 @@ from pydantic.dataclasses import dataclass
 
 from regrasp.config.types import (
     BLOCK,
+    Expect,
     Name,
     Names,
     NonNegativeFloat,
@@ -19,6 +20,11 @@ from regrasp.config.types import (
 )
 from regrasp.envs.mapping_config import States
 
+ActionNoise = Annotated[
+    NonNegativeFloat | Annotated[tuple[NonNegativeFloat, ...], Field(strict=False, min_length=1)],
+    Expect("a number of at least 0, or a list of such, one for each action"),
+]
+
 
 @dataclass(frozen=True, config=BLOCK)
 class CollectConfig:
@@ -28,8 +34,9 @@ class CollectConfig:
     """Demonstrations to keep."""
     output_dir: Name = "demos"
     """Folder of the dataset."""
-    action_noise: NonNegativeFloat = 0.15
-    """Standard deviation of the noise on the expert's executed (not recorded) actions, as a fraction of their range."""
+    action_noise: ActionNoise = 0.15
+    """Standard deviation of the noise on the expert's executed (not recorded) actions, as a fraction of their range:
+    one for all but those that the task names as grippers, or a list with one for each action of the simulator."""
     seed: Seed | None = None
     """Seed of the episodes; null: the run's seed."""
     max_attempts_factor: Annotated[float, Field(ge=1)] = 3.0

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +11,7 @@ from torch import Tensor
 from regrasp.envs.contract import Observation, VecEnv
 from regrasp.envs.mapping import ActionMapping
 from regrasp.errors import UserError
+from regrasp.extras import load_named
 from regrasp.rollout.episodes import Choose, NoiseKey
 from regrasp.rollout.inference import Inference
 from regrasp.seeding import KeyedNoise
@@ -110,21 +108,10 @@ def load_script(name: str) -> Script:
     Raises:
         UserError: There is no such module, or no such function in it.
     """
-    module_name, _, attribute = name.partition(":")
-    if str(Path.cwd()) not in sys.path:
-        sys.path.append(str(Path.cwd()))
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise
-        raise _no_script(
-            name, f"There is no module '{error.name}'", "correct the name, or call from its folder"
-        ) from None
-    function = getattr(module, attribute, None)
+    expected = "expert, model, or module:function of a Python module that can be imported"
+    function = load_named(name, key="--policy", expected=expected)
     if not callable(function):
-        found = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise _no_script(name, f"{module_name} has no function '{attribute}'", f"it has {', '.join(found) or 'none'}")
+        raise UserError(f"{name} is no function", key="--policy", value=name, expected=expected, fix="name a function")
     return function
 
 
@@ -152,13 +139,3 @@ def _as_actions(returned: Any, env: VecEnv, name: str) -> Tensor:
             fix="correct the function",
         )
     return actions
-
-
-def _no_script(name: str, problem: str, fix: str) -> UserError:
-    return UserError(
-        problem,
-        key="--policy",
-        value=name,
-        expected="expert, model, or module:function of a Python module that can be imported",
-        fix=fix,
-    )

@@ -20,6 +20,7 @@ from regrasp.engine.policies import check_folder_fits, warn_of_another_task
 from regrasp.envs.config import EnvConfig
 from regrasp.envs.contract import STATE, Observation, VecEnv
 from regrasp.envs.mapping import ActionMapping
+from regrasp.envs.process.simulator import SimulatorSpec
 from regrasp.envs.registry import create_env, env_type_of
 from regrasp.envs.selection import ObservationSelection
 from regrasp.errors import UserError
@@ -69,13 +70,14 @@ class DemonstrationRecorder(Recorder):
     Args:
         mapping: From the policy's actions to the simulator's.
         seed: Noise is drawn from (seed, "data", 1, index of the episode).
-        noise_std: Standard deviation of the noise; None for none.
+        noise_std: (A,) standard deviations of the noise on the simulator's actions, 0 for none.
     """
 
-    def __init__(self, mapping: ActionMapping, seed: int, noise_std: float | None) -> None:
+    def __init__(self, mapping: ActionMapping, seed: int, noise_std: np.ndarray) -> None:
         self._mapping = mapping
         self._seed = seed
         self._noise_std = noise_std
+        self._noisy = np.flatnonzero(noise_std)
         self._running: dict[int, Demonstration] = {}
 
     def acting(self, episodes: Episodes, observation: Observation, actions: Tensor) -> Tensor:
@@ -89,9 +91,8 @@ class DemonstrationRecorder(Recorder):
             demonstration.images.append([images[row].clone() for images in observation.images.values()])
             demonstration.states.append(observation.state[STATE][row])
             demonstration.actions.append(self._mapping.inverse(actions[row, 0]))
-            if self._noise_std is not None:
-                noise = demonstration.noise.normal(0, self._noise_std, actions.shape[2] - 1)
-                executed[row, 0, :-1] += torch.from_numpy(noise).float()
+            noise = demonstration.noise.normal(0, self._noise_std[self._noisy])
+            executed[row, 0, self._noisy] += torch.from_numpy(noise).float()
         return executed
 
     def finished(self, index: int) -> Demonstration:
@@ -110,7 +111,11 @@ def check(config: ExperimentConfig, output: Path | None, policy: str, *, overwri
     folder = output or Path(config.collect.output_dir)
     require_output(folder, replaces=INFO_PATH, overwrite=overwrite, key=key)
     if policy == "expert":
-        env_type_of(config.env.train, "train").check_expert(config.env.train, "train")
+        env_type = env_type_of(config.env.train, "train")
+        env_type.check_expert(config.env.train, "train")
+        spec = env_type.describe(config.env.train, "train")
+        if spec is not None:
+            noise_scales(config.collect, spec)
     elif policy == "model":
         check_folder_fits(config, "train")
         warn_of_another_task(config, "train")
@@ -203,9 +208,10 @@ def record(
         modality=modality(env_config.mapping, observations, mapping.policy_dim),
         sources=sources(observations, env.spec.quaternions),
     )
+    noise = noise_scales(config, env.spec) if demonstrator.noisy else np.zeros(env.spec.action_dim)
     attempts = 0
     with progress("Collecting demonstrations", config.num_demos) as bar, writer:
-        for demonstration, result in _demonstrations(env, mapping, demonstrator, config.action_noise, seed):
+        for demonstration, result in _demonstrations(env, mapping, demonstrator, noise, seed):
             attempts += 1
             if result.success or not config.only_successful:
                 writer.add_episode(demonstration.columns(), result.instruction, bool(result.success))
@@ -217,6 +223,27 @@ def record(
             if attempts == limit:
                 raise _too_rarely(config, demonstrator.name, writer.num_episodes, attempts, output)
     raise AssertionError("the episodes are endless")
+
+
+def noise_scales(config: CollectConfig, spec: SimulatorSpec) -> np.ndarray:
+    """(A,) standard deviations of the noise on a simulator's actions; a single one is not for its grippers.
+
+    Raises:
+        UserError: There are as many as it has no actions.
+    """
+    if not isinstance(config.action_noise, tuple):
+        scales = np.full(spec.action_dim, config.action_noise)
+        scales[list(spec.grippers)] = 0.0
+        return scales
+    if len(config.action_noise) != spec.action_dim:
+        raise UserError(
+            f"Noise for {len(config.action_noise)} actions; {spec.task_id} has {spec.action_dim}",
+            key="collect.action_noise",
+            value=list(config.action_noise),
+            expected=f"one number, or {spec.action_dim}",
+            fix="give one for each of the simulator's actions, in their order; 0 for none",
+        )
+    return np.asarray(config.action_noise)
 
 
 def _too_rarely(config: CollectConfig, name: str, num_successes: int, attempts: int, output: Path) -> UserError:
@@ -237,11 +264,11 @@ def _too_rarely(config: CollectConfig, name: str, num_successes: int, attempts: 
 
 
 def _demonstrations(
-    env: VecEnv, mapping: ActionMapping, demonstrator: Demonstrator, action_noise: float, seed: int
+    env: VecEnv, mapping: ActionMapping, demonstrator: Demonstrator, noise: np.ndarray, seed: int
 ) -> Iterator[tuple[Demonstration, EpisodeResult]]:
     """Episodes in the order of their index, an endless supply; all environments begin theirs together."""
     episodes = NumberedEpisodes(env, seed, "data", auto_reset=False)
-    recorder = DemonstrationRecorder(mapping, seed, action_noise if demonstrator.noisy else None)
+    recorder = DemonstrationRecorder(mapping, seed, noise)
     ended: dict[int, tuple[Demonstration, EpisodeResult]] = {}
     turn = 0
     for index, result in play_episodes(episodes, one_step_at_a_time(demonstrator.choose, env), recorder):

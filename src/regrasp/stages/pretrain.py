@@ -15,7 +15,7 @@ import regrasp
 from regrasp.config.parse import parse, read_json
 from regrasp.config.types import BLOCK, NonNegativeFloat
 from regrasp.envs.mujoco.backend import require_chosen_backend
-from regrasp.envs.mujoco.catalog import TASK_IDS, load_class
+from regrasp.envs.mujoco.catalog import find_task
 from regrasp.envs.mujoco.scenes import render_scenes
 from regrasp.envs.scenes import Scenes
 from regrasp.errors import UserError
@@ -74,17 +74,22 @@ def check_instructions(config: ExperimentConfig) -> None:
 
 def _sentences(config: PretrainConfig) -> list[str]:
     """The instructions of all tasks, with which the tokenizer is trained."""
-    unknown = sorted(set(config.tasks) - TASK_IDS.keys())
-    if unknown:
-        raise UserError(
-            "No such embedded task",
-            key="pretrain.tasks",
-            value=unknown,
-            expected=f"some of {sorted(TASK_IDS)}",
-            fix="correct the names; `regrasp tasks` lists them",
-        )
+    for task_id in config.tasks:
+        find_task(task_id, "pretrain.tasks")
     require_chosen_backend()
-    return [text for task in config.tasks for text in load_class(TASK_IDS[task]).instructions]
+    from regrasp.envs.mujoco.simulator import create_task
+
+    tasks = [create_task(task_id, key="pretrain.tasks") for task_id in config.tasks]
+    for task in tasks:
+        if not task.has_scenes:
+            raise UserError(
+                f"{task.task_id} arranges no scenes to look at",
+                key="pretrain.tasks",
+                value=task.task_id,
+                expected="tasks whose class defines `scatter`",
+                fix="define it (docs/tasks.md), or leave the task out",
+            )
+    return [text for task in tasks for text in task.instructions]
 
 
 def default_cache() -> Path:

@@ -124,7 +124,7 @@ def installed_tasks(task_id: str | None, pythons: Sequence[str]) -> Iterator[Tas
                 if found.lost_experiment is not None:
                     lost = found.lost_experiment
                     _log.warning("%s names an experiment that cannot be found: %s (%s)", name, lost, found.file)
-                yield TaskRow(name, runnable, (str(found.experiment),) if found.experiment else (), folder)
+                yield TaskRow(name, runnable, (str(found.experiment),) if found.experiment else (), str(folder))
 
 
 def registered_tasks(folder: Path) -> list[RegisteredTask]:

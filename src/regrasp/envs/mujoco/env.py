@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +9,15 @@ from regrasp.config.parse import parse
 from regrasp.envs.config import EnvName
 from regrasp.envs.env_type import EnvType, TaskRow
 from regrasp.envs.mujoco import backend
-from regrasp.envs.mujoco.catalog import TASK_IDS, TASK_OPTIONS, load_class
+from regrasp.envs.mujoco.catalog import (
+    KnownTask,
+    find_task,
+    is_place,
+    known_tasks,
+    same_class,
+    search_path,
+    task_class,
+)
 from regrasp.envs.mujoco.config import MujocoEnvConfig, MujocoEvalConfig, MujocoTrainConfig
 from regrasp.errors import UserError
 
@@ -51,12 +58,11 @@ class Mujoco(EnvType[MujocoEnvConfig]):
         """Start MuJoCo environments as `env.<name>` says; nothing is drawn for that, so `seed` does not matter.
 
         Raises:
-            UserError: The task is unknown, an option of it wrong, its observations do not fit the mapping, or images
-                cannot be rendered.
+            UserError: The task is unknown or cannot be imported, an option of it wrong, its observations do not fit the
+                mapping, or images cannot be rendered.
         """
         from regrasp.envs.process.vector import RemoteVecEnv
 
-        _check_task(config, name)
         renders = config.mapping.main_images is not None or config.video_cfg.save_video
         return RemoteVecEnv(
             config,
@@ -67,52 +73,62 @@ class Mujoco(EnvType[MujocoEnvConfig]):
                 "task_id": config.init_params.id,
                 "task_options": _options(config, name),
                 "max_episode_steps": config.max_episode_steps,
+                "location": f"env.{name}",
+                "search_path": search_path(config.python),
             },
             environment=backend.graphics(backend.require_backend() if renders else "disable"),
         )
 
     def owns_task(self, task_id: str) -> bool:
-        """Its tasks begin with `Regrasp-`."""
-        return task_id.startswith("Regrasp-")
+        """Its tasks begin with `Regrasp-`, are those of other packages, or are named by a class, `module:Class`."""
+        known = task_id in (task.task_id for task in known_tasks())
+        return known or task_id.startswith("Regrasp-") or is_place(task_id)
 
     def evaluation_task(self, task_id: str) -> str:
         """The task's own variant for evaluation, or itself."""
         variant = f"{task_id.removesuffix('-v0')}-Eval-v0"
-        return variant if variant in TASK_IDS else task_id
+        return variant if variant in (task.task_id for task in known_tasks()) else task_id
+
+    def namesakes(self, task_id: str) -> tuple[str, ...]:
+        """The task's other names: it may be known by an id and by its class."""
+        return same_class(task_id)
 
     def tasks(self, task_id: str | None, overrides: Sequence[str], shipped: Sequence[str]) -> Iterator[TaskRow]:
-        """Every task of the catalog."""
+        """Every task that is known, and the given one where it is a class; those of other packages are imported."""
         runnable = "runs here" if backend.working_backend() else "cannot render here, see regrasp doctor"
-        yield from (TaskRow(name, runnable) for name in TASK_IDS)
+        named = [KnownTask(task_id, task_id)] if task_id is not None and is_place(task_id) else []
+        for task in (*known_tasks(), *named):
+            if task.package is None and task not in named:
+                yield TaskRow(task.task_id, runnable)
+            else:
+                source = task.place if task.package is None else f"{task.package}, {task.place}"
+                yield TaskRow(task.task_id, _problem_of(task) or runnable, source=source)
+
+
+def _problem_of(task: KnownTask) -> str | None:
+    """Why a task of another package is none, in a few words; None where it can be imported."""
+    try:
+        task_class(task.task_id, "init_params.id")
+    except UserError as error:
+        return error.problem
+    return None
 
 
 def _create_task(config: MujocoEnvConfig, name: str) -> Task:
     """The task itself, for what is asked before environments start."""
-    _check_task(config, name)
-    backend.require_chosen_backend()
+    find_task(config.init_params.id, f"env.{name}.init_params.id")
+    options = _options(config, name)
     from regrasp.envs.mujoco.simulator import create_task
 
-    return create_task(config.init_params.id, _options(config, name))
-
-
-def _check_task(config: MujocoEnvConfig, name: str) -> None:
-    task_id = config.init_params.id
-    if task_id in TASK_IDS:
-        return
-    near = difflib.get_close_matches(task_id, TASK_IDS, 1)
-    raise UserError(
-        "Unknown MuJoCo task",
-        key=f"env.{name}.init_params.id",
-        value=task_id,
-        expected=f"one of {sorted(TASK_IDS)}",
-        fix=f"did you mean '{near[0]}'?" if near else "`regrasp tasks` lists them",
-    )
+    return create_task(config.init_params.id, options, key=f"env.{name}.init_params.id")
 
 
 def _options(config: MujocoEnvConfig, name: str) -> dict[str, Any]:
     """The task's options as given, after a check against the task's own class."""
+    backend.require_chosen_backend()
     given, key = config.init_params.task_options, f"env.{name}.init_params.task_options"
-    if config.init_params.id not in TASK_OPTIONS:
+    options = task_class(config.init_params.id, f"env.{name}.init_params.id").options_type
+    if options is None:
         if given:
             raise UserError(
                 f"{config.init_params.id} has no options",
@@ -122,7 +138,6 @@ def _options(config: MujocoEnvConfig, name: str) -> dict[str, Any]:
                 fix=f"remove {key}",
             )
         return {}
-    options = load_class(TASK_OPTIONS[config.init_params.id])
     try:
         parse(options, given, file=None, key=key)
     except UserError as error:

@@ -69,7 +69,7 @@ def _render_piece(task_id: str, count: int, seed: int, piece: int) -> Scenes:
     from regrasp.envs.mujoco.renderer import Renderer, project
     from regrasp.envs.mujoco.simulator import create_task
 
-    task = create_task(task_id)
+    task = create_task(task_id, key="pretrain.tasks")
     camera = task.cameras[0]
     data = mujoco.MjData(task.model)
     renderer = Renderer(task.model, camera.height, camera.width)

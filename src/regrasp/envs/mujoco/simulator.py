@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import mujoco
 import numpy as np
 
-from regrasp.envs.mujoco.catalog import TASK_IDS, TASK_OPTIONS, load_class
+from regrasp.envs.mujoco.catalog import extend_search, task_class
 from regrasp.envs.mujoco.renderer import Renderer
 from regrasp.envs.mujoco.task import Task
 from regrasp.envs.process.simulator import ArraySpec, Outcome, Simulator, SimulatorSpec
+from regrasp.errors import UserError
 
 CAMERA_GROUP = "camera_images/"
 VECTOR_GROUP = "policy/"
@@ -19,19 +21,60 @@ _PHYSICS_STATE = mujoco.mjtState.mjSTATE_INTEGRATION
 
 
 def create(
-    task_id: str, num_envs: int, max_episode_steps: int, *, task_options: Mapping[str, Any] | None = None
+    task_id: str,
+    num_envs: int,
+    max_episode_steps: int,
+    *,
+    task_options: Mapping[str, Any] | None = None,
+    location: str = "env.train",
+    search_path: Sequence[str] = (),
 ) -> MujocoSimulator:
-    """The factory that worker processes call."""
-    return MujocoSimulator(create_task(task_id, task_options), num_envs, max_episode_steps)
+    """The factory that worker processes call; `search_path` has the folders in which the parent finds tasks."""
+    extend_search(search_path)
+    task = create_task(task_id, task_options, key=f"{location}.init_params.id")
+    return MujocoSimulator(task, num_envs, max_episode_steps)
 
 
-def create_task(task_id: str, options: Mapping[str, Any] | None = None) -> Task:
-    """One of the tasks of the catalog, with its checked options (None: their defaults)."""
-    task = load_class(TASK_IDS[task_id])
-    if task_id not in TASK_OPTIONS:
-        assert not options, "checked before the workers start"
-        return task()
-    return task(load_class(TASK_OPTIONS[task_id])(**(options or {})))
+def create_task(
+    task_id: str, options: Mapping[str, Any] | None = None, *, key: str = "env.train.init_params.id"
+) -> Task:
+    """A task, with its checked options (None: their defaults).
+
+    Args:
+        task_id: Its id, or its place.
+        options: See above.
+        key: Where the id is given, for errors.
+
+    Raises:
+        UserError: It is unknown, or fails or lacks something when it is created.
+    """
+    found = task_class(task_id, key)
+    arguments = () if found.options_type is None else (found.options_type(**(options or {})),)
+    assert found.options_type or not options, "checked before the workers start"
+    fix = f"correct the class {found.__qualname__} in {found.__module__} (docs/tasks.md)"
+    try:
+        task = found(*arguments)
+    except UserError:
+        raise
+    except Exception as error:
+        problem = f"{task_id} cannot be created: {type(error).__name__}: {error}"
+        raise UserError(problem, key=key, value=task_id, expected="a class that can be created", fix=fix) from error
+    task.task_id = task_id
+    if problem := _problem_of(task):
+        raise UserError(problem, key=key, value=task_id, expected="a complete task", fix=fix)
+    return task
+
+
+def _problem_of(task: Task) -> str | None:
+    """What a task lacks that every simulation of it needs; None where it is complete."""
+    needed = [name for name in inspect.get_annotations(Task) if not hasattr(Task, name)]
+    if missing := [name for name in needed if not hasattr(task, name)]:
+        return f"{task.task_id} does not say its {', '.join(missing)}"
+    cameras = [task.video_camera, *(camera.name for camera in task.cameras)]
+    known = [task.model.camera(index).name for index in range(task.model.ncam)]
+    if unknown := [name for name in cameras if name not in known]:
+        return f"The model of {task.task_id} has no camera '{unknown[0]}'; it has {', '.join(known) or 'none'}"
+    return None
 
 
 def describe_task(task: Task, max_episode_steps: int) -> SimulatorSpec:
@@ -48,6 +91,7 @@ def describe_task(task: Task, max_episode_steps: int) -> SimulatorSpec:
         state_size=mujoco.mj_stateSize(task.model, _PHYSICS_STATE) + task.episode_size,
         info=task.info,
         has_expert=task.has_expert,
+        grippers=task.grippers,
     )
 
 

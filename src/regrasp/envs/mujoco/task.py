@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import mujoco
 import numpy as np
@@ -46,10 +47,14 @@ class GroundingScene:
 class Task(ABC):
     """One task. An episode's own variables live in a flat float64 vector, so that they can be saved with the physics.
 
-    Class attributes state the sizes; `model` is shared by all environments of a process.
+    Attributes, of the class or set when it is created, state the sizes; `model` is shared by all environments of a
+    process.
     """
 
-    task_id: str
+    options_type: ClassVar[type | None] = None
+    """A checked dataclass of the task's options (`init_params.task_options`), with which it is created; None: none."""
+    task_id: str = ""
+    """The id by which it was asked for, set by whoever creates it."""
     instructions: tuple[str, ...]
     max_episode_steps: int
     action_dim: int
@@ -62,8 +67,20 @@ class Task(ABC):
     """Vector observations of group `policy`: key to width."""
     video_camera: str
     info: tuple[str, ...] = ()
-    has_expert: bool = True
+    """Further measures, which `outcome` gives."""
+    grippers: tuple[int, ...] = ()
+    """Dimensions of the action that open and close a gripper: demonstrations have no noise on them."""
     model: mujoco.MjModel
+
+    @property
+    def has_expert(self) -> bool:
+        """Whether the class defines `expert`."""
+        return type(self).expert is not Task.expert
+
+    @property
+    def has_scenes(self) -> bool:
+        """Whether the class defines `scatter`."""
+        return type(self).scatter is not Task.scatter
 
     @property
     def step_seconds(self) -> float:
@@ -86,13 +103,13 @@ class Task(ABC):
     def outcome(self, data: mujoco.MjData, episode: np.ndarray) -> TaskOutcome:
         """Reward, end and success after a control step."""
 
-    @abstractmethod
     def expert(self, data: mujoco.MjData, episode: np.ndarray) -> np.ndarray:
-        """The scripted expert's action (A,)."""
+        """The scripted expert's action (A,); a task without an expert leaves this out."""
+        raise NotImplementedError
 
     def check_expert(self) -> None:  # noqa: B027
         """Raise a `UserError` where the expert needs a package that is not installed."""
 
-    @abstractmethod
     def scatter(self, data: mujoco.MjData, rng: np.random.Generator) -> GroundingScene:
-        """Arrange a random scene for grounding pretraining and say what is where."""
+        """Arrange a random scene for grounding pretraining and say what is where; needed for `pretrain.tasks` only."""
+        raise NotImplementedError

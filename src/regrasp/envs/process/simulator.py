@@ -58,6 +58,8 @@ class SimulatorSpec:
     tells_success: bool = True
     """Whether the task has a success signal; without one, results show the return alone."""
     has_expert: bool = False
+    grippers: tuple[int, ...] = ()
+    """Dimensions of the action that open and close a gripper: demonstrations have no noise on them."""
     hold_last_action: bool = False
     """Until its reset, an ended environment is told its last action (right for absolute targets), else zeros (right for
     relative commands)."""
@@ -90,6 +92,11 @@ class SimulatorSpec:
             value = getattr(self, name)
             if not (isinstance(value, tuple) and all(isinstance(text, str) for text in value)):
                 raise _impossible(name, value, "a tuple of texts")
+        if not (
+            isinstance(self.grippers, tuple)
+            and all(_is_count(index, 0) and index < self.action_dim for index in self.grippers)
+        ):
+            raise _impossible("grippers", self.grippers, f"a tuple of numbers from 0 to {self.action_dim - 1}")
         if self.quaternions not in (None, *QUATERNION_ORDERS):
             raise _impossible("quaternions", self.quaternions, f"None, or one of {', '.join(QUATERNION_ORDERS)}")
         if not self.instructions:

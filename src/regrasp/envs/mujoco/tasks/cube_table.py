@@ -41,6 +41,7 @@ class CubeTable(Task):
     """The scene, its actuation and its observations; subclasses say what the words ask for."""
 
     action_dim = 4
+    grippers = (3,)
     physics_steps = 10
     episode_size = EPISODE_SIZE
     cameras = (Camera("front_camera", 84, 84), Camera("wrist_camera", 84, 84))

@@ -27,7 +27,6 @@ LIFTED = 0.07
 class PickCube(CubeTable):
     """Sparse reward 1 when the named cube is lifted by 5 cm; the other two cubes are there to be told apart."""
 
-    task_id = "Regrasp-Pick-Cube-v0"
     instructions = tuple(f"pick up the {color} cube" for color in COLORS)
     meanings = tuple((i,) for i in range(len(COLORS)))
     max_episode_steps = 40

@@ -35,7 +35,6 @@ _PAIRS = tuple((i, j) for i in range(len(COLORS)) for j in range(len(COLORS)) if
 class StackCube(CubeTable):
     """Sparse reward 1 when the first cube rests on the second and the gripper has let go."""
 
-    task_id = "Regrasp-Stack-Cube-v0"
     instructions = tuple(f"stack the {COLORS[i]} cube on the {COLORS[j]} cube" for i, j in _PAIRS)
     meanings = _PAIRS
     max_episode_steps = 60

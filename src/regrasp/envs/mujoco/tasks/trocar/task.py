@@ -41,7 +41,7 @@ class AssembleTrocar(Task):
     stage that is reached. The episode ends with the last stage, and is truncated when an object falls off the table.
     """
 
-    task_id = "Regrasp-Assemble-Trocar-G129-Dex3-v0"
+    options_type = TrocarOptions
     instructions = ("assemble trocar from tray",)
     max_episode_steps = 256
     action_dim = len(ACTION_JOINTS)
@@ -154,8 +154,6 @@ class AssembleTrocarEval(AssembleTrocar):
     The reference gives each environment its own angle. Here an episode must not depend on the environment that
     runs it, and evaluation's seeds are fixed: each evaluation episode has its own angle, the same every time.
     """
-
-    task_id = "Regrasp-Assemble-Trocar-G129-Dex3-Eval-v0"
 
     def _draw_yaw(self, rng: np.random.Generator) -> float:
         return float(np.linspace(*self._options.yaw_degrees, NUM_EVAL_ANGLES)[rng.integers(NUM_EVAL_ANGLES)])
