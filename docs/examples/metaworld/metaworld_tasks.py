@@ -9,10 +9,11 @@ from collections.abc import Callable
 from typing import Any
 
 import gymnasium
-import metaworld  # noqa: F401  (registers its environments)
 import mujoco
 import numpy as np
 from metaworld.policies import ENV_POLICY_MAP
+
+import metaworld  # noqa: F401  (registers its environments)
 
 _RENDERERS: dict[tuple[str, int, int], mujoco.Renderer] = {}
 """A task's environments share one: what it holds of the model (meshes, textures) is the same in all of them."""

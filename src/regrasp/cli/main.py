@@ -21,7 +21,7 @@ COMMANDS = {
     "convert": "stage 1 from recordings: make a dataset of Isaac Lab's HDF5 files",
     "sft": "stage 2: train a base model on demonstrations",
     "train": "stage 3: fine-tune a model with reinforcement learning",
-    "distill": "teach a model without a residual what one with it does",
+    "distill": "teach a plain model what one with a residual, or with noise that was learned, does",
     "play": "evaluate a model, with intervals and video",
     "export": "write a fine-tuned GR00T in its published layout",
     "push": "upload a model or a dataset to the Hugging Face hub",
