@@ -59,6 +59,9 @@ class RunnerConfig:
     """Evaluate the policy once instead of training it."""
     val_check_interval: Interval = -1
     """Updates between two evaluations; -1 or 0: never."""
+    val_before_train: bool = False
+    """Evaluate before the first update too, where `val_check_interval` is set: the curve then begins with the base
+    model."""
     save_interval: Interval = 10
     """Updates between two checkpoints; -1 or 0: only the last update is saved."""
     keep_checkpoints: PositiveInt | None = None

@@ -155,7 +155,7 @@ def _run(
     with MetricsLogger(run, backends) as logger:
         runner = EmbodiedRunner(loaded.config, engine, logger, run_dir, text)
         if checkpoint is None:
-            logger.truncate_after(0)  # a run that was killed before its first checkpoint begins again in its folder
+            logger.truncate_after(-1)  # a run that was killed before its first checkpoint begins again in its folder
         else:
             runner.resume(checkpoint)
         return runner.run()
