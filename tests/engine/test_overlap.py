@@ -10,12 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from regrasp.algorithms.base import Minibatch
 from regrasp.engine.local import LocalEngine
 from regrasp.envs.registry import create_env
 from regrasp.experiment import ExperimentConfig
 from regrasp.experiment.load import load_config
 from regrasp.models.config import QHeadConfig
 from regrasp.models.mlp.policy import MlpPolicy
+from regrasp.rollout.decisions import Decisions
 
 OVERRIDES = (
     "actor.model.add_value_head=false",
@@ -91,11 +93,15 @@ def test_the_weights_before_the_update_act_and_a_second_run_is_the_same(tmp_path
     assert not done[1].equal(trained(plain, tmp_path)[0][1])
 
 
+def broken(decisions: Decisions, size: int, generator: torch.Generator) -> Iterator[Minibatch]:
+    raise RuntimeError("broken")
+
+
 def test_where_an_update_fails_the_state_before_its_rollout_is_kept(tmp_path: Path) -> None:
     with engine(experiment("runner.max_staleness=1"), tmp_path) as made:
         made.collect(0, lambda: False)
         before = {name: value.clone() for name, value in made.rollouts.state().items()}
-        made.training.update = lambda *_: (_ for _ in ()).throw(RuntimeError("broken"))
+        made.algorithm.minibatches = broken
         with pytest.raises(RuntimeError, match="broken"):
             made.update(0, lambda: False)
         after = made.rollouts.state()

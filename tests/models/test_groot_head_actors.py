@@ -172,7 +172,7 @@ def test_critics_choose_among_the_heads_own_chunk_and_slow_offsets_to_it() -> No
     config = SelectionConfig(candidates=5, scale=(0.3,), base_updates=1, random_updates=1, random_share=0.0)
     policy = trained("selection", selection=config)
     own = policy.act(features_of(policy), keyed(), deterministic=True).trace[ACTIONS]
-    chosen = {}
+    chosen, candidates = {}, torch.empty(0)
     for update in range(3):
         policy.begin_update(update)
         with torch.no_grad():

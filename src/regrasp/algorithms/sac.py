@@ -100,7 +100,9 @@ class Sac(Algorithm):
         groups = {ACTOR: [parameter for _, parameter in policy.prepare_training("proposal")]}
         parts = {CRITIC: "q_head"} if policy.latent_head is None else {CRITIC: "q_head", LATENT_CRITIC: "latent_head"}
         for group, part in parts.items():
-            groups[group] = [parameter.requires_grad_(True) for _, parameter in policy.trainable(part)]
+            groups[group] = [parameter for _, parameter in policy.trainable(part)]
+            for parameter in groups[group]:
+                parameter.requires_grad_(True)
         assert policy.q_head is not None
         self._policy = policy
         self._target = copy.deepcopy(policy.q_head).requires_grad_(False)

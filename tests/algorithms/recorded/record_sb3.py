@@ -75,7 +75,7 @@ def main() -> None:
     model.replay_buffer.sample = recorded
     normal = torch.distributions.Normal
     original = normal.rsample
-    normal.rsample = lambda self, *_: self.loc + self.scale * next(draws)
+    setattr(normal, "rsample", lambda self, *_: self.loc + self.scale * next(draws))  # noqa: B010
     model._setup_learn(1)
     try:
         model.train(1, BATCH)

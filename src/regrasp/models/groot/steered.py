@@ -41,6 +41,7 @@ class SteeredPolicy(Policy):
                 return
         steering = self._steering
         self.proposal_width, self.noise_width = steering.width, steering.noise_width
+        self.imitates = steering.imitates
         if settings.add_q_head:
             reader = AttentionReader(sizes.context, sizes.state, steering.parts_read)
             self.q_head = QHead(reader, steering.action_width, settings.q_head)
@@ -57,11 +58,6 @@ class SteeredPolicy(Policy):
     def _steering(self) -> Steering:
         assert self.steering is not None, "only an actor that critics improve makes proposals"
         return self.steering
-
-    @property
-    def imitates(self) -> bool:
-        """See `Policy.imitates`."""
-        return self.steering is not None and self.steering.imitates
 
     def denoise(self, features: TensorDict, initial_noise: Tensor) -> Tensor:
         """See `steering.Flow`."""

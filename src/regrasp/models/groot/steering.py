@@ -62,8 +62,8 @@ class Flow(Protocol):
 class Steering(nn.Module, ABC):
     """An actor that decides chunks, with a flow head that stays as it is or, with `trains_head`, as that head."""
 
-    FILE: ClassVar[str | None] = None
-    """Of a model folder: its sizes; None where acting needs nothing of it."""
+    FILE: ClassVar[str] = ""
+    """Of a model folder: its sizes; empty where acting needs nothing of it."""
     TITLE: ClassVar[str]
     """What messages call it."""
     trains_head: ClassVar[bool] = False
