@@ -282,7 +282,8 @@ def paths(key: str) -> list[str]:
 
 def test_the_tables_name_nothing_that_has_an_effect() -> None:
     root = Spec(ExperimentConfig)
-    values = {"algorithm": {"adv_type": "gae"}, "env": {"train": {"env_type": "isaaclab"}}}
+    types = {"algorithm": {"adv_type": "gae"}, "actor": {"model": {"model_type": "gr00t"}}}
+    values = {**types, "env": {"train": {"env_type": "isaaclab"}}}
     for key in [key for keys in NO_EFFECT.values() for key in keys] + [*COPIES, *NEWER_NAMES]:
         assert all(root.at(split_key(path), values) is None for path in paths(key)), key
     for key in [*COPIES.values(), *NEWER_NAMES.values(), *SYNONYMS, *NOT_IN_THIS_RELEASE]:

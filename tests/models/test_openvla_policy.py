@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from groot_toys import keyed_noise
-from openvla_layout import INSTRUCTION, write_openvla
+from openvla_layout import INSTRUCTION, SMALL, write_openvla
 from tensordict import TensorDict
 from torch import Tensor
 
 from regrasp.envs.contract import Observation
+from regrasp.errors import UserError
+from regrasp.models.config import ExportOptions
 from regrasp.models.contract import Policy
 from regrasp.models.openvla.checkpoint import load_openvla
 from regrasp.models.openvla.policy import OpenVlaPolicy
@@ -20,6 +22,7 @@ from regrasp.models.openvla.sampling import draw, entropy_of, log_distribution, 
 from regrasp.models.openvla.settings import OpenVlaModelConfig, OpenVlaOftModelConfig, SamplingConfig
 
 BATCH = 5
+GAUSSIAN = OpenVlaOftModelConfig(action_dim=7, num_action_chunks=2, action_head="gaussian", initial_std=0.2)
 WARM = SamplingConfig(temperature_train=1.6, temperature_eval=0.6, top_k=30)
 SETTINGS: dict[str, OpenVlaModelConfig] = {
     "openvla": OpenVlaModelConfig(action_dim=7),
@@ -224,3 +227,56 @@ def test_a_draw_never_leaves_the_support() -> None:
     assert draw(log_probs, torch.tensor([1.0])).item() == 1
     assert draw(log_probs, torch.tensor([0.0])).item() == 0
     assert support_of(torch.zeros(4), None) is None
+
+
+@pytest.fixture(scope="module")
+def regressing(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An OFT folder with the published file of a regression head."""
+    path = tmp_path_factory.mktemp("regressing")
+    for file in folder.iterdir():
+        (path / file.name).write_bytes(file.read_bytes())
+    generator = torch.Generator().manual_seed(4)
+    shapes = {"layer_norm1": (7 * SMALL.width,), "fc1": (SMALL.width, 7 * SMALL.width), "layer_norm2": (SMALL.width,)}
+    shapes |= {"fc2": (7, SMALL.width)}
+    for block in range(2):
+        shapes |= {f"mlp_resnet_blocks.{block}.ffn.0": (SMALL.width,)}
+        shapes |= {f"mlp_resnet_blocks.{block}.ffn.1": (SMALL.width, SMALL.width)}
+    weights = {}
+    for name, shape in shapes.items():
+        weights[f"module.model.{name}.weight"] = torch.randn(shape, generator=generator) * 0.2 + (len(shape) == 1)
+        weights[f"module.model.{name}.bias"] = torch.randn(shape[:1], generator=generator) * 0.1
+    torch.save(weights, path / "action_head--5000_checkpoint.pt")
+    return path
+
+
+def test_a_regression_head_becomes_a_gaussian(regressing: Path, tmp_path: Path) -> None:
+    policy = load_openvla(regressing, GAUSSIAN).eval()
+    features = features_of(policy)
+    with torch.no_grad():
+        action = policy.act(features, keyed_noise(BATCH))
+        greedy = policy.act(features, keyed_noise(BATCH), deterministic=True)
+        mean = policy.decode(features, torch.zeros(BATCH))
+    torch.testing.assert_close(greedy.actions, mean)
+    evaluation = policy.evaluate(features, action.trace)
+    library = torch.distributions.Normal(greedy.trace["actions"], 0.2)
+    torch.testing.assert_close(evaluation.log_probs, library.log_prob(action.trace["actions"]), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(evaluation.log_probs, action.log_probs)
+    torch.testing.assert_close(evaluation.entropy, library.entropy())
+    assert "action_head.log_std" in {name for name, _ in policy.prepare_training("head")}
+    policy.write_folder(tmp_path / "saved")
+    again = load_openvla(tmp_path / "saved", GAUSSIAN).eval()
+    torch.testing.assert_close(again.act(features, keyed_noise(BATCH)).actions, action.actions)
+    output = OpenVlaModelConfig.export(ExportOptions(tmp_path / "saved", tmp_path / "out"))
+    given = torch.load(regressing / "action_head--5000_checkpoint.pt", weights_only=True)
+    written = torch.load(output / "action_head--latest_checkpoint.pt", weights_only=True)
+    assert {f"module.{name}" for name in written} == given.keys()
+    assert all(torch.equal(written[name], given[f"module.{name}"]) for name in written)
+
+
+def test_a_regression_head_is_not_decoded_as_tokens(regressing: Path, folder: Path) -> None:
+    with pytest.raises(UserError, match="no density"):
+        load_openvla(regressing, SETTINGS["openvla_oft"])
+    with pytest.raises(UserError, match="no density"):
+        load_openvla(regressing)
+    with pytest.raises(UserError, match="holds no action head"):
+        load_openvla(folder, GAUSSIAN)

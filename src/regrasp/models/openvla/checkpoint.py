@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from regrasp.checkpoint.hub_folder import StoredTensor, list_safetensors
+from regrasp.checkpoint.read import load_full_weights
+from regrasp.errors import UserError
 from regrasp.models.config import CONFIG_FILE, DatasetFacts
 from regrasp.models.inputs import InputNames
 from regrasp.models.lora import merge_folder
@@ -16,15 +18,17 @@ from regrasp.models.openvla.config import OpenVlaConfig
 from regrasp.models.openvla.decoding import Decoding, read_decoding
 from regrasp.models.openvla.network.language import LanguageModel
 from regrasp.models.openvla.network.projector import Projector
+from regrasp.models.openvla.network.regression import GaussianHead
 from regrasp.models.openvla.network.vision import VisionBackbone
 from regrasp.models.openvla.policy import OpenVlaPolicy
 from regrasp.models.openvla.processing.processor import OpenVlaProcessor
 from regrasp.models.openvla.settings import OpenVlaModelConfig, OpenVlaOftModelConfig
-from regrasp.models.openvla.variants import check_inputs_of, check_variant
+from regrasp.models.openvla.variants import ACTION_HEAD_FILES, check_head, check_inputs_of, check_variant
 from regrasp.models.value_head import init_mlp
 from regrasp.models.weights import (
     DtypeRule,
     assign_weights,
+    check_tensors,
     check_weights,
     dtype_of,
     read_json,
@@ -84,6 +88,11 @@ def load_openvla(
         dtype = _dtypes(policy)
     absent = assign_weights(policy, _used_tensors(policy, folder), file=folder, optional=_parts(policy), dtype=dtype)
     policy.language_model.reset_buffers()
+    if policy.action_head is not None and "action_head" in absent:
+        policy.action_head.to_empty(device="cpu")
+        _fill_action_head(policy.action_head, folder, new=processor is not None)
+        for name, parameter in policy.action_head.named_parameters():
+            parameter.data = parameter.data.to(dtype_of(f"action_head.{name}", parameter.dtype, dtype))
     if settings is not None and settings.lora_path is not None:
         merge_folder(policy, Path(settings.lora_path).expanduser(), "actor.model.lora_path")
     if policy.value_head is not None and "value_head" in absent:
@@ -135,6 +144,7 @@ def base_for_data(settings: OpenVlaModelConfig, folder: Path, data: DatasetFacts
         }
     )
     decoding = settings.own_decoding(decoding, known=False)
+    check_head(folder, decoding)
     path = None if settings.tokenizer_path is None else Path(settings.tokenizer_path).expanduser()
     processor = OpenVlaProcessor.for_data(config, folder, decoding, data, path)
     trained = replace(
@@ -163,6 +173,7 @@ def _skeleton(folder: Path, settings: OpenVlaModelConfig | None, processor: Open
     if processor is None:
         decoding = (read_decoding(folder) or Decoding()) if settings is None else settings.decoding(folder)
         path = settings and settings.tokenizer_path
+        check_head(folder, decoding)
         processor = OpenVlaProcessor.read(
             load_config(folder), folder, decoding, None if path is None else Path(path).expanduser()
         )
@@ -177,8 +188,39 @@ def _skeleton(folder: Path, settings: OpenVlaModelConfig | None, processor: Open
         return OpenVlaPolicy(processor, settings)
 
 
+def _fill_action_head(head: GaussianHead, folder: Path, *, new: bool) -> None:
+    """Weights of a head that the model's own weight files do not hold: OFT's file beside them, or new ones.
+
+    Args:
+        head: With memory for its weights.
+        folder: The model folder.
+        new: Whether a head may begin untrained.
+
+    Raises:
+        UserError: There is no file, several, or one of another head.
+    """
+    files = sorted(folder.glob(ACTION_HEAD_FILES))
+    if not files and new:
+        head.reset_parameters(torch.Generator().manual_seed(0))
+        return
+    if len(files) != 1:
+        raise UserError(
+            "The folder holds no action head" if not files else "The folder holds several action heads",
+            file=folder,
+            key="actor.model.action_head",
+            value="gaussian",
+            expected=f"one file {ACTION_HEAD_FILES}",
+            fix="set actor.model.action_head=tokens, or give a fine-tune with a regression head",
+        )
+    stored, own = load_full_weights(files[0]), head.state_dict()
+    check_tensors({name: tensor for name, tensor in own.items() if name != "log_std"}, stored, file=files[0])
+    head.load_state_dict({**{name: stored[name].float() for name in stored}, "log_std": own["log_std"]})
+    head.reset_deviation()
+
+
 def _parts(policy: OpenVlaPolicy) -> tuple[str, ...]:
-    return () if policy.value_head is None else ("value_head",)
+    parts = {"value_head": policy.value_head, "action_head": policy.action_head}
+    return tuple(name for name, part in parts.items() if part is not None)
 
 
 def _used_tensors(policy: OpenVlaPolicy, folder: Path) -> Mapping[str, StoredTensor]:
@@ -194,7 +236,8 @@ def _dtypes(policy: OpenVlaPolicy) -> DtypeRule:
     settings = policy.settings
     if settings.precision == "fp32":
         return torch.float32
-    trained = {name for name, _ in policy.trainable("value_head")}
+    named = policy.named_parameters()
+    trained = {name for name, _ in named if name.startswith(("value_head.", "action_head."))}
     if not settings.is_lora:
         trained |= {name for name, _ in policy.trainable(settings.trainable)}
     return lambda name: torch.float32 if name in trained else torch.bfloat16

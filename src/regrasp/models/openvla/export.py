@@ -24,9 +24,11 @@ from regrasp.models.openvla.checkpoint import load_config, published_layout
 from regrasp.models.openvla.decoding import DECODING_FILE
 from regrasp.models.openvla.policy import OpenVlaPolicy
 from regrasp.models.openvla.processing.action_scaling import STATISTICS_FILE
+from regrasp.models.openvla.variants import ACTION_HEAD_FILES
 from regrasp.models.weights import check_tensors, dtype_of, read_json, write_json
 
 Source = StoredTensor | Tensor
+_HEAD = "action_head."
 _COMPANIONS = (
     "preprocessor_config.json",
     "generation_config.json",
@@ -63,7 +65,10 @@ def export(options: ExportOptions) -> Path:
         for name in _COMPANIONS:
             if (source / name).is_file():
                 shutil.copyfile(source / name, draft / name)
-        _write_weights(tensors, options, draft)
+        head = {name: tensor for name, tensor in tensors.items() if name.startswith(_HEAD)}
+        _write_weights({name: tensor for name, tensor in tensors.items() if name not in head}, options, draft)
+        if head:
+            _write_head(head, options, draft)
     return output
 
 
@@ -91,11 +96,12 @@ def _tensors(options: ExportOptions, source: Path) -> dict[str, Source]:
             fix="give a checkpoint with a model/ folder: a run's last, or any with runner.export_model=always",
         )
     extras = {name: tensor for name, tensor in given.items() if name.split(".")[0] in OpenVlaPolicy.RL_PARTS}
-    policy = {name: given[name] for name in sorted(given.keys() - extras.keys())}
+    head = {name: tensor for name, tensor in given.items() if name.startswith(_HEAD)}
+    policy = {name: given[name] for name in sorted(given.keys() - extras.keys() - head.keys())}
     check_tensors(published_layout(load_config(options.model_path)), policy, file=origin)
     if options.with_value_head and not extras:
         raise UserError("There is no value head to keep", file=origin, key="--with_value_head")
-    return {**policy, **extras} if options.with_value_head else policy
+    return {**policy, **head, **(extras if options.with_value_head else {})}
 
 
 def _write_weights(tensors: Mapping[str, Source], options: ExportOptions, draft: Path) -> None:
@@ -115,6 +121,18 @@ def _write_weights(tensors: Mapping[str, Source], options: ExportOptions, draft:
             return shard
 
         save_shards(draft, in_batches(sizes, options.max_shard_bytes), read)
+
+
+def _write_head(head: Mapping[str, Source], options: ExportOptions, draft: Path) -> None:
+    """OFT's own file of its regression head, without the deviation, for which it has no place."""
+    stored = {name: tensor for name, tensor in head.items() if isinstance(tensor, StoredTensor)}
+    plain = {name: tensor for name, tensor in head.items() if isinstance(tensor, Tensor)}
+    weights = {
+        name.removeprefix(_HEAD): tensor.to(_dtype(name, tensor, options), copy=True)
+        for name, tensor in (*read_stored(stored), *plain.items())
+        if not name.endswith("log_std")
+    }
+    torch.save(weights, draft / ACTION_HEAD_FILES.replace("*", "latest"))
 
 
 def _dtype(name: str, tensor: Source, options: ExportOptions) -> torch.dtype:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from tensordict import TensorDict
 from torch import Tensor, nn
 
+from regrasp.algorithms.flow import gaussian_entropy, gaussian_log_prob
 from regrasp.device import send
 from regrasp.envs.contract import Observation
 from regrasp.errors import UserError
@@ -19,11 +20,12 @@ from regrasp.models.initialization import seeded
 from regrasp.models.lora import adapters, add_adapters, merge_adapters
 from regrasp.models.openvla.network.language import LanguageModel
 from regrasp.models.openvla.network.projector import Projector
+from regrasp.models.openvla.network.regression import GaussianHead
 from regrasp.models.openvla.network.vision import VisionBackbone
 from regrasp.models.openvla.processing.processor import OpenVlaProcessor
 from regrasp.models.openvla.processing.prompt import END
 from regrasp.models.openvla.sampling import draw, entropy_of, log_distribution, support_of
-from regrasp.models.openvla.settings import OpenVlaModelConfig
+from regrasp.models.openvla.settings import OpenVlaModelConfig, OpenVlaOftModelConfig
 from regrasp.models.value_head import init_mlp, silu_mlp
 
 _LARGEST_UNIFORM = 1 - 2**-24
@@ -36,7 +38,7 @@ class OpenVlaPolicy(Policy):
 
     Features are `vision` (B, V P, W1 + W2), the towers' patches, and `input_ids` (B, L), the padded prompt. The trace
     of a decision is `tokens` (B, N), the ids of its N = T A action tokens, and with `top_k` `support` (B, N, bins),
-    which tokens could be drawn.
+    which tokens could be drawn; with a Gaussian head it is `actions` (B, T, A) in policy units.
 
     Args:
         processor: Prompt, images, statistics, and how it decides.
@@ -48,7 +50,7 @@ class OpenVlaPolicy(Policy):
     """
 
     RL_PARTS = ("value_head",)
-    capturable = ("_features", "_decide")
+    capturable = ("_features", "_decide", "_regress")
 
     def __init__(self, processor: OpenVlaProcessor, settings: OpenVlaModelConfig, *, seed: int = 0) -> None:
         super().__init__()
@@ -83,6 +85,9 @@ class OpenVlaPolicy(Policy):
             self.language_model = LanguageModel(config.language)
             widths = (language_width, *settings.value_head_hidden, 1)
             self.value_head = silu_mlp(widths) if settings.add_value_head else None
+            self.action_head = None
+            if processor.decoding.head == "gaussian" and isinstance(settings, OpenVlaOftModelConfig):
+                self.action_head = GaussianHead(language_width, chunk, width, settings.initial_std)
         if self.value_head is not None:
             init_mlp(self.value_head, torch.Generator().manual_seed(seed))
 
@@ -101,7 +106,9 @@ class OpenVlaPolicy(Policy):
         return TensorDict({"vision": vision, "input_ids": inputs["input_ids"]}, batch_size=inputs.batch_size)
 
     def act(self, features: TensorDict, noise: Noise, deterministic: bool = False) -> Action:
-        """Decide for B rows: draw tokens, or take the likeliest ones."""
+        """Decide for B rows: draw tokens, or take the likeliest ones; with a Gaussian head, draw, or take the mean."""
+        if self.action_head is not None:
+            return self._act_by_regression(features, noise, deterministic)
         sampling = self.settings.sampling
         temperature = sampling.temperature_eval if deterministic else sampling.temperature_train
         uniform = None
@@ -118,8 +125,33 @@ class OpenVlaPolicy(Policy):
             trace=TensorDict(trace, batch_size=[len(tokens)]),
         )
 
+    def _act_by_regression(self, features: TensorDict, noise: Noise, deterministic: bool) -> Action:
+        mean, std, *values = self._regress(features["vision"], features["input_ids"])
+        actions = mean
+        if not deterministic:
+            drawn = noise.normal("action", self.spec.num_action_chunks, self.spec.action_dim)
+            actions = mean + std * send(drawn, mean.device)
+        return Action(
+            actions=self.processor.scaling.unnormalize(actions),
+            log_probs=gaussian_log_prob(actions, mean, std),
+            values=values[0] if values else None,
+            trace=TensorDict({"actions": actions}, batch_size=[len(mean)]),
+        )
+
+    def _regress(self, vision: Tensor, input_ids: Tensor) -> tuple[Tensor, ...]:
+        """Means and deviations, both (B, T, A), of a Gaussian head, and values with a value head."""
+        assert self.action_head is not None
+        hidden = self._hidden(vision, input_ids, None)
+        mean, std = self.action_head(hidden)
+        values = self._values(hidden[:, 0])
+        return mean, std.expand_as(mean), *(() if values is None else (values,))
+
     def evaluate(self, features: TensorDict, trace: TensorDict) -> Evaluation:
-        """Log-probabilities and entropy of stored tokens under the training temperature, and values."""
+        """Log-probabilities and entropy of stored tokens under the training temperature, or of actions; and values."""
+        if self.action_head is not None:
+            mean, std, *values = self._regress(features["vision"], features["input_ids"])
+            log_probs = gaussian_log_prob(trace["actions"], mean, std)
+            return Evaluation(log_probs, values[0] if values else None, gaussian_entropy(std))
         tokens, first = trace["tokens"], self.config.action_ids[0]
         hidden = self._hidden(features["vision"], features["input_ids"], tokens)
         distribution = self._distribution(hidden, trace["support"] if "support" in trace.keys() else None)  # noqa: SIM118
@@ -151,25 +183,37 @@ class OpenVlaPolicy(Policy):
     def decode(self, features: TensorDict, initial_noise: Tensor) -> Tensor:
         """The likeliest tokens' actions: this policy has no noise that decides which action is the best one."""
         del initial_noise
+        if self.action_head is not None:
+            return self.processor.scaling.unnormalize(self._regress(features["vision"], features["input_ids"])[0])
         tokens, *_ = self._decide(features["vision"], features["input_ids"], None, 1.0)
         return self.processor.decode_actions(tokens)
 
     def sft_loss(self, features: TensorDict, actions: Tensor, valid: Tensor, noise: Noise, repeats: int = 1) -> Tensor:
-        """Cross-entropy of the demonstrated tokens over the whole vocabulary, over valid steps; needs no noise."""
+        """Cross-entropy of the demonstrated tokens over the whole vocabulary, over valid steps; needs no noise.
+
+        With a Gaussian head, the mean's absolute error in policy units, as OFT trains it.
+        """
         del noise, repeats
         if actions.shape[1:] != (self.spec.action_horizon, self.spec.action_dim):
             raise ValueError(f"actions of shape {tuple(actions.shape)}, chunk of {self.spec.action_horizon}")
+        if self.action_head is not None:
+            mean, *_ = self._regress(features["vision"], features["input_ids"])
+            return self._mean_over((mean - self.processor.scaling.normalize(actions)).abs(), valid)
         tokens = self.processor.encode_actions(actions)
         hidden = self._hidden(features["vision"], features["input_ids"], tokens)
         logits = self.language_model.logits(hidden, 0, self.config.language.vocab_size)
-        loss = self._chunk(F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="none").view_as(tokens))
+        loss = F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="none").view_as(tokens)
+        return self._mean_over(self._chunk(loss), valid)
+
+    def _mean_over(self, loss: Tensor, valid: Tensor) -> Tensor:
+        """Mean of (B, T, A) over valid steps (B, T)."""
         mask = valid.unsqueeze(-1)
         return (loss * mask).sum() / (mask.sum() * self.spec.action_dim).clamp(min=1)
 
     def trainable(self, part: str) -> Sequence[tuple[str, nn.Parameter]]:
         """Named parameters of a part.
 
-        `backbone` (the towers, without what no feature depends on), `head` (projector and language model) and
+        `backbone` (the towers, without what no feature depends on), `head` (projector, language model, action head) and
         `value_head` are disjoint, and together are `all`. `head_without_context` is `head`.
         """
         unused = tuple(f"vision_backbone.{name}" for name in self.vision_backbone.unused())
@@ -196,7 +240,8 @@ class OpenVlaPolicy(Policy):
                 for number, tower in enumerate(self.vision_backbone.towers()):
                     add_adapters(nn.ModuleList(tower.used_blocks), lora, seed=2 + number, targets=_VISION_TARGETS)
         self.requires_grad_(False)
-        trained = [*adapters(self), *(self.trainable("value_head") if part == "all" else ())]
+        whole = [item for item in self.named_parameters() if item[0].startswith("action_head.")]
+        trained = [*adapters(self), *whole, *(self.trainable("value_head") if part == "all" else ())]
         for _, parameter in trained:
             parameter.requires_grad_(True)
         return trained

@@ -14,7 +14,7 @@ from regrasp.errors import UserError
 from regrasp.models.config import DatasetFacts, ExportOptions, ModelConfig
 from regrasp.models.inputs import InputNames
 from regrasp.models.lora_config import LoraConfig
-from regrasp.models.openvla.decoding import Decoding, Method, read_decoding
+from regrasp.models.openvla.decoding import Decoding, Head, Method, read_decoding
 from regrasp.models.openvla.variants import check_variant
 
 if TYPE_CHECKING:
@@ -187,6 +187,11 @@ class OpenVlaOftModelConfig(OpenVlaModelConfig):
     """Which model."""
     num_action_chunks: PositiveInt = 8
     """Actions executed per decision."""
+    action_head: Head | None = None
+    """What gives the actions: `tokens` of the vocabulary, or `gaussian`, OFT's regression head with a learned standard
+    deviation; null: as the folder says, else `tokens`."""
+    initial_std: PositiveFloat = 0.1
+    """Standard deviation of a `gaussian` head before training, where actions are in [-1, 1]."""
     implement_version: Literal["rlinf", "official"] | None = None
     """Whether the end of the text stands after the actions (`official`) or not (`rlinf`); null: as the folder says,
     else `official`."""
@@ -194,10 +199,27 @@ class OpenVlaOftModelConfig(OpenVlaModelConfig):
     method: ClassVar[Method] = "parallel"
 
     def own_decoding(self, decoding: Decoding, known: bool) -> Decoding:
-        """The same, with or without the stop token."""
-        if self.implement_version is None:
-            return decoding
-        return Decoding(**{**vars(decoding), "stop_token": self.implement_version == "official"})
+        """The same, with or without the stop token, and with the head that is asked for.
+
+        Raises:
+            UserError: The folder was trained with another head.
+        """
+        head = self.action_head or decoding.head
+        if known and head != decoding.head:
+            raise UserError(
+                "The model was trained with another action head",
+                key="actor.model.action_head",
+                value=head,
+                expected=decoding.head,
+                fix="set it so, or give another --model_path",
+            )
+        has_stop = decoding.stop_token if self.implement_version is None else self.implement_version == "official"
+        return Decoding(**{**vars(decoding), "stop_token": has_stop, "head": head})
+
+    @property
+    def noise_key(self) -> str | None:
+        """The temperature, or the deviation."""
+        return "actor.model.initial_std" if self.action_head == "gaussian" else super().noise_key
 
 
 _MODEL_TYPES: dict[Method, str] = {"autoregressive": "openvla", "parallel": "openvla_oft"}

@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from regrasp.errors import UserError
+from regrasp.models.openvla.decoding import Decoding
 
 _FIX = "use OpenVLA 7B, or a fine-tune of it in Hugging Face layout"
+ACTION_HEAD_FILES = "action_head--*_checkpoint.pt"
+"""OFT's regression head, beside the model."""
 _EXTRA_FILES = {
     "proprio_projector--": "takes the robot's state as a further input (proprio)",
     "noisy_action_projector--": "denoises its actions (diffusion head)",
@@ -59,3 +62,22 @@ def check_inputs_of(folder: Path) -> None:
                 file=found[0],
                 fix="use a fine-tune that looks at images and words only; for RL, one with discrete action tokens",
             )
+
+
+def check_head(folder: Path, decoding: Decoding) -> None:
+    """Refuse to decode tokens from a fine-tune that was trained to regress its actions.
+
+    Raises:
+        UserError: Naming the file of its head.
+    """
+    found = sorted(folder.glob(ACTION_HEAD_FILES))
+    if found and decoding.head == "tokens":
+        raise UserError(
+            "This fine-tune regresses its actions: its head was trained with an L1 loss and has no density, and its"
+            " action tokens were not trained",
+            file=found[0],
+            key="actor.model.action_head",
+            value="tokens",
+            expected="gaussian, with model_type openvla_oft: a learned standard deviation around what the head gives",
+            fix="set it so, or use a fine-tune on discrete action tokens",
+        )
