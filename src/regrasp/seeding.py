@@ -85,6 +85,10 @@ class KeyedNoise:
         """The noise of an episode's first decision, for all of them."""
         return replace(self, keys=[(first, second, 0) for first, second, _ in self.keys])
 
+    def rows(self, rows: slice) -> KeyedNoise:
+        """The noise of these rows."""
+        return replace(self, keys=self.keys[rows])
+
     def _generators(self, name: str) -> Iterator[np.random.Generator]:
         """The generator of each row, until the next one is asked for; one of its own for each would cost five times."""
         stream = np.array([self.seed, _ROLES[self.role] << 32 | zlib.crc32(name.encode())], np.uint64)

@@ -42,9 +42,9 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> list[set[int]]:
     """The batch sizes of each policy that is compiled."""
     sizes: list[set[int]] = []
 
-    def traced(policy: Policy, batch_sizes: Collection[int], device: torch.device) -> None:
+    def traced(policy: Policy, batch_sizes: Collection[int], device: torch.device, **named: Any) -> None:
         sizes.append(set(batch_sizes))
-        compile_policy(policy, batch_sizes, device, backend="eager")
+        compile_policy(policy, batch_sizes, device, backend="eager", **named)
 
     monkeypatch.setattr("regrasp.engine.compiling.compile_policy", traced)
     torch._dynamo.reset()

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from regrasp.envs.contract import Observation
 from regrasp.errors import UserError
+from regrasp.learner.bfloat16 import Bfloat16Policy
 from regrasp.learner.compilation import CapturedBackward, CapturedMethod, compile_policy, num_compilations
+from regrasp.learner.precision import ActingPolicy, apply_precision
 from regrasp.models.contract import Action, Evaluation
 from regrasp.models.groot.config import GrootConfig
 from regrasp.models.groot.policy import GrootPolicy
@@ -126,6 +128,45 @@ def test_each_batch_size_compiles_a_kind_of_layer_once() -> None:
         encode(compiled, batch)
         counts.append(num_compilations() - before)
     assert counts == [2, 2, 0, 0, 0, 0], "SigLIP's and Qwen3's layers, for each of two sizes"
+
+
+def test_a_larger_batch_than_an_update_evaluates_is_acted_on_in_parts() -> None:
+    compiled, plain, sizes = policy(), policy(), []
+    sample = compiled._sample
+
+    def seen(context: Tensor, *others: Any) -> Any:
+        sizes.append(len(context))
+        return sample(context, *others)
+
+    compiled._sample = seen
+    compile_policy(compiled, {1, 7}, CPU, parts={"act": 3}, backend="eager")
+    for batch in (7, 1):
+        assert_same(compiled, plain, batch)
+    assert sizes == [3, 3, 3, 1], "the last part is filled up; a batch that is compiled for as it is, is not"
+
+
+def test_acting_as_it_learns_leaves_no_gradients() -> None:
+    compiled = policy()
+    compile_policy(compiled, {4}, CPU, parts={"act": 4}, backend="eager")
+    _, action, _ = decide(compiled, 4)
+    tensors = (action.actions, action.log_probs, action.values, action.trace["chain"])
+    assert not any(tensor is None or tensor.requires_grad for tensor in tensors)
+
+
+@pytest.mark.full
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+def test_compiled_in_bfloat16_the_first_ratio_is_one() -> None:
+    model: Any = SimpleNamespace(precision="bf16", trainable="head")
+    trained = policy()
+    apply_precision(trained, model, CPU)
+    source = Bfloat16Policy(trained)
+    acting = ActingPolicy(trained, model, CPU, source).policy
+    compile_policy(acting, {8}, CPU, parts={"act": 8})
+    compile_policy(source.policy, {8}, CPU)
+    features = encode(acting, 8)
+    with torch.no_grad():
+        action = acting.act(features, KeyedNoise(0, "train", [(row, 0, 0) for row in range(8)]))
+    assert torch.equal(source.policy.train().evaluate(features, action.trace).log_probs, action.log_probs)
 
 
 def test_a_larger_batch_than_compiled_for_is_refused() -> None:

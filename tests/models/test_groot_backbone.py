@@ -210,6 +210,29 @@ def test_a_padded_position_sees_nothing():
 
 
 @torch.no_grad()
+def test_what_is_known_of_padding_is_that_of_the_weights_there_are():
+    config = toy_config()
+    processor = toy_processor(config)
+    inputs = processor.prepare(toy_observation(2))
+    images, words = inputs["images"], inputs["input_ids"]
+    backbone, other = (build(config).requires_grad_(False) for _ in range(2))
+    with torch.no_grad():
+        for weight in other.parameters():
+            weight += 0.1
+    expected = other(images, words)
+    assert torch.equal(other(images, words), expected)
+    assert not torch.equal(backbone(images, words), expected)
+    backbone.load_state_dict(other.state_dict())
+    assert torch.equal(backbone(images, words), expected)
+    backbone.requires_grad_(True)
+    with torch.no_grad():
+        for weight in backbone.parameters():
+            weight += 0.1
+        for weight in other.parameters():
+            weight += 0.1
+    assert torch.equal(backbone(images, words), other.to(torch.float32)(images, words)), "once it learns, nothing is"
+
+
 def test_a_row_does_not_depend_on_the_others():
     config = toy_config()
     backbone = build(config)

@@ -242,3 +242,15 @@ def test_the_batch_of_a_loss_that_is_not_finite_can_be_looked_at(
     assert batch["trace"]["actions"].shape == (len(batch["advantages"]), 4, 4)
     assert saved_steps(tmp_path) == [2]
     assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [1, 2]
+
+
+def test_a_first_ratio_away_from_one_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    guard = SignalGuard(force=False)
+    for error in (0.0, 0.02, 0.05, 0.07):
+        guard.after_update({"actor/grad_norm": 1.0, "actor/first_ratio_error": error})
+    assert [record.message for record in caplog.records if "0.050 away from 1" in record.message] == caplog.messages
+
+
+def test_a_policy_older_than_the_one_that_trains_has_other_ratios(caplog: pytest.LogCaptureFixture) -> None:
+    SignalGuard(force=False, on_policy=False).after_update({"actor/grad_norm": 1.0, "actor/first_ratio_error": 0.5})
+    assert not caplog.messages

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -28,6 +28,7 @@ def compile_policy(
     batch_sizes: Collection[int],
     device: torch.device,
     *,
+    parts: Mapping[str, int] | None = None,
     backend: str | Callable[..., Any] = "inductor",
 ) -> None:
     """Compile the policy's `methods_to_compile`, in place, for the given batch sizes.
@@ -36,10 +37,15 @@ def compile_policy(
     of another size is filled up with copies of its first row, and the rows added are cut off the results. On a GPU the
     policy's `capturable` methods are replayed as CUDA graphs where nothing is differentiated.
 
+    What is compiled without gradients rounds bfloat16 in other places than what is compiled with them, and a product
+    of other shape may. So a policy that acts for an update acts as it learns, on parts of the update's size.
+
     Args:
         policy: Its methods are compiled when they are first used, with and without gradients.
         batch_sizes: Numbers of rows; each one compiles them once.
         device: Where the policy lives.
+        parts: For a policy that acts for an update: the rows that the update evaluates at a time, for `act` and for
+            `encode`, if it encodes again. A larger batch is divided into parts of so many.
         backend: Of torch.compile; `eager` only traces.
 
     Raises:
@@ -56,7 +62,8 @@ def compile_policy(
         pool = torch.cuda.graph_pool_handle()
         for name in policy.capturable:
             setattr(policy, name, CapturedMethod(getattr(policy, name), pool))
-    _fix_batch_sizes(policy, sorted(batch_sizes))
+    policy.acts_as_it_learns = parts is not None
+    _fix_batch_sizes(policy, sorted(batch_sizes), parts or {})
 
 
 def capture_updates(learner: Learner, size: int, *, backend: str | Callable[..., Any] = "inductor") -> None:
@@ -72,18 +79,35 @@ def num_compilations() -> int:
     return counters["stats"]["unique_graphs"]
 
 
-def _fix_batch_sizes(policy: Policy, sizes: list[int]) -> None:
-    def in_fixed_size(_: str, method: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
-        rows = next(len(value) for value in (*arguments, *named.values()) if isinstance(value, TensorDict))
-        size = next((size for size in sizes if size >= rows), None)
-        assert size is not None, f"{rows} rows, compiled for {sizes}"
+def _fix_batch_sizes(policy: Policy, sizes: list[int], parts: Mapping[str, int]) -> None:
+    def in_parts(name: str, method: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+        rows = _num_rows(arguments, named)
+        assert rows <= sizes[-1], f"{rows} rows, compiled for {sizes}"
+        most = min(parts.get(name, sizes[-1]), sizes[-1])
+        if rows <= most:
+            size = next((size for size in sizes if most > size >= rows), most)
+            return in_size(size, method, *arguments, **named)
+        results = []
+        for start in range(0, rows, most):
+            part = slice(start, min(start + most, rows))
+            own = {key: _part(value, part) for key, value in named.items()}
+            results.append(in_size(most, method, *(_part(value, part) for value in arguments), **own))
+        return _joined(results)
+
+    def in_size(size: int, method: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+        rows = _num_rows(arguments, named)
         if rows < size:
             arguments = tuple(_filled(value, rows, size) for value in arguments)
             named = {name: _filled(value, rows, size) for name, value in named.items()}
         result = _without_fallback(method, *arguments, **named)
         return _cut(result, rows) if rows < size else result
 
-    policy.wrap_methods(in_fixed_size)
+    policy.wrap_methods(in_parts)
+
+
+def _num_rows(arguments: Sequence[Any], named: Mapping[str, Any]) -> int:
+    """B of a call."""
+    return next(len(value) for value in (*arguments, *named.values()) if isinstance(value, TensorDict))
 
 
 def _without_fallback(call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
@@ -98,6 +122,22 @@ def _without_fallback(call: Callable[..., Any], *arguments: Any, **named: Any) -
             expected="layers that compile, and on a CPU a C++ compiler",
             fix=_FIX,
         ) from error
+
+
+def _part(value: Any, part: slice) -> Any:
+    """An input of a policy for some of its rows; what is no batch stays as it is."""
+    if isinstance(value, TensorDict | Tensor):
+        return value[part]
+    return value.rows(part) if isinstance(value, Noise) else value
+
+
+def _joined(results: Sequence[Any]) -> Any:
+    """One result of a policy from those of parts of a batch."""
+    first = results[0]
+    if isinstance(first, Action):
+        fields = {name: _joined([getattr(one, name) for one in results]) for name in vars(first)}
+        return replace(first, **fields)
+    return None if first is None else torch.cat([*results])
 
 
 def _filled(value: Any, rows: int, size: int) -> Any:
@@ -130,6 +170,9 @@ class _FilledNoise:
 
     def of_episode(self) -> _FilledNoise:
         return replace(self, noise=self.noise.of_episode())
+
+    def rows(self, rows: slice) -> Noise:
+        raise NotImplementedError("a batch is filled up after it was divided")
 
     def _filled(self, numbers: Tensor) -> Tensor:
         return torch.cat([numbers, numbers[:1].expand(self.num_added, *numbers.shape[1:])])

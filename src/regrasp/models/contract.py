@@ -42,6 +42,10 @@ class Noise(Protocol):
         """Noise that is the same for all decisions of an episode; its names are to be other ones."""
         ...
 
+    def rows(self, rows: slice) -> Noise:
+        """The noise of these rows."""
+        ...
+
 
 @dataclass
 class Action:
@@ -139,6 +143,9 @@ class Policy(nn.Module, ABC):
     """D of a proposal; 0 for a policy that makes none."""
     capturable: tuple[str, ...] = ()
     """Methods, from tensors and numbers to tensors, that a GPU may replay as CUDA graphs where nothing is trained."""
+    acts_as_it_learns: bool = False
+    """Whether acting runs the very code that gradients are taken of, which, when compiled, rounds in other places than
+    code without gradients: a policy that heeds it acts with densities that `evaluate` repeats."""
     product_layers: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv2d)
     """Layers whose weights are used in matrix products alone, so that autocast casts them."""
 

@@ -21,6 +21,8 @@ _UNREWARDED = 3
 """Updates in a row without any reward after which the run says so."""
 _QUIET = 20
 """Updates before it is told again that one had nothing to learn from."""
+_RATIO_ERROR = 0.02
+"""Distance of the first minibatch's probability ratio from 1 above which a run warns."""
 _MIN_EPISODES = 64
 """Finished episodes after which a base model without any success is refused."""
 
@@ -50,10 +52,14 @@ class SignalGuard:
         force: Warn instead of stopping.
         num_steps: Optimizer steps of a whole update.
         noise_key: The key that says how much the policy explores, if there is one.
+        on_policy: Whether the policy that an update begins with is the one that acted.
     """
 
-    def __init__(self, *, force: bool, num_steps: int = 1, noise_key: str | None = None) -> None:
+    def __init__(
+        self, *, force: bool, num_steps: int = 1, noise_key: str | None = None, on_policy: bool = True
+    ) -> None:
         self._force = force
+        self._on_policy = on_policy
         self._noise_key = "" if noise_key is None else f" ({noise_key})"
         self._num_steps = num_steps
         self._signal = Signal()
@@ -116,7 +122,7 @@ class SignalGuard:
             )
 
     def after_update(self, metrics: Mapping[str, float]) -> None:
-        """Check the gradients of one update, and warn if updates in a row were cut short.
+        """Check one update's gradients and its first ratio, and warn if updates in a row were cut short.
 
         Raises:
             TrainingHaltedError: The gradient of the policy was zero for several updates.
@@ -130,6 +136,15 @@ class SignalGuard:
                 f"The gradient was zero in {_PATIENCE} updates in a row. Likely causes: nothing is trainable"
                 " (actor.model.trainable); every sample is clipped (algorithm.clip_ratio_*); the policy acts almost"
                 f" without exploration noise{self._noise_key}.",
+            )
+        error = metrics.get("actor/first_ratio_error", 0.0)
+        if self._on_policy and error > _RATIO_ERROR:
+            self._warn(
+                "first ratio",
+                f"Before any step, the probability ratio of a decision was {error:.3f} away from 1, where the update's"
+                " policy is the one that acted. Samples are clipped for rounding's sake. Likely causes: dropout while"
+                " training (actor.model.rl_head_config.disable_dropout=false); with actor.model.compile and bf16,"
+                " fewer environments that act at a time than actor.micro_batch_size.",
             )
         made = metrics.get("actor/minibatches", self._num_steps)
         self._signal.cut_short = self._signal.cut_short + 1 if 4 * made < self._num_steps else 0

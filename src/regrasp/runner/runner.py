@@ -73,6 +73,7 @@ class EmbodiedRunner:
             force=self.config.runner.force,
             num_steps=num_optimizer_steps(self.config),
             noise_key=self.config.actor.model.noise_key,
+            on_policy=not self.config.runner.max_staleness,
         )
         self._table = ConsoleTable(num_updates(self.config), self.config.algorithm.shown)
         self._guard_before: dict[str, Any] | None = None

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from tensordict import TensorDict
@@ -147,6 +148,7 @@ class GrootPolicy(Policy):
         transformer = self.action_head.model
         steps = torch.arange(self.settings.denoising_steps, device=transformer.proj_out_1.weight.device)
         table = torch.stack(transformer.modulations(self._bucket(steps)), dim=1)
+        table.requires_grad_(transformer.proj_out_1.weight.requires_grad)
         transformer.pack()
         if self._modulations is not None:
             self._modulations.copy_(table)  # a recorded CUDA graph reads it where it is
@@ -405,7 +407,7 @@ class GrootPolicy(Policy):
 
     def _read(self, context: Tensor, state: Tensor) -> _Decision:
         if not self._caches_context:
-            context = self.action_head.process_context(context)
+            context = self._as_it_learns(self.action_head.process_context, context)
         context = context.to(self.action_head.dtype)
         return _Decision(self.action_head, context, self.action_head.encode_state(state, self._slot))
 
@@ -413,9 +415,16 @@ class GrootPolicy(Policy):
         def velocity(x: Tensor, step_index: Tensor, rows: Tensor | None) -> Tensor:
             own = cache if rows is None else cache.rows(rows)
             known = None if self._modulations is None else self._modulations[step_index].unbind(dim=1)
-            return self.action_head.velocity(x, self._bucket(step_index), own, self._slot, known)
+            return self._as_it_learns(self.action_head.velocity, x, self._bucket(step_index), own, self._slot, known)
 
         return velocity
+
+    def _as_it_learns(self, compute: Callable[..., Tensor], *arguments: Any) -> Tensor:
+        """The result of what is compiled, see `acts_as_it_learns`; without gradients, nothing of them stays."""
+        if torch.is_grad_enabled() or not self.acts_as_it_learns:
+            return compute(*arguments)
+        with torch.enable_grad():
+            return compute(*arguments).detach()
 
     def _step_rule(self, decision: _Decision, noise_level: float) -> flow.StepRule:
         net, method = self.noise_net, self._rl.noise_method

@@ -80,6 +80,8 @@ class LanguageModel(nn.Module):
         self.model = qwen3(config, attention)
         self._attention = attention
         self._padding_feature: Tensor | None = None
+        """Of weights that do not learn, once it was computed."""
+        self.register_load_state_dict_pre_hook(lambda *_: self._forget())
 
     def forward(self, embeddings: Tensor, is_token: Tensor, padding: Tensor) -> Tensor:
         """Features (B, S, D) after the final norm; positions count from the first one, padded or not.
@@ -96,14 +98,23 @@ class LanguageModel(nn.Module):
         mask = is_token if self._attention == "flash_attention_2" else _causal_mask(is_token)
         positions = torch.arange(embeddings.shape[1], device=embeddings.device).unsqueeze(0)
         rotary = self.model.rotary_emb(embeddings, positions)
-        x, padded = embeddings, padding if self._padding_feature is None else None
+        known = None if self._learns() else self._padding_feature
+        x, padded = embeddings, padding if known is None else None
         for layer in self.model.layers:
             x, padded = layer(
                 x, padded, attention_mask=mask, position_embeddings=rotary, position_ids=positions, use_cache=False
             )
-        feature = self._padding_feature if padded is None else self.model.norm(padded)
+        feature = known if padded is None else self.model.norm(padded)
         assert feature is not None
+        if known is None and not self._learns():
+            self._padding_feature = feature
         return torch.where(is_token.unsqueeze(-1), self.model.norm(x), feature)
+
+    def _forget(self) -> None:
+        self._padding_feature = None
+
+    def _learns(self) -> bool:
+        return any(parameter.requires_grad for parameter in self.parameters())
 
     def keep_padding_feature(self, padding: Tensor) -> None:
         """Compute the feature of a padded position (D,) once, for weights that do not change any more."""
@@ -124,6 +135,7 @@ class LanguageModel(nn.Module):
         """Keep the frequencies in float32: rounded to bfloat16, they are a radian off at position 850."""
         super()._apply(fn, recurse)
         self.reset_buffers()
+        self._forget()
         return self
 
 

@@ -55,10 +55,14 @@ class Attention(nn.Module):
         self._packed: tuple[Tensor, Tensor] | None = None
 
     def pack(self, *layers: nn.Linear) -> None:
-        """Make one product of those of several layers; for a copy that only acts, whenever its weights have changed."""
+        """Keep the weights of several layers as one; for a copy that only acts, whenever its weights have changed.
+
+        They take part in gradients as the layers' own do, so that what is compiled of them is the same.
+        """
         packed = joined(layers)
         if self._packed is None:
-            self._packed = packed
+            learns = layers[0].weight.requires_grad
+            self._packed = (packed[0].requires_grad_(learns), packed[1].requires_grad_(learns))
             return
         for kept, new in zip(self._packed, packed, strict=True):
             kept.copy_(new)  # a recorded CUDA graph reads it where it is
@@ -71,17 +75,23 @@ class Attention(nn.Module):
         """(B, heads, N, head_dim) of tokens (B, N, width)."""
         return self._split(self.to_q(x))
 
-    def queries_keys_values(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Of self-attention among tokens (B, N, width), each (B, heads, N, head_dim)."""
-        if self._packed is None:
+    def packed(self, *layers: nn.Linear) -> tuple[Tensor, Tensor]:
+        """Weights and biases of these layers as one: those that were packed, or what they are now."""
+        return joined(layers) if self._packed is None else self._packed
+
+    def queries_keys_values(
+        self, x: Tensor, packed: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Of self-attention among tokens (B, N, width), each (B, heads, N, head_dim); by one product, if `packed`."""
+        if packed is None:
             keys, values = self._split(self.to_k(x)), self._split(self.to_v(x))
             return self.queries(x), keys, values
-        queries, keys, values = map(self._split, F.linear(x, *self._packed).chunk(3, dim=-1))
+        queries, keys, values = map(self._split, F.linear(x, *packed).chunk(3, dim=-1))
         return queries, keys, values
 
     def keys_values(self, context: Tensor) -> KeysValues:
         """Of context tokens (B, S, context_width)."""
-        weight, bias = joined((self.to_k, self.to_v)) if self._packed is None else self._packed
+        weight, bias = self.packed(self.to_k, self.to_v)
         return keys_values(context, weight, bias, self.num_heads, num_layers=1)[0]
 
     def project_out(self, attended: Tensor) -> Tensor:
@@ -158,9 +168,12 @@ class AdaptiveNorm(nn.Module):
         super().__init__()
         self.linear = nn.Linear(width, 2 * width)
 
-    def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        """Normalise x (B, N, width); `time` is an embedding (B, width), or scale and shift (B, 2 width) known ahead."""
-        modulation = time if time.shape[-1] == self.linear.out_features else self.linear(time)
+    def modulation(self, time: Tensor) -> Tensor:
+        """Scale and shift (B, 2 width), of an embedding (B, width), or as they are, if they are known ahead."""
+        return time if time.shape[-1] == self.linear.out_features else self.linear(time)
+
+    def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
+        """Normalise x (B, N, width)."""
         scale, shift = modulation.unsqueeze(1).chunk(2, dim=-1)
         return F.layer_norm(x, x.shape[-1:], eps=NORM_EPS) * (1 + scale) + shift
 
@@ -203,7 +216,7 @@ class DiffusionBlock(nn.Module):
     """DiT block: attention to the context or among the tokens themselves, then a feed-forward layer."""
 
     COMPILED = ("before_attention", "after_attention")
-    """All of `forward` but the attention itself."""
+    """All of `forward` but the attention itself, and but what an acting copy knows ahead."""
 
     def __init__(self, config: DiffusionConfig, p: float, *, attends_to_context: bool) -> None:
         super().__init__()
@@ -217,31 +230,39 @@ class DiffusionBlock(nn.Module):
 
     def pack(self) -> None:
         """See `Attention.pack`."""
+        self.attn1.pack(*self._packed_layers)
+
+    @property
+    def _packed_layers(self) -> tuple[nn.Linear, ...]:
+        """Those whose input is the same."""
         attention = self.attn1
         own = () if self.attends_to_context else (attention.to_q,)
-        attention.pack(*own, attention.to_k, attention.to_v)
+        return (*own, attention.to_k, attention.to_v)
 
     def forward(self, x: Tensor, time: Tensor, context: Tensor | None, cache: ContextCache) -> Tensor:
         """(B, N, width) to the same.
 
         Args:
             x: Tokens (B, N, width).
-            time: See `AdaptiveNorm`.
+            time: See `AdaptiveNorm.modulation`.
             context: That of `cache`, where the block attends to it.
             cache: Where it keeps the context's keys and values for the denoising steps that follow.
         """
-        queries, own = self.before_attention(x, time)
+        packed = None if self.attends_to_context else self.attn1.packed(*self._packed_layers)
+        queries, own = self.before_attention(x, self.norm1.modulation(time), packed)
         if own is not None:
             return self.after_attention(x, attend(queries, KeysValues(*own)))
         assert context is not None
         return self.after_attention(x, attend(queries, cache.keys_values(self.attn1, context)))
 
-    def before_attention(self, x: Tensor, time: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+    def before_attention(
+        self, x: Tensor, modulation: Tensor, packed: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
         """Queries, and among the tokens themselves also keys and values, each (B, heads, N, head_dim)."""
-        x = self.norm1(x, time)
-        if self.attends_to_context:
+        x = self.norm1(x, modulation)
+        if packed is None:
             return self.attn1.queries(x), None
-        queries, keys, values = self.attn1.queries_keys_values(x)
+        queries, keys, values = self.attn1.queries_keys_values(x, packed)
         return queries, (keys, values)
 
     def after_attention(self, x: Tensor, attended: Tensor) -> Tensor:
