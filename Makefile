@@ -11,7 +11,7 @@ DEVELOPMENT := .venv/.development-installed
 REQUIREMENTS := pyproject.toml constraints.txt scripts/install.sh
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-all lint format wheel clean
+.PHONY: help setup quickstart test test-all lint format docs wheel clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -32,6 +32,7 @@ test: lint ## everything CI runs: linters, types, tests
 test-all: lint ## the tests of CI, and those that take long
 	@sh scripts/install_rendering.sh $(VENV_PYTHON)
 	@sh scripts/install_isaaclab_tests.sh $(VENV_PYTHON)
+	@sh scripts/install_browser_tests.sh $(VENV_PYTHON)
 	$(VENV_PYTHON) -m pytest -n 2 -m ""
 
 lint: $(DEVELOPMENT) ## ruff, pyright and the direction of imports, changing nothing
@@ -44,11 +45,14 @@ format: $(DEVELOPMENT) ## let ruff rewrite what it can
 	$(VENV_PYTHON) -m ruff check --fix
 	$(VENV_PYTHON) -m ruff format
 
+docs: ## build the docs site into site/, in an environment of its own
+	@sh scripts/build_docs.sh "$(PYTHON)"
+
 wheel: $(DEVELOPMENT) ## build dist/regrasp-*.whl
 	$(VENV_PYTHON) -m build --wheel
 
 clean: ## remove .venv, builds and caches; never a run or its results
-	rm -rf .venv build dist src/regrasp.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv .venv-docs build dist site src/regrasp.egg-info .pytest_cache .ruff_cache
 	find src tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(RUNTIME): $(REQUIREMENTS)

@@ -26,10 +26,14 @@ COMMAND_FILE = "command.txt"
 """The command lines that began a run and continued it, in the run's folder."""
 RECORD_FILE = "run.json"
 """What wrote a run, and its checkpoints, in the run's folder."""
+WARNINGS_FILE = "warnings.txt"
+"""What a run warned of, in the run's folder."""
 LOCK_FILE = "run.lock"
 """Locked by the process that trains in the run's folder."""
 CHECKSUMS = "SHA256SUMS"
 """What the files of a model folder or a dataset were when they were written, as `sha256sum` lists and checks it."""
+CARD_FILE = "README.md"
+"""What a model or a dataset says of itself, as the Hugging Face hub shows it; people edit it, and nothing loads it."""
 
 _HIDDEN = re.compile(
     r"\.(?P<name>.+)\.(?P<purpose>draft|replaced|removed)@(?P<host>[^@]*)@(?P<pid>\d+)@(?P<started>\d+)"
@@ -338,7 +342,7 @@ def may_be_loaded(name: str) -> bool:
 
 
 def _write_checksums(folder: Path) -> None:
-    lines = [f"{sha256(folder / name)}  {name}\n" for name in file_names(folder)]
+    lines = [f"{sha256(folder / name)}  {name}\n" for name in file_names(folder) if name != CARD_FILE]
     (folder / CHECKSUMS).write_text("".join(lines), encoding="utf-8")
 
 
@@ -383,7 +387,7 @@ def discard_unused(run_dir: Path, made: Sequence[Path] = ()) -> None:
         run_dir: The folder.
         made: Folders that were made for it, the innermost first; those that are empty go too.
     """
-    known = {CONFIG_FILE, COMMAND_FILE, LOCK_FILE, RECORD_FILE}
+    known = {CONFIG_FILE, COMMAND_FILE, LOCK_FILE, RECORD_FILE, WARNINGS_FILE}
     files = list(run_dir.iterdir())
     if all(file.name in known or (file.is_file() and not file.stat().st_size) for file in files):
         for file in files:

@@ -11,6 +11,7 @@ from regrasp.cli.common import flag_overrides
 from regrasp.cli.main import COMMANDS, main
 
 CONFIG = ["--config_name", "--config_path", "--task", "--num_envs", "--seed", "--headless", "--dry_run", "overrides"]
+SWEEP = ["-m", "--multirun"]
 LOGGER = ["--logger", "--experiment_name", "--run_name"]
 FLAGS = {
     "quickstart": [*CONFIG, "--output"],
@@ -21,7 +22,9 @@ FLAGS = {
     "train": [
         *CONFIG,
         *LOGGER,
+        *SWEEP,
         "--model_path",
+        "--watch",
         "--max_epochs",
         "--max_iterations",
         "--resume_dir",
@@ -35,6 +38,7 @@ FLAGS = {
     "play": [
         *CONFIG,
         *LOGGER,
+        *SWEEP,
         "--model_path",
         "--rl_model_path",
         "--checkpoint",
@@ -52,7 +56,10 @@ FLAGS = {
         "--with_value_head",
         "--config_name",
     ],
+    "push": ["folder", "repo", "--private", "--message", "--evaluation", "--dry_run"],
     "report": ["run_dir", "--output"],
+    "watch": ["run_dir", "--port"],
+    "compare": ["runs", "--output"],
     "doctor": ["--rendering"],
     "tasks": [],
     "completion": ["shell"],

@@ -352,7 +352,7 @@ def test_the_cache_is_offered_only_where_it_can_hold_a_backbone(
         require_paths(load_config(str(SMALL), overrides).config, "sft")
     assert caught.value.key == "sft.backbone"
     assert ("user's cache" in str(caught.value.fix)) == cache
-    assert ("hf download nvidia/GR00T-N1.5-3B" in str(caught.value.fix)) != cache
+    assert ("--backbone nvidia/GR00T-N1.5-3B downloads" in str(caught.value.fix)) != cache
 
 
 def test_a_bad_configuration_is_rejected_within_three_seconds_of_work() -> None:

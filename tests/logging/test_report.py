@@ -9,7 +9,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from regrasp.errors import UserError
-from regrasp.logging.charts import learning_curve, series
+from regrasp.logging.charts import evaluations, learning_curve, series
 from regrasp.logging.intervals import wilson_interval
 from regrasp.logging.report import EvaluationSummary, Origin, ReportData, VideoItem, write_report
 from regrasp.logging.video import write_video
@@ -54,7 +54,8 @@ def training(updates=6):
     rows = []
     for step in range(1, updates + 1):
         row = {"step": step, "env/total_steps": 100.0 * step, "env/success_once": step / 10}
-        row |= {"train/actor/approx_kl": 0.01, "train/actor/ratio": 1.0, "train/critic/explained_variance": 0.5}
+        row |= {"train/actor/approx_kl": 0.01 * step, "train/actor/ratio": 1.0}
+        row["train/critic/explained_variance"] = 0.1 * step
         if step % 3 == 0:
             row |= {"eval/success_once": 0.5, "eval/num_trajectories": 20.0}
         rows.append(row)
@@ -174,6 +175,13 @@ def test_charts_follow_the_colour_scheme(render, full):
     assert not re.findall(r"(?:fill|stroke): #\w+", drawn)
 
 
+def test_the_base_model_is_the_first_point_of_the_curve(full):
+    found = evaluations(full.metrics, (0.25, 20))
+    assert (found.x, found.y, found.episodes) == ([0.0, 300.0, 600.0], [0.25, 0.5, 0.5], [20.0, 20.0, 20.0])
+    own = [{"step": 0, "eval/success_once": 0.2, "eval/num_trajectories": 10.0}, *full.metrics]
+    assert evaluations(own, (0.25, 20)).y == [0.2, 0.5, 0.5]
+
+
 def test_curves_are_drawn_over_environment_steps():
     rows = [{"step": 0, "eval/x": 0.1}, {"step": 1, "env/total_steps": 40.0, "a": 1.0}, {"step": 1, "eval/x": 0.2}]
     assert series(rows, "eval/x").x == [0.0, 40.0]
@@ -235,7 +243,8 @@ def test_task_measures_have_curves_of_their_own(render):
     html = render(ReportData("run", 0, metrics=rows))
     assert "measure-curves" in Page(html).sections
     titles = re.findall(r"<h3>([^<]*)</h3>", html)
-    assert titles[-2:] == ["stage", "truly inserted"], "and none of the metrics that every task has"
+    assert titles[-1:] == ["stage"], "and none of the metrics that every task has, nor what never changes"
+    assert "The same throughout: truly inserted 0." in " ".join(Page(html).text.split())
     assert "measure-curves" not in Page(render(ReportData("run", 0, metrics=training()))).sections
 
 

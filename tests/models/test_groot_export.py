@@ -198,9 +198,11 @@ def test_the_files_are_the_published_ones(base: Path, tmp_path: Path):
     largest = max(tensor.nbytes for tensor in weights(out).values())
     assert max(sizes) <= max(200_000, largest)
     assert {path.name for path in out.iterdir()} - {CHECKSUMS} == {
+        "README.md",
         "chat_template.jinja",
         "config.json",
         "experiment_cfg",
+        "made_for.json",
         "model.safetensors.index.json",
         "processor_config.json",
         "tokenizer.json",

@@ -223,7 +223,7 @@ def test_an_experiment_that_pretrains_nothing_asks_for_a_published_model(
         train_base(config, demos, None, tmp_path / "model")
     assert caught.value.key == "sft.backbone"
     assert "GR00T N1.5" in str(caught.value.expected)
-    assert "hf download" in str(caught.value.fix)
+    assert "--backbone nvidia/GR00T-N1.5-3B" in str(caught.value.fix)
     assert "regrasp pretrain" not in str(caught.value)
 
 

@@ -6,7 +6,14 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from regrasp.cli.common import STAGE_INTERRUPTED, add_config_arguments, check_model_acts, load_to_run, prepare_torch
+from regrasp.cli.common import (
+    STAGE_INTERRUPTED,
+    add_config_arguments,
+    add_model_argument,
+    check_model_acts,
+    load_to_run,
+    prepare_torch,
+)
 from regrasp.errors import UserError
 
 if TYPE_CHECKING:
@@ -24,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what acts: expert, the task's own; model; or your module:function; default: expert, and model with"
         " --model_path",
     )
-    parser.add_argument("--model_path", metavar="FOLDER", help="policy to record, a Hugging Face style folder")
+    add_model_argument(parser, "policy to record")
     parser.add_argument("--num_demos", metavar="N", type=int, help="demonstrations to keep")
     parser.add_argument("--output", metavar="FOLDER", type=Path, help="dataset folder; default: collect.output_dir")
     parser.add_argument("--overwrite", action="store_true", help="replace the dataset that is there")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from regrasp.cli.experiment import DEFAULT_CONFIG, choose_experiment, find_model
+from regrasp.cli.experiment import DEFAULT_CONFIG, choose_experiment, fetch_model, find_model
 from regrasp.config.compose import as_override
 from regrasp.config.types import changed
 from regrasp.errors import UserError
@@ -49,15 +49,30 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_model_argument(parser: argparse.ArgumentParser, what: str) -> None:
+    """The model to start from."""
+    parser.add_argument(
+        "--model_path",
+        metavar="FOLDER",
+        help=f"{what}: a Hugging Face style folder, or org/name[@revision] of the Hugging Face hub",
+    )
+
+
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """Which experiment with which model, and where it writes."""
     add_config_arguments(parser)
-    parser.add_argument("--model_path", metavar="FOLDER", help="pretrained model, a Hugging Face style folder")
+    add_model_argument(parser, "pretrained model")
     parser.add_argument(
         "--logger", metavar="NAME", action="append", help="metrics backend: tensorboard, wandb or swanlab; repeatable"
     )
     parser.add_argument("--experiment_name", metavar="NAME", help="folder of the run's checkpoints")
     parser.add_argument("--run_name", metavar="NAME", help="suffix of the run's log folder")
+    parser.add_argument(
+        "-m",
+        "--multirun",
+        action="store_true",
+        help="a run for every combination of the values that overrides list, such as actor.optim.lr=1e-4,3e-4",
+    )
 
 
 def flag_overrides(args: argparse.Namespace) -> dict[str, str]:
@@ -104,6 +119,7 @@ def load(args: argparse.Namespace, *, trains: bool = False) -> LoadedConfig:
     from regrasp.envs.registry import preflight
     from regrasp.experiment.load import load_config
 
+    fetch_model(args)
     evaluates = "runner.only_eval=true" in (*flag_overrides(args), *args.overrides)
     if not trains or evaluates:  # a run that is to go on is given by --resume_dir
         find_model(args)
@@ -214,9 +230,11 @@ def load_to_run(
         UserError: The experiment does not configure a stage, something is not there, or the machine is too small.
     """
     from regrasp.experiment.machine import all_needs, shortages
-    from regrasp.experiment.paths import require_paths
+    from regrasp.experiment.paths import fetch_inputs, require_paths
 
     loaded = load(args, trains=starts == "train")
+    if reads is not None:
+        loaded = args.loaded = fetch_inputs(loaded, reads, downloads=not args.dry_run)
     for block in blocks:
         if getattr(loaded.config, block) is None:
             raise UserError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from regrasp.cli.common import STAGE_INTERRUPTED, add_config_arguments, load_to_run, prepare_torch
+from regrasp.cli.common import STAGE_INTERRUPTED, add_config_arguments, add_model_argument, load_to_run, prepare_torch
 
 INTERRUPTED = STAGE_INTERRUPTED
 
@@ -13,7 +13,7 @@ INTERRUPTED = STAGE_INTERRUPTED
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of this command."""
     add_config_arguments(parser)
-    parser.add_argument("--model_path", metavar="FOLDER", help="model with a residual")
+    add_model_argument(parser, "model with a residual")
     parser.add_argument("--output", metavar="FOLDER", type=Path, default=Path("distilled"), help="default: distilled")
     parser.add_argument("--overwrite", action="store_true", help="replace the model that is there")
 

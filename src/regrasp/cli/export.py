@@ -16,7 +16,10 @@ _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GI
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of this command."""
     parser.add_argument(
-        "--model_path", metavar="FOLDER", type=Path, required=True, help="base model, a Hugging Face style folder"
+        "--model_path",
+        metavar="FOLDER",
+        required=True,
+        help="base model: a Hugging Face style folder, or org/name[@revision] of the Hugging Face hub",
     )
     parser.add_argument(
         "--rl_model_path",
@@ -57,23 +60,29 @@ def run(args: argparse.Namespace) -> int:
     require_writable(args.output, key="--output")
     import torch
 
+    from regrasp.checkpoint.read import checkpoint_of
+    from regrasp.hub import fetch
     from regrasp.models.config import ExportOptions
+    from regrasp.runner.evaluated import evaluation_at
     from regrasp.runner.run_folder import newest_of_run
     from regrasp.stages.export import export
 
-    args.model_path = model_of_run(args.model_path)
+    base = model_of_run(fetch(args.model_path, "model", key="--model_path") or Path(args.model_path))
+    trained = args.rl_model_path and newest_of_run(args.rl_model_path)
+    checkpoint = checkpoint_of(trained or base.parent)
     config = None
     if args.config_name is not None:
         from regrasp.experiment.load import load_config
 
-        override = as_override(MODEL_KEY, str(args.model_path))
+        override = as_override(MODEL_KEY, str(base))
         loaded = args.loaded = load_config(args.config_name, [override], flags={override: "--model_path"}, trains=False)
         config = loaded.config
     folder = export(
         ExportOptions(
-            model_path=args.model_path,
+            model_path=base,
             output=args.output,
-            rl_model_path=args.rl_model_path and newest_of_run(args.rl_model_path),
+            rl_model_path=trained,
+            evaluation=checkpoint and evaluation_at(checkpoint),
             dtype=args.dtype and getattr(torch, args.dtype),
             max_shard_bytes=args.max_shard_size,
             with_value_head=args.with_value_head,

@@ -24,7 +24,10 @@ COMMANDS = {
     "distill": "teach a model without a residual what one with it does",
     "play": "evaluate a model, with intervals and video",
     "export": "write a fine-tuned GR00T in its published layout",
+    "push": "upload a model or a dataset to the Hugging Face hub",
     "report": "write the report page of a run",
+    "watch": "serve a page about a run while it goes on",
+    "compare": "write one page about several runs, side by side",
     "doctor": "say what this machine can run",
     "tasks": "list the known tasks",
     "completion": "print what completes commands and flags in a shell",
@@ -53,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     log_to_console()
     try:
-        return _module(parsed.command).run(parsed)
+        return _run(parsed)
     except RegraspError as error:
         # Only the command line knows which flag set the key that a stage complains of.
         located = parsed.loaded.located(error) if hasattr(parsed, "loaded") and isinstance(error, UserError) else error
@@ -88,6 +91,14 @@ def create_parser(
         if name in with_flags:
             _module(name).add_arguments(subparser)
     return parser, commands.choices
+
+
+def _run(parsed: argparse.Namespace) -> int:
+    if getattr(parsed, "multirun", False):
+        from regrasp.cli.sweep import sweep
+
+        return sweep(parsed)
+    return _module(parsed.command).run(parsed)
 
 
 def _unrecognized(parser: argparse.ArgumentParser, rest: Sequence[str]) -> NoReturn:

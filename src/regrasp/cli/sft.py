@@ -18,9 +18,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of this command."""
     add_config_arguments(parser)
     default = "default: sft.data, else collect.output_dir, which is demos unless it is set"
-    parser.add_argument("--data", metavar="FOLDER", help=f"dataset folder; {default}")
+    parser.add_argument("--data", metavar="FOLDER", help=f"dataset: a folder, or org/name[@revision]; {default}")
     parser.add_argument(
-        "--backbone", metavar="FOLDER", help="pretrained backbone; default: the package's or the cached one"
+        "--backbone",
+        metavar="FOLDER",
+        help="pretrained backbone: a folder, or org/name[@revision]; default: the package's or the cached one",
     )
     parser.add_argument("--output", metavar="FOLDER", type=Path, help="model folder; default: sft.output_dir")
     parser.add_argument("--overwrite", action="store_true", help="replace the model that is there")

@@ -18,6 +18,7 @@ from regrasp.cli.common import (
     warn_of_idle,
     weights_to_lay_over,
 )
+from regrasp.cli.watch import watched
 from regrasp.errors import UserError
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--only_eval", action="store_true", help="evaluate instead of training")
     parser.add_argument("--list_tasks", action="store_true", help="list the known tasks and stop")
+    parser.add_argument("--watch", action="store_true", help="serve a page about the run while it goes on")
     parser.add_argument("--force", action="store_true", help="go on where a check of the run's data would stop it")
     parser.add_argument(
         "--recompute_features", action="store_true", help="run the frozen backbone in every epoch: slower, same result"
@@ -52,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     loaded = load_to_run(args, reads="train", starts="train", check=_check)
     runner = args.loaded.config.runner
     if runner.evaluates:
-        idle = ["max_epochs", "force", "recompute_features", "logger", "experiment_name"]
+        idle = ["max_epochs", "force", "recompute_features", "watch", "logger", "experiment_name"]
         warn_of_idle(args, idle, "this run only evaluates")
     if loaded is None:
         return 0
@@ -64,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     if resumed is not None:
         warn_of_idle(args, ["run_name"], "a run that goes on keeps its folder")
     place = nullcontext(resumed) if resumed else open_run_folder(loaded, args.given, args.run_name)
-    with place as run_dir:
+    with place as run_dir, watched(run_dir, wanted=args.watch):
         prepare_torch(loaded)
         from regrasp.stages.train import train
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from regrasp.config.types import changed
 from regrasp.errors import UserError
 from regrasp.experiment import ExperimentConfig
+from regrasp.experiment.load import LoadedConfig
 from regrasp.experiment.shipped import experiments_for
+from regrasp.hub import Kind, download_command, fetch, hub_name
 from regrasp.models.config import ModelConfig
 from regrasp.models.origin import EXPERIMENT_FILE
 from regrasp.models.registry import check_folder
@@ -15,13 +18,48 @@ from regrasp.models.registry import check_folder
 Stage = Literal["train", "play", "sft"]
 PUBLISHED_BACKBONE = "the folder of a published GR00T N1.5 (docs/models.md)"
 """What `sft.backbone` has to be where the experiment does not pretrain one."""
-DOWNLOAD_BACKBONE = "`hf download nvidia/GR00T-N1.5-3B --local-dir GR00T-N1.5-3B`, then --backbone GR00T-N1.5-3B"
+DOWNLOAD_BACKBONE = "--backbone nvidia/GR00T-N1.5-3B downloads it from the Hugging Face hub"
 """How to get it."""
+_INPUTS: dict[Stage, dict[str, Kind]] = {
+    "train": {"actor.model.model_path": "model"},
+    "play": {"actor.model.model_path": "model"},
+    "sft": {"sft.data": "dataset", "sft.backbone": "model"},
+}
+"""What a stage reads that may have a name of the Hugging Face hub."""
+_KINDS: dict[str, Kind] = {key: kind for inputs in _INPUTS.values() for key, kind in inputs.items()}
 _MODEL_FOLDER = "a folder in Hugging Face format, with config.json"
 
 
 class MissingInputError(UserError):
     """What a stage reads is not there, or not yet: an earlier stage makes it, or a download."""
+
+
+def fetch_inputs(loaded: LoadedConfig, stage: Stage, *, downloads: bool) -> LoadedConfig:
+    """The experiment with folders in place of what a stage reads by a name of the Hugging Face hub.
+
+    Args:
+        loaded: The experiment.
+        stage: What reads.
+        downloads: Whether what is not in the local cache is downloaded; otherwise its name stays.
+
+    Raises:
+        UserError: The hub does not have it, does not give it, or cannot be reached.
+    """
+    for key, kind in _INPUTS[stage].items():
+        *blocks, name = key.split(".")
+        block = loaded.config
+        for step in blocks:
+            block = getattr(block, step)
+        given = None if block is None else getattr(block, name)
+        if given is None:
+            continue
+        try:
+            folder = fetch(given, kind, key=key, downloads=downloads)
+        except UserError as error:
+            raise loaded.located(error) from None
+        if folder is not None:
+            loaded = changed(loaded, f"config.{key}", str(folder))
+    return loaded
 
 
 def require_paths(config: ExperimentConfig, stage: Stage) -> None:
@@ -61,7 +99,7 @@ def _require_model(config: ExperimentConfig) -> None:
 
 def _how_to_get_a_model(config: ExperimentConfig) -> str:
     """Where the model that an experiment starts from comes from."""
-    published = "a model of the Hugging Face hub has to be downloaded first (`hf download`)"
+    published = "a model of the Hugging Face hub is given as org/name"
     if config.sft is None:
         return published
     stages = ["pretrain", *(["collect"] if config.collect else []), "sft"] if config.pretrain else ["sft"]
@@ -108,5 +146,8 @@ def _require_folder(
     if folder.exists() and not folder.is_dir():
         raise UserError("This is a file, not a folder.", key=key, value=value, expected=expected, fix=fix)
     if not folder.exists():
+        name = hub_name(value)
+        if name is not None and (kind := _KINDS.get(key)):
+            fix = f"`{download_command(name, kind)}` fetches it if the hub has it, as the command itself does; or {fix}"
         raise missing("The folder does not exist.", key=key, value=value, expected=expected, fix=fix)
     return folder

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import Annotated, Any, Literal
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from regrasp.errors import UserError
-from regrasp.folders import atomic_file, writing
-from regrasp.logging.charts import learning_curve, measure_panels, secondary_panels
+from regrasp.logging.charts import constant_measures, learning_curve, measure_panels, secondary_panels
 from regrasp.logging.intervals import mean_interval, wilson_interval
-from regrasp.logging.text import duration
+from regrasp.logging.pages import render, write_page
 
 Group = Literal["base", "finetuned"]
 _GROUP_TITLES: dict[Group, str] = {"base": "Base", "finetuned": "Fine-tuned"}
@@ -117,8 +115,8 @@ class VideoItem:
     success: bool | None
     """None where the task has no success signal."""
     group: Group
-    seed: int
-    """Episodes of the two groups with one seed and instruction are shown side by side."""
+    seed: int | None
+    """Episodes of the two groups with one seed and instruction are shown side by side; None where it is not known."""
 
 
 @dataclass(frozen=True)
@@ -154,6 +152,26 @@ class ReportData:
     """What made the run: one, or where it was continued each in its order."""
     titles: Mapping[Group, str] = field(default_factory=dict)
     """What the groups are called, other than usual."""
+    warnings: list[str] = field(default_factory=list)
+    """What the run warned of."""
+
+
+@dataclass(frozen=True)
+class Live:
+    """How far a run is, for a page that is watched while it goes on."""
+
+    state: str
+    """In a word or two."""
+    update: int = 0
+    """Updates that are finished."""
+    total: int | None = None
+    """Updates of the whole run; None where it makes none."""
+    seconds_left: float | None = None
+    """From the last update on, by the time that the last ones took."""
+    updated: float | None = None
+    """When the last update was finished, in seconds since 1970."""
+    refresh_seconds: float = 5.0
+    """Between two looks of the page at the run."""
 
 
 def write_report(run: ReportData, path: Path) -> None:
@@ -162,32 +180,47 @@ def write_report(run: ReportData, path: Path) -> None:
     Raises:
         UserError: A video is missing.
     """
-    templates = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    templates.filters.update(percent=_percent, duration=duration, data_uri=_data_uri)
-    page = templates.get_template("report.html").render(
+    write_page(report_page(run), path)
+
+
+def report_page(
+    run: ReportData, live: Live | None = None, *, nonce: str | None = None, video: Callable[[Path], str] | None = None
+) -> str:
+    """The page as HTML.
+
+    Args:
+        run: What it shows.
+        live: How far the run is; None for one that is looked at afterwards.
+        nonce: Allows the page's own script, which looks for what is new; None: there is none.
+        video: The address of a video; by default the video itself, as a data address.
+
+    Raises:
+        UserError: A video is missing.
+    """
+    base = run.base and _rate_of(run.base)
+    return render(
+        "report.html",
         run=run,
+        live=live,
+        nonce=nonce,
+        video=video or _data_uri,
         groups={**_GROUP_TITLES, **run.titles},
         columns=list(_evaluations(run)),
         headlines=_headlines(run),
         change=_change(run),
         instructions=_instructions(run),
         measures=_measures(run),
-        curve=learning_curve(run.metrics),
+        curve=learning_curve(run.metrics, base),
         measure_curves=measure_panels(run.metrics),
+        constants=constant_measures(run.metrics),
         panels=secondary_panels(run.metrics),
         longest_stage=max(run.stage_seconds.values(), default=0.0),
         episodes=_episodes(run.videos),
     )
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(path) as draft:
-        draft.write_text(page, encoding="utf-8")
+
+
+def _rate_of(summary: EvaluationSummary) -> tuple[float, int] | None:
+    return None if summary.success is None else (summary.success, summary.episodes)
 
 
 @dataclass(frozen=True)
@@ -250,7 +283,7 @@ def _measures(run: ReportData) -> dict[str, dict[Group, Measure]]:
 
 def _episodes(videos: list[VideoItem]) -> list[list[VideoItem]]:
     """Videos of one seed and instruction together, base first."""
-    rows: dict[tuple[int, str], list[VideoItem]] = {}
+    rows: dict[tuple[int | None, str], list[VideoItem]] = {}
     for item in sorted(videos, key=lambda item: item.group):
         rows.setdefault((item.seed, item.instruction), []).append(item)
     return list(rows.values())
@@ -260,7 +293,3 @@ def _data_uri(path: Path) -> str:
     if not path.is_file():
         raise UserError("A video of the report is missing.", file=path, fix="Record it again with --video.")
     return "data:video/mp4;base64," + base64.b64encode(path.read_bytes()).decode()
-
-
-def _percent(rate: float) -> str:
-    return f"{100 * rate:.1f} %"

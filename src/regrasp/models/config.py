@@ -34,6 +34,7 @@ from regrasp.models.origin import Origin
 if TYPE_CHECKING:
     import torch
 
+    from regrasp.logging.report import EvaluationSummary
     from regrasp.models.contract import Policy
     from regrasp.models.normalization import Statistics
 
@@ -79,6 +80,8 @@ class ExportOptions:
     """What the written folder says that it was made for."""
     with_value_head: bool = False
     """Keep what RL added, which the published layout does not have: value head and noise network."""
+    evaluation: EvaluationSummary | None = None
+    """How the policy did, for the model card; None: not known."""
 
 
 def _not_growing(annealing: tuple[float, float, int]) -> tuple[float, float, int]:

@@ -315,9 +315,12 @@ class Policy(nn.Module, ABC):
         return None
 
     def write_folder(self, folder: Path) -> None:
-        """Write the policy, and what it was made for."""
+        """Write the policy, what it was made for, and a card that says so."""
+        from regrasp.models.card import write_card
+
         self.save(folder)
         self.origin.save(folder)
+        write_card(folder)
 
     @abstractmethod
     def save(self, folder: Path) -> None:

@@ -10,6 +10,7 @@ from regrasp.checkpoint.layout import MANIFEST, step_of
 from regrasp.config.owned import ByType
 from regrasp.errors import UserError
 from regrasp.extras import entry_points
+from regrasp.hub import fetch
 from regrasp.models.config import CONFIG_FILE, ModelConfig
 from regrasp.models.groot.settings import GrootModelConfig
 from regrasp.models.inputs import InputNames
@@ -75,13 +76,15 @@ def load_policy(path: str | Path, inputs: InputNames | None = None) -> Policy:
     """Load a policy from a model folder, by the `model_type` of its config.json, for inference.
 
     Args:
-        path: The model folder.
+        path: The model folder, or `org/name[@revision]` of the Hugging Face hub, which is downloaded unless the local
+            cache has it.
         inputs: How the experiment calls the model's inputs; None: as the folder does.
 
     Raises:
-        UserError: The folder is missing or damaged, or its model is of an unknown or unsupported kind.
+        UserError: The folder is missing or damaged, its model is of an unknown or unsupported kind, or the hub does not
+            give it.
     """
-    folder = Path(path).expanduser()
+    folder = fetch(str(path), "model", key="path") or Path(path).expanduser()
     return model_in(folder).open(folder, inputs)
 
 

@@ -32,7 +32,7 @@ from regrasp.runner.interrupt import StopRequest
 from regrasp.runner.resume import read_run_state
 from regrasp.runner.run_folder import checkpoints_folder
 from regrasp.runner.summary import episode_metrics
-from regrasp.runner.videos import NUM_VIDEOS, EpisodeVideos
+from regrasp.runner.videos import EVALUATIONS_FOLDER, NUM_VIDEOS, EpisodeVideos
 
 _log = logging.getLogger(__name__)
 
@@ -201,7 +201,7 @@ class EmbodiedRunner:
         video = self.config.env.eval.video_cfg
         if not video.save_video:
             return None
-        part = f"evaluations/global_step_{self.progress.update}"
+        part = f"{EVALUATIONS_FOLDER}/global_step_{self.progress.update}"
         videos = EpisodeVideos(self.run_dir, video, self.engine.step_seconds, "finetuned", part)
         return VideoRecorder(NUM_VIDEOS, videos.write)
 

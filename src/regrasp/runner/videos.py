@@ -11,6 +11,8 @@ from regrasp.logging.video import write_episode, write_video
 from regrasp.rollout.evaluation import RecordedEpisode
 
 VIDEO_FOLDER = "videos"
+EVALUATIONS_FOLDER = "evaluations"
+"""Of a training run: a folder for each evaluation that is recorded."""
 NUM_VIDEOS = 8
 """Episodes recorded of an evaluation."""
 

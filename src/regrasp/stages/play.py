@@ -16,6 +16,7 @@ from regrasp.envs.registry import create_env, env_type_of
 from regrasp.experiment import ExperimentConfig
 from regrasp.experiment.load import LoadedConfig
 from regrasp.folders import atomic_file
+from regrasp.hub import shown
 from regrasp.logging.intervals import wilson_interval
 from regrasp.logging.progress import progress
 from regrasp.logging.report import EvaluationSummary, Group, VideoItem
@@ -106,7 +107,7 @@ def _who_acts(config: ExperimentConfig, options: PlayOptions) -> str:
     if options.kind != "model":
         return {"expert": "Scripted expert", "random": "Random actions", "zero": "Zero actions"}[options.kind]
     named = config.actor.model.model_path
-    model = f"Model {Path(named).name}" if named else "Model without training"
+    model = f"Model {shown(Path(named))}" if named else "Model without training"
     return f"{model} with the weights of {options.rl_model_path.name}" if options.rl_model_path else model
 
 

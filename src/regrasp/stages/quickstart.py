@@ -36,7 +36,8 @@ from regrasp.stages.train import train
 
 _log = logging.getLogger(__name__)
 
-_STATE_FILE = "stages.json"
+STATE_FILE = "stages.json"
+"""The journal: which stages are done."""
 _NUM_VIDEOS = 6
 _FIX = "copy the file again from where the quickstart was made; or delete it, and stages are done again"
 _STRICT = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
@@ -94,6 +95,24 @@ def _read_stage(name: str, content: Any, file: Path) -> _Stage:
     return stage
 
 
+def read_stages(folder: Path) -> tuple[dict[str, float], EvaluationSummary | None, str | None]:
+    """What a quickstart that goes on has done.
+
+    Returns:
+        The seconds of the stages that are done, the base model's evaluation if that is, and the stage that is next.
+
+    Raises:
+        UserError: The journal is damaged.
+    """
+    file = folder / STATE_FILE
+    content = read_json(file, fix=_FIX) if file.is_file() else {}
+    stages = {name: _read_stage(name, value, file) for name, value in content.items()}
+    base = stages.get("evaluate_base")
+    summary = None if base is None else parse(_Evaluated, base.result, file=file, key="evaluate_base.result").summary
+    seconds = {name: stage.seconds for name, stage in stages.items() if name in _RESULTS}
+    return seconds, summary, next((name for name in _RESULTS if name not in stages), None)
+
+
 @dataclass
 class _Journal:
     """Which stages are done, how long they took, and what they gave; on disk after every stage."""
@@ -109,7 +128,7 @@ class _Journal:
             UserError: The folder belongs to other settings, or the journal is damaged.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        config_file, journal = folder / CONFIG_FILE, cls(folder / _STATE_FILE, {})
+        config_file, journal = folder / CONFIG_FILE, cls(folder / STATE_FILE, {})
         if not journal.file.is_file():
             config_file.write_text(settings, encoding="utf-8")
             return journal

@@ -11,6 +11,7 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 from pydantic_core import from_json
 
+from regrasp.checkpoint.layout import step_of
 from regrasp.checkpoint.run_record import RunRecord, Start
 from regrasp.config.parse import parse, read_json
 from regrasp.config.types import NonNegativeFloat, NonNegativeInt
@@ -18,8 +19,9 @@ from regrasp.errors import UserError
 from regrasp.folders import CONFIG_FILE, leaves_folder
 from regrasp.logging.metrics import METRICS_FILE, read_metrics
 from regrasp.logging.report import EvaluationSummary, Group, Origin, ReportData, VideoItem, write_report
+from regrasp.logging.warning_file import read_warnings
 from regrasp.runner.resume import changes_between
-from regrasp.runner.videos import VIDEO_FOLDER, video_name
+from regrasp.runner.videos import EVALUATIONS_FOLDER, VIDEO_FOLDER, video_name
 from regrasp.stages.play import EPISODES_FILE, EVALUATION_FILE
 
 T = TypeVar("T")
@@ -71,24 +73,35 @@ def report_run(run_dir: Path, output: Path) -> Path:
     Raises:
         UserError: The folder is no run.
     """
+    write_report(run_data(run_dir), output)
+    return output
+
+
+def run_data(run_dir: Path, *, begun: bool = False) -> ReportData:
+    """What a run's page shows.
+
+    Args:
+        run_dir: Folder of a training, evaluation or quickstart run.
+        begun: Whether a run that has no numbers yet has a page too.
+
+    Raises:
+        UserError: The folder is no run, or a file of it is damaged.
+    """
     if not run_dir.is_dir():
         problem = "This is a file, not the folder of a run" if run_dir.exists() else "There is no such folder"
         raise UserError(problem, file=run_dir, expected="the folder of a run", fix=_WHICH)
     summary_file = run_dir / SUMMARY_FILE
     has_numbers = any((run_dir / name).is_file() for name in (METRICS_FILE, EVALUATION_FILE))
     if summary_file.is_file():
-        data = _quickstart_data(run_dir, summary_file)
-    elif has_numbers and (run_dir / CONFIG_FILE).is_file():
-        data = _run_data(run_dir)
-    else:
-        raise UserError(
-            "There is nothing to report in this folder",
-            file=run_dir,
-            expected=f"{SUMMARY_FILE}, or {CONFIG_FILE} with {METRICS_FILE} or {EVALUATION_FILE}",
-            fix=_WHICH,
-        )
-    write_report(data, output)
-    return output
+        return _quickstart_data(run_dir, summary_file)
+    if (has_numbers or begun) and (run_dir / CONFIG_FILE).is_file():
+        return _run_data(run_dir)
+    raise UserError(
+        "There is nothing to report in this folder",
+        file=run_dir,
+        expected=f"{SUMMARY_FILE}, or {CONFIG_FILE} with {METRICS_FILE} or {EVALUATION_FILE}",
+        fix=_WHICH,
+    )
 
 
 def _run_data(run_dir: Path) -> ReportData:
@@ -105,6 +118,7 @@ def _run_data(run_dir: Path) -> ReportData:
         metrics=rows,
         videos=_videos(run_dir),
         origins=_origins(run_dir),
+        warnings=read_warnings(run_dir),
     )
 
 
@@ -159,10 +173,10 @@ def _seed(config_text: str, file: Path) -> int:
 
 
 def _videos(run_dir: Path) -> list[VideoItem]:
-    """The recorded episodes of an evaluation."""
+    """The recorded episodes of an evaluation, or of the newest one of a training run."""
     file = run_dir / EPISODES_FILE
     if not file.is_file():
-        return []
+        return _newest_videos(run_dir)
     items: list[VideoItem] = []
     for number, line in enumerate(_text(file).splitlines(), start=1):
         try:
@@ -175,6 +189,27 @@ def _videos(run_dir: Path) -> list[VideoItem]:
             video = _video_file(run_dir, path, file)
             items.append(VideoItem(video, episode.instruction, episode.success, "base", episode.seed))
     return items
+
+
+def _newest_videos(run_dir: Path) -> list[VideoItem]:
+    """Of a training run's newest evaluation that was recorded."""
+    folders = [folder for folder in (run_dir / EVALUATIONS_FOLDER).glob("*/") if any(folder.rglob("*.mp4"))]
+    if not folders:
+        return []
+    newest = max(folders, key=lambda folder: step_of(folder) or 0)
+    outcomes = {"success": True, "failure": False}
+    return [
+        VideoItem(
+            file,
+            f"After update {step_of(newest)}, episode {int(number)}",
+            outcomes.get(outcome),
+            "finetuned",
+            None,
+        )
+        for file in sorted(newest.rglob("*.mp4"))
+        for number, _, outcome in [file.stem.removeprefix("episode_").partition("_")]
+        if number.isdigit()
+    ]
 
 
 def _video_file(run_dir: Path, name: str, file: Path) -> Path:
@@ -206,4 +241,5 @@ def _quickstart_data(run_dir: Path, file: Path) -> ReportData:
             for video in summary.videos
         ],
         origins=[Origin(summary.command, _text(run_dir / CONFIG_FILE), summary.versions)],
+        warnings=read_warnings(run_dir / "train"),
     )

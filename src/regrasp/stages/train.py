@@ -18,6 +18,7 @@ from regrasp.experiment.batches import num_updates
 from regrasp.experiment.load import LoadedConfig
 from regrasp.logging.backends import Opener, TrackedRun, check_installed, prepare_backends
 from regrasp.logging.metrics import MetricsLogger
+from regrasp.logging.warning_file import recorded_warnings
 from regrasp.models.contract import Policy
 from regrasp.runner.resume import changes_warning, check_slot, passed_over_warning, read_run_state
 from regrasp.runner.runner import EmbodiedRunner
@@ -48,7 +49,8 @@ def train(loaded: LoadedConfig, run_dir: Path, command: str = "") -> bool:
         if checkpoint is not None and checkpoint.step >= num_updates(loaded.config):
             _say_finished(loaded.config, checkpoint, is_own=RunRecord(run_dir).holds(checkpoint.path))
             return True
-        return _train(loaded, run_dir, command, checkpoint)
+        with recorded_warnings(run_dir, loaded.warnings):
+            return _train(loaded, run_dir, command, checkpoint)
 
 
 def _say_finished(config: ExperimentConfig, checkpoint: Checkpoint, *, is_own: bool) -> None:

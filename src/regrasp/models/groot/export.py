@@ -19,6 +19,7 @@ from regrasp.checkpoint.verify import require_sound_model
 from regrasp.errors import UserError
 from regrasp.folders import atomic_folder, require_output
 from regrasp.logging.progress import progress
+from regrasp.models.card import write_card
 from regrasp.models.config import CONFIG_FILE, ExportOptions
 from regrasp.models.groot.checkpoint import load_config, published_layout, published_tensors
 from regrasp.models.groot.config import GrootConfig
@@ -26,6 +27,7 @@ from regrasp.models.groot.policy import GrootPolicy
 from regrasp.models.groot.processing.metadata import METADATA_FILE
 from regrasp.models.groot.processing.processor import PROCESSOR_FILE
 from regrasp.models.groot.processing.tokenizer import load_tokenizer
+from regrasp.models.origin import read_origin
 from regrasp.models.weights import check_tensors, dtype_of, read_json, write_json
 
 Source = StoredTensor | Tensor
@@ -46,7 +48,7 @@ _PUBLISHED_KEYS = {
 
 
 def export(options: ExportOptions) -> Path:
-    """Write a policy as published: config.json, weights, metadata.json; and the tokenizer and processor_config.json.
+    """Write a policy as published: config.json, weights, metadata.json; and its tokenizer, processor and model card.
 
     Returns:
         The folder written.
@@ -73,6 +75,8 @@ def export(options: ExportOptions) -> Path:
         _write_processor(options.model_path if trained is None else trained, draft)
         options.origin.save(draft)
         write_json(draft / CONFIG_FILE, _config_json(content, used, dtypes))
+        read_origin(options.model_path if trained is None else trained).save(draft)
+        write_card(draft, options.evaluation)
         _write_weights(tensors, options, draft)
     return output
 
