@@ -33,6 +33,8 @@ test-all: lint ## the tests of CI, and those that take long
 	@sh scripts/install_rendering.sh $(VENV_PYTHON)
 	@sh scripts/install_isaaclab_tests.sh $(VENV_PYTHON)
 	@sh scripts/install_browser_tests.sh $(VENV_PYTHON)
+	@sh scripts/install_gymnasium_tests.sh $(VENV_PYTHON)
+	@sh scripts/install_rlinf_tests.sh $(VENV_PYTHON)
 	$(VENV_PYTHON) -m pytest -n 2 -m ""
 
 lint: $(DEVELOPMENT) ## ruff, pyright and the direction of imports, changing nothing

@@ -104,6 +104,7 @@ def main() -> None:
         ("algorithms", "algorithm_curves"),
         ("algorithms", "distill_seeds"),
         ("trocar", "trocar_steps"),
+        ("environments", "metaworld"),
     ):
         file, rows = ROOT / "docs" / f"{page}.md", table(json.loads((RESULTS / f"{name}.json").read_text()))
         file.write_text(replace_between(file.read_text(), name, markdown(rows)))

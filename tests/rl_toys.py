@@ -217,7 +217,7 @@ def groot_settings(**changes: Any) -> GrootModelConfig:
 def groot_policy(
     *, image_size: int = 28, state_dim: int = 3, action_dim: int = ACTION_DIM, **changes: Any
 ) -> GrootPolicy:
-    """A tiny GR00T of random weights; critics come with a residual."""
+    """A tiny GR00T of random weights; critics come with an actor beside its head."""
     config = GrootConfig.tiny(
         ArchitectureConfig(
             image_size=image_size,
@@ -245,7 +245,7 @@ def groot_policy(
     )
     values: dict[str, Any] = {"num_action_chunks": CHUNK, "action_dim": action_dim, "value_head_hidden": (8,)}
     settings = groot_settings(**(values | changes))
-    policy = GrootPolicy(config, processor, settings, residual=settings.residual if settings.add_q_head else None)
+    policy = GrootPolicy(config, processor, settings, steering=settings.steering)
     policy.backbone.reset_parameters(torch.Generator().manual_seed(0))
     return perturbed(policy)
 

@@ -17,7 +17,7 @@ from regrasp.envs.registry import EnvTypes
 from regrasp.models.registry import known_models
 
 ROOT = Path(regrasp.__file__).parent
-HOMES = ("models/groot/", "models/mlp/", "envs/mujoco/", "envs/isaaclab/", "envs/gymnasium/")
+HOMES = ("models/groot/", "models/mlp/", "models/openvla/", "envs/mujoco/", "envs/isaaclab/", "envs/gymnasium/")
 """Folders of one model or one simulator; an algorithm's home is its file."""
 NAMES = {*known_models(), *EnvTypes(), *known_algorithms()}
 PLACES = {
@@ -25,7 +25,7 @@ PLACES = {
     "cli/doctor.py": "says whether the embedded simulator can render",
     "stages/convert.py": "reads the recordings of Isaac Lab",
     "stages/pretrain.py": "renders scenes of the embedded simulator",
-    "models/pretraining.py": "grounds a tiny GR00T",
+    "models/pretraining.py": "the table of tiny models",
     "models/inputs.py": "GR00T's names of the inputs, as every experiment may give them",
 }
 """Modules that import what belongs to one model or simulator, and why."""

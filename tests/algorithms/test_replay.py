@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from tensordict import TensorDict
 
-from regrasp.algorithms.replay import Replay
+from regrasp.algorithms.replay import Replay, Room
 from regrasp.errors import UserError
 from regrasp.rollout.decisions import Decisions
 
@@ -116,3 +118,31 @@ def test_what_is_restored_goes_on_alike() -> None:
         assert torch.equal(value, resumed.state_dict()[name]), name
     with pytest.raises(UserError, match="another size"):
         replay(capacity=2).load_state_dict(whole.state_dict(), CPU)
+
+
+def in_files(folder: str | None, num_bytes: int) -> Replay:
+    room = Room(num_bytes, folder)
+    return Replay(16, 2, gamma=GAMMA, reward_type="chunk_level", room=room)
+
+
+def test_what_is_beyond_its_memory_is_in_files_and_the_same(tmp_path: Path) -> None:
+    steps = decisions((0, 0, 0, 1.0, ""), (1, 0, 0, 2.0, ""), (0, 1, 1, 3.0, "end"), (1, 1, 1, 4.0, "end"))
+    plain, mapped = replay(), in_files(str(tmp_path), 16 * 2 * 4)  # room for all but the context, (16, 3, 2) in 16 bits
+    for stored in (plain, mapped):
+        stored.add(steps)
+    rows = torch.arange(4)
+    assert (plain.inputs(rows) == mapped.inputs(rows)).all()
+    assert (plain.traces(rows) == mapped.traces(rows)).all()
+    maps = Path("/proc/self/maps").read_text().splitlines()
+    assert sum("regrasp-replay-" in line and str(tmp_path) in line for line in maps) == 1
+    assert list(tmp_path.iterdir()) == [], "the file is gone when the process is"
+    again = in_files(str(tmp_path), 0)
+    again.load_state_dict(mapped.state_dict(), CPU)
+    assert (plain.inputs(rows) == again.inputs(rows)).all()
+    assert drawn(plain) == drawn(again)
+
+
+def test_files_that_cannot_be_made_are_said_with_their_key(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be made") as refusal:
+        in_files(str(tmp_path / "missing"), 0).add(decisions((0, 0, 0, 1.0, "end")))
+    assert refusal.value.key == "algorithm.replay_buffer.storage_path"

@@ -46,7 +46,7 @@ COMMANDS = {
     "task of another robot": "train --dry_run --task Isaac-Nothing-v0",
     "typo in a simulator": "train --dry_run env.train.env_type=mujocoo",
     "simulator of RLinf": "train --dry_run env.train.env_type=libero",
-    "model of RLinf": "train --dry_run actor.model.model_type=openvla",
+    "model of RLinf": "train --dry_run actor.model.model_type=openpi",
     "algorithm of RLinf": "train --dry_run algorithm.adv_type=embodied_dagger",
     "key of another simulator": "train --dry_run +env.train.init_params.device=cuda:1",
     "camera that is not there": "train --dry_run env.train.mapping.main_images=front",

@@ -248,7 +248,7 @@ def test_cameras_of_different_sizes_are_a_mistake(tmp_path: Path) -> None:
 MISSING = [
     (["env.train.env_type=libero"], "LIBERO", "env.train.env_type"),
     (["env.eval.env_type=maniskill"], "ManiSkill", "env.eval.env_type"),
-    (["actor.model.model_type=openvla_oft"], "OpenVLA-OFT", "actor.model.model_type"),
+    (["actor.model.model_type=starvla"], "StarVLA", "actor.model.model_type"),
     (["actor.model.model_type=openpi", "actor.model.openpi={a: 1}"], "pi0", "actor.model.model_type"),
     (["algorithm.adv_type=embodied_dagger", "algorithm.tau=0.005"], "DAgger", "algorithm.adv_type"),
     (["algorithm.loss_type=decoupled_actor_critic"], "asynchronous PPO", "algorithm.loss_type"),

@@ -173,7 +173,8 @@ APART = {"actor": 0, "env": 1, "rollout": 2}
         (APART, LAPTOP, ["env.train.total_num_envs=9", "rollout.pipeline_stage_num=2"], "env.train.total_num_envs", "of 2 stages each"),
         ({ROLES: "0-5"}, LAPTOP, ["algorithm.group_size=8", *GRPO], "algorithm.group_size", "A group would be split"),
         ({ROLES: "0-5"}, LAPTOP, [HYBRID, "actor.fsdp_config.fsdp_size=4"], "actor.fsdp_config.fsdp_size", "do not divide into groups"),
-        ({ROLES: "all"}, LAPTOP, ["runner.max_staleness=1"], "runner.max_staleness", "cannot overlap the update"),
+        ({ROLES: "0-1"}, LAPTOP, ["runner.max_staleness=1"], "runner.max_staleness", "cannot overlap the update"),
+        ({ROLES: "0"}, LAPTOP, ["runner.max_staleness=1", "actor.model.compile=true"], "actor.model.compile", "by two threads"),
         ({"actor,rollout": "all", "env": 1}, LAPTOP, ["runner.max_staleness=1"], "runner.max_staleness", "cannot overlap the update"),
     ],
 )  # fmt: skip

@@ -89,6 +89,43 @@ def vector(num_envs: int, mode: str | None = "NextStep", **kwargs: Any) -> SyncV
     return env
 
 
+class Forgetful(Count):
+    """Ignores the seed of a reset."""
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        observation, info = super().reset(seed=seed)
+        observation["kind"] = np.int64(5 + Forgetful.resets % 3)
+        Forgetful.resets += 1
+        return observation, info
+
+    resets = 0
+
+
+class Blind(Count):
+    """Cannot be rendered."""
+
+    metadata = {"render_modes": ["human"]}  # noqa: RUF012
+
+
+def counting_expert(env: gymnasium.Env[Any, Any]) -> Any:
+    """Acts by the steps since it was made for the episode, and by what it sees."""
+    steps = 0
+
+    def act(observation: Any) -> Any:
+        nonlocal steps
+        steps += 1
+        seen = float(observation["episode"]["clock"][0])
+        assert seen == steps - 1, "an expert of another episode"
+        space = env.action_space
+        return np.array([steps, 9.0]) if isinstance(space, spaces.Box) else space.start + steps % 2
+
+    return act
+
+
+def failing_expert(env: gymnasium.Env[Any, Any]) -> Any:
+    return lambda observation: observation["no such key"]
+
+
 def broken(**kwargs: Any) -> Count:
     raise RuntimeError("no licence for the arm")
 
@@ -101,3 +138,5 @@ gymnasium.register("Count-v0", single)
 gymnasium.register("CountVector-v0", vector_entry_point=vector)
 gymnasium.register("CountBoth-v0", single, vector_entry_point=vector)
 gymnasium.register("Broken-v0", broken)
+gymnasium.register("Forgetful-v0", Forgetful)
+gymnasium.register("Blind-v0", Blind)

@@ -34,7 +34,13 @@ def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def config(
-    task: str = SINGLE, num_envs: int = 3, *, limit: int = LIMIT, mapping: dict[str, Any] | None = None, **init: Any
+    task: str = SINGLE,
+    num_envs: int = 3,
+    *,
+    limit: int = LIMIT,
+    mapping: dict[str, Any] | None = None,
+    python: str | None = None,
+    **init: Any,
 ) -> GymnasiumTrainConfig:
     states = ("seed", "clock", "action")
     return GymnasiumTrainConfig(
@@ -43,6 +49,7 @@ def config(
         max_episode_steps=limit,
         max_steps_per_rollout_epoch=limit,
         num_workers=1,
+        python=python,
         init_params=GymnasiumInitParams(id=task, **init),
         mapping=GymnasiumMapping(**{"states": tuple(map(StateEntry, states)), **(mapping or {})}),
     )

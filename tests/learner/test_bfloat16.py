@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from regrasp.learner.learner import Learner, NonFiniteError
 from regrasp.learner.precision import apply_precision
 from regrasp.models.contract import Policy
-from regrasp.models.groot.network.lora import adapters
 from regrasp.models.groot.policy import GrootPolicy
-from regrasp.models.groot.settings import LoraConfig
+from regrasp.models.lora import adapters
+from regrasp.models.lora_config import LoraConfig
 from regrasp.rollout.decisions import Decisions
 from rl_toys import SIZE, groot_policy, mlp_policy, never, rollout_of, weights, worker
 
@@ -123,6 +123,34 @@ def test_adapters_are_stored_and_stepped_in_float32() -> None:
     for name, weight in found:
         assert weight.dtype == actor.optimizer.state[weight]["exp_avg"].dtype == torch.float32
         assert not torch.equal(weight, before[name]), "the step is kept, though bfloat16 has no such small one at 0.1"
+
+
+@torch.no_grad()
+def moved(make: Any, lr: float) -> float:
+    """Divergence, in float64, of the policy that ten updates leave in the stored weights, from the one before them."""
+    policy = groot_policy()
+    with torch.enable_grad():
+        actor = make(policy, optim={"lr": lr, "value_lr": lr})
+        rollout, before = rollout_of(policy, SIZE), weights(policy)
+        for number in range(10):
+            actor.update(rollout, number, never)
+    log_probs = []
+    for state in (before, weights(policy)):
+        exact = groot_policy().double()
+        exact.load_state_dict({name: value.double() for name, value in state.items()})
+        features, trace = (
+            table.apply(lambda value: value.double() if value.is_floating_point() else value)
+            for table in (rollout.features(exact), rollout.trace)
+        )
+        log_probs.append(exact.evaluate(features, trace).log_probs.sum((1, 2)))
+    ratio = log_probs[1] - log_probs[0]
+    return float((ratio.exp() - 1 - ratio).mean())
+
+
+def test_steps_below_the_spacing_of_bfloat16_move_the_stored_policy_as_float32_does() -> None:
+    expected = moved(worker, 1e-7)
+    assert 0 < expected < 1e-5
+    assert moved(bfloat16, 1e-7) == pytest.approx(expected, rel=0.1)
 
 
 def test_a_run_resumes_from_its_state() -> None:

@@ -15,7 +15,7 @@ from regrasp.algorithms.base import Minibatch
 from regrasp.errors import UserError
 from regrasp.learner.learner import AbandonedError, NonFiniteError
 from regrasp.models.contract import Policy
-from regrasp.models.groot.settings import LoraConfig
+from regrasp.models.lora_config import LoraConfig
 from regrasp.seeding import torch_generator
 from rl_toys import CHUNK, SEED, SIZE, groot_policy, mlp_policy, never, rollout_of, weights, worker
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 from tensordict import TensorDict
 
-from regrasp.models.groot.network.grounding import GroundingReadout, pointing_target
+from regrasp.models.groot.network.grounding import GroundingReadout
+from regrasp.models.pointing import pointing_target
 
 
 def test_positions_are_weighted_means_over_tokens():

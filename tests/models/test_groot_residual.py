@@ -16,8 +16,9 @@ from regrasp.models.config import ExportOptions, QHeadConfig
 from regrasp.models.contract import Action
 from regrasp.models.groot.export import export
 from regrasp.models.groot.policy import GrootPolicy
-from regrasp.models.groot.residual import ACTIONS, BASE, DECISION
+from regrasp.models.groot.residual import BASE
 from regrasp.models.groot.residual_config import ResidualConfig
+from regrasp.models.groot.steering import ACTIONS, DECISION
 from regrasp.models.registry import load_policy
 from regrasp.seeding import KeyedNoise
 from rl_toys import ACTION_DIM, CHUNK, groot_policy, observation
@@ -144,7 +145,7 @@ def test_it_is_saved_with_the_model_and_always_acts(tmp_path: Path) -> None:
 def test_the_published_layout_has_no_place_for_it(tmp_path: Path) -> None:
     policy = with_residual()
     policy.save(tmp_path / "model")
-    with pytest.raises(UserError, match="residual") as refusal:
+    with pytest.raises(UserError, match="beside its head") as refusal:
         export(ExportOptions(tmp_path / "model", tmp_path / "out"))
     assert "distill" in str(refusal.value.fix)
 

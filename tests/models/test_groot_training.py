@@ -20,7 +20,7 @@ from regrasp.models.groot.checkpoint import load_groot
 from regrasp.models.groot.config import GrootConfig
 from regrasp.models.groot.network.action_head import ActionHead
 from regrasp.models.groot.policy import GrootPolicy
-from regrasp.models.groot.settings import LoraConfig
+from regrasp.models.lora_config import LoraConfig
 
 SLOT = 2
 NUM_SLOTS = 3

@@ -85,7 +85,7 @@ def test_an_unknown_kind_names_itself_and_the_known_ones(tmp_path, name):
 
 def test_an_experiment_of_an_unknown_kind_is_refused():
     with pytest.raises(UserError) as error:
-        load_config("pick_cube_ppo_groot", ["actor.model.model_type=openvla"])
+        load_config("pick_cube_ppo_groot", ["actor.model.model_type=openpi"])
     assert error.value.key == "actor.model.model_type"
     assert all(known in str(error.value) for known in NAMES)
 

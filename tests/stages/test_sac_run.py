@@ -15,6 +15,7 @@ from run_toys import (
     groot_experiment,
     metrics,
     mlp_experiment,
+    same_weights,
     without_values,
 )
 
@@ -75,6 +76,90 @@ def test_a_groots_residual_resumes_bit_for_bit_and_its_model_acts_with_it(base_m
     assert isinstance(policy, GrootPolicy)
     assert policy.residual is not None
     assert any(weight.any() for weight in policy.residual.body[-1].parameters())
+
+
+@pytest.mark.parametrize("latents", [True, False])
+def test_an_actor_of_a_groots_noise_resumes_bit_for_bit_and_stays_with_the_model(
+    base_model: Path, tmp_path: Path, latents: bool
+) -> None:
+    settings = (
+        *SAC,
+        f"actor.model.model_path={base_model}",
+        "actor.model.proposal=dsrl",
+        "actor.model.dsrl.hidden=[16]",
+        f"algorithm.latent_targets={str(latents).lower()}",
+        "runner.max_epochs=3",
+    )
+    run = tmp_path / "run"
+    run.mkdir()
+    assert train(groot_experiment(*settings), run)
+    assert all("train/sac/latent_loss" in line for line in metrics(run))
+    copy = copy_until(run, 2, tmp_path / "copy")
+    assert train(groot_experiment(*settings, f"runner.resume_dir={copy}"), copy)
+    assert_same_checkpoint(checkpoint(run, 3), checkpoint(copy, 3))
+    policy = load_policy(checkpoint(run, 3) / "model")
+    assert isinstance(policy, GrootPolicy)
+    assert policy.noise_actor is not None
+    assert policy.latent_head is None
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("actor.model.proposal=sac_flow", "algorithm.proximity=[1.0,1.0,0]", "algorithm.proximity_to=start"),
+        (
+            "actor.model.proposal=selection",
+            "algorithm.entropy_tuning.alpha_type=fixed_alpha",
+            "algorithm.entropy_tuning.initial_alpha=0",
+        ),
+    ],
+    ids=["sac_flow", "selection"],
+)
+def test_a_head_that_critics_train_resumes_bit_for_bit_and_a_plain_model_comes_out(
+    base_model: Path, tmp_path: Path, settings: tuple[str, ...]
+) -> None:
+    settings = (*SAC, f"actor.model.model_path={base_model}", *settings, "runner.max_epochs=3")
+    run = tmp_path / "run"
+    run.mkdir()
+    assert train(groot_experiment(*settings), run)
+    copy = copy_until(run, 2, tmp_path / "copy")
+    assert train(groot_experiment(*settings, f"runner.resume_dir={copy}"), copy)
+    assert_same_checkpoint(checkpoint(run, 3), checkpoint(copy, 3))
+    assert not same_weights(checkpoint(run, 1), checkpoint(run, 3))
+    policy = load_policy(checkpoint(run, 3) / "model")
+    assert isinstance(policy, GrootPolicy)
+    assert policy.steering is None
+    assert policy.student() is None
+
+
+def test_a_run_with_its_replay_in_files_and_demonstrations_beside_it_resumes_bit_for_bit(
+    base_model: Path, demos: Path, tmp_path: Path
+) -> None:
+    buffers = (f"algorithm.demo_buffer.load_path={demos}", "algorithm.demo_buffer.share=0.25")
+    files = ("algorithm.replay_buffer.max_memory_gb=1e-6", f"algorithm.replay_buffer.storage_path={tmp_path}")
+    settings = (*SAC, f"actor.model.model_path={base_model}", *buffers, "runner.max_epochs=3")
+    run, in_files = tmp_path / "run", tmp_path / "in_files"
+    for folder, added in ((run, ()), (in_files, files)):
+        folder.mkdir()
+        assert train(groot_experiment(*settings, *added), folder)
+    assert same_weights(checkpoint(run, 3), checkpoint(in_files, 3))
+    assert metrics(run) == metrics(in_files)
+    assert {line["train/demo_buffer/share"] for line in metrics(run)} == {0.25}
+    copy = copy_until(in_files, 2, tmp_path / "copy")
+    assert train(groot_experiment(*settings, *files, f"runner.resume_dir={copy}"), copy)
+    assert_same_checkpoint(checkpoint(in_files, 3), checkpoint(copy, 3))
+
+
+def test_a_policy_that_imitates_has_no_entropy(base_model: Path, tmp_path: Path) -> None:
+    settings = (*SAC, f"actor.model.model_path={base_model}", "actor.model.proposal=selection")
+    with pytest.raises(UserError, match="no entropy"):
+        train(groot_experiment(*settings), tmp_path)
+
+
+def test_targets_from_critics_of_latents_need_such_critics(base_model: Path, tmp_path: Path) -> None:
+    settings = (*SAC, f"actor.model.model_path={base_model}", "algorithm.latent_targets=true")
+    with pytest.raises(UserError, match="no critics of latents"):
+        train(groot_experiment(*settings), tmp_path)
 
 
 @pytest.mark.parametrize(

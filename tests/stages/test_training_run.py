@@ -183,3 +183,22 @@ def test_a_disk_that_is_full_for_a_while_costs_no_update(
     with pytest.raises(UserError, match="No space left"):
         train(mlp_experiment(*experiment, "runner.max_epochs=4"), tmp_path / "last")
     assert saved_steps(tmp_path / "last") == [1, 2, 3]
+
+
+def test_the_base_model_is_evaluated_first_where_that_is_asked_for(
+    start_model: Path, finished_run: Path, tmp_path: Path
+) -> None:
+    loaded = mlp_experiment(f"actor.model.model_path={start_model}", "runner.val_before_train=true")
+    for name in ("run", "play"):
+        (tmp_path / name).mkdir()
+    assert train(loaded, tmp_path / "run")
+    first, *others = metrics(tmp_path / "run")
+    assert others == metrics(finished_run), "it changes nothing of the run"
+    summary = play(loaded, tmp_path / "play", PlayOptions()).summary
+    assert (first["step"], first["env/total_steps"]) == (0, 0.0)
+    assert (first["eval/success_once"], first["eval/num_trajectories"]) == (summary.success, summary.episodes)
+
+
+def test_an_evaluation_before_training_without_evaluations_is_told() -> None:
+    warnings = mlp_experiment("runner.val_before_train=true", "runner.val_check_interval=-1").warnings
+    assert any("runner.val_before_train says nothing" in warning for warning in warnings)

@@ -15,6 +15,7 @@ import urllib.request
 from collections.abc import Iterator
 from http.client import HTTPResponse
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -139,7 +140,7 @@ def test_a_quickstart_is_watched_from_its_first_stage_on(tmp_path: Path, run: Pa
     folder.mkdir()
     shutil.copy(run / "config.yaml", folder)
     stage = {"seconds": 3.0, "cpu_seconds": 3.0, "result": {}}
-    stages: dict[str, dict[str, object]] = {"pretrain": stage | {"result": {"folder": "x"}}, "collect": stage}
+    stages: dict[str, Any] = {"pretrain": stage | {"result": {"folder": "x"}}, "collect": stage}
     (folder / "stages.json").write_text(json.dumps(stages))
     watched = Watched(folder)
     assert b"<b>stage sft</b>" in watched.page()[0]

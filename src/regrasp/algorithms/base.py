@@ -76,9 +76,19 @@ class AlgorithmConfig(ABC):
         return self.stored_decisions > 0
 
     @property
+    def demonstrations(self) -> str | None:
+        """Folder of demonstrations that are trained on beside what is collected; by default there are none."""
+        return None
+
+    @property
     def stored_decisions(self) -> int:
         """Decisions of earlier updates that are kept at most."""
         return 0
+
+    @property
+    def max_stored_bytes(self) -> int | None:
+        """Memory that these may take, what is beyond being memory-mapped; None, the default: there is no bound."""
+        return None
 
     def optimizer_steps(self, samples: int, batch_size: int) -> tuple[int, str]:
         """Of an update: their number, and how it comes about, as the end of a sentence on its minibatches.
@@ -205,6 +215,10 @@ class Algorithm(ABC):
         """
         del decisions, num_epochs
         return False
+
+    def demonstrate(self, decisions: Decisions) -> None:
+        """Take the decisions of `demonstrations`, before the first update and after a resume."""
+        raise NotImplementedError(f"{type(self).__name__} trains on no demonstrations")
 
     @abstractmethod
     def prepare(self, decisions: Decisions) -> Decisions:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import os
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -36,6 +39,36 @@ class Sample:
     """(B,), of that value; 0 where the episode ended before."""
 
 
+@dataclass(frozen=True)
+class Room:
+    """How much memory a replay may take, and where its files are."""
+
+    num_bytes: int
+    folder: str | None
+    """None: the system's folder for temporary files."""
+
+    def mapped(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """A tensor of zeros in a file that nothing is left of when the process ends, however it ends.
+
+        Raises:
+            UserError: The file cannot be made.
+        """
+        count = math.prod(shape)
+        try:
+            with tempfile.NamedTemporaryFile(dir=self.folder, prefix="regrasp-replay-") as file:
+                os.posix_fallocate(file.fileno(), 0, max(count * dtype.itemsize, 1))
+                return torch.from_file(file.name, shared=True, size=count, dtype=dtype).view(shape)
+        except OSError as error:
+            size = count * dtype.itemsize / 1e9
+            raise UserError(
+                f"A file of {size:.2f} GB for stored experience cannot be made: {error.strerror}",
+                key="algorithm.replay_buffer.storage_path",
+                value=self.folder,
+                expected="a folder that can be written, on a disk with room",
+                fix="name another one, or lower algorithm.replay_buffer.capacity",
+            ) from error
+
+
 class Replay:
     """The newest decisions, in rows that are overwritten in their order.
 
@@ -48,9 +81,14 @@ class Replay:
         num_envs: Environments of the run: that of a decision is its column modulo this.
         gamma: See `chunk_rewards`.
         reward_type: See `chunk_rewards`.
+        room: Bounds the memory of features and traces; None: there is no bound.
     """
 
-    def __init__(self, capacity: int, num_envs: int, *, gamma: float, reward_type: RewardType) -> None:
+    def __init__(
+        self, capacity: int, num_envs: int, *, gamma: float, reward_type: RewardType, room: Room | None = None
+    ) -> None:
+        self._room = room
+        self._place: torch.device | None = None
         self._capacity = capacity
         self.num_envs = num_envs
         self._gamma = gamma
@@ -133,14 +171,43 @@ class Replay:
     def _store(self, decisions: Decisions, rows: Tensor) -> None:
         inputs = decisions.inputs
         table = inputs if isinstance(inputs, TensorDict) else inputs.to(torch.device("cpu"))
+        self._make({"inputs": table, "trace": decisions.trace}, table.device or torch.device("cpu"))
         for store, values in ((self._inputs, table), (self._traces, decisions.trace)):
+            for name, kept in store.items():
+                kept[rows.to(kept.device)] = values[name].to(kept)
+
+    def _make(self, groups: Mapping[str, TensorDict], device: torch.device) -> None:
+        """Make the tables that there are not yet, as rows of theirs are."""
+        if self._inputs:
+            return
+        self._place = device
+        wanted = {}
+        for group, values in groups.items():
             for name in map(str, values.keys()):
                 value = values[name]
-                if name not in store:
-                    halves = value.dim() >= _WIDE and value.dtype == torch.float32 and store is self._inputs
-                    dtype = torch.float16 if halves else value.dtype
-                    store[name] = torch.zeros((self._capacity, *value.shape[1:]), dtype=dtype, device=table.device)
-                store[name][rows.to(table.device)] = value.to(store[name])
+                halves = value.dim() >= _WIDE and value.dtype == torch.float32 and group == "inputs"
+                dtype = torch.float16 if halves else value.dtype
+                wanted[group, name] = ((self._capacity, *value.shape[1:]), dtype)
+        self._allocate(wanted, device)
+
+    def _allocate(
+        self, wanted: Mapping[tuple[str, str], tuple[tuple[int, ...], torch.dtype]], device: torch.device
+    ) -> None:
+        """Tables of zeros: the largest are files, as long as the others are more than there is room for."""
+        sizes = {key: math.prod(shape) * dtype.itemsize for key, (shape, dtype) in wanted.items()}
+        mapped = set[tuple[str, str]]()
+        if self._room is not None:
+            for key in sorted(sizes, key=lambda key: sizes[key], reverse=True):
+                if sum(sizes.values()) - sum(sizes[other] for other in mapped) <= self._room.num_bytes:
+                    break
+                mapped.add(key)
+        for (group, name), (shape, dtype) in wanted.items():
+            store = self._inputs if group == "inputs" else self._traces
+            if (group, name) in mapped:
+                assert self._room is not None
+                store[name] = self._room.mapped(shape, dtype)
+            else:
+                store[name] = torch.zeros(shape, dtype=dtype, device=device)
 
     def _close(self, episode: list[tuple[int, int]]) -> None:
         """An episode has ended: give its decisions their returns, and its outcome."""
@@ -187,25 +254,42 @@ class Replay:
             is_open &= self._is_ready[place]  # where what follows is not known yet, its value goes on
         return Sample(rows, place, rewards, discounts)
 
+    def sampled(
+        self, size: int, generator: torch.Generator, *, steps: int = 1, successful: float = 0.0
+    ) -> tuple[TensorDict, TensorDict]:
+        """Features of drawn decisions, and a record of them and of what followed; see `draw`."""
+        drawn = self.draw(size, generator, steps=steps, successful=successful)
+        following = {
+            "inputs": self.inputs(drawn.following),
+            "trace": self.traces(drawn.following),
+            "decision": self.column("decision", drawn.following),
+        }
+        record = {
+            "trace": self.traces(drawn.rows),
+            "following": TensorDict(following, batch_size=[size]),
+            "rewards": drawn.rewards,
+            "discounts": drawn.discounts,
+            "returns": self.column("returns", drawn.rows),
+            "decision": self.column("decision", drawn.rows),
+        }
+        return self.inputs(drawn.rows), TensorDict(record, batch_size=[size])
+
     def inputs(self, rows: Tensor) -> TensorDict:
         """Features of rows, in the number format that they came in but for wide ones, which are float32."""
-        own = rows.to(self._device)
-        values = {name: table[own] for name, table in self._inputs.items()}
+        values = {name: self._rows_of(table, rows) for name, table in self._inputs.items()}
         widened = {name: value.float() if value.dtype == torch.float16 else value for name, value in values.items()}
         return TensorDict(widened, batch_size=[len(rows)])
 
     def traces(self, rows: Tensor) -> TensorDict:
         """Traces of rows."""
-        own = rows.to(self._device)
-        return TensorDict({name: table[own] for name, table in self._traces.items()}, batch_size=[len(rows)])
+        return TensorDict({name: self._rows_of(table, rows) for name, table in self._traces.items()}, [len(rows)])
+
+    def _rows_of(self, table: Tensor, rows: Tensor) -> Tensor:
+        return table[rows.to(table.device)].to(self._place or table.device)
 
     def column(self, name: str, rows: Tensor) -> Tensor:
         """`decision`, `returns` or another number of each row."""
         return self._columns[name][rows]
-
-    @property
-    def _device(self) -> torch.device:
-        return next(iter(self._inputs.values())).device
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything stored, as far as it was ever written."""
@@ -242,12 +326,17 @@ class Replay:
             )
         for name in _COLUMNS:
             self._columns[name][:filled] = state[f"column.{name}"]
-        for prefix, store in (("inputs.", self._inputs), ("trace.", self._traces)):
-            for name in (name for name in state if name.startswith(prefix)):
-                kept = state[name]
-                table = torch.zeros((self._capacity, *kept.shape[1:]), dtype=kept.dtype, device=device)
-                table[:filled] = kept
-                store[name.removeprefix(prefix)] = table
+        self._inputs, self._traces, self._place = {}, {}, device
+        kept = {
+            (group, name.removeprefix(f"{group}.")): value
+            for group in ("inputs", "trace")
+            for name, value in state.items()
+            if name.startswith(f"{group}.")
+        }
+        wanted = {key: ((self._capacity, *value.shape[1:]), value.dtype) for key, value in kept.items()}
+        self._allocate(wanted, device)
+        for (group, name), value in kept.items():
+            (self._inputs if group == "inputs" else self._traces)[name][:filled] = value
         self._episodes = [[] for _ in range(self.num_envs)]
         for env, row, number in state["episodes"].tolist():
             self._episodes[env].append((row, number))

@@ -13,6 +13,7 @@ from regrasp.config.types import (
     BLOCK,
     Expect,
     Fraction,
+    Name,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
@@ -61,6 +62,21 @@ class ReplayConfig:
     """Decisions stored before the first optimizer step."""
     success_share: Fraction = 0.0
     """Share of every minibatch that is drawn from episodes that succeeded, once there are any."""
+    max_memory_gb: PositiveFloat | None = None
+    """Memory for what decisions saw and did, in GB; with more, the largest tables are memory-mapped files. Null: all of
+    it is in memory, on the device of the features."""
+    storage_path: Name | None = None
+    """Folder of these files, on a disk with room for them; null: the system's folder for temporary files."""
+
+
+@dataclass(frozen=True, kw_only=True, config=BLOCK)
+class DemoBufferConfig:
+    """Demonstrations that are drawn beside the stored experience."""
+
+    load_path: Name
+    """Folder of the dataset, as `regrasp sft` takes it."""
+    share: Fraction = 0.5
+    """Share of every minibatch that is drawn from them."""
 
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
@@ -90,6 +106,8 @@ class SacConfig(AlgorithmConfig):
     """What of the critics' values a target takes."""
     actor_agg_q: Heads | None = None
     """What of them the actor climbs; null: as `agg_q`."""
+    latent_targets: bool = False
+    """Targets take the value of what follows from critics of latents (DSRL's noise), which spares them denoising."""
     critic_subsample_size: PositiveInt | None = None
     """Critics drawn at random for every target; null: all."""
     backup_entropy: bool = True
@@ -109,18 +127,36 @@ class SacConfig(AlgorithmConfig):
         Field(strict=False),
         Expect("[start, end, environment steps]"),
     ] = (0.0, 0.0, 0)
-    """Weight, in the actor's loss, of the size of what a residual adds: at the start, at the end, steps in between."""
+    """Weight, in the actor's loss, of what `proximity_to` measures: at the start, at the end, steps in between."""
+    proximity_to: Literal["proposal", "start"] = "proposal"
+    """`proposal`: the mean square of what a residual adds, or of DSRL's noise; `start`: that of the distance to what
+    the policy that the run started from would do with the same noise."""
+    selection_margin: NonNegativeFloat = 0.02
+    """With a policy that imitates what critics choose: how much better than its own action another one has to be."""
     normalize_q: bool = False
     """Divide the values that the actor climbs by their mean magnitude, so that `proximity` means the same anywhere."""
     entropy_tuning: EntropyTuningConfig = EntropyTuningConfig()
     """The temperature."""
     replay_buffer: ReplayConfig = ReplayConfig()
     """The stored experience."""
+    demo_buffer: DemoBufferConfig | None = None
+    """Demonstrations drawn beside it; null: none."""
 
     @property
     def needs(self) -> frozenset[str]:
         """Proposals and critics."""
         return frozenset({"q_head"})
+
+    @property
+    def keeps_start(self) -> bool:
+        """Whether the policy is compared with the one that the run started from."""
+        return self.proximity_to == "start"
+
+    @property
+    def counts_entropy(self) -> bool:
+        """Whether actor or critics count the policy's entropy."""
+        tuning = self.entropy_tuning
+        return tuning.alpha_type != "fixed_alpha" or tuning.initial_alpha > 0
 
     @property
     def shown(self) -> tuple[Column, ...]:
@@ -137,9 +173,20 @@ class SacConfig(AlgorithmConfig):
         )
 
     @property
+    def demonstrations(self) -> str | None:
+        """Of the block `demo_buffer`."""
+        return None if self.demo_buffer is None else self.demo_buffer.load_path
+
+    @property
     def stored_decisions(self) -> int:
         """In the replay."""
         return self.replay_buffer.capacity
+
+    @property
+    def max_stored_bytes(self) -> int | None:
+        """Of the replay."""
+        limit = self.replay_buffer.max_memory_gb
+        return None if limit is None else round(limit * 1e9)
 
     def critic_steps(self, samples: int) -> int:
         """Of an update that collected so many decisions."""

@@ -118,7 +118,7 @@ def list_safetensors(folder: Path) -> dict[str, StoredTensor]:
             shards do not fit, or tensors of a type that is not read (quantised ones).
     """
     if (folder / _SINGLE).is_file():
-        return {tensor.name: tensor for tensor in _list_file(folder / _SINGLE)}
+        return {tensor.name: tensor for tensor in list_file(folder / _SINGLE)}
     index = folder / _INDEX
     if not index.is_file():
         raise _without_weights(folder)
@@ -127,7 +127,7 @@ def list_safetensors(folder: Path) -> dict[str, StoredTensor]:
     if missing := [shard for shard in shards if not (folder / shard).is_file()]:
         raise _incomplete(f"{len(missing)} of {len(shards)} weight files are missing: {', '.join(missing)}.", index)
     tensors: dict[str, StoredTensor] = {}
-    for tensor in (tensor for shard in shards for tensor in _list_file(folder / shard)):
+    for tensor in (tensor for shard in shards for tensor in list_file(folder / shard)):
         if twin := tensors.get(tensor.name):
             raise _incomplete(f"Two weight files hold {tensor.name}: {twin.file.name}, {tensor.file.name}.", index)
         tensors[tensor.name] = tensor
@@ -221,7 +221,12 @@ def _read_index(file: Path) -> dict[str, str]:
     return {str(name): shard for name, shard in weight_map.items()}
 
 
-def _list_file(file: Path) -> list[StoredTensor]:
+def list_file(file: Path) -> list[StoredTensor]:
+    """Every tensor of one weight file, from its header.
+
+    Raises:
+        UserError: The file is damaged, or its tensors are of a type that is not read.
+    """
     with _opened(file) as content:
         slices = {name: content.get_slice(name) for name in content.offset_keys()}
         found = {name: (tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()}

@@ -1,4 +1,4 @@
-"""`regrasp distill`: a model without its residual, which learned to do the same."""
+"""`regrasp distill`: a plain model, which learned to do what one with an actor beside its head does."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ INTERRUPTED = STAGE_INTERRUPTED
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of this command."""
     add_config_arguments(parser)
-    add_model_argument(parser, "model with a residual")
+    add_model_argument(parser, "model with a residual, or with an actor of its noise")
     parser.add_argument("--output", metavar="FOLDER", type=Path, default=Path("distilled"), help="default: distilled")
     parser.add_argument("--overwrite", action="store_true", help="replace the model that is there")
 

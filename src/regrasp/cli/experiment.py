@@ -77,6 +77,20 @@ def find_model(args: argparse.Namespace) -> None:
     ]
 
 
+def fetch_model(args: argparse.Namespace) -> None:
+    """Where a model is named as the Hugging Face hub has it, put its folder in its place.
+
+    Raises:
+        UserError: The hub does not have it, does not give it, or cannot be reached.
+    """
+    from regrasp.hub import fetch
+
+    given = getattr(args, "model_path", None)
+    if given is not None:
+        folder = fetch(str(given), "model", key="--model_path", downloads=not args.dry_run)
+        args.model_path = given if folder is None else str(folder)
+
+
 def model_of_run(path: Path, *, tells: bool = True) -> Path:
     """The newest model of a run, which is told, where a path is a run's folder or a checkpoint; else the path."""
     from regrasp.models.config import CONFIG_FILE

@@ -21,7 +21,7 @@ COMMANDS = {
     "convert": "stage 1 from recordings: make a dataset of Isaac Lab's HDF5 files",
     "sft": "stage 2: train a base model on demonstrations",
     "train": "stage 3: fine-tune a model with reinforcement learning",
-    "distill": "teach a model without a residual what one with it does",
+    "distill": "teach a plain model what one with a residual, or with noise that was learned, does",
     "play": "evaluate a model, with intervals and video",
     "export": "write a fine-tuned GR00T in its published layout",
     "push": "upload a model or a dataset to the Hugging Face hub",
@@ -75,6 +75,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
+def _run(parsed: argparse.Namespace) -> int:
+    if getattr(parsed, "multirun", False):
+        from regrasp.cli.sweep import sweep
+
+        return sweep(parsed)
+    return _module(parsed.command).run(parsed)
+
+
 def create_parser(
     with_flags: Collection[str],
 ) -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentParser]]:
@@ -91,14 +99,6 @@ def create_parser(
         if name in with_flags:
             _module(name).add_arguments(subparser)
     return parser, commands.choices
-
-
-def _run(parsed: argparse.Namespace) -> int:
-    if getattr(parsed, "multirun", False):
-        from regrasp.cli.sweep import sweep
-
-        return sweep(parsed)
-    return _module(parsed.command).run(parsed)
 
 
 def _unrecognized(parser: argparse.ArgumentParser, rest: Sequence[str]) -> NoReturn:

@@ -37,8 +37,9 @@ def watched(run_dir: Path, *, wanted: bool) -> Iterator[None]:
         yield
         return
     command = [sys.executable, "-m", "regrasp.stages.watch", str(run_dir)]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen(command, **pipes, start_new_session=True, text=True) as process:
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True, text=True
+    ) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         if found := process.stdout.readline().strip():

@@ -45,19 +45,20 @@ class Merged:
     """The keys that have their value of another name, and that name."""
 
 
-def merge_names(values: dict[str, Any], overridden: Collection[str]) -> Merged:
+def merge_names(values: dict[str, Any], overridden: Collection[str], newer: Mapping[str, str] | None = None) -> Merged:
     """Remove the second and the newer names of keys, in place; what was set on the command line always counts.
 
     Args:
         values: The configuration.
         overridden: Keys that were set on the command line.
+        newer: Newer names of keys that the experiment's own model has.
     """
-    merged = Merged()
+    merged, newer_names = Merged(), NEWER_NAMES | dict(newer or {})
     runner = values.get("runner")
     evaluates = isinstance(runner, dict) and (runner.get("only_eval") or runner.get("task_type") == "embodied_eval")
-    for other, name in (COPIES | NEWER_NAMES).items():
+    for other, name in (COPIES | newer_names).items():
         block, last = _place(values, split_key(other))
-        counts = other in NEWER_NAMES or (evaluates and other in EVALUATED)
+        counts = other in newer_names or (evaluates and other in EVALUATED)
         if block is not None and last in block:
             _merge(values, split_key(other), block.pop(last), split_key(name), overridden if counts else None, merged)
     return merged

@@ -11,10 +11,12 @@ from regrasp.checkpoint.plain import JSON
 from regrasp.checkpoint.read import Checkpoint
 from regrasp.engine.base import Collected, Engine
 from regrasp.engine.compiling import compile_as_configured
+from regrasp.engine.overlap import Overlap
 from regrasp.engine.rollouts import Rollouts, warn_of_new_episodes
 from regrasp.engine.training import Training
 from regrasp.envs.contract import VecEnv
 from regrasp.experiment import ExperimentConfig
+from regrasp.experiment.batches import num_updates
 from regrasp.learner.learner import Learner
 from regrasp.learner.precision import ActingPolicy
 from regrasp.models.contract import Policy
@@ -52,7 +54,11 @@ class LocalEngine(Engine):
         self._config = config
         self.algorithm = algorithm = config.algorithm.build()
         self.training = Training(config, policy, algorithm, seed, device, run_dir, ranks)
-        acting = ActingPolicy(policy, config.actor.model, device, self.learner.sharded or self.learner.bfloat16)
+        self._overlap = Overlap(policy) if config.runner.max_staleness else None
+        if self._overlap is None:
+            acting = ActingPolicy(policy, config.actor.model, device, self.learner.sharded or self.learner.bfloat16)
+        else:
+            acting = ActingPolicy(self._overlap.policy, config.actor.model, device)
         compile_as_configured(config, device, learner=self.learner, acting=acting, stages=stages, eval_env=eval_env)
         self.rollouts = Rollouts(config, acting, stages, seed, device, algorithm, eval_env, ranks)
         self.step_seconds = self.rollouts.step_seconds
@@ -75,15 +81,31 @@ class LocalEngine(Engine):
     def collect(self, update: int, should_stop: Callable[[], bool]) -> Collected:
         """See `Engine.collect`."""
         self.training.decisions = None
-        gathered = self.rollouts.collect(update, should_stop)
+        gathered = None if self._overlap is None else self._overlap.taken(update)
+        if gathered is None:
+            self._refresh()
+            gathered = self.rollouts.collect(update, should_stop)
         prepared = self.training.prepare(gathered.decisions, update)
         return Collected(episodes=gathered.episodes, seconds=gathered.seconds, **vars(prepared))
 
     def update(self, update: int, should_abandon: Callable[[], bool]) -> dict[str, float]:
-        """See `Engine.update`."""
-        metrics = self.training.update(update, should_abandon)
-        self.rollouts.updated()
-        return metrics
+        """See `Engine.update`; with `runner.max_staleness`, the next rollout is made meanwhile."""
+        if self._overlap is None or update + 1 >= num_updates(self._config):
+            metrics = self.training.update(update, should_abandon)
+            self.rollouts.updated()
+            return metrics
+        self._refresh()
+        before = self.rollouts.boundary
+        try:
+            with self._overlap.rolling_out(self.rollouts, update + 1):
+                return self.training.update(update, should_abandon)
+        except BaseException:
+            self.rollouts.boundary = before
+            raise
+
+    def _refresh(self) -> None:
+        if self._overlap is not None:
+            self._overlap.refresh(self.policy)
 
     def evaluate(
         self,
@@ -92,6 +114,7 @@ class LocalEngine(Engine):
         recorder: VideoRecorder | None = None,
     ) -> list[EpisodeResult]:
         """See `Engine.evaluate`."""
+        self._refresh()
         return self.rollouts.evaluate(num_episodes, on_episode, recorder)
 
     def save(self, folder: Path, step: int, state: Mapping[str, JSON], *, export: bool) -> None:

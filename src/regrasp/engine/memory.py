@@ -45,13 +45,15 @@ class PolicyMemory:
     start: int
     """Copy of the weights that the run starts from, for `algorithm.kl_beta`."""
     experience: int = 0
-    """Decisions of earlier updates, once the replay is full."""
+    """Decisions of earlier updates in memory, once the replay is full."""
+    mapped: int = 0
+    """Those in memory-mapped files."""
 
     def checkpoints(self, count: int, exports: int) -> int:
         """Bytes on disk of so many checkpoints, of which so many have a model folder; frozen weights are in it once."""
         trained, moments = 4 * self.num_trained, 4 * _MOMENTS * self.num_trained
         frozen = self.weights - trained if exports else 0
-        return count * (self.weights + moments + self.experience) + exports * trained + frozen
+        return count * (self.weights + moments + self.experience + self.mapped) + exports * trained + frozen
 
     @property
     def total(self) -> int:
@@ -156,7 +158,8 @@ def memory_estimate(config: ExperimentConfig, model: ModelMemory | None, *, seve
         lines.append(f"{what}: {samples} decisions x {stored / 1e3:.0f} kB = {byte_size(samples * stored)}, {where}")
     if memory.experience:
         count, size = config.algorithm.stored_decisions, byte_size(memory.experience)
-        lines.append(f"stored experience: up to {count} decisions, about {size}, in checkpoints too")
+        beyond = f", and {byte_size(memory.mapped)} in memory-mapped files" if memory.mapped else ""
+        lines.append(f"stored experience: up to {count} decisions, about {size}{beyond}, in checkpoints too")
     return [*lines, f"together on the device: {byte_size(on_device)}, activations and minibatches aside", disk]
 
 
@@ -214,6 +217,8 @@ def policy_memory(policy: Policy, config: ExperimentConfig) -> PolicyMemory:
     )
     trained: list[nn.Parameter] = [weight for group in learner.optimizer.param_groups for weight in group["params"]]
     acting = ActingPolicy(policy, model, next(policy.parameters()).device, learner.bfloat16).policy
+    experience = config.algorithm.stored_decisions * _experience_bytes(policy, model.precision)
+    in_memory = min(experience, config.algorithm.max_stored_bytes or experience)
     rounded = {} if learner.bfloat16 is None else learner.bfloat16.rounded
     computing = [rounded.get(parameter, parameter) for parameter in trained]
     summed = rounded if config.actor.global_batch_size > config.actor.micro_batch_size else {}
@@ -225,7 +230,8 @@ def policy_memory(policy: Policy, config: ExperimentConfig) -> PolicyMemory:
         half_copy=_bytes(rounded.values()),
         acting=_bytes(_computed_ahead(acting)),
         start=_bytes(computing) if config.algorithm.keeps_start else 0,
-        experience=config.algorithm.stored_decisions * _experience_bytes(policy, model.precision),
+        experience=in_memory,
+        mapped=experience - in_memory,
     )
 
 

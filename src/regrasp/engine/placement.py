@@ -184,12 +184,21 @@ def plan(config: ExperimentConfig, resources: Resources) -> Plan:
     num_actors, num_rollouts, num_workers = (
         sum(role in process.roles for process in processes) for role in ("actor", "rollout", "env")
     )
-    if config.runner.max_staleness and any({"actor", "rollout"} <= process.roles for process in processes):
+    together = len(processes) > 1 and any({"actor", "rollout"} <= process.roles for process in processes)
+    if config.runner.max_staleness and together:
         raise UserError(
             "A rollout cannot overlap the update of the process that it runs in",
             key="runner.max_staleness",
             value=config.runner.max_staleness,
-            expected="0, or actor and rollout on different numbers of cluster.component_placement",
+            expected="0, one process, or actor and rollout on different numbers of cluster.component_placement",
+            fix="set runner.max_staleness=0, or place actor and rollout apart",
+        )
+    if config.runner.max_staleness and len(processes) == 1 and config.actor.model.compile:
+        raise UserError(
+            "CUDA graphs are not replayed by two threads",
+            key="actor.model.compile",
+            value=True,
+            expected="false, since runner.max_staleness is 1 in one process",
             fix="set runner.max_staleness=0, or place actor and rollout apart",
         )
     if config.algorithm.stores_experience and num_actors > 1:

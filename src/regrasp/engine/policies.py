@@ -160,7 +160,7 @@ def _check_sizes(
     check_inputs(policy, mapping, location)
     expected, names = policy.spec, state_names(mapping)
     width = max(stop for _, stop in names.values()) if names and expected.state_parts else expected.state_dim
-    if state_dim is not None and width != state_dim:
+    if state_dim is not None and width not in (0, state_dim):
         raise UserError(
             "The mapping's state does not have the width that the model was trained with",
             key=f"{location}.states",

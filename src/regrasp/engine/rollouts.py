@@ -103,7 +103,7 @@ class Rollouts:
         ]
         self._eval_env = eval_env
         self._choose = eval_env and acting_chooser(policy, config, eval_env, "eval", seed, device, self._watch)
-        self._boundary: dict[str, Tensor] | None = None
+        self.boundary: dict[str, Tensor] | None = None
         """The environments' state before the rollout that no update has been made of yet."""
         self._restarts = Counter[EnvName]()
         """Since the last update; evaluations are counted by each rank for itself."""
@@ -116,9 +116,9 @@ class Rollouts:
         started = time.monotonic()
         failure = None
         try:
-            self._boundary = self._together(self._state)
+            self.boundary = self._together(self._state)
         except SimulatorError as error:
-            self._boundary = self._without_simulators()
+            self.boundary = self._without_simulators()
             failure = self._counted(error)
         while True:
             try:
@@ -158,8 +158,8 @@ class Rollouts:
 
     def _begin_again(self, failure: SimulatorError, should_stop: Callable[[], bool]) -> None:
         """Put new simulators into the state before the rollout."""
-        assert self._boundary is not None
-        state = self._boundary
+        assert self.boundary is not None
+        state = self.boundary
 
         def begin() -> None:
             if should_stop():
@@ -221,7 +221,7 @@ class Rollouts:
 
     def updated(self) -> None:
         """Called when the update has been made: the environments' state is now the one between two updates."""
-        self._boundary = None
+        self.boundary = None
         self._restarts.clear()
 
     def evaluate(
@@ -274,7 +274,7 @@ class Rollouts:
         Where a simulator cannot give its own any more, that of all simulators is left out.
         """
         try:
-            own = self._together(lambda: self._boundary or self._state())
+            own = self._together(lambda: self.boundary or self._state())
         except SimulatorError:
             own = self._without_simulators()
         parts = self._ranks.gather(TensorDict(dict(own), batch_size=[self._num_envs]))

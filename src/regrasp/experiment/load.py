@@ -33,6 +33,7 @@ from regrasp.errors import UserError
 from regrasp.experiment import ExperimentConfig
 from regrasp.experiment.simulators import settle_simulators
 from regrasp.experiment.validate import cross_check, oddities, unlike_rlinf
+from regrasp.models.config import ModelConfig
 
 _ADAPTER = TypeAdapter(ExperimentConfig)
 _ROOT = Spec(ExperimentConfig)
@@ -124,10 +125,10 @@ def load_config(
     composition = compose_experiment(file, overrides, flags, _WHOLE)
     raise_problems(unreleased(composition.sources.written, _ROOT), composition.sources)
     values = composition.resolved()
-    merged = merge_names(values, composition.sources.overrides)
+    merged = merge_names(values, composition.sources.overrides, _models_names(values))
     translate_synonyms(values)
     sources = dataclasses.replace(composition.sources, renamed=merged.renamed)
-    own = _algorithms_own(values)
+    own = _own_keys(values)
     raise_problems(missing_features(values, _ROOT, own), sources)
     reasons = strip_legacy(values, own)
     if composition.has_idle_hydra_block:
@@ -179,10 +180,25 @@ def _strip_foreign(values: Mapping[str, Any]) -> list[str]:
     return warnings
 
 
-def _algorithms_own(values: Mapping[str, Any]) -> set[Path]:
-    """The keys that the experiment's algorithm has, whatever RLinf's others do with them."""
-    block = _by_type(("algorithm",)).block_of(values.get("algorithm"))
-    return set() if block is None else {("algorithm", name) for name in field_infos(block)}
+def _own_keys(values: Mapping[str, Any]) -> set[Path]:
+    """The keys that the experiment's algorithm and its model have, whatever RLinf's others do with them."""
+    paths: Sequence[Path] = (("algorithm",), ("actor", "model"))
+    blocks = ((path, _by_type(path).block_of(_values_at(values, path))) for path in paths)
+    return {(*path, name) for path, block in blocks if block is not None for name in field_infos(block)}
+
+
+def _models_names(values: Mapping[str, Any]) -> Mapping[str, str]:
+    """What RLinf writes elsewhere and the experiment's model reads in its own block, by RLinf's key."""
+    path = ("actor", "model")
+    block = _by_type(path).block_of(_values_at(values, path))
+    return block.written_elsewhere if block is not None and issubclass(block, ModelConfig) else {}
+
+
+def _values_at(values: Any, path: Path) -> Any:
+    """The values of a block; None where there is none."""
+    for step in path:
+        values = values.get(step) if isinstance(values, Mapping) else None
+    return values
 
 
 def _without_idle_value_head(config: ExperimentConfig) -> ExperimentConfig:

@@ -59,6 +59,9 @@ class RunnerConfig:
     """Evaluate the policy once instead of training it."""
     val_check_interval: Interval = -1
     """Updates between two evaluations; -1 or 0: never."""
+    val_before_train: bool = False
+    """Evaluate before the first update too, where `val_check_interval` is set: the curve then begins with the base
+    model."""
     save_interval: Interval = 10
     """Updates between two checkpoints; -1 or 0: only the last update is saved."""
     keep_checkpoints: PositiveInt | None = None
@@ -80,7 +83,8 @@ class RunnerConfig:
     torch_threads: PositiveInt | None = None
     """CPU threads of torch; null: torch decides."""
     max_staleness: Annotated[int, Field(ge=0, le=1)] = 0
-    """Updates by which the policy that acts may be older than the one that learns; 0: every rollout waits for it."""
+    """Updates by which the policy that acts may be older than the one that learns; 0: every rollout waits for it.
+    With 1 the next rollout is made during an update, in one process by a thread."""
     process_timeout_s: PositiveFloat = 900.0
     """Seconds without a decision or a minibatch, beyond the deadlines of simulators, after which the processes of a run
     of several count as hung; they are then started again."""

@@ -99,7 +99,7 @@ class SftConfig:
 
 @dataclass(frozen=True, config=BLOCK)
 class DistillConfig:
-    """Teaching a model without a residual what one with it does; the optimizer is that of `sft`."""
+    """Teaching a plain model what one with a residual or an actor of its noise does; the optimizer is that of `sft`."""
 
     num_episodes: PositiveInt = 256
     """Episodes of a round."""

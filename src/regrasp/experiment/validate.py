@@ -46,6 +46,8 @@ def oddities(config: ExperimentConfig, *, trains: bool) -> list[str]:
         *actor.model.oddities(),
         *(actor.fsdp_config.oddities() if trains else ()),
     ]
+    if trains and config.runner.val_before_train and config.runner.val_check_interval < 1:
+        warnings.append("runner.val_before_train says nothing without runner.val_check_interval: nothing is evaluated.")
     one_pass = trains and not config.runner.evaluates and not config.algorithm.stores_experience
     if one_pass and actor.global_batch_size > num_samples(config):
         warnings.insert(

@@ -268,7 +268,7 @@ def _plot_evaluation(axes: Axes, curve: Series, colour: str, label: str | None, 
 
 
 def _horizontal_axis(axes: Axes, runs: Sequence[Metrics]) -> None:
-    axes.xaxis.set_major_locator(MaxNLocator(6 if axes.figure.get_figwidth() > _NARROW[0] else 4, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(6 if axes.bbox.width > 72 * _NARROW[0] else 4, integer=True))
     if any(map(counts_env_steps, runs)):
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.set_xlabel("environment steps")

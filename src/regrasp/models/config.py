@@ -227,6 +227,8 @@ class ModelConfig(ABC):
     scratch."""
     uses_images: ClassVar[bool] = True
     """Whether the policy looks at images."""
+    written_elsewhere: ClassVar[Mapping[str, str]] = {}
+    """Keys of other blocks by which RLinf configures this model, and the key that each of them is here."""
 
     @property
     def noise_key(self) -> str | None:

@@ -83,6 +83,7 @@ class PolicySpec:
     """Actions predicted per decision, H; the first T are executed."""
     action_dim: int
     state_dim: int
+    """Of the state; 0 for a policy that looks at none."""
     cameras: tuple[str, ...] = ()
     """Names of the cameras used, in the policy's order; none for a state policy."""
     state_parts: tuple[tuple[str, int], ...] = ()
@@ -125,7 +126,17 @@ class StateRange:
 class Policy(nn.Module, ABC):
     """What acts, is trained and is saved; it is called by the methods that `METHODS` names and has no `forward`."""
 
-    METHODS: ClassVar[tuple[str, ...]] = ("encode", "act", "evaluate", "value", "decode", "propose")
+    METHODS: ClassVar[tuple[str, ...]] = (
+        "encode",
+        "act",
+        "evaluate",
+        "value",
+        "decode",
+        "propose",
+        "propose_latent",
+        "imitation_errors",
+        "demonstrated",
+    )
     """Methods that compute with the weights, from rows to rows: precision and fixed batch sizes wrap them.
 
     Where the policy is sharded, each of them, and `sft_loss`, is a forward method to FSDP2.
@@ -139,8 +150,14 @@ class Policy(nn.Module, ABC):
     """What was demonstrated; None where nothing was."""
     q_head: QHead | None
     """Critics of what it proposes, for learning from stored experience."""
+    latent_head: QHead | None
+    """Critics of what it draws its proposals from, which learn from those of the proposals; None without any."""
     proposal_width: int = 0
-    """D of a proposal; 0 for a policy that makes none."""
+    """Numbers that a proposal draws, which the target entropy counts; 0 for a policy that makes none."""
+    noise_width: int = 0
+    """D of the noise that proposals are made from."""
+    imitates: bool = False
+    """Whether the actor imitates the best of `stored_candidates`, instead of climbing the critics."""
     capturable: tuple[str, ...] = ()
     """Methods, from tensors and numbers to tensors, that a GPU may replay as CUDA graphs where nothing is trained."""
     acts_as_it_learns: bool = False
@@ -152,6 +169,7 @@ class Policy(nn.Module, ABC):
     def __init__(self) -> None:
         super().__init__()
         self.q_head = None
+        self.latent_head = None
 
     @property
     def offers(self) -> frozenset[str]:
@@ -195,9 +213,39 @@ class Policy(nn.Module, ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} makes no proposals")
 
+    def propose_latent(self, features: TensorDict, noise: Tensor) -> Proposal:
+        """As `propose`, but its `actions` are what the proposal is made from, as `latent_head` reads it."""
+        raise NotImplementedError(f"{type(self).__name__} has no latents")
+
+    def imitation_errors(self, features: TensorDict, actions: Tensor, noise: Tensor) -> Tensor:
+        """Losses (B,) of imitating actions (B, A), as `stored_candidates` has them; differentiable.
+
+        Args:
+            features: Of the rows.
+            actions: What is imitated.
+            noise: (B, D), standard normal.
+        """
+        raise NotImplementedError(f"{type(self).__name__} imitates nothing")
+
+    def stored_candidates(self, trace: TensorDict) -> Tensor:
+        """(B, N, A), what might have been done instead, the policy's own first, as critics read it."""
+        raise NotImplementedError(f"{type(self).__name__} chooses among no candidates")
+
+    def demonstrated(self, features: TensorDict, actions: Tensor, noise: Noise) -> TensorDict:
+        """The trace of decisions in which actions (B, T, A), in physical units, were done that it did not choose.
+
+        Raises:
+            UserError: It cannot learn from them.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not learn from stored demonstrations")
+
     def stored_actions(self, trace: TensorDict) -> Tensor:
         """(B, D), what was done, as `propose` gives it."""
         return trace["actions"].flatten(1)
+
+    def stored_pairs(self, trace: TensorDict) -> tuple[Tensor, Tensor]:
+        """N latents (B, N, L) of each row, as `latent_head` reads them, and the actions (B, N, D) made from them."""
+        raise NotImplementedError(f"{type(self).__name__} has no latents")
 
     def wrap_methods(self, around: Callable[..., Any]) -> None:
         """Put a function around each of `METHODS`, of this policy and its copies; the last one put is the outermost.
@@ -243,7 +291,7 @@ class Policy(nn.Module, ABC):
     def trainable(self, part: str) -> Sequence[tuple[str, nn.Parameter]]:
         """Named parameters of a part: `head` (all after the features), `value_head`, `backbone`, or `all`.
 
-        Where the policy offers `q_head`, also that, and `proposal`, what `propose` computes with.
+        Where the policy offers `q_head`, also that, `latent_head`, and `proposal`, what `propose` computes with.
         """
 
     def prepare_training(self, part: str) -> Sequence[tuple[str, nn.Parameter]]:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from regrasp.config.owned import ByType
 from regrasp.config.types import BLOCK, Name, PositiveFloat, PositiveInt, Seed
-from regrasp.errors import TrainingHaltedError
+from regrasp.errors import TrainingHaltedError, UserError
+from regrasp.models.architecture import TinyArchitecture
 from regrasp.models.groot.architecture import ArchitectureConfig
+from regrasp.models.openvla.architecture import OpenVlaArchitectureConfig
 
 if TYPE_CHECKING:
     from regrasp.envs.scenes import Scenes
@@ -20,6 +23,26 @@ if TYPE_CHECKING:
 
 GROUNDING_FILE = "grounding.json"
 """What a backbone reached, in its folder."""
+_ARCHITECTURES: dict[str, type[TinyArchitecture]] = {"gr00t": ArchitectureConfig, "openvla": OpenVlaArchitectureConfig}
+
+
+def _architecture_of(values: Mapping[str, Any]) -> type[TinyArchitecture]:
+    """The block of a tiny model.
+
+    Raises:
+        UserError: There is none of this name.
+    """
+    name = values.get("model")
+    if name in _ARCHITECTURES:
+        return _ARCHITECTURES[name]
+    expected = ", ".join(_ARCHITECTURES)
+    raise UserError("No tiny model of this kind", key="pretrain.architecture.model", value=name, expected=expected)
+
+
+AnyArchitecture = Annotated[
+    TinyArchitecture, ByType("model", lambda: _ARCHITECTURES, _architecture_of, default="gr00t")
+]
+"""The type of `pretrain.architecture`."""
 
 
 @dataclass(frozen=True, config=BLOCK)
@@ -40,7 +63,7 @@ class PretrainConfig:
     """Seed of scenes, weights and batches; not the run's, so that runs of other seeds share the backbone."""
     max_median_error_cm: PositiveFloat = 0.7
     """The stage fails when the named object is located worse than this on held-out scenes."""
-    architecture: ArchitectureConfig = ArchitectureConfig()
+    architecture: AnyArchitecture = ArchitectureConfig()
     """Sizes of the model."""
 
     def check_error(self, error: float) -> None:
@@ -61,10 +84,7 @@ class PretrainConfig:
 
     def num_tokens(self, sentences: Sequence[str], texts: Sequence[str]) -> list[int]:
         """Tokens of each text, where the tokenizer is trained on `sentences`."""
-        from regrasp.models.groot.processing.tokenizer import train_tokenizer
-
-        tokenizer = train_tokenizer(sentences, self.architecture.vocab_size)
-        return [len(tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)) for text in texts]
+        return self.architecture.num_tokens(sentences, texts)
 
     def train(
         self, scenes: Sequence[Scenes], num_validation: int, learning_rate: Callable[[int], float], output: Path
@@ -83,6 +103,4 @@ class PretrainConfig:
         Raises:
             TrainingHaltedError: The error is above `max_median_error_cm`; nothing is written.
         """
-        from regrasp.models.groot.pretraining import pretrain
-
-        return pretrain(self, scenes, num_validation, learning_rate, output)
+        return self.architecture.train(self, scenes, num_validation, learning_rate, output)

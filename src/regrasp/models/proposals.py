@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+from regrasp.models.initialization import init_linear
 
 _LOG_STD = (-5.0, 2.0)
 """Bounds of a learned logarithm of a standard deviation, as RLinf has them."""
@@ -21,7 +25,25 @@ class Proposal:
     log_probs: Tensor
     """(B,), of a whole action."""
     size: Tensor
-    """(B,), mean square of what was added to another policy's action; 0 where nothing is."""
+    """(B,), mean square of what was added to another policy's action, or of the noise that it starts from; 0 where the
+    actor acts by itself."""
+
+
+def actor_mlp(widths: tuple[int, ...]) -> nn.Sequential:
+    """Linear layers of the given widths with LayerNorm and GELU between them; the last one is linear."""
+    layers: list[nn.Module] = []
+    for width_in, width_out in itertools.pairwise(widths[:-1]):
+        layers += [nn.Linear(width_in, width_out), nn.LayerNorm(width_out), nn.GELU()]
+    return nn.Sequential(*layers, nn.Linear(widths[-2], widths[-1]))
+
+
+def init_actor_mlp(mlp: nn.Sequential, generator: torch.Generator) -> None:
+    """Fan-in scaled hidden layers and a zero last layer."""
+    for layer in mlp:
+        if isinstance(layer, nn.Linear):
+            init_linear(layer, generator, gain=0.0 if layer is mlp[-1] else 1.0)
+        elif isinstance(layer, nn.LayerNorm):
+            layer.reset_parameters()
 
 
 def squashed(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
@@ -45,3 +67,9 @@ def bounded_log_std(output: Tensor) -> Tensor:
     """The logarithm of a standard deviation, from a network's output of any size."""
     low, high = _LOG_STD
     return low + 0.5 * (high - low) * (output.tanh() + 1)
+
+
+def raw_log_std(std: float) -> float:
+    """The network's output for which `bounded_log_std` gives the logarithm of `std`."""
+    low, high = _LOG_STD
+    return math.atanh(2 * (math.log(std) - low) / (high - low) - 1)

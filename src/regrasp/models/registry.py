@@ -15,12 +15,13 @@ from regrasp.models.config import CONFIG_FILE, ModelConfig
 from regrasp.models.groot.settings import GrootModelConfig
 from regrasp.models.inputs import InputNames
 from regrasp.models.mlp.settings import MlpModelConfig
+from regrasp.models.openvla.settings import OpenVlaModelConfig, OpenVlaOftModelConfig
 
 if TYPE_CHECKING:
     from regrasp.models.contract import Policy
 
 ENTRY_POINT_GROUP = "regrasp.models"
-_models: list[type[ModelConfig]] = [GrootModelConfig, MlpModelConfig]
+_models: list[type[ModelConfig]] = [GrootModelConfig, MlpModelConfig, OpenVlaModelConfig, OpenVlaOftModelConfig]
 
 
 def register_model(model: type[ModelConfig]) -> None:
@@ -140,11 +141,14 @@ def model_in(folder: Path, key: str | None = None) -> type[ModelConfig]:
 def _no_model_folder(folder: Path, key: str | None) -> UserError:
     """What to say of a folder without config.json; one that has a model folder inside is often meant."""
     inside, fix = _model_inside(folder), f"give a complete model folder, or restore its {CONFIG_FILE}"
+    problem, expected = f"This is no model folder: it has no {CONFIG_FILE}", f"a folder with {CONFIG_FILE} and weights"
     if inside is not None:
         fix = f"give the folder inside it: {inside}"
+    elif (folder / "adapter_config.json").is_file():
+        problem = f"This folder holds adapters of a model, and no model: it has no {CONFIG_FILE}"
+        fix = "give the base model, and this folder as actor.model.lora_path (openvla, openvla_oft), or merge them"
     elif (folder / MANIFEST).is_file():
         fix = "this checkpoint was saved without its folder model/: give the base model, and this as --rl_model_path"
-    problem, expected = f"This is no model folder: it has no {CONFIG_FILE}", f"a folder with {CONFIG_FILE} and weights"
     if key is None:
         return UserError(problem, file=folder, expected=expected, fix=fix)
     return UserError(problem, key=key, value=str(folder), expected=expected, fix=fix)

@@ -86,6 +86,8 @@ class EmbodiedRunner:
         """Train; returns True when the last update was reached and False when a signal ended the run before."""
         runner = self.config.runner
         with StopRequest() as stop:
+            if runner.val_before_train and runner.val_check_interval > 0 and not self.progress.update:
+                self._log_base(stop)
             while not (self._finished or stop.requested):
                 try:
                     metrics = self._update(stop)
@@ -169,6 +171,11 @@ class EmbodiedRunner:
         except errors:
             self._save()
             raise
+
+    def _log_base(self, stop: StopRequest) -> None:
+        """Evaluate the policy that training starts from, as update 0; a signal before the end leaves it out."""
+        if metrics := self._evaluate(stop):
+            self._log({**metrics, ENV_STEPS: 0.0})
 
     def _evaluate_or_save(self, metrics: dict[str, float], stop: StopRequest) -> dict[str, float]:
         """Evaluation metrics; where the evaluation fails, the update before it is logged and saved."""

@@ -1,4 +1,4 @@
-"""Distillation: a model that acts by its published weights alone learns what a model with a residual does."""
+"""Distillation: a model that acts by its published weights alone learns what one with an actor beside its head does."""
 
 from __future__ import annotations
 
@@ -70,10 +70,10 @@ def check(output: Path, *, overwrite: bool = False) -> None:
 
 
 def distill(config: ExperimentConfig, output: Path, *, overwrite: bool = False) -> tuple[Path, float]:
-    """Imitate `actor.model.model_path` on the training environments, and write a model without a residual.
+    """Imitate `actor.model.model_path` on the training environments, and write a plain model.
 
     In the first round the teacher acts, later the student does, so that it learns what to do where it comes itself
-    (DAgger, arXiv:1011.0686). The student begins as the teacher without its residual.
+    (DAgger, arXiv:1011.0686). The student begins as the teacher's own action head.
 
     Args:
         config: The experiment; its blocks `distill`, and `sft` for the optimizer.
@@ -100,7 +100,7 @@ def distill(config: ExperimentConfig, output: Path, *, overwrite: bool = False) 
                 "The model has nothing to distill: it acts by its published weights alone",
                 key="actor.model.model_path",
                 value=model.model_path,
-                expected="a model that learned with actor.model.add_q_head, whose folder has a residual.json",
+                expected="one that learned with actor.model.add_q_head: its folder has a residual.json or dsrl.json",
                 fix="use the model as it is",
             )
         mapping = ActionMapping(mapping_config, model.action_dim, env.spec.action_dim, "env.train.mapping")

@@ -20,6 +20,7 @@ from regrasp.experiment import ExperimentConfig
 from regrasp.experiment.load import made_with
 from regrasp.models.contract import Policy
 from regrasp.runner.interrupt import StopRequest
+from regrasp.stages.replayed_demonstrations import find_demonstrations, replayed_demonstrations
 
 _log = logging.getLogger(__name__)
 
@@ -77,7 +78,11 @@ def _local(config: ExperimentConfig, placed: Plan, run_dir: Path, checkpoint: Pa
             started.enter_context(contextlib.closing(eval_env))
         _warn_of(stages[0].capabilities)
         policy = starting_policy(config, stages[0].spec, None if eval_env is None else eval_env.spec, checkpoint)
-        yield LocalEngine(config, policy, stages, seed, use_device(placed.processes[0].device), run_dir, eval_env)
+        engine = LocalEngine(config, policy, stages, seed, use_device(placed.processes[0].device), run_dir, eval_env)
+        if (folder := config.algorithm.demonstrations) is not None:
+            features = find_demonstrations(config, Path(folder).expanduser())
+            engine.algorithm.demonstrate(replayed_demonstrations(config, features, engine.policy))
+        yield engine
 
 
 @contextlib.contextmanager
@@ -87,6 +92,14 @@ def _several(config: ExperimentConfig, num_processes: int, run_dir: Path, checkp
     from regrasp.engine.ray.nodes import require_room, require_shared
     from regrasp.engine.ray.processes import Makers
 
+    if config.algorithm.demonstrations is not None:
+        raise UserError(
+            "Demonstrations are replayed where one process has everything",
+            key="algorithm.demo_buffer",
+            value=config.algorithm.demonstrations,
+            expected="null, with several processes",
+            fix="leave the block cluster out, or set algorithm.demo_buffer=null",
+        )
     inputs: dict[str, Path] = {}
     if (folder := config.actor.model.model_path) is not None:
         inputs["actor.model.model_path"] = Path(folder).expanduser().absolute()

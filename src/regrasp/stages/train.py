@@ -23,6 +23,7 @@ from regrasp.models.contract import Policy
 from regrasp.runner.resume import changes_warning, check_slot, passed_over_warning, read_run_state
 from regrasp.runner.runner import EmbodiedRunner
 from regrasp.stages.engines import started_engine
+from regrasp.stages.replayed_demonstrations import find_demonstrations
 
 _log = logging.getLogger(__name__)
 
@@ -97,6 +98,8 @@ def check(config: ExperimentConfig) -> Policy | None:
             fix="make a model folder of both with `regrasp export --rl_model_path`, and give it as --model_path",
         )
     check_installed(config.runner.logger.logger_backends)
+    if config.algorithm.demonstrations is not None:
+        find_demonstrations(config, Path(config.algorithm.demonstrations).expanduser())
     policy = check_folder_fits(config, "train")
     warn_of_another_task(config, "train")
     if config.runner.val_check_interval > 0:
@@ -152,7 +155,7 @@ def _run(
     with MetricsLogger(run, backends) as logger:
         runner = EmbodiedRunner(loaded.config, engine, logger, run_dir, text)
         if checkpoint is None:
-            logger.truncate_after(0)  # a run that was killed before its first checkpoint begins again in its folder
+            logger.truncate_after(-1)  # a run that was killed before its first checkpoint begins again in its folder
         else:
             runner.resume(checkpoint)
         return runner.run()

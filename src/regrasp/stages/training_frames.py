@@ -59,7 +59,7 @@ def load_frames(
     columns = dataset.load_columns(["episode_index", "frame_index"])
     kept = np.flatnonzero(columns["frame_index"] % sft.frame_stride == 0)
     actions, valid = action_chunks(features.load_actions(), columns["episode_index"], policy.spec.action_horizon)
-    parts = _prepared(policy, features, mapping, kept)
+    parts = prepared_frames(policy, features, mapping, kept)
     frames = Frames(TensorDict.cat(list(parts)), torch.from_numpy(actions[kept]), torch.from_numpy(valid[kept]))
     num_held_out = int(dataset.num_episodes * sft.validation_fraction)
     held_out = torch.from_numpy(columns["episode_index"][kept] >= dataset.num_episodes - num_held_out)
@@ -67,7 +67,7 @@ def load_frames(
     return train, frames.rows(torch.nonzero(held_out).flatten()) if num_held_out else None
 
 
-def _prepared(
+def prepared_frames(
     policy: Policy, features: DatasetFeatures, mapping: MappingConfig, kept: np.ndarray
 ) -> Iterator[TensorDict]:
     """Prepared observations of the frames in `kept`, in order, under the names that the mapping gives."""

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from dataclasses import field
 from typing import Annotated, Any, Literal
 
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from regrasp.config.types import BLOCK, Expect, Name, Names
+from regrasp.config.types import BLOCK, Expect, Name, Names, PositiveInt
 from regrasp.envs.config import EnvConfig, EvalEnvConfig, InitParams, TrainEnvConfig
 from regrasp.envs.mapping_config import MappingConfig
 from regrasp.errors import UserError
@@ -23,12 +24,34 @@ class GymnasiumMapping(MappingConfig):
     that there are; `rescale`, [-1, 1] for the range between the bounds, which have to be finite, clipped to it."""
 
 
+Kwargs = Annotated[dict[str, Any], Expect("a block of arguments of the environment")]
+
+
+@dataclass(frozen=True, config=BLOCK)
+class GymnasiumTask:
+    """One of several tasks: an environment and its instruction."""
+
+    instruction: Name
+    """What the policy is told; results are also shown by it."""
+    id: Name | None = None
+    """Environment; null: that of `init_params`."""
+    kwargs: Kwargs = field(default_factory=dict)
+    """Arguments of `gymnasium.make`, beside those of `init_params`."""
+
+
 @dataclass(frozen=True, config=BLOCK)
 class GymnasiumInitParams(InitParams):
     """Which environment, how it is made, and where it tells success and instruction."""
 
-    kwargs: Annotated[dict[str, Any], Expect("a block of arguments of the environment")] = field(default_factory=dict)
+    kwargs: Kwargs = field(default_factory=dict)
     """Further arguments of `gymnasium.make`."""
+    tasks: Annotated[tuple[GymnasiumTask, ...], Field(strict=False)] = ()
+    """Several tasks for one policy, each a block `{instruction, id, kwargs}`; the seed of an episode chooses one."""
+    pixels: Annotated[tuple[PositiveInt, PositiveInt], Field(strict=False), Expect("[height, width]")] | None = None
+    """Height and width of the image that the environment renders, as the observation `pixels`; null: none."""
+    expert: Name | None = None
+    """Scripted expert, `module:function` of the simulator's Python: `function(env)` is called for each episode and
+    gives a function from the raw observation to the raw action; null: none."""
     vector: bool | None = None
     """Use the id's `vector_entry_point`, one `VectorEnv` per process, in place of single environments; null: only where
     the id has nothing else."""
@@ -72,6 +95,15 @@ class GymnasiumEnvConfig(EnvConfig):
                 value=init.instructions,
                 expected=f"none, without {key}.init_params.instruction_key",
                 fix=f"give {key}.init_params.instruction_key, or one sentence in {key}.mapping.task_description",
+            )
+        if init.tasks and (init.instruction_key is not None or init.vector):
+            name = "vector" if init.vector else "instruction_key"
+            yield UserError(
+                "Tasks are single environments that each have an instruction",
+                key=f"{key}.init_params.{name}",
+                value=getattr(init, name),
+                expected=f"null, since {key}.init_params.tasks is given",
+                fix=f"remove {key}.init_params.{name} or {key}.init_params.tasks",
             )
         if self.ignore_terminations:
             yield UserError(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import os
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
@@ -41,6 +43,7 @@ class Gymnasium(EnvType[GymnasiumEnvConfig]):
             max_chunk,
             factory="regrasp.envs.gymnasium.child.main:create",
             settings={"options": asdict(env_options(config, name))},
+            environment=_graphics() if config.video_cfg.save_video or config.init_params.pixels else None,
         )
         for note in env.spec.notes:
             _log.warning("env.%s (%s): %s", name, env.spec.task_id, note)
@@ -79,18 +82,26 @@ class Gymnasium(EnvType[GymnasiumEnvConfig]):
         yield from (TaskRow(name, runnable) for name in sorted(set(shipped)))
 
     def check_expert(self, config: GymnasiumEnvConfig, name: str) -> None:
-        """Say, before anything starts, that environments of Gymnasium have no scripted expert.
+        """Say, before anything starts, that environments of Gymnasium have no scripted expert of their own.
 
         Raises:
-            UserError: Always.
+            UserError: None is named.
         """
-        raise UserError(
-            "Environments of Gymnasium have no scripted expert",
-            key=f"env.{name}.init_params.id",
-            value=config.init_params.id,
-            fix="`regrasp collect` also records a script of your own, with --policy module:function, or a policy, with"
-            " --model_path",
-        )
+        if config.init_params.expert is None:
+            raise UserError(
+                "Environments of Gymnasium have no scripted expert of their own",
+                key=f"env.{name}.init_params.expert",
+                value=None,
+                expected="module:function, of the Python that runs the environments",
+                fix="name one; or record a script that acts from our side, with --policy module:function, or a policy,"
+                " with --model_path",
+            )
+
+
+def _graphics() -> dict[str, str]:
+    """How MuJoCo renders where there is no screen, unless the user has chosen."""
+    headless = sys.platform == "linux" and not {"MUJOCO_GL", "DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys()
+    return {"MUJOCO_GL": "egl", "PYOPENGL_PLATFORM": "egl"} if headless else {}
 
 
 def env_options(config: GymnasiumEnvConfig, name: str) -> EnvOptions:
@@ -100,9 +111,12 @@ def env_options(config: GymnasiumEnvConfig, name: str) -> EnvOptions:
         location=f"env.{name}",
         id=init.id,
         kwargs=init.kwargs,
+        tasks=tuple(map(asdict, init.tasks)),
         vector=init.vector,
         max_episode_steps=config.max_episode_steps,
-        renders=config.video_cfg.save_video,
+        renders=config.video_cfg.save_video or init.pixels is not None,
+        pixels=init.pixels,
+        expert=init.expert,
         action_bounds=config.mapping.action_bounds,
         success_key=init.success_key,
         success_is_termination=init.success == "terminated",

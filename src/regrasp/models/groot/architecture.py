@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from pydantic.dataclasses import dataclass
 
 from regrasp.config.problems import not_a_multiple
 from regrasp.config.types import BLOCK, NEW_EMBODIMENT, NonNegativeInt, PositiveInt
 from regrasp.errors import UserError
+from regrasp.models.architecture import TinyArchitecture
 from regrasp.models.config import ModelConfig
 from regrasp.models.inputs import EMBODIMENT_IDS, InputNames
+
+if TYPE_CHECKING:
+    from regrasp.envs.scenes import Scenes
+    from regrasp.models.pretraining import PretrainConfig
 
 _KEY = "pretrain.architecture"
 
 
-@dataclass(frozen=True, config=BLOCK)
-class ArchitectureConfig:
+@dataclass(frozen=True, kw_only=True, config=BLOCK)
+class ArchitectureConfig(TinyArchitecture):
     """Sizes of a tiny GR00T that is trained from scratch."""
 
-    image_size: PositiveInt = 84
-    """Height and width of a camera image, pixels."""
-    patch_size: PositiveInt = 14
-    """Height and width of a vision patch, pixels."""
+    model: Literal["gr00t"] = "gr00t"
+    """Of which model."""
     vision_width: PositiveInt = 96
     """Width of the vision transformer."""
     vision_layers: PositiveInt = 2
@@ -43,10 +48,6 @@ class ArchitectureConfig:
     """Width of a language attention head."""
     language_mlp: PositiveInt = 192
     """Hidden width of the language model's feed-forward layers."""
-    vocab_size: PositiveInt = 512
-    """Tokens of the tokenizer."""
-    text_length: PositiveInt = 10
-    """Fixed length of an instruction, tokens."""
     text_first: bool = True
     """Put the instruction before the image tokens."""
     head_width: PositiveInt = 96
@@ -106,3 +107,23 @@ class ArchitectureConfig:
                     expected=f"at least actor.model.{needed} ({getattr(model, needed)})",
                     fix=f"set {_KEY}.{name}={getattr(model, needed)}",
                 )
+
+    def num_tokens(self, sentences: Sequence[str], texts: Sequence[str]) -> list[int]:
+        """Tokens of each text, where the tokenizer is trained on `sentences`."""
+        from regrasp.models.groot.processing.tokenizer import train_tokenizer
+
+        tokenizer = train_tokenizer(sentences, self.vocab_size)
+        return [len(tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)) for text in texts]
+
+    def train(
+        self,
+        config: PretrainConfig,
+        scenes: Sequence[Scenes],
+        num_validation: int,
+        learning_rate: Callable[[int], float],
+        output: Path,
+    ) -> float:
+        """Train a GR00T whose action head stays untrained."""
+        from regrasp.models.groot.pretraining import pretrain
+
+        return pretrain(config, self, scenes, num_validation, learning_rate, output)

@@ -19,15 +19,18 @@ from regrasp.config.types import BLOCK, NetworkSize
 from regrasp.errors import UserError
 from regrasp.models.config import CONFIG_FILE
 from regrasp.models.groot.config import EagleConfig, GrootConfig
+from regrasp.models.groot.dsrl_config import DsrlConfig
 from regrasp.models.groot.generations import check_generation
 from regrasp.models.groot.network.action_head import ActionHead
 from regrasp.models.groot.network.backbone import Backbone
 from regrasp.models.groot.network.noise_net import NoiseNet
+from regrasp.models.groot.noise_actor import NoiseActor
 from regrasp.models.groot.policy import GrootPolicy
 from regrasp.models.groot.processing.processor import GrootProcessor
 from regrasp.models.groot.residual import Residual
 from regrasp.models.groot.residual_config import ResidualConfig
 from regrasp.models.groot.settings import GrootModelConfig
+from regrasp.models.groot.steering import Steering
 from regrasp.models.inputs import InputNames
 from regrasp.models.q_head import QHead
 from regrasp.models.value_head import ValueHead
@@ -41,8 +44,6 @@ from regrasp.models.weights import (
     write_weights,
 )
 
-RESIDUAL_FILE = "residual.json"
-"""Sizes of the residual that a policy acts with, and the length of its chunk; a published folder has none."""
 EAGLE_FILE = "eagle2_hg_model/config.json"
 """Where a folder may hold the sizes of its vision-language model, which the published config.json lacks."""
 _WRAPPER_PREFIX = "_groot_model."
@@ -54,6 +55,7 @@ _RLINF_PARTS = ("action_head.value_head.", "action_head.reinflow_explore_noise_n
 """What RLinf adds for training, as networks of other kinds than ours: with ReLU, or reading other inputs."""
 
 T = TypeVar("T")
+Part = ValueHead | NoiseNet | QHead | Steering
 _log = logging.getLogger(__name__)
 
 
@@ -62,8 +64,9 @@ def save_groot(policy: GrootPolicy, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / CONFIG_FILE, policy.config.with_denoising_steps(policy.settings.denoising_steps).to_json())
     policy.processor.save(folder)
-    if policy.residual is not None:
-        write_json(folder / RESIDUAL_FILE, {**asdict(policy.residual.config), "chunk": policy.spec.num_action_chunks})
+    for actor in (policy.residual, policy.noise_actor):
+        if actor is not None:
+            write_json(folder / actor.FILE, {**asdict(actor.config), "chunk": policy.spec.num_action_chunks})
     write_weights(policy, folder)
 
 
@@ -117,7 +120,7 @@ def load_groot(
     Raises:
         UserError: A file is missing or damaged, tensors are missing, unexpected or misshapen, or `rl` does not fit.
     """
-    policy = _skeleton(rl, processor or load_processor(folder, inputs), load_residual(folder))
+    policy = _skeleton(rl, processor or load_processor(folder, inputs), load_steering(folder))
     parts, used = _parts(policy), _used_tensors(policy, folder)
     if dtype is None and rl is not None:
         dtype = _dtypes(policy)
@@ -135,7 +138,7 @@ def preview_groot(folder: Path, rl: GrootModelConfig, inputs: InputNames | None 
     Raises:
         UserError: As `load_groot`, except for damage inside a tensor's data.
     """
-    policy = _skeleton(rl, load_processor(folder, inputs), load_residual(folder))
+    policy = _skeleton(rl, load_processor(folder, inputs), load_steering(folder))
     check_weights(policy, _used_tensors(policy, folder), file=folder, optional=_parts(policy))
     return policy
 
@@ -176,25 +179,39 @@ def published_tensors(stored: Mapping[str, T], folder: Path) -> dict[str, T]:
 
 
 @dataclass(frozen=True, config=BLOCK)
-class StoredResidual(ResidualConfig):
+class _StoredResidual(ResidualConfig):
     """`residual.json`."""
 
     chunk: NetworkSize = 1
     """Actions of the chunk that it was trained on."""
 
 
-def load_residual(folder: Path) -> StoredResidual | None:
-    """Sizes of the residual that a folder's policy acts with; None without one.
+@dataclass(frozen=True, config=BLOCK)
+class _StoredDsrl(DsrlConfig):
+    """`dsrl.json`."""
+
+    chunk: NetworkSize = 1
+    """Actions of the chunk that it was trained on."""
+
+
+Stored = _StoredResidual | _StoredDsrl
+_STORED: dict[type[Stored], type[Residual | NoiseActor]] = {_StoredResidual: Residual, _StoredDsrl: NoiseActor}
+
+
+def load_steering(folder: Path) -> Stored | None:
+    """Sizes of the actor that a folder's policy acts with beside its head; None for a plain policy.
 
     Raises:
         UserError: The file is damaged.
     """
-    file = folder / RESIDUAL_FILE
-    return parse(StoredResidual, read_json(file), file=file, fix="restore the file") if file.is_file() else None
+    for config, actor in _STORED.items():
+        if (file := folder / actor.FILE).is_file():
+            return parse(config, read_json(file), file=file, fix="restore the file")
+    return None
 
 
-def _skeleton(rl: GrootModelConfig | None, processor: GrootProcessor, stored: StoredResidual | None) -> GrootPolicy:
-    """The policy on the meta device; a residual that the folder has is that of the experiment's sizes."""
+def _skeleton(rl: GrootModelConfig | None, processor: GrootProcessor, stored: Stored | None) -> GrootPolicy:
+    """The policy on the meta device; an actor beside the head that the folder has is that of the experiment's sizes."""
     if rl is not None and rl.rl_head_config.padding_value is not None:
         processor = processor.padded_to(rl.rl_head_config.padding_value)
     config = processor.groot
@@ -204,20 +221,36 @@ def _skeleton(rl: GrootModelConfig | None, processor: GrootProcessor, stored: St
         denoising_steps=config.action_head_cfg.num_inference_timesteps,
         add_value_head=False,
     )
-    residual = settings.residual if settings.add_q_head else stored
-    if stored is not None and settings.num_action_chunks != stored.chunk:
+    if stored is not None:
+        _check_stored(stored, settings)
+    steering = settings.steering if settings.add_q_head else stored
+    with torch.device("meta"):
+        return GrootPolicy(config, processor, settings, steering=steering)
+
+
+def _check_stored(stored: Stored, settings: GrootModelConfig) -> None:
+    """Refuse to act or train otherwise than the folder's policy does."""
+    actor = _STORED[type(stored)]
+    if settings.num_action_chunks != stored.chunk:
         raise UserError(
-            "The model's residual was trained on chunks of another length",
+            f"The model acts with {actor.TITLE}, which was trained on chunks of another length",
             key="actor.model.num_action_chunks",
             value=settings.num_action_chunks,
             expected=str(stored.chunk),
             fix="set it so",
         )
-    with torch.device("meta"):
-        return GrootPolicy(config, processor, settings, residual=residual)
+    wanted = settings.steering
+    if wanted is not None and not isinstance(stored, type(wanted)):
+        raise UserError(
+            f"The model acts with {actor.TITLE}, and another way of acting would begin without it",
+            key="actor.model.proposal",
+            value=settings.proposal,
+            expected=f"that of the folder, which has a {actor.FILE}",
+            fix="set it so, or train what `regrasp distill` makes of the folder",
+        )
 
 
-def _parts(policy: GrootPolicy) -> dict[str, ValueHead | NoiseNet | QHead | Residual]:
+def _parts(policy: GrootPolicy) -> dict[str, Part]:
     """What RL adds to this policy, which the folder may lack."""
     return {name: part for name in GrootPolicy.RL_PARTS if (part := getattr(policy, name)) is not None}
 
@@ -234,15 +267,12 @@ def _dtypes(policy: GrootPolicy) -> DtypeRule:
     settings = policy.settings
     if settings.precision == "fp32":
         return torch.float32
-    trained = {
-        name for part in (settings.trainable, "value_head", "q_head", "proposal") for name, _ in policy.trainable(part)
-    }
+    parts = (settings.trainable, "value_head", "q_head", "latent_head", "proposal")
+    trained = {name for part in parts for name, _ in policy.trainable(part)}
     return lambda name: torch.float32 if name in trained else torch.bfloat16
 
 
-def _draw(
-    part: ValueHead | NoiseNet | QHead | Residual, name: str, generator: torch.Generator, dtype: DtypeRule
-) -> None:
+def _draw(part: Part, name: str, generator: torch.Generator, dtype: DtypeRule) -> None:
     """Fresh weights of what RL adds."""
     part.to_empty(device="cpu")
     part.reset_parameters(generator)

@@ -108,9 +108,9 @@ def _exported_tensors(options: ExportOptions, config: GrootConfig, trained: Path
             fix="give a checkpoint with a model/ folder: a run's last, or any with runner.export_model=always",
         )
     tensors = published_tensors(given, origin)
-    if any(name.startswith("residual.") for name in tensors):
+    if any(name.startswith(("residual.", "noise_actor.")) for name in tensors):
         raise UserError(
-            "This policy acts with a residual, for which the published layout has no place",
+            "This policy acts with an actor beside its head, for which the published layout has no place",
             file=origin,
             key="--rl_model_path",
             expected="a policy without one",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,26 +18,24 @@ from regrasp.algorithms.noise_color import NoiseColor
 from regrasp.device import send
 from regrasp.envs.contract import Observation
 from regrasp.errors import UserError
-from regrasp.models.contract import Action, Evaluation, Noise, Policy, PolicySpec
+from regrasp.models.contract import Action, Evaluation, Noise, PolicySpec
 from regrasp.models.groot.config import GrootConfig
 from regrasp.models.groot.network.action_head import ActionHead, CategoryLinear
 from regrasp.models.groot.network.backbone import Backbone
-from regrasp.models.groot.network.lora import adapters, add_adapters, merge_adapters
 from regrasp.models.groot.network.noise_net import NoiseNet
 from regrasp.models.groot.network.transformer import ContextCache, DiffusionBlock
 from regrasp.models.groot.processing.processor import GrootProcessor
-from regrasp.models.groot.residual import ACTIONS, BASE, Residual
-from regrasp.models.groot.residual_config import ResidualConfig
-from regrasp.models.groot.settings import GrootModelConfig
+from regrasp.models.groot.settings import GrootModelConfig, SteeringConfig
+from regrasp.models.groot.steered import SteeredPolicy
+from regrasp.models.groot.steering import ACTIONS, Sizes, Steering
 from regrasp.models.initialization import seeded
-from regrasp.models.proposals import Proposal
-from regrasp.models.q_head import AttentionReader, QHead
+from regrasp.models.lora import adapters, add_adapters, merge_adapters
 from regrasp.models.value_head import ValueHead
 
 CONTEXT_LAYERS = ("action_head.vlln.", "action_head.vl_self_attention.")
 
 
-class GrootPolicy(Policy):
+class GrootPolicy(SteeredPolicy):
     """One class for the tiny and the published configuration.
 
     Features are `context` (B, S, D), raw backbone features or (with `trainable: head_without_context`) what the DiT
@@ -49,16 +46,17 @@ class GrootPolicy(Policy):
         config: Sizes.
         processor: Normalisation, cameras, words, embodiment.
         settings: Sampling and value head.
-        residual: Sizes of a residual, see `residual.Residual`: the policy then acts with it, and without densities.
+        steering: Sizes of what critics improve, see `steering.Steering`: the policy then acts by it, and `evaluate`
+            gives no densities.
         seed: Draws the initial weights.
 
     Raises:
         UserError: The settings contradict each other, or `num_action_chunks` or `action_dim` does not fit the model.
     """
 
-    RL_PARTS = ("value_head", "noise_net", "q_head", "residual")
+    RL_PARTS = ("value_head", "noise_net", "q_head", "latent_head", "residual", "noise_actor")
     capturable = ("_context", "_sample")
-    product_layers = (*Policy.product_layers, CategoryLinear)
+    product_layers = (*SteeredPolicy.product_layers, CategoryLinear)
 
     def __init__(
         self,
@@ -66,7 +64,7 @@ class GrootPolicy(Policy):
         processor: GrootProcessor,
         settings: GrootModelConfig,
         *,
-        residual: ResidualConfig | None = None,
+        steering: SteeringConfig | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -104,25 +102,18 @@ class GrootPolicy(Policy):
             )
             learns_noise = self._rl.noise_method == "flow_noise"
             self.noise_net = NoiseNet(*widths, self._chunk_shape) if learns_noise else None
-            chunk = (settings.num_action_chunks, settings.action_dim)
-            seen = (head.backbone_embedding_dim, head.max_state_dim)
-            self.residual = None if residual is None else Residual(residual, *seen, chunk)
-            if settings.add_q_head:
-                reader = AttentionReader(*seen, ((BASE, math.prod(chunk)),))
-                self.q_head = QHead(reader, math.prod(chunk), settings.q_head)
-        if self.residual is not None:
-            self.proposal_width = self.residual.width
+            self._add_steering(steering, settings, Sizes.of(head, settings))
         self.begin_update(0)
         generator = torch.Generator().manual_seed(seed)
         self.action_head.reset_parameters(generator)
-        for part in (self.value_head, self.noise_net, self.q_head, self.residual):
-            if part is not None:
+        for name in self.RL_PARTS:
+            if (part := getattr(self, name)) is not None:
                 part.reset_parameters(generator)
 
     @property
     def offers(self) -> frozenset[str]:
-        """Values with a value head, an entropy where the noise is learned; with a residual, critics alone."""
-        if self.residual is not None:
+        """Values with a value head, an entropy where the noise is learned; with what critics improve, critics alone."""
+        if self.steering is not None:
             return frozenset() if self.q_head is None else frozenset({"q_head"})
         parts = {"value": self.value_head, "entropy": self.noise_net}
         return frozenset({"log_prob", *(name for name, part in parts.items() if part is not None)})
@@ -137,9 +128,9 @@ class GrootPolicy(Policy):
         return (self.noise_level,)
 
     def begin_update(self, update: int) -> None:
-        """Set the noise level of the coming update, if it is annealed, and how a residual explores in it."""
-        if self.residual is not None:
-            self.residual.update = update
+        """Set the noise level of the coming update, if it is annealed, and how what critics improve explores."""
+        if (steering := self.steering) is not None:
+            steering.update = update
         if self._rl.noise_anneal:
             self.noise_level = flow.noise_anneal(*self._rl.noise_params, update)
 
@@ -168,8 +159,10 @@ class GrootPolicy(Policy):
             case "all":
                 return named
             case "proposal":
-                return [item for item in named if item[0].startswith("residual.")]
-            case "backbone" | "head" | "value_head" | "q_head":
+                if self.steering is not None and self.steering.trains_head:
+                    return self.trainable(self.settings.trainable)
+                return [item for item in named if item[0].startswith(("residual.", "noise_actor."))]
+            case "backbone" | "head" | "value_head" | "q_head" | "latent_head":
                 return [item for item in named if self._part_of(item[0]) == part]
             case "head_without_context":
                 return [item for item in self.trainable("head") if not item[0].startswith(CONTEXT_LAYERS)]
@@ -177,7 +170,8 @@ class GrootPolicy(Policy):
 
     def prepare_training(self, part: str) -> Sequence[tuple[str, nn.Parameter]]:
         """Set the embodiment's weights apart, add adapters where asked for, and freeze the rest."""
-        self.action_head.train_only(self._slot)
+        if part != "proposal" or self.settings.trains_head:
+            self.action_head.train_only(self._slot)
         lora = self.settings.adapters
         assert lora is None or part != "all", "adapters are for weights that are not trained themselves"
         if lora is not None and not adapters(self):
@@ -250,12 +244,9 @@ class GrootPolicy(Policy):
         uniform = torch.special.ndtr(send(noise.normal("time", repeats), device)).flatten()
         time = flow.flow_matching_time(uniform, head.noise_s)
         target_actions = self.processor.normalize_actions(actions)[rows]
-        x, target = flow.flow_matching_target(target_actions, start, time)
-        bucket = flow.time_bucket(time, head.num_timestep_buckets)
         cache = self._read(features["context"], features["state"]).cache.rows(rows)
-        velocity = self.action_head.velocity(x, bucket, cache, self._slot)
         mask = valid[rows].unsqueeze(-1)
-        error = (velocity - target)[..., : self.settings.action_dim].square() * mask
+        error = self._flow_errors(cache, target_actions, start, time)[..., : self.settings.action_dim] * mask
         return error.sum() / (mask.sum() * self.settings.action_dim).clamp(min=1)
 
     def methods_to_compile(self) -> Sequence[tuple[nn.Module, str]]:
@@ -301,8 +292,8 @@ class GrootPolicy(Policy):
 
     def act(self, features: TensorDict, noise: Noise, deterministic: bool = False) -> Action:
         """Denoise a chunk for B rows."""
-        if self.residual is not None:
-            return self._act_with_residual(self.residual, features, noise, deterministic)
+        if self.steering is not None:
+            return self._act_steered(self.steering, features, noise, deterministic)
         device, num_steps = features["state"].device, self.settings.denoising_steps
         shape = self._chunk_shape
         step, step_noise = None, None
@@ -323,34 +314,49 @@ class GrootPolicy(Policy):
             trace=TensorDict({"chain": chain, "step": stored_step}, batch_size=[batch]),
         )
 
-    def _act_with_residual(self, residual: Residual, features: TensorDict, noise: Noise, deterministic: bool) -> Action:
-        initial = send(noise.normal("initial", *self._chunk_shape), features["state"].device)
-        denoised, *_ = self._sample(features["context"], features["state"], initial, None, None, self.noise_level)
-        base = self._executed(denoised).flatten(1).float()
-        if deterministic:
-            done = residual.decide(features, base)
-        else:
-            done = residual.explore(features, base, noise, self.q_head)
-        chunk = done.unflatten(1, (self.settings.num_action_chunks, self.settings.action_dim))
-        return Action(
-            actions=self.processor.unnormalize_actions(chunk),
-            log_probs=torch.zeros_like(chunk),
-            values=None,
-            trace=TensorDict({BASE: base, ACTIONS: done}, batch_size=[len(base)]),
-        )
+    def _act_steered(self, steering: Steering, features: TensorDict, noise: Noise, deterministic: bool) -> Action:
+        trace = steering.act(features, noise, self, deterministic=deterministic, critics=self.q_head)
+        chunk = trace[ACTIONS].unflatten(1, (self.settings.num_action_chunks, self.settings.action_dim))
+        return Action(self.processor.unnormalize_actions(chunk), torch.zeros_like(chunk), values=None, trace=trace)
+
+    def denoise(self, features: TensorDict, initial_noise: Tensor) -> Tensor:
+        """See `steering.Flow`."""
+        chunk, *_ = self._sample(features["context"], features["state"], initial_noise, None, None, self.noise_level)
+        return self._executed(chunk).flatten(1).float()
+
+    def sample(self, features: TensorDict, initial_noise: Tensor, step_noise: Tensor) -> tuple[Tensor, Tensor]:
+        """See `steering.Flow`."""
+        context, state = features["context"], features["state"]
+        chunk, log_probs, *_ = self._sample(context, state, initial_noise, step_noise, None, self.noise_level)
+        return self._executed(chunk).flatten(1).float(), self._executed(log_probs).flatten(1).sum(1)
+
+    def flow_errors(self, features: TensorDict, chunk: Tensor, initial_noise: Tensor, time: Tensor) -> Tensor:
+        """See `steering.Flow`; of the executed steps and used dimensions."""
+        executed = chunk.unflatten(1, (self.settings.num_action_chunks, -1))
+        target = torch.zeros_like(initial_noise)
+        target[:, : executed.shape[1], : executed.shape[2]] = executed
+        cache = self._read(features["context"], features["state"]).cache
+        return self._executed(self._flow_errors(cache, target, initial_noise, time)).mean((1, 2))
+
+    def _flow_errors(self, cache: ContextCache, actions: Tensor, start: Tensor, time: Tensor) -> Tensor:
+        """Squared errors (B, H, max_action_dim) of the velocity between noise and normalised actions."""
+        x, target = flow.flow_matching_target(actions, start, time)
+        bucket = flow.time_bucket(time, self.config.action_head_cfg.num_timestep_buckets)
+        return (self.action_head.velocity(x, bucket, cache, self._slot) - target).square()
+
+    def demonstrated(self, features: TensorDict, actions: Tensor, noise: Noise) -> TensorDict:
+        """See `Policy.demonstrated`; what else the trace has is what the policy would have done."""
+        trace = self._steering.act(features, noise, self, deterministic=False, critics=None)
+        chunk = self._executed(self.processor.normalize_actions(actions)).flatten(1)
+        return self._steering.demonstrated(trace, chunk)
 
     def student(self) -> GrootPolicy | None:
-        """Without the residual."""
-        if self.residual is None:
+        """Without the actor beside the head, where there is one."""
+        if self.steering is None or self.steering.trains_head:
             return None
         copied = copy.deepcopy(self)
-        copied.residual = copied.q_head = None
+        copied.residual = copied.noise_actor = copied.q_head = copied.latent_head = None
         return copied
-
-    def propose(self, features: TensorDict, trace: TensorDict, noise: Tensor) -> Proposal:
-        """The chunk that was denoised, with the offset that the residual now gives it."""
-        assert self.residual is not None
-        return self.residual.propose(features, trace[BASE], noise)
 
     def _sample(
         self,
@@ -376,9 +382,9 @@ class GrootPolicy(Policy):
         return denoised.actions, denoised.log_probs, denoised.chain, *values
 
     def evaluate(self, features: TensorDict, trace: TensorDict) -> Evaluation:
-        """Log-probabilities of stored denoising chains, and values; with a residual there are no densities."""
-        if self.residual is not None:
-            raise ValueError("a policy with a residual learns from critics, not from log-probabilities")
+        """Log-probabilities of stored denoising chains, and values; what critics improve has none."""
+        if self.steering is not None:
+            raise ValueError("this policy learns from critics, not from log-probabilities")
         decision = self._read(features["context"], features["state"])
         evaluated = flow.evaluate_chain(
             self._velocity_fn(decision.cache),
@@ -451,7 +457,7 @@ class GrootPolicy(Policy):
 
     def _part_of(self, name: str) -> str:
         part = name.split(".")[0]
-        if part in ("value_head", "q_head", "residual"):
+        if part in ("value_head", "q_head", "latent_head", "residual", "noise_actor"):
             return part
         before_features = name.startswith("backbone.") or (self._caches_context and name.startswith(CONTEXT_LAYERS))
         return "backbone" if before_features else "head"

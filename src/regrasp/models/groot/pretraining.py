@@ -20,13 +20,15 @@ from torch import Tensor, nn
 from regrasp.envs.scenes import Scenes
 from regrasp.folders import atomic_folder
 from regrasp.logging.progress import progress
+from regrasp.models.groot.architecture import ArchitectureConfig
 from regrasp.models.groot.checkpoint import save_groot
 from regrasp.models.groot.config import GrootConfig
-from regrasp.models.groot.network.grounding import GroundingReadout, pointing_target
+from regrasp.models.groot.network.grounding import GroundingReadout
 from regrasp.models.groot.policy import GrootPolicy
 from regrasp.models.groot.processing.images import prepare_images
 from regrasp.models.groot.processing.processor import GrootProcessor
 from regrasp.models.groot.settings import GrootModelConfig
+from regrasp.models.pointing import pointing_target
 from regrasp.models.pretraining import GROUNDING_FILE, PretrainConfig
 from regrasp.models.weights import write_json
 from regrasp.seeding import torch_generator
@@ -55,6 +57,7 @@ class _Examples:
 
 def pretrain(
     config: PretrainConfig,
+    architecture: ArchitectureConfig,
     scenes: Sequence[Scenes],
     num_validation: int,
     learning_rate: Callable[[int], float],
@@ -63,7 +66,7 @@ def pretrain(
     """See `PretrainConfig.train`."""
     seed = config.seed
     sentences = [text for part in scenes for text in part.instructions]
-    policy = _fresh_policy(config, sentences)
+    policy = _fresh_policy(architecture, sentences, seed)
     examples = _examples(scenes, policy)
     readout = GroundingReadout(
         policy.config.action_head_cfg.backbone_embedding_dim,
@@ -81,8 +84,7 @@ def pretrain(
     return error
 
 
-def _fresh_policy(config: PretrainConfig, sentences: list[str]) -> GrootPolicy:
-    architecture = config.architecture
+def _fresh_policy(architecture: ArchitectureConfig, sentences: list[str], seed: int) -> GrootPolicy:
     groot = GrootConfig.tiny(architecture)
     processor = GrootProcessor.fresh(
         groot,
@@ -96,8 +98,8 @@ def _fresh_policy(config: PretrainConfig, sentences: list[str]) -> GrootPolicy:
     settings = GrootModelConfig(
         num_action_chunks=1, action_dim=1, add_value_head=False, trainable="head_without_context"
     )
-    policy = GrootPolicy(groot, processor, settings, seed=config.seed)
-    policy.backbone.reset_parameters(torch_generator(config.seed, "init", 0))
+    policy = GrootPolicy(groot, processor, settings, seed=seed)
+    policy.backbone.reset_parameters(torch_generator(seed, "init", 0))
     return policy
 
 

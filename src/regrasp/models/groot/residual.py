@@ -7,59 +7,49 @@ not reach. Residuals on chunks that stored experience trains: ResFiT (arXiv:2509
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import torch
 from tensordict import TensorDict
-from torch import Tensor, nn
+from torch import Tensor
 
 from regrasp.device import send
 from regrasp.models.contract import Noise
 from regrasp.models.groot.residual_config import ResidualConfig
-from regrasp.models.initialization import init_linear
-from regrasp.models.proposals import Proposal, squashed
+from regrasp.models.groot.steering import ACTIONS, DECISION, Flow, Sizes, Steering
+from regrasp.models.proposals import Proposal, actor_mlp, init_actor_mlp, squashed
 from regrasp.models.q_head import AttentionReader, QHead
 
 BASE = "base"
 """In the trace: the frozen policy's own chunk (B, T * A), in normalised units."""
-ACTIONS = "actions"
-"""In the trace: the executed chunk (B, T * A), in normalised units."""
-DECISION = "decision"
-"""Among the features, in training: the number (B,) of a decision within its episode."""
 
 
-class Residual(nn.Module):
+class Residual(Steering):
     """Offsets c (B, D) in [-1, 1] of the slow components of every action dimension.
 
     Args:
         config: Sizes and exploration.
-        context_width: Of a token.
-        state_width: Of the state.
-        chunk: T and A, executed actions and their width.
+        sizes: Of what it sees and decides.
     """
 
-    def __init__(self, config: ResidualConfig, context_width: int, state_width: int, chunk: tuple[int, int]) -> None:
+    FILE = "residual.json"
+    TITLE = "a residual"
+
+    def __init__(self, config: ResidualConfig, sizes: Sizes) -> None:
         super().__init__()
         self.config = config
-        self._chunk = chunk
-        length, width = chunk
-        self.width = config.components * width
-        self.reader = AttentionReader(context_width, state_width, ((BASE, length * width),))
-        layers: list[nn.Module] = []
-        for width_in, width_out in itertools.pairwise((self.reader.width, *config.hidden)):
-            layers += [nn.Linear(width_in, width_out), nn.LayerNorm(width_out), nn.GELU()]
-        self.body = nn.Sequential(*layers, nn.Linear(config.hidden[-1], self.width))
-        self.update = 0
+        self._chunk, self._noise = sizes.chunk, sizes.noise
+        length, width = sizes.chunk
+        self.width = self.noise_width = config.components * width
+        self.action_width = length * width
+        self.parts_read = ((BASE, length * width),)
+        self.reader = AttentionReader(sizes.context, sizes.state, self.parts_read)
+        self.body = actor_mlp((self.reader.width, *config.hidden, self.width))
 
     def reset_parameters(self, generator: torch.Generator) -> None:
         """Draw fresh weights; the offset is 0 at first."""
         self.reader.reset_parameters(generator)
-        for layer in self.body:
-            if isinstance(layer, nn.Linear):
-                init_linear(layer, generator, gain=0.0 if layer is self.body[-1] else 1.0)
-            elif isinstance(layer, nn.LayerNorm):
-                layer.reset_parameters()
+        init_actor_mlp(self.body, generator)
 
     def mean(self, features: TensorDict, base: Tensor) -> Tensor:
         """Offsets (B, D) before the tanh."""
@@ -71,17 +61,20 @@ class Residual(nn.Module):
 
         The sum stays within [-1, 1] as far as the frozen policy's chunk does.
         """
-        length, width = self._chunk
-        scale = torch.tensor(self.config.scale, device=base.device).expand(width)
-        time = (torch.arange(length, device=base.device) + 0.5) * (math.pi / length)
-        number = torch.arange(self.config.components, device=base.device)
-        basis = torch.cos(number[:, None] * time) / (number[:, None] + 1)  # (components, T)
-        added = torch.einsum("bca,ct->bta", offsets.unflatten(1, (-1, width)) * scale, basis).flatten(1)
-        within = base.clamp(-1, 1)
-        return base + ((within + added).clamp(-1, 1) - within)
+        return with_slow_offsets(base, offsets, self._chunk, self.config.scale)
 
-    def propose(self, features: TensorDict, base: Tensor, noise: Tensor) -> Proposal:
-        """See `Policy.propose`."""
+    def act(
+        self, features: TensorDict, noise: Noise, flow: Flow, *, deterministic: bool, critics: QHead | None
+    ) -> TensorDict:
+        """The frozen policy's chunk from noise of its own, and what is executed instead."""
+        base = flow.denoise(features, send(noise.normal("initial", *self._noise), features["state"].device))
+        done = self.decide(features, base) if deterministic else self.explore(features, base, noise, critics)
+        return TensorDict({BASE: base, ACTIONS: done}, batch_size=[len(base)])
+
+    def propose(self, features: TensorDict, trace: TensorDict, noise: Tensor, flow: Flow) -> Proposal:
+        """The chunk that was denoised, with the offset that the residual now gives it."""
+        del flow
+        base = trace[BASE]
         mean = self.mean(features, base)
         log_std = torch.full_like(mean, math.log(self.config.std))
         offsets, log_probs = squashed(mean, log_std, noise)
@@ -115,3 +108,23 @@ class Residual(nn.Module):
         values = critics.judge(seen.repeat_interleave(number, 0), chunks.flatten(0, 1)).amin(0)
         best = values.unflatten(0, (-1, number)).argmax(1)
         return chunks[torch.arange(len(base), device=base.device), best]
+
+
+def with_slow_offsets(base: Tensor, offsets: Tensor, chunk: tuple[int, int], scale: tuple[float, ...]) -> Tensor:
+    """Add slow cosines over a chunk, see `Residual.add`.
+
+    Args:
+        base: (B, T * A).
+        offsets: (B, components * A), in [-1, 1].
+        chunk: T and A.
+        scale: Of the constant component, one for all dimensions of the action or one for each.
+    """
+    length, width = chunk
+    largest = torch.tensor(scale, device=base.device).expand(width)
+    time = (torch.arange(length, device=base.device) + 0.5) * (math.pi / length)
+    components = offsets.unflatten(1, (-1, width))
+    number = torch.arange(components.shape[1], device=base.device)
+    basis = torch.cos(number[:, None] * time) / (number[:, None] + 1)  # (components, T)
+    added = torch.einsum("bca,ct->bta", components * largest, basis).flatten(1)
+    within = base.clamp(-1, 1)
+    return base + ((within + added).clamp(-1, 1) - within)

@@ -9,30 +9,38 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic.dataclasses import dataclass
 
-from regrasp.config.types import BLOCK, Beta, Name, PositiveInt, Sizes
+from regrasp.config.types import BLOCK, Name, PositiveInt, Sizes
 from regrasp.errors import UserError
 from regrasp.models.config import DatasetFacts, ExportOptions, ModelConfig, RlHeadConfig
+from regrasp.models.groot.dsrl_config import DsrlConfig
 from regrasp.models.groot.generations import check_generation
 from regrasp.models.groot.processing.data_config import PROCESSOR_FILE
 from regrasp.models.groot.residual_config import ResidualConfig
+from regrasp.models.groot.selection_config import SelectionConfig
 from regrasp.models.inputs import EMBODIMENT_IDS, InputNames, embodiment_id
+from regrasp.models.lora_config import LoraConfig
 
 if TYPE_CHECKING:
     from regrasp.models.groot.policy import GrootPolicy
 
+_NOISE = {
+    "residual": "residual.std",
+    "dsrl": "dsrl.bound",
+    "selection": "selection.scale",
+    "sac_flow": "rl_head_config.noise_level",
+}
+"""Which key says how much a proposal explores."""
+
 AttentionKernel = Literal["sdpa", "flash_attention_2"]
 
 
-@dataclass(frozen=True, config=BLOCK)
-class LoraConfig:
-    """Low-rank adapters on the language model, trained beside the head (`is_lora: true`)."""
+@dataclass(frozen=True)
+class SacFlowConfig:
+    """The head explores by the noise of `rl_head_config`: SAC-Flow has no keys of its own."""
 
-    rank: PositiveInt = 16
-    """Rank of an adapter."""
-    alpha: PositiveInt = 32
-    """An adapter's output is scaled by alpha / rank."""
-    dropout: Beta = 0.0
-    """Dropout on an adapter's input; above 0 the probability ratio is noisy."""
+
+SteeringConfig = ResidualConfig | DsrlConfig | SelectionConfig | SacFlowConfig
+_SAC_FLOW = SacFlowConfig()
 
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
@@ -55,8 +63,16 @@ class GrootModelConfig(ModelConfig):
     """Widths of the value head's hidden layers."""
     rl_head_config: RlHeadConfig = RlHeadConfig()
     """Exploration and value head of a flow-matching policy."""
+    proposal: Literal["residual", "dsrl", "sac_flow", "selection"] = "residual"
+    """What `add_q_head` trains: beside the policy, which stays as it is, an offset on its chunks (`residual`) or the
+    noise that they are denoised from (`dsrl`); or the part that `trainable` names, through the denoising steps
+    (`sac_flow`) or by imitating what critics choose (`selection`)."""
     residual: ResidualConfig = ResidualConfig()
-    """What `add_q_head` trains: an offset on the chunks of the policy, which stays as it is."""
+    """The offset, with `proposal: residual`."""
+    dsrl: DsrlConfig = DsrlConfig()
+    """The noise, with `proposal: dsrl`."""
+    selection: SelectionConfig = SelectionConfig()
+    """What is chosen from, with `proposal: selection`."""
 
     @classmethod
     def refuse(cls, content: Mapping[str, Any], file: Path | None) -> None:
@@ -114,9 +130,20 @@ class GrootModelConfig(ModelConfig):
     def noise_key(self) -> str | None:
         """That of the head, or of the residual where that is what explores."""
         if self.add_q_head:
-            return "actor.model.residual.std"
+            return f"actor.model.{_NOISE[self.proposal]}"
         key = self.rl_head_config.noise_key
         return key and f"actor.model.rl_head_config.{key}"
+
+    @property
+    def steering(self) -> SteeringConfig | None:
+        """Sizes of what `add_q_head` trains; None without it."""
+        blocks = {"residual": self.residual, "dsrl": self.dsrl, "selection": self.selection, "sac_flow": _SAC_FLOW}
+        return blocks[self.proposal] if self.add_q_head else None
+
+    @property
+    def trains_head(self) -> bool:
+        """Whether critics improve the head itself."""
+        return self.add_q_head and self.proposal in ("sac_flow", "selection")
 
     @property
     def trains_backbone(self) -> bool:
@@ -153,14 +180,15 @@ class GrootModelConfig(ModelConfig):
                 fix="set actor.model.precision=bf16, or actor.model.attn_implementation=sdpa",
             )
         yield from self.rl_head_config.problems(self.denoising_steps)
-        if self.add_q_head and len(self.residual.scale) not in (1, self.action_dim):
-            yield UserError(
-                "A residual of another width than the action",
-                key="actor.model.residual.scale",
-                value=list(self.residual.scale),
-                expected=f"one number, or one for each of the {self.action_dim} action dimensions",
-                fix="correct it",
-            )
+        for name, block in (("residual", self.residual), ("selection", self.selection)):
+            if self.steering is block and len(block.scale) not in (1, self.action_dim):
+                yield UserError(
+                    "Offsets of another width than the action",
+                    key=f"actor.model.{name}.scale",
+                    value=list(block.scale),
+                    expected=f"one number, or one for each of the {self.action_dim} action dimensions",
+                    fix="correct it",
+                )
 
     def oddities(self) -> Iterator[str]:
         """Keys of the head that others leave without effect."""

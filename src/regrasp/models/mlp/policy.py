@@ -138,7 +138,7 @@ class MlpPolicy(Policy):
         if self.value_head is not None:
             init_mlp(self.value_head, generator)
         if squashed:
-            self.proposal_width = width
+            self.proposal_width = self.noise_width = width
         if q_head is not None:
             self.q_head = QHead(StateReader(state_dim), width, q_head)
             self.q_head.reset_parameters(generator)
@@ -210,6 +210,11 @@ class MlpPolicy(Policy):
             values=self._values(features),
             trace=TensorDict({"actions": sample}, batch_size=[len(sample)]),
         )
+
+    def demonstrated(self, features: TensorDict, actions: Tensor, noise: Noise) -> TensorDict:
+        """The actions in normalised units."""
+        del features, noise
+        return TensorDict({"actions": self._action.normalize(actions)}, batch_size=[len(actions)])
 
     def propose(self, features: TensorDict, trace: TensorDict, noise: Tensor) -> Proposal:
         """A chunk in normalised units, which depends on the state alone."""

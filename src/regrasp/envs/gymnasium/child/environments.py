@@ -32,10 +32,8 @@ class Stepped:
 class Environments(ABC):
     """N environments of one kind, none of which begins an episode that is looked at but by `reset`."""
 
-    observation_space: Space[Any]
-    """Of one environment."""
-    action_space: Space[Any]
-    """Of one environment."""
+    offered: Sequence[tuple[Space[Any], Space[Any]]]
+    """Observations and actions of one environment of each task."""
     metadata: Mapping[str, Any]
     seeds_each: bool
     """Whether each environment is given a seed of its own."""
@@ -50,10 +48,14 @@ class Environments(ABC):
             num_envs: N.
         """
         self._leaves = leaves
+        self.raw: dict[int, Any] = {}
+        """The last observation of a row as it came, of single environments."""
         self.present = {leaf.key: np.zeros((num_envs, *leaf.spec.shape), leaf.spec.dtype) for leaf in leaves}
 
     def _show(self, row: int | np.ndarray, observation: Any) -> None:
         """Keep the observation of one row, or those of a batch that holds every row."""
+        if isinstance(row, int):
+            self.raw[row] = observation
         for leaf in self._leaves:
             values = leaf.of(observation)
             self.present[leaf.key][row] = values if isinstance(row, int) else values[row]
@@ -65,6 +67,14 @@ class Environments(ABC):
     @abstractmethod
     def step(self, actions: np.ndarray, running: np.ndarray) -> Stepped:
         """Execute decoded actions (N, ...) in the rows `running` (N,) bool."""
+
+    def task_of(self, row: int) -> int:
+        """The number of the task of a row's episode."""
+        return 0
+
+    def of(self, row: int) -> Any:
+        """The environment of a row, where each has its own."""
+        raise NotImplementedError
 
     @abstractmethod
     def attribute(self, row: int, name: str) -> Any:

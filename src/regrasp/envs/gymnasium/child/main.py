@@ -25,14 +25,17 @@ def create(num_envs: int, options: Mapping[str, Any]) -> GymnasiumSimulator:
     from regrasp.envs.gymnasium.child.single import SingleEnvironments
     from regrasp.envs.gymnasium.child.vector import VectorEnvironments
 
-    settings, spec = look_up(options)
-    use_vector = spec.entry_point is None if settings.vector is None else settings.vector
-    kind = VectorEnvironments if use_vector else SingleEnvironments
-    return GymnasiumSimulator(kind(spec, num_envs, settings), num_envs, settings)
+    settings, specs = look_up(options)
+    use_vector = specs[0].entry_point is None if settings.vector is None else settings.vector
+    if use_vector and not settings.tasks:
+        environments = VectorEnvironments(specs[0], num_envs, settings)
+    else:
+        environments = SingleEnvironments(specs, num_envs, settings)
+    return GymnasiumSimulator(environments, num_envs, settings)
 
 
-def look_up(options: Mapping[str, Any]) -> tuple[EnvOptions, Any]:
-    """The options, and Gymnasium's record of the environment that they name, which is not made.
+def look_up(options: Mapping[str, Any]) -> tuple[EnvOptions, list[Any]]:
+    """The options, and Gymnasium's record of the environment of each of their tasks, which is not made.
 
     Raises:
         UserError: Gymnasium is missing, or knows no such environment.
@@ -46,6 +49,6 @@ def look_up(options: Mapping[str, Any]) -> tuple[EnvOptions, Any]:
             expected="a Python that has Gymnasium",
             fix=install_command("gymnasium"),
         )
-    from regrasp.envs.gymnasium.child.make import find_spec
+    from regrasp.envs.gymnasium.child.make import find_specs
 
-    return settings, find_spec(settings)
+    return settings, find_specs(settings)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from regrasp.envs.gymnasium.child.options import EnvOptions
@@ -15,16 +15,26 @@ _NUM_NEAREST = 5
 MadeT = TypeVar("MadeT")
 
 
-def find_spec(options: EnvOptions) -> Any:
-    """Gymnasium's record of the environment, after importing the module of a `module:Id`.
+def find_specs(options: EnvOptions) -> list[Any]:
+    """Gymnasium's record of the environment of each task; see `_find_spec`."""
+    key = f"{options.location}.init_params"
+    if not options.tasks:
+        return [_find_spec(options, options.id, f"{key}.id")]
+    return [
+        _find_spec(options, task["id"] or options.id, f"{key}.tasks[{number}].id" if task["id"] else f"{key}.id")
+        for number, task in enumerate(options.tasks)
+    ]
+
+
+def _find_spec(options: EnvOptions, full: str, key: str) -> Any:
+    """Gymnasium's record of an environment, after importing the module of a `module:Id`.
 
     Raises:
         UserError: The module cannot be imported, or registers no such environment.
     """
     gymnasium = importlib.import_module("gymnasium")
     importlib.import_module("gymnasium.envs")
-    key = f"{options.location}.init_params.id"
-    module, colon, name = options.id.rpartition(":")
+    module, colon, name = full.rpartition(":")
     if colon:
         try:
             importlib.import_module(module)
@@ -32,7 +42,7 @@ def find_spec(options: EnvOptions) -> Any:
             raise UserError(
                 f"The module that registers the environment cannot be imported: {error}",
                 key=key,
-                value=options.id,
+                value=full,
                 expected="`module:Id` with a module of the simulator's Python, or an id that Gymnasium knows",
                 fix=f"install the package, or correct the name; {options.location}.python chooses the interpreter",
             ) from error
@@ -44,7 +54,7 @@ def find_spec(options: EnvOptions) -> Any:
         raise UserError(
             f"Gymnasium knows no such environment: {str(error).splitlines()[0]}",
             key=key,
-            value=options.id,
+            value=full,
             expected=f"one of the nearest, {', '.join(near)}" if near else "an id that is registered with Gymnasium",
             fix=f"did you mean '{near[0]}'? An environment of another package is written module:Id"
             if near
@@ -62,8 +72,8 @@ def _nearest(name: str, known: list[str]) -> list[str]:
     return [sorted(bare[found])[-1] for found in names]
 
 
-def made(options: EnvOptions, make: Callable[[], MadeT]) -> MadeT:
-    """What `make` makes.
+def made(options: EnvOptions, make: Callable[[], MadeT], name: str, kwargs: Mapping[str, Any]) -> MadeT:
+    """What `make` makes of the environment `name` with `kwargs`.
 
     Raises:
         UserError: Code of the environment or of Gymnasium refused; with its message and place.
@@ -71,11 +81,41 @@ def made(options: EnvOptions, make: Callable[[], MadeT]) -> MadeT:
     try:
         return make()
     except Exception as error:
-        last = traceback.extract_tb(error.__traceback__)[-1]
         raise UserError(
             f"The environment cannot be made: {type(error).__name__}: {error}",
-            key=f"{options.location}.init_params.kwargs" if options.kwargs else f"{options.location}.init_params.id",
-            value=dict(options.kwargs) or options.id,
-            expected=f"what {options.id} can be made with",
-            fix=f"see {last.filename}, line {last.lineno}, which raised this",
+            key=f"{options.location}.init_params.{'tasks' if options.tasks else 'kwargs' if kwargs else 'id'}",
+            value=dict(kwargs) or name,
+            expected=f"what {name} can be made with",
+            fix=f"see {place_of(error)}, which raised this",
         ) from error
+
+
+def place_of(error: Exception) -> str:
+    """File and line that raised an error."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{last.filename}, line {last.lineno}"
+
+
+def load_expert(options: EnvOptions) -> Callable[[Any], Callable[[Any], Any]]:
+    """The scripted expert that the options name.
+
+    Raises:
+        UserError: There is no such module, or no such function in it.
+    """
+    assert options.expert is not None
+    module_name, _, attribute = options.expert.partition(":")
+    place = {
+        "key": f"{options.location}.init_params.expert",
+        "value": options.expert,
+        "expected": "`module:function` of the simulator's Python, a function of an environment",
+    }
+    try:
+        module = importlib.import_module(module_name or ".")
+    except (ImportError, TypeError, ValueError) as error:
+        fix = f"correct the name, or call from the module's folder; {options.location}.python chooses the interpreter"
+        raise UserError(f"The module of the expert cannot be imported: {error}", **place, fix=fix) from error
+    if not callable(getattr(module, attribute, None)):
+        found = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        fix = f"{module_name} has {', '.join(found) or 'no function'}"
+        raise UserError(f"{module_name} has no function '{attribute}'", **place, fix=fix)
+    return getattr(module, attribute)

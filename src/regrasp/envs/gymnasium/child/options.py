@@ -15,10 +15,16 @@ class EnvOptions:
     id: str
     """As registered, or `module:Id`."""
     kwargs: Mapping[str, Any]
+    tasks: tuple[Mapping[str, Any], ...]
+    """Blocks `{instruction, id, kwargs}`; none where `id` is the only task."""
     vector: bool | None
     max_episode_steps: int
     renders: bool
     """Make the environments so that they can be rendered."""
+    pixels: tuple[int, int] | None
+    """Height and width of what they render, as an observation."""
+    expert: str | None
+    """`module:function`."""
     action_bounds: str
     """`clip` or `rescale`."""
     success_key: str | None

@@ -33,9 +33,9 @@ class Leaf:
 
     @property
     def spec(self) -> ArraySpec:
-        """How it crosses the border: numbers as they are, whole numbers of a Discrete space one-hot."""
-        if isinstance(self.space, spaces.Discrete):
-            return ArraySpec((int(self.space.n),), "float32")
+        """How it crosses the border: numbers as they are, those of a Discrete or MultiDiscrete space one-hot."""
+        if isinstance(self.space, spaces.Discrete | spaces.MultiDiscrete):
+            return ArraySpec((int(np.sum(_counts(self.space))),), "float32")
         shape, dtype = self.space.shape, np.dtype(self.space.dtype)
         assert shape is not None
         if dtype == np.uint8 and len(shape) < 2:  # bytes that are no image
@@ -46,10 +46,21 @@ class Leaf:
         """Its values, (..., *shape), in an observation, or in one of a batch."""
         for part in self.path:
             observation = observation[part]
-        if not isinstance(self.space, spaces.Discrete):
+        if not isinstance(self.space, spaces.Discrete | spaces.MultiDiscrete):
             return np.asarray(observation)
-        start, count = int(self.space.start), int(self.space.n)
-        return np.eye(count, dtype=np.float32)[np.asarray(observation, np.int64) - start]
+        chosen = np.asarray(observation, np.int64) - np.asarray(self.space.start, np.int64)
+        return _one_hot(chosen.reshape(*chosen.shape[: chosen.ndim - len(self.space.shape or ())], -1), self.space)
+
+
+def _counts(space: spaces.Discrete | spaces.MultiDiscrete) -> np.ndarray:
+    """How many values each choice of a space has."""
+    return np.ravel(space.n if isinstance(space, spaces.Discrete) else space.nvec)
+
+
+def _one_hot(chosen: np.ndarray, space: spaces.Discrete | spaces.MultiDiscrete) -> np.ndarray:
+    """Choices (..., number), counted from 0, as vectors (..., sum of the counts) float32."""
+    groups = [np.eye(count, dtype=np.float32)[chosen[..., i]] for i, count in enumerate(_counts(space))]
+    return np.concatenate(groups, -1)
 
 
 def leaves(space: Space[Any], options: EnvOptions) -> tuple[list[Leaf], list[str]]:
@@ -92,12 +103,14 @@ def _is_array(space: Space[Any]) -> bool:
 
 @dataclass(frozen=True)
 class ActionDecoder:
-    """From vectors to the actions of a space."""
+    """From vectors to the actions of a space, and back."""
 
     width: int
     """Width of a vector."""
     decode: Callable[[np.ndarray], np.ndarray]
     """Vectors (N, width) float32 to actions (N, ...)."""
+    encode: Callable[[Any], np.ndarray]
+    """One action to the vector (width,) float32 of it; of one that `decode` would clip, to that of the clipped one."""
 
 
 def action_decoder(space: Space[Any], options: EnvOptions) -> ActionDecoder:
@@ -113,15 +126,16 @@ def action_decoder(space: Space[Any], options: EnvOptions) -> ActionDecoder:
         case spaces.Box():
             return _box(space, options)
         case spaces.Discrete():
-            return _choices([int(space.n)], lambda chosen: (chosen[:, 0] + space.start).astype(space.dtype))
+            return _choices(space)
         case spaces.MultiDiscrete():
-            counts, start = space.nvec.ravel(), np.asarray(space.start)
-            return _choices(
-                counts.tolist(), lambda chosen: (chosen.reshape(-1, *space.shape) + start).astype(space.dtype)
-            )
+            return _choices(space)
         case spaces.MultiBinary():
             shape = space.shape
-            return ActionDecoder(math.prod(shape), lambda values: (values > 0).reshape(-1, *shape).astype(np.int8))
+            return ActionDecoder(
+                math.prod(shape),
+                lambda values: (values > 0).reshape(-1, *shape).astype(np.int8),
+                lambda action: np.where(np.ravel(action) > 0, 1, -1).astype(np.float32),
+            )
     raise UserError(
         "Actions of this kind cannot be chosen by a policy",
         key=f"{options.location}.init_params.id",
@@ -143,23 +157,32 @@ def _box(space: spaces.Box, options: EnvOptions) -> ActionDecoder:
             fix=f"set {options.location}.mapping.action_bounds=clip, which passes what has no bound as it is, and"
             f" {options.location}.mapping.action_mapping.scale to the size of its actions",
         )
-    if np.issubdtype(space.dtype, np.integer):
-        return ActionDecoder(math.prod(space.shape), lambda values: np.rint(bounded(values)).astype(space.dtype))
 
     def bounded(values: np.ndarray) -> np.ndarray:
         actions = values.reshape(-1, *space.shape).astype(np.float64)
         if rescales:
             actions = low + (actions + 1) / 2 * (high - low)
-        return np.clip(actions, low, high)
+        actions = np.clip(actions, low, high)
+        return np.rint(actions) if np.issubdtype(space.dtype, np.integer) else actions
 
-    return ActionDecoder(math.prod(space.shape), lambda values: bounded(values).astype(space.dtype))
+    def encode(action: Any) -> np.ndarray:
+        values = np.clip(np.asarray(action, np.float64).reshape(space.shape), low, high)
+        if rescales:
+            values = (values - low) / np.where(high > low, high - low, 1.0) * 2 - 1
+        return values.ravel().astype(np.float32)
+
+    return ActionDecoder(math.prod(space.shape), lambda values: bounded(values).astype(space.dtype), encode)
 
 
-def _choices(counts: list[int], finish: Callable[[np.ndarray], np.ndarray]) -> ActionDecoder:
+def _choices(space: spaces.Discrete | spaces.MultiDiscrete) -> ActionDecoder:
+    counts, start, shape = _counts(space), np.asarray(space.start), space.shape or ()
     ends = np.cumsum(counts)
 
     def decode(values: np.ndarray) -> np.ndarray:
         chosen = [values[:, end - count : end].argmax(1) for end, count in zip(ends, counts, strict=True)]
-        return finish(np.stack(chosen, 1))
+        return (np.stack(chosen, 1).reshape(-1, *shape) + start).astype(space.dtype)
 
-    return ActionDecoder(int(ends[-1]), decode)
+    def encode(action: Any) -> np.ndarray:
+        return _one_hot(np.ravel(np.asarray(action, np.int64).reshape(shape) - start), space)
+
+    return ActionDecoder(int(ends[-1]), decode, encode)

@@ -53,15 +53,25 @@ class VectorEnvironments(Environments):
                 fix=f"remove {options.location}.init_params.vector; single environments are stepped in"
                 f" {options.location}.num_workers processes",
             )
+        if options.expert is not None:
+            raise UserError(
+                "The expert acts from a single environment, of which a vector environment has none",
+                key=f"{options.location}.init_params.expert",
+                value=options.expert,
+                expected="null, where environments are only stepped together",
+                fix="record a script that acts from our side, with --policy module:function; or, where it is registered"
+                f" as a single environment too, set {options.location}.init_params.vector=false",
+            )
         render = {"render_mode": "rgb_array"} if options.renders else {}
         limit = {} if spec.max_episode_steps is None else {"max_episode_steps": options.max_episode_steps}
         arguments = {**limit, **render, **options.kwargs}
         self._env: gymnasium.vector.VectorEnv[Any, Any, Any] = made(
             options,
             lambda: gymnasium.make_vec(spec, num_envs, vectorization_mode="vector_entry_point", **arguments),
+            options.id,
+            options.kwargs,
         )
-        self.observation_space = self._env.single_observation_space
-        self.action_space = self._env.single_action_space
+        self.offered = [(self._env.single_observation_space, self._env.single_action_space)]
         self.metadata = self._env.metadata
         self._mode = _mode_of(self._env, options)
         self.resets_each = self._mode is AutoresetMode.DISABLED

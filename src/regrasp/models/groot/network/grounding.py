@@ -33,16 +33,3 @@ class GroundingReadout(nn.Module):
         """
         score, xy = self.readout(features["context"]).unflatten(-1, (self.num_slots, 3)).split([1, 2], dim=-1)
         return (score.softmax(dim=1) * xy).sum(dim=1), score.squeeze(-1).transpose(1, 2)
-
-
-def pointing_target(pixels: Tensor, grid: int, spread: float = 0.5) -> Tensor:
-    """Which image token should be looked at: (..., grid * grid), a Gaussian around the object, summing to 1.
-
-    Args:
-        pixels: (..., 2) image coordinates, (0, 0) top left and (1, 1) bottom right.
-        grid: Image tokens along one side, in row-major order.
-        spread: Standard deviation in tokens.
-    """
-    centers = (torch.arange(grid, device=pixels.device) + 0.5) / grid
-    squared = (pixels[..., 1, None, None] - centers[:, None]) ** 2 + (pixels[..., 0, None, None] - centers) ** 2
-    return (-squared * (grid / spread) ** 2 / 2).flatten(-2).softmax(dim=-1)

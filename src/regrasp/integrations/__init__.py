@@ -1,0 +1,1 @@
+"""Regrasp's parts inside other programs."""

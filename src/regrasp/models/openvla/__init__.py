@@ -1,0 +1,1 @@
+"""OpenVLA and OpenVLA-OFT (`model_type: openvla`, `openvla_oft`)."""

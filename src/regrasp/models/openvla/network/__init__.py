@@ -1,0 +1,1 @@
+"""Towers, projector, language model and heads of OpenVLA, under the published names."""

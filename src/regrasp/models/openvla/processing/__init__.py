@@ -1,0 +1,1 @@
+"""Images, words and actions of OpenVLA."""
