@@ -53,19 +53,6 @@ class Experiment:
             raise type(error)(**fields) from None
 
 
-def fetch_model(args: argparse.Namespace) -> None:
-    """Put a folder where `--model_path` has a name of the Hugging Face hub; a dry run downloads nothing.
-
-    Raises:
-        UserError: The hub does not have it, does not give it, or cannot be reached.
-    """
-    from regrasp.hub import fetch
-
-    given = getattr(args, "model_path", None)
-    if given is not None:
-        args.model_path = str(fetch(given, "model", key="--model_path", downloads=not args.dry_run) or given)
-
-
 def find_model(args: argparse.Namespace) -> None:
     """Where a run's folder, or a checkpoint, is given as the model, put its newest model in its place."""
     given = getattr(args, "model_path", None)
