@@ -67,19 +67,19 @@ def run(args: argparse.Namespace) -> int:
     from regrasp.runner.run_folder import newest_of_run
     from regrasp.stages.export import export
 
-    args.model_path = model_of_run(fetch(args.model_path, "model", key="--model_path") or Path(args.model_path))
+    base = model_of_run(fetch(args.model_path, "model", key="--model_path") or Path(args.model_path))
+    trained = args.rl_model_path and newest_of_run(args.rl_model_path)
+    checkpoint = checkpoint_of(trained or base.parent)
     config = None
     if args.config_name is not None:
         from regrasp.experiment.load import load_config
 
-        override = as_override(MODEL_KEY, str(args.model_path))
+        override = as_override(MODEL_KEY, str(base))
         loaded = args.loaded = load_config(args.config_name, [override], flags={override: "--model_path"}, trains=False)
         config = loaded.config
-    trained = args.rl_model_path and newest_of_run(args.rl_model_path)
-    checkpoint = trained and checkpoint_of(trained)
     folder = export(
         ExportOptions(
-            model_path=args.model_path,
+            model_path=base,
             output=args.output,
             rl_model_path=trained,
             evaluation=checkpoint and evaluation_at(checkpoint),

@@ -13,6 +13,7 @@ from regrasp.experiment import ExperimentConfig
 from regrasp.experiment.load import made_with
 from regrasp.experiment.of_model import naming_its_experiment
 from regrasp.folders import atomic_folder, require_output
+from regrasp.models.card import write_card
 from regrasp.models.config import CONFIG_FILE, ExportOptions
 from regrasp.models.origin import read_origin
 from regrasp.models.registry import check_folder, load_policy, model_in
@@ -64,4 +65,5 @@ def _export_folder(options: ExportOptions) -> Path:
     policy.origin = options.origin
     with atomic_folder(options.output, checksums=True) as draft:
         policy.to(options.dtype).write_folder(draft)
+        write_card(draft, options.evaluation)
     return options.output
