@@ -15,38 +15,58 @@ from regrasp.logging.text import printable
 _MAX_SHOWN = 50
 
 
-class _File(logging.Handler):
-    """Appends each warning as a line; a disk that refuses costs the line, not the run."""
+class WarningFile(logging.Handler):
+    """Appends each warning as a line; a disk that refuses costs the line, not the run.
+
+    Nothing is written before `begin`: a run that is refused leaves its folder as it was.
+
+    Args:
+        file: Where to.
+    """
 
     def __init__(self, file: Path) -> None:
         super().__init__(logging.WARNING)
         self._file = file
+        self._waiting: list[str] | None = []
         self._channel = SideChannel(file.name, "Warnings are on the terminal only.")
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.write(record.getMessage())
+        """Keep one record."""
+        self.keep(record.getMessage())
 
-    def write(self, text: str) -> None:
-        """Append a line."""
-        line = " ".join(printable(text).split())
+    def keep(self, text: str) -> None:
+        """Append a line, or remember it for `begin`."""
+        line = f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S}  {' '.join(printable(text).split())}\n"
+        if self._waiting is None:
+            self._append(line)
+        else:
+            self._waiting.append(line)
+
+    def begin(self) -> None:
+        """Write what there was, and from now on everything at once."""
+        waiting, self._waiting = self._waiting, None
+        if waiting:
+            self._append("".join(waiting))
+
+    def _append(self, lines: str) -> None:
         with self._channel.attempt(), self._file.open("a", encoding="utf-8") as file:
-            file.write(f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S}  {line}\n")
+            file.write(lines)
 
 
 @contextmanager
-def recorded_warnings(run_dir: Path, earlier: Sequence[str] = ()) -> Iterator[None]:
-    """Keep in the run's folder what the package warns of in the block.
+def recorded_warnings(run_dir: Path, earlier: Sequence[str] = ()) -> Iterator[WarningFile]:
+    """Keep in the run's folder what the package warns of in the block, once the run has begun.
 
     Args:
         run_dir: Folder of the run.
         earlier: What was warned of before there was a folder.
     """
-    handler, logger = _File(run_dir / WARNINGS_FILE), logging.getLogger("regrasp")
+    handler, logger = WarningFile(run_dir / WARNINGS_FILE), logging.getLogger("regrasp")
     for text in earlier:
-        handler.write(text)
+        handler.keep(text)
     logger.addHandler(handler)
     try:
-        yield
+        yield handler
     finally:
         logger.removeHandler(handler)
 

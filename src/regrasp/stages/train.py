@@ -18,7 +18,7 @@ from regrasp.experiment.batches import num_updates
 from regrasp.experiment.load import LoadedConfig
 from regrasp.logging.backends import Opener, TrackedRun, check_installed, prepare_backends
 from regrasp.logging.metrics import MetricsLogger
-from regrasp.logging.warning_file import recorded_warnings
+from regrasp.logging.warning_file import WarningFile, recorded_warnings
 from regrasp.models.contract import Policy
 from regrasp.runner.resume import changes_warning, check_slot, passed_over_warning, read_run_state
 from regrasp.runner.runner import EmbodiedRunner
@@ -50,8 +50,8 @@ def train(loaded: LoadedConfig, run_dir: Path, command: str = "") -> bool:
         if checkpoint is not None and checkpoint.step >= num_updates(loaded.config):
             _say_finished(loaded.config, checkpoint, is_own=RunRecord(run_dir).holds(checkpoint.path))
             return True
-        with recorded_warnings(run_dir, loaded.warnings):
-            return _train(loaded, run_dir, command, checkpoint)
+        with recorded_warnings(run_dir, loaded.warnings) as warnings:
+            return _train(loaded, run_dir, command, checkpoint, warnings)
 
 
 def _say_finished(config: ExperimentConfig, checkpoint: Checkpoint, *, is_own: bool) -> None:
@@ -107,7 +107,9 @@ def check(config: ExperimentConfig) -> Policy | None:
     return policy
 
 
-def _train(loaded: LoadedConfig, run_dir: Path, command: str, checkpoint: Checkpoint | None) -> bool:
+def _train(
+    loaded: LoadedConfig, run_dir: Path, command: str, checkpoint: Checkpoint | None, warnings: WarningFile
+) -> bool:
     config = loaded.config
     policy = check(config)
     backends = prepare_backends(config.runner.logger.logger_backends)
@@ -115,7 +117,7 @@ def _train(loaded: LoadedConfig, run_dir: Path, command: str, checkpoint: Checkp
         _log.warning(warning)
     try:
         with started_engine(config, run_dir, None if checkpoint is None else checkpoint.path) as engine:
-            return _run(loaded, engine, run_dir, command, checkpoint, backends)
+            return _run(loaded, engine, run_dir, command, checkpoint, backends, warnings)
     except InterruptedError:
         return False
 
@@ -139,6 +141,7 @@ def _run(
     command: str,
     checkpoint: Checkpoint | None,
     backends: Mapping[str, Opener],
+    warnings: WarningFile,
 ) -> bool:
     names = loaded.config.runner.logger
     text = _settings(loaded)
@@ -150,6 +153,7 @@ def _run(
         engine.load(checkpoint)
     record, step = RunRecord(run_dir), None if checkpoint is None else checkpoint.step
     record.begin(step or 0, command, text)
+    warnings.begin()
     tracking_id = record.tracking_id(step)
     run = TrackedRun(run_dir, names.project_name, names.experiment_name, tracking_id, text)
     with MetricsLogger(run, backends) as logger:
