@@ -47,7 +47,7 @@ def flag(name: str) -> list[str]:
         ("collect --policy no_such_module:act", ["no module 'no_such_module'", "key:      --policy\n"]),
         ("collect --policy json:act", ["json has no 'act'", "key:      --policy\n"]),
         ("collect --policy model", ["model is given", "--model_path"]),
-        ("collect --model_path no/such", ["no/such", *flag("--model_path")]),
+        ("collect --model_path no/such", ["no/such", "key:      --model_path\n"]),
         ("collect --policy expert --model_path base", ["would not act", "--model_path"]),
         (f"collect --config_name {LAB}", ["no scripted expert", "--policy", "env.train.init_params.id"]),
         (f"convert --config_name {LAB}", ["No recording is given", "regrasp convert demos.hdf5"]),

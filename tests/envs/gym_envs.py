@@ -116,7 +116,7 @@ def counting_expert(env: gymnasium.Env[Any, Any]) -> Any:
         steps += 1
         seen = float(observation["episode"]["clock"][0])
         assert seen == steps - 1, "an expert of another episode"
-        space = env.action_space
+        space: Any = env.action_space
         return np.array([steps, 9.0]) if isinstance(space, spaces.Box) else space.start + steps % 2
 
     return act
@@ -138,5 +138,5 @@ gymnasium.register("Count-v0", single)
 gymnasium.register("CountVector-v0", vector_entry_point=vector)
 gymnasium.register("CountBoth-v0", single, vector_entry_point=vector)
 gymnasium.register("Broken-v0", broken)
-gymnasium.register("Forgetful-v0", Forgetful)
-gymnasium.register("Blind-v0", Blind)
+gymnasium.register("Forgetful-v0", lambda **kwargs: Forgetful(**kwargs))
+gymnasium.register("Blind-v0", lambda **kwargs: Blind(**kwargs))

@@ -138,7 +138,7 @@ def test_a_larger_batch_than_an_update_evaluates_is_acted_on_in_parts() -> None:
         sizes.append(len(context))
         return sample(context, *others)
 
-    compiled._sample = seen
+    setattr(compiled, "_sample", seen)  # noqa: B010
     compile_policy(compiled, {1, 7}, CPU, parts={"act": 3}, backend="eager")
     for batch in (7, 1):
         assert_same(compiled, plain, batch)
@@ -160,7 +160,7 @@ def test_compiled_in_bfloat16_the_first_ratio_is_one() -> None:
     trained = policy()
     apply_precision(trained, model, CPU)
     source = Bfloat16Policy(trained)
-    acting = ActingPolicy(trained, model, CPU, source).policy
+    acting: Any = ActingPolicy(trained, model, CPU, source).policy
     compile_policy(acting, {8}, CPU, parts={"act": 8})
     compile_policy(source.policy, {8}, CPU)
     features = encode(acting, 8)

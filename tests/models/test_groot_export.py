@@ -289,8 +289,6 @@ def test_an_interruption_leaves_nothing(base: Path, tmp_path: Path, monkeypatch:
 def test_mistakes_are_named(base: Path, tmp_path: Path):
     out = tmp_path / "out"
     MlpPolicy(state_dim=3, action_dim=2).save(tmp_path / "mlp")
-    with pytest.raises(UserError, match="No published layout"):
-        export(ExportOptions(tmp_path / "mlp", out))
     with pytest.raises(UserError, match="No such model folder"):
         export(ExportOptions(tmp_path / "nowhere", out))
     with pytest.raises(UserError, match=r"full_weights\.pt"):

@@ -16,7 +16,7 @@ from regrasp.data.lerobot import DatasetWriter, DemonstrationDataset, FeatureSpe
 from regrasp.errors import UserError
 from regrasp.models.groot.checkpoint import load_groot
 from regrasp.models.mlp.policy import MlpPolicy
-from regrasp.models.origin import Origin, read_origin
+from regrasp.models.origin import read_origin
 from regrasp.models.registry import load_policy
 from regrasp.stages.dataset_features import check_sources, find_features
 from regrasp.stages.demonstrations import ACTION, STATE
@@ -177,7 +177,8 @@ def test_another_task_is_a_warning_that_names_both(
     base_model: Path, demos: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     of_cubes, another = "Regrasp-Pick-Cube-v0", "Regrasp-Stack-Cube-v0"
-    assert read_origin(base_model) == Origin((of_cubes,), DemonstrationDataset(demos).tasks)
+    origin = read_origin(base_model)
+    assert (origin.tasks, origin.instructions) == ((of_cubes,), DemonstrationDataset(demos).tasks)
     tasks = [f"env.{name}.init_params.id={another}" for name in ("train", "eval")]
     config = groot_experiment(f"actor.model.model_path={base_model}", *tasks).config
     (warning,) = check_sources(DemonstrationDataset(demos), config)

@@ -56,8 +56,9 @@ def compile_as_configured(
     if acting is not None and acting.policy is computing:
         training_sizes |= acting_sizes
     elif acting is not None:
-        evaluated: tuple[str, ...] = ("act", "encode") if config.runner.recompute_features else ("act",)
-        parts = dict.fromkeys(evaluated, config.actor.micro_batch_size)
+        parts = {"act": config.actor.micro_batch_size}
+        if config.runner.recompute_features:
+            parts["encode"] = config.actor.micro_batch_size
         compile_policy(acting.policy, acting_sizes, device, parts=parts)
     if learner is not None and computing is not None:
         compile_policy(computing, training_sizes, device)
