@@ -22,6 +22,7 @@ def test_combinations_are_hydras(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
 
 
+@pytest.mark.full
 def test_a_sweep_of_two_runs(
     tmp_path: Path, start_model: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -73,7 +73,7 @@ def test_the_base_model_has_the_datas_statistics(base: Path) -> None:
     assert (base / "made_for.json").is_file()
 
 
-@pytest.mark.parametrize("name", ["ppo", "grpo", "reinpp"])
+@pytest.mark.parametrize("name", ["ppo", *(pytest.param(name, marks=pytest.mark.full) for name in ("grpo", "reinpp"))])
 def test_it_is_trained_played_and_exported(name: str, base: Path, tmp_path: Path) -> None:
     run, evaluation = tmp_path / "run", tmp_path / "evaluation"
     run.mkdir()

@@ -78,7 +78,7 @@ def test_a_groots_residual_resumes_bit_for_bit_and_its_model_acts_with_it(base_m
     assert any(weight.any() for weight in policy.residual.body[-1].parameters())
 
 
-@pytest.mark.parametrize("latents", [True, False])
+@pytest.mark.parametrize("latents", [True, pytest.param(False, marks=pytest.mark.full)])
 def test_an_actor_of_a_groots_noise_resumes_bit_for_bit_and_stays_with_the_model(
     base_model: Path, tmp_path: Path, latents: bool
 ) -> None:
@@ -107,10 +107,13 @@ def test_an_actor_of_a_groots_noise_resumes_bit_for_bit_and_stays_with_the_model
     "settings",
     [
         ("actor.model.proposal=sac_flow", "algorithm.proximity=[1.0,1.0,0]", "algorithm.proximity_to=start"),
-        (
-            "actor.model.proposal=selection",
-            "algorithm.entropy_tuning.alpha_type=fixed_alpha",
-            "algorithm.entropy_tuning.initial_alpha=0",
+        pytest.param(
+            (
+                "actor.model.proposal=selection",
+                "algorithm.entropy_tuning.alpha_type=fixed_alpha",
+                "algorithm.entropy_tuning.initial_alpha=0",
+            ),
+            marks=pytest.mark.full,
         ),
     ],
     ids=["sac_flow", "selection"],
