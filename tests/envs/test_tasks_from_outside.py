@@ -75,7 +75,7 @@ def test_a_file_beside_the_experiment_is_a_task_for_every_stage(
     assert main(["sft", *chosen, "sft.validation_fraction=0"]) == 0
     assert main(["train", *chosen, "--model_path", "base"]) == 0
     (run,) = tmp_path.glob("logs/regrasp/2*")
-    assert run.name.endswith(f"-{PLACE}")
+    assert run.name.endswith("-my_tasks.ReachBall")
     assert len((run / "metrics.jsonl").read_text().splitlines()) == 2
 
 
@@ -93,6 +93,46 @@ def test_a_package_gives_its_task_a_name(
     assert scenes.instructions == ("reach the red ball", "reach the blue ball")
     assert main(["play", "--config_name", experiment.name, "--task", NAMED, "--policy", "zero", *SMALL]) == 0
     assert evaluation(tmp_path)["success"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ("def observe(self, data, episode): return {}", "Odd.observe does not give 'pointer_position'"),
+        (
+            "def outcome(self, *given): return replace(super().outcome(*given), info={'dist': 1.0})",
+            "Odd.outcome gives 'dist'",
+        ),
+    ],
+)
+def test_names_that_a_task_does_not_declare_are_told(
+    method: str,
+    message: str,
+    experiment: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    make_importable(tmp_path, ["my_tasks", "odd_tasks"], monkeypatch)
+    (tmp_path / "my_tasks.py").write_text(MODULE)
+    lines = (
+        "from dataclasses import replace",
+        "from my_tasks import ReachBall",
+        "class Odd(ReachBall):",
+        f"    {method}",
+    )
+    (tmp_path / "odd_tasks.py").write_text("\n".join(lines))
+    odd = "env.eval.init_params.id=odd_tasks:Odd"
+    assert main(["play", "--config_name", experiment.name, "--policy", "zero", odd, *SMALL]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_a_class_that_is_named_with_a_dot_is_recognised() -> None:
+    with pytest.raises(UserError) as caught:
+        catalog.find_task("my_tasks.ReachBall", "env.train.init_params.id")
+    assert caught.value.fix == f"did you mean '{PLACE}'?"
 
 
 @pytest.mark.full

@@ -74,8 +74,8 @@ def recorded_resume_command(run_dir: Path) -> str | None:
 
 
 def _task_part(task_id: str) -> str:
-    """A task's id in the name of a folder: those of Gymnasium may have a namespace, `name/Task-v0`."""
-    return task_id.replace("/", "-")[:100]
+    """A task's id in the name of a folder: it may have a namespace, `name/Task-v0`, or be a place, `module:Task`."""
+    return task_id.replace("/", "-").replace(":", ".")[:100]
 
 
 def log_folder(config: ExperimentConfig) -> Path:

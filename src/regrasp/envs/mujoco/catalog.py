@@ -75,6 +75,8 @@ def find_task(task_id: str, key: str) -> KnownTask:
         return KnownTask(task_id, task_id)
     known = [task.task_id for task in known_tasks()]
     near = difflib.get_close_matches(task_id, known, 1)
+    if not near and is_place(place := ":".join(task_id.rsplit(".", 1))):
+        near = [place]
     raise UserError(
         "Unknown MuJoCo task",
         key=key,

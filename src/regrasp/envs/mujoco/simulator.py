@@ -131,6 +131,8 @@ class MujocoSimulator(Simulator):
             rewards[row], terminated[row], truncated[row] = outcome.reward, outcome.terminated, outcome.truncated
             success[row] = outcome.success
             for name, value in outcome.info.items():
+                if name not in info:
+                    raise self._contradiction(f"outcome gives '{name}'", "info", task.info)
                 info[name][row] = value
         return Outcome(rewards, terminated, truncated, success, info)
 
@@ -142,7 +144,20 @@ class MujocoSimulator(Simulator):
                 if key.startswith(CAMERA_GROUP):
                     self._render(self._data[row], key.removeprefix(CAMERA_GROUP), target[row])
                 else:
-                    target[row] = vectors[key.removeprefix(VECTOR_GROUP)]
+                    name = key.removeprefix(VECTOR_GROUP)
+                    if name not in vectors:
+                        raise self._contradiction(f"observe does not give '{name}'", "vectors", list(vectors))
+                    target[row] = vectors[name]
+
+    def _contradiction(self, what: str, attribute: str, given: Sequence[str]) -> UserError:
+        """What one of the task's methods does is not what an attribute of it says."""
+        return UserError(
+            f"{type(self._task).__qualname__}.{what}, which is not what its `{attribute}` says",
+            key="init_params.id",
+            value=self._task.task_id,
+            expected=f"the same names in both; there: {', '.join(given) or 'none'}",
+            fix=f"correct the class in {type(self._task).__module__} (docs/tasks.md)",
+        )
 
     def render(self, rows: Sequence[int], targets: Sequence[np.ndarray]) -> None:
         """The video camera at the size of the targets."""
