@@ -32,6 +32,7 @@ KEYS = {
 }
 
 
+@pytest.mark.full
 def test_the_tiny_run_measures_everything_and_writes_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch._dynamo.reset()
     file = tmp_path / "result.json"

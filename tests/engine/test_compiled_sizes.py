@@ -104,6 +104,7 @@ def test_roles_apart_compile_their_own_batches(compiled: list[set[int]]) -> None
     assert compiled == [{6}, {MICRO}]
 
 
+@pytest.mark.full
 def test_a_ray_run_refuses_a_policy_that_has_nothing_to_compile(machines: Machines, tmp_path: Path) -> None:
     config = load_config("pick_cube_ppo_mlp", ["actor.model.compile=true", "env.train.total_num_envs=4"]).config
     config = dataclasses.replace(config, cluster=ClusterConfig(component_placement={"env": 0, "rollout,actor": 1}))

@@ -38,7 +38,7 @@ def _nothing_compiled() -> Iterator[None]:
         pytest.param("eager", TOKEN, id="token-eager"),
         pytest.param("eager", ACTION, id="action-eager"),
         pytest.param("inductor", CHUNK, id="chunk-inductor", marks=[*INDUCTOR, pytest.mark.full]),
-        pytest.param("inductor", TOKEN, id="token-inductor", marks=INDUCTOR),
+        pytest.param("inductor", TOKEN, id="token-inductor", marks=[*INDUCTOR, pytest.mark.full]),
         pytest.param("inductor", ACTION, id="action-inductor", marks=[*INDUCTOR, pytest.mark.full]),
     ],
 )

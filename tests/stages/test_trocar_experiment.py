@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from run_toys import ARCHITECTURE, metrics
 
 from regrasp.data.lerobot import DemonstrationDataset
@@ -46,6 +48,7 @@ def experiment(*overrides: str) -> LoadedConfig:
     return load_config("trocar_ppo_groot", [*TOY, *overrides])
 
 
+@pytest.mark.full
 def test_every_stage_of_the_trocar_experiment_runs(tmp_path: Path) -> None:
     config = experiment().config
     backbone, _ = pretrain(config, tmp_path / "backbone")
