@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-
 from run_toys import ARCHITECTURE, metrics
 
 from regrasp.data.lerobot import DemonstrationDataset
