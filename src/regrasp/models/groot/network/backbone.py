@@ -16,6 +16,7 @@ from regrasp.errors import UserError
 from regrasp.models.groot.config import EagleConfig, LanguageConfig, VisionConfig
 from regrasp.models.groot.settings import AttentionKernel
 from regrasp.models.initialization import fan_in_normal, init_linear
+from regrasp.models.rotary import reset_frequencies
 
 PADDING_WORD = 0
 """The word embedded at padded positions: RLinf pads with id 0, whatever the tokenizer's own padding token is."""
@@ -98,7 +99,8 @@ class LanguageModel(nn.Module):
         mask = is_token if self._attention == "flash_attention_2" else _causal_mask(is_token)
         positions = torch.arange(embeddings.shape[1], device=embeddings.device).unsqueeze(0)
         rotary = self.model.rotary_emb(embeddings, positions)
-        known = None if self._learns() else self._padding_feature
+        learns = any(parameter.requires_grad for parameter in self.parameters())
+        known = None if learns else self._padding_feature
         x, padded = embeddings, padding if known is None else None
         for layer in self.model.layers:
             x, padded = layer(
@@ -106,15 +108,12 @@ class LanguageModel(nn.Module):
             )
         feature = known if padded is None else self.model.norm(padded)
         assert feature is not None
-        if known is None and not self._learns():
+        if not learns:
             self._padding_feature = feature
         return torch.where(is_token.unsqueeze(-1), self.model.norm(x), feature)
 
     def _forget(self) -> None:
         self._padding_feature = None
-
-    def _learns(self) -> bool:
-        return any(parameter.requires_grad for parameter in self.parameters())
 
     def keep_padding_feature(self, padding: Tensor) -> None:
         """Compute the feature of a padded position (D,) once, for weights that do not change any more."""
@@ -125,11 +124,7 @@ class LanguageModel(nn.Module):
 
     def reset_buffers(self) -> None:
         """Recompute the rotary frequencies, where the weights are."""
-        rotary = self.model.rotary_emb
-        inv_freq, _ = rotary.compute_default_rope_parameters(rotary.config)
-        inv_freq = inv_freq.to(self.model.norm.weight.device)
-        rotary.register_buffer("inv_freq", inv_freq, persistent=False)
-        rotary.register_buffer("original_inv_freq", inv_freq.clone(), persistent=False)
+        reset_frequencies(self.model.rotary_emb, self.model.norm.weight.device)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Keep the frequencies in float32: rounded to bfloat16, they are a radian off at position 850."""

@@ -16,6 +16,7 @@ from transformers import LlamaConfig, LlamaModel
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, apply_rotary_pos_emb
 
 from regrasp.models.openvla.config import LanguageConfig
+from regrasp.models.rotary import reset_frequencies
 
 Rotary = tuple[Tensor, Tensor]
 """Cosines and sines (B or 1, S, head width)."""
@@ -125,11 +126,7 @@ class LanguageModel(nn.Module):
 
     def reset_buffers(self) -> None:
         """Recompute the rotary frequencies, where the weights are."""
-        rotary = self.model.rotary_emb
-        inv_freq, _ = rotary.compute_default_rope_parameters(rotary.config)
-        inv_freq = inv_freq.to(self.model.norm.weight.device)
-        rotary.register_buffer("inv_freq", inv_freq, persistent=False)
-        rotary.register_buffer("original_inv_freq", inv_freq.clone(), persistent=False)
+        reset_frequencies(self.model.rotary_emb, self.model.norm.weight.device)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Keep the frequencies in float32: rounded to bfloat16, they are a radian off at position 850."""
