@@ -288,7 +288,7 @@ def test_an_evaluation_of_something_else_is_no_success_of_a_model(
     file.write_text(json.dumps({**content, "policy": "Model other", "model": str(other)}))
     capsys.readouterr()
     assert main([*push, str(run)]) == 0
-    assert f"the model that acted was {other}" in capsys.readouterr().out
+    assert f"the model that acted was {other}" in capsys.readouterr().err
 
 
 def test_a_dataset_is_pushed_as_lerobot_expects_it(logged_in: StandIn, demos: Path) -> None:
