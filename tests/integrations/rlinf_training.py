@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
+from typing import Any
 
 import ray
-from omegaconf import OmegaConf
+from hydra import compose, initialize_config_dir
 from ray.cluster_utils import Cluster as Nodes
 from rlinf.config import validate_cfg  # pyright: ignore[reportMissingImports]
 from rlinf.runners.embodied_runner import EmbodiedRunner  # pyright: ignore[reportMissingImports]
@@ -18,12 +20,12 @@ from rlinf.workers.rollout.hf.huggingface_worker import MultiStepRolloutWorker  
 
 WORKERS = {"actor": EmbodiedFSDPActor, "rollout": MultiStepRolloutWorker, "env": EnvWorker}
 NUM_ACTORS = 16
-"""At least as many as RLinf starts: these, its channels and its managers."""
+"""At least as many as RLinf starts: the workers, its channels and its managers."""
 
 
-def train(file: str, overrides: list[str]) -> None:
-    """What RLinf's script does between Hydra and the end."""
-    cfg = validate_cfg(OmegaConf.merge(OmegaConf.load(file), OmegaConf.from_dotlist(overrides)))
+def train(composed: Any) -> None:
+    """What RLinf's script does with a configuration that Hydra has read."""
+    cfg = validate_cfg(composed)
     cluster = Cluster(cluster_cfg=cfg.cluster)
     placement = HybridComponentPlacement(cfg, cluster)
     groups = {
@@ -39,11 +41,14 @@ def train(file: str, overrides: list[str]) -> None:
 
 def main() -> None:
     """Train as FILE OVERRIDE... say, on a Ray cluster that ends with this process and is not another's."""
+    file = Path(sys.argv[1])
+    with initialize_config_dir(str(file.parent), version_base="1.1"):
+        composed = compose(file.stem, overrides=sys.argv[2:])
     head = {"num_cpus": NUM_ACTORS, "include_dashboard": False, "node_ip_address": "127.0.0.1"}
     nodes = Nodes(initialize_head=True, head_node_args=head)
     os.environ["RAY_ADDRESS"] = nodes.address
     try:
-        train(sys.argv[1], sys.argv[2:])
+        train(composed)
     finally:
         ray.shutdown()
         nodes.shutdown()
