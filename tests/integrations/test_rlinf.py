@@ -8,11 +8,10 @@ import subprocess
 
 import pytest
 from omegaconf import OmegaConf
+from rlinf_python import HERE, SOURCES, interpreter
 
 from regrasp.errors import UserError
 from regrasp.integrations.rlinf.environment import env_block
-
-from rlinf_python import HERE, SOURCES, interpreter
 
 DRIVER = HERE / "rlinf_driver.py"
 
