@@ -46,7 +46,7 @@ def main() -> None:
         composed = compose(file.stem, overrides=sys.argv[2:])
     head = {"num_cpus": NUM_ACTORS, "include_dashboard": False, "node_ip_address": "127.0.0.1"}
     nodes = Nodes(initialize_head=True, head_node_args=head)
-    os.environ["RAY_ADDRESS"] = nodes.address
+    os.environ["RAY_ADDRESS"] = str(nodes.address)
     try:
         train(composed)
     finally:
