@@ -15,9 +15,7 @@ import argparse
 import copy
 import gc
 import json
-import shutil
 import statistics
-import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -48,6 +46,7 @@ from regrasp.models.groot.settings import GrootModelConfig
 from regrasp.rollout.buffers import RolloutBuffer
 from regrasp.rollout.decisions import Decisions
 from regrasp.seeding import KeyedNoise
+from results_file import revision
 
 NUM_STEPS = 4
 NUM_VIEWS = 3
@@ -142,7 +141,7 @@ def timed(call: Callable[[], Any], device: torch.device, repeats: int, warm_up: 
 
 
 def random_policy(sizes: Sizes, trainable: TrainablePart) -> GrootPolicy:
-    """Float32 weights drawn on the device: fan-in scaled products, unit norms, no biases."""
+    """See `random_weights`: fan-in scaled products, unit norms, no biases."""
     processor = GrootProcessor.fresh(
         sizes.groot,
         ["pick it up"],
@@ -156,8 +155,13 @@ def random_policy(sizes: Sizes, trainable: TrainablePart) -> GrootPolicy:
     settings = GrootModelConfig(num_action_chunks=horizon, action_dim=sizes.action_dim, trainable=trainable)
     with torch.device("meta"):
         policy = GrootPolicy(sizes.groot, processor, settings)
-    policy.to_empty(device=sizes.device)
-    generator = torch.Generator(sizes.device).manual_seed(0)
+    return random_weights(policy, sizes.device)
+
+
+def random_weights(policy: GrootPolicy, device: torch.device) -> GrootPolicy:
+    """The policy, which is on the meta device, with float32 weights that are drawn where they stay."""
+    policy.to_empty(device=device)
+    generator = torch.Generator(device).manual_seed(0)
     with torch.no_grad():
         for name, parameter in policy.named_parameters():
             if parameter.ndim == 1:
@@ -168,7 +172,7 @@ def random_policy(sizes: Sizes, trainable: TrainablePart) -> GrootPolicy:
                 fan_in = parameter[0].numel() if parameter.ndim == 4 else parameter.shape[1]
                 parameter.normal_(0.0, fan_in**-0.5, generator=generator)
     policy.backbone.reset_buffers()
-    return policy.to(sizes.device).eval()
+    return policy.to(device).eval()
 
 
 def prepared(sizes: Sizes, batch: int, seed: int = 0) -> TensorDict:
@@ -405,14 +409,6 @@ def rows(report: Report, flops: Flops, sizes: Sizes) -> list[tuple[str, str, str
     table.append(("peak_gb", f"{v['peak_gb']:.1f}", "48.0", "yes" if v["peak_gb"] < 48 else "NO", ""))
     table.append(("matmul_tflops", f"{v['matmul_tflops']:.0f}", "", "", ""))
     return table
-
-
-def revision() -> str:
-    """The commit of this folder, empty where there is no git."""
-    if shutil.which("git") is None:
-        return ""
-    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return found.stdout.strip()
 
 
 def sizes_of(*, tiny: bool) -> Sizes:

@@ -29,7 +29,7 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from groot_gpu import matmul_tflops, relative_error, revision, timed
+from groot_gpu import matmul_tflops, relative_error, timed
 from regrasp.algorithms.ppo import PpoConfig
 from regrasp.experiment.fsdp import FsdpConfig
 from regrasp.learner.compilation import compile_policy
@@ -48,6 +48,7 @@ from regrasp.models.openvla.settings import OpenVlaModelConfig, OpenVlaOftModelC
 from regrasp.rollout.buffers import RolloutBuffer
 from regrasp.rollout.decisions import Decisions
 from regrasp.seeding import KeyedNoise
+from results_file import revision
 
 ACTION_DIM = 7
 CHUNK = 8
