@@ -227,6 +227,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--parts", nargs="+", choices=("large", "quickstart"), default=["large", "quickstart"])
     parser.add_argument("--layouts", nargs="+", choices=list(LAYOUTS), default=list(LAYOUTS))
     parser.add_argument("--updates", type=int, default=10)
+    parser.add_argument("--runs", type=Path, default=Path("quickstart-run/gpu"), help="folder of the quickstart")
     parser.add_argument("--commit", default=None, help="what is measured, where the folder has no git history")
     parser.add_argument("--tiny", action="store_true", help="a tiny network on the CPU; the numbers mean nothing")
     options = parser.parse_args(arguments)
@@ -247,8 +248,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if "quickstart" in options.parts:
         small = ["runner.max_epochs=2", "env.eval.num_episodes=8", "collect.num_demos=2", "sft.steps=2"]
         small += ["env.train.total_num_envs=4", "env.eval.total_num_envs=4", "algorithm.replay_buffer.min_decisions=8"]
-        with TemporaryDirectory() as folder:
-            content["quickstart"] = quickstart(Path(folder) / "run", small if options.tiny else [])
+        content["quickstart"] = quickstart(options.runs, small if options.tiny else [])
         print(json.dumps(content["quickstart"], indent=2))
     if options.json is not None:
         options.json.write_text(json.dumps(content, indent=2) + "\n")

@@ -360,25 +360,37 @@ def release(device: torch.device) -> None:
         torch.cuda.reset_peak_memory_stats()
 
 
-def measure(sizes: Sizes) -> Report:
-    """Everything, in one process."""
+UPDATES: dict[str, dict[str, Any]] = {
+    "update_rerun_ms": {"recompute": True, "compiled": False},
+    "update_rerun_compiled_ms": {"recompute": True},
+    "update_cached_eager_ms": {"compiled": False},
+    "update_cached_ms": {"whole_rollout": True},
+    "update_frozen_context_eager_ms": {"trainable": "head_without_context", "compiled": False},
+    "update_frozen_context_ms": {"trainable": "head_without_context"},
+}
+
+
+def measure(sizes: Sizes, only: Sequence[str] = ()) -> Report:
+    """Everything, in one process, or some of the updates alone."""
     report = Report()
     report.values["matmul_tflops"] = matmul_tflops(sizes)
-    measure_rollouts(sizes, report)
-    measure_update(sizes, report, "update_rerun_ms", recompute=True, compiled=False)
-    measure_update(sizes, report, "update_rerun_compiled_ms", recompute=True)
-    measure_update(sizes, report, "update_cached_eager_ms", compiled=False)
-    measure_update(sizes, report, "update_cached_ms", whole_rollout=True)
+    if not only:
+        measure_rollouts(sizes, report)
+    for key in only or UPDATES:
+        measure_update(sizes, report, key, **UPDATES[key])
+        print({name: value for name, value in report.values.items() if name.startswith(key.removesuffix("_ms"))})
     report.values["peak_gb"] = report.values.get("update_cached_peak_gb", 0.0)
-    measure_update(sizes, report, "update_frozen_context_eager_ms", trainable="head_without_context", compiled=False)
-    measure_update(sizes, report, "update_frozen_context_ms", trainable="head_without_context")
     return report
 
 
-def check(report: Report) -> None:
-    """Compiled results are as near to float32 as plain ones, ratios begin at 1, and nothing compiles too often."""
+def check_ratios(report: Report) -> None:
+    """Ratios begin at 1."""
     first_ratios = {key: value for key, value in report.values.items() if key.endswith("_first_ratio_error")}
     assert all(value < FIRST_RATIO_ERROR for value in first_ratios.values()), first_ratios
+
+
+def check(report: Report) -> None:
+    """Compiled results are as near to float32 as plain ones, and nothing compiles too often."""
     assert report.errors["compiled"] <= 1.5 * report.errors["plain eager"] + 1e-3, report.errors
     assert report.compilations["rollout64_ms"] <= report.compilations["rollout4_ms"], report.compilations
     assert report.compilations["smaller batch"] == 0, report.compilations
@@ -426,18 +438,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--commit", default=None, help="what is measured, where the folder has no git history")
     parser.add_argument("--tiny", action="store_true", help="a tiny network on the CPU; the numbers mean nothing")
+    parser.add_argument("--only", nargs="+", choices=list(UPDATES), default=[], help="these updates, and no table")
     options = parser.parse_args(arguments)
     sizes = sizes_of(tiny=options.tiny)
     started = time.monotonic()
-    report = measure(sizes)
+    report = measure(sizes, options.only)
     flops = count_flops(sizes.groot, NUM_VIEWS, sizes.num_tokens)
+    if options.json is not None:
+        options.json.write_text(json.dumps(document(report, flops, sizes, options.commit, started), indent=2) + "\n")
+    check_ratios(report)
+    if options.only:
+        return
     table = rows(report, flops, sizes)
     for row in (("", "measured", "target", "met", "of matmul"), *table):
         print("{:32}{:>10}{:>10}{:>6}{:>11}".format(*row))
     print("relative error against float32:", {name: f"{error:.1e}" for name, error in report.errors.items()})
     print("compilations:", report.compilations)
-    if options.json is not None:
-        options.json.write_text(json.dumps(document(report, flops, sizes, options.commit, started), indent=2) + "\n")
     check(report)
 
 

@@ -33,8 +33,10 @@ _SCALE = 0.1
 class Locate(Protocol):
     """What a model says of a batch."""
 
-    def __call__(self, images: Tensor, input_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Positions (B, S, 2) in units of 10 cm, and scores (B, S, grid * grid) of the image's patches.
+    def __call__(self, images: Tensor, input_ids: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Positions (B, S, 2), scores (B, S, grid * grid) of the image's patches, and the robot's state (B, D).
+
+        Positions and state are in units of 10 cm; the state is None for a model that is told it.
 
         Args:
             images: (B, 1, H, W, 3) uint8.
@@ -66,6 +68,11 @@ class Lessons:
         """Objects that an instruction names at most, S."""
         return self.scenes[0].positions.shape[2]
 
+    @property
+    def robot_width(self) -> int:
+        """Values that a robot's sensors would say at most, D."""
+        return max(part.robot.shape[1] for part in self.scenes)
+
 
 @dataclass(frozen=True)
 class _Examples:
@@ -77,6 +84,8 @@ class _Examples:
     """(N, I, S, 2) in units of `_SCALE`, NaN past the objects that the instruction names."""
     pixels: Tensor
     """(N, I, S, 2) image coordinates of the same objects."""
+    robot: Tensor
+    """(N, D) in units of `_SCALE`, NaN past the values of the scene's own robot."""
     input_ids: Tensor
     """(I, L)."""
     allowed: Tensor
@@ -136,11 +145,16 @@ def _examples(grounding: Grounding, lessons: Lessons) -> _Examples:
         ]
         return torch.from_numpy(np.concatenate(padded))
 
+    robots = [
+        np.pad(part.robot, ((0, 0), (0, lessons.robot_width - part.robot.shape[1])), constant_values=np.nan)
+        for part in lessons.scenes
+    ]
     positions, device = join("positions"), lessons.device
     return _Examples(
         images=grounding.images.to(device),
         positions=(positions / _SCALE).to(device),
         pixels=join("pixels").to(device),
+        robot=(torch.from_numpy(np.concatenate(robots)) / _SCALE).to(device),
         input_ids=grounding.input_ids.to(device),
         allowed=~positions.isnan().flatten(2).all(-1),
     )
@@ -161,8 +175,8 @@ def _train(
             optimizer.param_groups[0]["lr"] = learning_rate(step)
             rows = train_rows[torch.randint(len(train_rows), (config.batch_size,), generator=generator)]
             instructions = torch.multinomial(examples.allowed[rows].float(), 1, generator=generator).squeeze(1)
-            predicted, target, pointing = _predict(grounding, examples, rows, instructions)
-            loss = nn.functional.smooth_l1_loss(predicted, target, beta=0.3) + grounding.pointing_weight * pointing
+            predicted, target, others = _predict(grounding, examples, rows, instructions)
+            loss = _distance(predicted, target) + others
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(grounding.parameters, 1.0)
@@ -175,15 +189,24 @@ def _train(
 def _predict(
     grounding: Grounding, examples: _Examples, rows: Tensor, instructions: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Predicted and true positions of all named objects of a batch, (M, 2) in units of `_SCALE`, and a pointing loss.
+    """Predicted and true positions of all named objects of a batch, (M, 2) in units of `_SCALE`, and the other losses.
 
-    The pointing loss is the cross-entropy between where the readout points and where the object is.
+    These are the cross-entropy between where the readout points and where the object is, and the robot's own state.
     """
-    predicted, scores = grounding.locate(examples.images[rows], examples.input_ids[instructions])
+    predicted, scores, robot = grounding.locate(examples.images[rows], examples.input_ids[instructions])
     target = examples.positions[rows, instructions]
     named = ~target.isnan().any(-1)
     wanted = pointing_target(examples.pixels[rows, instructions][named], grounding.grid)
-    return predicted[named], target[named], nn.functional.cross_entropy(scores[named], wanted)
+    loss = grounding.pointing_weight * nn.functional.cross_entropy(scores[named], wanted)
+    if robot is not None and robot.shape[1]:
+        state = examples.robot[rows]
+        known = ~state.isnan()
+        loss = loss + _distance(robot[known], state[known])
+    return predicted[named], target[named], loss
+
+
+def _distance(predicted: Tensor, target: Tensor) -> Tensor:
+    return nn.functional.smooth_l1_loss(predicted, target, beta=0.3)
 
 
 @torch.no_grad()

@@ -35,11 +35,11 @@ def pretrain(config: PretrainConfig, architecture: ArchitectureConfig, lessons: 
         groot.action_head_cfg.backbone_embedding_dim, lessons.num_slots, torch_generator(config.seed, "init", 1)
     ).to(lessons.device)
 
-    def locate(images: Tensor, input_ids: Tensor) -> tuple[Tensor, Tensor]:
+    def locate(images: Tensor, input_ids: Tensor) -> tuple[Tensor, Tensor, None]:
         state = torch.zeros(len(images), groot.action_head_cfg.max_state_dim, device=images.device)
         inputs = {"images": images, "input_ids": input_ids, "state": state}
         positions, scores = readout(policy.encode(TensorDict(inputs, batch_size=[len(images)])))
-        return positions, scores[:, :, input_ids[0] == groot.eagle_cfg.image_token_index]
+        return positions, scores[:, :, input_ids[0] == groot.eagle_cfg.image_token_index], None
 
     images = [
         prepare_images([torch.from_numpy(part.images)], size=groot.image_size, crop_scale=1.0)

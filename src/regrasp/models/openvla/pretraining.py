@@ -38,32 +38,35 @@ _RESIDUAL_OUTPUTS = ("o_proj", "down_proj", "attn.proj", "fc2")
 
 
 class _Readout(nn.Module):
-    """Positions of S objects, read off the prompt's last feature, and how much it points at each patch."""
+    """Positions of S objects and the robot's state, read off the prompt's last feature, which points at patches too."""
 
-    def __init__(self, width: int, num_slots: int, generator: torch.Generator) -> None:
+    def __init__(self, width: int, num_slots: int, robot_width: int, generator: torch.Generator) -> None:
         super().__init__()
         self.num_slots = num_slots
         with seeded(0):
             self.position = nn.Linear(width, 2 * num_slots)
             self.query = nn.Linear(width, _POINTER_WIDTH * num_slots)
             self.key = nn.Linear(width, _POINTER_WIDTH)
-        for layer in (self.position, self.query, self.key):
+            self.robot = nn.Linear(width, robot_width)
+        for layer in (self.position, self.query, self.key, self.robot):
             init_linear(layer, generator)
 
-    def forward(self, patches: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
-        """Positions (B, S, 2), and scores (B, S, P) of patches (B, P, D) by the last position (B, D)."""
+    def forward(self, patches: Tensor, last: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Positions (B, S, 2), scores (B, S, P) of patches (B, P, D), and the robot's state, by the last one (B, D)."""
         query = self.query(last).unflatten(-1, (self.num_slots, -1))
         scores = query @ self.key(patches).transpose(1, 2) * _POINTER_WIDTH**-0.5
-        return self.position(last).unflatten(-1, (self.num_slots, 2)), scores
+        return self.position(last).unflatten(-1, (self.num_slots, 2)), scores, self.robot(last)
 
 
 def pretrain(config: PretrainConfig, architecture: OpenVlaArchitectureConfig, lessons: Lessons, output: Path) -> float:
     """See `PretrainConfig.train`."""
     policy = fresh_policy(architecture, lessons.instructions, config.seed).to(lessons.device)
     size, generator = policy.config.image_size, torch_generator(config.seed, "init", 1)
-    readout = _Readout(architecture.language_width, lessons.num_slots, generator).to(lessons.device)
+    readout = _Readout(architecture.language_width, lessons.num_slots, lessons.robot_width, generator).to(
+        lessons.device
+    )
 
-    def locate(images: Tensor, input_ids: Tensor) -> tuple[Tensor, Tensor]:
+    def locate(images: Tensor, input_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         inputs = TensorDict({"images": images, "input_ids": input_ids}, batch_size=[len(images)])
         return readout(*policy.prompt_features(policy.encode(inputs)))
 
