@@ -15,9 +15,7 @@ import argparse
 import copy
 import gc
 import json
-import shutil
 import statistics
-import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -48,6 +46,7 @@ from regrasp.models.groot.settings import GrootModelConfig
 from regrasp.rollout.buffers import RolloutBuffer
 from regrasp.rollout.decisions import Decisions
 from regrasp.seeding import KeyedNoise
+from results_file import revision
 
 NUM_STEPS = 4
 NUM_VIEWS = 3
@@ -142,7 +141,7 @@ def timed(call: Callable[[], Any], device: torch.device, repeats: int, warm_up: 
 
 
 def random_policy(sizes: Sizes, trainable: TrainablePart) -> GrootPolicy:
-    """Float32 weights drawn on the device: fan-in scaled products, unit norms, no biases."""
+    """See `random_weights`: fan-in scaled products, unit norms, no biases."""
     processor = GrootProcessor.fresh(
         sizes.groot,
         ["pick it up"],
@@ -156,8 +155,13 @@ def random_policy(sizes: Sizes, trainable: TrainablePart) -> GrootPolicy:
     settings = GrootModelConfig(num_action_chunks=horizon, action_dim=sizes.action_dim, trainable=trainable)
     with torch.device("meta"):
         policy = GrootPolicy(sizes.groot, processor, settings)
-    policy.to_empty(device=sizes.device)
-    generator = torch.Generator(sizes.device).manual_seed(0)
+    return random_weights(policy, sizes.device)
+
+
+def random_weights(policy: GrootPolicy, device: torch.device) -> GrootPolicy:
+    """The policy, which is on the meta device, with float32 weights that are drawn where they stay."""
+    policy.to_empty(device=device)
+    generator = torch.Generator(device).manual_seed(0)
     with torch.no_grad():
         for name, parameter in policy.named_parameters():
             if parameter.ndim == 1:
@@ -168,7 +172,7 @@ def random_policy(sizes: Sizes, trainable: TrainablePart) -> GrootPolicy:
                 fan_in = parameter[0].numel() if parameter.ndim == 4 else parameter.shape[1]
                 parameter.normal_(0.0, fan_in**-0.5, generator=generator)
     policy.backbone.reset_buffers()
-    return policy.to(sizes.device).eval()
+    return policy.to(device).eval()
 
 
 def prepared(sizes: Sizes, batch: int, seed: int = 0) -> TensorDict:
@@ -356,25 +360,37 @@ def release(device: torch.device) -> None:
         torch.cuda.reset_peak_memory_stats()
 
 
-def measure(sizes: Sizes) -> Report:
-    """Everything, in one process."""
+UPDATES: dict[str, dict[str, Any]] = {
+    "update_rerun_ms": {"recompute": True, "compiled": False},
+    "update_rerun_compiled_ms": {"recompute": True},
+    "update_cached_eager_ms": {"compiled": False},
+    "update_cached_ms": {"whole_rollout": True},
+    "update_frozen_context_eager_ms": {"trainable": "head_without_context", "compiled": False},
+    "update_frozen_context_ms": {"trainable": "head_without_context"},
+}
+
+
+def measure(sizes: Sizes, only: Sequence[str] = ()) -> Report:
+    """Everything, in one process, or some of the updates alone."""
     report = Report()
     report.values["matmul_tflops"] = matmul_tflops(sizes)
-    measure_rollouts(sizes, report)
-    measure_update(sizes, report, "update_rerun_ms", recompute=True, compiled=False)
-    measure_update(sizes, report, "update_rerun_compiled_ms", recompute=True)
-    measure_update(sizes, report, "update_cached_eager_ms", compiled=False)
-    measure_update(sizes, report, "update_cached_ms", whole_rollout=True)
+    if not only:
+        measure_rollouts(sizes, report)
+    for key in only or UPDATES:
+        measure_update(sizes, report, key, **UPDATES[key])
+        print({name: value for name, value in report.values.items() if name.startswith(key.removesuffix("_ms"))})
     report.values["peak_gb"] = report.values.get("update_cached_peak_gb", 0.0)
-    measure_update(sizes, report, "update_frozen_context_eager_ms", trainable="head_without_context", compiled=False)
-    measure_update(sizes, report, "update_frozen_context_ms", trainable="head_without_context")
     return report
 
 
-def check(report: Report) -> None:
-    """Compiled results are as near to float32 as plain ones, ratios begin at 1, and nothing compiles too often."""
+def check_ratios(report: Report) -> None:
+    """Ratios begin at 1."""
     first_ratios = {key: value for key, value in report.values.items() if key.endswith("_first_ratio_error")}
     assert all(value < FIRST_RATIO_ERROR for value in first_ratios.values()), first_ratios
+
+
+def check(report: Report) -> None:
+    """Compiled results are as near to float32 as plain ones, and nothing compiles too often."""
     assert report.errors["compiled"] <= 1.5 * report.errors["plain eager"] + 1e-3, report.errors
     assert report.compilations["rollout64_ms"] <= report.compilations["rollout4_ms"], report.compilations
     assert report.compilations["smaller batch"] == 0, report.compilations
@@ -407,14 +423,6 @@ def rows(report: Report, flops: Flops, sizes: Sizes) -> list[tuple[str, str, str
     return table
 
 
-def revision() -> str:
-    """The commit of this folder, empty where there is no git."""
-    if shutil.which("git") is None:
-        return ""
-    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return found.stdout.strip()
-
-
 def sizes_of(*, tiny: bool) -> Sizes:
     """The published size on a GPU, or a tiny one on the CPU."""
     if not tiny:
@@ -430,18 +438,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--commit", default=None, help="what is measured, where the folder has no git history")
     parser.add_argument("--tiny", action="store_true", help="a tiny network on the CPU; the numbers mean nothing")
+    parser.add_argument("--only", nargs="+", choices=list(UPDATES), default=[], help="these updates, and no table")
     options = parser.parse_args(arguments)
     sizes = sizes_of(tiny=options.tiny)
     started = time.monotonic()
-    report = measure(sizes)
+    report = measure(sizes, options.only)
     flops = count_flops(sizes.groot, NUM_VIEWS, sizes.num_tokens)
+    if options.json is not None:
+        options.json.write_text(json.dumps(document(report, flops, sizes, options.commit, started), indent=2) + "\n")
+    check_ratios(report)
+    if options.only:
+        return
     table = rows(report, flops, sizes)
     for row in (("", "measured", "target", "met", "of matmul"), *table):
         print("{:32}{:>10}{:>10}{:>6}{:>11}".format(*row))
     print("relative error against float32:", {name: f"{error:.1e}" for name, error in report.errors.items()})
     print("compilations:", report.compilations)
-    if options.json is not None:
-        options.json.write_text(json.dumps(document(report, flops, sizes, options.commit, started), indent=2) + "\n")
     check(report)
 
 

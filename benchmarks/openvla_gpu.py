@@ -29,7 +29,7 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from groot_gpu import matmul_tflops, relative_error, revision, timed
+from groot_gpu import matmul_tflops, relative_error, timed
 from regrasp.algorithms.ppo import PpoConfig
 from regrasp.experiment.fsdp import FsdpConfig
 from regrasp.learner.compilation import compile_policy
@@ -48,6 +48,7 @@ from regrasp.models.openvla.settings import OpenVlaModelConfig, OpenVlaOftModelC
 from regrasp.rollout.buffers import RolloutBuffer
 from regrasp.rollout.decisions import Decisions
 from regrasp.seeding import KeyedNoise
+from results_file import revision
 
 ACTION_DIM = 7
 CHUNK = 8
@@ -312,37 +313,48 @@ def flops_per_decision(config: OpenVlaConfig, num_tokens: int, *, parallel: bool
     return 2 * (patches * (towers + fused) + tokens * language.num_hidden_layers * layer + logits)
 
 
-def measure(sizes: Sizes) -> tuple[Report, list[tuple[str, ...]]]:
+KINDS = {
+    "openvla": OpenVlaModelConfig(action_dim=ACTION_DIM, precision="bf16", value_head_hidden=(512, 128)),
+    "oft": OpenVlaOftModelConfig(action_dim=ACTION_DIM, precision="bf16", num_action_chunks=CHUNK),
+}
+UPDATES = {
+    "plain": {"recompute": True, "compiled": False},
+    "cached": {"recompute": False, "compiled": False},
+    "compiled": {"recompute": False, "compiled": True},
+}
+
+
+def measure(sizes: Sizes, parts: Sequence[str]) -> tuple[Report, list[tuple[str, ...]]]:
     """Everything, in one process; the table has the share of the measured matrix-product ceiling."""
     report = Report()
     report.values["matmul_tflops"] = matmul_tflops(sizes)  # pyright: ignore[reportArgumentType]
-    kinds = {
-        "openvla": OpenVlaModelConfig(action_dim=ACTION_DIM, precision="bf16", value_head_hidden=(512, 128)),
-        "oft": OpenVlaOftModelConfig(action_dim=ACTION_DIM, precision="bf16", num_action_chunks=CHUNK),
-    }
     table: list[tuple[str, ...]] = []
-    for name, settings in kinds.items():
-        measure_rollouts(sizes, report, name, settings)
-        release(sizes.device)
-        work = flops_per_decision(
-            sizes.config, settings.num_action_chunks * ACTION_DIM, parallel=settings.method == "parallel"
-        )
-        for num_envs in sizes.num_envs:
-            plain, own = (report.values[f"{name}_{num_envs}{kind}_ms"] for kind in ("_plain", ""))
-            share = num_envs * work / (own * 1e9) / report.values["matmul_tflops"]
-            table.append(
-                (f"{name}, {num_envs} environments", f"{plain:.1f}", f"{own:.1f}", f"{plain / own:.2f}", f"{share:.0%}")
-            )
-    for name, settings in kinds.items():
-        for kind, recompute, compiled in (("plain", True, False), ("cached", False, False), ("compiled", False, True)):
-            measure_update(sizes, report, f"{name}_update_{kind}_ms", settings, recompute=recompute, compiled=compiled)
-        plain = report.values[f"{name}_update_plain_ms"]
-        for kind in ("cached", "compiled"):
-            own = report.values[f"{name}_update_{kind}_ms"]
-            table.append(
-                (f"{name}, update of {sizes.minibatch}, {kind}", f"{plain:.1f}", f"{own:.1f}", f"{plain / own:.2f}", "")
-            )
+    if "rollouts" in parts:
+        for name, settings in KINDS.items():
+            measure_rollouts(sizes, report, name, settings)
+            release(sizes.device)
+            table += rollout_rows(sizes, report, name, settings)
+    if "updates" in parts:
+        for name, settings in KINDS.items():
+            for kind, flags in UPDATES.items():
+                measure_update(sizes, report, f"{name}_update_{kind}_ms", settings, **flags)
+            plain = report.values[f"{name}_update_plain_ms"]
+            for kind in ("cached", "compiled"):
+                own, title = report.values[f"{name}_update_{kind}_ms"], f"{name}, update of {sizes.minibatch}, {kind}"
+                table.append((title, f"{plain:.1f}", f"{own:.1f}", f"{plain / own:.2f}", ""))
     return report, table
+
+
+def rollout_rows(sizes: Sizes, report: Report, name: str, settings: OpenVlaModelConfig) -> list[tuple[str, ...]]:
+    """Of the table."""
+    num_tokens, is_parallel = settings.num_action_chunks * ACTION_DIM, settings.method == "parallel"
+    work, rows = flops_per_decision(sizes.config, num_tokens, parallel=is_parallel), []
+    for num_envs in sizes.num_envs:
+        plain, own = (report.values[f"{name}_{num_envs}{kind}_ms"] for kind in ("_plain", ""))
+        share = num_envs * work / (own * 1e9) / report.values["matmul_tflops"]
+        title = f"{name}, {num_envs} environments"
+        rows.append((title, f"{plain:.1f}", f"{own:.1f}", f"{plain / own:.2f}", f"{share:.0%}"))
+    return rows
 
 
 def sizes_of(*, tiny: bool) -> Sizes:
@@ -361,9 +373,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--commit", default=None, help="what is measured, where the folder has no git history")
     parser.add_argument("--tiny", action="store_true", help="a tiny network on the CPU; the numbers mean nothing")
+    parser.add_argument("--parts", nargs="+", choices=("rollouts", "updates"), default=["rollouts", "updates"])
     options = parser.parse_args(arguments)
     sizes, started = sizes_of(tiny=options.tiny), time.monotonic()
-    report, table = measure(sizes)
+    report, table = measure(sizes, options.parts)
     for row in (("", "plain ms", "ms", "times", "of matmul"), *table):
         print("{:36}{:>10}{:>10}{:>8}{:>11}".format(*row))
     print("agreement:", {name: f"{value:.1e}" for name, value in report.agreement.items()})

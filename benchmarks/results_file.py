@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,19 @@ from regrasp.device import available_cores
 RESULTS = Path(__file__).parent / "results"
 
 
+def revision() -> str:
+    """The commit of this folder, empty where there is no git."""
+    if shutil.which("git") is None:
+        return ""
+    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    return found.stdout.strip()
+
+
 def save(name: str, command: str, rows: list[dict[str, Any]], **more: Any) -> None:
     """Print the rows as a table and write `results/<name>.json` with command, commit, machine and `more`."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     document = {
         "command": command,
-        "commit": commit.stdout.strip(),
+        "commit": revision(),
         "versions": {"regrasp": regrasp.__version__, "torch": torch.__version__, "python": platform.python_version()},
         "machine": f"{platform.machine()}, {available_cores()} cores, {torch.get_num_threads()} torch threads",
         "rows": rows,

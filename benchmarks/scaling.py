@@ -38,6 +38,7 @@ from regrasp.rollout.buffers import RolloutBuffer
 from regrasp.rollout.decisions import Decisions
 from regrasp.rollout.shared import share
 from regrasp.seeding import KeyedNoise
+from results_file import revision
 
 ENVS_PER_RANK = 16
 CHUNKS = 8
@@ -273,7 +274,7 @@ def main() -> None:
     device = "CPU" if args.tiny else torch.cuda.get_device_name(0)
     document = {
         "command": f"python benchmarks/scaling.py --gpus {args.gpus} --parts {args.parts}",
-        "commit": single.revision(),
+        "commit": revision(),
         "device": device,
         "torch": torch.__version__,
         "rows": rows,

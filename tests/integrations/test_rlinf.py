@@ -5,17 +5,15 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
+from rlinf_python import HERE, SOURCES, interpreter
 
 from regrasp.errors import UserError
 from regrasp.integrations.rlinf.environment import env_block
 
-SOURCES = Path(__file__).parents[2] / "src"
-DRIVER = Path(__file__).parent / "rlinf_driver.py"
+DRIVER = HERE / "rlinf_driver.py"
 
 
 @pytest.mark.full
@@ -23,11 +21,8 @@ DRIVER = Path(__file__).parent / "rlinf_driver.py"
 @pytest.mark.parametrize("version", ["0.2", "0.3.0"])
 def test_the_released_rlinf_loads_the_extension_and_steps_its_environments(version: str) -> None:
     """The driver compares every observation, reward and end with those of a second `VecEnv`."""
-    python = os.environ.get(f"REGRASP_TEST_RLINF_{version}_PYTHON") or f"{sys.prefix}/rlinf-{version}/bin/python"
-    if not Path(python).exists():
-        pytest.skip("RLINF IS NOT TESTED: run scripts/install_rlinf_tests.sh with a network")
     result = subprocess.run(
-        [python, str(DRIVER), "isaaclab_ppo_gr00t_assemble_trocar", "dex3"],
+        [interpreter(version), str(DRIVER), "isaaclab_ppo_gr00t_assemble_trocar", "dex3"],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": str(SOURCES)},

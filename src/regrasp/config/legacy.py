@@ -21,6 +21,7 @@ NEUTRAL: dict[str, Any] = _TABLES["neutral"]
 COPIES: dict[str, str] = _TABLES["copies"]
 EVALUATED: list[str] = _TABLES["evaluated"]
 NEWER_NAMES: dict[str, str] = _TABLES["newer_names"]
+BOTH_GIVEN: list[str] = _TABLES["both_given"]
 SYNONYMS: dict[str, dict[str, str | None]] = _TABLES["synonyms"]
 NOT_IN_THIS_RELEASE: dict[str, dict[str, str]] = _TABLES["not_in_this_release"]
 
@@ -94,7 +95,7 @@ def _merge(
     if present is None or counts:
         block[last] = value
         merged.renamed[dotted(name)] = dotted(other)
-    if present not in (None, value):
+    if present not in (None, value) and dotted(other) not in BOTH_GIVEN:
         used = dotted(other if counts else name)
         merged.warnings.append(f"{dotted(other)} ({value}) differs from {dotted(name)} ({present}): {used} is used.")
 

@@ -18,3 +18,5 @@ class Scenes:
     """(N, I, S, 2) float32 metres: xy of the S objects that each instruction names; NaN past the last one."""
     pixels: np.ndarray
     """(N, I, S, 2) float32: the same objects in the image, (0, 0) top left and (1, 1) bottom right."""
+    robot: np.ndarray
+    """(N, D) float32 metres: what the robot's own sensors would say; D may be 0."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ from regrasp.models.config import ModelConfig
 from regrasp.models.inputs import InputNames
 
 if TYPE_CHECKING:
-    from regrasp.envs.scenes import Scenes
+    from regrasp.models.grounding import Lessons
     from regrasp.models.pretraining import PretrainConfig
 
 
@@ -48,12 +48,5 @@ class TinyArchitecture(ABC):
         """Tokens that each instruction takes, where the tokenizer is trained on `sentences`."""
 
     @abstractmethod
-    def train(
-        self,
-        config: PretrainConfig,
-        scenes: Sequence[Scenes],
-        num_validation: int,
-        learning_rate: Callable[[int], float],
-        output: Path,
-    ) -> float:
+    def train(self, config: PretrainConfig, lessons: Lessons, output: Path) -> float:
         """See `PretrainConfig.train`."""

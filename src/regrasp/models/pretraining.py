@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,7 +18,7 @@ from regrasp.models.groot.architecture import ArchitectureConfig
 from regrasp.models.openvla.architecture import OpenVlaArchitectureConfig
 
 if TYPE_CHECKING:
-    from regrasp.envs.scenes import Scenes
+    from regrasp.models.grounding import Lessons
 
 
 GROUNDING_FILE = "grounding.json"
@@ -86,15 +86,11 @@ class PretrainConfig:
         """Tokens of each text, where the tokenizer is trained on `sentences`."""
         return self.architecture.num_tokens(sentences, texts)
 
-    def train(
-        self, scenes: Sequence[Scenes], num_validation: int, learning_rate: Callable[[int], float], output: Path
-    ) -> float:
+    def train(self, lessons: Lessons, output: Path) -> float:
         """Train a backbone and write the policy folder `output`, whose action head is untrained.
 
         Args:
-            scenes: Of every task.
-            num_validation: Scenes that are held out.
-            learning_rate: Of each optimizer step.
+            lessons: What it is trained on.
             output: The folder.
 
         Returns:
@@ -103,4 +99,4 @@ class PretrainConfig:
         Raises:
             TrainingHaltedError: The error is above `max_median_error_cm`; nothing is written.
         """
-        return self.architecture.train(self, scenes, num_validation, learning_rate, output)
+        return self.architecture.train(self, lessons, output)

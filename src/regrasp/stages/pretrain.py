@@ -14,6 +14,7 @@ from pydantic.dataclasses import dataclass
 import regrasp
 from regrasp.config.parse import parse, read_json
 from regrasp.config.types import BLOCK, NonNegativeFloat
+from regrasp.engine.policies import choose_device
 from regrasp.envs.mujoco.backend import require_chosen_backend
 from regrasp.envs.mujoco.catalog import find_task
 from regrasp.envs.mujoco.scenes import render_scenes
@@ -24,6 +25,7 @@ from regrasp.folders import require_output
 from regrasp.learner.schedule import cosine
 from regrasp.logging.progress import progress
 from regrasp.models.config import CONFIG_FILE
+from regrasp.models.grounding import Lessons
 from regrasp.models.pretraining import GROUNDING_FILE, PretrainConfig
 
 SHIPPED = Path(regrasp.__file__).parent / "backbones"
@@ -156,7 +158,7 @@ def train_backbone(config: PretrainConfig, output: Path) -> float:
     def learning_rate(step: int) -> float:
         return config.lr * cosine(step, num_steps=config.steps, num_warmup_steps=config.steps // 15, min_ratio=0.02)
 
-    return config.train(_render(config), _NUM_VALIDATION, learning_rate, output)
+    return config.train(Lessons(_render(config), _NUM_VALIDATION, learning_rate, choose_device()), output)
 
 
 def _render(config: PretrainConfig) -> list[Scenes]:

@@ -44,10 +44,8 @@ def render_scenes(task_id: str, num_scenes: int, seed: int, on_progress: Callabl
             raise SimulatorError(
                 f"A process that renders scenes of {task_id} died; was there enough memory?"
             ) from error
-    return Scenes(
-        parts[0].instructions,
-        *(np.concatenate([getattr(part, name) for part in parts]) for name in ("images", "positions", "pixels")),
-    )
+    names = ("images", "positions", "pixels", "robot")
+    return Scenes(parts[0].instructions, *(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
 
 def _prepare_worker(variables: dict[str, str]) -> None:
@@ -75,11 +73,12 @@ def _render_piece(task_id: str, count: int, seed: int, piece: int) -> Scenes:
     renderer = Renderer(task.model, camera.height, camera.width)
     rng = np.random.default_rng([seed, piece])
     images = np.empty((count, camera.height, camera.width, 3), np.uint8)
-    positions, pixels = [], []
+    positions, pixels, robot = [], [], []
     for image in images:
         scene = task.scatter(data, rng)
         renderer.render(data, camera.name, image)
         positions.append(scene.positions[..., :2])
         pixels.append(project(task.model, data, camera.name, scene.positions))
+        robot.append(scene.robot)
     renderer.close()
-    return Scenes(task.instructions, images, np.stack(positions).astype("f4"), np.stack(pixels).astype("f4"))
+    return Scenes(task.instructions, images, *(np.stack(rows).astype("f4") for rows in (positions, pixels, robot)))

@@ -42,6 +42,8 @@ class GroundingScene:
 
     Slots past the objects that an instruction names are NaN.
     """
+    robot: np.ndarray = field(default_factory=lambda: np.empty(0))
+    """(D,) metres: what the robot's own sensors would say, for models that learn it from images alone."""
 
 
 class Task(ABC):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -16,7 +16,7 @@ from regrasp.models.config import ModelConfig
 from regrasp.models.inputs import EMBODIMENT_IDS, InputNames
 
 if TYPE_CHECKING:
-    from regrasp.envs.scenes import Scenes
+    from regrasp.models.grounding import Lessons
     from regrasp.models.pretraining import PretrainConfig
 
 _KEY = "pretrain.architecture"
@@ -115,15 +115,8 @@ class ArchitectureConfig(TinyArchitecture):
         tokenizer = train_tokenizer(sentences, self.vocab_size)
         return [len(tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)) for text in texts]
 
-    def train(
-        self,
-        config: PretrainConfig,
-        scenes: Sequence[Scenes],
-        num_validation: int,
-        learning_rate: Callable[[int], float],
-        output: Path,
-    ) -> float:
+    def train(self, config: PretrainConfig, lessons: Lessons, output: Path) -> float:
         """Train a GR00T whose action head stays untrained."""
         from regrasp.models.groot.pretraining import pretrain
 
-        return pretrain(config, self, scenes, num_validation, learning_rate, output)
+        return pretrain(config, self, lessons, output)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,7 +17,7 @@ from regrasp.models.inputs import InputNames
 from regrasp.models.openvla.config import MODEL_TYPE, PUBLISHED_TOWERS, TOWER_SIZES
 
 if TYPE_CHECKING:
-    from regrasp.envs.scenes import Scenes
+    from regrasp.models.grounding import Lessons
     from regrasp.models.pretraining import PretrainConfig
 
 _KEY = "pretrain.architecture"
@@ -78,18 +78,11 @@ class OpenVlaArchitectureConfig(TinyArchitecture):
         prompts = PromptEncoder(tokenizer, length=self.text_length, pad_token=self.vocab_size + _NUM_BINS)
         return [len(prompts.ids(text)) for text in texts]
 
-    def train(
-        self,
-        config: PretrainConfig,
-        scenes: Sequence[Scenes],
-        num_validation: int,
-        learning_rate: Callable[[int], float],
-        output: Path,
-    ) -> float:
+    def train(self, config: PretrainConfig, lessons: Lessons, output: Path) -> float:
         """Train an OpenVLA that has never seen an action."""
         from regrasp.models.openvla.pretraining import pretrain
 
-        return pretrain(config, self, scenes, num_validation, learning_rate, output)
+        return pretrain(config, self, lessons, output)
 
     def to_json(self) -> dict[str, Any]:
         """config.json in the published layout, without statistics."""

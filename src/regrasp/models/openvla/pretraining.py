@@ -1,26 +1,20 @@
-"""Grounding pretraining of a tiny OpenVLA: where is what the words name?
+"""Grounding pretraining of a tiny OpenVLA, see `regrasp.models.grounding`.
 
 The published model inherits this from its vision-language model. Words follow the image here, so it is the prompt's
-last position, from which actions are predicted, that has to know: a readout of its feature gives the positions of the
-named objects, and points at the patches that show them. The readout is thrown away afterwards.
+last position, from which actions are predicted, that has to know where the named objects are.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 
-from regrasp.envs.scenes import Scenes
-from regrasp.folders import atomic_folder
-from regrasp.logging.progress import progress
 from regrasp.models.config import CONFIG_FILE
+from regrasp.models.grounding import Grounding, Lessons, ground
 from regrasp.models.initialization import fan_in_normal, init_linear, seeded
 from regrasp.models.normalization import Statistics
 from regrasp.models.openvla.architecture import OpenVlaArchitectureConfig
@@ -34,79 +28,62 @@ from regrasp.models.openvla.processing.images import PUBLISHED_MEANS, PUBLISHED_
 from regrasp.models.openvla.processing.processor import OWN_DATA, OpenVlaProcessor
 from regrasp.models.openvla.processing.tokenizer import train_tokenizer
 from regrasp.models.openvla.settings import OpenVlaModelConfig
-from regrasp.models.pointing import pointing_target
-from regrasp.models.pretraining import GROUNDING_FILE, PretrainConfig
-from regrasp.models.weights import write_json
+from regrasp.models.pretraining import PretrainConfig
 from regrasp.seeding import torch_generator
 
-_EVALUATION_BATCH = 500
 _POINTING_WEIGHT = 0.3
 _POINTER_WIDTH = 32
-_SCALE = 0.1
-"""Targets are regressed in units of 10 cm."""
 _RESIDUAL_GAIN = 0.5
 _RESIDUAL_OUTPUTS = ("o_proj", "down_proj", "attn.proj", "fc2")
 
 
-@dataclass
-class _Examples:
-    """Scenes of all tasks, with the token ids of every instruction."""
-
-    images: Tensor
-    """(N, 1, H, W, 3) uint8."""
-    positions: Tensor
-    """(N, I, S, 2) in units of `_SCALE`, NaN past the objects that the instruction names."""
-    pixels: Tensor
-    """(N, I, S, 2) image coordinates of the same objects."""
-    input_ids: Tensor
-    """(I, L)."""
-    allowed: Tensor
-    """(N, I) bool: instructions of the scene's own task."""
-
-
 class _Readout(nn.Module):
-    """Positions of S objects, read off the prompt's last feature, and how much it points at each patch."""
+    """Positions of S objects and the robot's state, read off the prompt's last feature, which points at patches too."""
 
-    def __init__(self, width: int, num_slots: int, generator: torch.Generator) -> None:
+    def __init__(self, width: int, num_slots: int, robot_width: int, generator: torch.Generator) -> None:
         super().__init__()
         self.num_slots = num_slots
         with seeded(0):
             self.position = nn.Linear(width, 2 * num_slots)
             self.query = nn.Linear(width, _POINTER_WIDTH * num_slots)
             self.key = nn.Linear(width, _POINTER_WIDTH)
-        for layer in (self.position, self.query, self.key):
+            self.robot = nn.Linear(width, robot_width)
+        for layer in (self.position, self.query, self.key, self.robot):
             init_linear(layer, generator)
 
-    def forward(self, patches: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
-        """Positions (B, S, 2), and scores (B, S, P) of patches (B, P, D) by the last position (B, D)."""
+    def forward(self, patches: Tensor, last: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Positions (B, S, 2), scores (B, S, P) of patches (B, P, D), and the robot's state, by the last one (B, D)."""
         query = self.query(last).unflatten(-1, (self.num_slots, -1))
         scores = query @ self.key(patches).transpose(1, 2) * _POINTER_WIDTH**-0.5
-        return self.position(last).unflatten(-1, (self.num_slots, 2)), scores
+        return self.position(last).unflatten(-1, (self.num_slots, 2)), scores, self.robot(last)
 
 
-def pretrain(
-    config: PretrainConfig,
-    architecture: OpenVlaArchitectureConfig,
-    scenes: Sequence[Scenes],
-    num_validation: int,
-    learning_rate: Callable[[int], float],
-    output: Path,
-) -> float:
+def pretrain(config: PretrainConfig, architecture: OpenVlaArchitectureConfig, lessons: Lessons, output: Path) -> float:
     """See `PretrainConfig.train`."""
-    policy = fresh_policy(architecture, [text for part in scenes for text in part.instructions], config.seed)
-    examples = _examples(scenes, policy)
-    readout = _Readout(
-        architecture.language_width, examples.positions.shape[2], torch_generator(config.seed, "init", 1)
+    policy = fresh_policy(architecture, lessons.instructions, config.seed).to(lessons.device)
+    size, generator = policy.config.image_size, torch_generator(config.seed, "init", 1)
+    readout = _Readout(architecture.language_width, lessons.num_slots, lessons.robot_width, generator).to(
+        lessons.device
     )
-    order = torch.randperm(len(examples.images), generator=torch_generator(config.seed, "data", 0))
-    _train(policy, readout, examples, order[num_validation:], config, learning_rate)
-    policy.half().float()  # as it is stored; the error is that of what others load
-    error = _median_error(policy, readout, examples, order[:num_validation])
-    config.check_error(error)
-    with atomic_folder(output, overwrite=True, checksums=True) as draft:
-        save_openvla(policy.half(), draft)
-        write_json(draft / GROUNDING_FILE, {"median_error_cm": error})
-    return error
+
+    def locate(images: Tensor, input_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        inputs = TensorDict({"images": images, "input_ids": input_ids}, batch_size=[len(images)])
+        return readout(*policy.prompt_features(policy.encode(inputs)))
+
+    images = torch.cat([torch.from_numpy(part.images) for part in lessons.scenes])
+    if images.shape[1:3] != (size, size):
+        raise ValueError(f"scenes of {tuple(images.shape[1:3])} pixels, for a network of {size}")
+    grounding = Grounding(
+        policy,
+        [parameter for _, parameter in policy.trainable("all")] + list(readout.parameters()),
+        images.unsqueeze(1),
+        policy.processor.prompts.encode(lessons.instructions),
+        locate,
+        grid=size // policy.config.towers[0].patch_size,
+        pointing_weight=_POINTING_WEIGHT,
+        save=lambda folder: save_openvla(policy, folder),
+    )
+    return ground(grounding, lessons, config, output)
 
 
 def fresh_policy(architecture: OpenVlaArchitectureConfig, sentences: Sequence[str], seed: int) -> OpenVlaPolicy:
@@ -141,86 +118,3 @@ def _reset_parameters(policy: OpenVlaPolicy, generator: torch.Generator) -> None
             if tokens is not None:
                 tokens.normal_(0.0, 0.5, generator=generator)
     nn.init.normal_(policy.language_model.model.embed_tokens.weight, generator=generator)
-
-
-def _examples(scenes: Sequence[Scenes], policy: OpenVlaPolicy) -> _Examples:
-    """Join the tasks' scenes; a scene's instructions are its own task's."""
-    starts = np.cumsum([0, *(len(part.instructions) for part in scenes)])
-
-    def join(name: str) -> Tensor:
-        blocks = [
-            np.pad(getattr(part, name), ((0, 0), (start, starts[-1] - end), (0, 0), (0, 0)), constant_values=np.nan)
-            for part, (start, end) in zip(scenes, itertools.pairwise(starts), strict=True)
-        ]
-        return torch.from_numpy(np.concatenate(blocks))
-
-    positions = join("positions")
-    images = torch.cat([torch.from_numpy(part.images) for part in scenes])
-    size = policy.config.image_size
-    if images.shape[1:3] != (size, size):
-        raise ValueError(f"scenes of {tuple(images.shape[1:3])} pixels, for a network of {size}")
-    return _Examples(
-        images=images.unsqueeze(1),
-        positions=positions / _SCALE,
-        pixels=join("pixels"),
-        input_ids=policy.processor.prompts.encode([text for part in scenes for text in part.instructions]),
-        allowed=~positions.isnan().flatten(2).all(-1),
-    )
-
-
-def _train(
-    policy: OpenVlaPolicy,
-    readout: _Readout,
-    examples: _Examples,
-    train_rows: Tensor,
-    config: PretrainConfig,
-    learning_rate: Callable[[int], float],
-) -> None:
-    parameters = [p for _, p in policy.trainable("all")] + list(readout.parameters())
-    optimizer = torch.optim.AdamW(parameters, config.lr, weight_decay=1e-4, betas=(0.9, 0.95))
-    generator = torch_generator(config.seed, "data", 1)
-    policy.train()
-    with progress("Pretraining backbone", config.steps) as bar:
-        for step in range(config.steps):
-            optimizer.param_groups[0]["lr"] = learning_rate(step)
-            rows = train_rows[torch.randint(len(train_rows), (config.batch_size,), generator=generator)]
-            instructions = torch.multinomial(examples.allowed[rows].float(), 1, generator=generator).squeeze(1)
-            predicted, target, pointing = _predict(policy, readout, examples, rows, instructions)
-            loss = nn.functional.smooth_l1_loss(predicted, target, beta=0.3) + _POINTING_WEIGHT * pointing
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimizer.step()
-            error = (predicted - target).detach().norm(dim=1).median() * _SCALE * 100
-            bar.advance(error=f"{error:.2f} cm")
-    policy.eval()
-
-
-def _predict(
-    policy: OpenVlaPolicy, readout: _Readout, examples: _Examples, rows: Tensor, instructions: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Predicted and true positions of all named objects of a batch, (M, 2) in units of `_SCALE`, and a pointing loss.
-
-    The pointing loss is the cross-entropy between where the readout points and where the object is.
-    """
-    inputs = {"images": examples.images[rows], "input_ids": examples.input_ids[instructions]}
-    features = policy.encode(TensorDict(inputs, batch_size=[len(rows)]))
-    predicted, scores = readout(*policy.prompt_features(features))
-    target = examples.positions[rows, instructions]
-    named = ~target.isnan().any(-1)
-    config = policy.config
-    wanted = pointing_target(
-        examples.pixels[rows, instructions][named], config.image_size // config.towers[0].patch_size
-    )
-    return predicted[named], target[named], nn.functional.cross_entropy(scores[named], wanted)
-
-
-@torch.no_grad()
-def _median_error(policy: OpenVlaPolicy, readout: _Readout, examples: _Examples, rows: Tensor) -> float:
-    """Median distance in centimetres over held-out scenes, every instruction of each."""
-    pairs = examples.allowed[rows].nonzero()
-    distances = []
-    for part in pairs.split(_EVALUATION_BATCH):
-        predicted, target, _ = _predict(policy, readout, examples, rows[part[:, 0]], part[:, 1])
-        distances.append((predicted - target).norm(dim=1))
-    return float(torch.cat(distances).median()) * _SCALE * 100

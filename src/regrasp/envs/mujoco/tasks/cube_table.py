@@ -115,7 +115,8 @@ class CubeTable(Task):
         positions = np.full((len(self.meanings), _MAX_NAMED, 3), np.nan)
         for row, named in zip(positions, self.meanings, strict=True):
             row[: len(named)] = cube_positions(data)[list(named)]
-        return GroundingScene(self.instructions, positions)
+        robot = np.append(data.qpos[HAND], data.qpos[FINGERS].sum())
+        return GroundingScene(self.instructions, positions, robot)
 
     def _instruction(self, episode: np.ndarray) -> int:
         named = (int(episode[OBJECT]), int(episode[BASE]))
