@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from textwrap import dedent
 
 import pytest
 import yaml
@@ -136,3 +137,28 @@ def test_every_spelling_of_a_task_finds_its_experiment(
     assert tasks(envs) == [("isaaclab", task), ("isaaclab", evaluates)]
     assert main(["train", "--dry_run", "--task", task]) == 0
     assert experiment in capsys.readouterr().out
+
+
+def test_an_experiment_of_another_task_says_whose_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    source = """
+        from regrasp.envs.mujoco.tasks.stack_cube import StackCube
+
+        class Mine(StackCube):
+            def __init__(self):
+                super().__init__()
+                self.vectors = {"elbow": 1}
+    """
+    (tmp_path / "tasks_of_mine.py").write_text(dedent(source))
+    advice = "the experiment {} is written for Regrasp-Pick-Cube-v0: copy it, give the mappings"
+    for named in ("pick_cube_sac_groot", "pick_cube_ppo_mlp"):
+        chosen = [] if named == "pick_cube_sac_groot" else ["--config_name", named]
+        assert main(["train", "--task", "tasks_of_mine:Mine", *chosen, "--dry_run"]) == 2
+        error = capsys.readouterr().err
+        assert advice.format(named).casefold() in error.casefold()
+        assert "what tasks_of_mine:Mine offers, and name the copy with --config_name" in error
+    wrong = "env.train.mapping.states=[policy/elbw]"
+    assert main(["train", "--task", "tasks_of_mine:Mine", "--dry_run", wrong]) == 2
+    assert "is written for" not in capsys.readouterr().err  # the user's own value is the mistake

@@ -52,7 +52,25 @@ def test_what_a_sweep_refuses_before_its_first_run(
     ):
         assert main([*model, override]) == 2
         assert said in capsys.readouterr().err
-    assert main([*model, "runner.seed=1,2", "--dry_run"]) == 0
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  regrasp train")]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_dry_run_of_a_sweep_rehearses_each_and_goes_on_after_one_that_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    sweep = ["train", "--config_name", "pick_cube_ppo_mlp", "-m", "--dry_run"]
+    assert main([*sweep, "runner.seed=1,2"]) == 0
+    shown = capsys.readouterr()
+    lines = [line for line in shown.out.splitlines() if line.startswith("  regrasp train")]
     assert lines == [f"  regrasp train --config_name pick_cube_ppo_mlp --dry_run runner.seed={seed}" for seed in (1, 2)]
+    assert [shown.out.count(text) for text in ("# Summary", "\nrunner:\n", "== 2 of 2: runner.seed=2")] == [2, 1, 1]
+
+    assert main([*sweep, "actor.model.model_path=null,absent", "actor.optim.lr=-1,1e-3"]) == 2
+    shown = capsys.readouterr()
+    assert shown.out.count("# Summary") == 2
+    assert shown.err.count("error: Invalid value: actor.optim.lr") == 2
+    assert shown.err.count("The folder does not exist.") == 1
+    refused = [f"  actor.model.model_path={folder} actor.optim.lr=-1" for folder in ("null", "absent")]
+    assert shown.err.splitlines()[-3:] == ["2 of 4 runs would be refused:", *refused]
     assert not list(tmp_path.iterdir())

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from regrasp.cli.experiment import DEFAULT_CONFIG, choose_experiment, fetch_model, find_model
+from regrasp.cli.experiment import DEFAULT_CONFIG, choose_experiment, fetch_model, find_model, naming_the_task
 from regrasp.config.compose import as_override
 from regrasp.config.types import changed
 from regrasp.errors import UserError
@@ -135,8 +135,9 @@ def load(args: argparse.Namespace, *, trains: bool = False) -> LoadedConfig:
     args.loaded = loaded
     for warning in loaded.warnings:
         _log.warning(warning)
-    for place, env in vars(loaded.config.env).items():
-        args.specs[place] = preflight(env, place, loaded.config.actor.model.action_dim)
+    with naming_the_task(experiment, args, loaded):
+        for place, env in vars(loaded.config.env).items():
+            args.specs[place] = preflight(env, place, loaded.config.actor.model.action_dim)
     return loaded
 
 
@@ -246,7 +247,8 @@ def load_to_run(
     needs = all_needs(loaded.config, args.specs, starts)
     placed = _placed(loaded, starts, imagines=args.dry_run)
     if args.dry_run:
-        _rehearse(loaded, args.specs, needs, placed, reads, check, trains=starts == "train")
+        brief = getattr(args, "brief", False)
+        _rehearse(loaded, args.specs, needs, placed, reads, check, trains=starts == "train", brief=brief)
         return None
     if reads is not None:
         require_paths(loaded.config, reads)
@@ -289,9 +291,10 @@ def _placed(loaded: LoadedConfig, starts: Starts | None, *, imagines: bool) -> t
         raise loaded.located(error) from None
 
 
-def print_resolved(loaded: LoadedConfig, summary: Sequence[str]) -> None:
-    """What `--dry_run` shows, as YAML: every value, and a summary in comments."""
-    print(loaded.to_yaml())
+def print_resolved(loaded: LoadedConfig, summary: Sequence[str], *, brief: bool = False) -> None:
+    """What `--dry_run` shows, as YAML: every value, if not `brief`, and a summary in comments."""
+    if not brief:
+        print(loaded.to_yaml())
     print("\n# Summary", loaded.file, *summary, sep="\n# ")
 
 
@@ -304,6 +307,7 @@ def _rehearse(
     check: Callable[[LoadedConfig], object] | None,
     *,
     trains: bool,
+    brief: bool,
 ) -> None:
     """What `--dry_run` shows: every value, the batch equation, what the run takes; then what it would be refused for.
 
@@ -327,7 +331,7 @@ def _rehearse(
         needs = sizing.needs_on(0) if several else needs
     where = " on node 0" if loaded.config.cluster.num_nodes > 1 else ""
     equation = [batch_equation(loaded.config)] if trains else []
-    print_resolved(loaded, [*equation, *describe_needs(needs, where), *lines])
+    print_resolved(loaded, [*equation, *describe_needs(needs, where), *lines], brief=brief)
     for name in needs:
         env = getattr(loaded.config.env, name)
         env_type_of(env, name).look_up(env, name)

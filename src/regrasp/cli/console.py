@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import logging
 import os
 import sys
 
+from regrasp.errors import RegraspError, UserError
 from regrasp.logging.text import printable
 
 _log = logging.getLogger(__name__)
@@ -20,6 +22,12 @@ class ConsoleHandler(logging.Handler):
         warns = record.levelno >= logging.WARNING
         label, stream = ("WARN", sys.stderr) if warns else ("INFO", sys.stdout)
         print(f"[{label}] {printable(record.getMessage())}", file=stream, flush=True)
+
+
+def print_error(error: RegraspError, parsed: argparse.Namespace) -> None:
+    """Print what ended a command; only its flags, kept with what it loaded, know which of them set a key."""
+    located = parsed.loaded.located(error) if hasattr(parsed, "loaded") and isinstance(error, UserError) else error
+    print(f"\nerror: {printable(str(located))}", *getattr(error, "__notes__", ()), sep="\n", file=sys.stderr)
 
 
 class SteadyStream(io.TextIOWrapper):

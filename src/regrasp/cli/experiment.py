@@ -8,12 +8,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import yaml
 
 from regrasp.checkpoint.layout import EXPORT
 from regrasp.config.search import settled
 from regrasp.errors import UserError
+
+if TYPE_CHECKING:
+    from regrasp.experiment.load import LoadedConfig
 
 _log = logging.getLogger(__name__)
 
@@ -50,8 +54,40 @@ class Experiment:
             if self.of is None or not (error.file or "").startswith(places):
                 raise
             advice = f"this is the experiment of {self.of}; another one is named by --config_name"
-            fields = error.fields() | {"fix": f"{error.fix}; {advice}" if error.fix else advice}
-            raise type(error)(**fields) from None
+            raise type(error)(**error.fields() | {"fix": _also(error.fix, advice)}) from None
+
+
+def _also(fix: str | None, advice: str) -> str:
+    """Two advices in one."""
+    return advice if not fix else f"{fix} {advice[0].upper()}{advice[1:]}" if fix.endswith("?") else f"{fix}; {advice}"
+
+
+@contextmanager
+def naming_the_task(experiment: Experiment, args: argparse.Namespace, loaded: LoadedConfig) -> Iterator[None]:
+    """Have the errors of an experiment that was written for another task than that of `--task` say so.
+
+    Args:
+        experiment: That was chosen.
+        args: The flags.
+        loaded: The experiment with the task in it.
+    """
+    from regrasp.config.sources import COMMAND_LINE
+    from regrasp.experiment.load import load_config
+
+    try:
+        yield
+    except UserError as error:
+        located = loaded.located(error)
+        if args.task is None or located.file in (None, COMMAND_LINE):
+            raise
+        own = load_config(experiment.name, (), args.config_path, trains=False).config.env.train.init_params.id
+        if own == args.task:
+            raise
+        advice = (
+            f"the experiment {experiment.name} is written for {own}: copy it, give the mappings of env.train and"
+            f" env.eval what {args.task} offers, and name the copy with --config_name (docs/tasks.md)"
+        )
+        raise type(error)(**located.fields() | {"fix": _also(located.fix, advice)}) from None
 
 
 def find_model(args: argparse.Namespace) -> None:

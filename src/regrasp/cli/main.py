@@ -58,11 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _run(parsed)
     except RegraspError as error:
-        # Only the command line knows which flag set the key that a stage complains of.
-        located = parsed.loaded.located(error) if hasattr(parsed, "loaded") and isinstance(error, UserError) else error
-        from regrasp.logging.text import printable
+        from regrasp.cli.console import print_error
 
-        print(f"\nerror: {printable(str(located))}", *getattr(error, "__notes__", ()), sep="\n", file=sys.stderr)
+        print_error(error, parsed)
         return error.exit_code
     except OSError as error:
         if error.errno != errno.ENAMETOOLONG:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from typing import TYPE_CHECKING
 
 from regrasp.cli.common import (
@@ -50,13 +51,13 @@ def run(args: argparse.Namespace) -> int:
         warn_of_idle(args, ["num_videos"], "no videos are recorded without --video")
     if loaded is None:
         return 0
-    from regrasp.runner.run_folder import open_run_folder
+    from regrasp.runner.run_folder import open_run_folder, tell_folder
 
     with open_run_folder(loaded, args.given, args.run_name, evaluates=True) as run_dir:
         prepare_torch(loaded)
         from regrasp.stages.play import play
 
-        result = play(loaded, run_dir, _options(args, loaded))
+        result = play(loaded, run_dir, _options(args, loaded), partial(tell_folder, run_dir))
         if result.videos:
             print(f"Videos: {result.videos[0].file.parent.resolve()}")
     return 0

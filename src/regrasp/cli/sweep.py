@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import importlib
 import itertools
 import logging
 import shlex
@@ -15,7 +16,8 @@ from datetime import datetime
 from pathlib import Path
 
 from regrasp.cli.common import load
-from regrasp.errors import UserError
+from regrasp.cli.console import print_error
+from regrasp.errors import RegraspError, UserError
 from regrasp.folders import CONFIG_FILE, new_folder, require_writable
 
 _log = logging.getLogger(__name__)
@@ -46,13 +48,13 @@ def sweep(args: argparse.Namespace) -> int:
         UserError: A combination is refused before any run starts.
     """
     jobs = _jobs(args.overrides)
-    root = _check(args, jobs)
+    root = None if args.dry_run else _check(args, jobs)
     commands = [[args.command, *_without(args.given, args.overrides), *job.overrides] for job in jobs]
     _log.info("A sweep of %d runs:", len(jobs))
     for command in commands:
         print("  " + shlex.join(["regrasp", *command]))
-    if args.dry_run:
-        return 0
+    if root is None:
+        return _rehearse(args, jobs)
     require_writable(root, key=_KEY)
     folder = new_folder(root / f"multirun-{datetime.now().astimezone():%Y%m%d-%H%M%S}")
     _log.info("Logging to: %s", folder.resolve())
@@ -98,6 +100,30 @@ def _jobs(overrides: Sequence[str]) -> list[_Job]:
         )
     varied = [number for number, values in enumerate(lists) if len(values) > 1]
     return [_Job(chosen, " ".join(chosen[number] for number in varied)) for chosen in itertools.product(*lists)]
+
+
+def _rehearse(args: argparse.Namespace, jobs: Sequence[_Job]) -> int:
+    """A dry run of every combination, of which the first shows every value; returns the first exit code that is not 0.
+
+    Args:
+        args: The parsed command.
+        jobs: The combinations.
+    """
+    run = importlib.import_module(f"regrasp.cli.{args.command}").run
+    codes: list[int] = []
+    for number, job in enumerate(jobs, start=1):
+        print(f"\n== {number} of {len(jobs)}: {job.name}", flush=True)
+        one = copy.copy(args)
+        one.overrides, one.brief = list(job.overrides), number > 1
+        try:
+            codes.append(run(one))
+        except RegraspError as error:
+            print_error(error, one)
+            codes.append(error.exit_code)
+    refused = [job.name for job, code in zip(jobs, codes, strict=True) if code]
+    if refused:
+        print(f"\n{len(refused)} of {len(jobs)} runs would be refused:", *refused, sep="\n  ", file=sys.stderr)
+    return next((code for code in codes if code), 0)
 
 
 def _check(args: argparse.Namespace, jobs: Sequence[_Job]) -> Path:

@@ -6,6 +6,7 @@ import argparse
 import shlex
 import sys
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if runner.evaluates:
         return _evaluate(args, loaded)
-    from regrasp.runner.run_folder import command_line, newest_checkpoint, open_run_folder, resumed_folder
+    from regrasp.runner.run_folder import command_line, newest_checkpoint, open_run_folder, resumed_folder, tell_folder
 
     resumed = None if runner.resume_dir is None else resumed_folder(runner.resume_dir)
     if resumed is not None:
@@ -71,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
         from regrasp.stages.train import train
 
         try:
-            finished = train(loaded, run_dir, command_line(args.given))
+            finished = train(loaded, run_dir, command_line(args.given), partial(tell_folder, run_dir))
         except KeyboardInterrupt:
             finished = False
         except Exception as error:
@@ -104,13 +105,14 @@ def _check(loaded: LoadedConfig) -> None:
 
 
 def _evaluate(args: argparse.Namespace, loaded: LoadedConfig) -> int:
-    from regrasp.runner.run_folder import open_run_folder
+    from regrasp.runner.run_folder import open_run_folder, tell_folder
 
     with open_run_folder(loaded, args.given, args.run_name, evaluates=True) as run_dir:
         prepare_torch(loaded)
         from regrasp.stages.play import PlayOptions, play
 
-        play(loaded, run_dir, PlayOptions(rl_model_path=weights_to_lay_over(loaded)))
+        options = PlayOptions(rl_model_path=weights_to_lay_over(loaded))
+        play(loaded, run_dir, options, partial(tell_folder, run_dir))
     return 0
 
 

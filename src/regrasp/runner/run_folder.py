@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 def open_run_folder(
     loaded: LoadedConfig, given: Sequence[str], run_name: str | None, *, evaluates: bool = False
 ) -> Iterator[Path]:
-    """Create `<log_path>/[eval/]<timestamp>-<task>[_<run_name>]/` and print it first, as RLinf does.
+    """Create `<log_path>/[eval/]<timestamp>-<task>[_<run_name>]/`, whose name `tell_folder` prints.
 
     Configuration and command line are written into it. A command that ends before it wrote more leaves nothing.
 
@@ -57,13 +57,17 @@ def open_run_folder(
         )
     made = [place for place in (root, *root.parents) if not place.exists()]
     folder = new_folder(root / name)
-    _log.info("Logging to: %s", folder.resolve())
     try:
         RunRecord(folder).begin(0, command_line(given), loaded.to_yaml())
         yield folder
     except (UserError, SimulatorError, KeyboardInterrupt):
         discard_unused(folder, made)
         raise
+
+
+def tell_folder(folder: Path) -> None:
+    """Print where a run writes, as RLinf does; once it is known that it is not refused."""
+    _log.info("Logging to: %s", folder.resolve())
 
 
 def recorded_resume_command(run_dir: Path) -> str | None:
@@ -84,7 +88,7 @@ def log_folder(config: ExperimentConfig) -> Path:
 
 
 def resumed_folder(resume_dir: str) -> Path | None:
-    """The folder of the run that has the checkpoint at `resume_dir`, printed first; None for a checkpoint of no run.
+    """The folder of the run that has the checkpoint at `resume_dir`; None for a checkpoint of no run.
 
     Raises:
         UserError: There is no checkpoint, or the folder cannot be written.
@@ -95,7 +99,6 @@ def resumed_folder(resume_dir: str) -> Path | None:
         _log.warning("A new run begins with %s, which is on no run's timeline: copied, or set aside.", checkpoint)
         return None
     require_writable(folder, key="--resume_dir")
-    _log.info("Logging to: %s", folder.resolve())
     return folder
 
 

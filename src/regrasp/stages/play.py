@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -68,12 +69,23 @@ def check(config: ExperimentConfig, options: PlayOptions) -> None:
         env_type_of(config.env.eval, "eval").check_expert(config.env.eval, "eval")
 
 
-def play(loaded: LoadedConfig, run_dir: Path, options: PlayOptions) -> PlayResult:
-    """Evaluate `env.eval.num_episodes` episodes, write results and videos into `run_dir`, and print a table."""
+def play(
+    loaded: LoadedConfig, run_dir: Path, options: PlayOptions, begins: Callable[[], object] | None = None
+) -> PlayResult:
+    """Evaluate `env.eval.num_episodes` episodes, write results and videos into `run_dir`, and print a table.
+
+    Args:
+        loaded: The experiment.
+        run_dir: Where to write.
+        options: What acts.
+        begins: Called once nothing is found that the evaluation is refused for.
+    """
     config = loaded.config
     started = time.monotonic()
     max_chunk = config.actor.model.num_action_chunks if options.kind == "model" else 1
     check(config, options)
+    if begins is not None:
+        begins()
     with contextlib.closing(create_env(config.env.eval, "eval", max_chunk, config.seed)) as env:
         watch = StateWatch()
         choose = create_chooser(options.kind, config, env, "eval", config.seed, options.rl_model_path, watch)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from regrasp.checkpoint.read import Checkpoint, find_checkpoint, read_checkpoint
@@ -28,13 +28,14 @@ from regrasp.stages.replayed_demonstrations import find_demonstrations
 _log = logging.getLogger(__name__)
 
 
-def train(loaded: LoadedConfig, run_dir: Path, command: str = "") -> bool:
+def train(loaded: LoadedConfig, run_dir: Path, command: str = "", begins: Callable[[], object] | None = None) -> bool:
     """Train in `run_dir`, from the checkpoint `runner.resume_dir` if one is given.
 
     Args:
         loaded: The experiment.
         run_dir: Folder of the run.
         command: The command line, for the run's record; empty for a call from Python.
+        begins: Called once nothing is found that the run is refused for.
 
     Returns:
         True when the last update was reached; False when a signal came before.
@@ -51,7 +52,7 @@ def train(loaded: LoadedConfig, run_dir: Path, command: str = "") -> bool:
             _say_finished(loaded.config, checkpoint, is_own=RunRecord(run_dir).holds(checkpoint.path))
             return True
         with recorded_warnings(run_dir, loaded.warnings) as warnings:
-            return _train(loaded, run_dir, command, checkpoint, warnings)
+            return _train(loaded, run_dir, command, checkpoint, warnings, begins)
 
 
 def _say_finished(config: ExperimentConfig, checkpoint: Checkpoint, *, is_own: bool) -> None:
@@ -108,13 +109,20 @@ def check(config: ExperimentConfig) -> Policy | None:
 
 
 def _train(
-    loaded: LoadedConfig, run_dir: Path, command: str, checkpoint: Checkpoint | None, warnings: WarningFile
+    loaded: LoadedConfig,
+    run_dir: Path,
+    command: str,
+    checkpoint: Checkpoint | None,
+    warnings: WarningFile,
+    begins: Callable[[], object] | None,
 ) -> bool:
     config = loaded.config
     policy = check(config)
     backends = prepare_backends(config.runner.logger.logger_backends)
     if policy is not None and (warning := check_disk(config, policy_memory(policy, config), run_dir)):
         _log.warning(warning)
+    if begins is not None:
+        begins()
     try:
         with started_engine(config, run_dir, None if checkpoint is None else checkpoint.path) as engine:
             return _run(loaded, engine, run_dir, command, checkpoint, backends, warnings)

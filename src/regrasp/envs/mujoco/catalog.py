@@ -77,12 +77,13 @@ def find_task(task_id: str, key: str) -> KnownTask:
     near = difflib.get_close_matches(task_id, known, 1)
     if not near and is_place(place := ":".join(task_id.rsplit(".", 1))):
         near = [place]
+    listed = "`regrasp tasks` lists them; one of another simulator needs an experiment for it, with --config_name"
     raise UserError(
         "Unknown MuJoCo task",
         key=key,
         value=task_id,
         expected=f"one of {sorted(known)}, or a class of yours, my_package.my_module:MyTask",
-        fix=f"did you mean '{near[0]}'?" if near else "`regrasp tasks` lists them",
+        fix=f"did you mean '{near[0]}'?" if near else listed,
     )
 
 
