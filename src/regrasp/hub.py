@@ -32,6 +32,7 @@ _SIGNS: dict[Kind, tuple[str, ...]] = {
 }
 """What a folder of each kind cannot be without: a cache may hold single files that another program wanted."""
 _COMMIT = re.compile("[0-9a-f]{40}")
+ONLINE = "unset the environment variable HF_HUB_OFFLINE, which keeps huggingface_hub from the network"
 _PATIENCE = 10.0
 """Seconds after which a hub that does not answer counts as out of reach."""
 
@@ -173,6 +174,8 @@ def _complaint(error: Exception, name: HubName, kind: Kind, key: str) -> UserErr
         case _:
             problem = f"There is no such folder here, no such {kind} in the local cache, and no way to the hub"
             fix = f"`{download_command(name, kind)}` fetches it, where there is a network; or correct the path"
+            if constants.HF_HUB_OFFLINE:
+                fix = f"{ONLINE}, and run the command again; or correct the path"
     return UserError(problem, key=key, value=str(name), expected=expected, fix=fix)
 
 

@@ -40,6 +40,7 @@ from regrasp.models.groot.checkpoint import load_groot
 from regrasp.models.groot.policy import GrootPolicy
 from regrasp.models.groot.settings import GrootModelConfig
 from regrasp.models.mlp.policy import MlpPolicy
+from regrasp.models.origin import Origin, read_origin
 from regrasp.stages.export import export
 
 SETTINGS = GrootModelConfig(num_action_chunks=3, action_dim=5, value_head_hidden=(8,))
@@ -238,6 +239,13 @@ def test_the_value_head_stays_only_where_asked_for(base: Path, tmp_path: Path):
     assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in policy.state_dict().items())
     with pytest.raises(UserError, match="no value head"):
         export(ExportOptions(plain, tmp_path / "none", with_value_head=True))
+
+
+def test_the_experiment_that_is_asked_for_is_kept_and_not_that_of_the_model(base: Path, tmp_path: Path):
+    given = shutil.copytree(base, tmp_path / "given")
+    Origin(("Other-Task",)).made_with("theirs", "actor: {}\n").save(given)
+    origin = Origin(("Regrasp-Pick-Cube-v0",)).made_with("mine", "env: {}\n")
+    assert read_origin(exporting.export(ExportOptions(given, tmp_path / "out", origin=origin))) == origin
 
 
 def test_nothing_is_overwritten(base: Path, tmp_path: Path):

@@ -14,10 +14,12 @@ from safetensors.torch import save_file
 
 from regrasp.checkpoint.hub_folder import load_safetensors
 from regrasp.errors import UserError
+from regrasp.folders import check_checksums
 from regrasp.models.config import ExportOptions
 from regrasp.models.inputs import InputNames
 from regrasp.models.openvla.checkpoint import load_openvla, preview_openvla
 from regrasp.models.openvla.settings import OpenVlaModelConfig, OpenVlaOftModelConfig
+from regrasp.models.origin import Origin, read_origin
 from regrasp.models.registry import check_folder, load_policy, model_in
 
 AUTOREGRESSIVE = OpenVlaModelConfig(action_dim=7)
@@ -89,6 +91,14 @@ def test_a_value_head_is_kept_in_checkpoints_and_left_out_of_exports(published: 
     assert all(torch.equal(exported[name], stored[name]) for name in stored)
     kept = ExportOptions(tmp_path / "trained", tmp_path / "kept", with_value_head=True)
     assert any(name.startswith("value_head.") for name in load_safetensors(model_in(published).export(kept)))
+
+
+def test_an_export_says_what_it_was_made_for(published: Path, tmp_path: Path) -> None:
+    origin = Origin(("Regrasp-Pick-Cube-v0",), ("pick up the red cube",)).made_with("mine", "actor: {}\n")
+    output = model_in(published).export(ExportOptions(published, tmp_path / "out", origin=origin))
+    assert read_origin(output) == origin
+    assert "- Task: `Regrasp-Pick-Cube-v0`" in (output / "README.md").read_text()
+    check_checksums(output)
 
 
 def test_a_preview_is_the_policy_without_its_weights(published: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -252,6 +253,42 @@ def test_the_card_shows_an_evaluation_that_is_named(
     assert "| all | 0.0% |" in shown
     assert "# model.safetensors" in shown
     assert not hub.requests
+
+
+def test_an_experiment_that_a_model_of_the_hub_keeps_is_read_through_the_cache_s_links(
+    logged_in: StandIn, finished_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["push", str(finished_run), "acme/run"]) == 0
+    card = logged_in.files("acme/run")["README.md"].decode()
+    assert "regrasp play --model_path acme/run --video" in card
+    capsys.readouterr()
+    assert main(["play", "--model_path", "acme/run", "env.eval.num_episodes=2"]) == 0
+    shown = capsys.readouterr().out
+    (link,) = Path(constants.HF_HUB_CACHE).glob("*/snapshots/*/experiment.yaml")
+    assert link.is_symlink()
+    assert f"[INFO] Experiment: {link}, of the model {link.parent}" in shown
+    assert "all episodes" in shown
+
+
+def test_an_evaluation_of_something_else_is_no_success_of_a_model(
+    hub: StandIn, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["play", *MLP, "--policy", "expert"]) == 0
+    (run,) = Path("logs/regrasp/eval").iterdir()
+    push = ["push", str(model), "acme/mlp", "--dry_run", "--evaluation"]
+    assert main([*push, str(run)]) == 2
+    assert "This evaluation is of no model: Scripted expert" in capsys.readouterr().err
+    file = run / "evaluation.json"
+    content = json.loads(file.read_text())
+    del content["model"]  # as an earlier version wrote it
+    file.write_text(json.dumps(content))
+    assert main([*push, str(run)]) == 2
+
+    other = shutil.copytree(model, tmp_path / "other")
+    file.write_text(json.dumps({**content, "policy": "Model other", "model": str(other)}))
+    capsys.readouterr()
+    assert main([*push, str(run)]) == 0
+    assert f"the model that acted was {other}" in capsys.readouterr().err
 
 
 def test_a_dataset_is_pushed_as_lerobot_expects_it(logged_in: StandIn, demos: Path) -> None:

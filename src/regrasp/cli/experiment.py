@@ -12,6 +12,7 @@ from pathlib import Path
 import yaml
 
 from regrasp.checkpoint.layout import EXPORT
+from regrasp.config.search import settled
 from regrasp.errors import UserError
 
 _log = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ class Experiment:
         try:
             yield
         except UserError as error:
-            places = (self.name, str(Path(self.name).resolve()))
+            places = (self.name, str(settled(Path(self.name))))
             if self.of is None or not (error.file or "").startswith(places):
                 raise
             advice = f"this is the experiment of {self.of}; another one is named by --config_name"

@@ -56,6 +56,16 @@ def find_config(name: str, config_path: Path | None = None, more: Folders = tupl
     raise _unknown(name, config_path, more)
 
 
+def settled(file: Path) -> Path:
+    """The absolute path of an experiment's file, symbolic links followed as far as it stays a YAML file.
+
+    The Hugging Face hub's cache links the files of a model's folder to others that are named by their content, which
+    Hydra would not read.
+    """
+    target = file.resolve()
+    return target if target.suffix == file.suffix else file.parent.resolve() / file.name
+
+
 def list_configs(config_path: Path | None = None, more: Folders = tuple) -> dict[str, Path]:
     """Every experiment that `find_config` can find, by name; earlier folders win."""
     configs: dict[str, Path] = {}
@@ -71,7 +81,7 @@ def _by_path(name: str, config_path: Path | None, more: Folders) -> Path:
         file = folder / Path(name).expanduser()
         for path in (file, file.with_name(f"{file.name}.yaml")) if file.name else ():
             if path.is_file() and path.suffix == ".yaml":
-                return path.resolve()
+                return settled(path)
     if Path(name).suffix in (".yaml", ".yml"):
         raise _no_file(name, config_path, more)
     raise _unknown(name, config_path, more)

@@ -57,6 +57,9 @@ class EvaluationSummary:
     """The task's own measures, such as the stage reached; without success also the return."""
     policy: str = "Policy"
     """What acted, in words."""
+    model: str | None = None
+    """Folder of the model that acted, or of the checkpoint whose weights it had; None where no model did, or it is not
+    known."""
 
     def __post_init__(self) -> None:
         """An instruction has no more successes than episodes; a rate has an interval."""

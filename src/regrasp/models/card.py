@@ -12,7 +12,7 @@ from regrasp.folders import CARD_FILE
 from regrasp.logging.intervals import wilson_interval
 from regrasp.logging.text import printable
 from regrasp.models.config import CONFIG_FILE
-from regrasp.models.origin import Origin, read_origin
+from regrasp.models.origin import EXPERIMENT_FILE, Origin, read_origin
 
 if TYPE_CHECKING:
     from regrasp.logging.report import EvaluationSummary
@@ -39,7 +39,8 @@ def model_card(
         folder: With `config.json`, and what the model was made for where that is known.
         evaluation: How the model did, where that is known.
         repo: Its name on the hub, where it has one.
-        experiment: Which one it was trained with, where that is known.
+        experiment: Which one it was trained with, where that is known; it is named to load the model only where the
+            folder does not keep it.
 
     Raises:
         UserError: A file of the folder is damaged.
@@ -55,7 +56,7 @@ def model_card(
         "## What it was made for\n",
         *_purpose(origin, experiment),
         "## How to load it\n",
-        _usage(repo or "FOLDER", experiment),
+        _usage(repo or "FOLDER", None if (folder / EXPERIMENT_FILE).is_file() else experiment),
     ]
     return "\n".join(parts)
 

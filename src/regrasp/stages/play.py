@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -92,9 +92,8 @@ def play(loaded: LoadedConfig, run_dir: Path, options: PlayOptions) -> PlayResul
             recorder = VideoRecorder(options.num_videos, videos.write) if wants_video else None
             episodes = evaluate(env, choose, range(num_episodes), config.seed, config.env.eval.seed, count, recorder)
     watch.report()
-    result = PlayResult(
-        summarize(episodes, _who_acts(config, options)), episodes, videos.items, time.monotonic() - started
-    )
+    summary = replace(summarize(episodes, _who_acts(config, options)), model=_whose_weights(config, options))
+    result = PlayResult(summary, episodes, videos.items, time.monotonic() - started)
     try:
         _write(result, run_dir)
     finally:
@@ -109,6 +108,12 @@ def _who_acts(config: ExperimentConfig, options: PlayOptions) -> str:
     named = config.actor.model.model_path
     model = f"Model {shown(Path(named))}" if named else "Model without training"
     return f"{model} with the weights of {options.rl_model_path.name}" if options.rl_model_path else model
+
+
+def _whose_weights(config: ExperimentConfig, options: PlayOptions) -> str | None:
+    """The folder of the model that acts, or of the checkpoint with its weights; None where none does."""
+    named = options.rl_model_path or config.actor.model.model_path
+    return str(Path(named).expanduser().resolve()) if options.kind == "model" and named else None
 
 
 def print_summary(summary: EvaluationSummary) -> None:

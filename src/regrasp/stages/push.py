@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -14,7 +15,7 @@ from regrasp.data.lerobot import DemonstrationDataset
 from regrasp.data.lerobot.schema import CODEBASE_VERSION, INFO_PATH
 from regrasp.errors import UserError
 from regrasp.folders import CARD_FILE, check_checksums, file_names
-from regrasp.hub import FILES, HubName, Kind, network_errors
+from regrasp.hub import FILES, ONLINE, HubName, Kind, network_errors
 from regrasp.logging.report import EvaluationSummary
 from regrasp.logging.text import counted
 from regrasp.models.card import as_text, model_card
@@ -24,6 +25,10 @@ from regrasp.runner.evaluated import checkpoint_of_model, evaluation_at, experim
 from regrasp.runner.run_folder import newest_of_run
 from regrasp.stages.play import EVALUATION_FILE
 
+_log = logging.getLogger(__name__)
+
+_KEY = "model"
+"""Of an evaluation's file: the model that acted; earlier versions did not write it."""
 _AGAIN = "give the folder of a `regrasp play`"
 _MAX_INSTRUCTIONS = 20
 
@@ -68,11 +73,33 @@ def prepare(folder: Path, repo: str, evaluation: Path | None = None) -> Upload:
     run = None if checkpoint is None else run_of(checkpoint)
     summary = None if checkpoint is None else evaluation_at(checkpoint)
     if evaluation is not None:
-        file = evaluation / EVALUATION_FILE
-        content = read_json(file, fix=_AGAIN, missing="There is no evaluation in this folder")
-        summary = parse(EvaluationSummary, content, file=file, fix=_AGAIN)
+        summary = _evaluation_of(model, evaluation)
     experiment = None if run is None else experiment_of(run)
     return _upload(model, "model", model_card(model, summary, repo=repo, experiment=experiment))
+
+
+def _evaluation_of(model: Path, evaluation: Path) -> EvaluationSummary:
+    """What an evaluation's folder says of a model; a warning where the model that acted may be another.
+
+    Raises:
+        UserError: The folder holds no evaluation, or one in which no model acted.
+    """
+    file = evaluation / EVALUATION_FILE
+    content = read_json(file, fix=_AGAIN, missing="There is no evaluation in this folder")
+    summary = parse(EvaluationSummary, content, file=file, fix=_AGAIN)
+    if summary.model is None and (_KEY in content or not summary.policy.startswith("Model")):
+        raise UserError(
+            f"This evaluation is of no model: {summary.policy}",
+            file=file,
+            key="--evaluation",
+            value=str(evaluation),
+            expected="an evaluation of the model that is uploaded",
+            fix=f"`regrasp play --model_path {model}` makes one",
+        )
+    if summary.model is not None and Path(summary.model) not in (model.resolve(), model.resolve().parent):
+        text = "--evaluation: the model that acted was %s; the card of %s shows its success, if that is the same model."
+        _log.warning(text, summary.model, model)
+    return summary
 
 
 def _model_folder(folder: Path) -> Path:
@@ -136,6 +163,7 @@ def push(upload: Upload, name: HubName, *, private: bool, message: str) -> str:
 
 
 def _refused(error: Exception, name: HubName) -> UserError:
+    from huggingface_hub import constants
     from huggingface_hub.errors import HfHubHTTPError
 
     expected = "a repository that you may write, as org/name, and a token that may write it"
@@ -145,7 +173,7 @@ def _refused(error: Exception, name: HubName) -> UserError:
         fix = "`hf auth login` with a token that may write, or name a repository of your own; then run it again"
     else:
         problem = f"The Hugging Face hub cannot be reached: {str(cause).splitlines()[0] if str(cause) else cause!r}"
-        fix = "run it again where there is a network"
+        fix = f"{ONLINE}; then run it again" if constants.HF_HUB_OFFLINE else "run it again where there is a network"
     return UserError(problem, key="REPO", value=str(name), expected=expected, fix=fix)
 
 

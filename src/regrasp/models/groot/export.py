@@ -27,7 +27,6 @@ from regrasp.models.groot.policy import GrootPolicy
 from regrasp.models.groot.processing.metadata import METADATA_FILE
 from regrasp.models.groot.processing.processor import PROCESSOR_FILE
 from regrasp.models.groot.processing.tokenizer import load_tokenizer
-from regrasp.models.origin import read_origin
 from regrasp.models.weights import check_tensors, dtype_of, read_json, write_json
 
 Source = StoredTensor | Tensor
@@ -75,7 +74,6 @@ def export(options: ExportOptions) -> Path:
         _write_processor(options.model_path if trained is None else trained, draft)
         options.origin.save(draft)
         write_json(draft / CONFIG_FILE, _config_json(content, used, dtypes))
-        read_origin(options.model_path if trained is None else trained).save(draft)
         write_card(draft, options.evaluation)
         _write_weights(tensors, options, draft)
     return output

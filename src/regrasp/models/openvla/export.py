@@ -18,6 +18,7 @@ from regrasp.checkpoint.verify import require_sound_model
 from regrasp.errors import UserError
 from regrasp.folders import atomic_folder, require_output
 from regrasp.logging.progress import progress
+from regrasp.models.card import write_card
 from regrasp.models.config import CONFIG_FILE, ExportOptions
 from regrasp.models.lora import are_adapters
 from regrasp.models.openvla.checkpoint import load_config, published_layout
@@ -43,7 +44,7 @@ _COMPANIONS = (
 
 
 def export(options: ExportOptions) -> Path:
-    """Write a policy as published: config.json, weights, statistics, and the files of the processor.
+    """Write a policy as published: config.json, weights, statistics, the files of the processor, and a model card.
 
     Returns:
         The folder written.
@@ -65,6 +66,8 @@ def export(options: ExportOptions) -> Path:
         for name in _COMPANIONS:
             if (source / name).is_file():
                 shutil.copyfile(source / name, draft / name)
+        options.origin.save(draft)
+        write_card(draft, options.evaluation)
         head = {name: tensor for name, tensor in tensors.items() if name.startswith(_HEAD)}
         _write_weights({name: tensor for name, tensor in tensors.items() if name not in head}, options, draft)
         if head:
