@@ -17,6 +17,7 @@ from lab_python import LAB_PYTHON, STAND_IN, needs_lab
 from regrasp.experiment.load import load_config
 
 CUBE, POINT = HERE / "rlinf_pick_cube_ppo_mlp.yaml", HERE / "rlinf_point_ppo_mlp.yaml"
+OLDER_CUBE = HERE / "rlinf_02_pick_cube_ppo_mlp.yaml"
 NUM_STEPS, NUM_ENVS = 3, 8
 MEASURES = {
     "env/return",
@@ -28,7 +29,7 @@ MEASURES = {
 }
 
 
-def run_rlinf(file: Path, overrides: list[str]) -> subprocess.CompletedProcess[str]:
+def run_rlinf(version: str, file: Path, overrides: list[str]) -> subprocess.CompletedProcess[str]:
     """Train in RLinf's Python, on a Ray cluster of its own on loopback."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     with tempfile.TemporaryDirectory(prefix="rlinf-") as folder:  # pytest's folders are too long for Ray's sockets
@@ -43,7 +44,7 @@ def run_rlinf(file: Path, overrides: list[str]) -> subprocess.CompletedProcess[s
             "RAY_worker_niceness": "0",
         }
         return subprocess.run(
-            [interpreter("0.3.0"), str(HERE / "rlinf_training.py"), str(file), *overrides],
+            [interpreter(version), str(HERE / "rlinf_training.py"), str(file), *overrides],
             capture_output=True,
             text=True,
             env=environment,
@@ -63,12 +64,15 @@ def lab_python(tmp_path: Path) -> Path:
 
 @pytest.mark.full
 @pytest.mark.slow
-@pytest.mark.parametrize(("file", "limit"), [(CUBE, 24), pytest.param(POINT, 8, marks=needs_lab)])
-def test_rlinfs_runner_trains(file: Path, limit: int, lab_python: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("version", "file", "limit"),
+    [("0.2", OLDER_CUBE, 24), ("0.3.0", CUBE, 24), pytest.param("0.3.0", POINT, 8, marks=needs_lab)],
+)
+def test_rlinfs_runner_trains(version: str, file: Path, limit: int, lab_python: Path, tmp_path: Path) -> None:
     """Every step changes the weights; what RLinf logs is finite, and its episodes are as long as the block says."""
     logs = tmp_path / "logs"
     own = [f"env.{name}.python={lab_python}" for name in ("train", "eval")] if file == POINT else []
-    result = run_rlinf(file, [f"runner.logger.log_path={logs}", f"runner.max_epochs={NUM_STEPS}", *own])
+    result = run_rlinf(version, file, [f"runner.logger.log_path={logs}", f"runner.max_epochs={NUM_STEPS}", *own])
     output = result.stdout + result.stderr
     assert result.returncode == 0, output[-8000:]
     assert "extension module" not in output, "RLinf tells of one that fails and goes on"
@@ -94,7 +98,7 @@ def test_rlinfs_runner_trains(file: Path, limit: int, lab_python: Path, tmp_path
         assert measured[f"{name}/num_trajectories"] == [NUM_ENVS] * NUM_STEPS
 
 
-@pytest.mark.parametrize(("file", "env_type"), [(CUBE, "mujoco"), (POINT, "isaaclab")])
+@pytest.mark.parametrize(("file", "env_type"), [(CUBE, "mujoco"), (OLDER_CUBE, "mujoco"), (POINT, "isaaclab")])
 def test_the_files_for_rlinf_are_experiments_here_too(file: Path, env_type: str) -> None:
     loaded = load_config(str(file), [])
     env = loaded.config.env

@@ -1,4 +1,4 @@
-"""Lets RLinf 0.3 run without an accelerator: a folder for PYTHONPATH, so that Ray's workers read it too.
+"""Lets RLinf 0.2 and 0.3 run without an accelerator: a folder for PYTHONPATH, so that Ray's workers read it too.
 
 RLinf knows a worker without an accelerator (`NO_ACCEL`), for which PyTorch's device interface and the device's name are
 None; its actor and rollout workers use both without asking. Here they are the CPU's.
