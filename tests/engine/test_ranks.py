@@ -19,8 +19,9 @@ OVER_EPOCHS = ("env.train.auto_reset=true", "env.train.max_steps_per_rollout_epo
 SAVED = UPDATES // 2
 """Updates before the checkpoint of a job."""
 LENGTH = SAVED + 2
-JOBS = [
-    *(Job(name, name, updates=LENGTH) for name in ALGORITHMS),
+QUICK = [Job("ppo", "ppo", updates=LENGTH)]
+OTHERS = [
+    *(Job(name, name, updates=LENGTH) for name in ALGORITHMS if name != "ppo"),
     Job("over_epochs", "ppo", OVER_EPOCHS, updates=LENGTH),
 ]
 FULL = ("actor.fsdp_config.sharding_strategy=full_shard",)
@@ -66,14 +67,26 @@ def assert_equal(one: Any, other: Any) -> None:
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All jobs in one process."""
-    return run(tmp_path_factory.mktemp("alone"), 1, JOBS)
+    """One process."""
+    return run(tmp_path_factory.mktemp("alone"), 1, QUICK)
+
+
+@pytest.fixture(scope="module")
+def others_alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The other jobs in one process."""
+    return run(tmp_path_factory.mktemp("others_alone"), 1, OTHERS)
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All jobs, and the first of those with sharded weights, in two processes."""
-    return run(tmp_path_factory.mktemp("two"), 2, [*JOBS, SHARDED[0]])
+    """Two processes, and the first job with sharded weights."""
+    return run(tmp_path_factory.mktemp("two"), 2, [*QUICK, SHARDED[0]])
+
+
+@pytest.fixture(scope="module")
+def others_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The other jobs in two processes."""
+    return run(tmp_path_factory.mktemp("others_two"), 2, OTHERS)
 
 
 @pytest.fixture(scope="module")
@@ -82,32 +95,50 @@ def sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run(tmp_path_factory.mktemp("sharded"), 2, SHARDED[1:])
 
 
-@pytest.mark.parametrize("name", [job.name for job in JOBS])
-def test_updates_of_two_ranks_are_those_of_one_process(alone: Path, two: Path, name: str) -> None:
+def assert_same_updates(alone: Path, two: Path, name: str) -> None:
     expected = results(alone / name)
     assert len({line["actor/total_loss"] for line in expected[0]}) == LENGTH
     assert_equal(expected, results(two / name))
 
 
-def test_stages_that_take_turns_do_what_one_does(alone: Path, tmp_path: Path) -> None:
-    run(tmp_path, 1, [replace(job, num_stages=2) for job in JOBS])
-    for job in JOBS:
-        assert_equal(results(alone / job.name), results(tmp_path / job.name))
+def test_updates_of_two_ranks_are_those_of_one_process(alone: Path, two: Path) -> None:
+    assert_same_updates(alone, two, "ppo")
 
 
 @pytest.mark.full
-def test_a_run_is_resumed_by_another_number_of_ranks(alone: Path, two: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", [job.name for job in OTHERS])
+def test_so_are_those_of_other_algorithms_and_rollouts(others_alone: Path, others_two: Path, name: str) -> None:
+    assert_same_updates(others_alone, others_two, name)
+
+
+def assert_turns_change_nothing(alone: Path, folder: Path, jobs: Sequence[Job]) -> None:
+    run(folder, 1, [replace(job, num_stages=2) for job in jobs])
+    for job in jobs:
+        assert_equal(results(alone / job.name), results(folder / job.name))
+
+
+def test_stages_that_take_turns_do_what_one_does(alone: Path, tmp_path: Path) -> None:
+    assert_turns_change_nothing(alone, tmp_path, QUICK)
+
+
+@pytest.mark.full
+def test_so_do_those_of_other_algorithms_and_rollouts(others_alone: Path, tmp_path: Path) -> None:
+    assert_turns_change_nothing(others_alone, tmp_path, OTHERS)
+
+
+@pytest.mark.full
+def test_a_run_is_resumed_by_another_number_of_ranks(others_alone: Path, others_two: Path, tmp_path: Path) -> None:
     place = Path("over_epochs") / "checkpoints" / f"global_step_{SAVED}"
     run(
         tmp_path,
         3,
         [
-            Job("from_two", "ppo", OVER_EPOCHS, two / place, updates=LENGTH),
-            Job("from_one", "ppo", OVER_EPOCHS, alone / place, 2, LENGTH),
+            Job("from_two", "ppo", OVER_EPOCHS, others_two / place, updates=LENGTH),
+            Job("from_one", "ppo", OVER_EPOCHS, others_alone / place, 2, LENGTH),
         ],
     )
-    run(tmp_path, 1, [Job("by_one", "ppo", OVER_EPOCHS, two / place, updates=LENGTH)])
-    expected = results(alone / "over_epochs")
+    run(tmp_path, 1, [Job("by_one", "ppo", OVER_EPOCHS, others_two / place, updates=LENGTH)])
+    expected = results(others_alone / "over_epochs")
     for name in ("from_two", "from_one", "by_one"):
         metrics, *rest = results(tmp_path / name)
         assert_equal(expected[0][SAVED:], metrics)
@@ -121,8 +152,12 @@ def test_updates_of_sharded_weights_are_those_of_one_process(alone: Path, two: P
 
 @pytest.mark.full
 @pytest.mark.parametrize("job", SHARDED[1:], ids=[job.name for job in SHARDED[1:]])
-def test_updates_are_the_same_however_weights_are_sharded(alone: Path, sharded: Path, job: Job) -> None:
-    assert_starts_alike(alone / job.algorithm, sharded / job.name, job.updates)
+def test_updates_are_the_same_however_weights_are_sharded(
+    alone: Path, others_alone: Path, sharded: Path, job: Job
+) -> None:
+    assert_starts_alike(
+        (alone if job.algorithm == "ppo" else others_alone) / job.algorithm, sharded / job.name, job.updates
+    )
 
 
 @pytest.mark.full

@@ -95,7 +95,12 @@ def alone(name: str) -> list[dict[str, float]]:
 @pytest.mark.parametrize(
     ("names", "options"),
     [
-        pytest.param(("head", "bf16"), {"sharding_strategy": "full_shard", "forward_prefetch": True}, id="full_shard"),
+        pytest.param(
+            ("head", "bf16"),
+            {"sharding_strategy": "full_shard", "forward_prefetch": True},
+            id="full_shard",
+            marks=pytest.mark.full,
+        ),
         pytest.param(
             ("all", "flow_noise"),
             {"sharding_strategy": "full_shard", "forward_prefetch": True},

@@ -41,7 +41,7 @@ def chosen(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
         ("fp32", "head_without_context", False),
         pytest.param("fp32", "head", True, marks=pytest.mark.full),
         ("bf16", "head", False),
-        ("bf16", "head_without_context", True),
+        pytest.param("bf16", "head_without_context", True, marks=pytest.mark.full),
         pytest.param("bf16", "all", False, marks=pytest.mark.full),
     ],
 )

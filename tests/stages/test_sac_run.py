@@ -135,6 +135,7 @@ def test_a_head_that_critics_train_resumes_bit_for_bit_and_a_plain_model_comes_o
     assert policy.student() is None
 
 
+@pytest.mark.full
 def test_a_run_with_its_replay_in_files_and_demonstrations_beside_it_resumes_bit_for_bit(
     base_model: Path, demos: Path, tmp_path: Path
 ) -> None:
