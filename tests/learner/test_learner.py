@@ -13,9 +13,11 @@ from torch import Tensor
 
 from regrasp.algorithms.base import Minibatch
 from regrasp.errors import UserError
+from regrasp.learner.compilation import filled_up
 from regrasp.learner.learner import AbandonedError, NonFiniteError
 from regrasp.models.contract import Policy
 from regrasp.models.lora_config import LoraConfig
+from regrasp.rollout.decisions import Decisions
 from regrasp.seeding import torch_generator
 from rl_toys import CHUNK, SEED, SIZE, groot_policy, mlp_policy, never, rollout_of, weights, worker
 
@@ -29,6 +31,29 @@ def is_value(name: str) -> bool:
 
 
 LEVELS = ("token_level", "action_level", "chunk_level")
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("make", [mlp_policy, groot_policy])
+def test_micro_batches_of_a_compiled_size_train_the_same(make: Any, level: str) -> None:
+    """As a GPU computes them: all of one size, with decisions that count nowhere at the end of the smaller ones."""
+    plain, filled = make(), make()
+    rollout = rollout_of(plain, SIZE)
+    rollout = rollout.with_columns(weights=torch.linspace(0.5, 1.5, SIZE))
+    options = {"batch": 10, "micro": 4, "logprob_type": level, "entropy_type": level, "target_kl": None}
+    learners = [worker(policy, **options) for policy in (plain, filled)]
+    sizes, backward = set(), learners[1].backward
+
+    def seen(micro: Decisions, *rest: Any) -> dict[str, Tensor]:
+        sizes.add(len(micro))
+        return backward(micro, *rest)
+
+    learners[1].backward = filled_up(seen, 4)
+    metrics = [learner.update(rollout, 0, never) for learner in learners]
+    assert sizes == {4}
+    assert metrics[1] == pytest.approx(metrics[0], rel=1e-3, abs=1e-6)
+    for name, value in plain.state_dict().items():
+        torch.testing.assert_close(filled.state_dict()[name], value, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("make", [mlp_policy, groot_policy])

@@ -156,6 +156,9 @@ class Algorithm(ABC):
     """Metrics of which a minibatch has the largest of its micro-batches'; of all others it has the sum."""
     compiled: tuple[str, ...] = ()
     """Methods from tensors to tensors that a GPU may compile."""
+    passes_over_unexecuted: bool = False
+    """Whether a decision of whose chunk nothing was executed counts nowhere in `loss`, in which micro-batches may then
+    be filled up with such decisions to the size that is compiled."""
 
     def __init__(self, config: AlgorithmConfig) -> None:
         self.config = config

@@ -79,6 +79,7 @@ def value_loss(
     old_values: Tensor,
     returns: Tensor,
     weights: Tensor | None = None,
+    mask: Tensor | None = None,
     *,
     value_clip: float | None,
     huber_delta: float,
@@ -92,6 +93,7 @@ def value_loss(
         old_values: Value head that acted, (B,).
         returns: Targets, (B,).
         weights: (B,), of the loss; None: 1 each.
+        mask: (B,) bool, what counts; None: all.
         value_clip: Bound of |V - V_old|; None switches clipping off.
         huber_delta: Error at which the loss turns from quadratic to linear.
 
@@ -99,14 +101,15 @@ def value_loss(
         The loss, and metrics: `value_loss`; `value_clip_ratio`, share of values that clipping moves.
     """
     assert values.shape == old_values.shape == returns.shape
+    mask = torch.ones_like(values, dtype=torch.bool) if mask is None else mask
     losses = functional.huber_loss(values, returns, reduction="none", delta=huber_delta)
     clip_ratio = losses.new_zeros(())
     if value_clip is not None:
         change = values - old_values
         clipped = old_values + change.clamp(-value_clip, value_clip)
         losses = torch.maximum(losses, functional.huber_loss(clipped, returns, reduction="none", delta=huber_delta))
-        clip_ratio = (change.detach().abs() > value_clip).to(losses.dtype).mean()
-    loss = (losses if weights is None else losses * weights).mean()
+        clip_ratio = masked_mean((change.detach().abs() > value_clip).to(losses.dtype), mask)
+    loss = masked_mean(losses if weights is None else losses * weights, mask)
     return loss, {"value_loss": loss.detach(), "value_clip_ratio": clip_ratio}
 
 

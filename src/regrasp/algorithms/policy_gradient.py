@@ -105,6 +105,7 @@ class PolicyGradient(Algorithm):
     config: PolicyGradientConfig  # pyright: ignore[reportIncompatibleVariableOverride]
     maxima = frozenset({"actor/max_ratio_error"})
     compiled = ("objective",)
+    passes_over_unexecuted = True
 
     def lacking(self, need: str) -> UserError:
         """Also: the entropy."""

@@ -140,6 +140,7 @@ class Ppo(PolicyGradient):
             columns["values"],
             columns["returns"],
             columns.get("weights"),
+            columns["num_executed"] > 0,
             value_clip=self.config.value_clip,
             huber_delta=self.config.huber_delta,
         )

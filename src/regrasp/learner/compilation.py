@@ -67,11 +67,25 @@ def compile_policy(
 
 
 def capture_updates(learner: Learner, size: int, *, backend: str | Callable[..., Any] = "inductor") -> None:
-    """Compile the losses of a learner on a GPU, and replay its passes over micro-batches of `size` as CUDA graphs."""
+    """Compile the losses of a learner on a GPU, and replay its passes over micro-batches of `size` as CUDA graphs.
+
+    Rollouts are of different lengths, and so then are micro-batches. Smaller ones are filled up with decisions that
+    count nowhere, where the algorithm has such; otherwise each size is compiled anew.
+    """
     for name in learner.algorithm.compiled:
         compiled = torch.compile(getattr(learner.algorithm, name), fullgraph=True, dynamic=False, backend=backend)
         setattr(learner.algorithm, name, partial(_without_fallback, compiled))
-    learner.backward = CapturedBackward(learner.backward, learner.computing, size)
+    captured = CapturedBackward(learner.backward, learner.computing, size)
+    learner.backward = filled_up(captured, size) if learner.algorithm.passes_over_unexecuted else captured
+
+
+def filled_up(backward: Backward, size: int) -> Backward:
+    """A backward pass that always sees micro-batches of `size`, the added decisions with nothing executed."""
+
+    def over(micro: Decisions, shares: Tensor, groups: tuple[str, ...]) -> dict[str, Tensor]:
+        return backward(micro if len(micro) >= size else micro.filled(size), shares, groups)
+
+    return over
 
 
 def num_compilations() -> int:

@@ -83,6 +83,14 @@ class Decisions:
         """A copy that shares no memory; `inputs` are on a device."""
         return replace(self, inputs=self.table.clone(), record=self.record.clone())
 
+    def filled(self, size: int) -> Decisions:
+        """These, which are on a device, and copies of the first one up to `size`, of which nothing was executed."""
+        place = torch.arange(size, device=self["num_executed"].device)
+        is_own = place < len(self)
+        index = torch.where(is_own, place, 0)
+        whole = replace(self, inputs=self.table[index], record=self.record[index])
+        return whole.with_columns(num_executed=torch.where(is_own, whole["num_executed"], 0))
+
     def copy_from(self, other: Decisions) -> None:
         """Overwrite tensors in place by those of as many decisions, as a recorded CUDA graph reads them."""
         self.table.copy_(other.table)
