@@ -321,7 +321,8 @@ def made_update(
         compile_policy(learner.computing, {sizes.minibatch}, sizes.device, backend=sizes.backend)
         if sizes.device.type == "cuda":
             capture_updates(learner, sizes.minibatch, backend=sizes.backend)
-        compile_policy(acting, {sizes.num_envs[1]}, sizes.device, parts={"act": sizes.minibatch}, backend=sizes.backend)
+        parts = {"act": sizes.minibatch} | ({"encode": sizes.minibatch} if recompute else {})
+        compile_policy(acting, {sizes.num_envs[1]}, sizes.device, parts=parts, backend=sizes.backend)
     num_chunks = sizes.num_chunks if whole_rollout else sizes.num_chunks // 2
     rollout = collected(sizes, acting, keep_features=not recompute, num_chunks=num_chunks)
     num_minibatches = min(MINIBATCHES, len(rollout) // sizes.minibatch)

@@ -75,14 +75,18 @@ def policy() -> GrootPolicy:
     return made
 
 
-@torch.no_grad()
-def encode(one: GrootPolicy, batch: int) -> TensorDict:
+def prepared(one: GrootPolicy, batch: int) -> TensorDict:
     generator = torch.Generator().manual_seed(4)
     images = torch.randint(0, 256, (batch, 28, 28, 3), generator=generator, dtype=torch.uint8)
     observation = Observation(
         {"main": images}, {"state": torch.randn(batch, 3, generator=generator)}, ["pick it up"] * batch
     )
-    return one.encode(one.prepare(observation))
+    return one.prepare(observation)
+
+
+@torch.no_grad()
+def encode(one: GrootPolicy, batch: int) -> TensorDict:
+    return one.encode(prepared(one, batch))
 
 
 def decide(one: GrootPolicy, batch: int) -> tuple[TensorDict, Action, Evaluation]:
@@ -161,12 +165,16 @@ def test_compiled_in_bfloat16_the_first_ratio_is_one() -> None:
     apply_precision(trained, model, CPU)
     source = Bfloat16Policy(trained)
     acting: Any = ActingPolicy(trained, model, CPU, source).policy
-    compile_policy(acting, {8}, CPU, parts={"act": 8})
+    compile_policy(acting, {8}, CPU, parts={"act": 8, "encode": 8})
     compile_policy(source.policy, {8}, CPU)
     features = encode(acting, 8)
     with torch.no_grad():
         action = acting.act(features, KeyedNoise(0, "train", [(row, 0, 0) for row in range(8)]))
-    assert torch.equal(source.policy.train().evaluate(features, action.trace).log_probs, action.log_probs)
+    learning = source.policy.train()
+    assert torch.equal(learning.evaluate(features, action.trace).log_probs, action.log_probs)
+    inputs = prepared(learning, 8)
+    assert (inputs["input_ids"] == learning.config.eagle_cfg.pad_token_index).any()
+    assert torch.equal(learning.encode(inputs)["context"], features["context"])  # as where features are not stored
 
 
 def test_a_larger_batch_than_compiled_for_is_refused() -> None:

@@ -8,6 +8,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import Qwen3Config, Qwen3Model, SiglipVisionConfig, SiglipVisionModel
 from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
 from transformers.utils.import_utils import is_flash_attn_2_available
@@ -100,7 +101,10 @@ class LanguageModel(nn.Module):
         positions = torch.arange(embeddings.shape[1], device=embeddings.device).unsqueeze(0)
         rotary = self.model.rotary_emb(embeddings, positions)
         learns = any(parameter.requires_grad for parameter in self.parameters())
-        known = None if learns else self._padding_feature
+        is_sharded = any(
+            isinstance(parameter, DTensor) for parameter in self.parameters()
+        )  # layers gather it themselves
+        known = None if learns or is_sharded else self.kept_padding_feature(padding)
         x, padded = embeddings, padding if known is None else None
         for layer in self.model.layers:
             x, padded = layer(
@@ -108,19 +112,23 @@ class LanguageModel(nn.Module):
             )
         feature = known if padded is None else self.model.norm(padded)
         assert feature is not None
-        if not learns:
-            self._padding_feature = feature
         return torch.where(is_token.unsqueeze(-1), self.model.norm(x), feature)
 
     def _forget(self) -> None:
         self._padding_feature = None
 
-    def keep_padding_feature(self, padding: Tensor) -> None:
-        """Compute the feature of a padded position (D,) once, for weights that do not change any more."""
-        for layer in self.model.layers:
-            assert isinstance(layer, LanguageLayer)
-            padding = layer.without_attention(padding)
-        self._padding_feature = self.model.norm(padding)
+    @torch.no_grad()
+    def kept_padding_feature(self, padding: Tensor) -> Tensor:
+        """The feature of a padded position (D,), of weights that do not learn.
+
+        It is computed once, by no compiled code and without gradients, so that what acts and what learns have the same.
+        """
+        if self._padding_feature is None:
+            for layer in self.model.layers:
+                assert isinstance(layer, LanguageLayer)
+                padding = layer.without_attention(padding)
+            self._padding_feature = self.model.norm(padding)
+        return self._padding_feature
 
     def reset_buffers(self) -> None:
         """Recompute the rotary frequencies, where the weights are."""
@@ -160,8 +168,8 @@ class EagleModel(nn.Module):
         return self.language_model(embeddings, input_ids != self.pad_token, self._padding_embedding())
 
     def keep_padding_feature(self) -> None:
-        """Compute the feature of padded positions once, for weights that do not change any more."""
-        self.language_model.keep_padding_feature(self._padding_embedding())
+        """Compute the feature of padded positions ahead, for weights that do not change any more."""
+        self.language_model.kept_padding_feature(self._padding_embedding())
 
     def _padding_embedding(self) -> Tensor:
         embedding = self.language_model.model.embed_tokens
