@@ -90,6 +90,11 @@ class AlgorithmConfig(ABC):
         """Memory that these may take, what is beyond being memory-mapped; None, the default: there is no bound."""
         return None
 
+    @property
+    def storage_path(self) -> str | None:
+        """Folder of the memory-mapped files; None, the default: the system's for temporary files, or there are none."""
+        return None
+
     def optimizer_steps(self, samples: int, batch_size: int) -> tuple[int, str]:
         """Of an update: their number, and how it comes about, as the end of a sentence on its minibatches.
 

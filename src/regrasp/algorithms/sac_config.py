@@ -63,8 +63,8 @@ class ReplayConfig:
     success_share: Fraction = 0.0
     """Share of every minibatch that is drawn from episodes that succeeded, once there are any."""
     max_memory_gb: PositiveFloat | None = None
-    """Memory for what decisions saw and did, in GB; with more, the largest tables are memory-mapped files. Null: all of
-    it is in memory, on the device of the features."""
+    """Memory for what decisions saw and did, in GB, and as much again for those of `demo_buffer`; with more, the
+    largest tables are memory-mapped files. Null: all of it is in memory, on the device of the features."""
     storage_path: Name | None = None
     """Folder of these files, on a disk with room for them; null: the system's folder for temporary files."""
 
@@ -74,7 +74,7 @@ class DemoBufferConfig:
     """Demonstrations that are drawn beside the stored experience."""
 
     load_path: Name
-    """Folder of the dataset, as `regrasp sft` takes it."""
+    """Folder of the dataset, as `regrasp sft` takes it, or `org/name[@revision]` of the Hugging Face hub."""
     share: Fraction = 0.5
     """Share of every minibatch that is drawn from them."""
 
@@ -187,6 +187,11 @@ class SacConfig(AlgorithmConfig):
         """Of the replay."""
         limit = self.replay_buffer.max_memory_gb
         return None if limit is None else round(limit * 1e9)
+
+    @property
+    def storage_path(self) -> str | None:
+        """Of the replay."""
+        return None if self.max_stored_bytes is None else self.replay_buffer.storage_path
 
     def critic_steps(self, samples: int) -> int:
         """Of an update that collected so many decisions."""
