@@ -146,7 +146,7 @@ class Unlit(Count):
 
 
 gymnasium.register("Needy-v0", needy)
-gymnasium.register("Unlit-v0", Unlit)
+gymnasium.register("Unlit-v0", lambda **kwargs: Unlit(**kwargs))
 gymnasium.register("Count-v0", single)
 gymnasium.register("CountVector-v0", vector_entry_point=vector)
 gymnasium.register("CountBoth-v0", single, vector_entry_point=vector)
