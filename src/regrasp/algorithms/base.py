@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from regrasp.envs.config import TrainEnvConfig
+    from regrasp.models.config import ModelConfig
     from regrasp.models.contract import Policy
     from regrasp.rollout.decisions import Decisions
 
@@ -116,6 +117,14 @@ class AlgorithmConfig(ABC):
 
     def problems(self, env: TrainEnvConfig) -> Iterator[UserError]:
         """What is wrong with values that are right by themselves, among them those of the training environments."""
+        yield from ()
+
+    def idle(self, model: ModelConfig) -> Iterator[tuple[str, str]]:
+        """Keys and blocks of this block that others leave without effect, and why; by default none.
+
+        Args:
+            model: The policy's block.
+        """
         yield from ()
 
     def unlike_rlinf(self, env: TrainEnvConfig) -> Iterator[str]:
