@@ -126,6 +126,8 @@ def test_what_is_there_is_replaced_only_when_asked(
         monkeypatch.setattr(module, name, begin)
     precious = tmp_path / "out" / "precious"
     (tmp_path / "out" / "meta").mkdir(parents=True)
+    (tmp_path / "meta").mkdir()
+    (tmp_path / "meta" / "info.json").touch()
     arguments = [*command.split(), "--output", "out"]
     precious.touch()
     assert main([*arguments, "--overwrite"]) == 2, "it is no dataset, and no model"
