@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any, Literal
 
+import pytest
 import torch
 from tensordict import TensorDict
 from torch import Tensor
@@ -24,13 +26,18 @@ from rl_toys import groot_policy, observation
 ROWS, CHUNK = 8, 2
 
 
+DSRL = DsrlConfig(hidden=(8,), pairs=2)
+
+
 def begun(
-    proposal: Literal["dsrl", "sac_flow", "selection"] = "dsrl", **settings: Any
+    proposal: Literal["dsrl", "sac_flow", "selection"] = "dsrl",
+    dsrl: DsrlConfig = DSRL,
+    **settings: Any,
 ) -> tuple[GrootPolicy, Sac, list[Minibatch]]:
     """An algorithm with the minibatches of an update on episodes of one decision each."""
     policy = groot_policy(
         proposal=proposal,
-        dsrl=DsrlConfig(hidden=(8,), pairs=2),
+        dsrl=dsrl,
         selection=SelectionConfig(candidates=3),
         add_q_head=True,
         add_value_head=False,
@@ -158,3 +165,21 @@ def test_a_flow_stays_near_the_policy_that_the_run_started_from() -> None:
     torch.testing.assert_close(loss, 2 * distance - value, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(metrics["actor/size"], distance.detach())
     torch.testing.assert_close(before, -judged(policy.q_head, batch, base).amin(0).mean(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("is_shared", [True, False])
+def test_noise_stays_near_that_which_the_start_would_choose(is_shared: bool) -> None:
+    settings = {"entropy_tuning": NO_ENTROPY, "proximity": (2.0, 2.0, 0), "proximity_to": "start"}
+    policy, algorithm, (_, minibatch) = begun(dsrl=replace(DSRL, is_shared=is_shared), **settings)
+    algorithm.start = copy.deepcopy(policy)
+    batch = minibatch.decisions
+    with torch.no_grad():
+        base = policy.propose_latent(batch.table, batch["noise"]).actions
+        assert policy.steering is not None
+        for parameter in policy.steering.parameters():
+            parameter.add_(0.1)
+    _, metrics = algorithm.loss(policy, batch, torch.ones(1), minibatch.groups)
+    chosen = policy.propose_latent(batch.table, batch["noise"]).actions
+    distance = (chosen - base).square().mean()
+    assert distance > 0
+    torch.testing.assert_close(metrics["actor/size"], distance.detach())

@@ -103,12 +103,14 @@ def test_a_folder_that_cannot_be_written_is_refused_first(
 ):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()
+    (tmp_path / "meta").mkdir()
+    (tmp_path / "meta" / "info.json").touch()  # so that the folder looks like a dataset's
     assert main(arguments.format(place).split()) == 2
     error = capsys.readouterr().err
     assert "cannot be written" in error
     assert f"key:      {key}\n" in error
     assert f"value:    '{place}" in error
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "meta"]
 
 
 @pytest.mark.parametrize("command", ["collect", f"convert a.hdf5 --config_name {LAB}", "sft --data ."])
@@ -124,6 +126,8 @@ def test_what_is_there_is_replaced_only_when_asked(
         monkeypatch.setattr(module, name, begin)
     precious = tmp_path / "out" / "precious"
     (tmp_path / "out" / "meta").mkdir(parents=True)
+    (tmp_path / "meta").mkdir()
+    (tmp_path / "meta" / "info.json").touch()
     arguments = [*command.split(), "--output", "out"]
     precious.touch()
     assert main([*arguments, "--overwrite"]) == 2, "it is no dataset, and no model"

@@ -254,6 +254,8 @@ def test_interrupt_says_what_is_kept(
         raise KeyboardInterrupt
 
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "meta").mkdir()
+    (tmp_path / "meta" / "info.json").touch()
     for module, name in (
         (pretrain, "pretrain"),
         (collect, "collect"),

@@ -329,12 +329,22 @@ def test_required_paths(tmp_path: Path) -> None:
     require_paths(resumed, "play")
 
 
+def write_info(folder: Path) -> None:
+    """What tells a dataset's folder."""
+    (folder / "meta").mkdir()
+    (folder / "meta" / "info.json").touch()
+
+
 def test_required_demonstrations(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no supervised stage"):
         require_paths(load_config(str(SMALL)).config, "sft")
     with pytest.raises(UserError, match=r"sft\.data"):
         require_paths(load_config(str(SMALL), ["sft={}"]).config, "sft")
     collected = load_config(str(SMALL), ["sft={}", "collect.num_demos=3", f"collect.output_dir={tmp_path}"]).config
+    with pytest.raises(UserError, match="holds no dataset") as caught:
+        require_paths(collected, "sft")
+    assert caught.value.key == "collect.output_dir"
+    write_info(tmp_path)
     require_paths(collected, "sft")
     with pytest.raises(UserError, match=r"does not exist[\s\S]*regrasp collect[\s\S]*regrasp convert"):
         require_paths(load_config(str(SMALL), ["sft.data=/no/such"]).config, "sft")
@@ -347,6 +357,7 @@ def test_required_demonstrations(tmp_path: Path) -> None:
 def test_the_cache_is_offered_only_where_it_can_hold_a_backbone(
     pretrain: list[str], cache: bool, tmp_path: Path
 ) -> None:
+    write_info(tmp_path)
     overrides = [f"sft.data={tmp_path}", "sft.backbone=/no/such", *pretrain]
     with pytest.raises(UserError, match="does not exist") as caught:
         require_paths(load_config(str(SMALL), overrides).config, "sft")

@@ -134,6 +134,19 @@ def single(**kwargs: Any) -> Count:
     return Count(**kwargs)
 
 
+def needy(**kwargs: Any) -> Count:
+    raise gymnasium.error.DependencyNotInstalled("box2d is not installed")
+
+
+class Unlit(Count):
+    """Lacks a package that only drawing needs."""
+
+    def render(self) -> Any:
+        raise gymnasium.error.DependencyNotInstalled("pygame is not installed")
+
+
+gymnasium.register("Needy-v0", needy)
+gymnasium.register("Unlit-v0", lambda **kwargs: Unlit(**kwargs))
 gymnasium.register("Count-v0", single)
 gymnasium.register("CountVector-v0", vector_entry_point=vector)
 gymnasium.register("CountBoth-v0", single, vector_entry_point=vector)

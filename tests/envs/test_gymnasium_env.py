@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -250,7 +251,10 @@ def options_of(block: GymnasiumTrainConfig) -> Any:
         ("gym_envs:Coun-v0", {}, "init_params.id", ["Count-v0"]),
         ("no_such_module:Count-v0", {}, "init_params.id", ["No module named 'no_such_module'"]),
         ("gym_envs:Broken-v0", {}, "init_params.id", ["RuntimeError: no licence for the arm", "gym_envs.py"]),
+        ("gym_envs:Needy-v0", {}, "init_params.id", ["box2d is not installed", f"install it for {sys.executable}"]),
+        ("json:Count-v7", {}, "init_params.id", ["json was imported, and registers none of this name"]),
         (SINGLE, {"kwargs": {"colour": "red"}}, "init_params.kwargs", ["colour", "TypeError"]),
+        ("Pendulum-v1", {"kwargs": {"gg": 3}}, "init_params.kwargs", ["can be made with: render_mode, g\n"]),
         (SINGLE, {"kwargs": {"action": "dict"}}, "init_params.id", ["Discrete"]),
         (SINGLE, {"vector": True}, "init_params.vector", ["false or null"]),
         (VECTOR, {"kwargs": {"mode": None}}, "init_params.id", ["AutoresetMode.NEXT_STEP"]),
@@ -270,6 +274,15 @@ def test_mistakes_are_explained(task: str, settings: dict[str, Any], key: str, t
         pass
     assert caught.value.key == f"env.train.{key}"
     assert all(text in str(caught.value) for text in texts), str(caught.value)
+
+
+def test_a_package_that_only_rendering_needs_is_named() -> None:
+    settings: dict[str, Any] = {"pixels": (4, 4), "mapping": {"main_images": "pixels"}}
+    with pytest.raises(UserError) as caught, started("gym_envs:Unlit-v0", **settings) as env:
+        env.reset([0], [4])
+    assert "cannot be rendered: DependencyNotInstalled: pygame is not installed" in str(caught.value)
+    assert caught.value.key == "env.train.init_params.pixels"
+    assert f"install it for {sys.executable}" in str(caught.value)
 
 
 @pytest.mark.parametrize(("task", "mode"), WAYS)

@@ -150,8 +150,15 @@ def test_other_adapters_are_refused(
     folder = write_adapters(
         tmp_path / "adapters", layer, torch.randn(2, SMALL.width), torch.randn(SMALL.width, 2), **settings
     )
-    with pytest.raises(UserError, match=words):
-        load_openvla(published, replace(AUTOREGRESSIVE, lora_path=str(folder)))
+    for load in (load_openvla, preview_openvla):
+        with pytest.raises(UserError, match=words):
+            load(published, replace(AUTOREGRESSIVE, lora_path=str(folder)))
+
+
+def test_a_preview_looks_for_the_adapters_too(published: Path) -> None:
+    with pytest.raises(UserError, match="No adapters in this folder") as error:
+        preview_openvla(published, replace(AUTOREGRESSIVE, lora_path="nowhere"))
+    assert (error.value.key, error.value.value) == ("actor.model.lora_path", "nowhere")
 
 
 def test_an_adapter_folder_in_place_of_a_model_says_so(tmp_path: Path) -> None:

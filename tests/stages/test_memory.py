@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -213,6 +214,31 @@ def test_stored_experience_is_told_of_and_counted_in_checkpoints(base_model: Pat
     assert model.policy.experience == 1000 * (model.stored // 2)
     assert any(line.startswith("stored experience: up to 1000 decisions") for line in memory_estimate(config, model))
     assert model.policy.checkpoints(2, 0) > 2 * model.policy.experience
+
+
+@pytest.mark.parametrize("limit", [None, 1e-5])
+def test_replayed_demonstrations_are_told_of_and_in_no_checkpoint(
+    base_model: Path, demos: Path, limit: float | None
+) -> None:
+    frames = json.loads((demos / "meta" / "info.json").read_text())["total_frames"]
+    sac = ("algorithm.adv_type=embodied_sac", "algorithm.loss_type=embodied_sac", "algorithm.replay_buffer.capacity=1")
+    heads = ("actor.model.add_q_head=true", "actor.model.add_value_head=false")
+    limits = () if limit is None else (f"algorithm.replay_buffer.max_memory_gb={limit}",)
+    settings = (f"actor.model.model_path={base_model}", *heads, *sac, *limits)
+    plain = model_memory(groot_experiment(*settings).config)
+    config = groot_experiment(*settings, f"algorithm.demo_buffer.load_path={demos}").config
+    model = model_memory(config)
+    assert plain is not None
+    assert model is not None
+    assert model.stored is not None
+    each = model.stored // 2
+    shown = frames * each if limit is None else 10_000
+    assert (model.policy.demonstrated, model.policy.demonstrated_mapped) == (shown, frames * each - shown)
+    assert model.policy.total == plain.policy.total + shown
+    assert model.policy.checkpoints(1, 1) == plain.policy.checkpoints(1, 1)
+    (line,) = (line for line in memory_estimate(config, model) if line.startswith("demonstrations: "))
+    assert line.startswith(f"demonstrations: {frames} decisions, about ")
+    assert ("memory-mapped" in line) == (limit is not None)
 
 
 def test_the_estimate_begins_with_what_the_model_reads_and_writes(base_model: Path) -> None:

@@ -19,6 +19,7 @@ from run_toys import (
     without_values,
 )
 
+from regrasp.cli.main import main
 from regrasp.errors import UserError
 from regrasp.experiment.load import LoadedConfig
 from regrasp.models.groot.policy import GrootPolicy
@@ -152,6 +153,28 @@ def test_a_run_with_its_replay_in_files_and_demonstrations_beside_it_resumes_bit
     copy = copy_until(in_files, 2, tmp_path / "copy")
     assert train(groot_experiment(*settings, *files, f"runner.resume_dir={copy}"), copy)
     assert_same_checkpoint(checkpoint(in_files, 3), checkpoint(copy, 3))
+
+
+def test_what_is_wrong_with_replayed_demonstrations_and_files_is_found_before_anything_starts(
+    base_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = ["train", "--config_name", "pick_cube_sac_groot", "--model_path", str(base_model)]
+    load, store = "algorithm.demo_buffer.load_path", "algorithm.replay_buffer.storage_path"
+    for override, is_warning, said in (
+        (f"{load}=absent", True, "The folder does not exist."),
+        (f"{load}=org/absent", True, "`hf download org/absent --repo-type dataset` fetches it"),
+        (f"{load}={base_model}", False, "This folder holds no dataset: it has no meta/info.json"),
+        (f"{store}=absent", True, "Stored experience has no folder for its files"),
+    ):
+        given = [override, "algorithm.replay_buffer.max_memory_gb=1"]
+        assert main([*command, "--dry_run", *given]) == (0 if is_warning else 2)
+        error = capsys.readouterr().err
+        assert said in error
+        assert f"key:      {override.partition('=')[0]}" in error
+        assert main([*command, *given]) == 2
+    assert "Logging to" not in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_policy_that_imitates_has_no_entropy(base_model: Path, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from regrasp.envs.config import TrainEnvConfig
+    from regrasp.models.config import ModelConfig
     from regrasp.models.contract import Policy
     from regrasp.rollout.decisions import Decisions
 
@@ -90,6 +91,11 @@ class AlgorithmConfig(ABC):
         """Memory that these may take, what is beyond being memory-mapped; None, the default: there is no bound."""
         return None
 
+    @property
+    def storage_path(self) -> str | None:
+        """Folder of the memory-mapped files; None, the default: the system's for temporary files, or there are none."""
+        return None
+
     def optimizer_steps(self, samples: int, batch_size: int) -> tuple[int, str]:
         """Of an update: their number, and how it comes about, as the end of a sentence on its minibatches.
 
@@ -111,6 +117,14 @@ class AlgorithmConfig(ABC):
 
     def problems(self, env: TrainEnvConfig) -> Iterator[UserError]:
         """What is wrong with values that are right by themselves, among them those of the training environments."""
+        yield from ()
+
+    def idle(self, model: ModelConfig) -> Iterator[tuple[str, str]]:
+        """Keys and blocks of this block that others leave without effect, and why; by default none.
+
+        Args:
+            model: The policy's block.
+        """
         yield from ()
 
     def unlike_rlinf(self, env: TrainEnvConfig) -> Iterator[str]:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from regrasp.envs.config import TrainEnvConfig
+    from regrasp.models.config import ModelConfig
     from regrasp.models.contract import Evaluation, Policy
     from regrasp.rollout.decisions import Decisions
 
@@ -48,6 +49,12 @@ class PolicyGradientConfig(AlgorithmConfig):
     """What weighs the same in the losses of policy and value: every decision, so that long episodes count more; or, as
     in RLinf without `auto_reset`, every trajectory of an environment, so that its decisions weigh the less the more it
     has."""
+
+    def idle(self, model: ModelConfig) -> Iterator[tuple[str, str]]:
+        """The estimator of a divergence without weight."""
+        yield from super().idle(model)
+        if not self.kl_beta:
+            yield "kl_penalty", "algorithm.kl_beta is 0"
 
     @property
     def needs(self) -> frozenset[str]:

@@ -365,7 +365,10 @@ class Sac(Algorithm):
         if self.start is None:
             return proposal.size
         with torch.no_grad():
-            before = self.start.propose(micro.table, micro.trace, micro["noise"])
+            if self.start.latent_head is None:
+                before = self.start.propose(micro.table, micro.trace, micro["noise"])
+            else:
+                before = self.start.propose_latent(micro.table, micro["noise"])
         return (proposal.actions - before.actions).square().mean(-1)
 
     def _actor_loss(self, policy: Policy, micro: Decisions) -> tuple[Tensor, dict[str, Tensor]]:

@@ -26,6 +26,7 @@ from regrasp.logging.text import counted
 if TYPE_CHECKING:
     from regrasp.algorithms.sac import Sac
     from regrasp.envs.config import TrainEnvConfig
+    from regrasp.models.config import ModelConfig
 
 Heads = Literal["min", "mean"]
 
@@ -63,8 +64,8 @@ class ReplayConfig:
     success_share: Fraction = 0.0
     """Share of every minibatch that is drawn from episodes that succeeded, once there are any."""
     max_memory_gb: PositiveFloat | None = None
-    """Memory for what decisions saw and did, in GB; with more, the largest tables are memory-mapped files. Null: all of
-    it is in memory, on the device of the features."""
+    """Memory for what decisions saw and did, in GB, and as much again for those of `demo_buffer`; with more, the
+    largest tables are memory-mapped files. Null: all of it is in memory, on the device of the features."""
     storage_path: Name | None = None
     """Folder of these files, on a disk with room for them; null: the system's folder for temporary files."""
 
@@ -74,7 +75,7 @@ class DemoBufferConfig:
     """Demonstrations that are drawn beside the stored experience."""
 
     load_path: Name
-    """Folder of the dataset, as `regrasp sft` takes it."""
+    """Folder of the dataset, as `regrasp sft` takes it, or `org/name[@revision]` of the Hugging Face hub."""
     share: Fraction = 0.5
     """Share of every minibatch that is drawn from them."""
 
@@ -130,7 +131,7 @@ class SacConfig(AlgorithmConfig):
     """Weight, in the actor's loss, of what `proximity_to` measures: at the start, at the end, steps in between."""
     proximity_to: Literal["proposal", "start"] = "proposal"
     """`proposal`: the mean square of what a residual adds, or of DSRL's noise; `start`: that of the distance to what
-    the policy that the run started from would do with the same noise."""
+    the policy that the run started from would do with the same noise, or for DSRL to the noise that it would choose."""
     selection_margin: NonNegativeFloat = 0.02
     """With a policy that imitates what critics choose: how much better than its own action another one has to be."""
     normalize_q: bool = False
@@ -188,6 +189,11 @@ class SacConfig(AlgorithmConfig):
         limit = self.replay_buffer.max_memory_gb
         return None if limit is None else round(limit * 1e9)
 
+    @property
+    def storage_path(self) -> str | None:
+        """Of the replay."""
+        return None if self.max_stored_bytes is None else self.replay_buffer.storage_path
+
     def critic_steps(self, samples: int) -> int:
         """Of an update that collected so many decisions."""
         rate = self.updates_per_decision
@@ -200,6 +206,23 @@ class SacConfig(AlgorithmConfig):
         actor = critic // self.critic_actor_ratio
         steps = f"{counted(critic, 'critic step')} and {counted(actor, 'actor step')}"
         return critic + actor, f" of stored decisions: {steps} per update"
+
+    def idle(self, model: ModelConfig) -> Iterator[tuple[str, str]]:
+        """Keys of the entropy, of files, and of an actor that climbs values or imitates."""
+        if self.entropy_tuning.alpha_type == "fixed_alpha":
+            for name in ("target_entropy", "optim"):
+                yield f"entropy_tuning.{name}", "algorithm.entropy_tuning.alpha_type is fixed_alpha"
+            if not self.entropy_tuning.initial_alpha:
+                yield "backup_entropy", "algorithm.entropy_tuning.initial_alpha stays 0"
+        if self.replay_buffer.max_memory_gb is None:
+            yield "replay_buffer.storage_path", "without algorithm.replay_buffer.max_memory_gb there are no files"
+        if model.imitates:
+            for name in ("proximity", "proximity_to", "normalize_q", "actor_agg_q"):
+                yield name, "the policy imitates what critics choose"
+            return
+        yield "selection_margin", "the policy imitates nothing"
+        if not any(self.proximity[:2]):
+            yield "proximity_to", "algorithm.proximity weighs nothing"
 
     def build(self) -> Sac:
         """The algorithm of this configuration."""

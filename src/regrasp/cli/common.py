@@ -345,19 +345,23 @@ def _rehearse(
 
 
 def _with_what_is_there(loaded: LoadedConfig, reads: Stage) -> LoadedConfig | None:
-    """The experiment as far as what it reads is on this machine: without its model folder, or None without its data.
+    """The experiment as far as what it reads is here: without a missing model folder; None without data to train on.
 
     Raises:
         UserError: What is there is not what is to be read.
     """
-    from regrasp.experiment.paths import MissingInputError, require_paths
+    from regrasp.experiment.paths import DEMONSTRATIONS, MissingInputError, require_paths
 
     try:
         require_paths(loaded.config, reads)
     except MissingInputError as missing:
         if missing.value is not None:
             _log.warning(loaded.located(missing))
-        return None if reads == "sft" else changed(loaded, "config.actor.model.model_path", None)
+        if reads == "sft":
+            return None
+        if missing.key == DEMONSTRATIONS:
+            return _with_what_is_there(changed(loaded, "config.algorithm.demo_buffer", None), reads)
+        return changed(loaded, "config.actor.model.model_path", None)
     return loaded
 
 
@@ -368,7 +372,7 @@ def _memory(
     model = loaded.config.actor.model
     if model.model_path is None:
         return ["memory: no model folder is given, so its size is not known"], None
-    if to_check is not loaded:
+    if to_check is None or to_check.config.actor.model.model_path is None:
         return [f"memory: the model folder {model.model_path} is not on this machine, so its size is not known"], None
     from regrasp.engine.memory import memory_estimate, model_memory
     from regrasp.experiment.inputs import input_names
@@ -376,8 +380,8 @@ def _memory(
     for name, env in vars(loaded.config.env).items():
         if warning := model.slot_warning(input_names(env.mapping)):
             _log.warning("env.%s.mapping.embodiment_tag_id: %s", name, warning)
-    size = model_memory(loaded.config)
-    return memory_estimate(loaded.config, size, several=several), size
+    size = model_memory(to_check.config)
+    return memory_estimate(to_check.config, size, several=several), size
 
 
 def prepare_torch(loaded: LoadedConfig) -> None:

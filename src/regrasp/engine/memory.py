@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from regrasp.data.lerobot import DemonstrationDataset
 from regrasp.engine.policies import check_inputs
 from regrasp.errors import UserError
 from regrasp.experiment import ExperimentConfig
@@ -48,6 +49,10 @@ class PolicyMemory:
     """Decisions of earlier updates in memory, once the replay is full."""
     mapped: int = 0
     """Those in memory-mapped files."""
+    demonstrated: int = 0
+    """Decisions of demonstrations in memory; no checkpoint has them."""
+    demonstrated_mapped: int = 0
+    """Those in memory-mapped files."""
 
     def checkpoints(self, count: int, exports: int) -> int:
         """Bytes on disk of so many checkpoints, of which so many have a model folder; frozen weights are in it once."""
@@ -58,7 +63,8 @@ class PolicyMemory:
     @property
     def total(self) -> int:
         """All of it."""
-        return self.weights + self.training + self.half_copy + self.acting + self.start + self.experience
+        learned = self.weights + self.training + self.half_copy + self.acting + self.start
+        return learned + self.experience + self.demonstrated
 
     def of_rank(self, config: ExperimentConfig, num_ranks: int) -> PolicyMemory:
         """What one of the ranks that train has of it on its device; layers that are gathered for a pass aside.
@@ -157,10 +163,29 @@ def memory_estimate(config: ExperimentConfig, model: ModelMemory | None, *, seve
         where = "in host memory" if config.runner.feature_storage == "host" else "on the device"
         lines.append(f"{what}: {samples} decisions x {stored / 1e3:.0f} kB = {byte_size(samples * stored)}, {where}")
     if memory.experience:
-        count, size = config.algorithm.stored_decisions, byte_size(memory.experience)
-        beyond = f", and {byte_size(memory.mapped)} in memory-mapped files" if memory.mapped else ""
-        lines.append(f"stored experience: up to {count} decisions, about {size}{beyond}, in checkpoints too")
+        sizes = _sizes(memory.experience, memory.mapped)
+        lines.append(
+            f"stored experience: up to {config.algorithm.stored_decisions} decisions, {sizes}, in checkpoints too"
+        )
+    if memory.demonstrated:
+        sizes = _sizes(memory.demonstrated, memory.demonstrated_mapped)
+        lines.append(f"demonstrations: {_num_demonstrated(config)} decisions, {sizes}, in no checkpoint")
     return [*lines, f"together on the device: {byte_size(on_device)}, activations and minibatches aside", disk]
+
+
+def _sizes(in_memory: int, mapped: int) -> str:
+    """In words."""
+    return f"about {byte_size(in_memory)}" + (f", and {byte_size(mapped)} in memory-mapped files" if mapped else "")
+
+
+def _num_demonstrated(config: ExperimentConfig) -> int:
+    """Decisions of the demonstrations that are trained on beside what is collected: a chunk from every frame.
+
+    Raises:
+        UserError: The dataset is none, or damaged.
+    """
+    folder = config.algorithm.demonstrations
+    return 0 if folder is None else DemonstrationDataset(Path(folder).expanduser()).num_frames
 
 
 def check_disk(config: ExperimentConfig, memory: PolicyMemory, folder: Path) -> str | None:
@@ -217,8 +242,9 @@ def policy_memory(policy: Policy, config: ExperimentConfig) -> PolicyMemory:
     )
     trained: list[nn.Parameter] = [weight for group in learner.optimizer.param_groups for weight in group["params"]]
     acting = ActingPolicy(policy, model, next(policy.parameters()).device, learner.bfloat16).policy
-    experience = config.algorithm.stored_decisions * _experience_bytes(policy, model.precision)
-    in_memory = min(experience, config.algorithm.max_stored_bytes or experience)
+    each, most = _experience_bytes(policy, model.precision), config.algorithm.max_stored_bytes
+    experience, demonstrated = config.algorithm.stored_decisions * each, _num_demonstrated(config) * each
+    in_memory, shown = (min(size, most or size) for size in (experience, demonstrated))
     rounded = {} if learner.bfloat16 is None else learner.bfloat16.rounded
     computing = [rounded.get(parameter, parameter) for parameter in trained]
     summed = rounded if config.actor.global_batch_size > config.actor.micro_batch_size else {}
@@ -232,6 +258,8 @@ def policy_memory(policy: Policy, config: ExperimentConfig) -> PolicyMemory:
         start=_bytes(computing) if config.algorithm.keeps_start else 0,
         experience=in_memory,
         mapped=experience - in_memory,
+        demonstrated=shown,
+        demonstrated_mapped=demonstrated - shown,
     )
 
 

@@ -32,7 +32,7 @@ from regrasp.envs.registry import experiment_folders
 from regrasp.errors import UserError
 from regrasp.experiment import ExperimentConfig
 from regrasp.experiment.simulators import settle_simulators
-from regrasp.experiment.validate import cross_check, oddities, unlike_rlinf
+from regrasp.experiment.validate import cross_check, idle_keys, oddities, unlike_rlinf
 from regrasp.models.config import ModelConfig
 
 _ADAPTER = TypeAdapter(ExperimentConfig)
@@ -143,7 +143,8 @@ def load_config(
         raise
     raise_problems([*simulators.problems, *cross_check(config, trains=trains)], sources)
     config = _without_idle_value_head(config)
-    warnings = [*merged.warnings, *idle, *oddities(config, trains=trains)]
+    told = idle_keys(config, sources.overrides, trains=trains)
+    warnings = [*merged.warnings, *idle, *told, *oddities(config, trains=trains)]
     if reasons:
         places = {key: f"the {COMMAND_LINE}" if sources.overrides_key(split_key(key)) else file for key in reasons}
         warnings.insert(0, rlinf_notice(reasons, list(unlike_rlinf(config)), places))

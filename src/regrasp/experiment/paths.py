@@ -20,8 +20,10 @@ PUBLISHED_BACKBONE = "the folder of a published GR00T N1.5 (docs/models.md)"
 """What `sft.backbone` has to be where the experiment does not pretrain one."""
 DOWNLOAD_BACKBONE = "--backbone nvidia/GR00T-N1.5-3B downloads it from the Hugging Face hub"
 """How to get it."""
+DEMONSTRATIONS = "algorithm.demo_buffer.load_path"
+"""What `AlgorithmConfig.demonstrations` is called."""
 _INPUTS: dict[Stage, dict[str, Kind]] = {
-    "train": {"actor.model.model_path": "model"},
+    "train": {"actor.model.model_path": "model", DEMONSTRATIONS: "dataset"},
     "play": {"actor.model.model_path": "model"},
     "sft": {"sft.data": "dataset", "sft.backbone": "model"},
 }
@@ -49,7 +51,7 @@ def fetch_inputs(loaded: LoadedConfig, stage: Stage, *, downloads: bool) -> Load
         *blocks, name = key.split(".")
         block = loaded.config
         for step in blocks:
-            block = getattr(block, step)
+            block = getattr(block, step, None)
         given = None if block is None else getattr(block, name)
         if given is None:
             continue
@@ -67,7 +69,8 @@ def require_paths(config: ExperimentConfig, stage: Stage) -> None:
 
     Args:
         config: The experiment.
-        stage: `train` and `play` read the model, `train` a checkpoint to resume, `sft` the demonstrations.
+        stage: `train` and `play` read the model, `train` a checkpoint to resume and demonstrations to replay, `sft`
+            the demonstrations.
 
     Raises:
         MissingInputError: A folder is missing, or the stage needs one that is not given.
@@ -76,6 +79,9 @@ def require_paths(config: ExperimentConfig, stage: Stage) -> None:
     if stage == "sft":
         _require_demonstrations(config)
         return
+    if stage == "train" and (demonstrations := config.algorithm.demonstrations) is not None:
+        fix = "correct the path; or `regrasp collect` records some; or set algorithm.demo_buffer=null"
+        _require_dataset(DEMONSTRATIONS, demonstrations, fix)
     resumes = config.runner.resume_dir if stage == "train" and not config.runner.evaluates else None
     if resumes is None or config.actor.model.model_path is not None:
         _require_model(config)
@@ -130,13 +136,23 @@ def _require_demonstrations(config: ExperimentConfig) -> None:
     expected = "the folder of a dataset of demonstrations"
     if data is None:
         raise MissingInputError("No demonstrations are given.", key="sft.data", expected=expected, fix=fix)
-    _require_folder("sft.data" if config.sft.data else "collect.output_dir", data, expected, fix)
+    _require_dataset("sft.data" if config.sft.data else "collect.output_dir", data, fix)
     if config.sft.backbone is not None:
         expected = "the folder of a pretrained backbone"
         fix = "correct the path, or set sft.backbone=null to use the user's cache"
         if config.pretrain is None:
             expected, fix = PUBLISHED_BACKBONE, f"correct the path, or get one: {DOWNLOAD_BACKBONE}"
         _require_folder("sft.backbone", config.sft.backbone, expected, fix)
+
+
+def _require_dataset(key: str, value: str, fix: str) -> None:
+    from regrasp.data.lerobot.schema import INFO_PATH  # not where nothing is read: it imports tables
+
+    expected = "the folder of a dataset of demonstrations"
+    folder = _require_folder(key, value, expected, fix)
+    if not (folder / INFO_PATH).is_file():
+        problem = f"This folder holds no dataset: it has no {INFO_PATH}"
+        raise UserError(problem, key=key, value=value, expected=expected, fix=fix)
 
 
 def _require_folder(

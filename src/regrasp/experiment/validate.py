@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, is_dataclass
 from typing import Any
 
@@ -56,6 +56,26 @@ def oddities(config: ExperimentConfig, *, trains: bool) -> list[str]:
             f" ({batch_equation(config).split(';')[0]}), so each epoch is one minibatch of all of them.",
         )
     return warnings
+
+
+def idle_keys(config: ExperimentConfig, given: Collection[str], *, trains: bool) -> list[str]:
+    """What is said of one call and has no effect; of what a file says, a variant that inherits it may need less.
+
+    Args:
+        config: The experiment.
+        given: Keys that the command line sets.
+        trains: As for `cross_check`; what an evaluation does not look at is not told.
+    """
+    model, algorithm = config.actor.model, config.algorithm
+    idle: dict[str, str] = {}
+    if trains and not config.runner.evaluates:
+        idle |= {f"actor.model.{name}": why for name, why in model.idle()}
+        idle |= {f"algorithm.{name}": why for name, why in algorithm.idle(model)}
+    if model.imitates_without_noise:
+        idle["sft.noise_repeats"] = f"actor.model.model_type {model.model_type} imitates without noise"
+    told = dict.fromkeys(given)
+    found = ((key, why) for key in told for name, why in idle.items() if f"{key}.".startswith(f"{name}."))
+    return [f"{key} has no effect: {why}." for key, why in found]
 
 
 def unlike_rlinf(config: ExperimentConfig) -> Iterator[str]:

@@ -166,6 +166,16 @@ class RlHeadConfig:
                 fix="raise denoising_steps, or use noise_method flow_sde without ignore_last",
             )
 
+    def idle(self) -> Iterator[tuple[str, str]]:
+        """Keys of this block that others leave without effect, and why."""
+        learned = "actor.model.rl_head_config.noise_method is flow_noise, which learns its noise"
+        if self.noise_method == "flow_noise":
+            yield from (("noise_level", learned), ("noise_params", learned))
+        elif self.noise_anneal:
+            yield "noise_level", "actor.model.rl_head_config.noise_anneal takes noise_params"
+        else:
+            yield "noise_params", "actor.model.rl_head_config.noise_anneal is false"
+
     def oddities(self, num_action_chunks: int) -> Iterator[str]:
         """Keys that are set and that other keys leave without effect."""
         key = "actor.model.rl_head_config"
@@ -225,6 +235,8 @@ class ModelConfig(ABC):
     needs_pretrained: ClassVar[bool] = True
     """RL starts from a model folder, and supervised training from a folder or a backbone: nothing is made from
     scratch."""
+    imitates_without_noise: ClassVar[bool] = False
+    """Whether the loss of supervised training draws no noise, so that `sft.noise_repeats` changes nothing."""
     uses_images: ClassVar[bool] = True
     """Whether the policy looks at images."""
     written_elsewhere: ClassVar[Mapping[str, str]] = {}
@@ -367,6 +379,16 @@ class ModelConfig(ABC):
     def oddities(self) -> Iterator[str]:
         """What is valid and probably not what was meant."""
         yield from ()
+
+    def idle(self) -> Iterator[tuple[str, str]]:
+        """Keys and blocks of this block that others leave without effect, and why."""
+        if not self.add_q_head:
+            yield "q_head", "actor.model.add_q_head is false"
+
+    @property
+    def imitates(self) -> bool:
+        """Whether the policy learns by imitating what critics choose; by default it does not."""
+        return False
 
     def slot_warning(self, inputs: InputNames) -> str | None:
         """What speaks against the embodiment's slot that an experiment gives; None where nothing does."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from regrasp.checkpoint.hub_folder import list_file, read_stored
+from regrasp.checkpoint.hub_folder import StoredTensor, list_file, read_stored
 from regrasp.config import parse
 from regrasp.errors import UserError
 from regrasp.extras import install_command
@@ -99,10 +99,34 @@ def merge_folder(module: nn.Module, folder: Path, key: str) -> None:
     Raises:
         UserError: The folder holds no such adapters, or they are those of another model.
     """
+    scale, stored, layers = find_adapters(module, folder, key)
+    found: dict[str, Tensor] = {name: tensor.float().clone() for name, tensor in read_stored(stored)}
+    parameters = dict(module.named_parameters())
+    for layer in layers:
+        weight = parameters[f"{layer}.weight"]
+        update = found[f"{layer}.lora_B.weight"] @ found[f"{layer}.lora_A.weight"]
+        weight.copy_((weight.float() + scale * update).to(weight.dtype))
+
+
+def find_adapters(module: nn.Module, folder: Path, key: str) -> tuple[float, dict[str, StoredTensor], list[str]]:
+    """Check the adapters of a folder against a module, which may be on the meta device; their data is not read.
+
+    Args:
+        module: With weights of the names that the adapters have.
+        folder: Written by peft.
+        key: What names the folder, for errors.
+
+    Returns:
+        What the adapters' product is multiplied by, their tensors by name, and the layers that have one.
+
+    Raises:
+        UserError: The folder holds no such adapters, or they are those of another model.
+    """
     file, weights = folder / ADAPTER_FILE, folder / _ADAPTER_WEIGHTS
     if not file.is_file() or not weights.is_file():
         expected = f"{ADAPTER_FILE} and {_ADAPTER_WEIGHTS}"
-        raise UserError("No adapters in this folder", key=key, value=str(folder), expected=expected)
+        fix = f"correct the path, or set {key}=null"
+        raise UserError("No adapters in this folder", key=key, value=str(folder), expected=expected, fix=fix)
     settings = parse.read_json(file, fix="restore the file")
     rank: Any = settings.get("r")
     alpha: Any = settings.get("lora_alpha")
@@ -115,10 +139,9 @@ def merge_folder(module: nn.Module, folder: Path, key: str) -> None:
     scale = alpha / (rank**0.5 if settings.get("use_rslora") else rank)
     stored = {tensor.name.removeprefix(_PEFT_PREFIX): tensor for tensor in list_file(weights)}
     parameters = dict(module.named_parameters())
-    found: dict[str, Tensor] = {name: tensor.float().clone() for name, tensor in read_stored(stored)}
-    layers = sorted({name.partition(".lora_")[0] for name in found})
+    layers = sorted({name.partition(".lora_")[0] for name in stored})
     expected = {f"{layer}.lora_{part}.weight" for layer in layers for part in "AB"}
-    unknown = [layer for layer in layers if f"{layer}.weight" not in parameters] or sorted(expected ^ found.keys())
+    unknown = [layer for layer in layers if f"{layer}.weight" not in parameters] or sorted(expected ^ stored.keys())
     if unknown or not layers:
         raise UserError(
             "Adapters of another model",
@@ -129,8 +152,7 @@ def merge_folder(module: nn.Module, folder: Path, key: str) -> None:
             fix="give as model_path the base model that they were trained on",
         )
     for layer in layers:
-        weight = parameters[f"{layer}.weight"]
-        update = found[f"{layer}.lora_B.weight"] @ found[f"{layer}.lora_A.weight"]
-        if update.shape != weight.shape:
-            raise UserError("Adapters of another size", file=weights, key=layer, value=tuple(update.shape), fix=_FIX)
-        weight.copy_((weight.float() + scale * update).to(weight.dtype))
+        up, down = (tuple(stored[f"{layer}.lora_{part}.weight"].shape) for part in "BA")
+        if (*up[:1], *down[1:]) != tuple(parameters[f"{layer}.weight"].shape) or up[1:] != down[:1]:
+            raise UserError("Adapters of another size", file=weights, key=layer, value=[*up, *down], fix=_FIX)
+    return scale, stored, layers

@@ -100,7 +100,7 @@ def distill(config: ExperimentConfig, output: Path, *, overwrite: bool = False) 
                 "The model has nothing to distill: it acts by its published weights alone",
                 key="actor.model.model_path",
                 value=model.model_path,
-                expected="one that learned with actor.model.add_q_head: its folder has a residual.json or dsrl.json",
+                expected="one that learned with actor.model.proposal residual or dsrl, and has a file of that name",
                 fix="use the model as it is",
             )
         mapping = ActionMapping(mapping_config, model.action_dim, env.spec.action_dim, "env.train.mapping")

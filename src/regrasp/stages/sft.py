@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from regrasp.data.lerobot import DemonstrationDataset
 from regrasp.engine.policies import check_inputs, choose_device
 from regrasp.envs.selection import camera_names, state_names
-from regrasp.errors import TrainingHaltedError
+from regrasp.errors import TrainingHaltedError, UserError
 from regrasp.experiment import ExperimentConfig, SftConfig
 from regrasp.experiment.inputs import input_names
 from regrasp.experiment.load import made_with
@@ -27,6 +27,7 @@ from regrasp.models.config import DatasetFacts
 from regrasp.models.contract import Policy
 from regrasp.models.normalization import Statistics
 from regrasp.models.origin import Origin
+from regrasp.models.registry import model_in
 from regrasp.seeding import KeyedNoise, torch_generator
 from regrasp.stages.dataset_features import DatasetFeatures, check_sources, find_features, quaternion_order
 from regrasp.stages.demonstrations import check_actions
@@ -148,6 +149,15 @@ def _backbone(config: ExperimentConfig) -> Path:
         raise MissingInputError("No pretrained backbone is given", key="sft.backbone", expected=expected, fix=fix)
     if not (folder / MODEL_FILE).is_file():
         raise MissingInputError(problem, key="sft.backbone", value=str(folder), expected=expected, fix=fix)
+    found, model = model_in(folder, "sft.backbone"), config.actor.model
+    if not isinstance(model, found):
+        raise UserError(
+            "The backbone is of another model than the experiment's",
+            key="sft.backbone",
+            value=str(folder),
+            expected=f"one of {model.model_type}; its {MODEL_FILE} is of {found.names()[0]}",
+            fix="name another one, or with --config_name an experiment with this kind of model",
+        )
     return folder
 
 

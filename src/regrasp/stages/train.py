@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from regrasp.errors import UserError
 from regrasp.experiment import ExperimentConfig
 from regrasp.experiment.batches import num_updates
 from regrasp.experiment.load import LoadedConfig
+from regrasp.experiment.paths import MissingInputError
 from regrasp.logging.backends import Opener, TrackedRun, check_installed, prepare_backends
 from regrasp.logging.metrics import MetricsLogger
 from regrasp.logging.warning_file import WarningFile, recorded_warnings
@@ -105,6 +107,14 @@ def check(config: ExperimentConfig) -> Policy | None:
     warn_of_another_task(config, "train")
     if config.runner.val_check_interval > 0:
         check_folder_fits(config, "eval")
+    if (storage := config.algorithm.storage_path) is not None and not os.access(storage, os.W_OK | os.X_OK):
+        raise MissingInputError(
+            "Stored experience has no folder for its files",
+            key="algorithm.replay_buffer.storage_path",
+            value=storage,
+            expected="a folder that exists and can be written, on a disk with room",
+            fix="make it, or name another one",
+        )
     return policy
 
 

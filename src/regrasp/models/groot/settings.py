@@ -31,6 +31,12 @@ _NOISE = {
 }
 """Which key says how much a proposal explores."""
 
+_NOISES = ("noise_method", "noise_level", "noise_anneal", "noise_params", "noise_color")
+"""How denoising is stochastic: for a density, or for `sac_flow`; other proposals denoise by the ODE."""
+_CHOICE = ("joint_logprob", "ignore_last")
+"""Which steps are; with critics all or none."""
+_OF_VALUES = tuple(f"rl_head_config.{name}" for name in ("detach_critic_input", "use_vlm_value", "value_vlm_mode"))
+
 AttentionKernel = Literal["sdpa", "flash_attention_2"]
 
 
@@ -139,6 +145,32 @@ class GrootModelConfig(ModelConfig):
         """Sizes of what `add_q_head` trains; None without it."""
         blocks = {"residual": self.residual, "dsrl": self.dsrl, "selection": self.selection, "sac_flow": _SAC_FLOW}
         return blocks[self.proposal] if self.add_q_head else None
+
+    def idle(self) -> Iterator[tuple[str, str]]:
+        """Also: the other proposals' blocks, the noise of a head that does not explore, and the absent parts' keys."""
+        yield from super().idle()
+        blocks = ("residual", "dsrl", "selection")
+        if not self.add_q_head:
+            yield from ((name, "actor.model.add_q_head is false") for name in ("proposal", *blocks))
+            yield from ((f"rl_head_config.{name}", why) for name, why in self.rl_head_config.idle())
+        else:
+            proposal = f"actor.model.proposal is {self.proposal}"
+            yield from ((name, proposal) for name in blocks if name != self.proposal)
+            flow = self.proposal == "sac_flow"
+            yield from ((f"rl_head_config.{name}", proposal) for name in (_CHOICE if flow else (*_NOISES, *_CHOICE)))
+            if flow:
+                yield from ((f"rl_head_config.{name}", why) for name, why in self.rl_head_config.idle())
+            if self.proposal == "dsrl" and not self.dsrl.noise_aliasing:
+                yield "dsrl.pairs", "actor.model.dsrl.noise_aliasing is false"
+        if not self.add_value_head:
+            yield from ((name, "there is no value head") for name in ("value_head_hidden", *_OF_VALUES))
+        if not self.is_lora:
+            yield "lora", "actor.model.is_lora is false"
+
+    @property
+    def imitates(self) -> bool:
+        """Whether it is the head that imitates."""
+        return self.add_q_head and self.proposal == "selection"
 
     @property
     def trains_head(self) -> bool:

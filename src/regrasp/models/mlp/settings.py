@@ -38,6 +38,7 @@ class MlpModelConfig(ModelConfig):
 
     needs_pretrained: ClassVar[bool] = False
     uses_images: ClassVar[bool] = False
+    imitates_without_noise: ClassVar[bool] = True
 
     @property
     def noise_key(self) -> str | None:

@@ -13,7 +13,7 @@ from regrasp.checkpoint.read import load_full_weights
 from regrasp.errors import UserError
 from regrasp.models.config import CONFIG_FILE, DatasetFacts
 from regrasp.models.inputs import InputNames
-from regrasp.models.lora import merge_folder
+from regrasp.models.lora import find_adapters, merge_folder
 from regrasp.models.openvla.config import OpenVlaConfig
 from regrasp.models.openvla.decoding import Decoding, read_decoding
 from regrasp.models.openvla.network.language import LanguageModel
@@ -35,6 +35,8 @@ from regrasp.models.weights import (
     write_json,
     write_weights,
 )
+
+_LORA_PATH = "actor.model.lora_path"
 
 
 def save_openvla(policy: OpenVlaPolicy, folder: Path) -> None:
@@ -94,7 +96,7 @@ def load_openvla(
         for name, parameter in policy.action_head.named_parameters():
             parameter.data = parameter.data.to(dtype_of(f"action_head.{name}", parameter.dtype, dtype))
     if settings is not None and settings.lora_path is not None:
-        merge_folder(policy, Path(settings.lora_path).expanduser(), "actor.model.lora_path")
+        merge_folder(policy, Path(settings.lora_path).expanduser(), _LORA_PATH)
     if policy.value_head is not None and "value_head" in absent:
         policy.value_head.to_empty(device="cpu")
         init_mlp(policy.value_head, torch.Generator().manual_seed(seed))
@@ -111,6 +113,8 @@ def preview_openvla(folder: Path, settings: OpenVlaModelConfig) -> OpenVlaPolicy
     """
     policy = _skeleton(folder, settings, None)
     check_weights(policy, _used_tensors(policy, folder), file=folder, optional=_parts(policy))
+    if settings.lora_path is not None:
+        find_adapters(policy, Path(settings.lora_path).expanduser(), _LORA_PATH)
     return policy
 
 

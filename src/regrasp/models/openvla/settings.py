@@ -75,6 +75,7 @@ class OpenVlaModelConfig(ModelConfig):
     detach_critic_input: bool = False
     """Keep the value loss from training the layers below the value head."""
 
+    imitates_without_noise: ClassVar[bool] = True
     method: ClassVar[Method] = "autoregressive"
     written_elsewhere: ClassVar[Mapping[str, str]] = {
         f"{block}.sampling_params.{name}": f"actor.model.sampling.{name}"
@@ -173,6 +174,14 @@ class OpenVlaModelConfig(ModelConfig):
                 fix="set actor.model.add_q_head=false, and train by gae, grpo or reinpp",
             )
 
+    def idle(self) -> Iterator[tuple[str, str]]:
+        """Also: keys of the parts that are not there."""
+        yield from super().idle()
+        if not self.add_value_head:
+            yield from ((name, "there is no value head") for name in ("value_head_hidden", "detach_critic_input"))
+        if not self.is_lora:
+            yield "lora", "actor.model.is_lora is false"
+
     def oddities(self) -> Iterator[str]:
         """Keys that others leave without effect."""
         if self.trainable == "head_without_context":
@@ -197,6 +206,14 @@ class OpenVlaOftModelConfig(OpenVlaModelConfig):
     else `official`."""
 
     method: ClassVar[Method] = "parallel"
+
+    def idle(self) -> Iterator[tuple[str, str]]:
+        """Also: the deviation of a head that is not there, and the sampling of tokens where there are none."""
+        yield from super().idle()
+        if self.action_head == "tokens":
+            yield "initial_std", "actor.model.action_head is tokens"
+        elif self.action_head == "gaussian":
+            yield "sampling", "actor.model.action_head is gaussian"
 
     def own_decoding(self, decoding: Decoding, known: bool) -> Decoding:
         """The same, with or without the stop token, and with the head that is asked for.

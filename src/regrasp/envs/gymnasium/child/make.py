@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
+import sys
 import traceback
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -12,6 +14,7 @@ from regrasp.envs.gymnasium.child.options import EnvOptions
 from regrasp.errors import UserError
 
 _NUM_NEAREST = 5
+_COLLECTING = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 MadeT = TypeVar("MadeT")
 
 
@@ -58,6 +61,8 @@ def _find_spec(options: EnvOptions, full: str, key: str) -> Any:
             expected=f"one of the nearest, {', '.join(near)}" if near else "an id that is registered with Gymnasium",
             fix=f"did you mean '{near[0]}'? An environment of another package is written module:Id"
             if near
+            else f"correct it: {module} was imported, and registers none of this name"
+            if colon
             else "write it module:Id, with the module that registers it",
         ) from error
 
@@ -85,9 +90,29 @@ def made(options: EnvOptions, make: Callable[[], MadeT], name: str, kwargs: Mapp
             f"The environment cannot be made: {type(error).__name__}: {error}",
             key=f"{options.location}.init_params.{'tasks' if options.tasks else 'kwargs' if kwargs else 'id'}",
             value=dict(kwargs) or name,
-            expected=f"what {name} can be made with",
-            fix=f"see {place_of(error)}, which raised this",
+            expected=f"what {name} can be made with{_parameters(name)}",
+            fix=how_to_mend(options, error),
         ) from error
+
+
+def _parameters(name: str) -> str:
+    """The arguments that the maker of a registered environment names; empty where it names none."""
+    gymnasium = importlib.import_module("gymnasium")
+    entry = gymnasium.spec(name.rpartition(":")[2]).entry_point
+    try:
+        maker = importlib.import_module("gymnasium.envs.registration").load_env_creator(entry)
+        named = [one.name for one in inspect.signature(maker).parameters.values() if one.kind not in _COLLECTING]
+    except (ImportError, TypeError, ValueError, AttributeError):  # a vector's entry point, a builtin, a missing package
+        return ""
+    return f": {', '.join(named)}" if named else ""
+
+
+def how_to_mend(options: EnvOptions, error: Exception) -> str:
+    """What to do about an error of an environment's code: a missing package, or what its file and line say."""
+    lacks = isinstance(error, ImportError) or type(error).__name__ == "DependencyNotInstalled"  # Gymnasium's
+    if not lacks:
+        return f"see {place_of(error)}, which raised this"
+    return f"install it for {sys.executable}, which runs the environments; {options.location}.python chooses another"
 
 
 def place_of(error: Exception) -> str:

@@ -48,12 +48,23 @@ def _resampled(image: np.ndarray, axis: int, target: int) -> np.ndarray:
     return np.diff(at, axis=axis) * (target / length)
 
 
+def render_error(options: EnvOptions, error: Exception, fix: str) -> UserError:
+    """What to tell of an environment that failed to render."""
+    problem = f"The environment cannot be rendered: {type(error).__name__}: {error}"
+    return _refused(options, problem, f"what {options.id} can render", f"{fix}; or leave it out")
+
+
 def _no_image(options: EnvOptions, expected: str) -> UserError:
+    fix = f"remove it, or wrap {options.id} in an environment that renders"
+    return _refused(options, "The environment does not render images", expected, fix)
+
+
+def _refused(options: EnvOptions, problem: str, expected: str, fix: str) -> UserError:
     asked = "video_cfg.save_video" if options.pixels is None else "init_params.pixels"
     return UserError(
-        "The environment does not render images",
+        problem,
         key=f"{options.location}.{asked}",
         value=True if options.pixels is None else list(options.pixels),
         expected=expected,
-        fix=f"remove it, or wrap {options.id} in an environment that renders",
+        fix=fix,
     )

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from regrasp.envs.gymnasium.child.environments import Environments, Info
-from regrasp.envs.gymnasium.child.make import load_expert, place_of
+from regrasp.envs.gymnasium.child.make import how_to_mend, load_expert, place_of
 from regrasp.envs.gymnasium.child.options import EnvOptions
-from regrasp.envs.gymnasium.child.pixels import check_renders, resized
+from regrasp.envs.gymnasium.child.pixels import check_renders, render_error, resized
 from regrasp.envs.gymnasium.child.spaces import ActionDecoder, Leaf, action_decoder, leaves
 from regrasp.envs.process.simulator import ArraySpec, Outcome, Simulator, SimulatorSpec
 from regrasp.errors import UserError
@@ -106,15 +106,26 @@ class GymnasiumSimulator(Simulator):
         """Write the present observations of `rows`."""
         for key, target in targets.items():
             if key == PIXELS and self._options.pixels is not None:
-                for row, frame in zip(rows, self._environments.frames(rows), strict=True):
+                for row, frame in zip(rows, self._frames(rows), strict=True):
                     target[row] = resized(frame, target.shape[1:3], self._options)
             else:
                 target[rows] = self._environments.present[key][rows]
 
     def render(self, rows: Sequence[int], targets: Sequence[np.ndarray]) -> None:
         """Write what the environments render, scaled to the size of the targets."""
-        for frame, target in zip(self._environments.frames(rows), targets, strict=True):
+        for frame, target in zip(self._frames(rows), targets, strict=True):
             target[:] = resized(frame, target.shape[:2], self._options)
+
+    def _frames(self, rows: Sequence[int]) -> Sequence[Any]:
+        """What the environments render.
+
+        Raises:
+            UserError: They cannot: a package is missing, or there is no display.
+        """
+        try:
+            return self._environments.frames(rows)
+        except Exception as error:
+            raise render_error(self._options, error, how_to_mend(self._options, error)) from error
 
     def expert(self, rows: Sequence[int], target: np.ndarray) -> None:
         """Ask the scripted expert of each row's episode, and turn its action into the vector that stands for it."""
