@@ -1,12 +1,15 @@
 """Algorithms on pick-cube from the same base models: success against environment steps, wall time and CPU time.
 
     python benchmarks/compare_algorithms.py --models base_0 base_1 base_2 [--algorithms ppo dsrl ...] [--steps 150000]
-        [--points 8] [--episodes 500] [--jobs 4] [--logs FOLDER] [--name NAME] [key=value ...]
+        [--points 8] [--episodes 500] [--jobs 4] [--logs FOLDER] [--name NAME] [--quickstarts] [key=value ...]
 
 Every algorithm is its shipped experiment, with the seed N on the model number N, for as many updates as take about so
 many environment steps; `key=value` are further settings of all of them. Runs go to FOLDER/<algorithm>_<N>; one that is
 finished is read, one that was interrupted begins anew. Seconds and CPU seconds are those of all processes of a run
 since its start, evaluations included; run no more `--jobs` at a time than there are cores. Linux only.
+
+`--quickstarts` adds the residual as benchmarks/results/quickstart_seeds.json has it: the same recipe and seeds, 500
+episodes an evaluation, no times on the way.
 
 Writes benchmarks/results/<NAME>.json and docs/images/<NAME>.png, and prints the table as Markdown.
 """
@@ -30,8 +33,9 @@ from typing import Any
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 
-from results_file import save
+from results_file import RESULTS, save
 
 PICTURES = Path(__file__).parents[1] / "docs" / "images"
 POLL = 0.5
@@ -140,6 +144,18 @@ def train(name: str, model: Path, seed: int, args: argparse.Namespace) -> list[P
     return points
 
 
+def quickstarts() -> list[list[Point]]:
+    """The residual's curves of the saved quickstarts, by seed."""
+    saved = json.loads((RESULTS / "quickstart_seeds.json").read_text())
+    return [
+        [
+            {"env_steps": 0, "success": row["base success"]},
+            *({"env_steps": steps, "success": success} for steps, success in saved["curves"][str(row["seed"])]),
+        ]
+        for row in saved["rows"]
+    ]
+
+
 def needed(points: Sequence[Point], axis: str) -> float | None:
     """Where the line between evaluations first reaches `THRESHOLD`; None where it does not."""
     if points[0]["success"] >= THRESHOLD:
@@ -159,8 +175,8 @@ def summary(title: str, curves: Sequence[Sequence[Point]]) -> dict[str, Any]:
     success = [end["success"] for end in ends]
     found |= {"success": round(float(np.mean(success)), 3), "lowest": min(success), "highest": max(success)}
     found["env steps"] = round(float(np.mean([end["env_steps"] for end in ends])))
-    found["minutes"] = round(float(np.mean([end["seconds"] for end in ends])) / 60, 1)
-    found["CPU min"] = round(float(np.mean([end["cpu_seconds"] for end in ends])) / 60, 1)
+    for name, axis in (("minutes", "seconds"), ("CPU min", "cpu_seconds")):
+        found[name] = round(float(np.mean([end[axis] for end in ends])) / 60, 1) if axis in ends[0] else "-"
     costs = [needed(points, "env_steps") for points in curves]
     reached = [cost for cost in costs if cost is not None]
     found[f"steps to {THRESHOLD:.0%}"] = round(float(np.mean(reached))) if len(reached) == len(costs) else "-"
@@ -179,11 +195,14 @@ def draw(runs: dict[str, list[list[Point]]], file: Path, episodes: int) -> None:
     FigureCanvasAgg(figure)
     for axes, (axis, label) in zip(figure.subplots(1, 3, sharey=True), AXES.items(), strict=True):
         for name, curves in runs.items():
+            if axis not in curves[0][-1]:
+                continue
             grid, success = band(curves, axis)
             color = ALGORITHMS[name].color
             axes.plot(grid, success.mean(0), color=color, label=ALGORITHMS[name].title)
             axes.fill_between(grid, success.min(0), success.max(0), color=color, alpha=0.12)
         axes.set_xlabel(label)
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.set_ylim(0, 1)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.3)
@@ -211,6 +230,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--logs", type=Path, default=Path("compare-runs"))
     parser.add_argument("--name", default="compare_algorithms")
+    parser.add_argument("--quickstarts", action="store_true", help="add the residual of the saved quickstarts")
     parser.add_argument("overrides", nargs="*")
     args = parser.parse_args()
     seeds = args.seeds or list(range(len(args.models)))
@@ -228,11 +248,14 @@ def main() -> None:
             ]
             for name, own in jobs.items()
         }
+    if args.quickstarts:
+        runs["residual"] = quickstarts()
     rows = [summary(ALGORITHMS[name].title, curves) for name, curves in runs.items()]
-    points = {name: dict(zip(map(str, seeds), curves, strict=True)) for name, curves in runs.items()}
+    points = {name: dict(zip(map(str, seeds), curves, strict=False)) for name, curves in runs.items()}
     command = f"python benchmarks/compare_algorithms.py --models <{len(seeds)} base models> --seeds"
     command += f" {' '.join(map(str, seeds))} --algorithms {' '.join(args.algorithms)} --steps {args.steps}"
     command += f" --points {args.points} --episodes {args.episodes} --jobs {args.jobs}"
+    command += " --quickstarts" if args.quickstarts else ""
     save(args.name, " ".join([command, *args.overrides]), rows, points=points)
     draw(runs, PICTURES / f"{args.name}.png", args.episodes)
     print(markdown(rows))

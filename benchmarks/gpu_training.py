@@ -48,7 +48,6 @@ PROFILED = 2
 LAYOUTS = {
     "one after the other": (),
     "two groups of environments": ("rollout.pipeline_stage_num=2",),
-    "rollout during the update": ("rollout.pipeline_stage_num=2", "runner.max_staleness=1"),
 }
 
 
@@ -141,7 +140,7 @@ def measure_layout(name: str, overrides: Sequence[str], device: torch.device, *,
     release(device)
     config = large_config(overrides, tiny=tiny, updates=updates)
     policy = random_policy(config, device, tiny=tiny)
-    rollouts, trainings, memory, compilations = [], [], [], []
+    rollouts, trainings, decisions, memory, compilations = [], [], [], [], []
     begun = time.perf_counter()
     with TemporaryDirectory() as folder, started(config, policy, device, Path(folder)) as engine:
         start_up = time.perf_counter() - begun
@@ -150,19 +149,24 @@ def measure_layout(name: str, overrides: Sequence[str], device: torch.device, *,
             collect = lambda update=update: engine.collect(update, lambda: False)  # noqa: E731
             train = lambda update=update: engine.update(update, lambda: False)  # noqa: E731
             rollouts.append(timed(collect, device, profiled=profiled))
-            num_decisions = 0 if engine.decisions is None else len(engine.decisions)
+            assert engine.decisions is not None
+            decisions.append(len(engine.decisions))
+            stored = sum(tensor.nbytes for tensor in engine.decisions.table.values() if tensor.is_cuda)
             trainings.append(timed(train, device, profiled=profiled))
-            memory.append(torch.cuda.memory_allocated() / 1e9 if device.type == "cuda" else 0.0)
+            memory.append((torch.cuda.memory_allocated() - stored) / 1e9 if device.type == "cuda" else 0.0)
             compilations.append(num_compilations())
-            print(f"{name}, update {update}: {rollouts[-1]}, {trainings[-1]}, {memory[-1]:.2f} GB", flush=True)
+            print(
+                f"{name}, update {update}: {decisions[-1]} decisions, {rollouts[-1]}, {trainings[-1]}, {memory[-1]:.2f} GB",
+                flush=True,
+            )
     steady = [update for update in range(1, updates) if update != PROFILED]
     rollout, training = (statistics.median(part[update].seconds for update in steady) for part in (rollouts, trainings))
     row: dict[str, Any] = {
         "layout": name,
-        "decisions": num_decisions,
+        "decisions": statistics.median(decisions),
         "rollout s": rollout,
         "update s": training,
-        "decisions/s": num_decisions / (rollout + training),
+        "decisions/s": statistics.median(decisions) / (rollout + training),
         "first update s": rollouts[0].seconds + trainings[0].seconds,
         "start-up s": start_up,
         "compiled after the first update": compilations[-1] - compilations[0],
@@ -179,7 +183,8 @@ def measure_layout(name: str, overrides: Sequence[str], device: torch.device, *,
     row["samples"] = {
         "rollout s": [one.seconds for one in rollouts],
         "update s": [one.seconds for one in trainings],
-        "GB": memory,
+        "decisions": decisions,
+        "GB without stored decisions": memory,
         "compilations": compilations,
     }
     return row

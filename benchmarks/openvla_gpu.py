@@ -50,6 +50,8 @@ from regrasp.rollout.decisions import Decisions
 from regrasp.seeding import KeyedNoise
 from results_file import revision
 
+HEAD = ("", "plain ms", "ms", "times as fast", "of matmul")
+"""Of the table."""
 ACTION_DIM = 7
 CHUNK = 8
 """Actions that OFT decides on at once."""
@@ -377,8 +379,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     sizes, started = sizes_of(tiny=options.tiny), time.monotonic()
     report, table = measure(sizes, options.parts)
-    for row in (("", "plain ms", "ms", "times", "of matmul"), *table):
-        print("{:36}{:>10}{:>10}{:>8}{:>11}".format(*row))
+    for row in (HEAD, *table):
+        print("{:36}{:>10}{:>10}{:>15}{:>11}".format(*row))
     print("agreement:", {name: f"{value:.1e}" for name, value in report.agreement.items()})
     if options.json is not None:
         on_gpu = sizes.device.type == "cuda"
@@ -388,7 +390,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "device": torch.cuda.get_device_name() if on_gpu else "cpu",
             "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
             **report.values,
-            "rows": table,
+            "rows": [dict(zip(HEAD, row, strict=True)) for row in table],
             "agreement": report.agreement,
             "samples_ms": report.samples,
             "minutes": (time.monotonic() - started) / 60,

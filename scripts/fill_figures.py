@@ -101,10 +101,11 @@ def main() -> None:
     algorithms.write_text(replace_between(algorithms.read_text(), "quickstart_curves", curves))
     for page, name in (
         ("algorithms", "noise_gain"),
-        ("algorithms", "algorithm_curves"),
+        ("algorithms", "compare_algorithms"),
         ("algorithms", "distill_seeds"),
         ("trocar", "trocar_steps"),
         ("environments", "metaworld"),
+        ("openvla", "openvla_gpu"),
     ):
         file, rows = ROOT / "docs" / f"{page}.md", table(json.loads((RESULTS / f"{name}.json").read_text()))
         file.write_text(replace_between(file.read_text(), name, markdown(rows)))
