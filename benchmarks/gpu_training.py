@@ -155,10 +155,7 @@ def measure_layout(name: str, overrides: Sequence[str], device: torch.device, *,
             trainings.append(timed(train, device, profiled=profiled))
             memory.append((torch.cuda.memory_allocated() - stored) / 1e9 if device.type == "cuda" else 0.0)
             compilations.append(num_compilations())
-            print(
-                f"{name}, update {update}: {decisions[-1]} decisions, {rollouts[-1]}, {trainings[-1]}, {memory[-1]:.2f} GB",
-                flush=True,
-            )
+            print(f"{name}, update {update}: {decisions[-1]} decisions, {rollouts[-1]}, {trainings[-1]}", flush=True)
     steady = [update for update in range(1, updates) if update != PROFILED]
     rollout, training = (statistics.median(part[update].seconds for update in steady) for part in (rollouts, trainings))
     row: dict[str, Any] = {
