@@ -242,8 +242,8 @@ class Sac(Algorithm):
         with torch.no_grad():
             for target, own in pairs:
                 if target is not None and own is not None:
-                    for mean, new in zip(target.parameters(), own.parameters(), strict=True):
-                        mean.lerp_(new, self.config.tau)
+                    means, news = [*target.parameters()], [*own.parameters()]
+                    torch._foreach_lerp_(means, news, self.config.tau)  # pyright: ignore[reportPrivateImportUsage]
 
     def shares(self, micro: Decisions, batch: Decisions) -> Tensor:
         """(1,): of the minibatch."""
