@@ -44,7 +44,7 @@ class PolicyMemory:
     acting: int
     """What rollouts compute ahead of the weights alone, in a copy that shares the rest."""
     start: int
-    """Copy of the weights that the run starts from, for `algorithm.kl_beta`."""
+    """Copy of the weights that the run starts from, where the policy is compared with it."""
     experience: int = 0
     """Decisions of earlier updates in memory, once the replay is full."""
     mapped: int = 0
@@ -155,7 +155,7 @@ def memory_estimate(config: ExperimentConfig, model: ModelMemory | None, *, seve
     if memory.acting:
         lines.append(f"joined weights and tables of the copy that acts: {byte_size(memory.acting)}")
     if memory.start:
-        lines.append(f"copy of the start, for algorithm.kl_beta: {byte_size(memory.start)}")
+        lines.append(f"copy of the start, which the policy is compared with: {byte_size(memory.start)}")
     on_device = memory.total + model.kept_on_device(config)
     if model.stored is not None:
         samples, stored = num_samples(config), model.stored

@@ -186,6 +186,8 @@ class OpenVlaModelConfig(ModelConfig):
         """Keys that others leave without effect."""
         if self.trainable == "head_without_context":
             yield "actor.model.trainable: head_without_context is the same as head: there are no context layers."
+        if self.sampling.top_k == 1:
+            yield "actor.model.sampling.top_k is 1: training takes the likeliest tokens too, and explores nothing."
 
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
