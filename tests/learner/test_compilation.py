@@ -170,7 +170,7 @@ def test_compiled_in_bfloat16_the_first_ratio_is_one() -> None:
     features = encode(acting, 8)
     with torch.no_grad():
         action = acting.act(features, KeyedNoise(0, "train", [(row, 0, 0) for row in range(8)]))
-    learning = source.policy.train()
+    learning: Any = source.policy.train()
     assert torch.equal(learning.evaluate(features, action.trace).log_probs, action.log_probs)
     inputs = prepared(learning, 8)
     assert (inputs["input_ids"] == learning.config.eagle_cfg.pad_token_index).any()

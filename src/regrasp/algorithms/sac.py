@@ -242,7 +242,7 @@ class Sac(Algorithm):
         with torch.no_grad():
             for target, own in pairs:
                 if target is not None and own is not None:
-                    means, news = [*target.parameters()], [*own.parameters()]
+                    means, news = tuple(target.parameters()), tuple(own.parameters())
                     torch._foreach_lerp_(means, news, self.config.tau)  # pyright: ignore[reportPrivateImportUsage]
 
     def shares(self, micro: Decisions, batch: Decisions) -> Tensor:

@@ -123,12 +123,13 @@ class LanguageModel(nn.Module):
 
         It is computed once, by no compiled code and without gradients, so that what acts and what learns have the same.
         """
-        if self._padding_feature is None:
-            for layer in self.model.layers:
-                assert isinstance(layer, LanguageLayer)
-                padding = layer.without_attention(padding)
-            self._padding_feature = self.model.norm(padding)
-        return self._padding_feature
+        if self._padding_feature is not None:
+            return self._padding_feature
+        for layer in self.model.layers:
+            assert isinstance(layer, LanguageLayer)
+            padding = layer.without_attention(padding)
+        feature = self._padding_feature = self.model.norm(padding)
+        return feature
 
     def reset_buffers(self) -> None:
         """Recompute the rotary frequencies, where the weights are."""
