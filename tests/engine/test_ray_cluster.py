@@ -124,6 +124,7 @@ assert not [name for name in sys.modules if name == "ray" or name.startswith("ra
 """
 
 
+@pytest.mark.full
 def test_a_run_of_one_process_imports_no_ray(tmp_path: Path) -> None:
     train = ["train", "--config_name", "pick_cube_ppo_mlp", "--num_envs", "2", "--max_iterations", "1"]
     sizes = ["algorithm.rollout_epoch=1", "algorithm.update_epoch=1", "runner.val_check_interval=-1"]

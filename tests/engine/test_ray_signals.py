@@ -90,17 +90,11 @@ def command(tmp_path: Path) -> Iterator[Command]:
 
 
 MOMENTS = {"servers": runs("gcs_server"), "processes": runs("ray::env"), "updates": has_updated}
-QUICK = {("updates", signal.SIGTERM)}
 
 
-@pytest.mark.parametrize(
-    ("moment", "number"),
-    [
-        pytest.param(moment, number, marks=() if (moment, number) in QUICK else pytest.mark.full)
-        for moment in MOMENTS
-        for number in (signal.SIGINT, signal.SIGTERM)
-    ],
-)
+@pytest.mark.full
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("moment", MOMENTS)
 def test_a_signal_ends_the_run_in_order(command: Command, moment: str, number: signal.Signals) -> None:
     command.wait_for(MOMENTS[moment])
     time.sleep(0.3)

@@ -126,6 +126,7 @@ def test_a_simulator_that_dies_is_started_again(tmp_path: Path, monkeypatch: pyt
     assert [row["step"] for row in read_metrics(run_folder(tmp_path) / METRICS_FILE)] == [1, 2]
 
 
+@pytest.mark.full
 def test_two_runs_with_one_seed_are_the_same(tmp_path: Path) -> None:
     rows = []
     for name in ("one", "other"):

@@ -79,6 +79,7 @@ def test_a_file_beside_the_experiment_is_a_task_for_every_stage(
     assert len((run / "metrics.jsonl").read_text().splitlines()) == 2
 
 
+@pytest.mark.full
 def test_a_package_gives_its_task_a_name(
     installed: Path, experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

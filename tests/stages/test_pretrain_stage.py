@@ -98,6 +98,7 @@ def test_an_error_above_the_limit_writes_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "backbone").exists()
 
 
+@pytest.mark.full
 def test_every_task_contributes_its_words(tmp_path: Path) -> None:
     config = pretrain_config("pretrain.tasks=[Regrasp-Pick-Cube-v0,Regrasp-Stack-Cube-v0]", "pretrain.steps=2")
     assert 0 < train_backbone(config, tmp_path) < 100

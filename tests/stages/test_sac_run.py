@@ -107,7 +107,10 @@ def test_an_actor_of_a_groots_noise_resumes_bit_for_bit_and_stays_with_the_model
 @pytest.mark.parametrize(
     "settings",
     [
-        ("actor.model.proposal=sac_flow", "algorithm.proximity=[1.0,1.0,0]", "algorithm.proximity_to=start"),
+        pytest.param(
+            ("actor.model.proposal=sac_flow", "algorithm.proximity=[1.0,1.0,0]", "algorithm.proximity_to=start"),
+            marks=pytest.mark.full,
+        ),
         pytest.param(
             (
                 "actor.model.proposal=selection",

@@ -216,6 +216,7 @@ def test_episodes_whose_state_died_between_rollouts_begin_anew(
     assert [line["env/total_steps"] for line in metrics(run)] == [6 * 8 * (i + 1) for i in range(4)]
 
 
+@pytest.mark.full
 def test_simulators_that_always_fail_end_the_run(
     command: list[str], finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
