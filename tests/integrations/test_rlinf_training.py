@@ -78,7 +78,9 @@ def test_rlinfs_runner_trains(version: str, file: Path, limit: int, lab_python: 
     assert "extension module" not in output, "RLinf tells of one that fails and goes on"
 
     saved = [
-        torch.load(logs / f"pick_cube/checkpoints/global_step_{step}/actor/model_state_dict/full_weights.pt")
+        torch.load(
+            logs / f"pick_cube/checkpoints/global_step_{step}/actor/model_state_dict/full_weights.pt", weights_only=True
+        )
         for step in range(1, NUM_STEPS + 1)
     ]
     for before, after in itertools.pairwise(saved):
