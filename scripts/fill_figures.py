@@ -102,6 +102,7 @@ def main() -> None:
     for page, name in (
         ("algorithms", "noise_gain"),
         ("algorithms", "compare_algorithms"),
+        ("algorithms", "compare_sb3"),
         ("algorithms", "distill_seeds"),
         ("trocar", "trocar_steps"),
         ("environments", "metaworld"),
