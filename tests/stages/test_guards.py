@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,9 +15,10 @@ from regrasp.engine.local import Collected, LocalEngine
 from regrasp.envs.contract import Step
 from regrasp.envs.process.vector import RemoteVecEnv
 from regrasp.errors import SimulatorError, TrainingHaltedError
-from regrasp.experiment.load import LoadedConfig
+from regrasp.experiment.load import LoadedConfig, load_config
 from regrasp.rollout.episodes import EpisodeResult
 from regrasp.runner.guards import SignalGuard
+from regrasp.runner.runner import EmbodiedRunner
 from regrasp.stages.train import train
 
 HEAD = "actor.model.rl_head_config"
@@ -125,6 +127,17 @@ def test_updates_that_are_cut_short_are_warned_of_once(caplog: pytest.LogCapture
     (warning,) = caplog.messages
     assert warning.startswith("5 updates in a row were cut short, the last one after 2 of 24 optimizer steps")
     assert all(name in warning for name in ("algorithm.target_kl", "actor.optim.lr", "bf16"))
+
+
+@pytest.mark.parametrize(("name", "is_told"), [("pick_cube_ppo_groot", True), ("pick_cube_sac_groot", False)])
+def test_updates_from_stored_experience_are_as_long_as_episodes_are(
+    name: str, is_told: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    nothing: Any = None
+    runner = EmbodiedRunner(load_config(name).config, nothing, nothing, tmp_path, "")
+    for _ in range(9):
+        runner._guard.after_update({"actor/grad_norm": 1.0, "actor/minibatches": 2.0})
+    assert bool(caplog.messages) == is_told
 
 
 def restored(guard: SignalGuard) -> SignalGuard:

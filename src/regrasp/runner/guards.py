@@ -50,7 +50,7 @@ class SignalGuard:
 
     Args:
         force: Warn instead of stopping.
-        num_steps: Optimizer steps of a whole update.
+        num_steps: Optimizer steps of a whole update; 0 where nothing cuts updates short.
         noise_key: The key that says how much the policy explores, if there is one.
         on_policy: Whether the policy that an update begins with is the one that acted.
     """

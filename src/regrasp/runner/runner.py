@@ -71,7 +71,7 @@ class EmbodiedRunner:
     def __post_init__(self) -> None:
         self._guard = SignalGuard(
             force=self.config.runner.force,
-            num_steps=num_optimizer_steps(self.config),
+            num_steps=0 if self.config.algorithm.stores_experience else num_optimizer_steps(self.config),
             noise_key=self.config.actor.model.noise_key,
             on_policy=not self.config.runner.max_staleness,
         )
