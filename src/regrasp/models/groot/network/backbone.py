@@ -100,11 +100,9 @@ class LanguageModel(nn.Module):
         mask = is_token if self._attention == "flash_attention_2" else _causal_mask(is_token)
         positions = torch.arange(embeddings.shape[1], device=embeddings.device).unsqueeze(0)
         rotary = self.model.rotary_emb(embeddings, positions)
-        learns = any(parameter.requires_grad for parameter in self.parameters())
-        is_sharded = any(
-            isinstance(parameter, DTensor) for parameter in self.parameters()
-        )  # layers gather it themselves
-        known = None if learns or is_sharded else self.kept_padding_feature(padding)
+        # What learns changes, and sharded layers gather their weights when they themselves are called.
+        is_fixed = not any(weight.requires_grad or isinstance(weight, DTensor) for weight in self.parameters())
+        known = self.kept_padding_feature(padding) if is_fixed else None
         x, padded = embeddings, padding if known is None else None
         for layer in self.model.layers:
             x, padded = layer(
