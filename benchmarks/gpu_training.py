@@ -51,8 +51,8 @@ LAYOUTS = {
 }
 
 
-def large_config(overrides: Sequence[str], *, tiny: bool, updates: int) -> ExperimentConfig:
-    """The trocar experiment with the model's published size, or with a tiny one."""
+def large_settings(*, tiny: bool, updates: int) -> list[str]:
+    """What makes the trocar experiment one of the model's published size, or of a tiny one."""
     own = ["env.train.total_num_envs=16", "runner.val_check_interval=-1", f"runner.max_epochs={updates}"]
     own += ["actor.micro_batch_size=32", "actor.global_batch_size=32", "algorithm.target_kl=null"]
     own += ["env.train.isaaclab.gr00t_mapping=null", "env.eval.isaaclab.gr00t_mapping=null"]  # names of a new model
@@ -60,10 +60,13 @@ def large_config(overrides: Sequence[str], *, tiny: bool, updates: int) -> Exper
     own += ["actor.optim.lr=1e-12"]  # random weights that move would only end the run early
     if tiny:
         own += ["env.train.total_num_envs=2", "env.train.max_steps_per_rollout_epoch=32", "algorithm.update_epoch=1"]
-        own += ["actor.model.num_action_chunks=4"]
-    else:
-        own += ["actor.model.precision=bf16", "actor.model.compile=true"]
-    return load_config("trocar_ppo_groot", [*own, *overrides]).config
+        return [*own, "actor.model.num_action_chunks=4"]
+    return [*own, "actor.model.precision=bf16", "actor.model.compile=true"]
+
+
+def large_config(overrides: Sequence[str], *, tiny: bool, updates: int) -> ExperimentConfig:
+    """The trocar experiment with `large_settings`."""
+    return load_config("trocar_ppo_groot", [*large_settings(tiny=tiny, updates=updates), *overrides]).config
 
 
 def random_policy(config: ExperimentConfig, device: torch.device, *, tiny: bool) -> GrootPolicy:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import cast
 
 import torch
@@ -11,7 +11,7 @@ from tensordict import TensorDict
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
-_BUCKET_BYTES = 64 * 2**20
+BUCKET_BYTES = 64 * 2**20
 """Gradients and weights are exchanged in pieces of about this size."""
 SHARD = "shard"
 """The dimension of a mesh along which weights are divided."""
@@ -29,6 +29,10 @@ class Ranks:
 
     def add(self, tensors: Sequence[Tensor]) -> None:
         """Replace each tensor by its sum over all ranks, which give tensors of the same shapes."""
+
+    def begin_add(self, tensor: Tensor) -> Callable[[], object]:
+        """Begin to replace a tensor by its sum over all ranks; what is returned waits for it."""
+        return lambda: None
 
     def largest(self, tensor: Tensor) -> None:
         """Replace each element by the largest of all ranks."""
@@ -83,6 +87,12 @@ class ProcessGroupRanks(Ranks):
             dist.all_reduce(flat, group=self._group)
             for tensor, part in zip(bucket, flat.split([tensor.numel() for tensor in bucket]), strict=True):
                 tensor.copy_(part.view_as(tensor))
+
+    def begin_add(self, tensor: Tensor) -> Callable[[], object]:
+        """See `Ranks.begin_add`; on a GPU, `wait` is of the stream that calls it."""
+        work = dist.all_reduce(tensor, group=self._group, async_op=True)
+        assert work is not None, "a member of the group"
+        return work.wait
 
     def largest(self, tensor: Tensor) -> None:
         """See `Ranks.largest`."""
@@ -176,13 +186,13 @@ def _unpacked(message: Tensor, count: int, like: TensorDict) -> TensorDict:
 
 
 def buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
-    """Tensors of one dtype and about `_BUCKET_BYTES` each, in order; a tensor is asked for when its turn comes."""
+    """Tensors of one dtype and about `BUCKET_BYTES` each, in order; a tensor is asked for when its turn comes."""
     bucket: list[Tensor] = []
-    room = _BUCKET_BYTES
+    room = BUCKET_BYTES
     for tensor in tensors:
         if bucket and (tensor.nbytes > room or tensor.dtype != bucket[0].dtype):
             yield bucket
-            bucket, room = [], _BUCKET_BYTES
+            bucket, room = [], BUCKET_BYTES
         bucket.append(tensor)
         room -= tensor.nbytes
     if bucket:

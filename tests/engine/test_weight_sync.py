@@ -26,7 +26,7 @@ def sent() -> dict[str, Tensor]:
 
 def communicate(rank: int, folder: Path) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=2)
-    ranks._BUCKET_BYTES = 64
+    ranks.BUCKET_BYTES = 64
     for damaged in (False, True):
         channel = WeightSync(dist.new_group([0, 1]), 0, CPU)  # pyright: ignore[reportArgumentType]
         exchange(channel, rank, damaged)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ from regrasp.learner import schedule
 from regrasp.learner.bfloat16 import Bfloat16Policy, shared_copy
 from regrasp.learner.optimizer import MOMENTS, Steps, adamw, reader
 from regrasp.learner.recompute import recompute_layers
+from regrasp.learner.summing import SumsInPass
 from regrasp.models.contract import Policy
 from regrasp.ranks import Ranks
 from regrasp.rollout.decisions import Decisions
@@ -98,6 +100,7 @@ class Learner:
         self.computing = policy if self.bfloat16 is None else self.bfloat16.policy
         """What losses are computed with."""
         self._steps = self._make_steps()
+        self._sums = SumsInPass(self._steps.computing(), self._ranks) if self._sums_in_pass() else None
         self.num_steps = 0
         self.backward: Backward = self._backward
         """An engine may put a captured one in its place."""
@@ -215,7 +218,8 @@ class Learner:
             parts.append(self.backward(micro.to(self._device), shares, minibatch.groups))
             if self._adds_up(len(batch)):
                 self._steps.gather()
-        self._steps.add_up(self._ranks)
+        if self._sums is None:
+            self._steps.add_up(self._ranks)
         totals = self._totals(parts)
         norms = torch.stack(
             [self._clip(group, name in self._moved(minibatch)) for group, name in enumerate(self._groups)]
@@ -227,6 +231,16 @@ class Learner:
         read = reader(torch.cat([torch.stack([*totals.values()]), norms, stops[None]]))
         self._steps.step_unless(~is_finite | (stops > 0))
         return self._record(minibatch, [*totals], read(), history)
+
+    def _sums_in_pass(self) -> bool:
+        """Whether gradients are summed over the ranks during the backward pass.
+
+        Every minibatch is then one pass, which all ranks make alike, and gradients stay in the format they are in.
+        """
+        if self._ranks.count == 1 or self.sharded is not None or not self.algorithm.passes_over_unexecuted:
+            return False
+        is_one_pass = -(-self._batch_size // self._ranks.count) <= self._micro_size
+        return is_one_pass and (self.bfloat16 is None or self._reduces_halves)
 
     def _adds_up(self, size: int) -> bool:
         """Whether gradients of several micro-batches or ranks are summed in float32 for a minibatch of this size."""
@@ -277,7 +291,8 @@ class Learner:
 
     def _backward(self, micro: Decisions, shares: Tensor, groups: tuple[str, ...]) -> dict[str, Tensor]:
         loss, metrics = self.algorithm.loss(self.computing, micro, shares, groups)
-        loss.backward()
+        with contextlib.nullcontext() if self._sums is None else self._sums.of_pass():
+            loss.backward()
         return {**metrics, LOSS: loss.detach()}
 
 

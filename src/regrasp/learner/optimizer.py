@@ -93,11 +93,14 @@ class Steps:
                 weight.grad = half.grad.float() if weight.grad is None else weight.grad.add_(half.grad)
                 half.grad = None
 
+    def computing(self) -> list[nn.Parameter]:
+        """The weights that gradients are computed of, in all groups."""
+        weights = [weight for group in range(len(self._optimizer.param_groups)) for weight in self._weights(group)]
+        return [*weights, *(self._rounded[weight] for weight in weights if weight in self._rounded)]
+
     def add_up(self, ranks: Ranks) -> None:
         """Sum the gradients of all groups over the ranks, each of which has those of the same weights."""
-        weights = [weight for group in range(len(self._optimizer.param_groups)) for weight in self._weights(group)]
-        halves = [self._rounded[weight] for weight in weights if weight in self._rounded]
-        ranks.add([weight.grad for weight in (*weights, *halves) if weight.grad is not None])
+        ranks.add([weight.grad for weight in self.computing() if weight.grad is not None])
 
     def drop(self, group: int) -> None:
         """Make the next step leave a group and its moments alone."""
