@@ -11,6 +11,7 @@ the updates after the first, which compiles.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import subprocess
@@ -49,7 +50,7 @@ def measure(name: str, gpus: int, settings: Sequence[str], model: Path, folder: 
     own = large_settings(tiny=tiny, updates=UPDATES)
     envs, batch = (2, 32) if tiny else (16, 32)
     own += [f"env.train.total_num_envs={envs * gpus}", f"actor.global_batch_size={batch * gpus}"]
-    own += ["actor.fsdp_config.mixed_precision.reduce_dtype=bf16", "runner.save_interval=-1"]
+    own += ["actor.fsdp_config.mixed_precision.reduce_dtype=bf16", "runner.save_interval=-1", "runner.force=true"]
     for part in ("env.train.isaaclab", "env.eval.isaaclab"):  # the folder says how it was made
         own += [f"{part}.data_config_class=null", f"{part}.embodiment_tag=null", f"{part}.embodiment_tag_id=0"]
     own += [f"runner.logger.log_path={folder}", "runner.logger.logger_backends=[]", *settings]
@@ -61,7 +62,7 @@ def measure(name: str, gpus: int, settings: Sequence[str], model: Path, folder: 
         column: [row[f"time/{key}"] for row in updates]
         for column, key in (("loop s", "step"), ("rollout s", "generate_rollouts"), ("update s", "actor_training"))
     }
-    steps = [now["env/total_steps"] - before["env/total_steps"] for before, now in zip(updates, updates[1:])]
+    steps = [now["env/total_steps"] - before["env/total_steps"] for before, now in itertools.pairwise(updates)]
     row = {"layout": name, "gpus": gpus, "env steps": statistics.median(steps)}
     row |= {column: statistics.median(values[1:]) for column, values in samples.items()}
     return row | {"env steps/s": row["env steps"] / row["loop s"], "samples": samples}

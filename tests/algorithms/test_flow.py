@@ -359,3 +359,15 @@ def test_noise_anneal_is_linear_then_constant():
     levels = [flow.noise_anneal(0.7, 0.3, 400, step) for step in (0, 200, 400, 401, 10_000)]
     assert levels == [0.7, 0.5, 0.3, 0.3, 0.3]
     assert flow.noise_anneal(0.7, 0.3, 400, 100) == pytest.approx(0.6)
+
+
+@pytest.mark.parametrize("step", [flow.flow_sde_step, flow.flow_cps_step])
+def test_a_noise_level_in_a_tensor_is_that_of_a_number(step: Callable[..., flow.StepDistribution]) -> None:
+    x, velocity = torch.randn(2, 4, 3, 2, generator=torch.Generator().manual_seed(0)).unbind()
+    index = torch.tensor([0, 1, 2, 3])
+    for level in (0.3, 0.7123):
+        number = step(x, velocity, index, 4, level)
+        tensor = step(x, velocity, index, 4, torch.tensor(level, dtype=torch.float64))
+        assert torch.equal(number.mean, tensor.mean)
+        assert torch.equal(number.std, tensor.std)
+        assert tensor.mean.dtype == torch.float32

@@ -23,8 +23,10 @@ QUICK = [Job("ppo", "ppo", updates=LENGTH)]
 OTHERS = [
     *(Job(name, name, updates=LENGTH) for name in ALGORITHMS if name != "ppo"),
     Job("over_epochs", "ppo", OVER_EPOCHS, updates=LENGTH),
+    Job("recomputed", "ppo", ("rollout.recompute_logprobs=true",), updates=LENGTH),
 ]
 FULL = ("actor.fsdp_config.sharding_strategy=full_shard",)
+RECOMPUTED = (*FULL, "rollout.recompute_logprobs=true")
 GATHERED = (
     "actor.fsdp_config.sharding_strategy=shard_grad_op",
     "actor.fsdp_config.enable_gradient_accumulation=false",
@@ -36,6 +38,7 @@ SHARDED = [
     Job("ppo_full_shard", "ppo", FULL, updates=LENGTH),
     Job("grpo_full_shard", "grpo", FULL, updates=3),
     Job("reinpp_full_shard", "reinpp", FULL, updates=3),
+    Job("ppo_recomputed", "ppo", RECOMPUTED, updates=3),
     Job("ppo_on_host", "ppo", (*FULL, "runner.feature_storage=host"), updates=2),
     Job("ppo_shard_grad_op", "ppo", GATHERED, updates=3),
 ]

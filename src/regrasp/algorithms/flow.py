@@ -68,8 +68,8 @@ class StepRule:
     """
 
     method: NoiseMethod
-    level: float
-    """a of `flow_sde_step` and `flow_cps_step`."""
+    level: float | Tensor
+    """a of `flow_sde_step` and `flow_cps_step`; as a scalar (), it can change under a recorded computation."""
     color: NoiseColor | None = None
     """Correlation of the noise over action steps, for `flow_sde` and `flow_noise`; None: white noise."""
     std_fn: RowFn | None = None
@@ -101,7 +101,7 @@ def flow_sde_step(
     velocity: Tensor,
     step_index: Tensor | int,
     num_steps: int,
-    noise_level: float,
+    noise_level: float | Tensor,
     color: NoiseColor | None = None,
 ) -> StepDistribution:
     """One Euler-Maruyama step of the SDE that has the marginals of the ODE (Flow-SDE, pi_RL arXiv:2510.25889).
@@ -124,7 +124,7 @@ def flow_sde_step(
     """
     t, dt = _time(x, step_index, num_steps)
     # s_t^2 / (1 - t), finite everywhere on the grid.
-    diffusion = noise_level**2 / t.clamp(min=dt)
+    diffusion = (t.clamp(min=dt).reciprocal() * noise_level**2).to(x.dtype)
     noise_estimate = x - t * velocity
     if color is not None:
         noise_estimate = color.covariance.to(x.dtype) @ noise_estimate
@@ -133,7 +133,7 @@ def flow_sde_step(
 
 
 def flow_cps_step(
-    x: Tensor, velocity: Tensor, step_index: Tensor | int, num_steps: int, noise_level: float
+    x: Tensor, velocity: Tensor, step_index: Tensor | int, num_steps: int, noise_level: float | Tensor
 ) -> StepDistribution:
     """One coefficient-preserving step (Flow-CPS, arXiv:2509.05952): noise keeps the weight 1 - t' it has in the ODE.
 
@@ -144,9 +144,9 @@ def flow_cps_step(
     remaining = (num_steps - 1 - _rows(x, step_index)).to(x.dtype) * dt
     noise_estimate = x - t * velocity
     data_estimate = x + (1 - t) * velocity
-    angle = noise_level * math.pi / 2
-    mean = remaining * math.cos(angle) * noise_estimate + (1 - remaining) * data_estimate
-    return StepDistribution(mean, remaining * math.sin(angle))
+    angle = torch.as_tensor(noise_level, dtype=torch.float64) * (math.pi / 2)
+    mean = (remaining * angle.cos()).to(x.dtype) * noise_estimate + (1 - remaining) * data_estimate
+    return StepDistribution(mean, (remaining * angle.sin()).to(x.dtype))
 
 
 def bounded_std(raw: Tensor, low: float, high: float) -> Tensor:

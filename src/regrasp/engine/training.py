@@ -86,6 +86,7 @@ class Training:
             device=device,
             ranks=self.ranks,
         )
+        self.learner.recomputes_log_probs = config.rollout.recompute_logprobs
         if config.actor.fsdp_config.cpu_offload and (self.learner.sharded is None or device.type == "cpu"):
             _log.warning("actor.fsdp_config.cpu_offload has no effect: %s.", _OFFLOADS[device.type])
         self._algorithm = algorithm

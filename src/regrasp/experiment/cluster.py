@@ -110,6 +110,10 @@ class RolloutConfig:
 
     pipeline_stage_num: PositiveInt = 1
     """Groups of environments that take turns: one simulates while the policy acts in another."""
+    recompute_logprobs: bool = False
+    """Compute the log-probabilities of all decisions again before an update's first step, as its losses do, and take
+    ratios against those. The first ratio is then exactly 1, also where acting rounds otherwise (token by token in
+    bfloat16, compiled), for a forward pass more in every update."""
 
 
 def _numbers(roles: str, value: int | str) -> tuple[int, ...] | None:

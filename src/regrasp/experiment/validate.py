@@ -120,6 +120,8 @@ def _check_learning(config: ExperimentConfig) -> Iterator[UserError]:
         )
     if config.algorithm.stores_experience:
         yield from _check_stored(config)
+    if config.rollout.recompute_logprobs:
+        yield from _check_recomputed(config)
     if config.runner.evaluates and config.runner.resume_dir is not None:
         yield UserError(
             "An evaluation does not go on from a checkpoint",
@@ -128,6 +130,27 @@ def _check_learning(config: ExperimentConfig) -> Iterator[UserError]:
             expected="null, for a run that only evaluates",
             fix="give the checkpoint's folder model/ as --model_path; or lay its weights over the base model, with"
             " runner.ckpt_path or `regrasp play --rl_model_path`",
+        )
+
+
+def _check_recomputed(config: ExperimentConfig) -> Iterator[UserError]:
+    """What goes against ratios to log-probabilities of the policy that learns, instead of the one that acted."""
+    key, fix = "rollout.recompute_logprobs", "set rollout.recompute_logprobs=false"
+    if "log_prob" not in config.algorithm.needs:
+        yield UserError(
+            "There are no probability ratios",
+            key=key,
+            value=True,
+            expected=f"false with algorithm.loss_type {config.algorithm.loss_type}",
+            fix=fix,
+        )
+    elif config.runner.max_staleness:
+        yield UserError(
+            "A rollout that overlaps the update before it is taken by an older policy, whose ratio counts",
+            key=key,
+            value=True,
+            expected=f"false with runner.max_staleness {config.runner.max_staleness}",
+            fix=f"{fix}, or runner.max_staleness=0",
         )
 
 

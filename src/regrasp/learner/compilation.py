@@ -197,7 +197,6 @@ class _Capture:
     """One recorded call: where its inputs are read and its outputs written."""
 
     graph: torch.cuda.CUDAGraph
-    constants: tuple[Any, ...]
     inputs: list[Tensor]
     outputs: tuple[Tensor, ...]
     returns_tuple: bool
@@ -206,8 +205,8 @@ class _Capture:
 class CapturedMethod:
     """A method of tensors and numbers that is recorded once for each set of shapes, and replayed.
 
-    Replaying reads the weights where they are, so it sees what is written into them. A call with other numbers than the
-    recorded ones (an annealed noise level) records anew. With gradients, the method itself is called.
+    Replaying reads the weights where they are, so it sees what is written into them. Numbers (an annealed noise level)
+    are recorded as scalars in float64, so that a call can have others. With gradients, the method itself is called.
 
     Args:
         method: From tensors, numbers and None to a tensor or a tuple of tensors, all on the GPU, for which it must not
@@ -224,34 +223,32 @@ class CapturedMethod:
         """Replay; the results are copies that the next call leaves alone."""
         if torch.is_grad_enabled():
             return self._method(*arguments)
-        tensors = [value for value in arguments if isinstance(value, Tensor)]
-        constants = tuple(value for value in arguments if isinstance(value, float | int))
-        shapes = tuple((v.shape, v.dtype) if isinstance(v, Tensor) else v is None for v in arguments)
-        capture = self._captures.get(shapes)
-        if capture is None or capture.constants != constants:
-            self._captures.pop(shapes, None)
-            capture = self._captures[shapes] = self._record(arguments, constants)
-        for own, given in zip(capture.inputs, tensors, strict=True):
-            own.copy_(given)
+        given = [value for value in arguments if value is not None]
+        shapes = tuple((v.shape, v.dtype) if isinstance(v, Tensor) else type(v) for v in arguments)
+        if (capture := self._captures.get(shapes)) is None:
+            capture = self._captures[shapes] = self._record(arguments)
+        for own, value in zip(capture.inputs, given, strict=True):
+            _write(own, value)
         capture.graph.replay()
         results = [output.clone() for output in capture.outputs]
         return tuple(results) if capture.returns_tuple else results[0]
 
-    def _record(self, arguments: tuple[Any, ...], constants: tuple[Any, ...]) -> _Capture:
-        own = [value.clone() if isinstance(value, Tensor) else value for value in arguments]
+    def _record(self, arguments: tuple[Any, ...]) -> _Capture:
+        device = next(value.device for value in arguments if isinstance(value, Tensor))
+        own = [None if value is None else _kept(value, device) for value in arguments]
         _warm_up(lambda: self._method(*own))
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool):
             outputs = self._method(*own)
-        inputs = [value for value in own if isinstance(value, Tensor)]
+        inputs = [value for value in own if value is not None]
         returns_tuple = isinstance(outputs, tuple)
-        return _Capture(graph, constants, inputs, outputs if returns_tuple else (outputs,), returns_tuple)
+        return _Capture(graph, inputs, outputs if returns_tuple else (outputs,), returns_tuple)
 
 
 @dataclass
 class _CapturedBackward:
     graph: torch.cuda.CUDAGraph
-    schedule: tuple[float, ...]
+    schedule: tuple[Tensor, ...]
     micro: Decisions
     shares: Tensor
     names: tuple[str, ...]
@@ -267,7 +264,7 @@ class CapturedBackward:
 
     Args:
         backward: Adds gradients and returns metrics; must not wait for the GPU.
-        policy: Whose gradients; a change of its `schedule` records anew.
+        policy: Whose gradients; the numbers of its `schedule` are scalars of the record.
         size: Decisions of a micro-batch to record.
     """
 
@@ -283,14 +280,13 @@ class CapturedBackward:
         if len(micro) != self._size:
             return self._backward(micro, shares, groups)
         earlier = [parameter.grad for parameter in self._parameters]
-        capture = self._captures.get(groups)
-        if capture is None or capture.schedule != self._policy.schedule:
-            capture = None
-            self._captures.pop(groups, None)  # its memory is free before the new one is recorded
+        if (capture := self._captures.get(groups)) is None:
             capture = self._captures[groups] = self._record(micro, shares, groups)
         kept = [None if gradient is None else gradient.clone() for gradient in earlier]
         capture.micro.copy_from(micro)
         capture.shares.copy_(shares)
+        for own, number in zip(capture.schedule, self._policy.schedule, strict=True):
+            _write(own, number)
         capture.graph.replay()
         for parameter, gradient, before in zip(self._parameters, capture.gradients, kept, strict=True):
             parameter.grad = gradient if before is None else gradient.add_(before)
@@ -299,11 +295,14 @@ class CapturedBackward:
     def _record(self, micro: Decisions, shares: Tensor, groups: tuple[str, ...]) -> _CapturedBackward:
         own = micro.clone()
         own_shares = shares.clone()
+        numbers = self._policy.schedule
+        schedule = tuple(_kept(number, shares.device) for number in numbers)
 
         def run() -> None:
             self._policy.zero_grad(set_to_none=True)
             self._backward(own, own_shares, groups)
 
+        self._policy.schedule = schedule
         _warm_up(run)
         self._policy.zero_grad(set_to_none=True)
         torch.cuda.empty_cache()  # what the warm-up held; the graph has memory of its own
@@ -311,8 +310,22 @@ class CapturedBackward:
         with torch.cuda.graph(graph):
             metrics = self._backward(own, own_shares, groups)
             values = torch.stack([*metrics.values()])
+        self._policy.schedule = numbers
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._parameters]
-        return _CapturedBackward(graph, self._policy.schedule, own, own_shares, tuple(metrics), values, gradients)
+        return _CapturedBackward(graph, schedule, own, own_shares, tuple(metrics), values, gradients)
+
+
+def _kept(value: Tensor | float, device: torch.device) -> Tensor:
+    """An input of a record, in memory of its own."""
+    return value.clone() if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64, device=device)
+
+
+def _write(own: Tensor, value: Tensor | float) -> None:
+    """Give an input of a record its present value."""
+    if isinstance(value, Tensor):
+        own.copy_(value)
+    else:
+        own.fill_(value)
 
 
 def _warm_up(run: Callable[[], Any]) -> None:

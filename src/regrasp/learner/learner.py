@@ -16,6 +16,7 @@ from regrasp.algorithms.base import ACTOR, Algorithm, Minibatch
 from regrasp.errors import RegraspError, TrainingHaltedError, UserError
 from regrasp.learner import schedule
 from regrasp.learner.bfloat16 import Bfloat16Policy, shared_copy
+from regrasp.learner.log_probs import log_probs_anew
 from regrasp.learner.optimizer import MOMENTS, Steps, adamw, reader
 from regrasp.learner.recompute import recompute_layers
 from regrasp.learner.summing import SumsInPass
@@ -80,6 +81,8 @@ class Learner:
         self._batch_size, self._micro_size = actor.global_batch_size, actor.micro_batch_size
         self._optim = actor.optim
         self._num_updates = num_updates
+        self.recomputes_log_probs = False
+        """Whether ratios are to log-probabilities that are computed here before the first step."""
         self._seed = seed
         self._device = device
         self._reduces_halves = actor.fsdp_config.mixed_precision.reduce_dtype == "bf16"
@@ -140,6 +143,9 @@ class Learner:
             group["lr"] = group["base_lr"] * factor
         generator = torch_generator(self._seed, "data", update)
         decisions = decisions.record_to(self._device)
+        acted = decisions
+        if self.recomputes_log_probs and len(decisions):
+            decisions = self._with_own_log_probs(decisions)
         history: dict[str, list[float]] = defaultdict(list)
         for minibatch in self.algorithm.minibatches(decisions, self._batch_size, generator):
             if self._ranks.any(should_abandon()):
@@ -151,6 +157,9 @@ class Learner:
                 break
         summary = {name: sum(values) / len(values) for name, values in history.items()}
         summary |= self.algorithm.summary(decisions, history)
+        if decisions is not acted:
+            difference = (decisions["log_probs"] - acted["log_probs"]).abs()
+            summary["actor/acting_log_prob_error"] = float(difference.max())
         summary["actor/minibatches"] = float(len(history.get(f"{ACTOR}/grad_norm", ())))
         for name, group in zip(self._groups, self.optimizer.param_groups, strict=True):
             summary[f"{name}/lr"] = group["lr"]
@@ -203,6 +212,17 @@ class Learner:
         """The numbers that the weights of a sharded policy have, in the optimizer's order."""
         assert self.sharded is not None
         return [self.sharded.number(part) for group in self._groups.values() for part in group]
+
+    def _with_own_log_probs(self, decisions: Decisions) -> Decisions:
+        found = log_probs_anew(
+            self.computing,
+            decisions,
+            self._micro_size,
+            self._device,
+            self._ranks,
+            as_it_learns=self.sharded is None,
+        )
+        return decisions.with_columns(log_probs=found)
 
     def _step(self, minibatch: Minibatch, history: dict[str, list[float]]) -> bool:
         """One optimizer step; returns True, without stepping, when the algorithm forbids it."""

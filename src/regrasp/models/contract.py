@@ -257,9 +257,16 @@ class Policy(nn.Module, ABC):
             setattr(self, name, MethodType(_wrapped(name, getattr(self, name).__func__, around), self))
 
     @property
-    def schedule(self) -> tuple[float, ...]:
-        """Numbers that `begin_update` sets; by default there are none."""
+    def schedule(self) -> tuple[float | Tensor, ...]:
+        """Numbers that `begin_update` sets; by default there are none.
+
+        A recorded computation has scalars () of them, to read them anew.
+        """
         return ()
+
+    @schedule.setter
+    def schedule(self, numbers: tuple[float | Tensor, ...]) -> None:
+        assert not numbers, f"{type(self).__name__} has no schedule"
 
     def begin_update(self, update: int) -> None:
         """Hear how many updates the run has made, for schedules such as noise annealing; by default nothing follows."""

@@ -90,7 +90,7 @@ class GrootPolicy(SteeredPolicy):
             quaternions=processor.config.quaternions,
         )
         self.state_range = processor.state_range
-        self.noise_level = self._rl.noise_level
+        self.noise_level: float | Tensor = self._rl.noise_level
         self._color = NoiseColor(self._rl.noise_color, head.action_horizon) if self._rl.noise_color else None
         self._modulations: Tensor | None = None
         widths = (head.backbone_embedding_dim, head.input_embedding_dim)
@@ -123,9 +123,13 @@ class GrootPolicy(SteeredPolicy):
         return self.processor.prepare(observation)
 
     @property
-    def schedule(self) -> tuple[float, ...]:
+    def schedule(self) -> tuple[float | Tensor, ...]:
         """The noise level."""
         return (self.noise_level,)
+
+    @schedule.setter
+    def schedule(self, numbers: tuple[float | Tensor, ...]) -> None:
+        (self.noise_level,) = numbers
 
     def begin_update(self, update: int) -> None:
         """Set the noise level of the coming update, if it is annealed, and how what critics improve explores."""
@@ -365,7 +369,7 @@ class GrootPolicy(SteeredPolicy):
         initial_noise: Tensor,
         step_noise: Tensor | None,
         step: Tensor | None,
-        noise_level: float,
+        noise_level: float | Tensor,
     ) -> tuple[Tensor, ...]:
         """Action chunk, its log-probabilities, the denoising chain and, with a value head, values.
 
@@ -432,7 +436,7 @@ class GrootPolicy(SteeredPolicy):
         with torch.enable_grad():
             return compute(*arguments).detach()
 
-    def _step_rule(self, decision: _Decision, noise_level: float) -> flow.StepRule:
+    def _step_rule(self, decision: _Decision, noise_level: float | Tensor) -> flow.StepRule:
         net, method = self.noise_net, self._rl.noise_method
         if net is None:
             return flow.StepRule(method, noise_level, self._color)

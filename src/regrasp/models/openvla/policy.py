@@ -306,7 +306,7 @@ class OpenVlaPolicy(Policy):
         return _Sequence(embeddings, patches.shape[1])
 
     def _decide(
-        self, vision: Tensor, input_ids: Tensor, uniform: Tensor | None, temperature: float
+        self, vision: Tensor, input_ids: Tensor, uniform: Tensor | None, temperature: float | Tensor
     ) -> tuple[Tensor, ...]:
         """Tokens (B, N), their log-probabilities, then values with a value head, then the support with `top_k`.
 
@@ -323,7 +323,7 @@ class OpenVlaPolicy(Policy):
         return tokens, log_probs, *(part for part in (values, support) if part is not None)
 
     def _autoregressive(
-        self, vision: Tensor, input_ids: Tensor, uniform: Tensor | None, temperature: float
+        self, vision: Tensor, input_ids: Tensor, uniform: Tensor | None, temperature: float | Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens (B, N), their logits (B, N, bins) and the feature (B, D) before the first, with a cache."""
         model, sequence = self.language_model, self._prompt(vision, input_ids)
@@ -340,14 +340,14 @@ class OpenVlaPolicy(Policy):
         return torch.stack(tokens, dim=1), torch.stack(logits, dim=1), before
 
     def _parallel(
-        self, vision: Tensor, input_ids: Tensor, uniform: Tensor | None, temperature: float
+        self, vision: Tensor, input_ids: Tensor, uniform: Tensor | None, temperature: float | Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The same in one pass."""
         hidden = self._hidden(vision, input_ids, None)
         logits = self.language_model.logits(hidden, *self.config.action_ids)
         return self._choose(logits, uniform, temperature), logits, hidden[:, 0]
 
-    def _choose(self, logits: Tensor, uniform: Tensor | None, temperature: float) -> Tensor:
+    def _choose(self, logits: Tensor, uniform: Tensor | None, temperature: float | Tensor) -> Tensor:
         """Ids (...) of logits (..., bins)."""
         first = self.config.action_ids[0]
         if uniform is None:

@@ -17,7 +17,7 @@ def support_of(logits: Tensor, top_k: int | None) -> Tensor | None:
     return logits >= smallest
 
 
-def log_distribution(logits: Tensor, temperature: float, support: Tensor | None) -> Tensor:
+def log_distribution(logits: Tensor, temperature: float | Tensor, support: Tensor | None) -> Tensor:
     """Log-probabilities (..., N) float32 of logits divided by a temperature, -inf outside the support."""
     scaled = logits.float() / temperature
     if support is not None:
