@@ -26,6 +26,7 @@ from regrasp.envs.config import EnvConfig, EnvName
 from regrasp.envs.contract import Capabilities, EnvSpec, Observation, Step, VecEnv
 from regrasp.experiment import ExperimentConfig
 from regrasp.experiment.load import load_config
+from regrasp.learner.learner import AbandonedError
 from regrasp.models.config import QHeadConfig
 from regrasp.models.mlp.policy import MlpPolicy
 from regrasp.models.proposals import bounded_log_std
@@ -227,3 +228,20 @@ def _train(job: Job, folder: Path, ranks: Ranks) -> None:
     if not ranks.index:
         (folder / "metrics.json").write_text(json.dumps(lines))
         save_file(weights, folder / "weights.safetensors")
+
+
+def abandon(rank: int, count: int, folder: Path) -> None:
+    """Begin an update, in the second step of which the last rank alone wants to stop; write how it ended."""
+    torch.set_default_dtype(torch.float64)
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=count)
+    made = engine(experiment("reinpp"), folder, ProcessGroupRanks(CPU))
+    made.collect(0, lambda: False)
+    answers = iter([False, rank == count - 1])
+    try:
+        made.update(0, lambda: next(answers))
+        ending = "finished"
+    except AbandonedError:
+        ending = "abandoned"
+    (folder / f"ending_{rank}").write_text(f"{ending} after {made.training.learner.num_steps}")
+    dist.destroy_process_group()

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from rank_toys import ALGORITHMS, UPDATES, Job, train
+from rank_toys import ALGORITHMS, UPDATES, Job, abandon, train
 from safetensors.torch import load_file
 from torch.multiprocessing.spawn import spawn
 
@@ -23,6 +23,7 @@ QUICK = [Job("ppo", "ppo", updates=LENGTH)]
 OTHERS = [
     *(Job(name, name, updates=LENGTH) for name in ALGORITHMS if name != "ppo"),
     Job("over_epochs", "ppo", OVER_EPOCHS, updates=LENGTH),
+    Job("one_pass", "ppo", ("actor.micro_batch_size=15",), updates=LENGTH),
     Job("recomputed", "ppo", ("rollout.recompute_logprobs=true",), updates=LENGTH),
 ]
 FULL = ("actor.fsdp_config.sharding_strategy=full_shard",)
@@ -194,3 +195,9 @@ def test_a_checkpoint_does_not_tell_how_it_was_sharded(
     run(tmp_path, count, [Job("resumed", "ppo", resumed, checkpoint, updates=LENGTH)])
     expected, found = results(alone / "ppo")[0], results(tmp_path / "resumed")[0]
     assert_equal(expected[SAVED:LENGTH], found)
+
+
+@pytest.mark.full
+def test_all_ranks_abandon_an_update_that_one_wants_to_end(tmp_path: Path) -> None:
+    spawn(abandon, (2, tmp_path), nprocs=2)
+    assert [(tmp_path / f"ending_{rank}").read_text() for rank in range(2)] == ["abandoned after 2"] * 2

@@ -334,9 +334,9 @@ def test_minibatches_are_drawn_by_seed_and_update() -> None:
     rollout = rollout.with_columns(versions=torch.arange(SIZE))
     step = actor._step
 
-    def spy(minibatch: Minibatch, history: dict[str, list[float]]) -> bool:
+    def spy(minibatch: Minibatch, history: dict[str, list[float]], *, abandons: bool) -> bool:
         seen.append(minibatch.decisions["versions"].tolist())
-        return step(minibatch, history)
+        return step(minibatch, history, abandons=abandons)
 
     actor._step = spy
     for update in (0, 1):

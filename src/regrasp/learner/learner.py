@@ -34,6 +34,12 @@ Backward = Callable[[Decisions, Tensor, tuple[str, ...]], dict[str, Tensor]]
 T = TypeVar("T")
 LOSS = "loss"
 """The metric that is minimized; it is checked, and not logged."""
+_ABANDONS = "abandons"
+"""How many ranks want the update to end: told with the metrics of a step, so that no rank waits for the answer."""
+_ABANDONED = (
+    "The update was abandoned. To continue, there is the checkpoint before it; if that was not yet written, it has the"
+    " weights of the steps made since, and its run is not repeated bit for bit."
+)
 
 
 class NonFiniteError(TrainingHaltedError):
@@ -148,12 +154,10 @@ class Learner:
             decisions = self._with_own_log_probs(decisions)
         history: dict[str, list[float]] = defaultdict(list)
         for minibatch in self.algorithm.minibatches(decisions, self._batch_size, generator):
-            if self._ranks.any(should_abandon()):
-                raise AbandonedError(
-                    "The update was abandoned. To continue, there is the checkpoint before it; if that was not yet"
-                    " written, it has the weights of the steps made since, and its run is not repeated bit for bit."
-                )
-            if self._step(minibatch, history):
+            abandons = should_abandon()
+            if abandons and self._ranks.count == 1:
+                raise AbandonedError(_ABANDONED)
+            if self._step(minibatch, history, abandons=abandons):
                 break
         summary = {name: sum(values) / len(values) for name, values in history.items()}
         summary |= self.algorithm.summary(decisions, history)
@@ -224,7 +228,7 @@ class Learner:
         )
         return decisions.with_columns(log_probs=found)
 
-    def _step(self, minibatch: Minibatch, history: dict[str, list[float]]) -> bool:
+    def _step(self, minibatch: Minibatch, history: dict[str, list[float]], *, abandons: bool) -> bool:
         """One optimizer step; returns True, without stepping, when the algorithm forbids it."""
         batch = minibatch.decisions
         self._steps.zero_grad()
@@ -240,11 +244,11 @@ class Learner:
                 self._steps.gather()
         if self._sums is None:
             self._steps.add_up(self._ranks)
-        totals = self._totals(parts)
+        totals = self._totals(parts, abandons)
         norms = torch.stack(
             [self._clip(group, name in self._moved(minibatch)) for group, name in enumerate(self._groups)]
         )
-        forbids = self.algorithm.forbids(totals) if len(totals) > 1 else None
+        forbids = self.algorithm.forbids(totals) if totals.keys() > {LOSS, _ABANDONS} else None
         stops = norms.new_zeros(()) if forbids is None else forbids.float()
         is_finite = totals[LOSS].isfinite() & norms.isfinite().all()
         # The host prepares the next minibatch while a GPU makes this step: it waits for the numbers alone.
@@ -267,14 +271,16 @@ class Learner:
         share = -(-size // self._ranks.count)
         return share > self._micro_size or (self._ranks.count > 1 and not self._reduces_halves)
 
-    def _totals(self, parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        """The metrics of a minibatch from those of its micro-batches, on all ranks."""
+    def _totals(self, parts: Sequence[Mapping[str, Tensor]], abandons: bool) -> dict[str, Tensor]:
+        """The metrics of a minibatch from those of its micro-batches, on all ranks; and whether one abandons."""
         table = torch.stack([torch.stack([*part.values()]) for part in parts])  # (micro-batches, metrics)
-        sums, largest = table.sum(0), table.amax(0)
+        sums, largest = torch.cat([table.sum(0), table.new_full((1,), float(abandons))]), table.amax(0)
         self._ranks.add([sums])
         self._ranks.largest(largest)
-        pairs = zip(parts[0], sums.unbind(), largest.unbind(), strict=True)
-        return {name: most if name in self.algorithm.maxima else total for name, total, most in pairs}
+        *sums, num_abandoning = sums.unbind()
+        pairs = zip(parts[0], sums, largest.unbind(), strict=True)
+        totals = {name: most if name in self.algorithm.maxima else total for name, total, most in pairs}
+        return {**totals, _ABANDONS: num_abandoning}
 
     def _record(
         self, minibatch: Minibatch, names: list[str], numbers: list[float], history: dict[str, list[float]]
@@ -283,6 +289,7 @@ class Learner:
         *values, stops = numbers
         found = dict(zip(names, values, strict=False))
         norms = values[len(names) :]
+        abandons = found.pop(_ABANDONS) > 0
         if not math.isfinite(found.pop(LOSS)):
             raise NonFiniteError(f"{'loss' if found else f'{minibatch.groups[0]} loss'}", minibatch.decisions)
         for name, value in found.items():
@@ -296,6 +303,8 @@ class Learner:
                 if name in minibatch.groups:
                     history[f"{name}/grad_norm"].append(norm)
             self.num_steps += 1
+        if abandons:
+            raise AbandonedError(_ABANDONED)
         return False
 
     def _moved(self, minibatch: Minibatch) -> set[str]:
