@@ -102,3 +102,11 @@ def test_what_a_file_says_and_an_evaluation_does_not_look_at_is_not_told() -> No
     for file in SHIPPED.glob("*.yaml"):
         assert idle(file.stem) == []
     assert idle(RESIDUAL, "actor.model.dsrl.bound=2.0", trains=False) == []
+
+
+def test_other_arguments_of_the_same_task_in_evaluation_are_told() -> None:
+    given = "env.train.init_params.kwargs={g: 5.0}"
+    warnings = load_config("gymnasium_pendulum_ppo_mlp", [given], trains=True).warnings
+    assert any("env.eval.init_params.kwargs {}" in text and "'g': 5.0" in text for text in warnings)
+    both = [given, "env.eval.init_params.kwargs={g: 5.0}"]
+    assert not load_config("gymnasium_pendulum_ppo_mlp", both, trains=True).warnings

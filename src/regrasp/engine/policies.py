@@ -89,9 +89,10 @@ def check_fit(policy: Policy, mapping: MappingConfig, env: EnvSpec, location: st
     """Check that the mapping, which stands at `location`, delivers what the policy was trained on.
 
     Raises:
-        UserError: Embodiment, cameras or state differ.
+        UserError: Embodiment, cameras or state differ, or there is no room for the instructions.
     """
     _check_sizes(policy, mapping, env.state_dim, len(env.cameras), location)
+    policy.check_instructions(env.instructions if mapping.task_description is None else [mapping.task_description])
     trained, made = policy.spec.quaternions, "the demonstrations of this model"
     if env.quaternions is not None and trained is not None:
         states = ObservationSelection(mapping, env.raw_observations, location).states

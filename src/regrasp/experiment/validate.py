@@ -48,6 +48,8 @@ def oddities(config: ExperimentConfig, *, trains: bool) -> list[str]:
     ]
     if trains and config.runner.val_before_train and config.runner.val_check_interval < 1:
         warnings.append("runner.val_before_train says nothing without runner.val_check_interval: nothing is evaluated.")
+    if trains and (other := _unlike_kwargs(config)):
+        warnings.append(other)
     one_pass = trains and not config.runner.evaluates and not config.algorithm.stores_experience
     if one_pass and actor.global_batch_size > num_samples(config):
         warnings.insert(
@@ -56,6 +58,18 @@ def oddities(config: ExperimentConfig, *, trains: bool) -> list[str]:
             f" ({batch_equation(config).split(';')[0]}), so each epoch is one minibatch of all of them.",
         )
     return warnings
+
+
+def _unlike_kwargs(config: ExperimentConfig) -> str | None:
+    """What to tell where the same task is made with other arguments for training than for evaluation."""
+    train, evaluation = (getattr(config.env, name).init_params for name in ("train", "eval"))
+    own, other = (getattr(one, "kwargs", None) for one in (train, evaluation))
+    if own == other or own is None or other is None or train.id != evaluation.id:
+        return None
+    return (
+        f"{train.id} is evaluated with env.eval.init_params.kwargs {dict(other)}, and trained with"
+        f" env.train.init_params.kwargs {dict(own)}."
+    )
 
 
 def idle_keys(config: ExperimentConfig, given: Collection[str], *, trains: bool) -> list[str]:

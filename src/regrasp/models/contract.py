@@ -349,6 +349,13 @@ class Policy(nn.Module, ABC):
             repeats: Draws of noise for each row, for a policy whose loss is an expectation over noise.
         """
 
+    def check_instructions(self, instructions: Sequence[str]) -> None:
+        """Check that the model has room for these words; by default it reads none.
+
+        Raises:
+            UserError: It has not.
+        """
+
     def inputs_unlike(self, folder: Path) -> list[str]:
         """What of the preparation of inputs differs in a folder of this model; by default nothing is prepared."""
         return []

@@ -17,7 +17,6 @@ from regrasp.algorithms import flow
 from regrasp.algorithms.noise_color import NoiseColor
 from regrasp.device import send
 from regrasp.envs.contract import Observation
-from regrasp.errors import UserError
 from regrasp.models.contract import Action, Evaluation, Noise, PolicySpec
 from regrasp.models.groot.config import GrootConfig
 from regrasp.models.groot.network.action_head import ActionHead, CategoryLinear
@@ -69,7 +68,9 @@ class GrootPolicy(SteeredPolicy):
     ) -> None:
         super().__init__()
         head = config.action_head_cfg
-        _check_settings(settings, processor)
+        for problem in settings.problems():
+            raise problem
+        processor.check_actions(settings.num_action_chunks, settings.action_dim)
         self.config = config
         self.processor = processor
         self.settings = settings
@@ -201,6 +202,10 @@ class GrootPolicy(SteeredPolicy):
         from regrasp.models.groot.checkpoint import published_tensors
 
         return published_tensors(weights, file)
+
+    def check_instructions(self, instructions: Sequence[str]) -> None:
+        """See `TextEncoder.encode`."""
+        self.processor.text.encode(instructions)
 
     def inputs_unlike(self, folder: Path) -> list[str]:
         """What of the processor differs in another GR00T's folder."""
@@ -481,17 +486,3 @@ class _Decision:
     def cache(self) -> ContextCache:
         """Computed on first use: a value needs none."""
         return self.head.cache(self.context, self.state)
-
-
-def _check_settings(settings: GrootModelConfig, processor: GrootProcessor) -> None:
-    for problem in settings.problems():
-        raise problem
-    horizon = processor.groot.action_horizon
-    if not 1 <= settings.num_action_chunks <= horizon:
-        raise UserError(
-            "Not a number of actions this model can predict",
-            key="actor.model.num_action_chunks",
-            value=settings.num_action_chunks,
-            expected=f"1 to {horizon}",
-        )
-    processor.check_action_dim(settings.action_dim)

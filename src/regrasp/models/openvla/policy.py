@@ -257,6 +257,10 @@ class OpenVlaPolicy(Policy):
 
         save_openvla(self, folder)
 
+    def check_instructions(self, instructions: Sequence[str]) -> None:
+        """See `PromptEncoder.encode`."""
+        self.processor.prompts.encode(instructions)
+
     def inputs_unlike(self, folder: Path) -> list[str]:
         """What of the preparation of inputs and actions differs in another OpenVLA's folder."""
         from regrasp.models.openvla.decoding import read_decoding

@@ -204,12 +204,20 @@ class GrootProcessor:
             return None
         return StateRange(parts, torch.cat([part.min for part in known]), torch.cat([part.max for part in known]))
 
-    def check_action_dim(self, action_dim: int) -> None:
-        """Check that the experiment's action has the width that the model was trained with.
+    def check_actions(self, num_action_chunks: int, action_dim: int) -> None:
+        """Check that the model predicts so many actions, and that they have the width that it was trained with.
 
         Raises:
-            UserError: It has another, naming the parts that the metadata has.
+            UserError: It does not; of another width, with the parts that the metadata has.
         """
+        horizon = self.groot.action_horizon
+        if not 1 <= num_action_chunks <= horizon:
+            raise UserError(
+                "Not a number of actions this model can predict",
+                key="actor.model.num_action_chunks",
+                value=num_action_chunks,
+                expected=f"1 to {horizon}",
+            )
         if action_dim != self.action.width:
             parts = ", ".join(f"{key} {width}" for key, width in self.parts("action"))
             raise UserError(
