@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import os
 import statistics
@@ -41,6 +42,8 @@ from regrasp.seeding import KeyedNoise
 from results_file import revision
 
 ENVS_PER_RANK = 16
+SHARDED_BATCHES = (4, 8)
+"""Samples of a rank where everything trains."""
 CHUNKS = 8
 UPDATES: dict[str, tuple[TrainablePart, bool, bool]] = {
     "update cached": ("head", True, True),
@@ -188,19 +191,33 @@ def measure(place: Place, parts: list[str]) -> list[dict[str, Any]]:
     if "sync" in parts and count > 1:
         row("weight sync", *sync(place))
     if "shard" in parts:
-        for strategy in ("no_shard", "full_shard"):
+        for strategy, micro in itertools.product(("no_shard", "full_shard"), SHARDED_BATCHES):
             made = Made(
-                place, "all", cached=False, compiled=False, fsdp=FsdpConfig(sharding_strategy=strategy), micro=4
+                place, "all", cached=False, compiled=False, fsdp=FsdpConfig(sharding_strategy=strategy), micro=micro
             )
             made.update()
             row(
-                f"all trains, {strategy}, 4 samples per rank",
+                f"all trains, {strategy}, {micro} samples per rank",
                 place.timed(made.update, 2) / made.num_minibatches,
-                4,
+                micro,
                 peak_gb=place.peak_gb(),
+                allocated_gb=torch.cuda.max_memory_allocated() / 1e9 if place.device.type == "cuda" else 0.0,
             )
             del made
     return rows
+
+
+def largest_minibatches(rows: list[dict[str, Any]], memory_gb: float) -> list[dict[str, Any]]:
+    """About how many samples of a minibatch fit where everything trains: memory grows by as much for each."""
+    found = []
+    measured = [row for row in rows if "allocated_gb" in row]
+    for fewer, more in zip(measured[::2], measured[1::2], strict=True):
+        few, many = SHARDED_BATCHES
+        each = (more["allocated_gb"] - fewer["allocated_gb"]) / (many - few)
+        strategy = fewer["what"].split(",")[1].strip()
+        samples = int(few + (memory_gb - fewer["allocated_gb"]) / each) if each > 0 else None
+        found.append({"strategy": strategy, "gpus": fewer["gpus"], "GB a sample": each, "samples that fit": samples})
+    return found
 
 
 def sync(place: Place) -> tuple[float, int]:
@@ -272,12 +289,14 @@ def main() -> None:
         one, several = (run(count, total, args.tiny, ["compare"]) for count in (1, args.gpus))
         same = {name: {"one": one[name], "several": several[name]} for name in one}
     device = "CPU" if args.tiny else torch.cuda.get_device_name(0)
+    memory_gb = 0.0 if args.tiny else torch.cuda.get_device_properties(0).total_memory / 1e9
     document = {
         "command": f"python benchmarks/scaling.py --gpus {args.gpus} --parts {args.parts}",
         "commit": revision(),
         "device": device,
         "torch": torch.__version__,
         "rows": rows,
+        "largest_minibatches": largest_minibatches(rows, memory_gb),
         "same": same,
     }
     for row in rows:
