@@ -43,6 +43,7 @@ STAGES = (
     "sft.warmup_steps=2",
     "sft.validation_fraction=0.2",
     "sft.eval_interval=3",
+    *(f"env.{name}.mapping.extra_view_images=[]" for name in ("train", "eval")),  # the demonstrations have one camera
 )
 
 
