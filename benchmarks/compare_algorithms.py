@@ -172,7 +172,7 @@ def summary(title: str, curves: Sequence[Sequence[Point]]) -> dict[str, Any]:
     ends = [points[-1] for points in curves]
     found: dict[str, Any] = {"algorithm": title, "seeds": len(curves)}
     found["base"] = round(float(np.mean([points[0]["success"] for points in curves])), 3)
-    success = [end["success"] for end in ends]
+    success = [round(end["success"], 3) for end in ends]
     found |= {"success": round(float(np.mean(success)), 3), "lowest": min(success), "highest": max(success)}
     found["env steps"] = round(float(np.mean([end["env_steps"] for end in ends])))
     for name, axis in (("minutes", "seconds"), ("CPU min", "cpu_seconds")):
