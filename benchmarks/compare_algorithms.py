@@ -4,7 +4,8 @@
         [--points 8] [--episodes 500] [--jobs 4] [--logs FOLDER] [--name NAME] [--quickstarts] [key=value ...]
 
 Every algorithm is its shipped experiment, with the seed N on the model number N, for as many updates as take about so
-many environment steps; `key=value` are further settings of all of them. Runs go to FOLDER/<algorithm>_<N>; one that is
+many environment steps; `key=value` are further settings of all of them. Those of OpenVLA need base models of their own
+(docs/openvla.md) and are compared apart. Runs go to FOLDER/<algorithm>_<N>; one that is
 finished is read, one that was interrupted begins anew. Seconds and CPU seconds are those of all processes of a run
 since its start, evaluations included; run no more `--jobs` at a time than there are cores. Linux only.
 
@@ -66,7 +67,11 @@ ALGORITHMS = {
     "dsrl": Algorithm("DSRL", "pick_cube_dsrl_groot", 2200, "#be123c"),
     "sac_flow": Algorithm("SAC-Flow", "pick_cube_sac_flow_groot", 2200, "#0e7490"),
     "selection": Algorithm("selection", "pick_cube_selection_groot", 2200, "#a16207"),
+    "openvla_ppo": Algorithm("OpenVLA, PPO", "pick_cube_ppo_openvla", 4200, "#1d4ed8"),
+    "openvla_grpo": Algorithm("OpenVLA, GRPO", "pick_cube_grpo_openvla", 4200, "#c2410c"),
+    "openvla_reinpp": Algorithm("OpenVLA, REINFORCE++", "pick_cube_reinpp_openvla", 4200, "#15803d"),
 }
+OF_GROOT = [name for name in ALGORITHMS if not name.startswith("openvla")]
 Point = dict[str, float]
 
 
@@ -91,12 +96,19 @@ def evaluations(run: Path) -> list[tuple[int, float]]:
     return [(int(row["env/total_steps"]), row["eval/success_once"]) for row in rows if "eval/success_once" in row]
 
 
-def evaluate_base(model: Path, seed: int, folder: Path, episodes: int) -> float:
+def evaluate_base(model: Path, seed: int, args: argparse.Namespace) -> float:
     """Success of a base model."""
-    kept = folder / f"base_{seed}"
+    kept, episodes = args.logs / f"base_{seed}", args.episodes
     if next(kept.glob("eval/*/evaluation.json"), None) is None:
         shutil.rmtree(kept, ignore_errors=True)
-        command = [sys.executable, "-m", "regrasp.cli.main", "play", "--config_name", "pick_cube_ppo_groot"]
+        command = [
+            sys.executable,
+            "-m",
+            "regrasp.cli.main",
+            "play",
+            "--config_name",
+            ALGORITHMS[args.algorithms[0]].config,
+        ]
         command += ["--seed", str(seed), "--model_path", str(model), "--num_episodes", str(episodes)]
         subprocess.run([*command, f"runner.logger.log_path={kept}", "runner.torch_threads=1"], check=True)
     return json.loads(next(kept.glob("eval/*/evaluation.json")).read_text())["success"]
@@ -223,7 +235,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--models", type=Path, nargs="+", required=True, help="base model folders, one for each seed")
     parser.add_argument("--seeds", type=int, nargs="+", help="one for each model; default: 0, 1, ...")
-    parser.add_argument("--algorithms", nargs="+", choices=[*ALGORITHMS], default=[*ALGORITHMS])
+    parser.add_argument("--algorithms", nargs="+", choices=[*ALGORITHMS], default=OF_GROOT)
     parser.add_argument("--steps", type=int, default=150_000, help="environment steps of a run, about")
     parser.add_argument("--points", type=int, default=8, help="evaluations of a run")
     parser.add_argument("--episodes", type=int, default=500, help="of an evaluation")
@@ -238,7 +250,7 @@ def main() -> None:
         parser.error("--seeds needs one number for each of --models")
     pairs = list(zip(args.models, seeds, strict=True))
     with ThreadPoolExecutor(args.jobs) as pool:
-        waiting = [pool.submit(evaluate_base, *pair, args.logs, args.episodes) for pair in pairs]
+        waiting = [pool.submit(evaluate_base, *pair, args) for pair in pairs]
         bases = [job.result() for job in waiting]
         jobs = {name: [pool.submit(train, name, *pair, args) for pair in pairs] for name in args.algorithms}
         runs = {
