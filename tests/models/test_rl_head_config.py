@@ -64,7 +64,7 @@ def steps(policy: GrootPolicy) -> set[int]:
 
 def noise_level(policy: GrootPolicy) -> float:
     policy.begin_update(200)
-    return policy.noise_level
+    return float(policy.noise_level)
 
 
 @torch.no_grad()
