@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from results_file import revision
+from scaling_loops import numbers
 
 COLUMNS = ("total_loss", "grad_norm")
 """Of the first update, which is taken on the same decisions everywhere."""
@@ -28,10 +29,6 @@ COLUMNS = ("total_loss", "grad_norm")
 
 def placements(gpus: int) -> dict[str, dict[str, str]]:
     """`cluster.component_placement` by the layout's name."""
-
-    def numbers(begin: int, end: int) -> str:
-        return str(begin) if end == begin + 1 else f"{begin}-{end - 1}"
-
     half, whole = gpus // 2, numbers(0, gpus)
     return {
         "one": {"actor,env,rollout": "0"},

@@ -32,16 +32,17 @@ UPDATES = 5
 def layouts(gpus: int) -> dict[str, tuple[int, list[str]]]:
     """GPUs and settings of every layout."""
     half = gpus // 2
-    apart = rf"cluster.component_placement={{env\,rollout:{_numbers(0, half)},actor:{_numbers(half, gpus)}}}"
+    apart = rf"cluster.component_placement={{env\,rollout:{numbers(0, half)},actor:{numbers(half, gpus)}}}"
     return {
         "one GPU": (1, [r"cluster.component_placement={actor\,env\,rollout:0}"]),
-        "colocated": (gpus, [rf"cluster.component_placement={{actor\,env\,rollout:{_numbers(0, gpus)}}}"]),
+        "colocated": (gpus, [rf"cluster.component_placement={{actor\,env\,rollout:{numbers(0, gpus)}}}"]),
         "disaggregated": (gpus, [apart]),
         "disaggregated, max_staleness 1": (gpus, [apart, "runner.max_staleness=1"]),
     }
 
 
-def _numbers(begin: int, end: int) -> str:
+def numbers(begin: int, end: int) -> str:
+    """Those from `begin` to before `end`, as a placement has them."""
     return str(begin) if end == begin + 1 else f"{begin}-{end - 1}"
 
 
