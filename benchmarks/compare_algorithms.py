@@ -98,18 +98,11 @@ def evaluations(run: Path) -> list[tuple[int, float]]:
 
 def evaluate_base(model: Path, seed: int, args: argparse.Namespace) -> float:
     """Success of a base model."""
-    kept, episodes = args.logs / f"base_{seed}", args.episodes
+    kept, config = args.logs / f"base_{seed}", ALGORITHMS[args.algorithms[0]].config
     if next(kept.glob("eval/*/evaluation.json"), None) is None:
         shutil.rmtree(kept, ignore_errors=True)
-        command = [
-            sys.executable,
-            "-m",
-            "regrasp.cli.main",
-            "play",
-            "--config_name",
-            ALGORITHMS[args.algorithms[0]].config,
-        ]
-        command += ["--seed", str(seed), "--model_path", str(model), "--num_episodes", str(episodes)]
+        command = [sys.executable, "-m", "regrasp.cli.main", "play", "--config_name", config]
+        command += ["--seed", str(seed), "--model_path", str(model), "--num_episodes", str(args.episodes)]
         subprocess.run([*command, f"runner.logger.log_path={kept}", "runner.torch_threads=1"], check=True)
     return json.loads(next(kept.glob("eval/*/evaluation.json")).read_text())["success"]
 

@@ -61,7 +61,7 @@ def test_outside_of_a_pass_nothing_is_summed() -> None:
     assert all(parameter.grad is not None for parameter in one.parameters())
 
 
-def test_a_pass_that_failed_leaves_nothing_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pass_that_failed_leaves_nothing_to_the_next() -> None:
     one, other, ranks = net(), net(), Twins()
     sums = SumsInPass(one.parameters(), ranks)
 

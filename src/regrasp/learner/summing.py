@@ -27,6 +27,7 @@ class SumsInPass:
         self._ranks = ranks
         self._is_open = False
         self._ready: dict[torch.dtype, list[nn.Parameter]] = defaultdict(list)
+        self._ready_bytes: dict[torch.dtype, int] = defaultdict(int)
         self._under_way: list[tuple[list[nn.Parameter], Tensor, Callable[[], object]]] = []
         for parameter in parameters:
             parameter.register_post_accumulate_grad_hook(self._add)
@@ -35,6 +36,7 @@ class SumsInPass:
     def of_pass(self) -> Iterator[None]:
         """Around one backward pass: at its end every gradient is the sum of all ranks'."""
         self._ready.clear()
+        self._ready_bytes.clear()
         self._under_way.clear()
         self._is_open = True
         try:
@@ -54,13 +56,14 @@ class SumsInPass:
         if not self._is_open:
             return
         assert isinstance(parameter, nn.Parameter)
-        ready = self._ready[parameter.dtype]
-        ready.append(parameter)
-        if sum(one.nbytes for one in ready) >= BUCKET_BYTES:
+        self._ready[parameter.dtype].append(parameter)
+        self._ready_bytes[parameter.dtype] += parameter.nbytes
+        if self._ready_bytes[parameter.dtype] >= BUCKET_BYTES:
             self._begin(parameter.dtype)
 
     def _begin(self, dtype: torch.dtype) -> None:
         bucket = self._ready.pop(dtype)
+        del self._ready_bytes[dtype]
         flat = torch.cat([parameter.grad.flatten() for parameter in bucket if parameter.grad is not None])
         for parameter in bucket:
             parameter.grad = None
