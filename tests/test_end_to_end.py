@@ -45,13 +45,21 @@ TOY = (
     "algorithm.critic_only_steps=3",
     "algorithm.replay_buffer.min_decisions=20",
 )
+PROGRAM = """
+import sys
+from regrasp.cli.main import main
+from regrasp.stages import pretrain
+pretrain._NUM_VALIDATION = 60
+sys.exit(main(sys.argv[1:]))
+"""
+"""The command, with fewer scenes that judge a backbone than the 1000 that a real one is judged by."""
 STAGES = ("pretrain", "collect", "sft", "evaluate_base", "train", "evaluate_finetuned")
 
 
 def interrupted_after(pattern: str, command: list[str]) -> tuple[int, str]:
     """Exit code and output of a process that got SIGINT when a line matched."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "regrasp.cli.main", *command],
+        [sys.executable, "-c", PROGRAM, *command],
         env={**os.environ, "PYTHONPATH": str(Path(regrasp.__file__).parents[1]), "PYTHONUNBUFFERED": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -76,6 +76,7 @@ def test_counted_operations_are_those_torch_counts() -> None:
     assert first - step == pytest.approx(flops.keys_values, rel=1e-6), "computed in the first step, for all of them"
 
 
+@pytest.mark.full
 def test_the_tiny_profile_adds_up(capsys: pytest.CaptureFixture[str]) -> None:
     torch._dynamo.reset()
     groot_gpu_profile.main(["--tiny", "--largest", "3"])

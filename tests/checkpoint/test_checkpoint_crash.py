@@ -104,7 +104,9 @@ def assert_sound(checkpoints: Path, expected: set[float]) -> None:
     assert found.model_state["trained"][0] == found.state["value"]
 
 
-@pytest.mark.parametrize(("before", "step"), [((1,), 2), pytest.param((1,), 1, marks=pytest.mark.full), ((1, 2), 2)])
+@pytest.mark.parametrize(
+    ("before", "step"), [((1,), 2), *(pytest.param(*case, marks=pytest.mark.full) for case in (((1,), 1), ((1, 2), 2)))]
+)
 def test_kill_at_every_boundary(tmp_path: Path, before: tuple[int, ...], step: int) -> None:
     for earlier in before:
         write_checkpoint(tmp_path / "template", earlier, content(earlier))

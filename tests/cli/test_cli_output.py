@@ -159,8 +159,15 @@ def test_scripts_of_the_reference_are_the_commands(
     assert printed == capsys.readouterr().out
 
 
-@pytest.mark.parametrize("arguments", [["tasks"], ["train", "--list_tasks"]])
-@pytest.mark.parametrize("rendering", ["egl", None])
+@pytest.mark.parametrize(
+    ("arguments", "rendering"),
+    [
+        (["tasks"], "egl"),
+        (["train", "--list_tasks"], None),
+        pytest.param(["tasks"], None, marks=pytest.mark.full),
+        pytest.param(["train", "--list_tasks"], "egl", marks=pytest.mark.full),
+    ],
+)
 def test_tasks_name_their_experiments(
     arguments: list[str],
     rendering: str | None,

@@ -34,6 +34,8 @@ from regrasp.ranks import ProcessGroupRanks, Ranks
 
 NUM_ENVS = 12
 UPDATES = 10
+SAVED = 2
+"""Updates before the checkpoint of a job."""
 LIMIT = 28
 SIZE = 4
 """Of state, action and chunk."""
@@ -179,7 +181,7 @@ def engine(config: ExperimentConfig, folder: Path, ranks: Ranks, num_stages: int
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One training: its results and a checkpoint of update 5 go into a folder of this name."""
+    """One training: its results and a checkpoint go into a folder of this name."""
 
     name: str
     algorithm: str
@@ -213,7 +215,7 @@ def _train(job: Job, folder: Path, ranks: Ranks) -> None:
         begin = checkpoint.step
     lines: list[dict[str, Any]] = []
     for update in range(begin, job.updates):
-        if update == UPDATES // 2:
+        if update == SAVED:
             save = folder / "checkpoints"
             if ranks.index:
                 made.save(save, update, {}, export=False)

@@ -283,7 +283,7 @@ def decisions(policy: Policy, batch: int = 8) -> dict[str, torch.Tensor]:
     return {**parts, "chain": action.trace["chain"], "context": features["context"]}
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", [pytest.param("fp32", marks=pytest.mark.full), "bf16"])
 def test_a_compiled_engine_collects_and_learns_the_same(
     env: VecEnv, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,13 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from rank_toys import ALGORITHMS, UPDATES, Job, abandon, train
+from forked import in_processes
+from rank_toys import ALGORITHMS, SAVED, Job, abandon, train
 from safetensors.torch import load_file
-from torch.multiprocessing.spawn import spawn
 
 OVER_EPOCHS = ("env.train.auto_reset=true", "env.train.max_steps_per_rollout_epoch=16")
-SAVED = UPDATES // 2
-"""Updates before the checkpoint of a job."""
 LENGTH = SAVED + 2
 QUICK = [Job("ppo", "ppo", updates=LENGTH)]
 OTHERS = [
@@ -48,7 +46,7 @@ SHARDED = [
 def run(folder: Path, count: int, jobs: Sequence[Job]) -> Path:
     """Run jobs in `count` processes; a single one is this one."""
     if count > 1:
-        spawn(train, (count, folder, jobs), nprocs=count)
+        in_processes(train, (count, folder, jobs), count)
         return folder
     before = torch.get_default_dtype()
     try:
@@ -200,5 +198,5 @@ def test_a_checkpoint_does_not_tell_how_it_was_sharded(
 
 @pytest.mark.full
 def test_all_ranks_abandon_an_update_that_one_wants_to_end(tmp_path: Path) -> None:
-    spawn(abandon, (2, tmp_path), nprocs=2)
+    in_processes(abandon, (2, tmp_path), 2)
     assert [(tmp_path / f"ending_{rank}").read_text() for rank in range(2)] == ["abandoned after 2"] * 2

@@ -21,6 +21,7 @@ from regrasp.experiment import ClusterConfig, ExperimentConfig
 from regrasp.experiment.cluster import Placement
 from regrasp.ranks import Ranks
 
+pytestmark = pytest.mark.full  # by default, test_ray_failures.py shows it of one layout
 LAYOUTS: dict[str, dict[str, int | str | Placement]] = {
     "two_colocated": {"actor,env,rollout": "0-1"},
     "disaggregated": {"env": 0, "rollout": 1, "actor": 2},
@@ -40,11 +41,8 @@ def trained(one: Engine, updates: int = UPDATES) -> tuple[list[dict[str, Any]], 
 
 
 ONE_ACTOR = ("disaggregated", "hybrid", "many_rollouts")
-QUICK = {("disaggregated", "grpo")}
 CASES = [
-    pytest.param(layout, algorithm, marks=() if (layout, algorithm) in QUICK else pytest.mark.full)
-    for layout in LAYOUTS
-    for algorithm in (*ALGORITHMS, *(STORING if layout in ONE_ACTOR else ()))
+    (layout, algorithm) for layout in LAYOUTS for algorithm in (*ALGORITHMS, *(STORING if layout in ONE_ACTOR else ()))
 ]
 
 
@@ -95,7 +93,6 @@ def stale(config: ExperimentConfig, folder: Path, updates: int) -> tuple[list[di
     return lines, [[result.total_reward, result.length] for result in acts.evaluate(NUM_ENVS)]
 
 
-@pytest.mark.full
 def test_a_rollout_that_overlaps_the_update_acts_with_the_weights_before_it(machines: Machines, tmp_path: Path) -> None:
     config = experiment("ppo", "runner.val_check_interval=1", "runner.max_staleness=1")
     config = dataclasses.replace(config, cluster=ClusterConfig(component_placement=LAYOUTS["disaggregated"]))

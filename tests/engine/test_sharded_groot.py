@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from forked import in_processes
 from tensordict import TensorDict
-from torch.multiprocessing.spawn import spawn
 
 from regrasp.experiment.fsdp import FsdpConfig
 from regrasp.learner.precision import ActingPolicy, apply_precision
@@ -124,7 +124,7 @@ def alone(name: str) -> list[dict[str, float]]:
 def test_updates_of_ranks_are_those_of_one_process(
     tmp_path: Path, names: tuple[str, ...], options: dict[str, Any]
 ) -> None:
-    spawn(train, (2, tmp_path, names, options), nprocs=2)
+    in_processes(train, (2, tmp_path, names, options), 2)
     found = json.loads((tmp_path / "found.json").read_text())
     for name in names:
         # Of bf16: sharded norms and embeddings are rounded too, and means are of terms that are 100 times as large.

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from forked import in_processes
 from torch import Tensor
-from torch.multiprocessing.spawn import spawn
 
 from regrasp import ranks
 from regrasp.engine import weights
@@ -48,4 +48,4 @@ def exchange(channel: WeightSync, rank: int, damaged: bool) -> None:
 
 
 def test_weights_arrive_or_the_run_is_told(tmp_path: Path) -> None:
-    spawn(communicate, (tmp_path,), nprocs=2)
+    in_processes(communicate, (tmp_path,), 2)

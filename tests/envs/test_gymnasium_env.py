@@ -27,6 +27,7 @@ LIMIT = 50
 SINGLE, VECTOR = "gym_envs:Count-v0", "gym_envs:CountVector-v0"
 MODES = ("NextStep", "SameStep", "Disabled")
 WAYS = [(SINGLE, None), *((VECTOR, mode) for mode in MODES)]
+QUICK = [*WAYS[:2], *(pytest.param(*each, marks=pytest.mark.full) for each in WAYS[2:])]
 
 
 @pytest.fixture(autouse=True)
@@ -104,7 +105,7 @@ class LeakCheck(Recorder):
                 self.finals.append(after[row])
 
 
-@pytest.mark.parametrize("chunk", [1, 3])
+@pytest.mark.parametrize("chunk", [pytest.param(1, marks=pytest.mark.full), 3])
 @pytest.mark.parametrize(("task", "mode"), WAYS)
 def test_no_episode_leaks_into_the_next(task: str, mode: str | None, chunk: int) -> None:
     check = LeakCheck(chunk)
@@ -137,7 +138,7 @@ def test_training_episodes_go_on_over_rollouts_and_begin_anew_where_they_end(tas
     assert ended == len(check.finals) > 6
 
 
-@pytest.mark.parametrize(("task", "mode"), WAYS)
+@pytest.mark.parametrize(("task", "mode"), QUICK)
 def test_one_episode_per_rollout_ends_all_running_ones(task: str, mode: str | None) -> None:
     with started(**way(task, mode)) as env:
         episodes = TrainingEpisodes(env, 0, stream=0, auto_reset=False)
@@ -149,7 +150,7 @@ def test_one_episode_per_rollout_ends_all_running_ones(task: str, mode: str | No
             episodes.step(torch.zeros(3, 3, 2))
 
 
-@pytest.mark.parametrize(("task", "mode"), WAYS)
+@pytest.mark.parametrize(("task", "mode"), QUICK)
 def test_the_limit_of_the_block_ends_episodes_too(task: str, mode: str | None) -> None:
     with started(**way(task, mode), limit=2) as env:
         episodes = NumberedEpisodes(env, 0, "eval", 0, numbers=range(5))
@@ -169,7 +170,7 @@ def test_an_episode_depends_on_its_seed_alone() -> None:
     assert played(1, 3) != played(1, 4)
 
 
-@pytest.mark.parametrize(("task", "mode"), WAYS)
+@pytest.mark.parametrize(("task", "mode"), QUICK)
 def test_success_by_key_and_by_termination(task: str, mode: str | None) -> None:
     for source in ({"success_key": "won"}, {"success": "terminated"}):
         results = played(2, 0, **way(task, mode), **source)
@@ -285,7 +286,7 @@ def test_a_package_that_only_rendering_needs_is_named() -> None:
     assert f"install it for {sys.executable}" in str(caught.value)
 
 
-@pytest.mark.parametrize(("task", "mode"), WAYS)
+@pytest.mark.parametrize(("task", "mode"), QUICK)
 def test_a_wrong_success_key_names_what_info_holds(task: str, mode: str | None) -> None:
     with pytest.raises(UserError, match="clock, won") as caught:
         played(2, 0, **way(task, mode), success_key="is_success")

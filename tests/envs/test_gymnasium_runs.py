@@ -111,6 +111,7 @@ def test_a_dry_run_looks_the_environment_up(
     assert not [*tmp_path.iterdir()]
 
 
+@pytest.mark.full
 def test_a_simulator_that_dies_is_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original, count = RemoteVecEnv.begin_step, 0
 

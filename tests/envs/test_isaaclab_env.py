@@ -143,6 +143,7 @@ def construction(name: Literal["train", "eval"], seed: int, stream: int) -> tupl
     return int(high) << 16 | int(low), drawn
 
 
+@pytest.mark.full
 def test_the_runs_seed_is_in_the_configuration_before_the_environment_is_built() -> None:
     built = [construction("train", 5, 0), construction("eval", 5, 0), construction("train", 5, 1)]
     assert len({seed for seed, _ in built}) == 3
@@ -209,6 +210,7 @@ def test_the_references_experiment_runs_unchanged_on_its_tasks_interface(caplog:
         env.close()
 
 
+@pytest.mark.full
 def test_a_task_without_reward_learns_from_a_named_success_and_chooses_its_instruction(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -233,6 +235,7 @@ def test_a_task_without_reward_learns_from_a_named_success_and_chooses_its_instr
         env.close()
 
 
+@pytest.mark.full
 def test_an_instruction_that_is_not_there_is_the_users_mistake() -> None:
     mapping = IsaacLabMapping(states=states("policy/position"), instruction_key="goal", instructions=("stay",))
     env = lab_env("lab_tasks:Point-v0", mapping, num_envs=1)
@@ -245,6 +248,7 @@ def test_an_instruction_that_is_not_there_is_the_users_mistake() -> None:
     assert caught.value.key == "env.train.mapping.instructions"
 
 
+@pytest.mark.full
 def test_direct_tasks_are_reset_one_by_one(direct: VecEnv) -> None:
     before = direct.reset([0, 1], [1, 2]).state["state"]
     step = direct.step(push(0.2, 0.05, width=1))
@@ -269,6 +273,7 @@ def test_an_exception_arrives_with_its_traceback_and_a_dead_simulator_is_named(p
         point.step(push(DIE, 0, 0))
 
 
+@pytest.mark.full
 def test_a_silent_simulator_is_killed_at_its_deadline_with_its_last_words(direct: VecEnv) -> None:
     direct.reset([0, 1], [1, 2])
     with pytest.raises(SimulatorError, match=r"(?s)did not answer 'step'.*waiting for an asset"):

@@ -15,7 +15,7 @@ from regrasp.cli.main import main
 from regrasp.engine.local import LocalEngine
 from regrasp.envs.isaaclab.vector import IsaacLabVecEnv
 
-pytestmark = needs_lab
+pytestmark = [needs_lab, pytest.mark.full]
 
 
 @pytest.fixture
@@ -53,7 +53,6 @@ def saved_steps(folder: Path) -> list[int]:
         ("train", 2 * 2 + 2, signal.SIGSTOP, 5, "did not answer 'step'"),
     ],
 )
-@pytest.mark.full
 def test_a_simulator_that_dies_or_falls_silent_costs_no_finished_update(
     command: list[str],
     tmp_path: Path,
@@ -89,9 +88,7 @@ def test_a_simulator_that_dies_is_started_again(
     ("change", "key", "named"),
     [
         ("env.eval.init_params.id='lab_tasks:Pont-v0'", "env.eval.init_params.id", "Point-v0"),
-        pytest.param(
-            "env.eval.mapping.states=[position]", "env.eval.mapping.states", "3 values", marks=pytest.mark.full
-        ),
+        ("env.eval.mapping.states=[position]", "env.eval.mapping.states", "3 values"),
     ],
 )
 def test_a_mistake_in_the_evaluation_is_told_before_training(

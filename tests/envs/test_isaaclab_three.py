@@ -18,7 +18,9 @@ STAND_IN = HERE / "isaaclab3_stand_in"
 MAPPING = MappingConfig(task_description="push", states=states("x", "resets"))
 
 
-@pytest.mark.parametrize(("task", "extra_resets"), [("Point-Freezing", 0), ("Point-Final", 2)])
+@pytest.mark.parametrize(
+    ("task", "extra_resets"), [pytest.param("Point-Freezing", 0, marks=pytest.mark.full), ("Point-Final", 2)]
+)
 def test_a_finished_environment_shows_its_last_observation(task: str, extra_resets: int) -> None:
     env = lab_env(task, MAPPING, stand_in=STAND_IN, num_envs=2, init={"presets": ("physics=newton_mjwarp",)})
     try:

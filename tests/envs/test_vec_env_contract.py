@@ -232,7 +232,7 @@ def test_episodes_do_not_depend_on_workers_number_or_neighbours(task):
             assert_same_observation(ours, theirs)
 
 
-@pytest.mark.parametrize("task", [PICK, STACK])
+@pytest.mark.parametrize("task", [PICK, pytest.param(STACK, marks=pytest.mark.full)])
 def test_images_do_not_depend_on_workers_or_neighbours(task):
     images = []
     for num_envs, num_workers, row in [(1, 1, 0), (3, 2, 2)]:
@@ -337,7 +337,7 @@ def test_recorded_frames_are_those_of_the_rows_asked_for_in_ascending_order(toy:
     assert toy.step(torch.zeros(3, 1, 2)).frames is None
 
 
-@pytest.mark.parametrize("task", [PICK, STACK])
+@pytest.mark.parametrize("task", [PICK, pytest.param(STACK, marks=pytest.mark.full)])
 def test_recording_changes_nothing_and_shows_every_step(task):
     actions = random(0, 4, 2)
     env = make_env(task, num_envs=2, num_workers=1)

@@ -67,7 +67,12 @@ FORMS: dict[str, Callable[[Weights], Weights]] = {
 }
 
 
-@pytest.mark.parametrize("form", FORMS)
+QUICK = ("rlinf", "lm_head", "fsdp inside")
+
+
+@pytest.mark.parametrize(
+    "form", [pytest.param(form, marks=() if form in QUICK else pytest.mark.full) for form in FORMS]
+)
 def test_weights_are_evaluated_and_exported_whatever_wrote_them(base: Path, tmp_path: Path, form: str) -> None:
     policy, file = trained_policy(base), tmp_path / "full_weights.pt"
     torch.save(FORMS[form](dict(policy.state_dict())), file)

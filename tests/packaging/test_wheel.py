@@ -78,6 +78,7 @@ def test_installed_doctor_runs_elsewhere(installed: Path, tmp_path: Path):
     assert "rendering" in result.stdout
 
 
+@pytest.mark.full
 def test_installed_package_finds_its_experiments(installed: Path, tmp_path: Path):
     result = run_installed(installed, tmp_path, "-m", "regrasp.cli.main", "quickstart", "--dry_run")
     assert result.returncode == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,19 @@ from run_toys import groot_experiment, mlp_experiment
 from regrasp.models.groot.checkpoint import load_groot
 from regrasp.models.groot.settings import GrootModelConfig
 from regrasp.models.mlp.policy import MlpPolicy
+from regrasp.stages import pretrain
 from regrasp.stages.collect import collect
 from regrasp.stages.pretrain import train_backbone
 from regrasp.stages.sft import train_base
 from regrasp.stages.train import train
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _few_scenes() -> Iterator[None]:
+    """Toy backbones are judged by fewer scenes than the 1000 of others, which take longer to render than all else."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(pretrain, "_NUM_VALIDATION", 60)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -455,6 +455,7 @@ POINT = (
 
 
 @needs_lab
+@pytest.mark.full
 def test_recording_to_base_model_to_isaac_lab(
     backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

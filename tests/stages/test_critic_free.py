@@ -20,7 +20,7 @@ def overrides(adv_type: str, start: Path) -> list[str]:
     return [*chosen, *ALGORITHMS[adv_type], f"actor.model.model_path={start}"]
 
 
-@pytest.mark.parametrize("adv_type", ALGORITHMS)
+@pytest.mark.parametrize("adv_type", [pytest.param("grpo", marks=pytest.mark.full), "reinpp"])
 def test_a_run_has_no_value_head_and_resumes_bit_for_bit(adv_type: str, start_model: Path, tmp_path: Path) -> None:
     assert "value" in load_policy(start_model).offers
     loaded = mlp_experiment(*overrides(adv_type, start_model))

@@ -178,6 +178,7 @@ def push(observation, steps):
 
 
 @needs_lab
+@pytest.mark.full
 def test_a_function_records_in_isaac_lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(STAND_IN))

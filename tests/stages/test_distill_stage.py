@@ -50,15 +50,26 @@ def teacher(base_model: Path, tmp_path: Path) -> Path:
     return tmp_path / "teacher"
 
 
-def test_what_comes_out_is_a_plain_model_that_does_the_same(teacher: Path, base_model: Path, tmp_path: Path) -> None:
-    folder, loss = distill(experiment(teacher).config, tmp_path / "student")
-    assert 0 < loss < 10
-    student, before, wanted = load_policy(folder), load_policy(base_model), load_policy(teacher)
+def assert_is_plain(folder: Path, published: Path) -> None:
+    student = load_policy(folder)
     assert isinstance(student, GrootPolicy)
     assert student.residual is None
     assert not (folder / "residual.json").exists()
-    export(ExportOptions(folder, tmp_path / "published"))
+    export(ExportOptions(folder, published))
 
+
+def test_what_comes_out_is_a_plain_model(teacher: Path, tmp_path: Path) -> None:
+    folder, loss = distill(experiment(teacher, "distill.num_episodes=6", "sft.steps=8").config, tmp_path / "student")
+    assert 0 < loss < 10
+    assert_is_plain(folder, tmp_path / "published")
+
+
+@pytest.mark.full
+def test_what_comes_out_is_a_plain_model_that_does_the_same(teacher: Path, base_model: Path, tmp_path: Path) -> None:
+    folder, loss = distill(experiment(teacher).config, tmp_path / "student")
+    assert 0 < loss < 10
+    assert_is_plain(folder, tmp_path / "published")
+    student, before, wanted = load_policy(folder), load_policy(base_model), load_policy(teacher)
     with contextlib.closing(create_env(experiment(teacher).config.env.train, "train", 4, 0)) as env:
         seen = env.reset(range(6), range(6))
     after, began = (distance(policy, wanted, seen) for policy in (student, before))

@@ -176,7 +176,14 @@ def test_what_a_forced_run_saw_counts_when_it_is_resumed_without_force() -> None
     restored(forced).after_rollout(episodes(64), is_flat=False)
 
 
-MANY = ("env.train.total_num_envs=32", "runner.val_check_interval=-1", "runner.max_epochs=3")
+MANY = (
+    "env.train.total_num_envs=32",
+    "runner.val_check_interval=-1",
+    "runner.max_epochs=3",
+    "actor.global_batch_size=96",
+    "actor.micro_batch_size=96",
+    "algorithm.update_epoch=1",
+)
 
 
 def test_a_run_without_any_success_halts_and_keeps_what_it_had(tmp_path: Path, start_model: Path) -> None:
@@ -229,7 +236,7 @@ def test_a_number_that_is_not_finite_is_never_learned_from(
     assert not learned
 
 
-@pytest.mark.parametrize("save_interval", [2, -1])
+@pytest.mark.parametrize("save_interval", [pytest.param(2, marks=pytest.mark.full), -1])
 def test_the_batch_of_a_loss_that_is_not_finite_can_be_looked_at(
     tmp_path: Path, start_model: Path, monkeypatch: pytest.MonkeyPatch, save_interval: int
 ) -> None:

@@ -106,10 +106,10 @@ def preview(config: ExperimentConfig) -> GrootPolicy:
     [
         (trainable("head"),),
         pytest.param((trainable("head"), BF16), marks=pytest.mark.full),
-        (trainable("head"), BF16, "actor.micro_batch_size=8"),
+        pytest.param((trainable("head"), BF16, "actor.micro_batch_size=8"), marks=pytest.mark.full),
         (trainable("head_without_context"), BF16, "algorithm.kl_beta=0.1"),
         pytest.param((trainable("head_without_context"), "runner.feature_storage=host"), marks=pytest.mark.full),
-        (trainable("head"), BF16, "runner.recompute_features=true"),
+        pytest.param((trainable("head"), BF16, "runner.recompute_features=true"), marks=pytest.mark.full),
         (trainable("all"), "algorithm.kl_beta=0.1"),
         pytest.param((trainable("all"), BF16), marks=pytest.mark.full),
         pytest.param((trainable("head"), *LORA), marks=pytest.mark.full),

@@ -38,7 +38,7 @@ def chosen(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
 @pytest.mark.parametrize(
     ("precision", "trainable", "compiled"),
     [
-        ("fp32", "head_without_context", False),
+        pytest.param("fp32", "head_without_context", False, marks=pytest.mark.full),
         pytest.param("fp32", "head", True, marks=pytest.mark.full),
         ("bf16", "head", False),
         pytest.param("bf16", "head_without_context", True, marks=pytest.mark.full),

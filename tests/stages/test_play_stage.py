@@ -50,7 +50,7 @@ def test_the_expert_always_succeeds(expert: tuple[Path, PlayResult], capsys: pyt
     assert TypeAdapter(EvaluationSummary).validate_json((run / "evaluation.json").read_text()) == result.summary
 
 
-@pytest.mark.parametrize("kind", ["zero", "random"])
+@pytest.mark.parametrize("kind", [pytest.param("zero", marks=pytest.mark.full), "random"])
 def test_doing_nothing_and_anything_fails(tmp_path: Path, kind: Kind, capsys: pytest.CaptureFixture[str]) -> None:
     result = play(task(), tmp_path, PlayOptions(kind=kind))
     assert result.summary.success == 0.0

@@ -28,7 +28,7 @@ from regrasp.runner.resume import changes_warning, passed_over_warning
 from regrasp.stages.train import train
 
 
-@pytest.mark.parametrize("step", [1, 2])
+@pytest.mark.parametrize("step", [pytest.param(1, marks=pytest.mark.full), 2])
 def test_episodes_within_rollouts(
     finished_run: Path, start_model: Path, tmp_path: Path, step: int, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -65,6 +65,7 @@ def test_a_policy_that_sees_images(groot_start: Path, tmp_path: Path, recompute:
     assert_resumes_equal(groot_experiment(*settings, f"runner.resume_dir={copy}"), run, copy)
 
 
+@pytest.mark.full
 def test_adapters_on_the_language_model(groot_start: Path, tmp_path: Path) -> None:
     settings = (
         f"actor.model.model_path={groot_start}",
@@ -169,11 +170,7 @@ def test_only_newer_checkpoints_are_passed_over_and_none_by_who_names_one(finish
     assert str(checkpoint(copy, 1)) not in warning
 
 
-@pytest.mark.parametrize(
-    ("change", "key"),
-    [("actor.model.mlp.hidden=[8]", "actor.model"), ("env.train.total_num_envs=5", "env.train.total_num_envs")],
-)
-def test_a_run_that_cannot_be_continued_says_why(tmp_path: Path, change: str, key: str) -> None:
+def test_a_run_that_cannot_be_continued_says_why(tmp_path: Path) -> None:
     settings = (
         "runner.max_epochs=1",
         "runner.val_check_interval=-1",
@@ -183,10 +180,14 @@ def test_a_run_that_cannot_be_continued_says_why(tmp_path: Path, change: str, ke
     run.mkdir()
     assert train(mlp_experiment(*settings), run)
     written = sorted(run.rglob("*"))
-    with pytest.raises(UserError, match="begun with") as caught:
-        train(mlp_experiment(*settings, "runner.max_epochs=2", f"runner.resume_dir={run}", change), run)
-    assert caught.value.key == key
-    assert sorted(run.rglob("*")) == written, "a refused run leaves no trace"
+    for key, change in (
+        ("actor.model", "actor.model.mlp.hidden=[8]"),
+        ("env.train.total_num_envs", "env.train.total_num_envs=5"),
+    ):
+        with pytest.raises(UserError, match="begun with") as caught:
+            train(mlp_experiment(*settings, "runner.max_epochs=2", f"runner.resume_dir={run}", change), run)
+        assert caught.value.key == key
+        assert sorted(run.rglob("*")) == written, "a refused run leaves no trace"
 
 
 def test_weights_of_a_checkpoint_are_plain_tensors(finished_run: Path) -> None:

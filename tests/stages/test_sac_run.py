@@ -41,7 +41,11 @@ def experiment(*overrides: str) -> LoadedConfig:
     return mlp_experiment(*SAC, "runner.val_check_interval=-1", *overrides)
 
 
-@pytest.mark.parametrize("settings", [(), (*OVER_EPOCHS, "algorithm.n_step=2")], ids=["whole", "over_epochs"])
+@pytest.mark.parametrize(
+    "settings",
+    [pytest.param((), marks=pytest.mark.full), (*OVER_EPOCHS, "algorithm.n_step=2")],
+    ids=["whole", "over_epochs"],
+)
 def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path, settings: tuple[str, ...]) -> None:
     run = tmp_path / "run"
     run.mkdir()

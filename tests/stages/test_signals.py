@@ -38,11 +38,11 @@ def signal_at(monkeypatch: pytest.MonkeyPatch, owner: type, method: str, call: i
 @pytest.mark.parametrize(
     ("owner", "method", "call", "saved"),
     [
-        (LocalEngine, "collect", 1, 0),  # before the first decision of all
+        pytest.param(LocalEngine, "collect", 1, 0, marks=pytest.mark.full),  # before the first decision of all
         pytest.param(LocalEngine, "collect", 3, 2, marks=pytest.mark.full),
         (Inference, "decide", 2 * 3 + 2, 2),  # in the middle of the third rollout
         (Learner, "_step", 2 * 6 + 3, 3),  # in the middle of the third update
-        (LocalEngine, "evaluate", 1, 2),
+        pytest.param(LocalEngine, "evaluate", 1, 2, marks=pytest.mark.full),
     ],
 )
 def test_a_signal_ends_the_run_and_loses_nothing(
@@ -89,6 +89,7 @@ def test_an_update_that_takes_too_long_is_abandoned(
     assert same_weights(checkpoint(tmp_path, 4), checkpoint(finished_run, 4))
 
 
+@pytest.mark.full
 def test_an_abandoned_update_costs_none_of_those_before_it(
     finished_run: Path, start_model: Path, tmp_path: Path
 ) -> None:

@@ -26,7 +26,7 @@ SECONDS_TO_END = 60.0
 """From a simulator's end to the command's, on a busy machine; less than the usual silence."""
 NO_RESTART = "runner.max_restarts=0"
 MIDST = [
-    ("eval", 2),  # in the middle of the first evaluation, after update 2
+    pytest.param("eval", 2, marks=pytest.mark.full),  # in the middle of the first evaluation, after update 2
     ("train", 2 * 3 + 2),  # in the middle of the third rollout
 ]
 WAYS = [
@@ -119,6 +119,7 @@ def strike_in_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LocalEngine, "evaluate", struck)
 
 
+@pytest.mark.full
 def test_training_simulators_that_die_between_rollouts_cost_no_update(
     command: list[str], finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -188,6 +189,7 @@ def test_simulators_are_started_again_and_nothing_differs(
     assert same_weights(checkpoint(run, 4), checkpoint(undisturbed, 4))
 
 
+@pytest.mark.full
 def test_videos_of_an_evaluation_are_whole(command: list[str], tmp_path: Path) -> None:
     folders = []
     for struck in (False, True):

@@ -105,7 +105,9 @@ def test_checkpoints_are_written_at_the_interval_and_pruned(start_model: Path, t
     assert not any(tag.startswith("eval/") for line in metrics(tmp_path) for tag in line)
 
 
-@pytest.mark.parametrize("variant", [(), ("env.train.num_workers=2", "env.eval.num_workers=2")])
+@pytest.mark.parametrize(
+    "variant", [pytest.param((), marks=pytest.mark.full), ("env.train.num_workers=2", "env.eval.num_workers=2")]
+)
 def test_the_same_seed_gives_the_same_run(
     finished_run: Path, start_model: Path, tmp_path: Path, variant: tuple[str, ...]
 ) -> None:
@@ -114,7 +116,7 @@ def test_the_same_seed_gives_the_same_run(
     assert metrics(finished_run) == metrics(tmp_path)
 
 
-@pytest.mark.parametrize("variant", ["runner.seed=7", "env.train.seed=7"])
+@pytest.mark.parametrize("variant", ["runner.seed=7", pytest.param("env.train.seed=7", marks=pytest.mark.full)])
 def test_another_seed_gives_another_run(finished_run: Path, start_model: Path, tmp_path: Path, variant: str) -> None:
     assert train(mlp_experiment(f"actor.model.model_path={start_model}", "runner.max_epochs=1", variant), tmp_path)
     assert not same_weights(checkpoint(finished_run, 1), checkpoint(tmp_path, 1))
