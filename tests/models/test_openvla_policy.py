@@ -143,6 +143,11 @@ def test_a_draw_follows_its_key_alone(policy: OpenVlaPolicy) -> None:
     assert not torch.equal(whole, other)
 
 
+@pytest.mark.parametrize(
+    "policy",
+    [pytest.param(name, marks=() if name in ("openvla", "openvla_oft") else pytest.mark.full) for name in SETTINGS],
+    indirect=True,
+)
 def test_imitation_ends_at_the_demonstrated_actions(policy: OpenVlaPolicy) -> None:
     features = features_of(policy, 2)
     chunk = policy.spec.num_action_chunks
