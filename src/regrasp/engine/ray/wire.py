@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from tensordict import TensorDict
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from regrasp.engine.handover import Part
 from regrasp.envs.contract import Observation, Step
@@ -34,6 +35,32 @@ def pack(tensors: Mapping[str, Tensor]) -> Packed:
 def unpack(packed: Packed) -> dict[str, Tensor]:
     """The tensors, which must not be written to: their memory may be another process's."""
     return {name: torch.from_numpy(array).view(getattr(torch, kind)) for name, (kind, array) in packed.items()}
+
+
+@dataclass(frozen=True)
+class PackedTensor:
+    """A tensor of a tree on the way."""
+
+    kind: str
+    array: np.ndarray
+
+
+def pack_tree(tree: Any) -> Any:
+    """A tree of mappings and sequences with its tensors packed, see `pack`."""
+
+    def packed(leaf: Any) -> Any:
+        return PackedTensor(*pack({"": leaf})[""]) if isinstance(leaf, Tensor) else leaf
+
+    return tree_map(packed, tree)
+
+
+def unpack_tree(tree: Any) -> Any:
+    """The tree, with tensors of its own."""
+
+    def unpacked(leaf: Any) -> Any:
+        return unpack({"": (leaf.kind, leaf.array)})[""].clone() if isinstance(leaf, PackedTensor) else leaf
+
+    return tree_map(unpacked, tree)
 
 
 @dataclass(frozen=True)
