@@ -23,7 +23,7 @@ from regrasp.engine.compiling import compile_as_configured
 from regrasp.engine.handover import join, split
 from regrasp.engine.placement import Plan, ProcessPlan
 from regrasp.engine.ray.nodes import settle
-from regrasp.engine.ray.wire import Packed, PackedPart, pack, pack_tree, unpack, unpack_tree
+from regrasp.engine.ray.wire import HostMemory, Packed, PackedPart, pack, pack_tree, unpack, unpack_tree
 from regrasp.engine.rollouts import Gathered, Rollouts
 from regrasp.engine.training import Prepared, Training
 from regrasp.engine.weights import WeightSync
@@ -89,6 +89,7 @@ class Worker:
         self._decisions: Decisions | None = None
         self._sync: WeightSync | None = None
         self._received: dict[str, Tensor] = {}
+        self._memory = HostMemory()
         self._log = _Messages()
         logging.getLogger(regrasp.__name__).addHandler(self._log)
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
@@ -277,7 +278,7 @@ class Worker:
         """
         with _beside(self._device):
             state = self.training.snapshot()
-            return None, None if self._process.index["actor"] else pack_tree(state)
+            return None, None if self._process.index["actor"] else pack_tree(state, self._memory)
 
     def restore(self, snapshot: Any) -> None:
         """Take over a snapshot of another process like this one."""
