@@ -16,8 +16,9 @@ import itertools
 import json
 import os
 import statistics
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -61,6 +62,8 @@ class Place:
     ranks: Ranks
     envs_per_rank: int
     repeats: int
+    updates: Sequence[str] = ()
+    """Which of `UPDATES` to time; none for all."""
 
     @property
     def device(self) -> torch.device:
@@ -174,6 +177,8 @@ def measure(place: Place, parts: list[str]) -> list[dict[str, Any]]:
 
     if "update" in parts:
         for what, (trainable, cached, compiled) in UPDATES.items():
+            if place.updates and what not in place.updates:
+                continue
             made = Made(place, trainable, cached=cached, compiled=compiled)
             first = made.update()
             milliseconds = place.timed(made.update, place.repeats) / made.num_minibatches
@@ -238,7 +243,9 @@ def compare(place: Place) -> dict[str, float]:
     return {name: found[f"actor/{name}"] for name in ("total_loss", "grad_norm")}
 
 
-def work(rank: int, count: int, total_envs: int, tiny: bool, parts: list[str], meeting: str, out: str) -> None:
+def work(
+    rank: int, count: int, total_envs: int, tiny: bool, parts: list[str], updates: list[str], meeting: str, out: str
+) -> None:
     """One rank."""
     torch.set_num_threads(1 if tiny else 8)
     sizes = single.sizes_of(tiny=tiny)
@@ -251,7 +258,7 @@ def work(rank: int, count: int, total_envs: int, tiny: bool, parts: list[str], m
         backend = "gloo" if tiny else "cpu:gloo,cuda:nccl"
         dist.init_process_group(backend, init_method=f"file://{meeting}", rank=rank, world_size=count)
         ranks = ProcessGroupRanks(sizes.device)
-    place = Place(sizes, ranks, total_envs // count, 1 if tiny else 5)
+    place = Place(sizes, ranks, total_envs // count, 1 if tiny else 5, updates)
     found: Any = compare(place) if parts == ["compare"] else measure(place, parts)
     if rank == 0:
         Path(out).write_text(json.dumps(found))
@@ -259,10 +266,10 @@ def work(rank: int, count: int, total_envs: int, tiny: bool, parts: list[str], m
         dist.destroy_process_group()
 
 
-def run(count: int, total_envs: int, tiny: bool, parts: list[str]) -> Any:
+def run(count: int, total_envs: int, tiny: bool, parts: list[str], updates: list[str]) -> Any:
     with TemporaryDirectory() as folder:
         out = Path(folder) / "out.json"
-        spawn(work, (count, total_envs, tiny, parts, f"{folder}/meeting", str(out)), nprocs=count)
+        spawn(work, (count, total_envs, tiny, parts, updates, f"{folder}/meeting", str(out)), nprocs=count)
         return json.loads(out.read_text())
 
 
@@ -272,13 +279,16 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="file for the results")
     parser.add_argument("--tiny", action="store_true", help="a tiny network on CPU processes")
     parser.add_argument("--parts", default="update,sync,shard,compare", help="which of them to measure")
+    parser.add_argument("--only", nargs="+", default=[], choices=[*UPDATES], help="of the updates, those to time")
     args = parser.parse_args()
     os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     parts = args.parts.split(",")
     counts = [count for count in (1, 2, 4, 8) if count <= args.gpus]
     measured = [part for part in parts if part != "compare"]
-    rows = [row for count in counts if measured for row in run(count, count * ENVS_PER_RANK, args.tiny, measured)]
+    rows = [
+        row for count in counts if measured for row in run(count, count * ENVS_PER_RANK, args.tiny, measured, args.only)
+    ]
     alone = {row["what"]: row["samples_per_second"] for row in rows if row["gpus"] == 1}
     for row in rows:
         if row["what"] in alone:
@@ -286,12 +296,12 @@ def main() -> None:
     same = {}
     if "compare" in parts:
         total = args.gpus * ENVS_PER_RANK
-        one, several = (run(count, total, args.tiny, ["compare"]) for count in (1, args.gpus))
+        one, several = (run(count, total, args.tiny, ["compare"], []) for count in (1, args.gpus))
         same = {name: {"one": one[name], "several": several[name]} for name in one}
     device = "CPU" if args.tiny else torch.cuda.get_device_name(0)
     memory_gb = 0.0 if args.tiny else torch.cuda.get_device_properties(0).total_memory / 1e9
     document = {
-        "command": f"python benchmarks/scaling.py --gpus {args.gpus} --parts {args.parts}",
+        "command": " ".join(["python", "benchmarks/scaling.py", *sys.argv[1:]]),
         "commit": revision(),
         "device": device,
         "torch": torch.__version__,

@@ -26,8 +26,6 @@ import torch
 from gpu_training import large_config, large_settings, random_policy
 from results_file import revision
 
-UPDATES = 5
-
 
 def layouts(gpus: int) -> dict[str, tuple[int, list[str]]]:
     """GPUs and settings of every layout."""
@@ -46,9 +44,11 @@ def numbers(begin: int, end: int) -> str:
     return str(begin) if end == begin + 1 else f"{begin}-{end - 1}"
 
 
-def measure(name: str, gpus: int, settings: Sequence[str], model: Path, folder: Path, *, tiny: bool) -> dict[str, Any]:
+def measure(
+    name: str, gpus: int, settings: Sequence[str], model: Path, folder: Path, *, tiny: bool, updates: int
+) -> dict[str, Any]:
     """One training."""
-    own = large_settings(tiny=tiny, updates=UPDATES)
+    own = large_settings(tiny=tiny, updates=updates)
     envs, batch = (2, 32) if tiny else (16, 32)
     own += [f"env.train.total_num_envs={envs * gpus}", f"actor.global_batch_size={batch * gpus}"]
     own += ["actor.fsdp_config.mixed_precision.reduce_dtype=bf16", "runner.save_interval=-1", "runner.force=true"]
@@ -58,12 +58,12 @@ def measure(name: str, gpus: int, settings: Sequence[str], model: Path, folder: 
     command = [sys.executable, "-m", "regrasp.cli.main", "train", "--config_name", "trocar_ppo_groot"]
     subprocess.run([*command, "--seed", "0", "--model_path", str(model), *own], check=True)
     file = next(folder.glob("*/metrics.jsonl"))
-    updates = [row for row in map(json.loads, file.read_text().splitlines()) if "time/step" in row]
+    made = [row for row in map(json.loads, file.read_text().splitlines()) if "time/step" in row]
     samples = {
-        column: [row[f"time/{key}"] for row in updates]
+        column: [row[f"time/{key}"] for row in made]
         for column, key in (("loop s", "step"), ("rollout s", "generate_rollouts"), ("update s", "actor_training"))
     }
-    steps = [now["env/total_steps"] - before["env/total_steps"] for before, now in itertools.pairwise(updates)]
+    steps = [now["env/total_steps"] - before["env/total_steps"] for before, now in itertools.pairwise(made)]
     row = {"layout": name, "gpus": gpus, "env steps": statistics.median(steps)}
     row |= {column: statistics.median(values[1:]) for column, values in samples.items()}
     return row | {"env steps/s": row["env steps"] / row["loop s"], "samples": samples}
@@ -72,6 +72,7 @@ def measure(name: str, gpus: int, settings: Sequence[str], model: Path, folder: 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gpus", type=int, default=2)
+    parser.add_argument("--updates", type=int, default=5, help="of each training, 3 at least")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--only", nargs="+", help="some of the layouts")
     parser.add_argument("--commit", default=None, help="what is measured, where the folder has no git history")
@@ -88,8 +89,8 @@ def main() -> None:
             if options.only and name not in options.only:
                 continue
             folder = Path(temporary) / name.replace(" ", "_").replace(",", "")
-            rows.append(measure(name, gpus, settings, model, folder, tiny=options.tiny))
-            print({key: value for key, value in rows[-1].items() if key != "samples"}, flush=True)
+            rows.append(measure(name, gpus, settings, model, folder, tiny=options.tiny, updates=options.updates))
+            print(rows[-1], flush=True)
     document = {
         "command": f"python benchmarks/scaling_loops.py --gpus {options.gpus} --json PATH",
         "commit": revision() if options.commit is None else options.commit,

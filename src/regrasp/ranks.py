@@ -30,8 +30,8 @@ class Ranks:
     def add(self, tensors: Sequence[Tensor]) -> None:
         """Replace each tensor by its sum over all ranks, which give tensors of the same shapes."""
 
-    def begin_add(self, tensor: Tensor) -> Callable[[], object]:
-        """Begin to replace a tensor by its sum over all ranks; what is returned waits for it."""
+    def begin_add(self, tensors: Sequence[Tensor]) -> Callable[[], object]:
+        """Begin to replace tensors of one format by their sums over all ranks; what is returned waits for them."""
         return lambda: None
 
     def largest(self, tensor: Tensor) -> None:
@@ -88,11 +88,11 @@ class ProcessGroupRanks(Ranks):
             for tensor, part in zip(bucket, flat.split([tensor.numel() for tensor in bucket]), strict=True):
                 tensor.copy_(part.view_as(tensor))
 
-    def begin_add(self, tensor: Tensor) -> Callable[[], object]:
-        """See `Ranks.begin_add`; on a GPU, `wait` is of the stream that calls it."""
-        work = dist.all_reduce(tensor, group=self._group, async_op=True)
-        assert work is not None, "a member of the group"
-        return work.wait
+    def begin_add(self, tensors: Sequence[Tensor]) -> Callable[[], object]:
+        """See `Ranks.begin_add`; on a GPU, one kernel sums them where they are, and `wait` is of the calling stream."""
+        group = self._group or dist.group.WORLD
+        assert group is not None, "the process group has been initialized"
+        return group.allreduce_coalesced([*tensors]).wait
 
     def largest(self, tensor: Tensor) -> None:
         """See `Ranks.largest`."""

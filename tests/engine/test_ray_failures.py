@@ -26,6 +26,7 @@ from regrasp.engine.placement import plan
 from regrasp.engine.ray.cluster import Machines
 from regrasp.engine.ray.engine import RayEngine
 from regrasp.engine.ray.processes import Makers
+from regrasp.engine.ray.snapshots import Snapshots
 from regrasp.envs.config import EnvConfig, EnvName
 from regrasp.envs.contract import Step, VecEnv
 from regrasp.errors import LostError
@@ -184,6 +185,32 @@ def test_a_run_that_loses_a_process_makes_every_update_once(
     torch.testing.assert_close(found, undisturbed, rtol=1e-9, atol=1e-12)
     if what == "rollout" or (what, role) in {("evaluation", "env"), ("evaluation", "rollout"), ("update", "actor")}:
         assert "All processes were started again" in caplog.text, "others are not needed, or not any more"
+
+
+@pytest.mark.parametrize("update", [pytest.param(STRUCK, marks=pytest.mark.full), UPDATES - 1])
+def test_an_update_whose_state_was_lost_is_made_once_more(
+    start: Callable[..., RayEngine],
+    undisturbed: tuple[Any, ...],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    update: int,
+) -> None:
+    begin = Snapshots.begin
+    struck: list[int] = []
+
+    def strike_first(snapshots: Snapshots, actors: Any, envs: Any, made: int | None, *, is_sharded: bool) -> None:
+        if made == update and not struck:
+            struck.extend(processes("actor"))
+            os.kill(struck[0], signal.SIGKILL)
+        begin(snapshots, actors, envs, made, is_sharded=is_sharded)
+
+    monkeypatch.setattr(Snapshots, "begin", strike_first)
+    with caplog.at_level(logging.WARNING):
+        found = trained(start(), tmp_path / "checkpoints", lambda what: None)
+    assert struck
+    torch.testing.assert_close(found, undisturbed, rtol=1e-9, atol=1e-12)
+    assert f"The state after update {update + 1} was lost with its process" in caplog.text
 
 
 @pytest.mark.full

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -20,9 +20,9 @@ class Twins(Ranks):
     def __init__(self) -> None:
         self.sizes: list[int] = []
 
-    def begin_add(self, tensor: Tensor) -> Callable[[], object]:
-        self.sizes.append(tensor.numel())
-        return lambda: tensor.mul_(2)
+    def begin_add(self, tensors: Sequence[Tensor]) -> Callable[[], object]:
+        self.sizes.append(sum(tensor.numel() for tensor in tensors))
+        return lambda: [tensor.mul_(2) for tensor in tensors]
 
 
 def net() -> nn.Sequential:
@@ -89,8 +89,8 @@ def test_a_learner_sums_in_the_pass_where_a_minibatch_is_one(batch: int, micro: 
 
         count = 2
 
-        def begin_add(self, tensor: Tensor) -> Callable[[], object]:
-            self.sizes.append(tensor.numel())
+        def begin_add(self, tensors: Sequence[Tensor]) -> Callable[[], object]:
+            self.sizes.append(sum(tensor.numel() for tensor in tensors))
             return lambda: None
 
     ranks = Alone()

@@ -169,10 +169,13 @@ class Training:
     def snapshot(self) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Tensor]]:
         """What changes in training, whole: weights, the optimizer's state and what the algorithm keeps.
 
-        All ranks call this; what those after the first return is not complete.
+        Where weights are sharded, all ranks call this, and what those after the first return is not complete; else
+        nothing is copied.
         """
-        is_first = not self.ranks.index
-        weights = {name: weight.cpu() for name, weight in self.weights() if is_first}
+        if self.learner.sharded is None:
+            weights = dict(self.weights())
+        else:
+            weights = {name: weight.cpu() for name, weight in self.weights() if not self.ranks.index}
         return weights, self.learner.state_dict(), self._algorithm.state_dict()
 
     def restore(

@@ -153,11 +153,16 @@ class Learner:
         if self.recomputes_log_probs and len(decisions):
             decisions = self._with_own_log_probs(decisions)
         history: dict[str, list[float]] = defaultdict(list)
-        for minibatch in self.algorithm.minibatches(decisions, self._batch_size, generator):
+        loaded = self._loaded(self.algorithm.minibatches(decisions, self._batch_size, generator))
+        current = next(loaded, None)
+        while current is not None:
             abandons = should_abandon()
             if abandons and self._ranks.count == 1:
                 raise AbandonedError(_ABANDONED)
-            if self._step(minibatch, history, abandons=abandons):
+            minibatch, micros = current
+            names, read = self._step(minibatch, micros, abandons=abandons)
+            current = next(loaded, None)  # the host's work, while a GPU makes the step
+            if self._record(minibatch, names, read(), history):
                 break
         summary = {name: sum(values) / len(values) for name, values in history.items()}
         summary |= self.algorithm.summary(decisions, history)
@@ -228,18 +233,29 @@ class Learner:
         )
         return decisions.with_columns(log_probs=found)
 
-    def _step(self, minibatch: Minibatch, history: dict[str, list[float]], *, abandons: bool) -> bool:
-        """One optimizer step; returns True, without stepping, when the algorithm forbids it."""
+    def _loaded(self, minibatches: Iterable[Minibatch]) -> Iterator[tuple[Minibatch, Iterator[Decisions]]]:
+        """Each minibatch with its micro-batches on the device, the first of which is on its way there."""
+        for minibatch in minibatches:
+            micros = (micro.to(self._device) for micro in minibatch.decisions.micro_batches(self._micro_size))
+            yield minibatch, chain([next(micros)], micros)
+
+    def _step(
+        self, minibatch: Minibatch, micros: Iterable[Decisions], *, abandons: bool
+    ) -> tuple[list[str], Callable[[], list[float]]]:
+        """One optimizer step, unless the algorithm forbids it; returns names and numbers of its metrics, for `_record`.
+
+        On a GPU the step is under way then: what is returned waits for the numbers alone.
+        """
         batch = minibatch.decisions
         self._steps.zero_grad()
         parts: list[dict[str, Tensor]] = []
-        for micro, is_last in _with_last(batch.micro_batches(self._micro_size)):
+        for micro, is_last in _with_last(micros):
             # On GPUs, torch 2.11 lost gradients that waited for a later pass where passes left layers out.
             self._steps.begin_pass(is_last=is_last or len(minibatch.groups) < len(self._groups))
             shares = self.algorithm.shares(micro, batch)
             if micro.is_idle:
                 shares = torch.zeros_like(shares)
-            parts.append(self.backward(micro.to(self._device), shares, minibatch.groups))
+            parts.append(self.backward(micro, shares, minibatch.groups))
             if self._adds_up(len(batch)):
                 self._steps.gather()
         if self._sums is None:
@@ -251,10 +267,9 @@ class Learner:
         forbids = self.algorithm.forbids(totals) if totals.keys() > {LOSS, _ABANDONS} else None
         stops = norms.new_zeros(()) if forbids is None else forbids.float()
         is_finite = totals[LOSS].isfinite() & norms.isfinite().all()
-        # The host prepares the next minibatch while a GPU makes this step: it waits for the numbers alone.
         read = reader(torch.cat([torch.stack([*totals.values()]), norms, stops[None]]))
         self._steps.step_unless(~is_finite | (stops > 0))
-        return self._record(minibatch, [*totals], read(), history)
+        return [*totals], read
 
     def _sums_in_pass(self) -> bool:
         """Whether gradients are summed over the ranks during the backward pass.
@@ -285,7 +300,7 @@ class Learner:
     def _record(
         self, minibatch: Minibatch, names: list[str], numbers: list[float], history: dict[str, list[float]]
     ) -> bool:
-        """Check and keep the numbers of a step that was made unless they forbade it; returns whether one did."""
+        """Check and keep the numbers of a step, which was made unless they forbade it; returns whether one did."""
         *values, stops = numbers
         found = dict(zip(names, values, strict=False))
         norms = values[len(names) :]

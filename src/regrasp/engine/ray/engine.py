@@ -17,6 +17,7 @@ from regrasp.engine.handover import receivers
 from regrasp.engine.placement import Plan
 from regrasp.engine.ray.cluster import Machines
 from regrasp.engine.ray.processes import CLOSE_S, Makers, Processes
+from regrasp.engine.ray.snapshots import Snapshots
 from regrasp.engine.ray.wire import pack
 from regrasp.engine.ray.worker import Rolled
 from regrasp.engine.rollouts import warn_of_new_episodes
@@ -66,8 +67,7 @@ class RayEngine(Engine):
         self._restarts = 0
         """Since the last update."""
         self._loaded: Checkpoint | None = None
-        self._snapshot: tuple[Any, Any] | None = None
-        """References to the training's and the environments' state after the last update."""
+        self._snapshots = Snapshots()
         self._lost: LostError | None = None
         """Why the processes have to be started again."""
         try:
@@ -115,10 +115,12 @@ class RayEngine(Engine):
 
     def _collect(self, update: int, should_stop: Callable[[], bool]) -> Collected:
         started = time.monotonic()
-        self._snapshot = self._snapshot or self._taken()
+        if not self._snapshots.has_begun:
+            self._keep_state(self._env_state(), None)
         rolled = self._rolled(update)
         of_ranks: list[Rolled] = self._all([reply[0] for reply in rolled], should_stop)
         given = self._handed_over([reply[1:] for reply in rolled])
+        self._snapshots.settle(self._processes.all)
         prepared = self._processes.all(
             [
                 actor.prepare.remote(update, *parts)
@@ -191,7 +193,7 @@ class RayEngine(Engine):
             self._prefetched = update + 1, self._roll_out(update + 1)
         metrics = self._all(replies, should_abandon)[0]
         self._processes.relay()
-        self._snapshot = self._taken(envs or self._env_state(is_updated=True))
+        self._keep_state(envs or self._env_state(is_updated=True), update)
         self._version += 1
         return metrics
 
@@ -203,12 +205,11 @@ class RayEngine(Engine):
         first, *_ = [worker.env_state.remote() for worker in self._processes.of("rollout")]
         return first
 
-    def _taken(self, envs: Any = None) -> tuple[Any, Any]:
-        """References to the state of training and environments, which is complete and outlasts their processes."""
-        training = [actor.snapshot.options(num_returns=2).remote() for actor in self._processes.of("actor")]
-        envs = envs or self._env_state()
-        self._processes.all([*(is_there for is_there, _ in training), envs])
-        return training[0][1], envs
+    def _keep_state(self, envs: Any, update: int | None) -> None:
+        """Begin to copy the state after `update` to where it outlasts the processes."""
+        actors = self._processes.of("actor")
+        is_sharded = self._config.actor.fsdp_config.num_shards(len(actors)) > 1
+        self._snapshots.begin(actors, envs, update, is_sharded=is_sharded)
 
     def evaluate(
         self,
@@ -274,14 +275,16 @@ class RayEngine(Engine):
                     self._count(error)
 
     def _start_to_save(self, lost: LostError) -> Any:
-        """Start the processes without environments, whose state after the last finished update is returned."""
-        if self._snapshot is None:
+        """Start the processes in the state after the last finished update; returns that of the environments.
+
+        They are started too only where that update has to be made once more.
+        """
+        if (last := self._snapshots.last) is None:
             raise lost
         self.close(0.0)
-        self._start(simulates=False)
-        training, envs = self._snapshot
-        self._processes.all([actor.restore.remote(training) for actor in self._processes.of("actor")])
-        return envs
+        self._start(simulates=self._snapshots.lost_update is not None)
+        self._restore(last.training, None if self._snapshots.lost_update is None else last.envs)
+        return self._env_state() if self._make_lost_update(lambda: False) else last.envs
 
     def _save(self, envs: Any, folder: Path, step: int, state: Mapping[str, JSON], *, export: bool) -> None:
         warn_of_new_episodes(f"The checkpoint of step {step}", self._processes.all([envs])[0], self._config)
@@ -329,6 +332,7 @@ class RayEngine(Engine):
 
     def _lose(self, error: LostError) -> None:
         self._lost = error
+        self._snapshots.rescue()
         self.close(0.0)
 
     def _begin_again(self, lost: LostError, should_stop: Callable[[], bool]) -> None:
@@ -336,12 +340,11 @@ class RayEngine(Engine):
         started = time.monotonic()
         self.close(0.0)
         self._start(should_stop)
-        if self._snapshot is not None:
-            training, envs = self._snapshot
-            self._processes.all([actor.restore.remote(training) for actor in self._processes.of("actor")])
-            self._processes.all([worker.load_env_state.remote(envs) for worker in self._processes.of("rollout")])
+        if (last := self._snapshots.last) is not None:
+            self._restore(last.training, last.envs)
         elif self._loaded is not None:
             self.load(self._loaded)
+        self._make_lost_update(should_stop)
         self._lost = None
         _log.warning(
             "%s All processes were started again in %.1f s, in the state after the last finished update"
@@ -351,6 +354,21 @@ class RayEngine(Engine):
             self._restarts,
             self._config.runner.max_restarts,
         )
+
+    def _restore(self, training: Any, envs: Any) -> None:
+        """Give all processes the state of a snapshot; None leaves the environments as they are."""
+        self._processes.all([actor.restore.remote(training) for actor in self._processes.of("actor")])
+        if envs is not None:
+            self._processes.all([worker.load_env_state.remote(envs) for worker in self._processes.of("rollout")])
+
+    def _make_lost_update(self, should_stop: Callable[[], bool]) -> bool:
+        """Make the last update once more, where its state was lost with its processes; returns whether it was."""
+        if (update := self._snapshots.lost_update) is None:
+            return False
+        _log.warning("The state after update %d was lost with its process: it is made once more.", update + 1)
+        self._collect(update, should_stop)
+        self._update(update, lambda: False)
+        return True
 
     def _all(self, replies: Sequence[Any], should_stop: Callable[[], bool]) -> list[Any]:
         """What all processes return; they are told to end what they do once `should_stop` says so."""

@@ -18,6 +18,7 @@ from regrasp.engine.placement import EnvShare, Plan, ProcessPlan
 from regrasp.engine.ray.cluster import Machines, free_port, number_of, on_node
 from regrasp.engine.ray.environments import EnvHost, HostedVecEnv
 from regrasp.engine.ray.nodes import end_hung, last_words
+from regrasp.engine.ray.snapshots import BESIDE
 from regrasp.engine.ray.waiting import Patience, results
 from regrasp.engine.ray.worker import Assignment, Worker
 from regrasp.envs.config import EnvConfig, EnvName
@@ -166,7 +167,7 @@ class Processes:
             folder=Path.cwd(),
             address=self._machines.addresses[process.node],
         )
-        return self._actor(Worker, process, concurrency_groups={"control": 1}).remote(assignment)
+        return self._actor(Worker, process, concurrency_groups={"control": 1, BESIDE: 1}).remote(assignment)
 
     def _actor(self, kind: type, process: ProcessPlan, **options: Any) -> Any:
         settings: dict[str, Any] = {"num_cpus": 0, "scheduling_strategy": on_node(self._machines.ids[process.node])}

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from tensordict import TensorDict
 from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from regrasp.engine.handover import Part
 from regrasp.envs.contract import Observation, Step
@@ -34,6 +35,48 @@ def pack(tensors: Mapping[str, Tensor]) -> Packed:
 def unpack(packed: Packed) -> dict[str, Tensor]:
     """The tensors, which must not be written to: their memory may be another process's."""
     return {name: torch.from_numpy(array).view(getattr(torch, kind)) for name, (kind, array) in packed.items()}
+
+
+@dataclass(frozen=True)
+class PackedTensor:
+    """A tensor of a tree on the way."""
+
+    kind: str
+    array: np.ndarray
+
+
+class HostMemory:
+    """Memory of the host for copies of a GPU's tensors, made again and again: fresh memory costs more than a copy."""
+
+    def __init__(self) -> None:
+        self._own: dict[int, Tensor] = {}
+
+    def copied(self, number: int, tensor: Tensor) -> Tensor:
+        """A copy of the `number`-th tensor that lasts until the next one; on the host, the tensor itself."""
+        if not tensor.is_cuda:
+            return tensor
+        own = self._own.get(number)
+        if own is None or own.shape != tensor.shape or own.dtype != tensor.dtype:
+            own = self._own[number] = torch.empty(tensor.shape, dtype=tensor.dtype)
+        return own.copy_(tensor)
+
+
+def pack_tree(tree: Any, memory: HostMemory) -> Any:
+    """A tree of mappings and sequences with its tensors packed, see `pack`."""
+    leaves, structure = tree_flatten(tree)
+    for number, leaf in enumerate(leaves):
+        if isinstance(leaf, Tensor):
+            leaves[number] = PackedTensor(*pack({"": memory.copied(number, leaf)})[""])
+    return tree_unflatten(leaves, structure)
+
+
+def unpack_tree(tree: Any) -> Any:
+    """The tree, with tensors of its own."""
+
+    def unpacked(leaf: Any) -> Any:
+        return unpack({"": (leaf.kind, leaf.array)})[""].clone() if isinstance(leaf, PackedTensor) else leaf
+
+    return tree_map(unpacked, tree)
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -22,7 +23,7 @@ from regrasp.engine.compiling import compile_as_configured
 from regrasp.engine.handover import join, split
 from regrasp.engine.placement import Plan, ProcessPlan
 from regrasp.engine.ray.nodes import settle
-from regrasp.engine.ray.wire import Packed, PackedPart, pack, unpack
+from regrasp.engine.ray.wire import HostMemory, Packed, PackedPart, pack, pack_tree, unpack, unpack_tree
 from regrasp.engine.rollouts import Gathered, Rollouts
 from regrasp.engine.training import Prepared, Training
 from regrasp.engine.weights import WeightSync
@@ -88,6 +89,7 @@ class Worker:
         self._decisions: Decisions | None = None
         self._sync: WeightSync | None = None
         self._received: dict[str, Tensor] = {}
+        self._memory = HostMemory()
         self._log = _Messages()
         logging.getLogger(regrasp.__name__).addHandler(self._log)
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
@@ -270,14 +272,17 @@ class Worker:
         self.training.load(read_checkpoint(checkpoint))
 
     def snapshot(self) -> tuple[None, Any]:
-        """What changes in training, on the first rank; what can be waited for without fetching it comes first."""
-        weights, optimizer_state, algorithm_state = self.training.snapshot()
-        return None, None if self._process.index["actor"] else (weights, optimizer_state, pack(algorithm_state))
+        """What changes in training, on the first rank; what can be waited for without fetching it comes first.
+
+        May run while another method does, as long as that leaves the training's state alone.
+        """
+        with _beside(self._device):
+            state = self.training.snapshot()
+            return None, None if self._process.index["actor"] else pack_tree(state, self._memory)
 
     def restore(self, snapshot: Any) -> None:
         """Take over a snapshot of another process like this one."""
-        weights, optimizer_state, algorithm_state = snapshot
-        self.training.restore(weights, optimizer_state, unpack(algorithm_state))
+        self.training.restore(*unpack_tree(snapshot))
 
     @ray.method(concurrency_group="control")
     def ready(self) -> None:
@@ -308,6 +313,19 @@ class Worker:
         for env in (*self._envs, self._eval_env):
             if env is not None:
                 env.close()
+
+
+@contextlib.contextmanager
+def _beside(device: torch.device) -> Iterator[None]:
+    """Use a GPU beside what this process has asked of it, and after what it has asked so far."""
+    if device.type != "cuda":
+        yield
+        return
+    torch.cuda.set_device(device)  # which every thread does for itself
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.default_stream())
+    with torch.cuda.stream(stream):
+        yield
 
 
 class _Messages(logging.Handler):
