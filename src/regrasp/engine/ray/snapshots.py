@@ -68,6 +68,7 @@ class Snapshots:
             is_sharded: Whether each of them has a part of the weights: all gather those together then, in turn with
                 what else they are asked. Otherwise the first has all, and copies it beside that.
         """
+        assert self._under_way is None, "the last one is complete before anything is trained"
         asked = (
             [actor.snapshot.options(num_returns=2) for actor in actors]
             if is_sharded
