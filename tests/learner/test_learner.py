@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import pytest
@@ -334,9 +334,11 @@ def test_minibatches_are_drawn_by_seed_and_update() -> None:
     rollout = rollout.with_columns(versions=torch.arange(SIZE))
     step = actor._step
 
-    def spy(minibatch: Minibatch, history: dict[str, list[float]], *, abandons: bool) -> bool:
+    def spy(
+        minibatch: Minibatch, micros: Iterable[Decisions], *, abandons: bool
+    ) -> tuple[list[str], Callable[[], list[float]]]:
         seen.append(minibatch.decisions["versions"].tolist())
-        return step(minibatch, history, abandons=abandons)
+        return step(minibatch, micros, abandons=abandons)
 
     actor._step = spy
     for update in (0, 1):
