@@ -20,6 +20,8 @@ from regrasp.rollout.decisions import Decisions
 
 _WARM_UP = 2
 """Runs before a capture: the first ones compile, tune and allocate."""
+_OTHERS_GO_ON = "thread_local"
+"""While a graph is recorded, another thread may use the GPU: the weights are copied beside a rollout."""
 _FIX = "set actor.model.compile=false"
 
 
@@ -238,7 +240,7 @@ class CapturedMethod:
         own = [None if value is None else _kept(value, device) for value in arguments]
         _warm_up(lambda: self._method(*own))
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode=_OTHERS_GO_ON):
             outputs = self._method(*own)
         inputs = [value for value in own if value is not None]
         returns_tuple = isinstance(outputs, tuple)
@@ -307,7 +309,7 @@ class CapturedBackward:
         self._policy.zero_grad(set_to_none=True)
         torch.cuda.empty_cache()  # what the warm-up held; the graph has memory of its own
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, capture_error_mode=_OTHERS_GO_ON):
             metrics = self._backward(own, own_shares, groups)
             values = torch.stack([*metrics.values()])
         self._policy.schedule = numbers
