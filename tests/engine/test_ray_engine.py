@@ -78,6 +78,7 @@ def test_every_start_meets_at_a_place_of_its_own(machines: Machines, tmp_path: P
 
 def stale(config: ExperimentConfig, folder: Path, updates: int) -> tuple[list[dict[str, Any]], list[list[float]]]:
     """As `trained`, with rollouts that act with the weights of the update before the last."""
+    config = dataclasses.replace(config, runner=dataclasses.replace(config.runner, max_staleness=0))
     acts, trains = (engine(config, folder, Ranks()) for _ in range(2))
     versions = [copy.deepcopy(trains.policy.state_dict())]
     lines = []
