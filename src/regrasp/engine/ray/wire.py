@@ -24,17 +24,22 @@ Packed = dict[str, tuple[str, np.ndarray]]
 
 def pack(tensors: Mapping[str, Tensor]) -> Packed:
     """Copies in host memory where the tensors are on a GPU, else views."""
-    packed: Packed = {}
-    for name, tensor in tensors.items():
-        own = tensor.detach().cpu()
-        kind = str(own.dtype).removeprefix("torch.")
-        packed[name] = kind, own.contiguous().view(_AS_INTEGERS.get(own.dtype, own.dtype)).numpy()
-    return packed
+    return {name: _packed(tensor) for name, tensor in tensors.items()}
 
 
 def unpack(packed: Packed) -> dict[str, Tensor]:
     """The tensors, which must not be written to: their memory may be another process's."""
-    return {name: torch.from_numpy(array).view(getattr(torch, kind)) for name, (kind, array) in packed.items()}
+    return {name: _unpacked(kind, array) for name, (kind, array) in packed.items()}
+
+
+def _packed(tensor: Tensor) -> tuple[str, np.ndarray]:
+    own = tensor.detach().cpu()
+    kind = str(own.dtype).removeprefix("torch.")
+    return kind, own.contiguous().view(_AS_INTEGERS.get(own.dtype, own.dtype)).numpy()
+
+
+def _unpacked(kind: str, array: np.ndarray) -> Tensor:
+    return torch.from_numpy(array).view(getattr(torch, kind))
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,7 @@ def pack_tree(tree: Any, memory: HostMemory) -> Any:
     leaves, structure = tree_flatten(tree)
     for number, leaf in enumerate(leaves):
         if isinstance(leaf, Tensor):
-            leaves[number] = PackedTensor(*pack({"": memory.copied(number, leaf)})[""])
+            leaves[number] = PackedTensor(*_packed(memory.copied(number, leaf)))
     return tree_unflatten(leaves, structure)
 
 
@@ -74,7 +79,7 @@ def unpack_tree(tree: Any) -> Any:
     """The tree, with tensors of its own."""
 
     def unpacked(leaf: Any) -> Any:
-        return unpack({"": (leaf.kind, leaf.array)})[""].clone() if isinstance(leaf, PackedTensor) else leaf
+        return _unpacked(leaf.kind, leaf.array).clone() if isinstance(leaf, PackedTensor) else leaf
 
     return tree_map(unpacked, tree)
 
