@@ -13,7 +13,6 @@ from regrasp.errors import UserError
 from regrasp.rollout.decisions import Decisions
 
 GAMMA = 0.9
-CPU = torch.device("cpu")
 
 
 def decisions(*rows: tuple[int, int, int, float, str]) -> Decisions:
@@ -110,14 +109,14 @@ def test_what_is_restored_goes_on_alike() -> None:
     second = decisions((0, 0, 0, 5.0, ""), (1, 0, 1, 6.0, "end"))
     whole, resumed = replay(), replay()
     whole.add(first)
-    resumed.load_state_dict({name: value.clone() for name, value in whole.state_dict().items()}, CPU)
+    resumed.load_state_dict({name: value.clone() for name, value in whole.state_dict().items()})
     whole.add(second)
     resumed.add(second)
     assert drawn(whole) == drawn(resumed)
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
     with pytest.raises(UserError, match="another size"):
-        replay(capacity=2).load_state_dict(whole.state_dict(), CPU)
+        replay(capacity=2).load_state_dict(whole.state_dict())
 
 
 def in_files(folder: str | None, num_bytes: int) -> Replay:
@@ -137,7 +136,7 @@ def test_what_is_beyond_its_memory_is_in_files_and_the_same(tmp_path: Path) -> N
     assert sum("regrasp-replay-" in line and str(tmp_path) in line for line in maps) == 1
     assert list(tmp_path.iterdir()) == [], "the file is gone when the process is"
     again = in_files(str(tmp_path), 0)
-    again.load_state_dict(mapped.state_dict(), CPU)
+    again.load_state_dict(mapped.state_dict())
     assert (plain.inputs(rows) == again.inputs(rows)).all()
     assert drawn(plain) == drawn(again)
 

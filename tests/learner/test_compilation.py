@@ -257,7 +257,7 @@ def test_captured_gradients_are_those_of_the_micro_batch_and_add_up() -> None:
         return {"loss": loss.detach()}
 
     policy: Any = net
-    captured = CapturedBackward(backward, policy, size=2)
+    captured = CapturedBackward(backward, [policy], [net.weight, net.unused], size=2)
     shares = torch.ones(3, device="cuda")
     losses = [float(captured(_decisions(values), shares, ("actor",))["loss"]) for values in ([1.0, 1.0], [1.0, 3.0])]
     assert losses == [4, 20]

@@ -14,6 +14,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from regrasp.algorithms.advantages import RewardType, chunk_rewards
+from regrasp.device import send
 from regrasp.errors import UserError
 
 if TYPE_CHECKING:
@@ -95,6 +96,8 @@ class Replay:
         self._reward_type: RewardType = reward_type
         self._inputs: dict[str, Tensor] = {}
         self._traces: dict[str, Tensor] = {}
+        self._mapped = set[tuple[str, str]]()
+        """Groups and names of the tables that are files."""
         flags = {name: torch.zeros(capacity, dtype=torch.bool) for name in ("is_over", "is_final", "succeeded")}
         numbers = {name: torch.zeros(capacity, dtype=torch.float32) for name in ("rewards", "discounts", "returns")}
         counts = {name: torch.full((capacity,), _NONE) for name in ("decision", "next", "written")}
@@ -171,14 +174,15 @@ class Replay:
     def _store(self, decisions: Decisions, rows: Tensor) -> None:
         inputs = decisions.inputs
         table = inputs if isinstance(inputs, TensorDict) else inputs.to(torch.device("cpu"))
-        self._make({"inputs": table, "trace": decisions.trace}, table.device or torch.device("cpu"))
+        self._make({"inputs": table, "trace": decisions.trace}, next(value.device for value in table.values()))
         for store, values in ((self._inputs, table), (self._traces, decisions.trace)):
             for name, kept in store.items():
                 kept[rows.to(kept.device)] = values[name].to(kept)
 
     def _make(self, groups: Mapping[str, TensorDict], device: torch.device) -> None:
-        """Make the tables that there are not yet, as rows of theirs are."""
+        """Make the tables that there are not yet, as rows of theirs are; restored ones go to where rows come from."""
         if self._inputs:
+            self._move(device)
             return
         self._place = device
         wanted = {}
@@ -195,7 +199,7 @@ class Replay:
     ) -> None:
         """Tables of zeros: the largest are files, as long as the others are more than there is room for."""
         sizes = {key: math.prod(shape) * dtype.itemsize for key, (shape, dtype) in wanted.items()}
-        mapped = set[tuple[str, str]]()
+        mapped = self._mapped = set[tuple[str, str]]()
         if self._room is not None:
             for key in sorted(sizes, key=lambda key: sizes[key], reverse=True):
                 if sum(sizes.values()) - sum(sizes[other] for other in mapped) <= self._room.num_bytes:
@@ -208,6 +212,15 @@ class Replay:
                 store[name] = self._room.mapped(shape, dtype)
             else:
                 store[name] = torch.zeros(shape, dtype=dtype, device=device)
+
+    def _move(self, device: torch.device) -> None:
+        """Have what is in memory on `device`."""
+        if device == self._place:
+            return
+        for group, store in (("inputs", self._inputs), ("trace", self._traces)):
+            for name in store.keys() - {name for own, name in self._mapped if own == group}:
+                store[name] = store[name].to(device)
+        self._place = device
 
     def _close(self, episode: list[tuple[int, int]]) -> None:
         """An episode has ended: give its decisions their returns, and its outcome."""
@@ -276,16 +289,19 @@ class Replay:
 
     def inputs(self, rows: Tensor) -> TensorDict:
         """Features of rows, in the number format that they came in but for wide ones, which are float32."""
-        values = {name: self._rows_of(table, rows) for name, table in self._inputs.items()}
+        values = self._taken(self._inputs, rows)
         widened = {name: value.float() if value.dtype == torch.float16 else value for name, value in values.items()}
         return TensorDict(widened, batch_size=[len(rows)])
 
     def traces(self, rows: Tensor) -> TensorDict:
         """Traces of rows."""
-        return TensorDict({name: self._rows_of(table, rows) for name, table in self._traces.items()}, [len(rows)])
+        return TensorDict(self._taken(self._traces, rows), batch_size=[len(rows)])
 
-    def _rows_of(self, table: Tensor, rows: Tensor) -> Tensor:
-        return table[rows.to(table.device)].to(self._place or table.device)
+    def _taken(self, tables: Mapping[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
+        """Copies of rows of each table, where decisions come from."""
+        index = {device: send(rows, device) for device in {table.device for table in tables.values()}}
+        taken = {name: table[index[table.device]] for name, table in tables.items()}
+        return {name: send(values, self._place or values.device) for name, values in taken.items()}
 
     def column(self, name: str, rows: Tensor) -> Tensor:
         """`decision`, `returns` or another number of each row."""
@@ -303,12 +319,11 @@ class Replay:
             "episodes": torch.tensor(episodes, dtype=torch.long).reshape(-1, 3),
         }
 
-    def load_state_dict(self, state: Mapping[str, Tensor], device: torch.device) -> None:
-        """Restore what `state_dict` returned.
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Restore what `state_dict` returned, in host memory.
 
         Args:
             state: Of a replay of the same capacity.
-            device: Where features are stored.
 
         Raises:
             UserError: It was written with another capacity or number of environments.
@@ -326,7 +341,7 @@ class Replay:
             )
         for name in _COLUMNS:
             self._columns[name][:filled] = state[f"column.{name}"]
-        self._inputs, self._traces, self._place = {}, {}, device
+        self._inputs, self._traces, self._place = {}, {}, torch.device("cpu")
         kept = {
             (group, name.removeprefix(f"{group}.")): value
             for group in ("inputs", "trace")
@@ -334,7 +349,7 @@ class Replay:
             if name.startswith(f"{group}.")
         }
         wanted = {key: ((self._capacity, *value.shape[1:]), value.dtype) for key, value in kept.items()}
-        self._allocate(wanted, device)
+        self._allocate(wanted, self._place)
         for (group, name), value in kept.items():
             (self._inputs if group == "inputs" else self._traces)[name][:filled] = value
         self._episodes = [[] for _ in range(self.num_envs)]

@@ -42,6 +42,8 @@ class Sac(Algorithm):
         self._base_alpha: nn.Parameter | None = None
         self._num_critic_steps = 0
         self._env_steps = 0
+        self._annealed: Tensor | None = None
+        """(2,): the weight of `proximity`, and the share of `monte_carlo`; losses read it where it is."""
 
     @property
     def bootstrap(self) -> Bootstrap:
@@ -112,9 +114,19 @@ class Sac(Algorithm):
             self._latent_target.requires_grad_(False)
         device = groups[CRITIC][0].device
         self._base_alpha = nn.Parameter(torch.tensor(self._initial_base(), device=device))
+        self._annealed = torch.zeros(2, device=device)
+        self._anneal()
         if self.learns_alpha:
             groups[ALPHA] = [self._base_alpha]
         return groups
+
+    def _anneal(self) -> None:
+        """Set what changes with the environment steps of the run."""
+        assert self._annealed is not None
+        (start, end, steps), (share, until) = self.config.proximity, self.config.monte_carlo
+        weight = start + (end - start) * (min(1.0, self._env_steps / steps) if steps else 1.0)
+        for place, number in zip(self._annealed, (weight, share if self._env_steps < until else 0.0), strict=True):
+            place.fill_(number)
 
     def _initial_base(self) -> float:
         """The number whose softplus or exponential is the temperature at first."""
@@ -190,6 +202,7 @@ class Sac(Algorithm):
         assert policy is not None
         if len(replay) < max(config.replay_buffer.min_decisions, 1):
             return
+        self._anneal()
         for _ in range(config.critic_steps(len(decisions)) + max(0, config.critic_only_steps - self._num_critic_steps)):
             batch = replace(decisions, **self._draw(size, generator))
             yield Minibatch(batch, (CRITIC,) if policy.latent_head is None else (CRITIC, LATENT_CRITIC))
@@ -267,9 +280,9 @@ class Sac(Algorithm):
         with torch.no_grad():
             values = self._value_of_following(policy, following, record["following_noise"], record["heads"][0])
             target = record["rewards"] + record["discounts"] * values
-            share, until = config.monte_carlo
-            if share and self._env_steps < until:
-                target = torch.lerp(target, record["returns"], share)
+            if config.monte_carlo[0]:
+                assert self._annealed is not None
+                target = torch.lerp(target, record["returns"], self._annealed[1])
             return target
 
     def _value_of_following(self, policy: Policy, following: TensorDict, noise: Tensor, heads: Tensor) -> Tensor:
@@ -358,8 +371,8 @@ class Sac(Algorithm):
             "actor/changed": (chosen > 0).float().mean(),
         }
 
-    def _size(self, micro: Decisions, proposal: Proposal) -> Tensor:
-        """(B,), what `proximity` weighs."""
+    def _size(self, micro: Decisions, proposal: Proposal) -> Tensor | None:
+        """(B,), what `proximity` weighs; None where there is nothing to weigh."""
         import torch
 
         if self.start is None:
@@ -388,10 +401,11 @@ class Sac(Algorithm):
         entropy = -proposal.log_probs.mean()
         alpha = self.alpha
         loss = -climbed.mean() - alpha.detach() * entropy
-        if weight := self._proximity():
-            loss = loss + weight * size.mean()
+        if size is not None and any(config.proximity[:2]):
+            assert self._annealed is not None
+            loss = loss + self._annealed[0] * size.mean()
         metrics = {"sac/actor_loss": loss, "actor/q_pi": values.mean(), "actor/entropy": entropy, "sac/alpha": alpha}
-        if size.any():
+        if size is not None:
             metrics["actor/size"] = size.mean()
         if self.learns_alpha:
             wanted = config.entropy_tuning.target_entropy
@@ -400,10 +414,6 @@ class Sac(Algorithm):
             metrics["sac/alpha_loss"] = alpha_loss
             loss = loss + alpha_loss
         return loss, metrics
-
-    def _proximity(self) -> float:
-        start, end, steps = self.config.proximity
-        return start + (end - start) * (min(1.0, self._env_steps / steps) if steps else 1.0)
 
     def summary(self, decisions: Decisions, history: Mapping[str, Sequence[float]]) -> dict[str, float]:
         """Size of the replay."""
@@ -460,7 +470,7 @@ class Sac(Algorithm):
         self._num_critic_steps, self._env_steps = state["counters"].tolist()
         if "num_envs" in state:
             self._replay = self._new_replay(int(state["num_envs"]) * self.config.rollout_epoch)
-            self._replay.load_state_dict(_part(state, "replay."), self._base_alpha.device)
+            self._replay.load_state_dict(_part(state, "replay."))
 
 
 def _part(state: Mapping[str, Any], prefix: str) -> dict[str, Any]:

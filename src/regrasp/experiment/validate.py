@@ -171,18 +171,14 @@ def _check_recomputed(config: ExperimentConfig) -> Iterator[UserError]:
 def _check_stored(config: ExperimentConfig) -> Iterator[UserError]:
     """What goes against experience that is stored as features and trained on again and again."""
     model = config.actor.model
-    for key, found in (
-        ("runner.recompute_features", config.runner.recompute_features),
-        ("actor.model.compile", model.compile),
-    ):
-        if found:
-            yield UserError(
-                "Not with stored experience",
-                key=key,
-                value=True,
-                expected=f"false with algorithm.loss_type {config.algorithm.loss_type}",
-                fix=f"set {key}=false",
-            )
+    if config.runner.recompute_features:
+        yield UserError(
+            "Not with stored experience",
+            key="runner.recompute_features",
+            value=True,
+            expected=f"false with algorithm.loss_type {config.algorithm.loss_type}",
+            fix="set runner.recompute_features=false",
+        )
     if model.trains_backbone:
         yield UserError(
             "The features of stored experience would not stay what they are",

@@ -77,7 +77,9 @@ def capture_updates(learner: Learner, size: int, *, backend: str | Callable[...,
     for name in learner.algorithm.compiled:
         compiled = torch.compile(getattr(learner.algorithm, name), fullgraph=True, dynamic=False, backend=backend)
         setattr(learner.algorithm, name, partial(_without_fallback, compiled))
-    captured = CapturedBackward(learner.backward, learner.computing, size)
+    start = learner.algorithm.start
+    policies = [learner.computing] if start is None else [learner.computing, start]
+    captured = CapturedBackward(learner.backward, policies, learner.weights(), size)
     learner.backward = filled_up(captured, size) if learner.algorithm.passes_over_unexecuted else captured
 
 
@@ -208,7 +210,8 @@ class CapturedMethod:
     """A method of tensors and numbers that is recorded once for each set of shapes, and replayed.
 
     Replaying reads the weights where they are, so it sees what is written into them. Numbers (an annealed noise level)
-    are recorded as scalars in float64, so that a call can have others. With gradients, the method itself is called.
+    are recorded as scalars in float64, so that a call can have others. With gradients, and as a part of what is being
+    recorded, the method itself is called.
 
     Args:
         method: From tensors, numbers and None to a tensor or a tuple of tensors, all on the GPU, for which it must not
@@ -223,7 +226,7 @@ class CapturedMethod:
 
     def __call__(self, *arguments: Any) -> Any:
         """Replay; the results are copies that the next call leaves alone."""
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or torch.cuda.is_current_stream_capturing():
             return self._method(*arguments)
         given = [value for value in arguments if value is not None]
         shapes = tuple((v.shape, v.dtype) if isinstance(v, Tensor) else type(v) for v in arguments)
@@ -250,12 +253,12 @@ class CapturedMethod:
 @dataclass
 class _CapturedBackward:
     graph: torch.cuda.CUDAGraph
-    schedule: tuple[Tensor, ...]
+    schedules: list[tuple[Tensor, ...]]
     micro: Decisions
     shares: Tensor
     names: tuple[str, ...]
     metrics: Tensor
-    gradients: list[Tensor]
+    gradients: list[Tensor | None]
 
 
 class CapturedBackward:
@@ -266,55 +269,65 @@ class CapturedBackward:
 
     Args:
         backward: Adds gradients and returns metrics; must not wait for the GPU.
-        policy: Whose gradients; the numbers of its `schedule` are scalars of the record.
+        policies: What it computes with; the numbers of their `schedule` are scalars of the record.
+        weights: Whose gradients it may add to. One that a pass does not reach has none after it.
         size: Decisions of a micro-batch to record.
     """
 
-    def __init__(self, backward: Backward, policy: Policy, size: int) -> None:
+    def __init__(
+        self, backward: Backward, policies: Sequence[Policy], weights: Sequence[nn.Parameter], size: int
+    ) -> None:
         self._backward = backward
-        self._policy = policy
+        self._policies = policies
+        self._weights = weights
         self._size = size
-        self._parameters = [parameter for parameter in policy.parameters() if parameter.requires_grad]
         self._captures: dict[tuple[str, ...], _CapturedBackward] = {}
 
     def __call__(self, micro: Decisions, shares: Tensor, groups: tuple[str, ...]) -> dict[str, Tensor]:
         """Replay; metrics are copies that the next call leaves alone."""
         if len(micro) != self._size:
             return self._backward(micro, shares, groups)
-        earlier = [parameter.grad for parameter in self._parameters]
+        earlier = [weight.grad for weight in self._weights]
         if (capture := self._captures.get(groups)) is None:
             capture = self._captures[groups] = self._record(micro, shares, groups)
         kept = [None if gradient is None else gradient.clone() for gradient in earlier]
         capture.micro.copy_from(micro)
         capture.shares.copy_(shares)
-        for own, number in zip(capture.schedule, self._policy.schedule, strict=True):
-            _write(own, number)
+        for policy, own in zip(self._policies, capture.schedules, strict=True):
+            for scalar, number in zip(own, policy.schedule, strict=True):
+                _write(scalar, number)
         capture.graph.replay()
-        for parameter, gradient, before in zip(self._parameters, capture.gradients, kept, strict=True):
-            parameter.grad = gradient if before is None else gradient.add_(before)
+        for weight, gradient, before in zip(self._weights, capture.gradients, kept, strict=True):
+            weight.grad = before if gradient is None else gradient if before is None else gradient.add_(before)
         return dict(zip(capture.names, capture.metrics.clone().unbind(), strict=True))
 
     def _record(self, micro: Decisions, shares: Tensor, groups: tuple[str, ...]) -> _CapturedBackward:
         own = micro.clone()
         own_shares = shares.clone()
-        numbers = self._policy.schedule
-        schedule = tuple(_kept(number, shares.device) for number in numbers)
+        numbers = [policy.schedule for policy in self._policies]
+        schedules = [tuple(_kept(number, shares.device) for number in own) for own in numbers]
+
+        def forget() -> None:
+            for weight in self._weights:
+                weight.grad = None
 
         def run() -> None:
-            self._policy.zero_grad(set_to_none=True)
+            forget()
             self._backward(own, own_shares, groups)
 
-        self._policy.schedule = schedule
+        for policy, scalars in zip(self._policies, schedules, strict=True):
+            policy.schedule = scalars
         _warm_up(run)
-        self._policy.zero_grad(set_to_none=True)
+        forget()
         torch.cuda.empty_cache()  # what the warm-up held; the graph has memory of its own
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, capture_error_mode=_OTHERS_GO_ON):
             metrics = self._backward(own, own_shares, groups)
             values = torch.stack([*metrics.values()])
-        self._policy.schedule = numbers
-        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._parameters]
-        return _CapturedBackward(graph, schedule, own, own_shares, tuple(metrics), values, gradients)
+        for policy, before in zip(self._policies, numbers, strict=True):
+            policy.schedule = before
+        gradients = [weight.grad for weight in self._weights]
+        return _CapturedBackward(graph, schedules, own, own_shares, tuple(metrics), values, gradients)
 
 
 def _kept(value: Tensor | float, device: torch.device) -> Tensor:

@@ -109,7 +109,7 @@ class Learner:
         self.computing = policy if self.bfloat16 is None else self.bfloat16.policy
         """What losses are computed with."""
         self._steps = self._make_steps()
-        self._sums = SumsInPass(self._steps.computing(), self._ranks) if self._sums_in_pass() else None
+        self._sums = SumsInPass(self.weights(), self._ranks) if self._sums_in_pass() else None
         self.num_steps = 0
         self.backward: Backward = self._backward
         """An engine may put a captured one in its place."""
@@ -173,6 +173,10 @@ class Learner:
         for name, group in zip(self._groups, self.optimizer.param_groups, strict=True):
             summary[f"{name}/lr"] = group["lr"]
         return summary
+
+    def weights(self) -> list[nn.Parameter]:
+        """What gradients are computed of, in all groups."""
+        return self._steps.computing()
 
     def state_dict(self) -> dict[str, Any]:
         """Optimizer state and step count, whole; where weights are sharded, all ranks call this."""

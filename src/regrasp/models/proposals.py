@@ -24,9 +24,9 @@ class Proposal:
     """(B, D) as critics read them."""
     log_probs: Tensor
     """(B,), of a whole action."""
-    size: Tensor
-    """(B,), mean square of what was added to another policy's action, or of the noise that it starts from; 0 where the
-    actor acts by itself."""
+    size: Tensor | None = None
+    """(B,), mean square of what was added to another policy's action, or of the noise that it starts from; None where
+    the actor acts by itself."""
 
 
 def actor_mlp(widths: tuple[int, ...]) -> nn.Sequential:

@@ -73,11 +73,12 @@ class Decisions:
 
     def record_to(self, device: torch.device) -> Decisions:
         """All but `inputs`, which is the bulk of it, on `device`."""
-        return replace(self, record=self.record.to(device))
+        return replace(self, record=_sent(self.record, device))
 
     def to(self, device: torch.device) -> Decisions:
-        """The decisions on `device`."""
-        return replace(self, inputs=self.inputs.to(device), record=self.record.to(device))
+        """The decisions on `device`; the host waits for no GPU that they are sent to."""
+        inputs = self.inputs.to(device) if isinstance(self.inputs, HostRows) else _sent(self.inputs, device)
+        return replace(self, inputs=inputs, record=_sent(self.record, device))
 
     def clone(self) -> Decisions:
         """A copy that shares no memory; `inputs` are on a device."""
@@ -159,3 +160,10 @@ class HostRows:
     def to_dict(self) -> dict[str, Tensor]:
         """Copies of the rows by name."""
         return self.to(torch.device("cpu")).to_dict()
+
+
+def _sent(table: TensorDict, device: torch.device) -> TensorDict:
+    """The table on `device`, see `send`."""
+    found = table.apply(lambda value: send(value, device))
+    assert found is not None
+    return found

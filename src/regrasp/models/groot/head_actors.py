@@ -61,7 +61,7 @@ class FlowActor(Steering):
         del trace
         drawn = noise.unflatten(1, (1 + self._num_steps, *self._noise))
         chunk, log_probs = flow.sample(features, drawn[:, 0], drawn[:, 1:])
-        return Proposal(chunk, log_probs, torch.zeros_like(log_probs))
+        return Proposal(chunk, log_probs)
 
 
 class SelectionActor(Steering):
@@ -119,8 +119,7 @@ class SelectionActor(Steering):
         """The head's own chunk, of which no density is known."""
         del trace
         chunk = flow.denoise(features, noise[:, :-1].unflatten(1, self._noise))
-        zeros = torch.zeros_like(chunk[:, 0])
-        return Proposal(chunk, zeros, zeros)
+        return Proposal(chunk, torch.zeros_like(chunk[:, 0]))
 
     def demonstrated(self, trace: TensorDict, chunk: Tensor) -> TensorDict:
         """Also: the demonstrated chunk is among the candidates, in the last one's place."""

@@ -120,11 +120,12 @@ def with_slow_offsets(base: Tensor, offsets: Tensor, chunk: tuple[int, int], sca
         scale: Of the constant component, one for all dimensions of the action or one for each.
     """
     length, width = chunk
-    largest = torch.tensor(scale, device=base.device).expand(width)
+    largest = scale * width if len(scale) == 1 else scale
     time = (torch.arange(length, device=base.device) + 0.5) * (math.pi / length)
     components = offsets.unflatten(1, (-1, width))
     number = torch.arange(components.shape[1], device=base.device)
     basis = torch.cos(number[:, None] * time) / (number[:, None] + 1)  # (components, T)
-    added = torch.einsum("bca,ct->bta", components * largest, basis).flatten(1)
+    scaled = torch.stack([part * most for part, most in zip(components.unbind(-1), largest, strict=True)], dim=-1)
+    added = torch.einsum("bca,ct->bta", scaled, basis).flatten(1)
     within = base.clamp(-1, 1)
     return base + ((within + added).clamp(-1, 1) - within)

@@ -221,7 +221,7 @@ class MlpPolicy(Policy):
         del trace
         mean, std = self._distribution(features)
         actions, log_probs = squashed(mean.flatten(1), std.log().flatten(1), noise)
-        return Proposal(actions, log_probs, torch.zeros_like(log_probs))
+        return Proposal(actions, log_probs)
 
     def evaluate(self, features: TensorDict, trace: TensorDict) -> Evaluation:
         """Log-probabilities, values and entropy of stored chunks; a squashed policy has none in closed form."""
