@@ -78,9 +78,7 @@ def trained(proposal: Any, device: torch.device, *, is_captured: bool) -> tuple[
     if is_captured:
         capture_updates(learner, BATCH)
         assert isinstance(learner.backward, CapturedBackward)
-    metrics = [
-        learner.update(algorithm.prepare(stored(policy, update, device)), update, never) for update in range(3)
-    ]
+    metrics = [learner.update(algorithm.prepare(stored(policy, update, device)), update, never) for update in range(3)]
     state = {name: value for name, value in algorithm.state_dict().items() if not name.startswith("replay.")}
     return metrics, {**state, **policy.state_dict()}
 

@@ -174,7 +174,8 @@ class Replay:
     def _store(self, decisions: Decisions, rows: Tensor) -> None:
         inputs = decisions.inputs
         table = inputs if isinstance(inputs, TensorDict) else inputs.to(torch.device("cpu"))
-        self._make({"inputs": table, "trace": decisions.trace}, next(value.device for value in table.values()))
+        device = next(table[name].device for name in map(str, table.keys()))
+        self._make({"inputs": table, "trace": decisions.trace}, device)
         for store, values in ((self._inputs, table), (self._traces, decisions.trace)):
             for name, kept in store.items():
                 kept[rows.to(kept.device)] = values[name].to(kept)

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
+from regrasp.engine.compiling import prepare_policy
 from regrasp.engine.policies import choose_device, create_policy, overlay_rl_weights
 from regrasp.envs.mapping import ActionMapping
-from regrasp.learner.compilation import compile_policy
 from regrasp.learner.precision import ActingPolicy, apply_precision
 from regrasp.rollout.choosers import expert_chooser, policy_chooser, random_chooser, script_chooser, zero_chooser
 from regrasp.rollout.episodes import Choose
@@ -42,8 +42,7 @@ def policy_to_evaluate(policy: Policy, config: ExperimentConfig, device: torch.d
     for _, parameter in policy.trainable("value_head"):
         parameter.requires_grad_(True)
     acting = ActingPolicy(policy, model, device).policy.eval()
-    if model.compile:
-        compile_policy(acting, {block_size(config.env.eval.inference_block, device)}, device)
+    prepare_policy(acting, model, {block_size(config.env.eval.inference_block, device)}, device)
     return acting
 
 

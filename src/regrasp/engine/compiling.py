@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 
 from regrasp.envs.contract import VecEnv
 from regrasp.experiment import ExperimentConfig
-from regrasp.learner.compilation import capture_updates, compile_policy
+from regrasp.learner.compilation import capture_policy, capture_updates, compile_policy
 from regrasp.learner.learner import Learner
 from regrasp.learner.precision import ActingPolicy
+from regrasp.models.config import ModelConfig
+from regrasp.models.contract import Policy
 from regrasp.rollout.inference import block_size
 
 _log = logging.getLogger(__name__)
@@ -31,7 +33,7 @@ def compile_as_configured(
     stages: Sequence[VecEnv] = (),
     eval_env: VecEnv | None = None,
 ) -> None:
-    """With `actor.model.compile`, compile for every batch size that this process decides and trains on.
+    """With `actor.model.compile`, compile or record for every batch size that this process decides and trains on.
 
     Args:
         config: The experiment.
@@ -44,7 +46,8 @@ def compile_as_configured(
     Raises:
         UserError: The policy has nothing to compile.
     """
-    if not config.actor.model.compile:
+    model = config.actor.model
+    if not _applies(model, device):
         return
     acting_sizes = {env.spec.num_envs for env in stages}
     if eval_env is not None:
@@ -59,8 +62,39 @@ def compile_as_configured(
         parts = {"act": config.actor.micro_batch_size}
         if config.runner.recompute_features:
             parts["encode"] = config.actor.micro_batch_size
-        compile_policy(acting.policy, acting_sizes, device, parts=parts)
+        prepare_policy(acting.policy, model, acting_sizes, device, parts=parts)
     if learner is not None and computing is not None:
-        compile_policy(computing, training_sizes, device)
+        prepare_policy(computing, model, training_sizes, device)
         if device.type == "cuda":
-            capture_updates(learner, config.actor.micro_batch_size)
+            capture_updates(learner, config.actor.micro_batch_size, compiles=model.compile is True)
+
+
+def prepare_policy(
+    policy: Policy,
+    model: ModelConfig,
+    batch_sizes: Collection[int],
+    device: torch.device,
+    *,
+    parts: Mapping[str, int] | None = None,
+) -> None:
+    """Compile a policy, or have its actions recorded, as `actor.model.compile` says.
+
+    Args:
+        policy: Changed in place.
+        model: `compile`.
+        batch_sizes: See `compile_policy`.
+        device: Where the policy lives.
+        parts: See `compile_policy`; what is only recorded rounds as it does in an update.
+
+    Raises:
+        UserError: The policy has nothing to compile.
+    """
+    if model.compile is True:
+        compile_policy(policy, batch_sizes, device, parts=parts)
+    elif _applies(model, device):
+        capture_policy(policy, batch_sizes, device)
+
+
+def _applies(model: ModelConfig, device: torch.device) -> bool:
+    """Whether `actor.model.compile` changes anything on a device."""
+    return model.compile is True or (model.compile == "graphs" and device.type == "cuda")

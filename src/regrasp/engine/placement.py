@@ -193,11 +193,14 @@ def plan(config: ExperimentConfig, resources: Resources) -> Plan:
             expected="0, one process, or actor and rollout on different numbers of cluster.component_placement",
             fix="set runner.max_staleness=0, or place actor and rollout apart",
         )
-    if config.runner.max_staleness and len(processes) == 1 and config.actor.model.compile:
+    compiles = config.actor.model.compile
+    if compiles == "graphs" and all(process.device == "cpu" for process in processes):
+        compiles = False
+    if config.runner.max_staleness and len(processes) == 1 and compiles:
         raise UserError(
             "CUDA graphs are not replayed by two threads",
             key="actor.model.compile",
-            value=True,
+            value=compiles,
             expected="false, since runner.max_staleness is 1 in one process",
             fix="set runner.max_staleness=0, or place actor and rollout apart",
         )

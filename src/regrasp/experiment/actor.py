@@ -74,4 +74,4 @@ class ActorConfig:
             "actor.global_batch_size", self.global_batch_size, "actor.micro_batch_size", self.micro_batch_size
         )
         yield from self.model.problems()
-        yield from self.fsdp_config.problems(self.model.precision, self.model.compile)
+        yield from self.fsdp_config.problems(self.model.precision, bool(self.model.compile))

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from tensordict import TensorDict
-from torch import Tensor
+from torch import Tensor, nn
 from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 from torch._dynamo.utils import counters
 
@@ -35,9 +35,8 @@ def compile_policy(
 ) -> None:
     """Compile the policy's `methods_to_compile`, in place, for the given batch sizes.
 
-    Layers of one class share their code, so that compiling takes seconds and not minutes. Shapes are static: a batch
-    of another size is filled up with copies of its first row, and the rows added are cut off the results. On a GPU the
-    policy's `capturable` methods are replayed as CUDA graphs where nothing is differentiated.
+    Layers of one class share their code, so that compiling takes seconds and not minutes. Shapes are static, and on a
+    GPU there are CUDA graphs, see `capture_policy`.
 
     What is compiled without gradients rounds bfloat16 in other places than what is compiled with them, and a product
     of other shape may. So a policy that acts for an update acts as it learns, on parts of the update's size.
@@ -60,21 +59,46 @@ def compile_policy(
         )
     for module, name in methods:
         setattr(module, name, torch.compile(getattr(module, name), fullgraph=True, dynamic=False, backend=backend))
+    policy.acts_as_it_learns = parts is not None
+    capture_policy(policy, batch_sizes, device, parts=parts)
+
+
+def capture_policy(
+    policy: Policy, batch_sizes: Collection[int], device: torch.device, *, parts: Mapping[str, int] | None = None
+) -> None:
+    """On a GPU, replay the policy's `capturable` methods as CUDA graphs where nothing is differentiated.
+
+    A batch of another size than those given is filled up with copies of its first row, and the rows added are cut off
+    the results.
+
+    Args:
+        policy: Its methods are replaced, in place.
+        batch_sizes: Numbers of rows; each one is recorded once.
+        device: Where the policy lives.
+        parts: See `compile_policy`.
+    """
     if device.type == "cuda":
         pool = torch.cuda.graph_pool_handle()
         for name in policy.capturable:
             setattr(policy, name, CapturedMethod(getattr(policy, name), pool))
-    policy.acts_as_it_learns = parts is not None
     _fix_batch_sizes(policy, sorted(batch_sizes), parts or {})
 
 
-def capture_updates(learner: Learner, size: int, *, backend: str | Callable[..., Any] = "inductor") -> None:
-    """Compile the losses of a learner on a GPU, and replay its passes over micro-batches of `size` as CUDA graphs.
+def capture_updates(
+    learner: Learner, size: int, *, compiles: bool = True, backend: str | Callable[..., Any] = "inductor"
+) -> None:
+    """Replay a learner's passes over micro-batches of `size` on a GPU as CUDA graphs.
 
     Rollouts are of different lengths, and so then are micro-batches. Smaller ones are filled up with decisions that
-    count nowhere, where the algorithm has such; otherwise each size is compiled anew.
+    count nowhere, where the algorithm has such; otherwise they are computed as before, and each size compiled anew.
+
+    Args:
+        learner: Its `backward` is replaced.
+        size: Decisions of a micro-batch.
+        compiles: Compile the losses, too.
+        backend: Of torch.compile.
     """
-    for name in learner.algorithm.compiled:
+    for name in learner.algorithm.compiled if compiles else ():
         compiled = torch.compile(getattr(learner.algorithm, name), fullgraph=True, dynamic=False, backend=backend)
         setattr(learner.algorithm, name, partial(_without_fallback, compiled))
     start = learner.algorithm.start

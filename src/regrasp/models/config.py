@@ -217,8 +217,9 @@ class ModelConfig(ABC):
     """Folder of the pretrained model; null: given later, or trained from scratch where the architecture allows it."""
     precision: Precision = "fp32"
     """Number format of the weights in the forward pass."""
-    compile: bool = False
-    """Compile the policy's layers with torch.compile, and on a GPU replay its actions as CUDA graphs."""
+    compile: bool | Literal["graphs"] = False
+    """Compile the policy's layers with torch.compile, and on a GPU replay acting and updates as CUDA graphs. `graphs`:
+    replay without compiling, which needs no compiler; on a CPU nothing."""
     trainable: TrainablePart = "head"
     """What RL trains: the action head, the head without its layers on the backbone's features, or the whole model."""
     add_value_head: bool = True
