@@ -107,6 +107,8 @@ def main() -> None:
         ("trocar", "trocar_steps"),
         ("environments", "metaworld"),
         ("openvla", "openvla_gpu"),
+        ("openvla", "compare_openvla"),
+        ("models", "gpu_graphs"),
     ):
         file, rows = ROOT / "docs" / f"{page}.md", table(json.loads((RESULTS / f"{name}.json").read_text()))
         file.write_text(replace_between(file.read_text(), name, markdown(rows)))
