@@ -37,6 +37,8 @@ def idle(name: str, *overrides: str, trains: bool = True) -> list[str]:
         (FLOW, (), f"{HEAD}.joint_logprob=true"),
         (FLOW, (), f"{HEAD}.noise_params=[0.4,0.2,3]"),
         (FLOW, (f"{HEAD}.noise_anneal=true",), f"{HEAD}.noise_level=0.4"),
+        (FLOW, (), "algorithm.proximity_to=proposal"),
+        ("gymnasium_pendulum_sac_mlp", (), "algorithm.proximity=[1,1,0]"),
         (SELECTION, (), "algorithm.proximity=[1,1,0]"),
         (SELECTION, (), "algorithm.normalize_q=false"),
         (PPO, (), "actor.model.proposal=dsrl"),
@@ -72,7 +74,7 @@ def test_a_key_without_effect_is_told(name: str, given: tuple[str, ...], overrid
             DSRL,
             ("actor.model.dsrl.pairs=2", "algorithm.entropy_tuning.target_entropy=-1", "algorithm.latent_targets=true"),
         ),
-        (FLOW, (f"{HEAD}.noise_level=0.4", f"{HEAD}.noise_color=1.0", "algorithm.proximity_to=proposal")),
+        (FLOW, (f"{HEAD}.noise_level=0.4", f"{HEAD}.noise_color=1.0", "algorithm.proximity_to=start")),
         (SELECTION, ("algorithm.selection_margin=0.1", "actor.model.selection.candidates=4")),
         (
             PPO,

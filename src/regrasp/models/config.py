@@ -391,6 +391,11 @@ class ModelConfig(ABC):
         """Whether the policy learns by imitating what critics choose; by default it does not."""
         return False
 
+    @property
+    def measures_proposals(self) -> bool:
+        """Whether its `Proposal`s have a `size`; by default they do not."""
+        return False
+
     def slot_warning(self, inputs: InputNames) -> str | None:
         """What speaks against the embodiment's slot that an experiment gives; None where nothing does."""
         return None

@@ -173,6 +173,11 @@ class GrootModelConfig(ModelConfig):
         return self.add_q_head and self.proposal == "selection"
 
     @property
+    def measures_proposals(self) -> bool:
+        """Whether an actor stands beside the head."""
+        return self.add_q_head and self.proposal in ("residual", "dsrl")
+
+    @property
     def trains_head(self) -> bool:
         """Whether critics improve the head itself."""
         return self.add_q_head and self.proposal in ("sac_flow", "selection")
