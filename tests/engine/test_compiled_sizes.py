@@ -110,3 +110,12 @@ def test_a_ray_run_refuses_a_policy_that_has_nothing_to_compile(machines: Machin
     config = dataclasses.replace(config, cluster=ClusterConfig(component_placement={"env": 0, "rollout,actor": 1}))
     with pytest.raises(UserError, match="nothing to compile"):
         RayEngine(config, plan(config, machines.resources), machines, 0, tmp_path, Makers(create_env, create_policy))
+
+
+def test_on_a_cpu_graphs_change_nothing(compiled: list[set[int]]) -> None:
+    config = experiment("actor.model.compile=graphs")
+    policy = groot_policy()
+    methods = {name: getattr(policy, name) for name in policy.METHODS}
+    local(config, policy, [PointEnv(12)], None)
+    assert not compiled
+    assert {name: getattr(policy, name) for name in policy.METHODS} == methods

@@ -175,6 +175,7 @@ APART = {"actor": 0, "env": 1, "rollout": 2}
         ({ROLES: "0-5"}, LAPTOP, [HYBRID, "actor.fsdp_config.fsdp_size=4"], "actor.fsdp_config.fsdp_size", "do not divide into groups"),
         ({ROLES: "0-1"}, LAPTOP, ["runner.max_staleness=1"], "runner.max_staleness", "cannot overlap the update"),
         ({ROLES: "0"}, LAPTOP, ["runner.max_staleness=1", "actor.model.compile=true"], "actor.model.compile", "by two threads"),
+        ({ROLES: "0"}, TWO, ["runner.max_staleness=1", "actor.model.compile=graphs"], "actor.model.compile", "by two threads"),
         ({"actor,rollout": "all", "env": 1}, LAPTOP, ["runner.max_staleness=1"], "runner.max_staleness", "cannot overlap the update"),
     ],
 )  # fmt: skip
@@ -197,6 +198,10 @@ def test_more_machines_than_there_are() -> None:
 
 def test_an_older_policy_acts_where_it_is_apart() -> None:
     assert planned(APART, LAPTOP, "runner.max_staleness=1").layout == "disaggregated"
+
+
+def test_without_a_gpu_there_are_no_graphs_that_two_threads_could_replay() -> None:
+    assert planned({ROLES: "0"}, LAPTOP, "runner.max_staleness=1", "actor.model.compile=graphs").is_local
 
 
 @pytest.mark.parametrize("placement", [{ROLES: "0-11"}, {"actor": 2, "env,rollout": "0-1"}])

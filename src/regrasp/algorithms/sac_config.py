@@ -225,7 +225,10 @@ class SacConfig(AlgorithmConfig):
             yield "proximity_to", "algorithm.proximity weighs nothing"
         elif self.proximity_to == "proposal" and not model.measures_proposals:
             for name in ("proximity", "proximity_to"):
-                yield name, "the policy adds nothing to another one's action; proximity_to start weighs how far it moves"
+                yield (
+                    name,
+                    "the policy adds nothing to another one's action; proximity_to start weighs how far it moves",
+                )
 
     def build(self) -> Sac:
         """The algorithm of this configuration."""
