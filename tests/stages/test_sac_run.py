@@ -202,7 +202,6 @@ def test_targets_from_critics_of_latents_need_such_critics(base_model: Path, tmp
         ("actor.model.add_value_head=true", "actor.model.add_value_head"),
         ("actor.model.add_q_head=false", "actor.model.add_q_head"),
         ("runner.recompute_features=true", "runner.recompute_features"),
-        ("actor.model.compile=true", "actor.model.compile"),
         ("algorithm.group_size=2", "algorithm.group_size"),
         ("algorithm.replay_buffer.min_decisions=65", "algorithm.replay_buffer.min_decisions"),
         ("algorithm.updates_per_decision=1", "algorithm.update_epoch"),

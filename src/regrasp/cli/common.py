@@ -126,6 +126,7 @@ def load(args: argparse.Namespace, *, trains: bool = False) -> LoadedConfig:
     experiment = choose_experiment(args)
     experiment.tell(rehearses=args.dry_run)
     flags = flag_overrides(args)
+    _check_twice(flags, args.overrides)
     overrides = [*flags, *args.overrides]
     args.specs = {}
     with experiment.located():
@@ -139,6 +140,29 @@ def load(args: argparse.Namespace, *, trains: bool = False) -> LoadedConfig:
         for place, env in vars(loaded.config.env).items():
             args.specs[place] = preflight(env, place, loaded.config.actor.model.action_dim)
     return loaded
+
+
+_OF_EVALUATION = ("env.eval.init_params.id", "env.eval.total_num_envs")
+
+
+def _check_twice(flags: Mapping[str, str], overrides: Iterable[str]) -> None:
+    """Find a key that a flag and an override give different values; evaluation may have its own where a flag says both.
+
+    Raises:
+        UserError: There is one.
+    """
+    parts = [text.lstrip("+").partition("=") for text in overrides]
+    given = {key: value.strip("'\"") for key, _, value in parts}
+    for override, flag in flags.items():
+        key, _, value = override.partition("=")
+        if key in given and given[key] != value.strip("'\"") and key not in _OF_EVALUATION:
+            raise UserError(
+                f"{flag} and an override contradict each other",
+                key=key,
+                value=given[key],
+                expected=f"{value}, as {flag} says, or one of the two alone",
+                fix=f"leave {flag} or {key} out",
+            )
 
 
 def _without_window(loaded: LoadedConfig) -> LoadedConfig:

@@ -11,6 +11,7 @@ import shutil
 import sys
 
 from regrasp.extras import EXTRAS, install_command
+from regrasp.logging.text import counted
 
 _MIN_MEMORY_GB = 4
 
@@ -46,7 +47,7 @@ def _system() -> None:
 
     total, available = psutil.virtual_memory().total, available_memory()
     _line("Python", f"{platform.python_version()} ({sys.executable})")
-    _line("system", f"{platform.system()} {platform.machine()}, {available_cores()} cores")
+    _line("system", f"{platform.system()} {platform.machine()}, {counted(available_cores(), 'core')}")
     enough = "" if available > _MIN_MEMORY_GB * 2**30 else f" (the quickstart needs {_MIN_MEMORY_GB} GiB)"
     _line("memory", f"{available / 2**30:.1f} of {total / 2**30:.1f} GiB free{enough}")
     _line("shared", f"{free_shared_memory() / 2**30:.2f} GiB free in {SHARED_MEMORY}, for images of the environments")

@@ -111,11 +111,14 @@ def _unknown_key(path: Path, value: Any, values: Mapping[str, Any], root: Spec) 
     above = root.at(tuple(parent), values)
     own = list(above.fields()) if above else []
     accepted = known_children(tuple(parent))
-    near = get_close_matches(str(name), own, n=2) or get_close_matches(str(name), accepted, n=2)
+    low = str(name).lower()
+    near = get_close_matches(low, own, n=2) or get_close_matches(low, accepted, n=2)
     close = [dotted((*parent, key)) for key in near]
-    if not close:
-        leaves = {str(known[-1]): known for known in reversed(list(root.paths()))}
-        close = [dotted(leaves[key]) for key in get_close_matches(str(name), leaves, n=1, cutoff=0.8)]
+    leaves = {str(known[-1]): known for known in reversed(list(root.paths()))}
+    if low in leaves and low not in own:
+        close = [dotted(leaves[low]), *close][:2]
+    elif not close:
+        close = [dotted(leaves[key]) for key in get_close_matches(low, leaves, n=1, cutoff=0.8)]
     where = dotted(tuple(parent)) or "the top level"
     return UserError(
         _UNKNOWN_KEY,

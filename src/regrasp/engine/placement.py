@@ -13,7 +13,7 @@ from regrasp.errors import UserError
 from regrasp.experiment import ExperimentConfig
 from regrasp.experiment.cluster import ROLES, ClusterConfig, Role
 from regrasp.extras import install_command
-from regrasp.logging.text import byte_size
+from regrasp.logging.text import byte_size, counted
 
 Layout = Literal["colocated", "hybrid", "disaggregated"]
 _KEY = "cluster.component_placement"
@@ -299,7 +299,7 @@ def _check_host(processes: Sequence[ProcessPlan], nodes: Sequence[NodeResources]
 def _crowded(processes: Sequence[ProcessPlan], nodes: Sequence[NodeResources]) -> tuple[str, ...]:
     counts = [sum(process.node == index for process in processes) for index in range(len(nodes))]
     return tuple(
-        f"Node {index} has {node.num_cores} cores for {count} processes, which wait for each other."
+        f"Node {index} has {counted(node.num_cores, 'core')} for {count} processes, which wait for each other."
         for index, (node, count) in enumerate(zip(nodes, counts, strict=True))
         if count > node.num_cores
     )

@@ -115,7 +115,7 @@ class FsdpConfig:
             )
         if self.gradient_checkpointing and compiles:
             yield UserError(
-                "Layers are compiled, or computed twice, but not both",
+                "Passes that are compiled or recorded do not compute layers twice",
                 key=f"{key}.gradient_checkpointing",
                 value=True,
                 expected="false with actor.model.compile",

@@ -372,6 +372,11 @@ class Policy(nn.Module, ABC):
         """
         return None
 
+    @property
+    def actor_file(self) -> str:
+        """What a model folder has where an actor beside the published weights learned; by default nothing is so."""
+        return ""
+
     def student(self) -> Policy | None:
         """A copy that acts by its published weights alone, for `regrasp distill`; None where this one does so."""
         return None

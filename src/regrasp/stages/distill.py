@@ -95,7 +95,8 @@ def distill(config: ExperimentConfig, output: Path, *, overwrite: bool = False) 
         mapping_config = config.env.train.mapping
         teacher = create_policy(model, mapping_config, env.spec, config.seed).to(device).eval()
         student = teacher.student()
-        if student is None:
+        assert model.model_path is not None
+        if student is None or not (Path(model.model_path) / teacher.actor_file).is_file():
             raise UserError(
                 "The model has nothing to distill: it acts by its published weights alone",
                 key="actor.model.model_path",
@@ -111,7 +112,9 @@ def distill(config: ExperimentConfig, output: Path, *, overwrite: bool = False) 
             lesson = _Lesson(teacher, actor, mapping, config.seed, number, device)
             _play(env, lesson, config, number)
             lessons.append(_frames(lesson, student.spec.action_horizon))
-            loss, _ = train_on(student, _joined(lessons), None, sft, config.seed + number, device)
+            loss, _ = train_on(
+                student, _joined(lessons), None, sft, config.seed + number, device, "Training the student"
+            )
     with atomic_folder(output, overwrite=overwrite, checksums=True) as draft:
         student.origin = student.origin.made_with(*made_with(config))
         student.write_folder(draft)

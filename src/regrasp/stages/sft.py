@@ -190,9 +190,24 @@ def _encode(policy: Policy, inputs: TensorDict, device: torch.device) -> TensorD
 
 
 def train_on(
-    policy: Policy, train: Frames, validation: Frames | None, sft: SftConfig, seed: int, device: torch.device
+    policy: Policy,
+    train: Frames,
+    validation: Frames | None,
+    sft: SftConfig,
+    seed: int,
+    device: torch.device,
+    title: str = "Training base model",
 ) -> tuple[float, float | None]:
     """Train on frames, whose inputs are features where `sft.train` is "head".
+
+    Args:
+        policy: Trained in place.
+        train: What it trains on.
+        validation: What losses are told of besides.
+        sft: Optimizer, batches and steps.
+        seed: Of the batches.
+        device: Where the policy lives.
+        title: Of the progress bar.
 
     Returns:
         The last training loss (running mean) and the last validation loss.
@@ -206,7 +221,7 @@ def train_on(
     generator = torch_generator(seed, "data", 10)
     running, held_out_loss = None, None
     policy.train()
-    with progress("Training base model", sft.steps) as bar:
+    with progress(title, sft.steps) as bar:
         for step in range(sft.steps):
             optimizer.param_groups[0]["lr"] = sft.lr * cosine(
                 step, num_steps=sft.steps, num_warmup_steps=sft.warmup_steps, min_ratio=0.02

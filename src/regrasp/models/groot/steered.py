@@ -55,6 +55,11 @@ class SteeredPolicy(Policy):
         return self.residual or self.noise_actor or self.head_actor
 
     @property
+    def actor_file(self) -> str:
+        """See `Policy.actor_file`."""
+        return "" if self.steering is None else self.steering.FILE
+
+    @property
     def _steering(self) -> Steering:
         assert self.steering is not None, "only an actor that critics improve makes proposals"
         return self.steering
