@@ -86,8 +86,10 @@ def distance(policy: Policy, teacher: Policy, seen: Observation) -> float:
     return float(policy.sft_loss(features, wanted, torch.ones(wanted.shape[:2], dtype=torch.bool), noise, 16))
 
 
-def test_a_plain_model_has_nothing_to_distill(base_model: Path, tmp_path: Path) -> None:
-    plain = groot_experiment(f"actor.model.model_path={base_model}").config
+@pytest.mark.parametrize("settings", [(), SETTINGS])
+def test_a_plain_model_has_nothing_to_distill(base_model: Path, tmp_path: Path, settings: tuple[str, ...]) -> None:
+    """Not where the experiment would put a fresh actor beside its head either."""
+    plain = groot_experiment(*settings, f"actor.model.model_path={base_model}").config
     with pytest.raises(UserError, match="nothing to distill"):
         distill(plain, tmp_path / "student")
     assert not (tmp_path / "student").exists()
