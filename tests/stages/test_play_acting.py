@@ -55,8 +55,7 @@ def test_play_gives_the_numbers_of_trainings_evaluation(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    for place in ("acting", "compiling"):
-        monkeypatch.setattr(f"regrasp.engine.{place}.compile_policy", partial(compile_policy, backend="eager"))
+    monkeypatch.setattr("regrasp.engine.compiling.compile_policy", partial(compile_policy, backend="eager"))
     torch._dynamo.reset()
     settings = (
         f"actor.model.precision={precision}",
