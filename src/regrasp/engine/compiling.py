@@ -47,7 +47,7 @@ def compile_as_configured(
         UserError: The policy has nothing to compile.
     """
     model = config.actor.model
-    if not _applies(model, device):
+    if not model.compiles_on(device.type):
         return
     acting_sizes = {env.spec.num_envs for env in stages}
     if eval_env is not None:
@@ -91,10 +91,5 @@ def prepare_policy(
     """
     if model.compile is True:
         compile_policy(policy, batch_sizes, device, parts=parts)
-    elif _applies(model, device):
+    elif model.compiles_on(device.type):
         capture_policy(policy, batch_sizes, device)
-
-
-def _applies(model: ModelConfig, device: torch.device) -> bool:
-    """Whether `actor.model.compile` changes anything on a device."""
-    return model.compile is True or (model.compile == "graphs" and device.type == "cuda")

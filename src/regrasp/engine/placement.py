@@ -193,14 +193,12 @@ def plan(config: ExperimentConfig, resources: Resources) -> Plan:
             expected="0, one process, or actor and rollout on different numbers of cluster.component_placement",
             fix="set runner.max_staleness=0, or place actor and rollout apart",
         )
-    compiles = config.actor.model.compile
-    if compiles == "graphs" and all(process.device == "cpu" for process in processes):
-        compiles = False
-    if config.runner.max_staleness and len(processes) == 1 and compiles:
+    model, kinds = config.actor.model, {process.device.partition(":")[0] for process in processes}
+    if config.runner.max_staleness and len(processes) == 1 and any(map(model.compiles_on, kinds)):
         raise UserError(
             "CUDA graphs are not replayed by two threads",
             key="actor.model.compile",
-            value=compiles,
+            value=model.compile,
             expected="false, since runner.max_staleness is 1 in one process",
             fix="set runner.max_staleness=0, or place actor and rollout apart",
         )

@@ -391,6 +391,10 @@ class ModelConfig(ABC):
         """Whether the policy learns by imitating what critics choose; by default it does not."""
         return False
 
+    def compiles_on(self, device_type: str) -> bool:
+        """Whether `compile` changes anything on a kind of device, `cpu` or `cuda`."""
+        return self.compile is True or (self.compile == "graphs" and device_type == "cuda")
+
     @property
     def measures_proposals(self) -> bool:
         """Whether its `Proposal`s have a `size`; by default they do not."""
