@@ -258,3 +258,18 @@ def write_openvla(
     index = {"metadata": {"total_size": sum(t.nbytes for t in weights.values())}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     return weights
+
+
+def write_regression_head(folder: Path) -> None:
+    """The published file of OFT's regression head, for `SMALL`, beside a model."""
+    generator = torch.Generator().manual_seed(4)
+    shapes = {"layer_norm1": (7 * SMALL.width,), "fc1": (SMALL.width, 7 * SMALL.width), "layer_norm2": (SMALL.width,)}
+    shapes |= {"fc2": (7, SMALL.width)}
+    for block in range(2):
+        shapes |= {f"mlp_resnet_blocks.{block}.ffn.0": (SMALL.width,)}
+        shapes |= {f"mlp_resnet_blocks.{block}.ffn.1": (SMALL.width, SMALL.width)}
+    weights = {}
+    for name, shape in shapes.items():
+        weights[f"module.model.{name}.weight"] = torch.randn(shape, generator=generator) * 0.2 + (len(shape) == 1)
+        weights[f"module.model.{name}.bias"] = torch.randn(shape[:1], generator=generator) * 0.1
+    torch.save(weights, folder / "action_head--5000_checkpoint.pt")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from groot_toys import keyed_noise
-from openvla_layout import INSTRUCTION, SMALL, write_openvla
+from openvla_layout import INSTRUCTION, write_openvla, write_regression_head
 from tensordict import TensorDict
 from torch import Tensor
 
@@ -240,17 +240,7 @@ def regressing(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("regressing")
     for file in folder.iterdir():
         (path / file.name).write_bytes(file.read_bytes())
-    generator = torch.Generator().manual_seed(4)
-    shapes = {"layer_norm1": (7 * SMALL.width,), "fc1": (SMALL.width, 7 * SMALL.width), "layer_norm2": (SMALL.width,)}
-    shapes |= {"fc2": (7, SMALL.width)}
-    for block in range(2):
-        shapes |= {f"mlp_resnet_blocks.{block}.ffn.0": (SMALL.width,)}
-        shapes |= {f"mlp_resnet_blocks.{block}.ffn.1": (SMALL.width, SMALL.width)}
-    weights = {}
-    for name, shape in shapes.items():
-        weights[f"module.model.{name}.weight"] = torch.randn(shape, generator=generator) * 0.2 + (len(shape) == 1)
-        weights[f"module.model.{name}.bias"] = torch.randn(shape[:1], generator=generator) * 0.1
-    torch.save(weights, path / "action_head--5000_checkpoint.pt")
+    write_regression_head(path)
     return path
 
 

@@ -36,8 +36,9 @@ class LanguageLayer(LlamaDecoderLayer):
         mask: Tensor | None = None,
         past: tuple[Tensor, Tensor] | None = None,
         index: Tensor | None = None,
+        room: int = 0,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, S, D) to the same, and the keys and values (B, heads, S, head width) that were looked at.
+        """(B, S, D) to the same, and the keys and values (B, heads, S + room, head width) that were looked at.
 
         Args:
             x: Of whole sequences, or of one position of each.
@@ -45,6 +46,7 @@ class LanguageLayer(LlamaDecoderLayer):
             mask: (B, 1, S or 1, keys) bool, True where a query may look; None: causal.
             past: For one position: keys and values of the sequence, to which it is added, in place.
             index: (B,), the position; None for whole sequences.
+            room: Of whole sequences, zeros that follow the keys and values.
         """
         attention = self.self_attn
         normed = self.input_layernorm(x)
@@ -54,12 +56,17 @@ class LanguageLayer(LlamaDecoderLayer):
         )
         q, k = apply_rotary_pos_emb(q, k, *rotary)
         if past is not None and index is not None:
-            where = index[:, None, None, None].expand_as(k)
-            k, v = (whole.scatter_(2, where, new.to(whole.dtype)) for whole, new in zip(past, (k, v), strict=True))
+            rows, heads = (torch.arange(size, device=k.device) for size in k.shape[:2])
+            where = (rows[:, None], heads, index[:, None])
+            for whole, new in zip(past, (k, v), strict=True):
+                whole.index_put_(where, new.squeeze(2).to(whole.dtype))
+            k, v = past
+        kept = F.pad(k, (0, 0, 0, room)), F.pad(v, (0, 0, 0, room))
+        k, v = (part[:, :, : part.shape[2] - room] for part in kept)
         grouped = attention.num_key_value_groups > 1
         seen = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped)
         x = x + attention.o_proj(seen.transpose(1, 2).flatten(2))
-        return x + self.mlp(self.post_attention_layernorm(x)), k, v
+        return x + self.mlp(self.post_attention_layernorm(x)), *kept
 
 
 class LanguageModel(nn.Module):
@@ -98,8 +105,8 @@ class LanguageModel(nn.Module):
         """Causal features (B, S, D) before the last norm, and a cache with room for `more` positions."""
         rotary, cache = self._rotary(x), []
         for layer in self.layers:
-            x, keys, values = layer(x, rotary)
-            cache.append((F.pad(keys, (0, 0, 0, more)), F.pad(values, (0, 0, 0, more))))
+            x, *kept = layer(x, rotary, room=more)
+            cache.append(tuple(kept))
         return x, cache
 
     def step(self, x: Tensor, index: Tensor, cache: Cache) -> Tensor:
