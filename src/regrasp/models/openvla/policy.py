@@ -18,7 +18,7 @@ from regrasp.errors import UserError
 from regrasp.models.contract import Action, Evaluation, Noise, Policy, PolicySpec
 from regrasp.models.initialization import seeded
 from regrasp.models.lora import adapters, add_adapters, merge_adapters
-from regrasp.models.openvla.network.language import LanguageModel
+from regrasp.models.openvla.network.language import LanguageModel, rows_at
 from regrasp.models.openvla.network.projector import Projector
 from regrasp.models.openvla.network.regression import GaussianHead
 from regrasp.models.openvla.network.vision import VisionBackbone
@@ -174,7 +174,7 @@ class OpenVlaPolicy(Policy):
         sequence = self._prompt(features["vision"], features["input_ids"])
         hidden = self.language_model.model.norm(self.language_model.whole(sequence.embeddings))
         last = self._positions(sequence, self._lengths(features["input_ids"]), 1)
-        return hidden[:, 1 : 1 + sequence.num_patches], _at(hidden, last).squeeze(1)
+        return hidden[:, 1 : 1 + sequence.num_patches], rows_at(hidden, last).squeeze(1)
 
     def state_before_actions(self, features: TensorDict) -> Tensor:
         """Features (B, D), after the last norm, of the position that predicts the first action token."""
@@ -332,8 +332,8 @@ class OpenVlaPolicy(Policy):
         """Tokens (B, N), their logits (B, N, bins) and the feature (B, D) before the first, with a cache."""
         model, sequence = self.language_model, self._prompt(vision, input_ids)
         last = sequence.num_patches + self._lengths(input_ids) - 1
-        hidden, cache = model.prefill(sequence.embeddings, self.num_tokens - 1)
-        feature = before = model.model.norm(_at(hidden, last.unsqueeze(1))).squeeze(1)
+        hidden, cache = model.prefill(sequence.embeddings, self.num_tokens - 1, at=last.unsqueeze(1))
+        feature = before = model.model.norm(hidden).squeeze(1)
         tokens, logits = [], []
         for number in range(self.num_tokens):
             logits.append(model.logits(feature, *self.config.action_ids))
@@ -377,8 +377,8 @@ class OpenVlaPolicy(Policy):
             ids = F.pad(input_ids, (0, count - 1), value=self.config.pad_token)
             ids = ids.scatter(1, lengths.unsqueeze(1) + torch.arange(count - 1, device=ids.device), tokens[:, :-1])
         sequence = self._prompt(vision, ids)
-        hidden = self.language_model.whole(sequence.embeddings)
-        return self.language_model.model.norm(_at(hidden, self._positions(sequence, lengths, count)))
+        positions = self._positions(sequence, lengths, count)
+        return self.language_model.model.norm(self.language_model.whole(sequence.embeddings, at=positions))
 
     def _hidden_in_parallel(self, vision: Tensor, input_ids: Tensor, lengths: Tensor) -> Tensor:
         """Empty embeddings in place of the action tokens, and every token sees every other one."""
@@ -394,8 +394,8 @@ class OpenVlaPolicy(Policy):
         patches = (sequence.num_patches, 0)
         is_action, visible = F.pad(is_action, patches, value=False), F.pad(sees, patches, value=True)
         embeddings = sequence.embeddings.masked_fill(is_action.unsqueeze(-1), 0.0)
-        hidden = self.language_model.whole(embeddings, visible)
-        return self.language_model.model.norm(_at(hidden, self._positions(sequence, lengths, self.num_tokens)))
+        positions = self._positions(sequence, lengths, self.num_tokens)
+        return self.language_model.model.norm(self.language_model.whole(embeddings, visible, at=positions))
 
     def _positions(self, sequence: _Sequence, lengths: Tensor, count: int) -> Tensor:
         """(B, count), those that predict the first action tokens: the last one of the prompt, and on."""
@@ -432,8 +432,3 @@ class _Sequence:
     """(B, S, D)."""
     num_patches: int
     """Of all views, after the first token."""
-
-
-def _at(hidden: Tensor, positions: Tensor) -> Tensor:
-    """Rows (B, K, D) of (B, S, D) at positions (B, K)."""
-    return hidden.gather(1, positions.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))

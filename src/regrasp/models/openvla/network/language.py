@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaModel
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer, apply_rotary_pos_emb
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer, rotate_half
 
 from regrasp.models.openvla.config import LanguageConfig
 from regrasp.models.rotary import reset_frequencies
@@ -36,6 +36,7 @@ class LanguageLayer(LlamaDecoderLayer):
         mask: Tensor | None = None,
         past: tuple[Tensor, Tensor] | None = None,
         index: Tensor | None = None,
+        at: Tensor | None = None,
         room: int = 0,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """(B, S, D) to the same, and the keys and values (B, heads, S + room, head width) that were looked at.
@@ -43,30 +44,34 @@ class LanguageLayer(LlamaDecoderLayer):
         Args:
             x: Of whole sequences, or of one position of each.
             rotary: Of their positions.
-            mask: (B, 1, S or 1, keys) bool, True where a query may look; None: causal.
+            mask: (B, 1, queries, keys) bool, True where a query may look; None: causal.
             past: For one position: keys and values of the sequence, to which it is added, in place.
             index: (B,), the position; None for whole sequences.
+            at: (B, K), the only positions of whole sequences whose features are computed, (B, K, D).
             room: Of whole sequences, zeros that follow the keys and values.
         """
-        attention = self.self_attn
-        normed = self.input_layernorm(x)
-        q, k, v = (
-            layer(normed).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
-            for layer in (attention.q_proj, attention.k_proj, attention.v_proj)
-        )
-        q, k = apply_rotary_pos_emb(q, k, *rotary)
+        attention, normed = self.self_attn, self.input_layernorm(x)
+        asking, turned = normed, rotary
+        if at is not None:
+            x, asking = rows_at(x, at), rows_at(normed, at)
+            turned = rotary[0][0, at], rotary[1][0, at]
+        projections = ((attention.q_proj, asking), (attention.k_proj, normed), (attention.v_proj, normed))
+        q, k, v = (layer(seen).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2) for layer, seen in projections)
+        q, k = _rotated(q, turned), _rotated(k, rotary)
         if past is not None and index is not None:
             rows, heads = (torch.arange(size, device=k.device) for size in k.shape[:2])
             where = (rows[:, None], heads, index[:, None])
             for whole, new in zip(past, (k, v), strict=True):
                 whole.index_put_(where, new.squeeze(2).to(whole.dtype))
             k, v = past
-        kept = F.pad(k, (0, 0, 0, room)), F.pad(v, (0, 0, 0, room))
-        k, v = (part[:, :, : part.shape[2] - room] for part in kept)
+        keys, values = k, v
+        if room:
+            keys, values = F.pad(k, (0, 0, 0, room)), F.pad(v, (0, 0, 0, room))
+            k, v = keys[:, :, :-room], values[:, :, :-room]
         grouped = attention.num_key_value_groups > 1
         seen = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped)
         x = x + attention.o_proj(seen.transpose(1, 2).flatten(2))
-        return x + self.mlp(self.post_attention_layernorm(x)), *kept
+        return x + self.mlp(self.post_attention_layernorm(x)), keys, values
 
 
 class LanguageModel(nn.Module):
@@ -88,25 +93,35 @@ class LanguageModel(nn.Module):
         """Embeddings (..., D) of token ids (...)."""
         return self.model.embed_tokens(ids)
 
-    def whole(self, x: Tensor, visible: Tensor | None = None) -> Tensor:
+    def whole(self, x: Tensor, visible: Tensor | None = None, *, at: Tensor | None = None) -> Tensor:
         """Features (B, S, D) before the last norm.
 
         Args:
             x: Embeddings (B, S, D).
             visible: (B, S) bool: every token sees these, before it and after it; None: causal.
+            at: (B, K): the features (B, K, D) of these positions alone.
         """
-        rotary = self._rotary(x)
-        mask = None if visible is None else visible[:, None, None, :].expand(-1, 1, x.shape[1], -1)
-        for layer in self.layers:
-            x, _, _ = layer(x, rotary, mask)
-        return x
+        return self._through(x, visible, at)[0]
 
-    def prefill(self, x: Tensor, more: int) -> tuple[Tensor, Cache]:
-        """Causal features (B, S, D) before the last norm, and a cache with room for `more` positions."""
+    def prefill(self, x: Tensor, more: int, *, at: Tensor) -> tuple[Tensor, Cache]:
+        """Causal features (B, K, D) before the last norm of positions `at`, and a cache with room for `more`."""
+        return self._through(x, None, at, more)
+
+    def _through(
+        self, x: Tensor, visible: Tensor | None, at: Tensor | None, room: int | None = None
+    ) -> tuple[Tensor, Cache]:
+        """Features, and with `room` a cache; the last layer computes no feature that nobody asks for."""
         rotary, cache = self._rotary(x), []
-        for layer in self.layers:
-            x, *kept = layer(x, rotary, room=more)
-            cache.append(tuple(kept))
+        mask = None if visible is None else visible[:, None, None, :].expand(-1, 1, x.shape[1], -1)
+        last = len(self.layers) - 1
+        for number, layer in enumerate(self.layers):
+            asked = at if number == last else None
+            if asked is not None:
+                causal = torch.arange(x.shape[1], device=x.device) <= asked[:, :, None]
+                mask = (causal if visible is None else visible[:, None].expand_as(causal)).unsqueeze(1)
+            x, keys, values = layer(x, rotary, mask, at=asked, room=room or 0)
+            if room is not None:
+                cache.append((keys, values))
         return x, cache
 
     def step(self, x: Tensor, index: Tensor, cache: Cache) -> Tensor:
@@ -157,3 +172,14 @@ def llama_config(config: LanguageConfig) -> LlamaConfig:
         "use_cache": False,
     }
     return LlamaConfig.from_dict(sizes, attn_implementation="sdpa")
+
+
+def rows_at(x: Tensor, positions: Tensor) -> Tensor:
+    """Rows (B, K, D) of (B, S, D) at positions (B, K)."""
+    return x.gather(1, positions.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+
+
+def _rotated(x: Tensor, rotary: Rotary) -> Tensor:
+    """Queries or keys (B, heads, S, head width) with their positions (transformers' `apply_rotary_pos_emb`)."""
+    cos, sin = (part.unsqueeze(1) for part in rotary)
+    return x * cos + rotate_half(x) * sin
