@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -14,12 +14,18 @@ from torch import Tensor
 from regrasp.algorithms.base import Minibatch
 from regrasp.errors import UserError
 from regrasp.learner.compilation import filled_up
-from regrasp.learner.learner import AbandonedError, NonFiniteError
+from regrasp.learner.learner import UNDER_WAY, AbandonedError, NonFiniteError
 from regrasp.models.contract import Policy
 from regrasp.models.lora_config import LoraConfig
 from regrasp.rollout.decisions import Decisions
 from regrasp.seeding import torch_generator
 from rl_toys import CHUNK, SEED, SIZE, groot_policy, mlp_policy, never, rollout_of, weights, worker
+
+
+@pytest.fixture(params=[0, 1], name="_steps_under_way")
+def fixture_steps_under_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the next step begun before the numbers of the last one are read, as on a GPU, and after."""
+    monkeypatch.setitem(UNDER_WAY, "cpu", request.param)
 
 
 def changed(policy: Policy, before: Mapping[str, Tensor]) -> set[str]:
@@ -143,6 +149,7 @@ def test_micro_batches_give_the_update_of_the_whole_batch(make: Any, level: str)
             torch.testing.assert_close(other[name], value, rtol=0, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
 
 
+@pytest.mark.usefixtures("_steps_under_way")
 @pytest.mark.parametrize("detach", [True, False])
 def test_critic_warm_up_trains_the_value_head_alone(detach: bool) -> None:
     cases: tuple[tuple[Any, dict[str, Any]], ...] = (
@@ -161,6 +168,7 @@ def test_critic_warm_up_trains_the_value_head_alone(detach: bool) -> None:
         assert any(not is_value(name) for name in changed(policy, before))
 
 
+@pytest.mark.usefixtures("_steps_under_way")
 def test_value_epochs_touch_the_value_head_alone() -> None:
     policies = [groot_policy(detach_critic_input=False) for _ in range(2)]
     for policy, value_epochs in zip(policies, (0, 3), strict=True):
@@ -184,6 +192,7 @@ def test_value_epochs_lower_the_value_loss() -> None:
     assert losses[20] < 0.6 * losses[0]
 
 
+@pytest.mark.usefixtures("_steps_under_way")
 def test_target_kl_stops_before_the_step_that_follows() -> None:
     policy = mlp_policy()
     rollout = rollout_of(policy, SIZE)
@@ -203,6 +212,7 @@ def test_target_kl_stops_before_the_step_that_follows() -> None:
     assert (log_ratio.exp() - 1 - log_ratio).mean().item() > 0.02
 
 
+@pytest.mark.usefixtures("_steps_under_way")
 @pytest.mark.parametrize("place", ["advantage", "weight"])
 def test_a_loss_that_is_not_finite_stops_before_any_step(place: str) -> None:
     policy = mlp_policy()
@@ -221,6 +231,7 @@ def test_a_loss_that_is_not_finite_stops_before_any_step(place: str) -> None:
     assert not actor.optimizer.state
 
 
+@pytest.mark.usefixtures("_steps_under_way")
 def test_a_gradient_that_is_not_finite_stops_before_any_step() -> None:
     policy = mlp_policy()
     rollout = rollout_of(policy, SIZE)
@@ -232,6 +243,7 @@ def test_a_gradient_that_is_not_finite_stops_before_any_step() -> None:
     assert changed(policy, before) == set()
 
 
+@pytest.mark.usefixtures("_steps_under_way")
 def test_a_value_loss_that_is_not_finite_stops_before_any_step() -> None:
     policy = mlp_policy()
     rollout = rollout_of(policy, SIZE)
@@ -334,11 +346,9 @@ def test_minibatches_are_drawn_by_seed_and_update() -> None:
     rollout = rollout.with_columns(versions=torch.arange(SIZE))
     step = actor._step
 
-    def spy(
-        minibatch: Minibatch, micros: Iterable[Decisions], *, abandons: bool
-    ) -> tuple[list[str], Callable[[], list[float]]]:
+    def spy(minibatch: Minibatch, *arguments: Any, **named: Any) -> Any:
         seen.append(minibatch.decisions["versions"].tolist())
-        return step(minibatch, micros, abandons=abandons)
+        return step(minibatch, *arguments, **named)
 
     actor._step = spy
     for update in (0, 1):
@@ -379,6 +389,7 @@ def test_an_optimizer_of_other_weights_is_refused() -> None:
         actor.load_state_dict(worker(groot_policy(trainable="all"), trainable="all").state_dict())
 
 
+@pytest.mark.usefixtures("_steps_under_way")
 @pytest.mark.parametrize("value_epochs", [0, 1])
 def test_an_update_can_be_abandoned_between_minibatches(value_epochs: int) -> None:
     policy = mlp_policy()

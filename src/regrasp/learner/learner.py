@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -34,6 +35,8 @@ Backward = Callable[[Decisions, Tensor, tuple[str, ...]], dict[str, Tensor]]
 T = TypeVar("T")
 LOSS = "loss"
 """The metric that is minimized; it is checked, and not logged."""
+UNDER_WAY = {"cuda": 1}
+"""Steps that a device may still be making when it is given the next one, so that it need not wait for that."""
 _ABANDONS = "abandons"
 """How many ranks want the update to end: told with the metrics of a step, so that no rank waits for the answer."""
 _ABANDONED = (
@@ -52,6 +55,22 @@ class NonFiniteError(TrainingHaltedError):
 
 class AbandonedError(RegraspError):
     """An update was stopped half-way, on request."""
+
+
+@dataclass(frozen=True)
+class _UnderWay:
+    """A step that was begun."""
+
+    minibatch: Minibatch
+    names: list[str]
+    """Of its metrics."""
+    read: Callable[[], list[float]]
+    """Waits for their numbers, the norms of the groups' gradients, and whether the step is forbidden."""
+
+    @property
+    def counts(self) -> bool:
+        """Whether it is one of the run's steps; passes that train the value head alone are not."""
+        return {*self.names} > {LOSS, _ABANDONS}
 
 
 class Learner:
@@ -109,6 +128,7 @@ class Learner:
         self.computing = policy if self.bfloat16 is None else self.bfloat16.policy
         """What losses are computed with."""
         self._steps = self._make_steps()
+        self._most_under_way = UNDER_WAY.get(device.type, 0)
         self._sums = SumsInPass(self.weights(), self._ranks) if self._sums_in_pass() else None
         self.num_steps = 0
         self.backward: Backward = self._backward
@@ -155,15 +175,19 @@ class Learner:
         history: dict[str, list[float]] = defaultdict(list)
         loaded = self._loaded(self.algorithm.minibatches(decisions, self._batch_size, generator))
         current = next(loaded, None)
+        called_off = torch.zeros((), dtype=torch.bool, device=self._device)
+        under_way = deque[_UnderWay]()
         while current is not None:
             abandons = should_abandon()
             if abandons and self._ranks.count == 1:
+                self._finish(under_way, 0, history)
                 raise AbandonedError(_ABANDONED)
-            minibatch, micros = current
-            names, read = self._step(minibatch, micros, abandons=abandons)
+            ahead = sum(step.counts for step in under_way)
+            under_way.append(self._step(*current, called_off, ahead, abandons=abandons))
             current = next(loaded, None)  # the host's work, while a GPU makes the step
-            if self._record(minibatch, names, read(), history):
+            if self._finish(under_way, self._most_under_way, history):
                 break
+        self._finish(under_way, 0, history)
         summary = {name: sum(values) / len(values) for name, values in history.items()}
         summary |= self.algorithm.summary(decisions, history)
         if decisions is not acted:
@@ -244,11 +268,17 @@ class Learner:
             yield minibatch, chain([next(micros)], micros)
 
     def _step(
-        self, minibatch: Minibatch, micros: Iterable[Decisions], *, abandons: bool
-    ) -> tuple[list[str], Callable[[], list[float]]]:
-        """One optimizer step, unless the algorithm forbids it; returns names and numbers of its metrics, for `_record`.
+        self, minibatch: Minibatch, micros: Iterable[Decisions], called_off: Tensor, ahead: int, *, abandons: bool
+    ) -> _UnderWay:
+        """One optimizer step, unless the algorithm forbids it; on a GPU it is under way then.
 
-        On a GPU the step is under way then: what is returned waits for the numbers alone.
+        Args:
+            minibatch: What it is made of.
+            micros: Its parts, on the device.
+            called_off: () bool, whether a step before it was forbidden; then this one is not made either. Set where
+                this one is forbidden.
+            ahead: Steps of the policy that are under way.
+            abandons: Told to all ranks.
         """
         batch = minibatch.decisions
         self._steps.zero_grad()
@@ -266,14 +296,15 @@ class Learner:
             self._steps.add_up(self._ranks)
         totals = self._totals(parts, abandons)
         norms = torch.stack(
-            [self._clip(group, name in self._moved(minibatch)) for group, name in enumerate(self._groups)]
+            [self._clip(group, name in self._moved(minibatch, ahead)) for group, name in enumerate(self._groups)]
         )
         forbids = self.algorithm.forbids(totals) if totals.keys() > {LOSS, _ABANDONS} else None
         stops = norms.new_zeros(()) if forbids is None else forbids.float()
         is_finite = totals[LOSS].isfinite() & norms.isfinite().all()
         read = reader(torch.cat([torch.stack([*totals.values()]), norms, stops[None]]))
-        self._steps.step_unless(~is_finite | (stops > 0))
-        return [*totals], read
+        called_off |= ~is_finite | (stops > 0)
+        self._steps.step_unless(called_off)
+        return _UnderWay(minibatch, [*totals], read)
 
     def _sums_in_pass(self) -> bool:
         """Whether gradients are summed over the ranks during the backward pass.
@@ -301,34 +332,51 @@ class Learner:
         totals = {name: most if name in self.algorithm.maxima else total for name, total, most in pairs}
         return {**totals, _ABANDONS: num_abandoning}
 
-    def _record(
-        self, minibatch: Minibatch, names: list[str], numbers: list[float], history: dict[str, list[float]]
-    ) -> bool:
-        """Check and keep the numbers of a step, which was made unless they forbade it; returns whether one did."""
-        *values, stops = numbers
-        found = dict(zip(names, values, strict=False))
-        norms = values[len(names) :]
-        abandons = found.pop(_ABANDONS) > 0
-        if not math.isfinite(found.pop(LOSS)):
-            raise NonFiniteError(f"{'loss' if found else f'{minibatch.groups[0]} loss'}", minibatch.decisions)
-        for name, value in found.items():
-            history[name].append(value)
-        if stops:
-            return True
-        if not all(map(math.isfinite, norms)):
-            raise NonFiniteError("gradient", minibatch.decisions)
-        if found:
-            for name, norm in zip(self._groups, norms, strict=True):
-                if name in minibatch.groups:
-                    history[f"{name}/grad_norm"].append(norm)
-            self.num_steps += 1
+    def _finish(self, under_way: deque[_UnderWay], most: int, history: dict[str, list[float]]) -> bool:
+        """Wait until at most `most` steps are under way, and keep the numbers of the others.
+
+        Returns:
+            Whether one was forbidden: those after it were called off, and are forgotten.
+
+        Raises:
+            AbandonedError: A rank wants that; no step is under way any more.
+            NonFiniteError: See `update`.
+        """
+        abandons = False
+        while len(under_way) > (0 if abandons else most):
+            step = under_way.popleft()
+            *values, stops = step.read()
+            wants_end = self._record(step, values, history, is_made=not stops)
+            if stops:
+                under_way.clear()
+                return True
+            abandons |= wants_end
         if abandons:
             raise AbandonedError(_ABANDONED)
         return False
 
-    def _moved(self, minibatch: Minibatch) -> set[str]:
+    def _record(self, step: _UnderWay, values: list[float], history: dict[str, list[float]], *, is_made: bool) -> bool:
+        """Check and keep the numbers of a step; returns whether a rank abandons."""
+        found = dict(zip(step.names, values, strict=False))
+        norms = values[len(step.names) :]
+        abandons = found.pop(_ABANDONS) > 0
+        if not math.isfinite(found.pop(LOSS)):
+            what = "loss" if found else f"{step.minibatch.groups[0]} loss"
+            raise NonFiniteError(what, step.minibatch.decisions)
+        for name, value in found.items():
+            history[name].append(value)
+        if is_made and not all(map(math.isfinite, norms)):
+            raise NonFiniteError("gradient", step.minibatch.decisions)
+        if is_made and found:
+            for name, norm in zip(self._groups, norms, strict=True):
+                if name in step.minibatch.groups:
+                    history[f"{name}/grad_norm"].append(norm)
+            self.num_steps += 1
+        return abandons
+
+    def _moved(self, minibatch: Minibatch, ahead: int) -> set[str]:
         """Groups that a minibatch's step moves; the first steps of a run may leave the policy alone."""
-        warms_up = self.num_steps < self._optim.critic_warmup_steps
+        warms_up = self.num_steps + ahead < self._optim.critic_warmup_steps
         return {name for name in minibatch.groups if not (warms_up and name == ACTOR)}
 
     def _clip(self, group: int, is_moved: bool) -> Tensor:
