@@ -7,9 +7,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
+import ray
 from cluster_toys import START_S, cluster, environment
 
 from regrasp.engine.ray.cluster import check_versions, connected
@@ -131,3 +133,51 @@ def test_a_run_of_one_process_imports_no_ray(tmp_path: Path) -> None:
     command = [sys.executable, "-c", LOCAL, *train, *sizes, "env.train.max_steps_per_rollout_epoch=8"]
     done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=START_S)
     assert done.returncode == 0, done.stderr
+
+
+class Number:
+    def get(self) -> int:
+        return 3
+
+
+@pytest.mark.full
+def test_a_process_that_had_a_cluster_of_its_own_works_in_another() -> None:
+    """Ray keeps the token of the first, and processes of the second, which has none, could not reach it."""
+    with connected(None):
+        pass
+    with cluster(1) as address, connected(address):
+        actor: Any = ray.remote(num_cpus=0)(Number).remote()
+        assert ray.get(actor.get.remote(), timeout=START_S) == 3
+
+
+TRAINS = "import sys; from regrasp.cli.main import main; sys.exit(main(sys.argv[1:]))"
+
+
+def processes_of_runs() -> list[psutil.Process]:
+    """Those that runs have on the clusters of this test, and what they have started."""
+    names = ("ray::actor ", "ray::env ", "ray::rollout ")
+    own = [child for child in psutil.Process().children(recursive=True) if " ".join(child.cmdline()).startswith(names)]
+    return [*own, *(child for process in own for child in process.children(recursive=True))]
+
+
+@pytest.mark.full
+def test_a_run_that_is_killed_leaves_nothing_on_a_cluster_that_goes_on(tmp_path: Path) -> None:
+    with cluster(2) as address:
+        command = ["train", "--config_name", "pick_cube_ppo_mlp", "--num_envs", "4", "algorithm.rollout_epoch=1"]
+        command += [f"cluster.address={address}", "cluster.num_nodes=2", "runner.save_interval=1"]
+        command += ["cluster.component_placement={env:0,rollout:1,actor:2}", "runner.val_check_interval=-1"]
+        run = subprocess.Popen([sys.executable, "-c", TRAINS, *command], cwd=tmp_path, env=environment())
+        deadline = time.monotonic() + START_S
+        while not list(tmp_path.rglob("global_step_1/manifest.json")):
+            assert run.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        started = processes_of_runs()
+        assert len(started) > 3
+        run.kill()
+        run.wait()
+        _, left = psutil.wait_procs(started, timeout=30)
+        assert left == []
+        with connected(address) as found:
+            assert len(found.ids) == 2
+            assert not ray.util.list_named_actors(all_namespaces=True)

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
-import ray
 import torch
-from cluster_toys import START_S, cluster, environment
+from cluster_toys import cluster
 from rank_toys import ALGORITHMS, create_env, create_policy, engine, experiment
 from test_ray_engine import LAYOUTS, trained
 
@@ -76,36 +71,3 @@ def test_what_a_machine_does_not_see_or_have_is_said_before_anything_starts(
     with pytest.raises(UserError, match=f"is too small on {address}: ") as refused:
         require_room(two_nodes, plan(config, two_nodes.resources), config)
     assert refused.value.key == "env.train.total_num_envs"
-
-
-TRAINS = "import sys; from regrasp.cli.main import main; sys.exit(main(sys.argv[1:]))"
-
-
-def processes_of_runs() -> list[psutil.Process]:
-    """Those that runs have on the clusters of this test, and what they have started."""
-    names = ("ray::actor ", "ray::env ", "ray::rollout ")
-    own = [child for child in psutil.Process().children(recursive=True) if " ".join(child.cmdline()).startswith(names)]
-    return [*own, *(child for process in own for child in process.children(recursive=True))]
-
-
-@pytest.mark.full
-def test_a_run_that_is_killed_leaves_nothing_on_a_cluster_that_goes_on(tmp_path: Path) -> None:
-    with cluster(2) as address:
-        command = ["train", "--config_name", "pick_cube_ppo_mlp", "--num_envs", "4", "algorithm.rollout_epoch=1"]
-        command += [f"cluster.address={address}", "cluster.num_nodes=2", "runner.save_interval=1"]
-        command += ["cluster.component_placement={env:0,rollout:1,actor:2}", "runner.val_check_interval=-1"]
-        run = subprocess.Popen([sys.executable, "-c", TRAINS, *command], cwd=tmp_path, env=environment())
-        deadline = time.monotonic() + START_S
-        while not list(tmp_path.rglob("global_step_1/manifest.json")):
-            assert run.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
-        started = processes_of_runs()
-        assert len(started) > 3
-        run.kill()
-        run.wait()
-        _, left = psutil.wait_procs(started, timeout=30)
-        assert left == []
-        with connected(address) as found:
-            assert len(found.ids) == 2
-            assert not ray.util.list_named_actors(all_namespaces=True)

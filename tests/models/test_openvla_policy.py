@@ -14,6 +14,7 @@ from torch import Tensor
 
 from regrasp.envs.contract import Observation
 from regrasp.errors import UserError
+from regrasp.learner.compilation import compile_policy
 from regrasp.models.config import ExportOptions
 from regrasp.models.contract import Policy
 from regrasp.models.openvla.checkpoint import load_openvla
@@ -56,6 +57,12 @@ def features_of(policy: OpenVlaPolicy, batch: int = BATCH) -> TensorDict:
     instruction = [words[row % 3] for row in range(batch)]
     with torch.no_grad():
         return policy.encode(policy.prepare(Observation({"main": images}, {}, instruction)))
+
+
+def trace_of(policy: OpenVlaPolicy, batch: int) -> TensorDict:
+    """Of decisions without gradients."""
+    with torch.no_grad():
+        return policy.act(features_of(policy, batch), keyed_noise(batch)).trace
 
 
 def logits_one_by_one(policy: OpenVlaPolicy, features: TensorDict, row: int) -> tuple[list[int], list[Tensor]]:
@@ -103,6 +110,20 @@ def test_a_row_does_not_depend_on_the_padding_of_its_prompt(policy: OpenVlaPolic
     trace = policy.act(features, keyed_noise(BATCH)).trace
     own, other = policy.evaluate(features, trace), longer.evaluate(wide, trace)
     torch.testing.assert_close(own.log_probs, other.log_probs, atol=1e-5, rtol=1e-5)
+
+
+def test_layers_compile_for_many_batch_sizes(folder: Path) -> None:
+    """More variants of a layer than torch compiles of a function by itself."""
+    policy = load_openvla(folder, SETTINGS["openvla_chunk"]).eval()
+    sizes = (2, 3, 4, BATCH)
+    expected = [policy.evaluate(features_of(policy, size), trace_of(policy, size)).log_probs for size in sizes]
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(recompile_limit=8):
+        compile_policy(policy, sizes, torch.device("cpu"), backend="eager")
+        for size, log_probs in zip(sizes, expected, strict=True):
+            found = policy.evaluate(features_of(policy, size), trace_of(policy, size)).log_probs
+            torch.testing.assert_close(found, log_probs, atol=1e-5, rtol=1e-5)
+    torch._dynamo.reset()
 
 
 def test_the_first_ratio_is_one(policy: OpenVlaPolicy) -> None:

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch._dynamo.config as dynamo_config
 from tensordict import TensorDict
 from torch import Tensor, nn
 from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
@@ -20,6 +21,9 @@ from regrasp.rollout.decisions import Decisions
 
 _WARM_UP = 2
 """Runs before a capture: the first ones compile, tune and allocate."""
+_VARIANTS = 8
+"""Ways in which a kind of layer is called with one number of rows: with gradients and without, of whole sequences, of
+one more position, of the positions that are read."""
 _OTHERS_GO_ON = "thread_local"
 """While a graph is recorded, another thread may use the GPU: the weights are copied beside a rollout."""
 _FIX = "set actor.model.compile=false"
@@ -57,6 +61,8 @@ def compile_policy(
         raise UserError(
             "This policy has nothing to compile", key="actor.model.compile", value=True, expected="false", fix=_FIX
         )
+    # What layers of one class share their code are compiled into counts as its recompilations, all of them meant.
+    dynamo_config.recompile_limit = max(dynamo_config.recompile_limit, _VARIANTS * len(batch_sizes))
     for module, name in methods:
         setattr(module, name, torch.compile(getattr(module, name), fullgraph=True, dynamic=False, backend=backend))
     policy.acts_as_it_learns = parts is not None

@@ -25,6 +25,10 @@ from ray._private import services as ray_services
 from ray._private import utils as ray_utils
 from ray._private import worker as ray_worker
 from ray._private.state import actors
+from ray._raylet import (  # it has no stubs
+    AuthenticationTokenLoader,  # pyright: ignore[reportAttributeAccessIssue]
+    Config,  # pyright: ignore[reportAttributeAccessIssue]
+)
 from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -93,15 +97,24 @@ def connected(address: str | None, num_processes: int = 1) -> Iterator[Machines]
         UserError: There is none to join, or its machines cannot run what this one runs.
     """
     logging.getLogger("ray").setLevel(logging.CRITICAL)  # what goes wrong comes as an exception
-    with _environment(_SETTINGS if address is not None else {**_SETTINGS, **_OWN_SETTINGS}):
-        try:
-            if address is None:
-                _start_own(num_processes)
-            else:
-                _join(address)
-            yield _machines(address)
-        finally:
-            ray.shutdown()
+    try:
+        with _environment(_SETTINGS if address is not None else {**_SETTINGS, **_OWN_SETTINGS}):
+            try:
+                if address is None:
+                    _start_own(num_processes)
+                else:
+                    _join(address)
+                yield _machines(address)
+            finally:
+                ray.shutdown()
+    finally:
+        _forget_token()
+
+
+def _forget_token() -> None:
+    """Have Ray read anew how processes know each other: it keeps a cluster's token, and the next one may have none."""
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
 
 
 def _start_own(num_processes: int) -> None:
