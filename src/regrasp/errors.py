@@ -104,3 +104,7 @@ class TrainingHaltedError(RegraspError):
     """A run stopped itself: not-a-number, or no signal to learn from. What it had is saved."""
 
     exit_code = 4
+
+
+class NoSignalError(TrainingHaltedError):
+    """A run saw nothing to learn from, which `--force` lets pass."""

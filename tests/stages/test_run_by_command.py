@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from regrasp import load_policy
 from regrasp.cli.main import main
 from regrasp.engine.local import LocalEngine
 from regrasp.models.origin import read_origin
+from regrasp.rollout.episodes import EpisodeResult
+from regrasp.runner.guards import SignalGuard
 from regrasp.runner.run_folder import resume_command
 
 
@@ -84,6 +87,27 @@ def test_an_interrupted_run_prints_the_command_that_continues_it(
     assert main(command[1:]) == 0
     assert saved_steps(run) == [1, 2]
     assert only_run(tmp_path) == run
+
+
+def test_a_run_that_sees_no_signal_prints_the_command_that_goes_on_all_the_same(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    after_rollout = SignalGuard.after_rollout
+
+    def hopeless(self: SignalGuard, episodes: Sequence[EpisodeResult], **found: Any) -> None:
+        failed = EpisodeResult(0, "do it", False, 0.0, 5, {})
+        after_rollout(self, [*episodes, *[failed] * 64] if self._signal.episodes else episodes, **found)
+
+    monkeypatch.setattr(SignalGuard, "after_rollout", hopeless)
+    assert main([*arguments, "runner.force=false"]) == 4
+    run = only_run(tmp_path)
+    assert saved_steps(run) == [1]
+    error = capsys.readouterr().err
+    assert "None of the first" in error
+    command = shlex.split(error.partition("To continue: ")[2].splitlines()[0])
+    assert main(command[1:]) == 0
+    assert "Continuing because runner.force is true" in capsys.readouterr().err
+    assert saved_steps(run) == [1, 2]
 
 
 def test_a_checkpoint_is_found_by_the_task(

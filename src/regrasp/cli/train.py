@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ from regrasp.cli.common import (
     weights_to_lay_over,
 )
 from regrasp.cli.watch import watched
-from regrasp.errors import UserError
+from regrasp.errors import NoSignalError, UserError
 
 if TYPE_CHECKING:
     from regrasp.experiment.load import LoadedConfig
@@ -77,7 +78,8 @@ def run(args: argparse.Namespace) -> int:
             finished = False
         except Exception as error:
             refused = resumed is not None and isinstance(error, UserError)
-            note = _own_settings(args, run_dir) if refused else _how_to_continue(args, run_dir)
+            command = _forced(args.given) if isinstance(error, NoSignalError) else args.given
+            note = _own_settings(args, run_dir) if refused else _how_to_continue(command, run_dir)
             if note is not None:
                 error.add_note(note)
             raise
@@ -87,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
             print(f"Model: {checkpoint / EXPORT}\nReport: {shlex.join(['regrasp', 'report', str(run_dir.absolute())])}")
             return 0
         nothing = "No update was finished, so nothing is kept. Run the same command again."
-        print("\ninterrupted", _how_to_continue(args, run_dir) or nothing, sep="\n", file=sys.stderr)
+        print("\ninterrupted", _how_to_continue(args.given, run_dir) or nothing, sep="\n", file=sys.stderr)
         return 130
 
 
@@ -126,11 +128,16 @@ def _own_settings(args: argparse.Namespace, run_dir: Path) -> str | None:
     return f"With the run's own settings: {command}"
 
 
-def _how_to_continue(args: argparse.Namespace, run_dir: Path) -> str | None:
+def _forced(command: Sequence[str]) -> list[str]:
+    """The command, which goes on where a check of the run's data has stopped it."""
+    return [*(text for text in command if not text.startswith("runner.force=")), "--force"]
+
+
+def _how_to_continue(command: Sequence[str], run_dir: Path) -> str | None:
     """What a run that ended early has kept, and the command that continues it; None if it has kept nothing."""
     from regrasp.runner.run_folder import newest_checkpoint, resume_command
 
     checkpoint = newest_checkpoint(run_dir)
     if checkpoint is None:
         return None
-    return f"Checkpoint: {checkpoint}\nTo continue: {resume_command(args.given, run_dir)}"
+    return f"Checkpoint: {checkpoint}\nTo continue: {resume_command(command, run_dir)}"

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic.dataclasses import dataclass
 
 from regrasp.config.types import BLOCK, NonNegativeInt
-from regrasp.errors import TrainingHaltedError
+from regrasp.errors import NoSignalError
 from regrasp.rollout.episodes import EpisodeResult
 
 _log = logging.getLogger(__name__)
@@ -84,7 +84,7 @@ class SignalGuard:
             why_nothing: Why there is nothing at all to learn from, if so.
 
         Raises:
-            TrainingHaltedError: No episode of the first ones earned any reward, or the advantages do not vary.
+            NoSignalError: No episode of the first ones earned any reward, or the advantages do not vary.
         """
         signal = self._signal
         signal.episodes += len(episodes)
@@ -125,7 +125,7 @@ class SignalGuard:
         """Check one update's gradients and its first ratio, and warn if updates in a row were cut short.
 
         Raises:
-            TrainingHaltedError: The gradient of the policy was zero for several updates.
+            NoSignalError: The gradient of the policy was zero for several updates.
         """
         norms = [value for name, value in metrics.items() if name.endswith("/grad_norm")]
         zero = bool(norms) and not any(norms)
@@ -160,7 +160,7 @@ class SignalGuard:
     def _stop(self, reason: str, text: str) -> None:
         """End the run, or under `force` warn once for each reason."""
         if not self._force:
-            raise TrainingHaltedError(f"{text} `--force` (runner.force=true) continues all the same.")
+            raise NoSignalError(f"{text} `--force` (runner.force=true) continues all the same.")
         self._warn(reason, f"{text} Continuing because runner.force is true.")
 
     def _warn(self, reason: str, text: str) -> None:
