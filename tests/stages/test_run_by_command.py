@@ -53,6 +53,11 @@ def test_a_finished_run_says_where_its_model_is(
 
     before = sorted(run.rglob("*"))
     capsys.readouterr()
+    assert main([*arguments, "runner.max_epochs=3", "--resume_dir", str(run), "actor.optim.lr=3e-3", "--dry_run"]) == 0
+    assert "actor.optim.lr was" in (told := capsys.readouterr().err)
+    assert "runner.max_epochs was 2 and is 3" in told
+    assert main([*arguments, "--resume_dir", str(run), "--dry_run"]) == 0
+    assert "This run is finished" in capsys.readouterr().out
     assert main([*arguments, "runner.max_epochs=3", "--resume_dir", str(run), "env.train.total_num_envs=5"]) == 2
     printed = capsys.readouterr()
     assert "env.train.total_num_envs was 6 and is 5" in printed.err

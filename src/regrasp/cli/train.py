@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(loaded: LoadedConfig) -> None:
-    from regrasp.checkpoint.read import find_checkpoint
+    from regrasp.runner.run_folder import resumed_folder
     from regrasp.stages import play, train
 
     config = loaded.config
@@ -103,7 +103,7 @@ def _check(loaded: LoadedConfig) -> None:
         return
     train.check(config)
     if config.runner.resume_dir is not None:
-        find_checkpoint(Path(config.runner.resume_dir))
+        train.check_resume(loaded, Path(config.runner.resume_dir), resumed_folder(config.runner.resume_dir))
 
 
 def _evaluate(args: argparse.Namespace, loaded: LoadedConfig) -> int:

@@ -83,6 +83,36 @@ def _say_finished(config: ExperimentConfig, checkpoint: Checkpoint, *, is_own: b
     )
 
 
+def check_resume(loaded: LoadedConfig, resume_dir: Path, run_dir: Path | None) -> None:
+    """Tell, before anything starts, what a training tells of the checkpoint that it goes on from.
+
+    Args:
+        loaded: The experiment.
+        resume_dir: Where the checkpoint is.
+        run_dir: Folder of the run that goes on; None for a new one.
+
+    Raises:
+        UserError: There is none, it is damaged or of another embodiment, or has all the updates that are asked for.
+    """
+    checkpoint = checkpoint_to_resume(resume_dir)
+    if checkpoint.step >= num_updates(loaded.config):
+        _say_finished(loaded.config, checkpoint, is_own=run_dir is not None)
+    else:
+        _tell_changes(loaded.config, checkpoint, _settings(loaded))
+
+
+def _tell_changes(config: ExperimentConfig, checkpoint: Checkpoint, settings: str) -> None:
+    """Warn of what differs from the settings that a checkpoint was written with.
+
+    Raises:
+        UserError: The embodiment does.
+    """
+    before = read_run_state(checkpoint).settings or settings
+    check_slot(before, config, checkpoint.path)
+    if warning := changes_warning(before, settings):
+        _log.warning(warning)
+
+
 def check(config: ExperimentConfig) -> Policy | None:
     """Find, before a simulator starts, what a training would be refused for.
 
@@ -164,10 +194,7 @@ def _run(
     names = loaded.config.runner.logger
     text = _settings(loaded)
     if checkpoint is not None:
-        before = read_run_state(checkpoint).settings or text
-        check_slot(before, loaded.config, checkpoint.path)
-        if warning := changes_warning(before, text):
-            _log.warning(warning)
+        _tell_changes(loaded.config, checkpoint, text)
         engine.load(checkpoint)
     record, step = RunRecord(run_dir), None if checkpoint is None else checkpoint.step
     record.begin(step or 0, command, text)
