@@ -21,7 +21,8 @@ def not_a_multiple(key: str, value: int, of: str, divisor: int) -> Iterator[User
     if value % divisor:
         near = max(1, round(value / divisor)) * divisor
         expected = f"a multiple of {of} ({divisor})"
-        yield UserError("Not divisible", key=key, value=value, expected=expected, fix=f"set {key}={near}")
+        fix = f"set {key}={near}, or {of} to a divisor of {value}"
+        yield UserError("Not divisible", key=key, value=value, expected=expected, fix=fix)
 
 
 def raise_problems(problems: Iterable[UserError], sources: Sources) -> None:
