@@ -13,7 +13,6 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from regrasp.algorithms.ppo import PpoConfig
-from regrasp.envs.contract import Observation
 from regrasp.experiment import ActorConfig, OptimConfig
 from regrasp.learner.compilation import CapturedMethod, capture_policy, capture_updates
 from regrasp.learner.learner import Learner
@@ -39,14 +38,10 @@ OPENVLA: dict[str, OpenVlaModelConfig] = {
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
-def observations(seed: int) -> Observation:
-    return observation(ROWS, seed)
-
-
 def decisions(policy: Policy, device: torch.device, update: int) -> Decisions:
     """A rollout of one chunk for each row."""
     inference = Inference(policy, 0, "train", device=device, keep_features=True)
-    decision = inference.decide(observations(update), [(row, update, 0) for row in range(ROWS)])
+    decision = inference.decide(observation(ROWS, update), [(row, update, 0) for row in range(ROWS)])
     chunk = decision.action.actions.shape[1]
     buffer = RolloutBuffer(holds_features=True)
     buffer.add(

@@ -69,8 +69,8 @@ class _UnderWay:
 
     @property
     def counts(self) -> bool:
-        """Whether it is one of the run's steps; passes that train the value head alone are not."""
-        return {*self.names} > {LOSS, _ABANDONS}
+        """See `_counts`."""
+        return _counts(self.names)
 
 
 class Learner:
@@ -298,7 +298,7 @@ class Learner:
         norms = torch.stack(
             [self._clip(group, name in self._moved(minibatch, ahead)) for group, name in enumerate(self._groups)]
         )
-        forbids = self.algorithm.forbids(totals) if totals.keys() > {LOSS, _ABANDONS} else None
+        forbids = self.algorithm.forbids(totals) if _counts(totals) else None
         stops = norms.new_zeros(()) if forbids is None else forbids.float()
         is_finite = totals[LOSS].isfinite() & norms.isfinite().all()
         read = reader(torch.cat([torch.stack([*totals.values()]), norms, stops[None]]))
@@ -390,6 +390,11 @@ class Learner:
         with contextlib.nullcontext() if self._sums is None else self._sums.of_pass():
             loss.backward()
         return {**metrics, LOSS: loss.detach()}
+
+
+def _counts(names: Iterable[str]) -> bool:
+    """Whether a step with such metrics is one of the run's; passes that train the value head alone are not."""
+    return {*names} > {LOSS, _ABANDONS}
 
 
 def _with_last(items: Iterable[T]) -> Iterator[tuple[T, bool]]:

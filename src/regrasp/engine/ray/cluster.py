@@ -97,24 +97,15 @@ def connected(address: str | None, num_processes: int = 1) -> Iterator[Machines]
         UserError: There is none to join, or its machines cannot run what this one runs.
     """
     logging.getLogger("ray").setLevel(logging.CRITICAL)  # what goes wrong comes as an exception
-    try:
-        with _environment(_SETTINGS if address is not None else {**_SETTINGS, **_OWN_SETTINGS}):
-            try:
-                if address is None:
-                    _start_own(num_processes)
-                else:
-                    _join(address)
-                yield _machines(address)
-            finally:
-                ray.shutdown()
-    finally:
-        _forget_token()
-
-
-def _forget_token() -> None:
-    """Have Ray read anew how processes know each other: it keeps a cluster's token, and the next one may have none."""
-    Config.initialize("")
-    AuthenticationTokenLoader.instance().reset_cache()
+    with _environment(_SETTINGS if address is not None else {**_SETTINGS, **_OWN_SETTINGS}):
+        try:
+            if address is None:
+                _start_own(num_processes)
+            else:
+                _join(address)
+            yield _machines(address)
+        finally:
+            ray.shutdown()
 
 
 def _start_own(num_processes: int) -> None:
@@ -148,7 +139,7 @@ def _init(address: str, **options: Any) -> None:
 
 @contextlib.contextmanager
 def _environment(settings: Mapping[str, str]) -> Iterator[None]:
-    """Settings for Ray, which its servers inherit."""
+    """Settings for Ray, which its servers inherit; what it has read of them itself it forgets afterwards."""
     before = {name: os.environ.get(name) for name in (*settings, *_CHANGED_BY_RAY)}
     os.environ.update(settings)
     try:
@@ -159,6 +150,8 @@ def _environment(settings: Mapping[str, str]) -> Iterator[None]:
                 os.environ[name] = value
             elif name in os.environ:
                 del os.environ[name]
+        Config.initialize("")
+        AuthenticationTokenLoader.instance().reset_cache()  # the next cluster may have no token
 
 
 @contextlib.contextmanager
