@@ -103,6 +103,7 @@ def main() -> None:
         ("algorithms", "noise_gain"),
         ("algorithms", "compare_algorithms"),
         ("algorithms", "compare_sb3"),
+        ("algorithms", "residual_settings"),
         ("algorithms", "distill_seeds"),
         ("trocar", "trocar_steps"),
         ("environments", "metaworld"),
