@@ -128,12 +128,15 @@ def test_an_algorithm_that_shows_nothing_has_the_columns_of_all(log_file):
     assert row[3:] == ["0.5000", "3.0", "-"]
 
 
-def test_time_left_is_the_average_of_the_rows_so_far(log_file, clock):
+def test_time_left_is_the_average_of_the_rows_after_the_first_two(log_file, clock):
     table = ConsoleTable(20, PPO, log_file)  # looks at the clock once; each row once
     table.row(11, {"env/return": 1.0})  # a resumed run
-    assert table_lines(log_file)[1].split()[:3] == ["11/20", "0:01", "0:09"]
-    table.row(12, {"env/return": 1.0})
-    assert table_lines(log_file)[2].split()[:3] == ["12/20", "0:02", "0:08"]
+    for _ in range(40):  # something compiles
+        console_module.time.monotonic()
+    for step in (12, 13, 20):
+        table.row(step, {"env/return": 1.0})
+    shown = [line.split()[:3] for line in table_lines(log_file)[1:]]
+    assert shown == [["11/20", "0:01", "-"], ["12/20", "0:42", "-"], ["13/20", "0:43", "0:07"], ["20/20", "0:44", "0:00"]]
 
 
 def test_evaluation_line_has_its_interval(log_file):

@@ -18,6 +18,8 @@ from regrasp.logging.text import duration
 
 _WIDTH = 100
 _HEADER_EVERY = 20
+_WARM_UP = 2
+"""First updates that say nothing about the time of others: something compiles, or only critics learn."""
 _NOTHING = "no update: nothing was kept to learn from"
 """Stands where the numbers of an update would, if there is room."""
 
@@ -40,6 +42,8 @@ class ConsoleTable:
         self._console = console or rich.get_console()
         self._started = time.monotonic()
         self._rows = 0
+        self._warm = 0.0
+        """Seconds that the first `_WARM_UP` updates took."""
         self._until_header = 0
         self._explained: set[Column] = set()
 
@@ -65,12 +69,15 @@ class ConsoleTable:
         self._until_header -= 1
         self._rows += 1
         elapsed = time.monotonic() - self._started
-        left = elapsed / self._rows * max(0, self._total - step)
+        if self._rows <= _WARM_UP:
+            self._warm, left = elapsed, "-"
+        else:
+            left = duration((elapsed - self._warm) / (self._rows - _WARM_UP) * max(0, self._total - step))
         learned, width = _cells(self._learning, metrics), len(_titles(self._learning))
         if not metrics.get("rollout/decisions", 1) and len(_NOTHING) <= width:
             learned = f"{_NOTHING:^{width}}"
         cells = [_cells(self._episodes, metrics), *([learned] if self._learning else []), _cells([SPEED], metrics)]
-        self._print(" ".join([f"{self._update(step):>9} {duration(elapsed):>5} {duration(left):>6}", *cells]))
+        self._print(" ".join([f"{self._update(step):>9} {duration(elapsed):>5} {left:>6}", *cells]))
 
     def _explain(self) -> None:
         """Say what the columns mean that have not been there before."""
