@@ -1,6 +1,6 @@
 """The quickstart over three seeds.
 
-    python benchmarks/quickstart_seeds.py [--seeds 0 1 2] [--runs FOLDER] [key=value ...]
+    python benchmarks/quickstart_seeds.py [key=value ...] [--seeds 0 1 2] [--runs FOLDER]
 
 Runs go to FOLDER/seed_<S> (default: quickstart-run); one that is finished is read, one that was interrupted continues.
 """
@@ -54,7 +54,7 @@ def main() -> None:
         )
     mean = sum(row["finetuned success"] for row in rows) / len(rows)
     print(f"mean fine-tuned success over {len(rows)} seeds: {mean:.1%}")
-    command = " ".join(["python benchmarks/quickstart_seeds.py --seeds", *map(str, seeds), *args.overrides])
+    command = " ".join(["python benchmarks/quickstart_seeds.py", *args.overrides, "--seeds", *map(str, seeds)])
     save("quickstart_seeds", command, rows, mean_finetuned_success=mean, stage_cpu_seconds=stages, curves=curves)
 
 
