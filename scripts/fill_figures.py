@@ -104,6 +104,7 @@ def main() -> None:
         ("algorithms", "compare_algorithms"),
         ("algorithms", "compare_sb3"),
         ("algorithms", "residual_settings"),
+        ("algorithms", "critic_sees"),
         ("algorithms", "distill_seeds"),
         ("trocar", "trocar_steps"),
         ("environments", "metaworld"),
