@@ -159,6 +159,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows = []
     for named in options.checkpoints:
         name, _, checkpoint = named.partition("=")
+        if not (Path(checkpoint) / "trainer").is_dir():
+            parser.error(f"{named}: expected NAME=CHECKPOINT, a folder global_step_<N> with its trainer/")
         experience = Experience.of(Path(checkpoint))
         success = float(experience.succeeded[experience.decision == 0].mean())
         about = {"experience": name, "episodes": experience.num_episodes, "success": success}
