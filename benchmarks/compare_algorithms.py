@@ -195,10 +195,11 @@ def band(curves: Sequence[Sequence[Point]], axis: str) -> tuple[np.ndarray, np.n
 
 
 def draw(runs: dict[str, list[list[Point]]], file: Path, episodes: int) -> None:
-    """Mean success over the seeds, with the range of them, against each axis."""
+    """Mean success over the seeds, with the range of them, against each axis that is known."""
+    known = [axis for axis in AXES if any(axis in curves[0][-1] for curves in runs.values())]
     figure = Figure(figsize=(13, 4), layout="constrained")
     FigureCanvasAgg(figure)
-    for axes, (axis, label) in zip(figure.subplots(1, 3, sharey=True), AXES.items(), strict=True):
+    for axes, axis in zip(figure.subplots(1, len(known), sharey=True), known, strict=True):
         for name, curves in runs.items():
             if axis not in curves[0][-1]:
                 continue
@@ -206,7 +207,7 @@ def draw(runs: dict[str, list[list[Point]]], file: Path, episodes: int) -> None:
             color = ALGORITHMS[name].color
             axes.plot(grid, success.mean(0), color=color, label=ALGORITHMS[name].title)
             axes.fill_between(grid, success.min(0), success.max(0), color=color, alpha=0.12)
-        axes.set_xlabel(label)
+        axes.set_xlabel(AXES[axis])
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.set_ylim(0, 1)
         axes.spines[["top", "right"]].set_visible(False)
