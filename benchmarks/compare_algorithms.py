@@ -101,7 +101,7 @@ def evaluate_base(model: Path, seed: int, args: argparse.Namespace) -> float:
     kept, config = args.logs / f"base_{seed}", ALGORITHMS[args.algorithms[0]].config
     if next(kept.glob("eval/*/evaluation.json"), None) is None:
         shutil.rmtree(kept, ignore_errors=True)
-        command = [sys.executable, "-m", "regrasp.cli.main", "play", "--config_name", config]
+        command = [sys.executable, "-m", "regrasp", "play", "--config_name", config]
         command += ["--seed", str(seed), "--model_path", str(model), "--num_episodes", str(args.episodes)]
         subprocess.run([*command, f"runner.logger.log_path={kept}", "runner.torch_threads=1"], check=True)
     return json.loads(next(kept.glob("eval/*/evaluation.json")).read_text())["success"]
@@ -117,7 +117,7 @@ def train(name: str, model: Path, seed: int, args: argparse.Namespace) -> list[P
     folder.mkdir(parents=True)
     interval = max(1, round(args.steps / algorithm.steps_per_update / args.points))
     updates = interval * args.points
-    command = [sys.executable, "-m", "regrasp.cli.main", "train", "--config_name", algorithm.config]
+    command = [sys.executable, "-m", "regrasp", "train", "--config_name", algorithm.config]
     command += ["--seed", str(seed), "--model_path", str(model), "--max_epochs", str(updates)]
     command += [f"runner.val_check_interval={interval}", f"env.eval.num_episodes={args.episodes}"]
     command += ["runner.save_interval=-1", f"runner.logger.log_path={folder}", "runner.logger.logger_backends=[]"]

@@ -49,7 +49,7 @@ def ours(task: Task, algorithm: str, seed: int, steps: int, folder: Path) -> flo
     updates = max(1, steps // STEPS_PER_UPDATE[algorithm])
     done = list(folder.glob("*/metrics.jsonl"))
     if not done or len(done[0].read_text().splitlines()) < updates:
-        command = [sys.executable, "-m", "regrasp.cli.main", "train", "--seed", str(seed)]
+        command = [sys.executable, "-m", "regrasp", "train", "--seed", str(seed)]
         command += ["--config_name", f"gymnasium_pendulum_{algorithm}_mlp", "--max_epochs", str(updates)]
         command += [f"env.train.init_params.id={task.id}", f"env.train.max_episode_steps={task.max_episode_steps}"]
         command += [f"env.eval.num_episodes={EPISODES}", f"runner.val_check_interval={updates}"]

@@ -21,7 +21,7 @@ ONE_THREAD = "runner.torch_threads=1"
 
 def regrasp(*arguments: str) -> None:
     """Run a command."""
-    subprocess.run([sys.executable, "-m", "regrasp.cli.main", *arguments, ONE_THREAD], check=True)
+    subprocess.run([sys.executable, "-m", "regrasp", *arguments, ONE_THREAD], check=True)
 
 
 def main() -> None:

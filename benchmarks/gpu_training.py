@@ -192,7 +192,7 @@ def measure_layout(name: str, overrides: Sequence[str], device: torch.device, *,
 
 def quickstart(folder: Path, overrides: Sequence[str]) -> dict[str, Any]:
     """Every stage, and when training first reached 90 %."""
-    command = [sys.executable, "-m", "regrasp.cli.main", "quickstart", "--seed", "0", "--output", str(folder)]
+    command = [sys.executable, "-m", "regrasp", "quickstart", "--seed", "0", "--output", str(folder)]
     subprocess.run([*command, "runner.val_check_interval=8", *overrides], check=True)
     summary = json.loads((folder / "summary.json").read_text())
     rows = [json.loads(line) for line in (folder / "train" / "metrics.jsonl").read_text().splitlines()]

@@ -34,7 +34,7 @@ KILLS = {"env": 5, "rollout": 5, "actor": 5, "simulator": 2, "driver": 1}
 """Of one run."""
 UPDATES = 2 + SPACING * max(KILLS.values())
 COMMAND = [
-    *(sys.executable, "-m", "regrasp.cli.main", "train", "--config_name", "pick_cube_ppo_mlp"),
+    *(sys.executable, "-m", "regrasp", "train", "--config_name", "pick_cube_ppo_mlp"),
     "cluster.component_placement={env:0,rollout:1,actor:2}",
     *("runner.logger.experiment_name=kills", "runner.logger.logger_backends=[]", f"runner.max_epochs={UPDATES}"),
     *("runner.val_check_interval=4", "runner.save_interval=1", "runner.keep_checkpoints=null"),

@@ -36,9 +36,7 @@ def main() -> None:
         if not done.exists():
             flags = ["--config_name", f"{EXPERIMENT}.yaml", *args.overrides, *more]
             environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-            subprocess.run(
-                [sys.executable, "-m", "regrasp.cli.main", command, *flags], check=True, cwd=EXAMPLE, env=environment
-            )
+            subprocess.run([sys.executable, "-m", "regrasp", command, *flags], check=True, cwd=EXAMPLE, env=environment)
 
     stage(output / "backbone", "pretrain", "--output", f"{output}/backbone")
     stage(output / "demos", "collect", "--output", f"{output}/demos")

@@ -28,7 +28,7 @@ def main() -> None:
     for seed in seeds:
         folder = args.runs / f"seed_{seed}"
         if not (folder / "summary.json").exists():
-            command = [sys.executable, "-m", "regrasp.cli.main", "quickstart", "--seed", str(seed)]
+            command = [sys.executable, "-m", "regrasp", "quickstart", "--seed", str(seed)]
             subprocess.run([*command, "--output", str(folder), *args.overrides], check=True)
         summary = json.loads((folder / "summary.json").read_text())
         updates = [json.loads(line) for line in (folder / "train" / "metrics.jsonl").read_text().splitlines()]

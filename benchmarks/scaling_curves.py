@@ -41,7 +41,7 @@ def placements(gpus: int) -> dict[str, dict[str, str]]:
 def start(name: str, placement: dict[str, str], options: argparse.Namespace, folder: Path) -> subprocess.Popen[bytes]:
     """One training, in a process of its own."""
     roles = ",".join(f"{key}:{value}".replace(",", "\\,") for key, value in placement.items())
-    command = [sys.executable, "-m", "regrasp.cli.main", "train", "--config_name", "pick_cube_ppo_groot"]
+    command = [sys.executable, "-m", "regrasp", "train", "--config_name", "pick_cube_ppo_groot"]
     command += ["--seed", "0", "--model_path", str(options.model), "--max_epochs", str(options.updates)]
     command += [f"runner.val_check_interval={max(1, options.updates // 4)}"]
     command += [f"env.eval.num_episodes={options.episodes}", "runner.save_interval=-1"]

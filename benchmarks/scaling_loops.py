@@ -55,7 +55,7 @@ def measure(
     for part in ("env.train.isaaclab", "env.eval.isaaclab"):  # the folder says how it was made
         own += [f"{part}.data_config_class=null", f"{part}.embodiment_tag=null", f"{part}.embodiment_tag_id=0"]
     own += [f"runner.logger.log_path={folder}", "runner.logger.logger_backends=[]", *settings]
-    command = [sys.executable, "-m", "regrasp.cli.main", "train", "--config_name", "trocar_ppo_groot"]
+    command = [sys.executable, "-m", "regrasp", "train", "--config_name", "trocar_ppo_groot"]
     subprocess.run([*command, "--seed", "0", "--model_path", str(model), *own], check=True)
     file = next(folder.glob("*/metrics.jsonl"))
     made = [row for row in map(json.loads, file.read_text().splitlines()) if "time/step" in row]

@@ -7,7 +7,7 @@ set -eu
 python=$1
 
 can_render() {
-    "$python" -m regrasp.cli.main doctor --rendering
+    "$python" -m regrasp doctor --rendering
 }
 
 can_render && exit 0

@@ -18,7 +18,7 @@ import regrasp
 END_S = 30.0
 START_S = 120.0
 COMMAND = (
-    *(sys.executable, "-m", "regrasp.cli.main", "train", "--config_name", "pick_cube_ppo_mlp"),
+    *(sys.executable, "-m", "regrasp", "train", "--config_name", "pick_cube_ppo_mlp"),
     "cluster.component_placement={env:0,rollout:1,actor:2}",
     *("runner.logger.experiment_name=signals", "runner.logger.logger_backends=[]", "runner.max_epochs=1000"),
     *("runner.val_check_interval=-1", "runner.save_interval=-1", "runner.force=true"),

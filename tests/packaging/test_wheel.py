@@ -72,7 +72,7 @@ def test_installed_package_is_the_one_that_runs(installed: Path, tmp_path: Path)
 
 
 def test_installed_doctor_runs_elsewhere(installed: Path, tmp_path: Path):
-    result = run_installed(installed, tmp_path, "-m", "regrasp.cli.main", "doctor")
+    result = run_installed(installed, tmp_path, "-m", "regrasp", "doctor")
     assert result.stderr == ""
     assert result.returncode == (0 if working_backend() else 2)
     assert "rendering" in result.stdout
@@ -80,7 +80,7 @@ def test_installed_doctor_runs_elsewhere(installed: Path, tmp_path: Path):
 
 @pytest.mark.full
 def test_installed_package_finds_its_experiments(installed: Path, tmp_path: Path):
-    result = run_installed(installed, tmp_path, "-m", "regrasp.cli.main", "quickstart", "--dry_run")
+    result = run_installed(installed, tmp_path, "-m", "regrasp", "quickstart", "--dry_run")
     assert result.returncode == 0
     assert f"# {installed / 'regrasp' / 'configs' / 'pick_cube_sac_groot.yaml'}" in result.stdout
 
@@ -96,7 +96,7 @@ def test_installed_package_runs_every_stage(installed: Path, tmp_path: Path):
         ("play", *experiment, *small, "--model_path", "base", "--num_episodes", "2"),
     )
     for stage in stages:
-        result = run_installed(installed, tmp_path, "-m", "regrasp.cli.main", *stage)
+        result = run_installed(installed, tmp_path, "-m", "regrasp", *stage)
         assert result.returncode == 0, f"{stage[0]}: {result.stdout}{result.stderr}"
     results = list(tmp_path.glob("logs/regrasp/eval/*/evaluation.json"))
     assert [json.loads(file.read_text())["episodes"] for file in results] == [2]

@@ -127,7 +127,3 @@ def _close(text: str, known: Iterable[str]) -> str:
 
 def _module(command: str):
     return importlib.import_module(f"regrasp.cli.{command}")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -152,7 +152,7 @@ def _without(given: Sequence[str], overrides: Sequence[str]) -> list[str]:
 
 def _run(command: Sequence[str]) -> int:
     """Run a command in a process of its own; Ctrl-C reaches it, and it says itself what it kept."""
-    process = subprocess.Popen([sys.executable, "-m", "regrasp.cli.main", *command])
+    process = subprocess.Popen([sys.executable, "-m", "regrasp", *command])
     while True:
         try:
             return process.wait()
