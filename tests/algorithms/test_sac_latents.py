@@ -137,7 +137,7 @@ def test_the_head_imitates_what_critics_hold_better_by_a_margin_and_else_its_own
     for row, own in zip(candidates, values, strict=True):
         best = int(own.argmax())
         targets.append(row[best if own[best] - own[0] > 0.1 else 0])
-    expected = policy.imitation_errors(batch.table, torch.stack(targets), batch["noise"]).mean()
+    expected = policy.imitation_errors(batch.table, torch.stack(targets), batch["noise"][:, None]).mean()
     torch.testing.assert_close(loss, expected)
     changed = [not target.equal(row[0]) for target, row in zip(targets, candidates, strict=True)]
     assert 0 < sum(changed) < len(changed)

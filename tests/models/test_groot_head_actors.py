@@ -138,7 +138,8 @@ def test_the_head_learns_and_a_plain_model_acts(proposal: Any) -> None:
     if proposal == "sac_flow":
         loss = policy.propose(features_of(policy), TensorDict({}, [BATCH]), noise).actions.square().sum()
     else:
-        loss = policy.imitation_errors(features_of(policy), torch.zeros(BATCH, CHUNK * ACTION_DIM), noise).sum()
+        chunk = torch.zeros(BATCH, CHUNK * ACTION_DIM)
+        loss = policy.imitation_errors(features_of(policy), chunk, noise[:, None]).sum()
     loss.backward()
     assert {id(p) for p in policy.parameters() if p.grad is not None} == {id(weight) for _, weight in moving}
     assert policy.student() is None
@@ -150,13 +151,16 @@ def test_the_head_learns_and_a_plain_model_acts(proposal: Any) -> None:
     assert done.equal(expected)
 
 
-def test_imitation_errors_are_the_supervised_loss() -> None:
-    policy = trained("selection")
+@pytest.mark.parametrize("repeats", [1, 3])
+@pytest.mark.parametrize("proposal", ["selection", None])
+def test_imitation_errors_are_the_supervised_loss(proposal: Any, repeats: int) -> None:
+    policy = groot_policy() if proposal is None else trained(proposal)
     head = policy.config.action_head_cfg
     shape = (head.action_horizon, head.max_action_dim)
     chunk = torch.rand(BATCH, CHUNK * ACTION_DIM, generator=torch.Generator().manual_seed(2)) * 2 - 1
     drawn = keyed()
-    noise = torch.cat([drawn.normal("flow", 1, *shape).flatten(1), drawn.normal("time", 1)], 1)
+    flow, times = drawn.normal("flow", repeats, *shape), drawn.normal("time", repeats)
+    noise = torch.cat([flow.flatten(2), times[..., None]], 2)
     own = policy.imitation_errors(features_of(policy), chunk, noise)
     actions = policy.processor.unnormalize_actions(chunk.view(BATCH, CHUNK, ACTION_DIM))
     padded = torch.zeros(BATCH, head.action_horizon, ACTION_DIM)
@@ -164,7 +168,7 @@ def test_imitation_errors_are_the_supervised_loss() -> None:
     valid = (torch.arange(head.action_horizon) < CHUNK).expand(BATCH, -1)
     if head.action_horizon > CHUNK:
         padded[:, CHUNK:] = policy.processor.unnormalize_actions(torch.zeros(BATCH, 1, ACTION_DIM))
-    supervised = policy.sft_loss(features_of(policy), padded, valid, keyed())
+    supervised = policy.sft_loss(features_of(policy), padded, valid, keyed(), repeats)
     torch.testing.assert_close(own.mean(), supervised, rtol=1e-4, atol=1e-5)
 
 

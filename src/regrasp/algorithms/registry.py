@@ -11,6 +11,7 @@ from regrasp.algorithms.grpo import GrpoConfig
 from regrasp.algorithms.ppo import PpoConfig
 from regrasp.algorithms.reinforce import ReinforceConfig
 from regrasp.algorithms.sac_config import SacConfig
+from regrasp.algorithms.self_imitation import SelfImitationConfig
 from regrasp.config.owned import ByType, field_infos
 from regrasp.errors import UserError
 from regrasp.extras import entry_points
@@ -21,6 +22,7 @@ _BUILT_IN: Mapping[str, type[AlgorithmConfig]] = {
     "grpo": GrpoConfig,
     "reinpp": ReinforceConfig,
     "embodied_sac": SacConfig,
+    "self_imitation": SelfImitationConfig,
 }
 """`adv_type` to the algorithm's block."""
 

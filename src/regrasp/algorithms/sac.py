@@ -363,7 +363,7 @@ class Sac(Algorithm):
             best, chosen = values.max(1)
             chosen = torch.where(best - values[:, 0] > self.config.selection_margin, chosen, 0)
             rows = torch.arange(len(chosen), device=chosen.device)
-        loss = policy.imitation_errors(micro.table, candidates[rows, chosen], micro["noise"]).mean()
+        loss = policy.imitation_errors(micro.table, candidates[rows, chosen], micro["noise"][:, None]).mean()
         return loss, {
             "sac/actor_loss": loss,
             "actor/q_pi": values[:, 0].mean(),

@@ -173,7 +173,10 @@ class Policy(nn.Module, ABC):
 
     @property
     def offers(self) -> frozenset[str]:
-        """What an algorithm may ask for: `log_prob`, `value`, `entropy` in closed form, `q_head` with proposals."""
+        """What an algorithm may ask for.
+
+        `log_prob`, `value`, `entropy` in closed form, `q_head` with proposals, and `imitation` of `stored_actions`.
+        """
         return frozenset({"log_prob", "value"})
 
     @abstractmethod
@@ -222,8 +225,8 @@ class Policy(nn.Module, ABC):
 
         Args:
             features: Of the rows.
-            actions: What is imitated.
-            noise: (B, D), standard normal.
+            actions: What is imitated, in the units of `stored_candidates` and `stored_actions`.
+            noise: (B, R, D), standard normal: R draws for each row, over which its loss is the mean.
         """
         raise NotImplementedError(f"{type(self).__name__} imitates nothing")
 

@@ -13,7 +13,6 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from regrasp.algorithms.flow import flow_matching_time
 from regrasp.device import send
 from regrasp.models.contract import Noise
 from regrasp.models.groot.residual import with_slow_offsets
@@ -129,8 +128,3 @@ class SelectionActor(Steering):
     def stored_candidates(self, trace: TensorDict) -> Tensor:
         """What was chosen from."""
         return trace[CANDIDATES]
-
-    def imitation_errors(self, features: TensorDict, actions: Tensor, noise: Tensor, flow: Flow) -> Tensor:
-        """Flow-matching errors (B,) of chunks (B, T * A); the last column of the noise draws the time."""
-        time = flow_matching_time(torch.special.ndtr(noise[:, -1]))
-        return flow.flow_errors(features, actions, noise[:, :-1].unflatten(1, self._noise), time)

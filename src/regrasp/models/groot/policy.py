@@ -117,7 +117,7 @@ class GrootPolicy(SteeredPolicy):
         if self.steering is not None:
             return frozenset() if self.q_head is None else frozenset({"q_head"})
         parts = {"value": self.value_head, "entropy": self.noise_net}
-        return frozenset({"log_prob", *(name for name, part in parts.items() if part is not None)})
+        return frozenset({"log_prob", "imitation", *(name for name, part in parts.items() if part is not None)})
 
     def prepare(self, observation: Observation) -> TensorDict:
         """Images (B, V, H, W, 3) uint8, input_ids (B, L), state (B, max_state_dim); see `GrootProcessor.prepare`."""
@@ -340,12 +340,15 @@ class GrootPolicy(SteeredPolicy):
         return self._executed(chunk).flatten(1).float(), self._executed(log_probs).flatten(1).sum(1)
 
     def flow_errors(self, features: TensorDict, chunk: Tensor, initial_noise: Tensor, time: Tensor) -> Tensor:
-        """See `steering.Flow`; of the executed steps and used dimensions."""
+        """See `SteeredPolicy.flow_errors`; of the executed steps and used dimensions."""
         executed = chunk.unflatten(1, (self.settings.num_action_chunks, -1))
-        target = torch.zeros_like(initial_noise)
+        target = torch.zeros_like(initial_noise[:, 0])
         target[:, : executed.shape[1], : executed.shape[2]] = executed
-        cache = self._read(features["context"], features["state"]).cache
-        return self._executed(self._flow_errors(cache, target, initial_noise, time)).mean((1, 2))
+        batch, repeats = time.shape
+        rows = torch.arange(batch, device=time.device).repeat_interleave(repeats)
+        cache = self._read(features["context"], features["state"]).cache.rows(rows)
+        errors = self._flow_errors(cache, target[rows], initial_noise.flatten(0, 1), time.flatten())
+        return self._executed(errors).mean((1, 2)).unflatten(0, (batch, repeats)).mean(1)
 
     def _flow_errors(self, cache: ContextCache, actions: Tensor, start: Tensor, time: Tensor) -> Tensor:
         """Squared errors (B, H, max_action_dim) of the velocity between noise and normalised actions."""

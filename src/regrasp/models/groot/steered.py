@@ -1,10 +1,14 @@
-"""The part of a GR00T policy that soft actor-critic adds: an actor, see `steering.Steering`, and critics."""
+"""How a GR00T learns without densities: an actor, see `steering.Steering`, and critics; or the head imitates."""
 
 from __future__ import annotations
 
+import math
+
+import torch
 from tensordict import TensorDict
 from torch import Tensor
 
+from regrasp.algorithms.flow import flow_matching_time
 from regrasp.models.contract import Policy
 from regrasp.models.groot.dsrl_config import DsrlConfig
 from regrasp.models.groot.head_actors import FlowActor, SelectionActor
@@ -28,6 +32,7 @@ class SteeredPolicy(Policy):
 
     def _add_steering(self, config: SteeringConfig | None, settings: GrootModelConfig, sizes: Sizes) -> None:
         self.residual = self.noise_actor = self.head_actor = None
+        self._noise = sizes.noise
         match config:
             case ResidualConfig():
                 self.residual = Residual(config, sizes)
@@ -38,6 +43,7 @@ class SteeredPolicy(Policy):
             case SacFlowConfig():
                 self.head_actor = FlowActor(sizes, settings.denoising_steps)
             case None:
+                self.noise_width = math.prod(sizes.noise) + 1
                 return
         steering = self._steering
         self.proposal_width, self.noise_width = steering.width, steering.noise_width
@@ -73,7 +79,7 @@ class SteeredPolicy(Policy):
         raise NotImplementedError
 
     def flow_errors(self, features: TensorDict, chunk: Tensor, initial_noise: Tensor, time: Tensor) -> Tensor:
-        """See `steering.Flow`."""
+        """Flow-matching errors (B,) of chunks (B, T * A), the mean over initial noise (B, R, ...) at times (B, R)."""
         raise NotImplementedError
 
     def propose(self, features: TensorDict, trace: TensorDict, noise: Tensor) -> Proposal:
@@ -85,12 +91,17 @@ class SteeredPolicy(Policy):
         return self._steering.propose_latent(features, noise)
 
     def imitation_errors(self, features: TensorDict, actions: Tensor, noise: Tensor) -> Tensor:
-        """See `Policy.imitation_errors`."""
-        return self._steering.imitation_errors(features, actions, noise, self)
+        """Flow-matching errors (B,) of chunks (B, T * A); the last column of the noise draws the time."""
+        if self.steering is not None and not self.imitates:
+            raise NotImplementedError("only the head imitates")
+        time = flow_matching_time(torch.special.ndtr(noise[..., -1]))
+        return self.flow_errors(features, actions, noise[..., :-1].unflatten(2, self._noise), time)
 
     def stored_actions(self, trace: TensorDict) -> Tensor:
-        """See `Policy.stored_actions`."""
-        return self._steering.stored_actions(trace)
+        """See `Policy.stored_actions`; without anything beside the head, what denoising came to."""
+        if self.steering is None:
+            return trace["chain"][:, -1, : self.spec.num_action_chunks, : self.spec.action_dim].flatten(1)
+        return self.steering.stored_actions(trace)
 
     def stored_pairs(self, trace: TensorDict) -> tuple[Tensor, Tensor]:
         """See `Policy.stored_pairs`."""

@@ -54,10 +54,6 @@ class Flow(Protocol):
         """A chunk with noise (B, K, *`Sizes.noise`) in all K denoising steps, and the chain's log-density (B,)."""
         ...
 
-    def flow_errors(self, features: TensorDict, chunk: Tensor, initial_noise: Tensor, time: Tensor) -> Tensor:
-        """Flow-matching errors (B,) of chunks at times (B,) in [0, 1]."""
-        ...
-
 
 class Steering(nn.Module, ABC):
     """An actor that decides chunks, with a flow head that stays as it is or, with `trains_head`, as that head."""
@@ -126,7 +122,3 @@ class Steering(nn.Module, ABC):
     def stored_candidates(self, trace: TensorDict) -> Tensor:
         """See `Policy.stored_candidates`."""
         raise NotImplementedError(f"{type(self).__name__} chooses among no candidates")
-
-    def imitation_errors(self, features: TensorDict, actions: Tensor, noise: Tensor, flow: Flow) -> Tensor:
-        """See `Policy.imitation_errors`."""
-        raise NotImplementedError(f"{type(self).__name__} imitates nothing")
