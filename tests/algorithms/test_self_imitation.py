@@ -20,10 +20,15 @@ from regrasp.algorithms.self_imitation import (
     advantages_over_alike,
 )
 from regrasp.errors import UserError
+from regrasp.experiment import ActorConfig, OptimConfig
+from regrasp.experiment.fsdp import FsdpConfig
 from regrasp.experiment.load import load_config
+from regrasp.learner.learner import Learner
+from regrasp.models.groot.policy import GrootPolicy
+from regrasp.models.groot.settings import GrootModelConfig
 from regrasp.rollout.decisions import Decisions
 from regrasp.seeding import KeyedNoise
-from rl_toys import groot_policy, mlp_policy
+from rl_toys import ACTION_DIM, CHUNK, SIZE, groot_policy, mlp_policy, never, rollout_of
 
 
 @dataclass(frozen=True)
@@ -203,6 +208,31 @@ def test_a_flow_imitates_what_it_executed() -> None:
     assert done.shape == (4, chunk)
     torch.testing.assert_close(done[:, : policy.spec.action_dim], chain[:, -1, 0, : policy.spec.action_dim])
     assert policy.noise_width == math.prod(chain.shape[2:]) + 1
+
+
+def test_a_flow_comes_to_do_what_it_imitates() -> None:
+    algorithm, policy = SelfImitationConfig(update_epoch=10).build(), groot_policy()
+    collected = rollout_of(policy, SIZE, uneven=False)
+    column = torch.arange(SIZE)
+    collected = collected.with_columns(column=column, time=column * 0, decision=column * 0, ends=column >= 0)
+    learner = learner_of(policy, algorithm)
+    better = algorithm.prepare(collected)
+    assert 0 < len(better) < SIZE
+    before = {name: weight.clone() for name, weight in policy.named_parameters()}
+    losses = [learner.update(better, update, never)["actor/imitation_loss"] for update in range(6)]
+    assert losses[-1] < 0.7 * losses[0]
+    moved = {name for name, weight in policy.named_parameters() if not weight.equal(before[name])}
+    assert moved
+    assert all(name.startswith("action_head.") for name in moved)
+
+
+def learner_of(policy: GrootPolicy, algorithm: SelfImitation) -> Learner:
+    """Of the action head, with minibatches of eight."""
+    model = GrootModelConfig(action_dim=ACTION_DIM, num_action_chunks=CHUNK, trainable="head")
+    actor = ActorConfig(
+        model=model, micro_batch_size=4, global_batch_size=8, optim=OptimConfig(lr=1e-3), fsdp_config=FsdpConfig()
+    )
+    return Learner(policy, algorithm, actor, num_updates=10, seed=0, device=torch.device("cpu"))
 
 
 def test_what_critics_improve_cannot_imitate_itself() -> None:

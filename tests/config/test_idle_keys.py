@@ -51,6 +51,11 @@ def idle(name: str, *overrides: str, trains: bool = True) -> list[str]:
         (OPENVLA, (), "sft.noise_repeats=4"),
         (
             OPENVLA,
+            ("algorithm.adv_type=self_imitation", "algorithm.loss_type=imitation"),
+            "algorithm.noise_repeats=2",
+        ),
+        (
+            OPENVLA,
             ("actor.model.model_type=openvla_oft", "actor.model.action_head=gaussian"),
             "actor.model.sampling.top_k=5",
         ),

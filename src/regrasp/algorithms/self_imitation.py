@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from regrasp.envs.config import TrainEnvConfig
+    from regrasp.models.config import ModelConfig
     from regrasp.models.contract import Policy
     from regrasp.rollout.decisions import Decisions
 
@@ -76,6 +77,11 @@ class SelfImitationConfig(AlgorithmConfig):
             Column("steps", "actor/minibatches", "optimizer steps", 5, whole),
             Column("grad", "actor/grad_norm", "norm of the policy's gradient", 5),
         )
+
+    def idle(self, model: ModelConfig) -> Iterator[tuple[str, str]]:
+        """Draws of noise that a loss does without."""
+        if model.imitates_without_noise:
+            yield "noise_repeats", f"actor.model.model_type {model.model_type} imitates without noise"
 
     def problems(self, env: TrainEnvConfig) -> Iterator[UserError]:
         """Groups, and rollouts that are shorter than an episode."""
