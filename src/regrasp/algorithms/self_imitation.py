@@ -115,7 +115,8 @@ class SelfImitation(Algorithm):
     def __init__(self, config: SelfImitationConfig) -> None:
         super().__init__(config)
         self._policy: Policy | None = None
-        self._kept: Decisions | None = None
+        self._kept: tuple[TensorDict, TensorDict] | None = None
+        """What decisions were taken on, and their record; see `Decisions`."""
         self._share = 0.0
 
     def check(self, policy: Policy) -> None:
@@ -160,12 +161,12 @@ class SelfImitation(Algorithm):
 
         inputs = chosen.inputs if isinstance(chosen.inputs, TensorDict) else chosen.inputs.to(torch.device("cpu"))
         record = self._record(chosen)
-        if self._kept is not None:  # after a resume it is on the CPU
+        if self._kept is not None:
             device = next(inputs[name].device for name in map(str, inputs.keys()))
-            inputs = TensorDict.cat([self._kept.table.to(device), inputs])
-            record = TensorDict.cat([self._kept.record, record])
+            older, its_record = self._kept  # on the CPU after a resume
+            inputs, record = TensorDict.cat([older.to(device), inputs]), TensorDict.cat([its_record, record])
         newest = slice(-self.config.capacity, None)
-        self._kept = replace(chosen, inputs=inputs[newest], record=record[newest])
+        self._kept = inputs[newest], record[newest]
 
     def _record(self, chosen: Decisions) -> TensorDict:
         """What imitation reads of a record, and of its trace no more than that."""
@@ -179,13 +180,14 @@ class SelfImitation(Algorithm):
         """`update_epoch` passes over all that is kept, in random orders."""
         import torch
 
-        del decisions
         if self._kept is None:
             return
         assert self._policy is not None
+        inputs, record = self._kept
+        kept = replace(decisions, inputs=inputs, record=record, are_encoded=True)
         draws = self.config.noise_repeats, self._policy.noise_width
         for _ in range(self.config.update_epoch):
-            for batch in self._kept.minibatches(size, generator):
+            for batch in kept.minibatches(size, generator):
                 noise = torch.randn(len(batch), *draws, generator=generator)
                 yield Minibatch(batch.with_columns(noise=noise.to(batch["log_probs"].device)), (ACTOR,))
 
@@ -216,24 +218,23 @@ class SelfImitation(Algorithm):
     def summary(self, decisions: Decisions, history: Mapping[str, Sequence[float]]) -> dict[str, float]:
         """How much is imitated."""
         del decisions, history
-        return {"imitation/share": self._share, "imitation/kept": float(0 if self._kept is None else len(self._kept))}
+        return {
+            "imitation/share": self._share,
+            "imitation/kept": float(self._kept[1].batch_size[0]) if self._kept else 0.0,
+        }
 
     def state_dict(self) -> dict[str, Tensor]:
         """What is kept."""
         if self._kept is None:
             return {}
-        flat = {"inputs": self._kept.table, "record": self._kept.record}
-        return {
-            f"{part}.{name}": value.contiguous()
-            for part, table in flat.items()
-            for name, value in table.flatten_keys(".").items()
-        }
+        state: dict[str, Any] = {}
+        for part, table in zip(("inputs", "record"), self._kept, strict=True):
+            state |= {f"{part}.{name}": value.contiguous() for name, value in table.flatten_keys(".").items()}
+        return state
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Restore what `state_dict` returned."""
         from tensordict import TensorDict
-
-        from regrasp.rollout.decisions import Decisions
 
         if not state:
             return
@@ -243,7 +244,7 @@ class SelfImitation(Algorithm):
             parts[part][rest] = value
         count = len(parts["record"]["num_executed"])
         inputs, record = (TensorDict(part, batch_size=[count]).unflatten_keys(".") for part in parts.values())
-        self._kept = Decisions(inputs, record, are_encoded=True)
+        self._kept = inputs, record
 
 
 def advantages_over_alike(earned: Tensor, column: Tensor, time: Tensor, decision: Tensor, ends: Tensor) -> Tensor:
