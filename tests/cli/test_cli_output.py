@@ -114,6 +114,10 @@ def assert_batch_equation_adds_up(printed: str) -> None:
     samples = steps // values["actor"]["model"]["num_action_chunks"]
     minibatches = -(-samples // values["actor"]["global_batch_size"])
     assert f"= {samples} samples" in equation
+    if algorithm["loss_type"] == "imitation":
+        count = -(-algorithm["capacity"] // values["actor"]["global_batch_size"]) * algorithm["update_epoch"]
+        assert f"at most {count} optimizer steps per update" in equation
+        return
     if algorithm["loss_type"] == "embodied_sac":
         critic = round((algorithm["updates_per_decision"] or algorithm["update_epoch"] / samples) * samples)
         actor = critic // algorithm["critic_actor_ratio"]
