@@ -131,6 +131,17 @@ class AlgorithmConfig(ABC):
         """What RLinf does otherwise with the same values, and the value that does as RLinf, where there is one."""
         yield from ()
 
+    def no_groups(self, learner: str) -> Iterator[UserError]:
+        """That groups of environments are asked for and have no effect with `learner`."""
+        if self.group_size != 1:
+            yield UserError(
+                f"Groups of environments have no effect with {learner}",
+                key="algorithm.group_size",
+                value=self.group_size,
+                expected="1",
+                fix="set algorithm.group_size=1, or choose a group-relative algorithm, such as adv_type grpo",
+            )
+
     def group_problems(self, env: TrainEnvConfig) -> Iterator[UserError]:
         """What keeps the environments from forming groups whose episodes can be compared one by one."""
         if self.group_size > 1 and not env.seeds_each:

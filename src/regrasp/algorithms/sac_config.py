@@ -238,14 +238,7 @@ class SacConfig(AlgorithmConfig):
 
     def problems(self, env: TrainEnvConfig) -> Iterator[UserError]:
         """Groups, more than one pass, and a share of experience that cannot be."""
-        if self.group_size != 1:
-            yield UserError(
-                "Groups of environments have no effect with critics",
-                key="algorithm.group_size",
-                value=self.group_size,
-                expected="1",
-                fix="set algorithm.group_size=1, or choose a group-relative algorithm, such as adv_type grpo",
-            )
+        yield from self.no_groups("critics")
         if self.updates_per_decision is not None and self.update_epoch != 1:
             yield UserError(
                 "Two numbers of critic steps",

@@ -85,14 +85,7 @@ class SelfImitationConfig(AlgorithmConfig):
 
     def problems(self, env: TrainEnvConfig) -> Iterator[UserError]:
         """Groups, and rollouts that are shorter than an episode."""
-        if self.group_size != 1:
-            yield UserError(
-                "Groups of environments have no effect with self-imitation",
-                key="algorithm.group_size",
-                value=self.group_size,
-                expected="1",
-                fix="set algorithm.group_size=1, or choose a group-relative algorithm, such as adv_type grpo",
-            )
+        yield from self.no_groups("self-imitation")
         if env.max_steps_per_rollout_epoch < env.max_episode_steps:
             yield UserError(
                 "Only whole episodes are judged, and a rollout is shorter than one",
