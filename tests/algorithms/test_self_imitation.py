@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 import torch
 from tensordict import TensorDict
 
-from regrasp.algorithms.base import ACTOR
+from regrasp.algorithms.base import ACTOR, Minibatch
+from regrasp.algorithms.demo_buffer import DemoBufferConfig
 from regrasp.algorithms.self_imitation import (
     LEVELS,
     WINDOW,
@@ -176,6 +177,79 @@ def test_what_is_kept_outlasts_a_checkpoint(algorithm: SelfImitation) -> None:
     assert len(before) == 8
 
 
+def demonstrated(count: int) -> Decisions:
+    """Decisions of demonstrations, numbered from 100, with a column that rollouts have not."""
+    inputs = TensorDict({"row": torch.arange(100, 100 + count), "decision": torch.arange(count)}, [count])
+    trace = TensorDict({"done": torch.zeros(count, 1)}, [count])
+    record = TensorDict(
+        {"num_executed": torch.full((count,), 2), "trace": trace, "column": torch.arange(count)}, [count]
+    )
+    return Decisions(inputs, record, are_encoded=True)
+
+
+@pytest.mark.parametrize(
+    ("share", "size", "count"), [(0.25, 4, 1), (0.3, 4, 2), (0.01, 4, 1), (0.99, 4, 3), (0.0, 4, 0)]
+)
+def test_a_share_of_every_minibatch_is_of_demonstrations(share: float, size: int, count: int) -> None:
+    algorithm = SelfImitationConfig(
+        capacity=8, update_epoch=2, demo_buffer=DemoBufferConfig(load_path="demos", share=share)
+    ).build()
+    algorithm.parameters(mlp_policy(), "all")
+    algorithm.demonstrate(demonstrated(5))
+    algorithm.prepare(decisions([Episode([0, 0, 1])], [Episode([0, 0, 0])]))
+    batches = [batch.decisions for batch in algorithm.minibatches(decisions(), size, torch.Generator().manual_seed(0))]
+    rows = [batch.table["row"].tolist() for batch in batches]
+    assert all(sum(row >= 100 for row in batch) == count for batch in rows)
+    assert sorted(row for batch in rows for row in batch if row < 100) == [0, 0, 1, 1, 2, 2]
+    assert all(len(batch["noise"]) == len(batch) for batch in batches)
+    steps, _ = algorithm.config.optimizer_steps(6, size)
+    assert steps == 2 * math.ceil(8 / (size - count))
+    summary = algorithm.summary(decisions(), {})
+    assert summary == {
+        "imitation/share": 0.5,
+        "imitation/kept": 3.0,
+        "demo_buffer/size": 5.0,
+        "demo_buffer/share": share,
+    }
+    assert all(not name.startswith("demo") for name in algorithm.state_dict())
+
+
+def test_rates_fall_within_an_update_and_begin_anew_in_the_next(algorithm: SelfImitation) -> None:
+    for update in range(2):
+        algorithm.prepare(decisions([Episode([0, 0, 1])], [Episode([0, 0, 0])]))
+        rates = [batch.rate for batch in algorithm.minibatches(decisions(), 3, torch.Generator())]
+        assert len(rates) == 4 * (1 + update)
+        assert rates == [0.5 + 0.5 * math.cos(math.pi * step / len(rates)) for step in range(len(rates))]
+
+
+def test_steps_are_as_long_as_their_rates_say() -> None:
+    """Where gradients stay the same, AdamW without decay moves a weight by the rate, and by nothing at rate 0."""
+    config, policy = SelfImitationConfig(update_epoch=2), groot_policy()
+    algorithm = config.build()
+    collected = rollout_of(policy, SIZE, uneven=False)
+    column = torch.arange(SIZE)
+    collected = collected.with_columns(column=column, time=column * 0, decision=column * 0, ends=column >= 0)
+    learner = learner_of(policy, algorithm)
+    better = algorithm.prepare(collected)
+    made: list[Minibatch] = []
+    usual = algorithm.minibatches
+
+    def counted(*arguments: Any) -> Iterator[Minibatch]:
+        for number, batch in enumerate(usual(*arguments)):
+            made.append(replace(batch, rate=float(number == 0)))
+            yield made[-1]
+
+    algorithm.minibatches = counted  # pyright: ignore[reportAttributeAccessIssue]
+    before = {name: weight.clone() for name, weight in policy.named_parameters()}
+    summary = learner.update(better, 0, never)
+    assert len(made) > 1
+    assert summary["actor/lr"] == 1e-3
+    moved = torch.cat(
+        [(weight - before[name]).abs().flatten() for name, weight in policy.named_parameters() if weight.requires_grad]
+    )
+    assert 0.9e-3 < moved.max() <= 1.05e-3  # a little weight decay
+
+
 def test_a_density_is_made_more_likely_where_steps_were_executed() -> None:
     algorithm, policy = SelfImitationConfig().build(), mlp_policy()
     algorithm.parameters(policy, "all")
@@ -210,6 +284,14 @@ def test_a_flow_imitates_what_it_executed() -> None:
     assert policy.noise_width == math.prod(chain.shape[2:]) + 1
 
 
+def test_what_was_demonstrated_to_a_flow_is_what_it_stores() -> None:
+    policy = groot_policy()
+    actions = torch.rand(3, policy.spec.num_action_chunks, policy.spec.action_dim)
+    trace = policy.demonstrated(TensorDict({}, [3]), actions, KeyedNoise(0, "data", [(row, 0, 0) for row in range(3)]))
+    normal = policy.processor.normalize_actions(actions)[..., : policy.spec.action_dim]
+    torch.testing.assert_close(policy.stored_actions(trace), normal.flatten(1))
+
+
 def test_a_flow_comes_to_do_what_it_imitates() -> None:
     algorithm, policy = SelfImitationConfig(update_epoch=10).build(), groot_policy()
     collected = rollout_of(policy, SIZE, uneven=False)
@@ -219,7 +301,7 @@ def test_a_flow_comes_to_do_what_it_imitates() -> None:
     better = algorithm.prepare(collected)
     assert 0 < len(better) < SIZE
     before = {name: weight.clone() for name, weight in policy.named_parameters()}
-    losses = [learner.update(better, update, never)["actor/imitation_loss"] for update in range(6)]
+    losses = [learner.update(better, update, never)["actor/imitation_loss"] for update in range(10)]
     assert losses[-1] < 0.7 * losses[0]
     moved = {name for name, weight in policy.named_parameters() if not weight.equal(before[name])}
     assert moved
@@ -252,6 +334,7 @@ def test_what_critics_improve_cannot_imitate_itself() -> None:
         (["actor.model.add_q_head=true", "actor.model.add_value_head=false"], "actor.model.add_q_head"),
         (["rollout.recompute_logprobs=true"], "rollout.recompute_logprobs"),
         (["algorithm.capacity=0"], "algorithm.capacity"),
+        (["algorithm.demo_buffer.load_path=demos", "algorithm.demo_buffer.share=1"], "algorithm.demo_buffer.share"),
     ],
 )
 def test_a_setting_that_cannot_be(overrides: list[str], key: str) -> None:
@@ -261,7 +344,7 @@ def test_a_setting_that_cannot_be(overrides: list[str], key: str) -> None:
 
 
 def test_an_update_is_announced() -> None:
-    config: Any = load_config("stack_cube_self_imitation_groot").config.algorithm
+    config: Any = load_config("trocar_self_imitation_groot").config.algorithm
     count, text = config.optimizer_steps(1536, 256)
-    assert count == math.ceil(config.capacity / 256) * config.update_epoch
+    assert count == math.ceil(config.capacity / 192) * config.update_epoch
     assert text.endswith(f"at most {count} optimizer steps per update")

@@ -191,6 +191,17 @@ def test_imitation_ends_at_the_demonstrated_actions(policy: OpenVlaPolicy) -> No
     torch.testing.assert_close(decided, expected)
 
 
+def test_what_was_demonstrated_has_a_probability(policy: OpenVlaPolicy) -> None:
+    features = features_of(policy)
+    with torch.no_grad():
+        action = policy.act(features, keyed_noise(BATCH))
+    trace = policy.demonstrated(features, action.actions, keyed_noise(BATCH))
+    assert trace.keys() == action.trace.keys()
+    torch.testing.assert_close(policy.processor.decode_actions(trace["tokens"]), action.actions)
+    assert all(trace[name].shape == value.shape for name, value in action.trace.items())
+    assert policy.evaluate(features, trace).log_probs.isfinite().all()
+
+
 def test_adapters_change_nothing_at_first_and_are_merged_into_what_is_saved(folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("peft")
     for trainable in ("head", "all"):
@@ -278,6 +289,8 @@ def test_a_regression_head_becomes_a_gaussian(regressing: Path, tmp_path: Path) 
     torch.testing.assert_close(evaluation.log_probs, library.log_prob(action.trace["actions"]), atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(evaluation.log_probs, action.log_probs)
     torch.testing.assert_close(evaluation.entropy, library.entropy())
+    again = policy.demonstrated(features, action.actions, keyed_noise(BATCH))
+    torch.testing.assert_close(again["actions"][..., :6], action.trace["actions"][..., :6].clamp(-1, 1))
     assert "action_head.log_std" in {name for name, _ in policy.prepare_training("head")}
     policy.write_folder(tmp_path / "saved")
     again = load_openvla(tmp_path / "saved", GAUSSIAN).eval()

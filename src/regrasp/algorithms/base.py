@@ -42,6 +42,8 @@ class Minibatch:
     decisions: Decisions
     groups: tuple[str, ...]
     """Optimizer groups that the step moves; gradients of the others are dropped."""
+    rate: float = 1.0
+    """What the learning rates of the update are multiplied by in it."""
 
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)

@@ -424,8 +424,7 @@ class Sac(Algorithm):
             "replay_buffer/successful": float(self._replay.num_successful),
         }
         if self._demonstrated is not None and self.config.demo_buffer is not None:
-            found["demo_buffer/size"] = float(len(self._demonstrated))
-            found["demo_buffer/share"] = self.config.demo_buffer.share
+            found |= self.config.demo_buffer.metrics(len(self._demonstrated))
         return found
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from regrasp.algorithms.base import AlgorithmConfig
+from regrasp.algorithms.demo_buffer import DemoBufferConfig
 from regrasp.config.types import (
     BLOCK,
     Expect,
@@ -68,16 +69,6 @@ class ReplayConfig:
     largest tables are memory-mapped files. Null: all of it is in memory, on the device of the features."""
     storage_path: Name | None = None
     """Folder of these files, on a disk with room for them; null: the system's folder for temporary files."""
-
-
-@dataclass(frozen=True, kw_only=True, config=BLOCK)
-class DemoBufferConfig:
-    """Demonstrations that are drawn beside the stored experience."""
-
-    load_path: Name
-    """Folder of the dataset, as `regrasp sft` takes it, or `org/name[@revision]` of the Hugging Face hub."""
-    share: Fraction = 0.5
-    """Share of every minibatch that is drawn from them."""
 
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)

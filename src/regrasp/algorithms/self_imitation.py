@@ -6,13 +6,17 @@ and no density, and no step leads away from what the policy has done. It asks of
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass as plain_dataclass
 from dataclasses import replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic.dataclasses import dataclass
 
 from regrasp.algorithms.base import ACTOR, Algorithm, AlgorithmConfig, Minibatch
+from regrasp.algorithms.demo_buffer import DemoBufferConfig
 from regrasp.config.types import BLOCK, PositiveInt
 from regrasp.errors import UserError
 from regrasp.logging.columns import Column, percent, whole
@@ -49,6 +53,8 @@ class SelfImitationConfig(AlgorithmConfig):
     """Draws of noise for each decision of a minibatch, where the loss is an expectation over noise, as of a flow."""
     capacity: PositiveInt = 8192
     """Decisions with a positive advantage that are kept from earlier updates, the newest ones."""
+    demo_buffer: DemoBufferConfig | None = None
+    """Demonstrations imitated beside them; null: none."""
 
     @property
     def needs(self) -> frozenset[str]:
@@ -60,10 +66,20 @@ class SelfImitationConfig(AlgorithmConfig):
         """Those that are kept."""
         return self.capacity
 
+    @property
+    def demonstrations(self) -> str | None:
+        """Of the block `demo_buffer`."""
+        return None if self.demo_buffer is None else self.demo_buffer.load_path
+
+    def num_demonstrated(self, batch_size: int) -> int:
+        """Decisions of demonstrations in a minibatch; at least one is the policy's own."""
+        share = 0.0 if self.demo_buffer is None else self.demo_buffer.share
+        return min(math.ceil(share * batch_size), batch_size - 1)
+
     def optimizer_steps(self, samples: int, batch_size: int) -> tuple[int, str]:
         """Of an update that keeps as many decisions as there is room for."""
         del samples
-        count = -(-self.capacity // batch_size) * self.update_epoch
+        count = -(-self.capacity // (batch_size - self.num_demonstrated(batch_size))) * self.update_epoch
         epochs = counted(self.update_epoch, "epoch")
         return count, f" of kept decisions, {epochs}: at most {counted(count, 'optimizer step')} per update"
 
@@ -84,8 +100,16 @@ class SelfImitationConfig(AlgorithmConfig):
             yield "noise_repeats", f"actor.model.model_type {model.model_type} imitates without noise"
 
     def problems(self, env: TrainEnvConfig) -> Iterator[UserError]:
-        """Groups, and rollouts that are shorter than an episode."""
+        """Groups, demonstrations alone, and rollouts that are shorter than an episode."""
         yield from self.no_groups("self-imitation")
+        if self.demo_buffer is not None and self.demo_buffer.share == 1:
+            yield UserError(
+                "Demonstrations alone leave nothing of what the policy has done",
+                key="algorithm.demo_buffer.share",
+                value=self.demo_buffer.share,
+                expected="less than 1",
+                fix="lower it; `regrasp sft` imitates demonstrations alone",
+            )
         if env.max_steps_per_rollout_epoch < env.max_episode_steps:
             yield UserError(
                 "Only whole episodes are judged, and a rollout is shorter than one",
@@ -108,8 +132,8 @@ class SelfImitation(Algorithm):
     def __init__(self, config: SelfImitationConfig) -> None:
         super().__init__(config)
         self._policy: Policy | None = None
-        self._kept: tuple[TensorDict, TensorDict] | None = None
-        """What decisions were taken on, and their record; see `Decisions`."""
+        self._kept: _Stored | None = None
+        self._demonstrated: _Stored | None = None
         self._share = 0.0
 
     def check(self, policy: Policy) -> None:
@@ -140,6 +164,10 @@ class SelfImitation(Algorithm):
             self._keep(chosen)
         return chosen
 
+    def demonstrate(self, decisions: Decisions) -> None:
+        """Keep demonstrations apart, for their share of every minibatch."""
+        self._demonstrated = self._stored(decisions)
+
     def why_nothing(self, decisions: Decisions) -> str:
         """That nothing was better than the rest."""
         return (
@@ -149,46 +177,58 @@ class SelfImitation(Algorithm):
 
     def _keep(self, chosen: Decisions) -> None:
         """Put decisions after those that are kept, and drop what is too old."""
+        newest = slice(-self.config.capacity, None)
+        stored = self._stored(chosen)
+        self._kept = (stored if self._kept is None else self._kept.followed_by(stored)).rows(newest)
+
+    def _stored(self, decisions: Decisions) -> _Stored:
         import torch
         from tensordict import TensorDict
 
-        inputs = chosen.inputs if isinstance(chosen.inputs, TensorDict) else chosen.inputs.to(torch.device("cpu"))
-        record = self._record(chosen)
-        if self._kept is not None:
-            device = next(inputs[name].device for name in map(str, inputs.keys()))
-            older, its_record = self._kept  # on the CPU after a resume
-            inputs, record = TensorDict.cat([older.to(device), inputs]), TensorDict.cat([its_record, record])
-        newest = slice(-self.config.capacity, None)
-        self._kept = inputs[newest], record[newest]
+        inputs = decisions.inputs
+        return _Stored(
+            inputs if isinstance(inputs, TensorDict) else inputs.to(torch.device("cpu")), self._record(decisions)
+        )
 
-    def _record(self, chosen: Decisions) -> TensorDict:
+    def _record(self, decisions: Decisions) -> TensorDict:
         """What imitation reads of a record, and of its trace no more than that."""
-        policy, kept = self._policy, chosen.record.select("num_executed", "log_probs", "trace")
+        policy, read = self._policy, decisions.record.select("num_executed", "trace")
         assert policy is not None
         if "imitation" not in policy.offers:
-            return kept
-        return kept.exclude("trace").update({"done": policy.stored_actions(chosen.trace)})
+            return read
+        return read.exclude("trace").update({"done": policy.stored_actions(decisions.trace)})
 
     def minibatches(self, decisions: Decisions, size: int, generator: torch.Generator) -> Iterator[Minibatch]:
-        """`update_epoch` passes over all that is kept, in random orders."""
+        """`update_epoch` passes over all that is kept, in random orders; rates fall to nothing within the update."""
         import torch
 
         if self._kept is None:
             return
         assert self._policy is not None
-        inputs, record = self._kept
-        kept = replace(decisions, inputs=inputs, record=record, are_encoded=True)
-        draws = self.config.noise_repeats, self._policy.noise_width
-        for _ in range(self.config.update_epoch):
-            for batch in kept.minibatches(size, generator):
-                noise = torch.randn(len(batch), *draws, generator=generator)
-                yield Minibatch(batch.with_columns(noise=noise.to(batch["log_probs"].device)), (ACTOR,))
+        kept = self._kept.among(decisions)
+        num_demonstrated = self.config.num_demonstrated(size)
+        own, draws = size - num_demonstrated, (self.config.noise_repeats, self._policy.noise_width)
+        passes = (kept.minibatches(own, generator) for _ in range(self.config.update_epoch))
+        num_steps = -(-len(kept) // own) * self.config.update_epoch
+        for number, batch in enumerate(chain.from_iterable(passes)):
+            whole = self._with_demonstrations(batch, num_demonstrated, generator)
+            noise = torch.randn(len(whole), *draws, generator=generator).to(whole["num_executed"].device)
+            yield Minibatch(whole.with_columns(noise=noise), (ACTOR,), cosine(number / num_steps))
+
+    def _with_demonstrations(self, batch: Decisions, count: int, generator: torch.Generator) -> Decisions:
+        """A minibatch, and `count` random decisions of demonstrations after its own."""
+        import torch
+
+        if self._demonstrated is None or not count:
+            return batch
+        drawn = torch.randint(len(self._demonstrated), (count,), generator=generator)
+        return _Stored(batch.table, batch.record).followed_by(self._demonstrated.rows(drawn)).among(batch)
 
     def shares(self, micro: Decisions, batch: Decisions) -> Tensor:
         """(1,): of the minibatch."""
         import torch
 
-        return torch.full((1,), len(micro) / len(batch), device=micro["log_probs"].device)
+        return torch.full((1,), len(micro) / len(batch), device=micro["num_executed"].device)
 
     def loss(
         self, policy: Policy, micro: Decisions, shares: Tensor, groups: tuple[str, ...]
@@ -211,17 +251,17 @@ class SelfImitation(Algorithm):
     def summary(self, decisions: Decisions, history: Mapping[str, Sequence[float]]) -> dict[str, float]:
         """How much is imitated."""
         del decisions, history
-        return {
-            "imitation/share": self._share,
-            "imitation/kept": float(self._kept[1].batch_size[0]) if self._kept else 0.0,
-        }
+        found = {"imitation/share": self._share, "imitation/kept": float(len(self._kept)) if self._kept else 0.0}
+        if self.config.demo_buffer is not None and self._demonstrated is not None:
+            found |= self.config.demo_buffer.metrics(len(self._demonstrated))
+        return found
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What is kept."""
+        """What is kept; demonstrations are read anew."""
         if self._kept is None:
             return {}
         state: dict[str, Any] = {}
-        for part, table in zip(("inputs", "record"), self._kept, strict=True):
+        for part, table in (("inputs", self._kept.inputs), ("record", self._kept.record)):
             state |= {f"{part}.{name}": value.contiguous() for name, value in table.flatten_keys(".").items()}
         return state
 
@@ -237,7 +277,38 @@ class SelfImitation(Algorithm):
             parts[part][rest] = value
         count = len(parts["record"]["num_executed"])
         inputs, record = (TensorDict(part, batch_size=[count]).unflatten_keys(".") for part in parts.values())
-        self._kept = inputs, record
+        self._kept = _Stored(inputs, record)
+
+
+@plain_dataclass(frozen=True)
+class _Stored:
+    """Decisions that outlast their update, by what they were taken on and what imitation reads of their record."""
+
+    inputs: TensorDict
+    record: TensorDict
+
+    def __len__(self) -> int:
+        return self.record.batch_size[0]
+
+    def rows(self, index: Tensor | slice) -> _Stored:
+        return _Stored(self.inputs[index], self.record[index])
+
+    def followed_by(self, other: _Stored) -> _Stored:
+        """Both, with the columns of this one, on the device of the other one."""
+        from tensordict import TensorDict
+
+        device = next(iter(other.inputs.values())).device
+        inputs = self.inputs.to(device), other.inputs.select(*self.inputs.keys())
+        return _Stored(TensorDict.cat(inputs), TensorDict.cat([self.record, other.record]))
+
+    def among(self, decisions: Decisions) -> Decisions:
+        """As decisions."""
+        return replace(decisions, inputs=self.inputs, record=self.record, are_encoded=True)
+
+
+def cosine(progress: float) -> float:
+    """From 1 to 0 on half a period, at `progress` from 0 to 1."""
+    return 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def advantages_over_alike(earned: Tensor, column: Tensor, time: Tensor, decision: Tensor, ends: Tensor) -> Tensor:

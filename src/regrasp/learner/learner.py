@@ -130,6 +130,8 @@ class Learner:
         self._steps = self._make_steps()
         self._most_under_way = UNDER_WAY.get(device.type, 0)
         self._sums = SumsInPass(self.weights(), self._ranks) if self._sums_in_pass() else None
+        self._factor = 1.0
+        """Of the learning rates in the present update."""
         self.num_steps = 0
         self.backward: Backward = self._backward
         """An engine may put a captured one in its place."""
@@ -164,9 +166,7 @@ class Learner:
         if self.bfloat16 is not None:
             self.bfloat16.refresh()
             self.bfloat16.policy.begin_update(update)
-        factor = schedule.factor(self._optim, update, self._num_updates)
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["base_lr"] * factor
+        self._factor = schedule.factor(self._optim, update, self._num_updates)
         generator = torch_generator(self._seed, "data", update)
         decisions = decisions.record_to(self._device)
         acted = decisions
@@ -195,7 +195,7 @@ class Learner:
             summary["actor/acting_log_prob_error"] = float(difference.max())
         summary["actor/minibatches"] = float(len(history.get(f"{ACTOR}/grad_norm", ())))
         for name, group in zip(self._groups, self.optimizer.param_groups, strict=True):
-            summary[f"{name}/lr"] = group["lr"]
+            summary[f"{name}/lr"] = group["base_lr"] * self._factor
         return summary
 
     def weights(self) -> list[nn.Parameter]:
@@ -303,6 +303,8 @@ class Learner:
         is_finite = totals[LOSS].isfinite() & norms.isfinite().all()
         read = reader(torch.cat([torch.stack([*totals.values()]), norms, stops[None]]))
         called_off |= ~is_finite | (stops > 0)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["base_lr"] * self._factor * minibatch.rate
         self._steps.step_unless(called_off)
         return _UnderWay(minibatch, [*totals], read)
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from regrasp.envs.contract import Observation
 from regrasp.envs.quaternions import QuaternionOrder
+from regrasp.errors import UserError
 from regrasp.models.observations import check_observation
 from regrasp.models.origin import Origin
 from regrasp.models.proposals import Proposal
@@ -240,7 +241,12 @@ class Policy(nn.Module, ABC):
         Raises:
             UserError: It cannot learn from them.
         """
-        raise NotImplementedError(f"{type(self).__name__} does not learn from stored demonstrations")
+        raise UserError(
+            f"{type(self).__name__} does not learn from stored demonstrations",
+            key="algorithm.demo_buffer",
+            expected="null with this policy",
+            fix="set algorithm.demo_buffer=null",
+        )
 
     def stored_actions(self, trace: TensorDict) -> Tensor:
         """(B, D), what was done, as `propose` gives it."""

@@ -67,7 +67,7 @@ class Decisions:
 
     def rows(self, index: Tensor) -> Decisions:
         """The decisions in `index` (B,) int64, on the CPU; the host waits for no GPU."""
-        own = send(index, self["log_probs"].device)
+        own = send(index, self["num_executed"].device)
         inputs = self.inputs[index if isinstance(self.inputs, HostRows) else own]
         return replace(self, inputs=inputs, record=self.record[own])
 

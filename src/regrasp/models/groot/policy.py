@@ -357,10 +357,12 @@ class GrootPolicy(SteeredPolicy):
         return (self.action_head.velocity(x, bucket, cache, self._slot) - target).square()
 
     def demonstrated(self, features: TensorDict, actions: Tensor, noise: Noise) -> TensorDict:
-        """See `Policy.demonstrated`; what else the trace has is what the policy would have done."""
-        trace = self._steering.act(features, noise, self, deterministic=False, critics=None)
-        chunk = self._executed(self.processor.normalize_actions(actions)).flatten(1)
-        return self._steering.demonstrated(trace, chunk)
+        """See `Policy.demonstrated`; what else the trace has is what an actor beside the head would have done."""
+        chunk = self._executed(self.processor.normalize_actions(actions))
+        if self.steering is None:
+            return TensorDict({"chain": chunk.unsqueeze(1)}, batch_size=[len(chunk)])
+        trace = self.steering.act(features, noise, self, deterministic=False, critics=None)
+        return self.steering.demonstrated(trace, chunk.flatten(1))
 
     def student(self) -> GrootPolicy | None:
         """Without the actor beside the head, where there is one."""

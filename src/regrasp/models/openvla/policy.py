@@ -205,6 +205,17 @@ class OpenVlaPolicy(Policy):
         loss = F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="none").view_as(tokens)
         return self._mean_over(self._chunk(loss), valid)
 
+    def demonstrated(self, features: TensorDict, actions: Tensor, noise: Noise) -> TensorDict:
+        """The actions in policy units, or their tokens, each of which `top_k` leaves a probability."""
+        del features, noise
+        if self.action_head is not None:
+            return TensorDict({"actions": self.processor.scaling.normalize(actions)}, batch_size=[len(actions)])
+        tokens, (first, end) = self.processor.encode_actions(actions), self.config.action_ids
+        trace, top_k = {"tokens": tokens}, self.settings.sampling.top_k
+        if top_k is not None and top_k < end - first:
+            trace["support"] = torch.ones(*tokens.shape, end - first, dtype=torch.bool, device=tokens.device)
+        return TensorDict(trace, batch_size=[len(tokens)])
+
     def _mean_over(self, loss: Tensor, valid: Tensor) -> Tensor:
         """Mean of (B, T, A) over valid steps (B, T)."""
         mask = valid.unsqueeze(-1)
