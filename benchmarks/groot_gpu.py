@@ -258,6 +258,16 @@ def measure_rollouts(sizes: Sizes, report: Report) -> None:
     report.compilations["smaller batch"] = num_compilations() - before
 
 
+def made_decision(sizes: Sizes, *, compiled: bool) -> Callable[[], Any]:
+    """Features and actions of the larger number of environments, as in a rollout."""
+    policy = random_policy(sizes, "head")
+    apply_precision(policy, model_config("head"), sizes.device)
+    acting, inputs = ActingPolicy(policy, model_config("head"), sizes.device).policy, prepared(sizes, sizes.num_envs[1])
+    if compiled:
+        compile_policy(acting, {sizes.num_envs[1]}, sizes.device, backend=sizes.backend)
+    return lambda: act(acting, inputs)
+
+
 def model_config(trainable: TrainablePart) -> Any:
     return SimpleNamespace(precision="bf16", trainable=trainable, trains_backbone=False)
 

@@ -24,6 +24,9 @@ _WARM_UP = 2
 _VARIANTS = 8
 """Ways in which a kind of layer is called with one number of rows: with gradients and without, of whole sequences, of
 one more position, of the positions that are read."""
+_INDUCTOR: dict[str, str | int | bool | Callable[..., Any]] = {"comprehensive_padding": False}
+"""Of torch.compile. Else the rows of SigLIP's 4,304 numbers are padded, and the product that reads them no longer adds
+its bias: that is copied before, for 0.36 of 3.7 ms that a layer takes of 192 images on one H200."""
 _OTHERS_GO_ON = "thread_local"
 """While a graph is recorded, another thread may use the GPU: the weights are copied beside a rollout."""
 _FIX = "set actor.model.compile=false"
@@ -63,8 +66,10 @@ def compile_policy(
         )
     # What layers of one class share their code are compiled into counts as its recompilations, all of them meant.
     dynamo_config.recompile_limit = max(dynamo_config.recompile_limit, _VARIANTS * len(batch_sizes))
+    options = _INDUCTOR if backend == "inductor" else None
     for module, name in methods:
-        setattr(module, name, torch.compile(getattr(module, name), fullgraph=True, dynamic=False, backend=backend))
+        compiled = torch.compile(getattr(module, name), fullgraph=True, dynamic=False, backend=backend, options=options)
+        setattr(module, name, compiled)
     policy.acts_as_it_learns = parts is not None
     capture_policy(policy, batch_sizes, device, parts=parts)
 

@@ -80,7 +80,6 @@ class LanguageModel(nn.Module):
     def __init__(self, config: LanguageConfig, attention: AttentionKernel) -> None:
         super().__init__()
         self.model = qwen3(config, attention)
-        self._attention = attention
         self._padding_feature: Tensor | None = None
         """Of weights that do not learn, once it was computed."""
         self.register_load_state_dict_pre_hook(lambda *_: self._forget())
@@ -97,20 +96,19 @@ class LanguageModel(nn.Module):
             is_token: (B, S) bool, False where padded.
             padding: (D,), the embedding of a padded position.
         """
-        mask = is_token if self._attention == "flash_attention_2" else _causal_mask(is_token)
-        positions = torch.arange(embeddings.shape[1], device=embeddings.device).unsqueeze(0)
-        rotary = self.model.rotary_emb(embeddings, positions)
+        # Behind the tokens, padding is what causal attention leaves out anyhow: kernels without a mask are the fastest.
+        order = torch.argsort(is_token.logical_not().byte(), dim=1, stable=True)
+        rotary = self.model.rotary_emb(embeddings, order)
         # What learns changes, and sharded layers gather their weights when they themselves are called.
         is_fixed = not any(weight.requires_grad or isinstance(weight, DTensor) for weight in self.parameters())
         known = self.kept_padding_feature(padding) if is_fixed else None
-        x, padded = embeddings, padding if known is None else None
+        x, padded = _reordered(embeddings, order), padding if known is None else None
         for layer in self.model.layers:
-            x, padded = layer(
-                x, padded, attention_mask=mask, position_embeddings=rotary, position_ids=positions, use_cache=False
-            )
+            x, padded = layer(x, padded, attention_mask=None, position_embeddings=rotary, use_cache=False)
         feature = known if padded is None else self.model.norm(padded)
         assert feature is not None
-        return torch.where(is_token.unsqueeze(-1), self.model.norm(x), feature)
+        features = _reordered(self.model.norm(x), torch.argsort(order, dim=1))
+        return torch.where(is_token.unsqueeze(-1), features, feature)
 
     def _forget(self) -> None:
         self._padding_feature = None
@@ -235,9 +233,6 @@ def _fill_placeholders(words: Tensor, is_image: Tensor, views: Tensor) -> Tensor
     return torch.where(is_image.unsqueeze(-1), placed, words)
 
 
-def _causal_mask(is_token: Tensor) -> Tensor:
-    """(B, 1, S, S) bool, True where a query may attend to a key, from (B, S); a padded query attends to itself."""
-    length = is_token.shape[1]
-    position = torch.arange(length, device=is_token.device)
-    query, key = position[:, None], position[None, :]
-    return (key <= query) & is_token[:, None, None, :] | (key == query)
+def _reordered(x: Tensor, order: Tensor) -> Tensor:
+    """The positions of `x` (B, S, D) in the order (B, S)."""
+    return x.gather(1, order.unsqueeze(-1).expand_as(x))
