@@ -335,6 +335,7 @@ def test_what_critics_improve_cannot_imitate_itself() -> None:
         (["rollout.recompute_logprobs=true"], "rollout.recompute_logprobs"),
         (["algorithm.capacity=0"], "algorithm.capacity"),
         (["algorithm.demo_buffer.load_path=demos", "algorithm.demo_buffer.share=1"], "algorithm.demo_buffer.share"),
+        (["algorithm.demo_buffer.load_path=demos", "algorithm.demo_buffer.share=0"], "algorithm.demo_buffer.share"),
     ],
 )
 def test_a_setting_that_cannot_be(overrides: list[str], key: str) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from regrasp.config.types import BLOCK, Fraction, Name
+from regrasp.config.types import BLOCK, Name
 
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
@@ -13,7 +16,7 @@ class DemoBufferConfig:
 
     load_path: Name
     """Folder of the dataset, as `regrasp sft` takes it, or `org/name[@revision]` of the Hugging Face hub."""
-    share: Fraction = 0.5
+    share: Annotated[float, Field(gt=0, le=1)] = 0.5
     """Share of every minibatch that is drawn from them."""
 
     def metrics(self, size: int) -> dict[str, float]:
