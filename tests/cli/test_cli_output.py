@@ -115,7 +115,9 @@ def assert_batch_equation_adds_up(printed: str) -> None:
     minibatches = -(-samples // values["actor"]["global_batch_size"])
     assert f"= {samples} samples" in equation
     if algorithm["loss_type"] == "imitation":
-        count = -(-algorithm["capacity"] // values["actor"]["global_batch_size"]) * algorithm["update_epoch"]
+        own = values["actor"]["global_batch_size"] * 3 // 4  # these experiments have demonstrations for a quarter
+        count = -(-algorithm["capacity"] // own) * algorithm["update_epoch"]
+        assert f" of {own} kept decisions and {own // 3} of demonstrations" in equation
         assert f"at most {count} optimizer steps per update" in equation
         return
     if algorithm["loss_type"] == "embodied_sac":

@@ -79,9 +79,12 @@ class SelfImitationConfig(AlgorithmConfig):
     def optimizer_steps(self, samples: int, batch_size: int) -> tuple[int, str]:
         """Of an update that keeps as many decisions as there is room for."""
         del samples
-        count = -(-self.capacity // (batch_size - self.num_demonstrated(batch_size))) * self.update_epoch
+        beside = self.num_demonstrated(batch_size)
+        own = batch_size - beside
+        count = -(-self.capacity // own) * self.update_epoch
+        parts = f"{own} kept decisions and {beside} of demonstrations" if beside else "kept decisions"
         epochs = counted(self.update_epoch, "epoch")
-        return count, f" of kept decisions, {epochs}: at most {counted(count, 'optimizer step')} per update"
+        return count, f" of {parts}, {epochs}: at most {counted(count, 'optimizer step')} per update"
 
     @property
     def shown(self) -> tuple[Column, ...]:
