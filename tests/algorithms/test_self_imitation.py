@@ -221,7 +221,7 @@ def test_rates_fall_within_an_update_and_begin_anew_in_the_next(algorithm: SelfI
 
 
 def test_steps_are_as_long_as_their_rates_say() -> None:
-    """Where gradients stay the same, AdamW without decay moves a weight by the rate, and by nothing at rate 0."""
+    """AdamW's first step moves a weight by the rate; the steps after it, at rate 0, by nothing."""
     config, policy = SelfImitationConfig(update_epoch=2), groot_policy()
     algorithm = config.build()
     collected = rollout_of(policy, SIZE, uneven=False)

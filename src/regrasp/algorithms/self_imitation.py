@@ -17,6 +17,7 @@ from pydantic.dataclasses import dataclass
 
 from regrasp.algorithms.base import ACTOR, Algorithm, AlgorithmConfig, Minibatch
 from regrasp.algorithms.demo_buffer import DemoBufferConfig
+from regrasp.algorithms.schedule import cosine
 from regrasp.config.types import BLOCK, PositiveInt
 from regrasp.errors import UserError
 from regrasp.logging.columns import Column, percent, whole
@@ -216,7 +217,7 @@ class SelfImitation(Algorithm):
         for number, batch in enumerate(chain.from_iterable(passes)):
             whole = self._with_demonstrations(batch, num_demonstrated, generator)
             noise = torch.randn(len(whole), *draws, generator=generator).to(whole["num_executed"].device)
-            yield Minibatch(whole.with_columns(noise=noise), (ACTOR,), cosine(number / num_steps))
+            yield Minibatch(whole.with_columns(noise=noise), (ACTOR,), cosine(number, num_steps=num_steps))
 
     def _with_demonstrations(self, batch: Decisions, count: int, generator: torch.Generator) -> Decisions:
         """A minibatch, and `count` random decisions of demonstrations after its own."""
@@ -307,11 +308,6 @@ class _Stored:
     def among(self, decisions: Decisions) -> Decisions:
         """As decisions."""
         return replace(decisions, inputs=self.inputs, record=self.record, are_encoded=True)
-
-
-def cosine(progress: float) -> float:
-    """From 1 to 0 on half a period, at `progress` from 0 to 1."""
-    return 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def advantages_over_alike(earned: Tensor, column: Tensor, time: Tensor, decision: Tensor, ends: Tensor) -> Tensor:

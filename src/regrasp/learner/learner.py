@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from regrasp.algorithms import schedule
 from regrasp.algorithms.base import ACTOR, Algorithm, Minibatch
 from regrasp.errors import RegraspError, TrainingHaltedError, UserError
-from regrasp.learner import schedule
 from regrasp.learner.bfloat16 import Bfloat16Policy, shared_copy
 from regrasp.learner.log_probs import log_probs_anew
 from regrasp.learner.optimizer import MOMENTS, Steps, adamw, reader

@@ -12,6 +12,7 @@ import platformdirs
 from pydantic.dataclasses import dataclass
 
 import regrasp
+from regrasp.algorithms.schedule import cosine
 from regrasp.config.parse import parse, read_json
 from regrasp.config.types import BLOCK, NonNegativeFloat
 from regrasp.engine.policies import choose_device
@@ -22,7 +23,6 @@ from regrasp.envs.scenes import Scenes
 from regrasp.errors import UserError
 from regrasp.experiment import ExperimentConfig
 from regrasp.folders import require_output
-from regrasp.learner.schedule import cosine
 from regrasp.logging.progress import progress
 from regrasp.models.config import CONFIG_FILE
 from regrasp.models.grounding import Lessons

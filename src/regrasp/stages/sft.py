@@ -11,6 +11,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 
+from regrasp.algorithms.schedule import cosine
 from regrasp.data.lerobot import DemonstrationDataset
 from regrasp.engine.policies import check_inputs, choose_device
 from regrasp.envs.selection import camera_names, state_names
@@ -20,7 +21,6 @@ from regrasp.experiment.inputs import input_names
 from regrasp.experiment.load import made_with
 from regrasp.experiment.paths import DOWNLOAD_BACKBONE, PUBLISHED_BACKBONE, MissingInputError
 from regrasp.folders import atomic_folder, require_output
-from regrasp.learner.schedule import cosine
 from regrasp.logging.progress import progress
 from regrasp.models.config import CONFIG_FILE as MODEL_FILE
 from regrasp.models.config import DatasetFacts

@@ -18,7 +18,7 @@ from regrasp.errors import UserError
 from regrasp.models.contract import Action, Evaluation, Noise, Policy, PolicySpec
 from regrasp.models.initialization import seeded
 from regrasp.models.lora import adapters, add_adapters, merge_adapters
-from regrasp.models.openvla.network.language import LanguageModel, rows_at
+from regrasp.models.openvla.network.language import LanguageModel
 from regrasp.models.openvla.network.projector import Projector
 from regrasp.models.openvla.network.regression import GaussianHead
 from regrasp.models.openvla.network.vision import VisionBackbone
@@ -26,6 +26,7 @@ from regrasp.models.openvla.processing.processor import OpenVlaProcessor
 from regrasp.models.openvla.processing.prompt import END
 from regrasp.models.openvla.sampling import draw, entropy_of, log_distribution, support_of
 from regrasp.models.openvla.settings import OpenVlaModelConfig, OpenVlaOftModelConfig
+from regrasp.models.rows import rows_at
 from regrasp.models.value_head import init_mlp, silu_mlp
 
 _LARGEST_UNIFORM = 1 - 2**-24

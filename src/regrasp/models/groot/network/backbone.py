@@ -18,6 +18,7 @@ from regrasp.models.groot.config import EagleConfig, LanguageConfig, VisionConfi
 from regrasp.models.groot.settings import AttentionKernel
 from regrasp.models.initialization import fan_in_normal, init_linear
 from regrasp.models.rotary import reset_frequencies
+from regrasp.models.rows import rows_at
 
 PADDING_WORD = 0
 """The word embedded at padded positions: RLinf pads with id 0, whatever the tokenizer's own padding token is."""
@@ -102,12 +103,12 @@ class LanguageModel(nn.Module):
         # What learns changes, and sharded layers gather their weights when they themselves are called.
         is_fixed = not any(weight.requires_grad or isinstance(weight, DTensor) for weight in self.parameters())
         known = self.kept_padding_feature(padding) if is_fixed else None
-        x, padded = _reordered(embeddings, order), padding if known is None else None
+        x, padded = rows_at(embeddings, order), padding if known is None else None
         for layer in self.model.layers:
             x, padded = layer(x, padded, attention_mask=None, position_embeddings=rotary, use_cache=False)
         feature = known if padded is None else self.model.norm(padded)
         assert feature is not None
-        features = _reordered(self.model.norm(x), torch.argsort(order, dim=1))
+        features = rows_at(self.model.norm(x), torch.argsort(order, dim=1))
         return torch.where(is_token.unsqueeze(-1), features, feature)
 
     def _forget(self) -> None:
@@ -229,10 +230,4 @@ def _pixels(images: Tensor, dtype: torch.dtype) -> Tensor:
 def _fill_placeholders(words: Tensor, is_image: Tensor, views: Tensor) -> Tensor:
     """Put the i-th token of `views` (B, P, D) at the i-th image position of `words` (B, S, D)."""
     order = (is_image.cumsum(dim=1) - 1).clamp(min=0)
-    placed = views.gather(1, order.unsqueeze(-1).expand(-1, -1, words.shape[-1]))
-    return torch.where(is_image.unsqueeze(-1), placed, words)
-
-
-def _reordered(x: Tensor, order: Tensor) -> Tensor:
-    """The positions of `x` (B, S, D) in the order (B, S)."""
-    return x.gather(1, order.unsqueeze(-1).expand_as(x))
+    return torch.where(is_image.unsqueeze(-1), rows_at(views, order), words)

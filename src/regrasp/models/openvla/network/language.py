@@ -17,6 +17,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer, rotate_h
 
 from regrasp.models.openvla.config import LanguageConfig
 from regrasp.models.rotary import reset_frequencies
+from regrasp.models.rows import rows_at
 
 Rotary = tuple[Tensor, Tensor]
 """Cosines and sines (B or 1, S, head width)."""
@@ -172,11 +173,6 @@ def llama_config(config: LanguageConfig) -> LlamaConfig:
         "use_cache": False,
     }
     return LlamaConfig.from_dict(sizes, attn_implementation="sdpa")
-
-
-def rows_at(x: Tensor, positions: Tensor) -> Tensor:
-    """Rows (B, K, D) of (B, S, D) at positions (B, K)."""
-    return x.gather(1, positions.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
 
 
 def _rotated(x: Tensor, rotary: Rotary) -> Tensor:

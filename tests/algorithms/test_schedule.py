@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler
 
-from regrasp.learner import schedule
+from regrasp.algorithms import schedule
 
 
 def library_factors(num_steps: int, kind: str, min_ratio: float) -> list[float]:
